@@ -1,0 +1,1 @@
+"""The InstructGPT pipeline in JAX: SFT, Bradley-Terry reward model, PPO-ptx."""

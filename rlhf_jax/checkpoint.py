@@ -1,0 +1,259 @@
+"""Checkpoints: the only file that knows Orbax.
+
+Orbax writes a directory under a temporary name and renames it when it is complete. Just before the
+rename we add `manifest.json`: shape and dtype of every array, size and CRC-32 of every file. A
+checkpoint is good exactly when its files match its manifest, so that a stray directory, a missing
+or truncated file and a flipped bit (which Orbax restores without a word) are found before anything
+is read. Nothing is deleted until a newer good checkpoint exists.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import pathlib
+import shutil
+import zlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.workdir import write_json
+
+_MANIFEST = "manifest.json"
+_UNLISTED = (_MANIFEST, "_CHECKPOINT_METADATA")  # Orbax changes the latter after the manifest
+_TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's suffix of a directory that is being written
+_log = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Saves and restores the state of a stage in `directory/<step>`, in the background.
+
+    Only one process may save to a directory at a time (`workdir.Workdir` sees to it).
+
+    Args:
+      directory: made by the first save.
+      keep: how many of the newest good checkpoints stay.
+    """
+
+    def __init__(self, directory, keep: int = 2):
+        self._directory = pathlib.Path(directory).absolute()
+        self._keep = keep
+        self._writer = _Writer()
+
+    def save(self, step: int, tree) -> None:
+        """Starts saving a pytree of arrays as the checkpoint of `step`.
+
+        Returns when the arrays are copied, so they may be donated. An error in the background is
+        raised by the next `save`, `wait` or `close`. A step that is saved already is left as it
+        is: a step determines its state.
+
+        Raises:
+          InputError: the disk is full, or not writable; older checkpoints are untouched.
+        """
+        self.wait()
+        if step not in self.steps():
+            self._writer.start(self._directory / str(step), tree)
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints whose files are all there, in ascending order."""
+        return [step for step in self._found() if not _damage(self._directory / str(step))]
+
+    def latest_step(self) -> int | None:
+        """The newest of `steps`, None when there is none."""
+        return max(self.steps(), default=None)
+
+    def restore(self, abstract, step: int | None = None):
+        """Restores the newest good checkpoint, or that of `step`.
+
+        A newer one that is damaged is named in a warning and passed over.
+
+        Args:
+          abstract: a tree of `jax.ShapeDtypeStruct` with shardings: where and as what the arrays
+            are wanted, however they were saved. Without a sharding: on the default device.
+
+        Returns:
+          (step, tree), or None when there is no good checkpoint.
+
+        Raises:
+          InputError: an array is missing, superfluous or of another shape; or `step` is not good.
+        """
+        self._writer.finish()
+        for candidate in reversed(self._found()) if step is None else [step]:
+            path = self._directory / str(candidate)
+            damage = _damage(path, contents=True)
+            if not damage:
+                return candidate, _read(path, abstract)
+            if step is not None:
+                raise InputError(f"cannot restore the checkpoint {path}: {damage}")
+            _log.warning("the checkpoint %s is damaged, an older one is used: %s", path, damage)
+        return None
+
+    def wait(self) -> None:
+        """Waits for the save in progress, if any, and then removes what need not be kept."""
+        if self._writer.finish():
+            outdated = [str(step) for step in self.steps()[:-self._keep]]
+            for path in self._directory.iterdir():
+                if path.name in outdated or path.name.endswith(_TEMPORARY):
+                    shutil.rmtree(path)
+
+    def close(self) -> None:
+        """Waits for the save in progress and frees the threads."""
+        try:
+            self.wait()
+        finally:
+            self._writer.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _found(self):
+        """Every directory named like a step, good or not, ascending."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._directory.iterdir()
+                      if path.name.isdecimal() and path.is_dir())
+
+
+def save_params(path, params) -> None:
+    """Writes a pytree of arrays to the directory `path`: all of it, or what was there stays.
+
+    Raises:
+      InputError: the disk is full, or not writable.
+    """
+    path = pathlib.Path(path).absolute()
+    new, old = (path.with_name(path.name + suffix) for suffix in (".new", ".old"))
+    writer = _Writer()
+    try:
+        writer.start(new, params)
+        writer.finish()
+    finally:
+        writer.close()
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_params(path, abstract):
+    """Reads what `save_params` wrote, with the dtypes and shardings of `abstract` (see `restore`).
+
+    Raises:
+      InputError: the files are damaged, or an array is missing, superfluous or of another shape.
+    """
+    path = pathlib.Path(path).absolute()
+    if damage := _damage(path, contents=True):
+        raise InputError(f"cannot load parameters from {path}: {damage}")
+    return _read(path, abstract)
+
+
+class _Writer:
+    """Writes one directory at a time: Orbax's files, then the manifest, then the rename."""
+
+    def __init__(self):
+        # What Orbax logs, it also raises; the filter is added once however often we come here.
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        self._path = self._arrays = None
+        self._orbax = ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(
+            post_finalization_callback=self._write_manifest))
+
+    def start(self, path, tree):
+        self._path, self._arrays = path, _arrays(tree)
+        with self._explaining_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._orbax.save(path, tree, force=True)
+
+    def finish(self) -> bool:
+        """Waits for what was started; whether there was anything."""
+        if self._path is None:
+            return False
+        with self._explaining_errors():
+            self._orbax.wait_until_finished()
+        self._path = None
+        return True
+
+    def close(self):
+        self._orbax.close()
+
+    def _write_manifest(self):
+        folder = self._temporary
+        files = {path.relative_to(folder).as_posix(): [path.stat().st_size, _crc32(path)]
+                 for path in folder.rglob("*") if path.is_file() and path.name not in _UNLISTED}
+        write_json(folder / _MANIFEST, {"arrays": self._arrays, "files": files})
+
+    @property
+    def _temporary(self):
+        return self._path.with_name(self._path.name + _TEMPORARY)
+
+    @contextlib.contextmanager
+    def _explaining_errors(self):
+        try:
+            yield
+        except Exception as error:
+            path, temporary, self._path = self._path, self._temporary, None
+            shutil.rmtree(temporary, ignore_errors=True)  # it would only fill the disk
+            # TensorStore raises ValueError with the system's message inside.
+            full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+            if not full and not isinstance(error, OSError):
+                raise
+            reason = "the disk is full" if full else error.strerror
+            raise InputError(f"cannot save the checkpoint {path}: {reason}; "
+                             "what was saved before is untouched") from error
+
+
+def _damage(path, contents: bool = False) -> str | None:
+    """What is wrong with a checkpoint's files (their sizes, or also their `contents`), or None."""
+    try:
+        files = json.loads((path / _MANIFEST).read_bytes())["files"]
+        for name, (size, crc32) in files.items():
+            found = (path / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if contents and _crc32(path / name) != crc32:
+                return f"{name} does not have the contents that were written"
+    except FileNotFoundError as error:
+        return f"{pathlib.Path(error.filename).relative_to(path)} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{_MANIFEST} cannot be read: {error}"
+    return None
+
+
+def _read(path, abstract):
+    saved = json.loads((path / _MANIFEST).read_bytes())["arrays"]
+    wanted = _arrays(abstract)
+    for name in sorted(saved.keys() | wanted.keys()):
+        there, here = (f"of shape {arrays[name]['shape']}" if name in arrays else "absent"
+                       for arrays in (saved, wanted))
+        if there != here:
+            raise InputError(f"{path} does not fit this config: the array {name} is {there} in the "
+                             f"checkpoint and {here} here")
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device), abstract)
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(path, abstract)
+
+
+def _arrays(tree) -> dict[str, dict]:
+    """Shape and dtype of every array by its path in the tree, such as "params/layers/w"."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"):
+            {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+            for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _crc32(path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _not_from_orbax(record) -> bool:
+    return "/orbax/" not in record.pathname

@@ -1,0 +1,242 @@
+"""Records -> arrays of a fixed length, in NumPy.
+
+Every builder makes the arrays of all its records (leading axis N); the loader takes a batch's
+rows from them. Lengths are static, so each builder has a rule for what is too long and reports
+what it dropped and cut.
+
+Shapes: N rows, K completions of a prompt, P prompt, T sequence.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from flax import struct
+
+from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.errors import InputError
+
+Ids = list[int]
+
+
+@struct.dataclass
+class Batch:
+    """Sequences for next-token prediction.
+
+    loss_mask[n, t] = 1 says that token t is a target, predicted from the tokens before it in its
+    segment; a segment's first token never is. Tokens see their own segment alone.
+    """
+    tokens: np.ndarray       # i32[N, T]
+    loss_mask: np.ndarray    # f32[N, T]
+    segment_ids: np.ndarray  # i32[N, T], from 1; 0 = padding
+    positions: np.ndarray    # i32[N, T], from 0 in each segment
+
+
+@struct.dataclass
+class Comparisons:
+    """Ranked completions, each with its prompt in front."""
+    tokens: np.ndarray  # i32[N, K, T], right-padded
+    mask: np.ndarray    # bool[N, K, T], True on real tokens
+    ranks: np.ndarray   # i32[N, K], 1 = best, equal = tie; 0 where not valid
+    valid: np.ndarray   # bool[N, K], False where a prompt has fewer than K completions
+
+
+@struct.dataclass
+class Prompts:
+    """Prompts to sample from."""
+    tokens: np.ndarray  # i32[N, P], left-padded
+    mask: np.ndarray    # bool[N, P], True on real tokens
+    index: np.ndarray   # i32[N], place of the prompt in the records that the builder was given
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthReport:
+    """What a builder did to records that are too long; lengths in tokens."""
+    given: int
+    dropped: int
+    cut: int
+    longest: int
+
+    def __str__(self) -> str:
+        return (f'{self.given - self.dropped} of {self.given} kept, {self.cut} cut, '
+                f'longest {self.longest} tokens')
+
+
+def batch_demonstrations(
+    demonstrations: Sequence[Demonstration],
+    tokenizer: Tokenizer,
+    length: int,
+    prompt_length: int | None = None,
+) -> tuple[Batch, LengthReport]:
+    """prompt + completion + EOS, right-padded; completion and EOS are the targets.
+
+    A demonstration whose prompt is longer than `prompt_length` (default length - 1) is dropped; a
+    completion that does not fit is cut, and then has no EOS.
+    """
+    limit = _prompt_limit(length, prompt_length)
+    prompts = _encode_starts(tokenizer, [d.prompt for d in demonstrations])
+    completions = tokenizer.encode_batch([d.completion for d in demonstrations], continues=True)
+    rows, starts, cut = [], [], 0
+    for prompt, completion in zip(prompts, completions):
+        if len(prompt) <= limit:
+            row = [*prompt, *completion, tokenizer.eos_id]
+            cut += len(row) > length
+            rows.append(row[:length])
+            starts.append(max(1, len(prompt)))  # Nothing predicts token 0.
+    _check_any(rows, prompts, 'prompt_length', limit)
+    tokens, mask = _pad_right(rows, length, tokenizer.pad_id)
+    column = np.arange(length, dtype=np.int32)
+    batch = Batch(
+        tokens=tokens,
+        loss_mask=(mask & (column >= np.array(starts)[:, None])).astype(np.float32),
+        segment_ids=mask.astype(np.int32),
+        positions=np.where(mask, column, 0),
+    )
+    longest = max(len(p) + len(c) + 1 for p, c in zip(prompts, completions))
+    return batch, LengthReport(len(prompts), len(prompts) - len(rows), cut, longest)
+
+
+def pack_documents(
+    documents: Sequence[Document], tokenizer: Tokenizer, length: int
+) -> tuple[Batch, LengthReport]:
+    """Documents, each with its EOS, one after another in rows without gaps.
+
+    A document that crosses the end of a row goes on in the next row as a segment of its own:
+    nothing is dropped, and `cut` counts these documents. Only the last row is padded.
+    """
+    texts = _encode_starts(tokenizer, [document.text for document in documents])
+    if not texts:
+        raise InputError('there are no documents to pack')
+    sizes = np.array([len(ids) + 1 for ids in texts])
+    total = int(sizes.sum())
+    rows = -(-total // length)
+    tokens = np.full(rows * length, tokenizer.pad_id, np.int32)
+    tokens[:total] = np.concatenate([np.array([*ids, tokenizer.eos_id], np.int32)
+                                     for ids in texts])
+    begins = np.cumsum(sizes) - sizes
+    starts = np.zeros(rows * length, bool)
+    starts[begins] = True
+    starts = starts.reshape(rows, length)
+    starts[:, 0] = True
+    real = (np.arange(rows * length) < total).reshape(rows, length)
+
+    column = np.arange(length, dtype=np.int32)
+    segment_start = np.maximum.accumulate(np.where(starts, column, 0), axis=1)
+    batch = Batch(
+        tokens=tokens.reshape(rows, length),
+        loss_mask=(real & ~starts).astype(np.float32),
+        segment_ids=np.where(real, np.cumsum(starts, axis=1), 0).astype(np.int32),
+        positions=np.where(real, column - segment_start, 0).astype(np.int32),
+    )
+    cut = int(np.sum(begins // length != (begins + sizes - 1) // length))
+    return batch, LengthReport(len(texts), 0, cut, int(sizes.max()))
+
+
+def batch_rankings(
+    rankings: Sequence[Ranking],
+    tokenizer: Tokenizer,
+    length: int,
+    prompt_length: int | None = None,
+    completions: int | None = None,
+) -> tuple[Comparisons, LengthReport]:
+    """Each completion after its prompt, with EOS if it is finished, right-padded.
+
+    A ranking whose prompt is longer than `prompt_length` (default length - 1) is dropped; a
+    completion that does not fit is cut, and then has no EOS.
+
+    Args:
+        completions: K; by default that of the largest ranking.
+    """
+    limit = _prompt_limit(length, prompt_length)
+    largest = max((len(ranking.completions) for ranking in rankings), default=0)
+    if completions is None:
+        completions = largest
+    elif largest > completions:
+        raise InputError(f'a ranking has {largest} completions, more than completions = '
+                         f'{completions}; raise it')
+    prompts = _encode_starts(tokenizer, [ranking.prompt for ranking in rankings])
+    encoded = iter(tokenizer.encode_batch(
+        [text for ranking in rankings for text in ranking.completions], continues=True))
+
+    rows, ranks, cut, longest = [], [], 0, 0
+    for ranking, prompt in zip(rankings, prompts):
+        finished = ranking.finished or (True,) * len(ranking.completions)
+        sequences = [[*prompt, *next(encoded), *([tokenizer.eos_id] if ended else [])]
+                     for ended in finished]
+        longest = max(longest, *map(len, sequences))
+        if len(prompt) <= limit:
+            cut += sum(len(sequence) > length for sequence in sequences)
+            absent = completions - len(sequences)
+            rows += [sequence[:length] for sequence in sequences] + [[]] * absent
+            ranks.append([*ranking.ranks, *[0] * absent])
+    _check_any(rows, prompts, 'prompt_length', limit)
+    shape = (len(ranks), completions, length)
+    tokens, mask = _pad_right(rows, length, tokenizer.pad_id)
+    ranks = np.array(ranks, np.int32)
+    comparisons = Comparisons(tokens.reshape(shape), mask.reshape(shape), ranks, ranks > 0)
+    return comparisons, LengthReport(len(prompts), len(prompts) - len(ranks), cut, longest)
+
+
+def batch_prompts(
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    length: int,
+    too_long: Literal['drop', 'cut_left'] = 'drop',
+) -> tuple[Prompts, LengthReport]:
+    """Left-padded prompts; one that is too long is dropped, or loses its beginning (not BOS)."""
+    if too_long not in ('drop', 'cut_left'):
+        raise InputError(f"too_long is 'drop' or 'cut_left', not {too_long!r}")
+    encoded = _encode_starts(tokenizer, [prompt.prompt for prompt in prompts])
+    head = len(_bos(tokenizer))
+    fits = [len(ids) <= length for ids in encoded]
+    index = [i for i, fit in enumerate(fits) if fit or too_long == 'cut_left']
+    _check_any(index, encoded, 'prompt_length', length)
+    tokens = np.full((len(index), length), tokenizer.pad_id, np.int32)
+    mask = np.zeros((len(index), length), bool)
+    for n, i in enumerate(index):
+        ids = encoded[i]
+        if not fits[i]:
+            ids = ids[:head] + ids[len(ids) - (length - head):]
+        tokens[n, length - len(ids):] = ids
+        mask[n, length - len(ids):] = True
+    too_many = len(fits) - sum(fits)
+    dropped, cut = (too_many, 0) if too_long == 'drop' else (0, too_many)
+    report = LengthReport(len(fits), dropped, cut, max(map(len, encoded)))
+    return Prompts(tokens, mask, np.array(index, np.int32)), report
+
+
+def _bos(tokenizer: Tokenizer) -> Ids:
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+
+def _encode_starts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
+    """The ids of texts that start a sequence: with BOS, where the tokenizer has one."""
+    bos = _bos(tokenizer)
+    return [bos + ids for ids in tokenizer.encode_batch(texts)]
+
+
+def _prompt_limit(length: int, prompt_length: int | None) -> int:
+    limit = length - 1 if prompt_length is None else prompt_length
+    if not 0 < limit < length:
+        raise InputError(f'prompt_length is {limit} and the whole sequence {length}; '
+                         'a completion needs at least one token after the prompt')
+    return limit
+
+
+def _check_any(kept: Sequence, prompts: Sequence[Ids], name: str, limit: int) -> None:
+    if not prompts:
+        raise InputError('there are no records to batch')
+    if not kept:
+        raise InputError(f'all {len(prompts)} prompts are longer than {name} = {limit}, the '
+                         f'shortest has {min(map(len, prompts))} tokens; raise {name}')
+
+
+def _pad_right(rows: Sequence[Ids], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """-> tokens i32[N, length], mask bool[N, length]."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(length) < lengths[:, None]
+    tokens = np.full((len(rows), length), pad_id, np.int32)
+    tokens[mask] = np.concatenate([np.array(row, np.int32) for row in rows])
+    return tokens, mask

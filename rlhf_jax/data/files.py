@@ -1,0 +1,101 @@
+"""Reads text files, plain or compressed, so that whatever is wrong names its file and line."""
+
+import contextlib
+import gzip
+import lzma
+import os
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from rlhf_jax.errors import InputError
+
+MAX_LINE_BYTES = 16 * 2**20
+
+_OPENERS = {'.xz': lzma.open, '.gz': gzip.open}
+_LISTED = 12
+
+
+def file_type(path: str | os.PathLike) -> str:
+    """The suffix below any compression: '.jsonl' for 'rows.jsonl.xz'."""
+    suffixes = pathlib.Path(path).suffixes
+    if suffixes and suffixes[-1] in _OPENERS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ''
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes | None]]:
+    """Yields (line number from 1, line without its end); None for a line over MAX_LINE_BYTES.
+
+    Memory stays bounded whatever a compressed file unfolds to: a longer line is passed over
+    piece by piece.
+
+    Raises:
+        InputError: the file is missing, empty, unreadable, or its compression is broken.
+    """
+    number = 0
+    with _open(path) as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            too_long = len(line) > MAX_LINE_BYTES and not line.endswith(b'\n')
+            rest = line if too_long else b''
+            while rest and not rest.endswith(b'\n'):
+                rest = file.readline(MAX_LINE_BYTES)
+            yield number, None if too_long else line.rstrip(b'\r\n')
+    if not number:
+        raise InputError(f'{path}: the file is empty')
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The whole file as text, line ends as '\\n'; raises InputError as read_lines does."""
+    with _open(path) as file:
+        data = file.read()
+    try:
+        text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        line = data.count(b'\n', 0, error.start) + 1
+        raise InputError(f'{path}:{line}: {not_utf8(error)}') from None
+    if not text.strip():
+        raise InputError(f'{path}: the file is empty')
+    return text.replace('\r\n', '\n')
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """The reason to give for bytes that are no UTF-8."""
+    return f'byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8'
+
+
+@contextlib.contextmanager
+def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """The decompressed bytes of `path`; every way this can fail becomes one sentence."""
+    path = pathlib.Path(path)
+    try:
+        with _OPENERS.get(path.suffix, open)(path, 'rb') as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f'{path}: no such file; {_neighbours(path)}') from None
+    except IsADirectoryError:
+        raise InputError(f'{path}: is a folder, name one file; {_listing(path)}') from None
+    except EOFError:
+        raise InputError(
+            f'{path}: the compressed file ends too early; copy or download it again') from None
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f'{path}: is not a valid {path.suffix} file ({error})') from None
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror or error})') from None
+
+
+def _neighbours(path: pathlib.Path) -> str:
+    """What lies in the closest folder above `path` that exists."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), path.parent)
+    return _listing(folder)
+
+
+def _listing(folder: pathlib.Path) -> str:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return f'{folder} cannot be listed'
+    shown = ', '.join(names[:_LISTED]) + (', ...' if len(names) > _LISTED else '')
+    return f'{folder} holds {shown or "nothing"}'

@@ -1,0 +1,81 @@
+"""Batches by step: the batch of a step is a function of (seed, name, step), with no state."""
+
+import functools
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.errors import InputError
+
+Examples = Any  # A pytree of NumPy arrays with one leading axis N, such as data.batches.Batch.
+
+
+class Loader:
+    """Walks over examples epoch by epoch, each epoch in an order of its own.
+
+    Every example comes exactly once per epoch; a batch may straddle epochs. Loaders of different
+    names go through the same examples in unrelated orders although they share the seed.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int, *, name: str,
+                 shuffle: bool = True):
+        sizes = {len(leaf) for leaf in jax.tree.leaves(examples)}
+        if len(sizes) != 1:
+            raise ValueError(f'the arrays of {name} differ in their leading axis: {sizes}')
+        self.num_examples: int = sizes.pop()
+        if self.num_examples == 0 or batch_size < 1:
+            raise InputError(f'{name}: {self.num_examples} examples in batches of {batch_size}; '
+                             'both must be at least 1')
+        self._examples = examples
+        self._batch_size = batch_size
+        self._key = f'{seed}/{name}' if shuffle else None
+        # A batch needs the epochs that it straddles and the next batch needs the last of them.
+        self._order = functools.lru_cache(maxsize=2)(self._order_of_epoch)
+
+    def batch(self, step: int) -> Examples:
+        """The examples of a step, counted from 0; leading axis [batch_size]."""
+        return take(self._examples, self.rows(step))
+
+    def rows(self, step: int) -> np.ndarray:
+        """i64[batch_size]: which examples make the batch of a step."""
+        places = step * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+        epochs, offsets = np.divmod(places, self.num_examples)
+        return np.concatenate([self._order(int(epoch))[offsets[epochs == epoch]]
+                               for epoch in np.unique(epochs)])
+
+    def steps(self, epochs: float) -> int:
+        """Steps that show every example `epochs` times; the last may run into the next epoch."""
+        return max(1, math.ceil(epochs * self.num_examples / self._batch_size))
+
+    def _order_of_epoch(self, epoch: int) -> np.ndarray:
+        if self._key is None:
+            return np.arange(self.num_examples)
+        # NumPy promises that raw bits never change with its version; permutation() may.
+        digest = hashlib.blake2b(f'{self._key}/{epoch}'.encode(), digest_size=16).digest()
+        bits = np.random.Philox(key=int.from_bytes(digest, 'little'))
+        return np.argsort(bits.random_raw(self.num_examples), kind='stable')
+
+
+def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
+    """All examples once, for evaluation; the last batch is filled up with rows of zeros.
+
+    Such rows have empty masks, so sums over masks do not see them.
+    """
+    total = len(jax.tree.leaves(examples)[0])
+    for begin in range(0, total, batch_size):
+        batch = take(examples, slice(begin, begin + batch_size))
+        yield jax.tree.map(lambda leaf: _fill_up(leaf, batch_size), batch)
+
+
+def take(examples: Examples, rows: np.ndarray | slice) -> Examples:
+    """The examples of some rows, or of one split of the data."""
+    return jax.tree.map(lambda leaf: leaf[rows], examples)
+
+
+def _fill_up(leaf: np.ndarray, size: int) -> np.ndarray:
+    missing = size - len(leaf)
+    return np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf

@@ -1,0 +1,384 @@
+"""Rows in the public formats -> typed records.
+
+A row is one JSON object on a line of a .jsonl file (or .jsonl.xz, .jsonl.gz). Its own fields say
+which format it has: the prompt is one of
+
+    prompt                   text that the model reads to the letter
+    instruction [, input]    rendered by the run's template
+    messages                 [{role, content}, ...], rendered by the run's template
+
+and what belongs to it depends on the kind of data:
+
+    documents        text (or a .txt file: split at `<|endoftext|>` lines, else at blank lines)
+    prompts          nothing more
+    demonstrations   completion | output | the last assistant turn of messages
+    rankings         chosen, rejected | completions, ranks [, labeler, group, models, finished]
+
+Fields of other names are kept in the record's `row`.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from rlhf_jax.data import files
+from rlhf_jax.data import template as template_lib
+from rlhf_jax.data.template import Template
+from rlhf_jax.errors import InputError
+
+Kind = Literal['documents', 'prompts', 'demonstrations', 'rankings']
+Row = dict[str, Any]
+
+DOCUMENT_END = '<|endoftext|>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Raw text for pretraining."""
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model reads it."""
+    prompt: str
+    row: Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A prompt and the completion that people want."""
+    prompt: str
+    completion: str
+    row: Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """K >= 2 completions of one prompt, ranked by one labeler.
+
+    `ranks` are >= 1: 1 is best, equal ranks are ties. `finished` says of each completion whether
+    it ended by itself (None: all did). `group` is what a split must not divide.
+    """
+    prompt: str
+    completions: tuple[str, ...]
+    ranks: tuple[int, ...]
+    labeler: str | None
+    group: str | None
+    models: tuple[str, ...] | None
+    finished: tuple[bool, ...] | None
+    row: Row
+
+    @property
+    def all_tied(self) -> bool:
+        """Whether no pair of completions says anything."""
+        return len(set(self.ranks)) == 1
+
+
+Record = Document | Prompt | Demonstration | Ranking
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadReport:
+    """What became of a file's rows: skipped ones as ('file:line', reason)."""
+    path: str
+    kept: int
+    skipped: tuple[tuple[str, str], ...]
+    all_tied: int
+
+    def __str__(self) -> str:
+        text = f'{self.path}: {self.kept} rows'
+        if self.all_tied:
+            text += f', {self.all_tied} of them rank all completions equal'
+        if self.skipped:
+            text += f', {len(self.skipped)} bad ones skipped'
+        return text
+
+
+def read_rows(
+    path: str | os.PathLike,
+    kind: Kind,
+    template: Template = Template(),
+    *,
+    on_bad_row: Literal['error', 'skip'] = 'error',
+    fields: Mapping[str, str] | None = None,
+    document_end: str | None = None,
+) -> tuple[list[Record], ReadReport]:
+    """Reads a file of rows of one kind.
+
+    Args:
+        path: a .jsonl file, or .txt for documents; plain or compressed (.xz, .gz).
+        kind: which records to make.
+        template: renders rows with an instruction or messages.
+        on_bad_row: raise at the first bad row, or skip bad rows and report them. A file that is
+            broken as a whole is an error either way.
+        fields: the file's names -> ours, e.g. {'question': 'instruction', 'answer': 'output'}.
+        document_end: regular expression between the documents of a .txt file, where they are
+            divided neither by `<|endoftext|>` lines nor by blank lines.
+
+    Raises:
+        InputError: one sentence that names file and line, and what would be right.
+    """
+    if kind not in _PARSERS:
+        raise InputError(f'unknown kind of rows {kind!r}; there are {", ".join(_PARSERS)}')
+    if on_bad_row not in ('error', 'skip'):
+        raise InputError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
+    file_type = files.file_type(path)
+    if file_type == '.txt' and kind == 'documents':
+        texts = _split_documents(files.read_text(path), document_end)
+        return [Document(text) for text in texts], ReadReport(str(path), len(texts), (), 0)
+    if file_type != '.jsonl':
+        wanted = '.txt or .jsonl' if kind == 'documents' else '.jsonl'
+        raise InputError(f'{path}: {kind} are read from {wanted} files, plain, .xz or .gz')
+
+    records, skipped = [], []
+    for number, line in files.read_lines(path):
+        if line is not None and not line.strip():
+            continue
+        try:
+            records.append(parse_row(_load(line, number), kind, template, fields))
+        except InputError as error:
+            where = f'{path}:{number}'
+            if on_bad_row == 'error':
+                raise InputError(f'{where}: {error}') from None
+            skipped.append((where, str(error)))
+    if not records:
+        first = f'; the first of {len(skipped)} bad rows: {skipped[0][1]}' if skipped else ''
+        raise InputError(f'{path}: no usable row{first}')
+    all_tied = sum(record.all_tied for record in records) if kind == 'rankings' else 0
+    return records, ReadReport(str(path), len(records), tuple(skipped), all_tied)
+
+
+def parse_row(
+    row: Row,
+    kind: Kind,
+    template: Template = Template(),
+    fields: Mapping[str, str] | None = None,
+) -> Record:
+    """Makes the record of one row; raises InputError without naming a place."""
+    return _PARSERS[kind](_rename(row, fields) if fields else row, row, template)
+
+
+def _load(line: bytes | None, number: int) -> Row:
+    if line is None:
+        raise InputError(f'the line is longer than {files.MAX_LINE_BYTES // 2**20} MiB; '
+                         'a row is one JSON object on one line')
+    try:
+        text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
+    except UnicodeDecodeError as error:
+        raise InputError(files.not_utf8(error)) from None
+    try:
+        row = json.loads(text, object_pairs_hook=_unique)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        detail = (f'{error.msg} at column {error.colno}'
+                  if isinstance(error, json.JSONDecodeError) else str(error))
+        raise InputError(f'not valid JSON ({detail}); a row is one JSON object on one line'
+                         ) from None
+    if not isinstance(row, dict):
+        raise InputError(f'the line holds {_type_name(row)}; a row is a JSON object, {{...}}')
+    return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f'field {twice!r} appears twice')
+    return row
+
+
+def _rename(row: Row, fields: Mapping[str, str]) -> Row:
+    for theirs, ours in fields.items():
+        if theirs not in row:
+            raise InputError(f'field {theirs!r}, to be read as {ours!r}, is missing; '
+                             f'{_has(row)}')
+        if ours in row and ours not in fields:
+            raise InputError(f'fields {theirs!r}, to be read as {ours!r}, and {ours!r} are both '
+                             'there; drop one')
+    return {fields.get(name, name): value for name, value in row.items()}
+
+
+def _document(row: Row, source: Row, template: Template) -> Document:
+    return Document(_text(row, 'text'))
+
+
+def _prompt(row: Row, source: Row, template: Template) -> Prompt:
+    return Prompt(_prompt_text(row, template), source)
+
+
+def _demonstration(row: Row, source: Row, template: Template) -> Demonstration:
+    if _one_of(row, 'messages', 'completion', 'output') == 'messages':
+        _one_of(row, *_PROMPT_FIELDS)
+        turns = _turns(row)
+        while turns and turns[-1]['role'] != 'assistant':
+            turns.pop()
+        if len(turns) < 2:
+            raise InputError("field 'messages' has no assistant turn after another turn; "
+                             'the last one is the completion')
+        reply = template.completion(turns[-1]['content'], chat=True)
+        return Demonstration(template.chat(turns[:-1]), reply, source)
+    text = _text(row, _one_of(row, 'completion', 'output'))
+    return Demonstration(_prompt_text(row, template), _completion(row, text, template), source)
+
+
+def _ranking(row: Row, source: Row, template: Template) -> Ranking:
+    prompt = _prompt_text(row, template)
+    if _one_of(row, 'chosen', 'completions') == 'chosen':
+        texts, ranks = (_text(row, 'chosen'), _text(row, 'rejected')), (1, 2)
+    else:
+        completions = _list(row, 'completions')
+        if len(completions) < 2:
+            raise InputError(f"field 'completions' has {len(completions)} of them; "
+                             'a ranking needs at least 2')
+        texts = tuple(_not_blank(text, f'completions[{i}]')
+                      for i, text in enumerate(completions))
+        ranks = tuple(_list(row, 'ranks', len(texts)))
+        if any(type(rank) is not int or rank < 1 for rank in ranks):
+            raise InputError(f"field 'ranks' is {_shown(ranks)}; "
+                             'ranks are whole numbers from 1 (best), equal for a tie')
+    models = _optional_list(row, 'models', len(texts), str, 'strings')
+    finished = _optional_list(row, 'finished', len(texts), bool, 'true or false')
+    return Ranking(prompt, tuple(_completion(row, text, template) for text in texts), ranks,
+                   _label(row, 'labeler'), _label(row, 'group'), models, finished, source)
+
+
+_PROMPT_FIELDS = ('prompt', 'instruction', 'messages')
+_PARSERS = {'documents': _document, 'prompts': _prompt, 'demonstrations': _demonstration,
+            'rankings': _ranking}
+
+
+def _prompt_text(row: Row, template: Template) -> str:
+    name = _one_of(row, *_PROMPT_FIELDS)
+    if name == 'prompt':
+        return _text(row, 'prompt')
+    if name == 'instruction':
+        given = row.get('input')
+        return template.prompt(_text(row, 'instruction'),
+                               '' if given is None else _string(given, 'input'))
+    turns = _turns(row)
+    if turns[-1]['role'] == 'assistant':
+        turns.pop()
+    if not turns:
+        raise InputError("field 'messages' has no turn before the assistant's")
+    return template.chat(turns)
+
+
+def _completion(row: Row, text: str, template: Template) -> str:
+    """Only what follows a rendered prompt is rendered; beside `prompt` it is kept as it is."""
+    if row.get('prompt') is not None:
+        return text
+    return template.completion(text, chat=row.get('messages') is not None)
+
+
+def _turns(row: Row) -> list[dict[str, str]]:
+    turns = []
+    for i, message in enumerate(_list(row, 'messages')):
+        if not isinstance(message, dict):
+            raise InputError(f"field 'messages[{i}]' is {_type_name(message)}; "
+                             'a message is {"role": ..., "content": ...}')
+        role = message.get('role')
+        if role not in template_lib.ROLES:
+            raise InputError(f"field 'messages[{i}].role' is {_shown(role)}; "
+                             f'roles are {", ".join(template_lib.ROLES)}')
+        content = _not_blank(message.get('content'), f'messages[{i}].content')
+        turns.append({'role': role, 'content': content})
+    if not turns:
+        raise InputError("field 'messages' is empty; a chat has at least one turn")
+    return turns
+
+
+def _one_of(row: Row, *names: str) -> str:
+    """The one field of `names` that the row has; null counts as absent."""
+    present = ([name for name in names if row.get(name) is not None]
+               or [name for name in names if name in row])
+    if len(present) == 1:
+        return present[0]
+    if present:
+        raise InputError(f'fields {" and ".join(map(repr, present))} belong to different formats; '
+                         'keep one')
+    raise InputError(f'needs one of the fields {", ".join(names)}; {_has(row)}')
+
+
+def _text(row: Row, name: str) -> str:
+    if name not in row:
+        raise InputError(f'field {name!r} is missing; {_has(row)}')
+    return _not_blank(row[name], name)
+
+
+def _not_blank(value: Any, name: str) -> str:
+    if not _string(value, name).strip():
+        raise InputError(f'field {name!r} is empty; give its text or leave the row out')
+    return value
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f'field {name!r} is {_type_name(value)}; it must be a string')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f'field {name!r} holds half a character, \\u{ord(value[error.start]):04x} '
+                         'without its other half; remove it') from None
+    return value
+
+
+def _list(row: Row, name: str, length: int | None = None) -> list:
+    if name not in row:
+        raise InputError(f'field {name!r} is missing; {_has(row)}')
+    value = row[name]
+    if not isinstance(value, list):
+        raise InputError(f'field {name!r} is {_type_name(value)}; it must be a list')
+    if length is not None and len(value) != length:
+        raise InputError(f'field {name!r} has {len(value)} entries for {length} completions; '
+                         'it needs one for each')
+    return value
+
+
+def _optional_list(row: Row, name: str, length: int, entry: type, entries: str) -> tuple | None:
+    if row.get(name) is None:
+        return None
+    value = _list(row, name, length)
+    if any(type(item) is not entry for item in value):
+        raise InputError(f'field {name!r} is {_shown(value)}; it must be a list of {entries}')
+    return tuple(value)
+
+
+def _label(row: Row, name: str) -> str | None:
+    value = row.get(name)
+    if value is None or type(value) is int:
+        return None if value is None else str(value)
+    return _not_blank(value, name)
+
+
+def _has(row: Row) -> str:
+    if not row:
+        return 'the row has no fields'
+    names = ', '.join(map(repr, row))
+    return f'the row has {_shortened(names)}; other names are mapped by `fields`'
+
+
+def _type_name(value: Any) -> str:
+    names = {type(None): 'null', bool: 'true or false', int: 'a number', float: 'a number',
+             str: 'a string', list: 'a list', dict: 'an object'}
+    return names[type(value)]
+
+
+def _shown(value: Any) -> str:
+    return _shortened(json.dumps(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + '...'
+
+
+def _split_documents(text: str, document_end: str | None) -> list[str]:
+    if document_end is None:
+        marker = rf'(?m)^{re.escape(DOCUMENT_END)}[ \t]*$'
+        document_end = marker if re.search(marker, text) else r'\n[ \t]*\n'
+    return [part.strip('\n') for part in re.split(document_end, text) if part.strip()]

@@ -1,0 +1,97 @@
+"""Sampling: prefill, then decode token by token until every row has ended.
+
+Shapes: B batch, P prompt, C completion, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlhf_jax import model
+from rlhf_jax.model import TransformerConfig
+
+
+@struct.dataclass
+class Rollout:
+    """Completions sampled from a policy, with the log-probabilities they were sampled with."""
+
+    tokens: jax.Array  # i32[B, P+C]; prompts padded on the left, pad after the end of a completion
+    prompt_mask: jax.Array  # bool[B, P]
+    completion_mask: jax.Array  # bool[B, C]; True up to and including EOS
+    logprobs: jax.Array  # f32[B, C] at the sampling temperature, 0 outside the mask
+
+    @property
+    def mask(self) -> jax.Array:
+        """bool[B, P+C]: True on real tokens."""
+        return jnp.concatenate([self.prompt_mask, self.completion_mask], axis=1)
+
+    @property
+    def completions(self) -> jax.Array:
+        """i32[B, C]."""
+        return self.tokens[:, self.prompt_mask.shape[1] :]
+
+
+def sample(
+    config: TransformerConfig,
+    params: dict,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    *,
+    completion_length: int,
+    eos_id: int,
+    pad_id: int,
+) -> Rollout:
+    """Sample one completion a row.
+
+    Args:
+      prompts: i32[B, P] padded on the left; prompt_mask: bool[B, P].
+      key: one key for the batch; rows and steps get independent noise.
+      temperature: f32 scalar; 0 takes the most likely token (log-probs are then at temperature 1).
+    """
+    batch, prompt_length = prompts.shape
+    greedy = temperature <= 0.0
+    divisor = jnp.where(greedy, 1.0, temperature)
+    layers = model.unstack_layers(config, params)
+    hidden, cache = model.prefill(config, params, prompts, prompt_mask, prompt_length + completion_length)
+    prompt_lengths = prompt_mask.sum(-1)
+
+    def choose(hidden, step):
+        """Inverse-CDF sampling: one uniform a row; a token of probability 0 is never taken."""
+        logits = model.lm_logits(config, params, hidden) / divisor
+        cdf = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+        uniform = jax.random.uniform(jax.random.fold_in(key, step), (batch, 1))
+        drawn = jnp.sum(cdf <= uniform * cdf[:, -1:], axis=-1)
+        token = jnp.where(greedy, jnp.argmax(logits, axis=-1), jnp.minimum(drawn, config.vocab_size - 1))
+        return token.astype(jnp.int32), model.select_logprobs(logits, token)
+
+    def cond(carry):
+        step, done = carry[0], carry[1]
+        return (step < completion_length) & ~jnp.all(done)
+
+    def body(carry):
+        step, done, hidden, cache, tokens, mask, logprobs = carry
+        token, logprob = choose(hidden, step)
+        token = jnp.where(done, pad_id, token)
+        tokens = tokens.at[:, step].set(token)
+        mask = mask.at[:, step].set(~done)
+        logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logprob))
+        done = done | (token == eos_id)
+        hidden, cache = model.decode_step(
+            config, params, layers, token, prompt_lengths + step, cache, prompt_length + step
+        )
+        return step + 1, done, hidden, cache, tokens, mask, logprobs
+
+    shape = (batch, completion_length)
+    carry = (
+        jnp.int32(0),
+        jnp.zeros(batch, bool),
+        hidden,
+        cache,
+        jnp.full(shape, pad_id, jnp.int32),
+        jnp.zeros(shape, bool),
+        jnp.zeros(shape, jnp.float32),
+    )
+    _, _, _, _, tokens, mask, logprobs = jax.lax.while_loop(cond, body, carry)
+    return Rollout(jnp.concatenate([prompts, tokens], axis=1), prompt_mask, mask, logprobs)

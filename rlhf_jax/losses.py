@@ -1,0 +1,245 @@
+"""The losses of the pipeline: arrays in, sums out.
+
+Every loss comes as a total and the weight it is to be divided by, and every statistic as
+(sum, count), so that microbatches and devices add exactly (`combine`) and the one division happens
+at the end, globally. Whatever stands under a false mask, NaN included, changes neither a result nor
+a gradient. All arithmetic is float32.
+
+Shapes: B batch, K completions of a prompt, T tokens, C tokens of a completion.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Loss(NamedTuple):
+    """A loss and its statistics, each undivided.
+
+    Attributes:
+        total: f32[], the sum over all elements; the loss is total / weight.
+        weight: f32[], how much the elements weigh together.
+        sums: name -> (sum f32[], count f32[]); the statistic is sum / count.
+        maxima: name -> f32[], the largest over all elements.
+    """
+
+    total: jax.Array
+    weight: jax.Array
+    sums: dict[str, tuple[jax.Array, jax.Array]]
+    maxima: dict[str, jax.Array]
+
+
+def combine(a: Loss, b: Loss) -> Loss:
+    """The loss of two disjoint batches together."""
+    return Loss(
+        a.total + b.total,
+        a.weight + b.weight,
+        jax.tree.map(jnp.add, a.sums, b.sums),
+        jax.tree.map(jnp.maximum, a.maxima, b.maxima),
+    )
+
+
+def token_cross_entropy(logprobs: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of the target tokens, in nats.
+
+    Args:
+        logprobs: [B,T], log-probability of each token.
+        loss_mask: [B,T], 1 where the token is a target, 0 elsewhere.
+
+    Returns:
+        Summed loss and number of target tokens, both f32[].
+    """
+    loss_mask = _float32(loss_mask)
+    return -jnp.sum(loss_mask * _select(loss_mask > 0, logprobs)), jnp.sum(loss_mask)
+
+
+# --- Reward model ---------------------------------------------------------------------------------
+
+
+def bradley_terry_kwise(
+    scores: jax.Array,
+    ranks: jax.Array,
+    valid: jax.Array,
+    prompt_weights: jax.Array | None = None,
+) -> Loss:
+    """-log sigmoid(better - worse), all pairs of a prompt being one element of the batch.
+
+    InstructGPT, equation 1 (Ouyang et al. 2022, section 3.5): every prompt weighs the same whatever
+    its K. The paper drops ties and leaves open what it then divides by; here a prompt's loss is the
+    mean over the pairs that are kept.
+
+    Args:
+        scores: [B,K], the reward model's outputs.
+        ranks: i32[B,K], 1 is best, equal ranks tie.
+        valid: bool[B,K], False where a prompt has fewer than K completions.
+        prompt_weights: [B], or None for 1 each.
+
+    Returns:
+        total: sum over prompts of the mean over their kept pairs. weight: number (with weights, the
+        sum of them) of prompts that have a kept pair. Statistics over pairs, unweighted: "accuracy"
+        (equal scores count one half) and "margin", score of the better - score of the worse.
+    """
+    margins, kept = _ordered_pairs(scores, ranks, valid)
+    pairs = jnp.sum(kept, axis=(1, 2))
+    weights = _float32(pairs > 0)
+    if prompt_weights is not None:
+        weights = weights * _float32(prompt_weights)
+    losses = -jnp.sum(kept * jax.nn.log_sigmoid(margins), axis=(1, 2)) / jnp.maximum(pairs, 1)
+    total = jnp.sum(weights * losses)
+    return Loss(total, jnp.sum(weights), _pair_statistics(margins, kept), {})
+
+
+def bradley_terry_pooled(scores: jax.Array, ranks: jax.Array, valid: jax.Array) -> Loss:
+    """As `bradley_terry_kwise`, but every kept pair of the batch weighs the same.
+
+    The alternative the paper rejects: a prompt with many pairs dominates. Its overfitting comes
+    from the pool being shuffled; to reproduce that, give each pair as a row of its own, K = 2.
+
+    Returns:
+        total: sum over kept pairs. weight: their number. Statistics as in `bradley_terry_kwise`.
+    """
+    margins, kept = _ordered_pairs(scores, ranks, valid)
+    total = -jnp.sum(kept * jax.nn.log_sigmoid(margins))
+    return Loss(total, jnp.sum(kept), _pair_statistics(margins, kept), {})
+
+
+def score_regression(scores: jax.Array, targets: jax.Array, valid: jax.Array) -> Loss:
+    """Squared error of each score to a target of its own: the alternative to comparisons.
+
+    Args:
+        scores: [B,K], the reward model's outputs.
+        targets: [B,K], given by labelers, or made by `rank_targets`.
+        valid: bool[B,K].
+
+    Returns:
+        total: summed squared error. weight: number of valid completions.
+    """
+    errors = _select(valid, scores) - _select(valid, targets)
+    return Loss(jnp.sum(errors**2), jnp.sum(_float32(valid)), {}, {})
+
+
+def rank_targets(ranks: jax.Array, valid: jax.Array) -> jax.Array:
+    """Regression targets f32[B,K] in [-1, 1], from ranks.
+
+    The target of a completion is its mean result against the prompt's other completions, where a
+    win is 1, a tie 0 and a loss -1. Targets of a prompt sum to 0; padding, and a completion that
+    stands alone, get 0.
+    """
+    both = valid[:, :, None] & valid[:, None, :]
+    results = jnp.sign(ranks[:, None, :] - ranks[:, :, None]) * both
+    others = jnp.sum(valid, axis=1, keepdims=True) - 1
+    return _float32(jnp.sum(results, axis=2)) / jnp.maximum(others, 1)
+
+
+def _ordered_pairs(scores, ranks, valid):
+    """Margins f32[B,K,K], score i - score j, and kept f32[B,K,K], 1 where i is ranked above j."""
+    scores = _select(valid, scores)
+    kept = (ranks[:, :, None] < ranks[:, None, :]) & valid[:, :, None] & valid[:, None, :]
+    return scores[:, :, None] - scores[:, None, :], _float32(kept)
+
+
+def _pair_statistics(margins, kept):
+    pairs = jnp.sum(kept)
+    correct = (1 + jnp.sign(margins)) / 2
+    return {
+        "accuracy": (jnp.sum(kept * correct), pairs),
+        "margin": (jnp.sum(kept * margins), pairs),
+    }
+
+
+# --- PPO ------------------------------------------------------------------------------------------
+
+
+def clipped_policy_loss(
+    new_logprobs: jax.Array,
+    logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    cliprange: jax.Array | float,
+) -> Loss:
+    """PPO's clipped objective, negated: max(-A r, -A clip(r, 1 - cliprange, 1 + cliprange)).
+
+    Args:
+        new_logprobs: [B,C], under the policy being trained.
+        logprobs: [B,C], under the policy that sampled; r = exp(new_logprobs - logprobs).
+        advantages: [B,C].
+        mask: bool[B,C], True on the completion's tokens.
+        cliprange: scalar.
+
+    Returns:
+        total: sum over tokens. weight: number of tokens. Statistics over tokens: "ratio";
+        "clipfrac", where the clipped term is the larger; "approxkl", (log r)^2 / 2 as OpenAI logs
+        it; "approxkl_k3", r - 1 - log r. Maxima: "ratio_max".
+    """
+    advantages = _select(mask, advantages)
+    log_ratio = _select(mask, new_logprobs) - _select(mask, logprobs)
+    ratio = jnp.exp(log_ratio)
+    unclipped = -advantages * ratio
+    clipped = -advantages * jnp.clip(ratio, 1 - cliprange, 1 + cliprange)
+    losses = jnp.maximum(unclipped, clipped)
+    sums = {
+        "ratio": _sum_and_count(ratio, mask),
+        "clipfrac": _sum_and_count(clipped > unclipped, mask),
+        "approxkl": _sum_and_count(0.5 * log_ratio**2, mask),
+        "approxkl_k3": _sum_and_count(jnp.expm1(log_ratio) - log_ratio, mask),
+    }
+    return Loss(*_sum_and_count(losses, mask), sums, {"ratio_max": jnp.max(_select(mask, ratio))})
+
+
+def clipped_value_loss(
+    new_values: jax.Array,
+    values: jax.Array,
+    returns: jax.Array,
+    mask: jax.Array,
+    cliprange_value: jax.Array | float,
+) -> Loss:
+    """Half the squared error of the value, or of the value kept near the old one if that is larger.
+
+    Args:
+        new_values: [B,C], of the value model being trained.
+        values: [B,C], from when the completions were scored.
+        returns: [B,C], the targets.
+        mask: bool[B,C], True on the completion's tokens.
+        cliprange_value: scalar, how far from `values` is near; infinity turns clipping off.
+
+    Returns:
+        total: sum over tokens. weight: number of tokens. Statistics over tokens: "vpred"; "error",
+        squared and unclipped; "clipfrac", where the clipped term is the larger; "returns" and
+        "returns_squared", which go with "error" into `explained_variance`.
+    """
+    new_values, values, returns = (_select(mask, x) for x in (new_values, values, returns))
+    near = jnp.clip(new_values, values - cliprange_value, values + cliprange_value)
+    unclipped = (new_values - returns) ** 2
+    clipped = (near - returns) ** 2
+    losses = 0.5 * jnp.maximum(unclipped, clipped)
+    sums = {
+        "vpred": _sum_and_count(new_values, mask),
+        "error": _sum_and_count(unclipped, mask),
+        "clipfrac": _sum_and_count(clipped > unclipped, mask),
+        "returns": _sum_and_count(returns, mask),
+        "returns_squared": _sum_and_count(returns**2, mask),
+    }
+    return Loss(*_sum_and_count(losses, mask), sums, {})
+
+
+def explained_variance(
+    error: jax.Array, returns: jax.Array, returns_squared: jax.Array
+) -> jax.Array:
+    """1 - error / variance of the returns, from the three means; 0 if the returns do not vary."""
+    variance = returns_squared - returns**2
+    varies = variance > 0
+    return jnp.where(varies, 1 - error / jnp.where(varies, variance, 1), 0)
+
+
+def _float32(x):
+    return jnp.asarray(x, jnp.float32)
+
+
+def _select(mask, x):
+    """`x` in float32, 0 where the mask is False; done before any arithmetic, so NaN cannot leak."""
+    return jnp.where(mask, _float32(x), 0)
+
+
+def _sum_and_count(x, mask):
+    return jnp.sum(_select(mask, x)), jnp.sum(_float32(mask))

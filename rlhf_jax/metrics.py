@@ -1,0 +1,205 @@
+"""Metrics: exact sums inside the programs, one JSON line a step outside them.
+
+Inside, a metric is a total and a weight (`Mean`) or a maximum (`Max`). They are merged over
+microbatches and minibatches and divided once, so that an average does not depend on how the batch
+was split. Outside, `MetricsWriter` appends them to `metrics.jsonl`.
+"""
+
+import importlib
+import json
+import math
+import os
+import pathlib
+import time
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.workdir import write_text
+
+
+@struct.dataclass
+class Mean:
+    """A weighted mean that is not yet divided."""
+
+    total: jax.Array   # f32[]
+    weight: jax.Array  # f32[]
+
+    @classmethod
+    def of(cls, values, weights=None):
+        """The mean of `values` where `weights` (a mask or numbers, broadcastable) is not 0."""
+        values = jnp.asarray(values, jnp.float32)
+        weights = jnp.broadcast_to(
+            jnp.float32(1) if weights is None else jnp.asarray(weights, jnp.float32), values.shape)
+        return cls(jnp.sum(jnp.where(weights != 0, values * weights, 0)), jnp.sum(weights))
+
+    def merge(self, other):
+        """The mean over both parts."""
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    def reduce(self):
+        """Merges the parts stacked along the leading axis, as `lax.scan` returns them."""
+        return Mean(jnp.sum(self.total, axis=0), jnp.sum(self.weight, axis=0))
+
+    def compute(self):
+        """total / weight; NaN where there is nothing to average."""
+        return self.total / self.weight
+
+
+@struct.dataclass
+class Max:
+    """A maximum; `merge`, `reduce` and `compute` as for `Mean`."""
+
+    value: jax.Array  # f32[]
+
+    def merge(self, other):
+        return Max(jnp.maximum(self.value, other.value))
+
+    def reduce(self):
+        return Max(jnp.max(self.value, axis=0))
+
+    def compute(self):
+        return self.value
+
+
+def merge(first: dict, second: dict) -> dict:
+    """Merges two dicts of metrics with the same names."""
+    if first.keys() != second.keys():
+        raise KeyError(f"metrics differ in {sorted(first.keys() ^ second.keys())}")
+    return {name: metric.merge(second[name]) for name, metric in first.items()}
+
+
+def reduce(stacked: dict) -> dict:
+    """Merges a dict of metrics over the leading axis of its arrays."""
+    return {name: metric.reduce() for name, metric in stacked.items()}
+
+
+def compute(metrics: dict) -> dict[str, float]:
+    """Fetches metrics (and plain scalars among them) from the devices, in one transfer, as floats.
+
+    This waits for the program that makes them: call it for one step when the next is dispatched.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {name: float(metric.compute() if isinstance(metric, (Mean, Max)) else metric)
+                for name, metric in jax.device_get(metrics).items()}
+
+
+class MetricsWriter:
+    """Appends one line `{"step", "time", name: value, ...}` a call to a JSON-lines file.
+
+    "time" is in seconds since the epoch. Every line is complete on disk before `write` returns;
+    NaN and infinities are written as the strings "nan", "inf", "-inf", so each line is valid JSON.
+    Write the line of step s before saving the checkpoint of step s: then no interruption loses it.
+
+    Args:
+      path: the file; its folder exists.
+      resume_step: the step restored from a checkpoint: later lines are dropped, because their
+        steps are run again. None when nothing was restored: the file starts anew.
+      tensorboard: also write event files beside it, with tensorboardX or PyTorch's writer.
+
+    Raises:
+      InputError: the file cannot be written, or a line that is not the last one is damaged.
+    """
+
+    def __init__(self, path, resume_step: int | None, tensorboard: bool = False):
+        self.path = pathlib.Path(path)
+        make_events = _tensorboard_writer() if tensorboard else None
+        kept = []
+        if resume_step is not None and self.path.exists():
+            kept = [line for line, row in _rows(self.path) if row["step"] <= resume_step]
+        write_text(self.path, "".join(line + "\n" for line in kept))
+        try:
+            self._file = open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        self._events = None
+        if make_events:
+            purge_step = None if resume_step is None else resume_step + 1
+            self._events = make_events(
+                os.fspath(self.path.parent / "tensorboard"), purge_step=purge_step)
+
+    def write(self, step: int, metrics: dict) -> None:
+        """Appends the values of one step: numbers (JAX and NumPy scalars too), strings or None."""
+        values = {name: _plain(value) for name, value in metrics.items()}
+        row = {"step": int(step), "time": round(time.time(), 3)}
+        if clash := values.keys() & row.keys():
+            raise ValueError(f"a metric cannot be called {' or '.join(sorted(clash))}")
+        line = json.dumps(row | {name: _encode(value) for name, value in values.items()},
+                          ensure_ascii=False, allow_nan=False)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {self.path} (step {step}): {error.strerror}") from error
+        if self._events:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        if self._events:
+            self._events.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read_metrics(path) -> list[dict]:
+    """The rows of a metrics file, NaN and infinities as floats, a half-written last line left out.
+
+    Raises:
+      InputError: the file cannot be read, or a line that is not the last one is damaged.
+    """
+    return [{name: _decode(value) for name, value in row.items()} for _, row in _rows(path)]
+
+
+def _rows(path):
+    """(line, row) of every complete line; the last may be half-written and is then left out."""
+    try:
+        lines = pathlib.Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is partial
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: not a JSON object with an integer 'step': "
+                             "remove the line or the file") from error
+        rows.append((line.decode(), row))
+    return rows
+
+
+def _plain(value):
+    """A NumPy or JAX scalar as a Python number, anything else as it is."""
+    return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+
+
+def _encode(value):
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decode(value):
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _tensorboard_writer():
+    for module in ("tensorboardX", "torch.utils.tensorboard"):
+        try:
+            return importlib.import_module(module).SummaryWriter
+        except ImportError:
+            continue
+    raise InputError("TensorBoard files were asked for, but no writer is installed: "
+                     "pip install tensorboardX, or turn TensorBoard off")

@@ -1,0 +1,411 @@
+"""The decoder-only Transformer: trunk, language-model head, scalar head, explicit KV cache.
+
+Flax Linen is used in this file alone and gives a plain dict of float32 parameters; everything else
+sees pure functions of (config, params, arrays). The parameters of the layers are stacked [L, ...].
+
+Shapes: B batch, T time, S cache length, L layers, H heads, G key-value heads, Dh head width,
+D embed, F mlp, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlhf_jax import attention, sharding
+from rlhf_jax.errors import InputError
+
+_REMAT_POLICIES = {
+    "full": lambda: jax.checkpoint_policies.nothing_saveable,
+    "dots": lambda: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+_MASKED_LOGIT = -1e9
+
+# The logical axes of every parameter, by its name; inside "layers" a leading "layers" axis comes first.
+_AXES = {
+    "embedding": ("vocab", "embed"),
+    "lm_head": ("vocab", "embed"),
+    "positions": ("seq", "embed"),
+    "scale": ("embed",),
+    "bias": ("embed",),
+    "wq": ("embed", "heads", "head_dim"),
+    "wk": ("embed", "kv_heads", "head_dim"),
+    "wv": ("embed", "kv_heads", "head_dim"),
+    "wo": ("heads", "head_dim", "embed"),
+    "bq": ("heads", "head_dim"),
+    "bk": ("kv_heads", "head_dim"),
+    "bv": ("kv_heads", "head_dim"),
+    "bo": ("embed",),
+    "w_up": ("embed", "mlp"),
+    "w_gate": ("embed", "mlp"),
+    "w_down": ("mlp", "embed"),
+    "b_up": ("mlp",),
+    "b_down": ("embed",),
+    "scalar_kernel": ("embed",),
+    "scalar_bias": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Everything that shapes the program; hashable, so it can be a static argument.
+
+    GPT-2 and GPT-3 are the defaults; Llama is positions="rope", norm="rmsnorm", mlp="swiglu",
+    use_bias=False.
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int = 0  # 0: as many as heads
+    mlp_dim: int = 0  # 0: 4 x embed_dim
+    max_length: int = 2048
+    positions: str = "learned"  # or "rope"
+    norm: str = "layernorm"  # or "rmsnorm"
+    mlp: str = "gelu"  # or "swiglu"
+    use_bias: bool = True
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+    vocab_multiple: int = 64  # the embedding is padded to a multiple, so that it divides over the mesh
+    dtype: str = "float32"  # of the computation; parameters are float32
+    scan_layers: bool = True  # False unrolls: faster on CPU, and debuggable
+    remat: str = "none"  # "full" or "dots": what the backward pass recomputes
+    attention: str = "xla"
+
+    def __post_init__(self):
+        choices = {
+            "positions": ("learned", "rope"),
+            "norm": ("layernorm", "rmsnorm"),
+            "mlp": ("gelu", "swiglu"),
+            "dtype": ("float32", "bfloat16"),
+            "remat": ("none", *_REMAT_POLICIES),
+            "attention": ("xla", "blocked"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise InputError(f"model.{field}='{getattr(self, field)}' is unknown; it can be {', '.join(allowed)}")
+        if self.embed_dim % self.num_heads or self.num_heads % self.kv_heads:
+            raise InputError(
+                f"model.num_heads={self.num_heads} must divide embed_dim={self.embed_dim} and be a multiple "
+                f"of num_kv_heads={self.kv_heads}"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.mlp_dim or 4 * self.embed_dim
+
+    @property
+    def padded_vocab(self) -> int:
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values already computed: per layer one array, so that a step updates it in place."""
+
+    keys: tuple[jax.Array, ...]  # L x [B, G, S, Dh]
+    values: tuple[jax.Array, ...]  # L x [B, G, S, Dh]
+    valid: jax.Array  # bool[B, S]
+
+
+# ---------------------------------------------------------------------------- the modules
+
+
+def _linear(x, w, contract: int = 1):
+    """x [..., *I] times w [*I, *O], as one flat matrix product (two contracting axes are slow on CPU)."""
+    inputs, outputs = w.shape[:contract], w.shape[contract:]
+    flat = x.reshape(-1, math.prod(inputs)) @ w.reshape(math.prod(inputs), -1)
+    return flat.reshape(*x.shape[: x.ndim - contract], *outputs)
+
+
+def _rope(x, positions, theta: float):
+    """Rotary embedding (Su et al. 2021) of x [B, T, H, Dh] in the half-split layout."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+class _Module(nn.Module):
+    config: TransformerConfig
+
+    def weight(self, name, shape, *, std=None, constant=None):
+        """A float32 parameter, cast to the compute dtype."""
+        init = nn.initializers.normal(std) if constant is None else nn.initializers.constant(constant)
+        return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+
+
+class Norm(_Module):
+    @nn.compact
+    def __call__(self, x):
+        """LayerNorm or RMSNorm over the last axis, in float32."""
+        config = self.config
+        scale = self.weight("scale", (config.embed_dim,), constant=1.0)
+        y = x.astype(jnp.float32)
+        if config.norm == "layernorm":
+            y = y - y.mean(-1, keepdims=True)
+        y = (y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + config.norm_eps)).astype(x.dtype) * scale
+        if config.norm == "layernorm":
+            y = y + self.weight("bias", (config.embed_dim,), constant=0.0)
+        return y
+
+
+class Block(_Module):
+    """One pre-norm layer. `__call__` sees whole sequences, `decode` one token against a cache."""
+
+    def setup(self):
+        c = self.config
+        self.norm1, self.norm2 = Norm(c), Norm(c)
+        out_std = c.init_std / math.sqrt(2 * c.num_layers)  # GPT-2: residual projections start small
+
+        def bias(name, shape):
+            return self.weight(name, shape, constant=0.0) if c.use_bias else 0.0
+
+        query, keyval = (c.num_heads, c.head_dim), (c.kv_heads, c.head_dim)
+        self.wq = self.weight("wq", (c.embed_dim, *query), std=c.init_std)
+        self.wk = self.weight("wk", (c.embed_dim, *keyval), std=c.init_std)
+        self.wv = self.weight("wv", (c.embed_dim, *keyval), std=c.init_std)
+        self.wo = self.weight("wo", (*query, c.embed_dim), std=out_std)
+        self.bq, self.bk, self.bv = bias("bq", query), bias("bk", keyval), bias("bv", keyval)
+        self.bo = bias("bo", (c.embed_dim,))
+        self.w_up = self.weight("w_up", (c.embed_dim, c.hidden_dim), std=c.init_std)
+        self.b_up = bias("b_up", (c.hidden_dim,))
+        if c.mlp == "swiglu":
+            self.w_gate = self.weight("w_gate", (c.embed_dim, c.hidden_dim), std=c.init_std)
+        self.w_down = self.weight("w_down", (c.hidden_dim, c.embed_dim), std=out_std)
+        self.b_down = bias("b_down", (c.embed_dim,))
+
+    def _qkv(self, x, positions):
+        q, k, v = _linear(x, self.wq) + self.bq, _linear(x, self.wk) + self.bk, _linear(x, self.wv) + self.bv
+        if self.config.positions == "rope":
+            q, k = (_rope(y, positions, self.config.rope_theta) for y in (q, k))
+        return q, k, v
+
+    def _mlp(self, x):
+        x = self.norm2(x)
+        up = _linear(x, self.w_up) + self.b_up
+        up = jax.nn.silu(_linear(x, self.w_gate)) * up if self.config.mlp == "swiglu" else jax.nn.gelu(up)
+        return _linear(up, self.w_down) + self.b_down
+
+    def __call__(self, x, positions, segment_ids, dropout_rate: float, with_cache: bool):
+        """x [B, T, D] -> (x, (k, v) [B, T, G, Dh] or None)."""
+
+        def residual(x, y):  # dropout on the residual branches only (InstructGPT C.1)
+            if dropout_rate > 0.0:
+                keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - dropout_rate, y.shape)
+                y = jnp.where(keep, y / (1.0 - dropout_rate), 0.0).astype(y.dtype)
+            return sharding.constrain_batch(x + y)
+
+        q, k, v = self._qkv(self.norm1(x), positions)
+        mixed = attention.attend(q, k, v, segment_ids, implementation=self.config.attention)
+        x = residual(x, _linear(mixed, self.wo, contract=2) + self.bo)
+        x = residual(x, self._mlp(x))
+        return x, (k, v) if with_cache else None
+
+    def decode(self, x, positions, keys, values, valid, index):
+        """x [B, 1, D] at cache slot `index` -> (x, keys, values)."""
+        q, k, v = self._qkv(self.norm1(x), positions)
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(1, 2), index, axis=2)
+        values = jax.lax.dynamic_update_slice_in_dim(values, v.swapaxes(1, 2), index, axis=2)
+        mixed = attention.attend_cached(q[:, 0], keys, values, valid)[:, None]
+        x = x + _linear(mixed, self.wo, contract=2) + self.bo
+        return x + self._mlp(x), keys, values
+
+
+class Transformer(_Module):
+    """Trunk and the parameters of its head ("lm" or "scalar"); returns hidden states."""
+
+    head: str = "lm"
+
+    @nn.compact
+    def __call__(self, tokens, positions, segment_ids, dropout_rate: float = 0.0, with_cache: bool = False):
+        c = self.config
+        table = self.weight("embedding", (c.padded_vocab, c.embed_dim), std=c.init_std)
+        x = jnp.take(table, tokens, axis=0)
+        if c.positions == "learned":
+            learned = self.weight("positions", (c.max_length, c.embed_dim), std=c.init_std)
+            x = x + jnp.take(learned, positions, axis=0)
+        block = Block
+        if c.remat != "none":
+            policy = _REMAT_POLICIES[c.remat]()
+            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(4, 5))
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast,) * 4,
+            length=c.num_layers,
+            unroll=1 if c.scan_layers else c.num_layers,
+        )
+        x = sharding.constrain_batch(x)
+        x, cache = layers(c, name="layers")(x, positions, segment_ids, dropout_rate, with_cache)
+        x = Norm(c, name="final_norm")(x)
+        if self.head == "scalar":
+            # Stiennon et al. 2020 and OpenAI's code: std 1/sqrt(d + 1), bias 0.
+            self.weight("scalar_kernel", (c.embed_dim,), std=(c.embed_dim + 1) ** -0.5)
+            self.weight("scalar_bias", (), constant=0.0)
+        elif not c.tie_embeddings:
+            self.weight("lm_head", (c.padded_vocab, c.embed_dim), std=c.init_std)
+        return x, cache
+
+
+# ---------------------------------------------------------------------------- the pure functions
+
+
+def init_params(config: TransformerConfig, key: jax.Array, head: str = "lm") -> dict:
+    """Fresh float32 parameters; head is "lm" (policy) or "scalar" (reward and value)."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return Transformer(config, head=head).init(key, tokens, tokens, tokens)["params"]
+
+
+def param_shapes(config: TransformerConfig, head: str = "lm") -> dict:
+    """The same tree as jax.ShapeDtypeStruct, without computing anything."""
+    return jax.eval_shape(functools.partial(init_params, config, head=head), jax.random.key(0))
+
+
+def logical_axes(config: TransformerConfig, head: str = "lm") -> dict:
+    """The same tree with a tuple of logical axis names for each parameter."""
+
+    def axes(path, _):
+        names = [entry.key for entry in path]
+        return (("layers",) if names[0] == "layers" else ()) + _AXES[names[-1]]
+
+    return jax.tree_util.tree_map_with_path(axes, param_shapes(config, head))
+
+
+def with_scalar_head(config: TransformerConfig, params: dict, key: jax.Array) -> dict:
+    """A reward model's starting point: the trunk of `params`, a fresh scalar head, no lm head."""
+    fresh = init_params(config, key, head="scalar")
+    return {name: params.get(name, value) for name, value in fresh.items()}
+
+
+def positions_from_mask(mask: jax.Array) -> jax.Array:
+    """bool[B, T] -> i32[B, T]: how many real tokens stand before; padding anywhere does not count."""
+    counts = jnp.cumsum(mask.astype(jnp.int32), axis=-1)
+    return jnp.maximum(counts - 1, 0)
+
+
+def hidden_states(
+    config: TransformerConfig, params: dict, tokens, positions, segment_ids, *, dropout_rate: float = 0.0, key=None
+) -> jax.Array:
+    """tokens, positions, segment_ids i32[B, T] -> [B, T, D] after the final norm."""
+    rngs = {"dropout": key} if dropout_rate > 0.0 else None
+    head = "scalar" if "scalar_kernel" in params else "lm"
+    model = Transformer(config, head=head)
+    return model.apply({"params": params}, tokens, positions, segment_ids, dropout_rate, rngs=rngs)[0]
+
+
+def masked_hidden_states(config: TransformerConfig, params: dict, tokens, mask) -> jax.Array:
+    """hidden_states of padded rows: mask bool[B, T] is True on real tokens, wherever they stand."""
+    return hidden_states(config, params, tokens, positions_from_mask(mask), mask.astype(jnp.int32))
+
+
+def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> float32 logits [..., V padded]; the padding of the vocabulary is masked."""
+    table = params["embedding" if config.tie_embeddings else "lm_head"].astype(config.dtype)
+    flat = hidden.reshape(-1, config.embed_dim)
+    logits = jax.lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    logits = logits.reshape(*hidden.shape[:-1], config.padded_vocab)
+    if config.padded_vocab > config.vocab_size:
+        logits = jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, logits, _MASKED_LOGIT)
+    return logits
+
+
+def scalar_head(config: TransformerConfig, params: dict, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> float32 scalars [...] of a reward or value model."""
+    kernel = params["scalar_kernel"].astype(jnp.float32)
+    return hidden.astype(jnp.float32) @ kernel + params["scalar_bias"].astype(jnp.float32)
+
+
+@jax.custom_vjp
+def select_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """float32 logits [..., V] and i32[...] -> log softmax at the targets [...].
+
+    Its own derivative keeps the forward pass the same computation, to the bit, whether or not a
+    gradient is taken: PPO's ratio is exactly 1 before the first step. It also saves no [..., V] softmax.
+    """
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _select_logprobs_forward(logits, targets):
+    logprobs = select_logprobs(logits, targets)
+    return logprobs, (logits, targets, logprobs)
+
+
+def _select_logprobs_backward(saved, gradient):
+    logits, targets, logprobs = saved
+    chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+    log_normalizer = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1) - logprobs
+    return gradient[..., None] * (chosen - jnp.exp(logits - log_normalizer[..., None])), None
+
+
+select_logprobs.defvjp(_select_logprobs_forward, _select_logprobs_backward)
+
+
+def target_logprobs(config: TransformerConfig, params: dict, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    """log p(target) f32[B, T] from the hidden states that predict them."""
+    return select_logprobs(lm_logits(config, params, hidden), targets)
+
+
+# ---------------------------------------------------------------------------- cached decoding
+
+
+def prefill(config: TransformerConfig, params: dict, tokens, mask, cache_length: int) -> tuple[jax.Array, Cache]:
+    """Run the prompts i32[B, P], bool[B, P]; returns the last hidden state [B, D] and a cache of length S.
+
+    The prompts are padded on the left, so the last column is real in every row.
+    """
+    model = Transformer(config, head="lm")
+    hidden, (keys, values) = model.apply(
+        {"params": params}, tokens, positions_from_mask(mask), mask.astype(jnp.int32), with_cache=True
+    )
+    room = cache_length - tokens.shape[1]
+
+    def per_layer(x):  # [L, B, P, G, Dh] -> L x [B, G, S, Dh]
+        x = jnp.pad(x.swapaxes(2, 3), ((0, 0),) * 3 + ((0, room), (0, 0)))
+        return tuple(x[layer] for layer in range(config.num_layers))
+
+    valid = jnp.pad(mask, ((0, 0), (0, room)))
+    return hidden[:, -1], Cache(per_layer(keys), per_layer(values), valid)
+
+
+def unstack_layers(config: TransformerConfig, params: dict) -> list[dict]:
+    """The layers' parameters as a list: sliced once here instead of at every decoding step."""
+    return [jax.tree.map(lambda p: p[layer], params["layers"]) for layer in range(config.num_layers)]
+
+
+def decode_step(
+    config: TransformerConfig, params: dict, layers: list[dict], tokens, positions, cache: Cache, index
+) -> tuple[jax.Array, Cache]:
+    """One token a row, tokens and positions i32[B], into cache slot `index` -> hidden [B, D], cache."""
+    x = params["embedding"].astype(config.dtype)[tokens][:, None]
+    if config.positions == "learned":
+        x = x + params["positions"].astype(config.dtype)[positions][:, None]
+    valid = cache.valid.at[:, index].set(True)
+    keys, values = [], []
+    for layer, k, v in zip(layers, cache.keys, cache.values):
+        x, k, v = Block(config).apply(
+            {"params": layer}, x, positions[:, None], k, v, valid, index, method=Block.decode
+        )
+        keys.append(k)
+        values.append(v)
+    x = Norm(config).apply({"params": params["final_norm"]}, x)
+    return x[:, 0], Cache(tuple(keys), tuple(values), valid)

@@ -1,0 +1,267 @@
+"""Step 3, the mathematics: PPO-ptx as three programs, sample -> score -> update.
+
+    sample  policy, prompts            -> Rollout      (generate.sample)
+    score   policy, ref, reward, value -> Experience   (log-probs, scores, rewards, advantages)
+    update  one optimizer step of policy and value on a minibatch, with the ptx gradient accumulated
+
+InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4. The stage that drives them is ppo_stage.py.
+
+Shapes: B batch (episodes), P prompt, C completion, T = P + C, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from rlhf_jax import advantages as adv
+from rlhf_jax import losses, model, train
+from rlhf_jax.data.batches import Batch
+from rlhf_jax.generate import Rollout
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.train import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """What shapes the programs; everything that is only a number is in Coefficients."""
+
+    policy: TransformerConfig
+    value: TransformerConfig  # also the reward model's
+    eos_id: int
+    missing_eos: str = "replace"  # or "subtract", "none"
+    whiten_rewards: bool = False
+    whiten_advantages: bool = True
+    score_parts: int = 1  # score runs the batch in so many parts, each the size of an update's microbatch
+    microbatches: int = 1  # parts of a minibatch
+    ptx_microbatches: int = 1  # parts of the pretraining batch of a minibatch
+    warmup_steps: int = 0  # optimizer steps over which both learning rates rise
+    warmup_from: float = 0.1
+
+
+@struct.dataclass
+class Coefficients:
+    """The numbers an ablation sweeps, f32[] each: arguments of the programs, so a change never recompiles."""
+
+    ptx_coef: jax.Array  # weight of the pretraining gradient (the paper's gamma)
+    learning_rate: jax.Array
+    value_learning_rate: jax.Array
+    temperature: jax.Array
+    cliprange: jax.Array
+    cliprange_value: jax.Array
+    vf_coef: jax.Array  # scales the value loss; its optimizer is its own
+    gamma: jax.Array  # discount
+    lam: jax.Array  # of GAE
+    missing_eos_value: jax.Array
+    ema_decay: jax.Array
+    kl_target: jax.Array  # nats per completion, for the adaptive controller
+    kl_horizon: jax.Array  # episodes
+
+
+@struct.dataclass
+class PPOState:
+    """Everything an iteration changes."""
+
+    policy: TrainState
+    value: TrainState
+    kl_coef: jax.Array  # f32[], the state of the KL controller (the paper's beta)
+
+
+@struct.dataclass
+class Experience:
+    """A rollout and what the models said of it; every field has the batch as first axis."""
+
+    rollout: Rollout
+    logprobs: jax.Array  # f32[B, C] of the sampling policy, recomputed by teacher forcing
+    ref_logprobs: jax.Array  # f32[B, C]
+    values: jax.Array  # f32[B, C], before each token is chosen
+    rewards: jax.Array  # f32[B, C], KL-shaped
+    advantages: jax.Array  # f32[B, C]
+    returns: jax.Array  # f32[B, C]
+    scores: jax.Array  # f32[B], after the missing-EOS rule
+
+
+def completion_logits(config: TransformerConfig, params: dict, rollout: Rollout, temperature) -> jax.Array:
+    """Logits [B, C, V] of every completion token, at the sampling temperature."""
+    prompt_length = rollout.prompt_mask.shape[1]
+    hidden = model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)
+    divisor = jnp.where(temperature <= 0.0, 1.0, temperature)
+    return model.lm_logits(config, params, hidden[:, prompt_length - 1 : -1]) * (1.0 / divisor)
+
+
+def completion_logprobs(config: TransformerConfig, params: dict, rollout: Rollout, temperature) -> jax.Array:
+    """log pi of the sampled tokens f32[B, C]; 0 on padding."""
+    logits = completion_logits(config, params, rollout, temperature)
+    return jnp.where(rollout.completion_mask, model.select_logprobs(logits, rollout.completions), 0.0)
+
+
+def completion_values(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
+    """V(s_t) f32[B, C] before each completion token is chosen; 0 on padding."""
+    prompt_length = rollout.prompt_mask.shape[1]
+    hidden = model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)
+    values = model.scalar_head(config, params, hidden[:, prompt_length - 1 : -1])
+    return jnp.where(rollout.completion_mask, values, 0.0)
+
+
+def sequence_scores(config: TransformerConfig, params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """The reward model's score f32[B]: its scalar on the last real token of tokens i32[B, T], mask bool[B, T]."""
+    hidden = model.masked_hidden_states(config, params, tokens, mask)
+    last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return model.scalar_head(config, params, hidden[jnp.arange(tokens.shape[0]), last])
+
+
+def has_eos(rollout: Rollout, eos_id: int) -> jax.Array:
+    """bool[B]: the completion ended by itself."""
+    return jnp.any((rollout.completions == eos_id) & rollout.completion_mask, axis=1)
+
+
+RewardFn = Callable[[dict, Rollout], jax.Array]  # (reward params, rollout) -> f32[B]
+
+
+def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
+    """The program (policy, value, ref, reward params, rollout, kl_coef, coefs) -> (Experience, metrics)."""
+
+    def read(params, rollout, temperature):
+        """What the models say of one part of the batch."""
+        policy, value, ref, reward = params
+        logits = completion_logits(config.policy, policy, rollout, temperature)
+        ref_logits = completion_logits(config.policy, ref, rollout, temperature)
+        mask = rollout.completion_mask
+        select = lambda x: jnp.where(mask, model.select_logprobs(x, rollout.completions), 0.0)
+        logprobs, ref_logprobs = select(logits), select(ref_logits)
+        all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+        probs = jnp.exp(all_logprobs)
+        return {
+            "logprobs": logprobs,
+            "ref_logprobs": ref_logprobs,
+            "values": completion_values(config.value, value, rollout),
+            "scores": reward_fn(reward, rollout),
+            "entropy": jnp.where(mask, -jnp.sum(probs * all_logprobs, axis=-1), 0.0),
+            "kl_exact": jnp.where(mask, jnp.sum(probs * (all_logprobs - all_ref), axis=-1), 0.0),
+        }
+
+    def score(policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients):
+        params = (policy, value, ref, reward)
+        parts = jax.tree.map(lambda x: x.reshape(-1, config.score_parts, *x.shape[1:]).swapaxes(0, 1), rollout)
+        said = jax.lax.map(lambda part: read(params, part, coefs.temperature), parts)
+        said = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), said)
+
+        mask = rollout.completion_mask
+        ended = has_eos(rollout, config.eos_id)
+        raw_scores, logprobs, ref_logprobs = said["scores"], said["logprobs"], said["ref_logprobs"]
+        scores = adv.apply_missing_eos(raw_scores, ended, config.missing_eos, coefs.missing_eos_value)
+        rewards = adv.shaped_rewards(scores, logprobs, ref_logprobs, mask, kl_coef)
+        if config.whiten_rewards:
+            rewards = adv.whiten(rewards, mask, shift_mean=False)
+        advantages, returns = adv.gae(rewards, said["values"], mask, coefs.gamma, coefs.lam)
+        if config.whiten_advantages:
+            advantages = adv.whiten(advantages, mask)
+        kl = adv.sequence_kl(logprobs, ref_logprobs, mask)
+        sampling_gap = jnp.abs(logprobs - rollout.logprobs)
+        metrics = {
+            "objective/kl": jnp.mean(kl),
+            "objective/kl_k3": jnp.mean(jnp.sum(adv.kl_estimates(logprobs, ref_logprobs, mask).k3, axis=1)),
+            "objective/kl_exact": jnp.mean(jnp.sum(said["kl_exact"], axis=1)),
+            "objective/kl_coef": kl_coef,
+            "objective/entropy": jnp.mean(jnp.sum(said["entropy"], axis=1)),
+            "objective/scores": jnp.mean(scores),
+            "objective/scores_std": jnp.std(scores),
+            "objective/raw_scores": jnp.mean(raw_scores),
+            "objective/rewards": jnp.mean(jnp.sum(rewards, axis=1)),
+            "objective/completion_length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
+            "objective/eos": jnp.mean(ended, dtype=jnp.float32),
+            "objective/logprob_gap_max": jnp.max(jnp.where(mask, sampling_gap, 0.0)),
+        }
+        experience = Experience(rollout, logprobs, ref_logprobs, said["values"], rewards, advantages, returns, scores)
+        return experience, metrics
+
+    return score
+
+
+def policy_loss(config: PPOConfig, coefs: Coefficients, params: dict, part: Experience) -> losses.Loss:
+    """The clipped policy loss of a minibatch (or of a microbatch of it)."""
+    new_logprobs = completion_logprobs(config.policy, params, part.rollout, coefs.temperature)
+    mask = part.rollout.completion_mask
+    return losses.clipped_policy_loss(new_logprobs, part.logprobs, part.advantages, mask, coefs.cliprange)
+
+
+def value_loss(config: PPOConfig, coefs: Coefficients, params: dict, part: Experience) -> losses.Loss:
+    """The clipped value loss of a minibatch (or of a microbatch of it)."""
+    new_values = completion_values(config.value, params, part.rollout)
+    mask = part.rollout.completion_mask
+    return losses.clipped_value_loss(new_values, part.values, part.returns, mask, coefs.cliprange_value)
+
+
+def ptx_loss(config: TransformerConfig, params: dict, batch: Batch) -> losses.Loss:
+    """Token mean of the negative log-likelihood: how ptx_coef is normalised, which the paper leaves unsaid."""
+    hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
+    total, weight = losses.token_cross_entropy(logprobs, batch.loss_mask[:, 1:])
+    return losses.Loss(total, weight, {}, {})
+
+
+def make_update(
+    config: PPOConfig, optimizer: optax.GradientTransformation, value_optimizer: optax.GradientTransformation
+) -> Callable:
+    """The program (state, minibatch, ptx batch or None, coefs) -> (state, metrics): one step of policy and of value.
+
+    The PPO gradient and ptx_coef times the pretraining gradient are accumulated into one optimizer step (C.4).
+    """
+
+    def update(state: PPOState, minibatch: Experience, ptx: Batch | None, coefs: Coefficients):
+        no_key = jax.random.key(0)  # dropout is off
+        policy_loss_fn = lambda params, part, _: policy_loss(config, coefs, params, part)
+        value_loss_fn = lambda params, part, _: value_loss(config, coefs, params, part)
+        grads, loss = train.gradients(policy_loss_fn, state.policy.params, minibatch, no_key, config.microbatches)
+        value_grads, v_loss = train.gradients(
+            value_loss_fn, state.value.params, minibatch, no_key, config.microbatches
+        )
+        metrics = {f"ppo/policy/{name}": value for name, value in train.loss_metrics(loss).items()}
+        v_metrics = {f"ppo/val/{name}": value for name, value in train.loss_metrics(v_loss).items()}
+        metrics |= v_metrics | {
+            "ppo/val/explained_variance": losses.explained_variance(
+                v_metrics["ppo/val/error"], v_metrics["ppo/val/returns"], v_metrics["ppo/val/returns_squared"]
+            )
+        }
+        if ptx is not None:
+            # The barrier keeps the two gradients two computations: PPO's is the same bits with and without ptx.
+            grads = jax.lax.optimization_barrier(grads)
+            ptx_loss_fn = lambda params, part, _: ptx_loss(config.policy, params, part)
+            ptx_grads, p_loss = train.gradients(
+                ptx_loss_fn, state.policy.params, ptx, no_key, config.ptx_microbatches
+            )
+            metrics |= _ptx_metrics(grads, ptx_grads, p_loss, coefs.ptx_coef)
+            grads = jax.tree.map(lambda g, p: g + coefs.ptx_coef * p, grads, ptx_grads)
+
+        step = state.policy.step.astype(jnp.float32)
+        rise = config.warmup_from + (1.0 - config.warmup_from) * step / max(config.warmup_steps, 1)
+        warmup = jnp.minimum(rise, 1.0) if config.warmup_steps else jnp.float32(1.0)
+        value_grads = jax.tree.map(lambda g: coefs.vf_coef * g, value_grads)
+        policy, norm = train.apply_gradients(
+            state.policy, grads, optimizer, coefs.learning_rate * warmup, coefs.ema_decay
+        )
+        value, v_norm = train.apply_gradients(
+            state.value, value_grads, value_optimizer, coefs.value_learning_rate * warmup
+        )
+        metrics |= {
+            "ppo/policy/grad_norm": norm,
+            "ppo/val/grad_norm": v_norm,
+            "ppo/learning_rate": coefs.learning_rate * warmup,
+        }
+        return PPOState(policy, value, state.kl_coef), metrics
+
+    return update
+
+
+def _ptx_metrics(grads, ptx_grads, loss, ptx_coef):
+    norm, ptx_norm = optax.global_norm(grads), ptx_coef * optax.global_norm(ptx_grads)
+    dot = ptx_coef * optax.tree_utils.tree_vdot(grads, ptx_grads)
+    return {
+        "ppo/ptx/loss": loss.total / jnp.maximum(loss.weight, 1e-8),
+        "ppo/ptx/ppo_grad_norm": norm,
+        "ppo/ptx/grad_norm": ptx_norm,
+        "ppo/ptx/cosine": dot / jnp.maximum(norm * ptx_norm, 1e-20),
+    }

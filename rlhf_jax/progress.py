@@ -1,0 +1,106 @@
+"""What a person sees of a long stage, and how they stop it."""
+
+import os
+import signal
+import sys
+import time
+
+import rich.console
+import rich.progress
+
+
+class Progress:
+    """Stage, step, rate, time left and a few live metrics; use as a context manager.
+
+    On a terminal a live bar; elsewhere a plain line at the first step, every `seconds` and at the
+    last step, so that a log reads well.
+
+    Args:
+      stage: the name shown.
+      total: the number of steps of the whole stage.
+      step: the steps already done (those of an earlier run do not count in the rate).
+      seconds: between two plain lines.
+    """
+
+    def __init__(self, stage: str, total: int, step: int = 0, seconds: float = 10.0):
+        self._stage, self._total, self._seconds = stage, total, seconds
+        self._first = None  # (step, time) of the first update: leaves compilation out of the rate
+        self._next_line = 0.0
+        self._bar = None
+        if sys.stdout.isatty():
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(bar_width=24),
+                rich.progress.TextColumn("{task.fields[status]}"),
+                console=rich.console.Console())
+            self._task = self._bar.add_task(
+                stage, total=total, completed=step, status=f"{step}/{total}")
+
+    def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
+        """Shows that `step` steps are done, and the metrics given (two or three, by label)."""
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        status = self._status(step, now, metrics or {})
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=status)
+        elif now >= self._next_line or step == self._total:
+            print(f"{self._stage} {status}", flush=True)
+            self._next_line = now + self._seconds
+
+    def _status(self, step, now, metrics):
+        parts = [f"{step}/{self._total}"]
+        first_step, first_time = self._first
+        if step > first_step and now > first_time:
+            rate = (step - first_step) / (now - first_time)
+            parts += [f"{rate:.3g} steps/s", f"{_duration((self._total - step) / rate)} left"]
+        return "  ".join(parts + [f"{name} {value:.4g}" for name, value in metrics.items()])
+
+    def __enter__(self):
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.stop()
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; the message says how to go on."""
+
+    def __init__(self, stage: str, step: int):
+        super().__init__(f"stopped at {stage} step {step}; run the same command to go on")
+
+
+class Interrupt:
+    """Turns the first SIGINT or SIGTERM into a flag; a second one raises KeyboardInterrupt at once.
+
+    Use as a context manager around the loop (in the main thread) and look at `requested` at the
+    end of every step: save, then raise `Stopped`.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.requested = False
+
+    def _handle(self, number, frame):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        # os.write, because print may not be entered again inside a signal handler.
+        os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
+
+    def __enter__(self):
+        self._previous = [signal.signal(number, self._handle) for number in self._SIGNALS]
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in zip(self._SIGNALS, self._previous):
+            signal.signal(number, handler)
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

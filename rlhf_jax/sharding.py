@@ -1,0 +1,146 @@
+"""The device mesh and the one table from logical axis names to mesh axes.
+
+Every array of the program is placed by its logical axes: ("embed", "mlp") and so on. An unknown
+name, two names of one array on one mesh axis, or a size that does not divide is an error that names
+the array; nothing is replicated silently.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Logical axis -> mesh axes. Parameters and optimizer state follow it; override in config.sharding.
+DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "seq": None,
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
+    """A mesh with axes data, fsdp, tensor; -1 (at most once) takes the remaining devices.
+
+    Raises:
+      InputError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"mesh sizes {sizes} must be positive, with at most one -1 for the rest")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise InputError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill {len(devices)} devices; "
+            "the sizes must multiply to the number of devices (-1 takes the rest)"
+        )
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def partition_spec(
+    axes: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Mapping = DEFAULT_RULES, name: str = "array"
+) -> PartitionSpec:
+    """The mesh axes of an array with these logical axes and this shape.
+
+    Raises:
+      InputError: a name without a rule, a mesh axis used twice, or a size that does not divide.
+    """
+    if len(axes) != len(shape):
+        raise InputError(f"{name} has shape {tuple(shape)} but logical axes {tuple(axes)}")
+    used: dict[str, str] = {}
+    spec = []
+    for axis, size in zip(axes, shape):
+        if axis not in rules:
+            raise InputError(f"{name}: no sharding rule for logical axis '{axis}'; known: {sorted(rules)}")
+        target = rules[axis]
+        mesh_axes = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        for mesh_axis in mesh_axes:
+            if mesh_axis not in mesh.shape:
+                raise InputError(f"rule '{axis}': '{mesh_axis}' is no mesh axis; there are {MESH_AXES}")
+            if mesh_axis in used:
+                raise InputError(
+                    f"{name} {tuple(shape)}: logical axes '{used[mesh_axis]}' and '{axis}' both lie on "
+                    f"mesh axis '{mesh_axis}'"
+                )
+            used[mesh_axis] = axis
+        ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes)
+        if size % ways:
+            raise InputError(
+                f"{name} {tuple(shape)}: axis '{axis}' of size {size} does not divide by {ways}, the "
+                f"size of mesh axis {'x'.join(mesh_axes)}"
+            )
+        spec.append(target)
+    return PartitionSpec(*spec)
+
+
+def param_shardings(logical_axes, shapes, mesh: Mesh, rules: Mapping = DEFAULT_RULES):
+    """NamedShardings for a parameter tree; `logical_axes` has a tuple of names where `shapes` has a leaf."""
+
+    def place(path, leaf, axes):
+        return NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, rules, jax.tree_util.keystr(path)))
+
+    return jax.tree_util.tree_map_with_path(place, shapes, logical_axes)
+
+
+def optimizer_shardings(optimizer, opt_state_shapes, shardings, mesh: Mesh):
+    """Optimizer state lies like the parameters it belongs to; counters are replicated."""
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        opt_state_shapes,
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """First axis over data and fsdp, the rest replicated."""
+    return NamedSharding(mesh, BATCH)
+
+
+def put_batch(batch, mesh: Mesh):
+    """Host arrays [B, ...] -> global arrays sharded over the batch axis.
+
+    Raises:
+      InputError: B does not divide by data x fsdp.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def put(path, x):
+        x = np.asarray(x)
+        if x.shape[0] % ways:
+            raise InputError(
+                f"batch{jax.tree_util.keystr(path)} has {x.shape[0]} rows, which do not divide over data x fsdp = "
+                f"{ways} devices; choose a batch size that is a multiple of {ways}"
+            )
+        return jax.device_put(x, over_batch(mesh))
+
+    return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keep an activation [B, ...] sharded over the batch axis; without a mesh, does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)

@@ -1,0 +1,167 @@
+"""A run's directory: its config, its lock, what is finished, and files written whole or not at all.
+
+Layout: `config.json` and `overrides.json` at the top, one folder a stage, and in it `done.json`,
+written last: a stage without it is run (or resumed), a stage with it is not repeated.
+"""
+
+import collections.abc
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+
+from rlhf_jax.errors import InputError
+
+_SHOWN_DIFFERENCES = 8
+
+
+def write_text(path, text: str) -> None:
+    """Writes a file atomically: a reader sees the old content or the new, never a part.
+
+    Raises:
+      InputError: the file cannot be written (full disk, no permission); the old one is untouched.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json(path, value) -> None:
+    """Writes `value` as readable JSON with sorted keys, atomically (see `write_text`)."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """Reads a JSON file; one that is not valid JSON is an `InputError` naming file and line."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+class Workdir:
+    """A locked work directory. Use as a context manager; the lock ends with it or the process.
+
+    Args:
+      path: the directory; made, with its parents, if it does not exist.
+      config: the run's whole config, nested mappings of JSON values (`ConfigDict.to_dict()`).
+      overrides: what was given on the command line, kept beside it for people.
+      ignore: dotted prefixes of config fields that may change between runs of one directory.
+
+    Raises:
+      InputError: the path is a file or not writable; another live process works in it; it holds
+        another config (the sentence names the fields that differ, with both values).
+    """
+
+    def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = ()):
+        self.path = pathlib.Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise InputError(
+                f"the work directory {self.path} is a file: give a directory") from error
+        except OSError as error:
+            raise InputError(
+                f"cannot make the work directory {self.path}: {error.strerror}") from error
+        self._lock = _lock(self.path)
+        try:
+            self._adopt(config, overrides or {}, ignore)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _adopt(self, config, overrides, ignore):
+        config = json.loads(json.dumps(config))  # tuples become lists, as in the file
+        file = self.path / "config.json"
+        if file.exists():
+            _refuse_other_config(self.path, read_json(file), config, ignore)
+        write_json(self.path / "overrides.json", overrides)
+        write_json(file, config)
+
+    def stage(self, name: str) -> pathlib.Path:
+        """The folder of a stage, made if needed."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def done(self, name: str) -> dict | None:
+        """What `mark_done` wrote for a finished stage, None for one that is not finished."""
+        marker = self.path / name / "done.json"
+        return read_json(marker) if marker.exists() else None
+
+    def mark_done(self, name: str, seconds: float, **details) -> None:
+        """Marks a stage finished, with the seconds it took and any other JSON values."""
+        finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_json(self.stage(name) / "done.json",
+                   {"finished_at": finished_at, "seconds": round(seconds, 3), **details})
+
+    def close(self) -> None:
+        """Releases the lock."""
+        self._lock.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _lock(path):
+    """Opens and locks `path/.lock`; the operating system releases it when the process dies."""
+    try:
+        lock = open(path / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"the work directory {path} is not writable: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        owner = lock.read().strip()
+        lock.close()
+        raise InputError(
+            f"the work directory {path} is in use by process {owner or '(unknown)'}: wait until "
+            "it ends, stop it, or give another directory") from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _refuse_other_config(path, old, new, ignore):
+    old, new = dict(_flatten(old)), dict(_flatten(new))
+    differences = [
+        f"{name} was {_show(old, name)} and is now {_show(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if (name not in old or name not in new or old[name] != new[name])
+        and not any(name == prefix or name.startswith(prefix + ".") for prefix in ignore)]
+    if differences:
+        listed = ", ".join(differences[:_SHOWN_DIFFERENCES])
+        if len(differences) > _SHOWN_DIFFERENCES:
+            listed += f" and {len(differences) - _SHOWN_DIFFERENCES} more"
+        raise InputError(f"the work directory {path} holds a run of another config ({listed}): "
+                         "give these fields their old values or another directory")
+
+
+def _flatten(config, prefix=""):
+    """Yields (dotted name, value) of every leaf; an empty mapping is a leaf."""
+    for name, value in config.items():
+        if isinstance(value, collections.abc.Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _show(config, name):
+    return json.dumps(config[name], ensure_ascii=False) if name in config else "absent"

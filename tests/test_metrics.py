@@ -1,0 +1,182 @@
+"""Metrics: exact under any split, and one line a step in the file whatever interrupts it."""
+
+import json
+import math
+import types
+
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import metrics
+from rlhf_jax.errors import InputError
+from rlhf_jax.metrics import Max, Mean, MetricsWriter, read_metrics
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.booleans()), min_size=1, max_size=12),
+       st.data())
+def test_split_does_not_matter(rows, data):
+    values = np.array([value for value, _ in rows], np.float32)
+    mask = np.array([kept for _, kept in rows])
+    cut = data.draw(st.integers(0, len(rows)))
+    whole = Mean.of(values, mask)
+    merged = Mean.of(values[:cut], mask[:cut]).merge(Mean.of(values[cut:], mask[cut:]))
+    assert float(whole.weight) == float(merged.weight) == mask.sum()
+    np.testing.assert_allclose(whole.total, merged.total, atol=1e-4)
+    if mask.any():
+        np.testing.assert_allclose(whole.compute(), values[mask].mean(), atol=1e-4)
+
+
+def test_what_is_masked_does_not_count():
+    values = jnp.array([[1.0, jnp.nan], [3.0, jnp.inf]])
+    assert float(Mean.of(values, jnp.array([[True, False], [True, False]])).compute()) == 2.0
+    assert float(Mean.of(jnp.ones((2, 3)), jnp.array([[1.0], [0.5]])).weight) == 4.5
+    assert float(Mean.of(jnp.array([1.0, 2.0])).compute()) == 1.5
+
+
+def test_merge_reduce_compute_inside_jit():
+    @jax.jit
+    def program(batch):
+        def one(_, row):
+            return None, {"mean": Mean.of(row, row > 0), "max": Max(jnp.max(row))}
+        stacked = jax.lax.scan(one, None, batch)[1]
+        both = metrics.reduce(stacked)
+        return metrics.merge(both, {"mean": Mean.of(jnp.array([10.0])), "max": Max(jnp.float32(4))})
+
+    result = metrics.compute(
+        program(jnp.array([[1.0, -2.0, 3.0], [-1.0, 5.0, -9.0]])) | {"learning_rate": 0.5})
+    assert result == {"mean": 19 / 4, "max": 5.0, "learning_rate": 0.5}
+    assert all(type(value) is float for value in result.values())
+    assert math.isnan(metrics.compute({"none": Mean.of(jnp.ones(2), jnp.zeros(2))})["none"])
+
+
+def test_merging_different_metrics_is_an_error():
+    with pytest.raises(KeyError, match="kl"):
+        metrics.merge({"kl": Max(1.0)}, {})
+
+
+def write(path, resume_step, steps, **values):
+    with MetricsWriter(path, resume_step) as writer:
+        for step in steps:
+            writer.write(step, {"objective/kl": step / 3} | values)
+
+
+def test_lines_are_on_disk_at_once_and_exact(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsWriter(path, None) as writer:
+        writer.write(1, {"a": np.float32(0.1), "b": jnp.int32(3), "c": "text", "d": None})
+        row = json.loads(path.read_text())
+    assert row.pop("time") > 1e9
+    assert row == {"step": 1, "a": float(np.float32(0.1)), "b": 3, "c": "text", "d": None}
+    with MetricsWriter(path, None) as writer, pytest.raises(ValueError, match="called step"):
+        writer.write(1, {"step": 2})
+
+
+def test_not_finite_values_are_valid_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    values = {"a": float("nan"), "b": jnp.float32(jnp.inf), "c": -math.inf, "d": "nan of us"}
+    with MetricsWriter(path, None) as writer:
+        writer.write(1, values)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    row = json.loads(path.read_text(), parse_constant=refuse)
+    assert (row["a"], row["b"], row["c"]) == ("nan", "inf", "-inf")
+    [row] = read_metrics(path)
+    assert math.isnan(row["a"]) and (row["b"], row["c"]) == (math.inf, -math.inf)
+    assert row["d"] == "nan of us"
+
+
+@given(resume=st.integers(0, 10), cut=st.integers(0, 60))
+@settings(deadline=None, max_examples=30)
+def test_interrupted_file_equals_uninterrupted_file(tmp_path_factory, resume, cut):
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    write(path, None, range(0, 12))
+    with open(path, "ab") as file:  # killed while it wrote the line of step 12
+        file.write(b'{"step": 12, "time": 1.5, "objective/kl": 4.0, "name": "\xed\x95\x9c"}'[:cut])
+    if cut:
+        assert [row["step"] for row in read_metrics(path)] == list(range(12))
+    write(path, resume, range(resume + 1, 15))
+    rows = read_metrics(path)
+    assert [row["step"] for row in rows] == list(range(15))
+    assert [row["objective/kl"] for row in rows] == [step / 3 for step in range(15)]
+
+
+def test_fresh_start_and_several_lines_a_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, None, [0, 1, 2])
+    write(path, None, [0, 1, 1])  # nothing was restored: step 0 is not there twice
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 1]
+    write(path, 1, [2])
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 1, 2]
+    write(tmp_path / "new.jsonl", 5, [6])  # no file yet
+    assert [row["step"] for row in read_metrics(tmp_path / "new.jsonl")] == [6]
+
+
+@pytest.mark.parametrize("bad", ["{", '{"time": 1}', "3", '{"step": "1"}', ""])
+def test_damage_elsewhere_names_the_line_and_destroys_nothing(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    write(path, None, [1])
+    with open(path, "a") as file:
+        file.write(bad + "\n" + '{"step": 3}\n')
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=f"{path}, line 2: not a JSON object with an integer"):
+        read_metrics(path)
+    with pytest.raises(InputError, match="line 2"):
+        MetricsWriter(path, 3)
+    assert path.read_bytes() == before
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path):
+    with pytest.raises(InputError, match="cannot read .*: No such file"):
+        read_metrics(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="cannot write .*: No such file"):
+        MetricsWriter(tmp_path / "none" / "metrics.jsonl", None)
+
+
+def test_full_disk_names_the_file(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", None)
+    writer._file.close()
+    try:
+        writer._file = open("/dev/full", "a", encoding="utf-8")
+    except OSError:
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(InputError, match=r"metrics.jsonl \(step 4\): No space left on device"):
+        writer.write(4, {"a": 1.0})
+    with pytest.raises(InputError, match="metrics.jsonl: No space left on device"):
+        writer.close()
+
+
+def test_tensorboard_is_optional_and_resumes(tmp_path, monkeypatch):
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            calls.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, value, step))
+
+        def close(self):
+            calls.append("closed")
+
+    def importing(name):
+        if name == "tensorboardX":
+            raise ImportError
+        return types.SimpleNamespace(SummaryWriter=SummaryWriter)
+
+    monkeypatch.setattr(metrics.importlib, "import_module", importing)
+    with MetricsWriter(tmp_path / "metrics.jsonl", 4, tensorboard=True) as writer:
+        writer.write(5, {"a": np.float32(0.5), "b": "text"})
+    assert calls == [(str(tmp_path / "tensorboard"), 5), ("a", 0.5, 5), "closed"]
+
+    def missing(name):
+        raise ImportError
+
+    monkeypatch.setattr(metrics.importlib, "import_module", missing)
+    with pytest.raises(InputError, match="pip install tensorboardX"):
+        MetricsWriter(tmp_path / "metrics.jsonl", 4, tensorboard=True)
