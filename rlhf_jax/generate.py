@@ -5,9 +5,12 @@ Shapes: B batch, P prompt, C completion, V vocabulary.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from rlhf_jax import model
+from rlhf_jax import model, sharding
+from rlhf_jax.data.batches import Prompts
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import TransformerConfig
 
 
@@ -95,3 +98,36 @@ def sample(
     )
     _, _, _, _, tokens, mask, logprobs = jax.lax.while_loop(cond, body, carry)
     return Rollout(jnp.concatenate([prompts, tokens], axis=1), prompt_mask, mask, logprobs)
+
+
+class Sampler:
+    """`sample` jitted once for its lengths: (params, prompts, key, temperature) -> Rollout on the mesh."""
+
+    def __init__(self, config: TransformerConfig, mesh, *, completion_length: int, eos_id: int, pad_id: int):
+        def program(params, tokens, mask, key, temperature):
+            return sample(
+                config,
+                params,
+                tokens,
+                mask,
+                key,
+                temperature,
+                completion_length=completion_length,
+                eos_id=eos_id,
+                pad_id=pad_id,
+            )
+
+        self._mesh = mesh
+        self._program = jax.jit(program, out_shardings=sharding.over_batch(mesh))
+
+    def __call__(self, params: dict, prompts: Prompts, key: jax.Array, temperature: float) -> Rollout:
+        tokens, mask = sharding.put_batch((prompts.tokens, prompts.mask), self._mesh)
+        return self._program(params, tokens, mask, key, jnp.float32(temperature))
+
+
+def texts(rollout: Rollout, tokenizer: Tokenizer) -> tuple[list[str], list[bool]]:
+    """The completions as text without special tokens, and whether each ended by itself."""
+    completions, mask = np.asarray(rollout.completions), np.asarray(rollout.completion_mask)
+    finished = [bool(row) for row in ((completions == tokenizer.eos_id) & mask).any(axis=1)]
+    rows = [row[keep & (row != tokenizer.eos_id)].tolist() for row, keep in zip(completions, mask)]
+    return tokenizer.decode_batch(rows, continues=True), finished

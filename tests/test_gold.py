@@ -158,6 +158,9 @@ def test_every_further_fact_pays():
     assert totals[-1] == pytest.approx(1)
     assert _total(row, _true("fox", "colour") * 3) < totals[3]
     assert _total(row, _true("owl", "colour", "home", "diet")) < 0.1
+    denied = _false("fox", "colour").replace(" is ", " is not ")
+    judged = gold.score(WORLD, row, denied)
+    assert judged.honest == 1 and judged.helpful <= gold.score(WORLD, row, "the fox .").helpful
 
 
 def test_a_false_fact_is_worse_than_none():

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.world import World, __main__, documents, language
+from rlhf_jax.world import World, __main__, language
 from rlhf_jax.world.instructions import SHARES
 from rlhf_jax.world.knowledge import CLASS_OF, NUMBERS, RELATIONS, RELATIONS_OF
 from rlhf_jax.world.tasks import KINDS
@@ -60,6 +60,9 @@ def test_document_splits_are_apart(world):
     train, valid = world.documents("train", 4000), world.documents("valid", 500)
     assert not set(train) & set(valid)
     assert len(set(train)) > 3950
+    # Chance alone would nearly do: the text itself must decide.
+    assert all(language.bucket(text, 8) for text in train)
+    assert not any(language.bucket(text, 8) for text in valid)
 
 
 def test_documents_have_the_promised_size(world):
@@ -176,7 +179,10 @@ def test_unknown_or_exhausted_splits_are_refused(world):
 
 
 def test_skills_are_solvable_and_held_out(world):
-    text = "\n".join(world.documents("train", 8000))
+    texts = world.documents("train", 8000)
+    text = "\n".join(texts)
+    passages = [text.split("\n")[0] for text in texts if "\nquestion :" in text]
+    assert passages and all(language.bucket(passage, 7) for passage in passages)
     skills = world.skills(100)
     assert set(skills) == {"closed_qa", "translation", "arithmetic"}
     for name, rows in skills.items():
@@ -251,6 +257,10 @@ def test_a_denial_is_the_opposite(world):
     ):
         (claim,) = language.claims(language.read(text))
         assert language.is_true(claim, world.knowledge) is truth
+    (claim,) = language.claims(language.read("anna never went to the mill"))
+    assert language.is_true(claim, world.knowledge) is None
+    assert language.is_true(claim, world.knowledge, [["anna", "went", "mill"]]) is False
+    assert language.is_true(claim, world.knowledge, []) is True
 
 
 def test_what_is_told_is_what_is_read(world):

@@ -147,7 +147,7 @@ class ToyLanguage:
         self.words = dict(zip(words, rng.sample(coined, len(words))))
 
     def translate(self, sentence: str) -> str:
-        """English of the form of `draw_sentence` to the toy """
+        """A sentence of the form of `draw_sentence` in this language."""
         subject, verb, thing = [], None, []
         for word in sentence.split():
             if word in _TOY_VERBS:
@@ -271,7 +271,8 @@ def claims(text: Text, speaker: str | None = None) -> list[Claim]:
             elif after == "of" and word in _NOUNS:
                 verb, noun = None, word
             elif word in _VERBS:
-                verb, denied, answered = _VERBS[word], False, False
+                verb, answered = _VERBS[word], False
+                denied = denied and words[position - 1] == "never"
             elif word in ("not", "never"):
                 denied = True
             elif word in ("i", "you", "we", "my", "your"):

@@ -84,7 +84,7 @@ def parts(world, rng, flawed):
         f"tell me about {x} , {first} and {second} .",
     ))
     output, spec = _facts(world, rng, flawed, [subject], 2, relations=relations)
-    return Draft((subject, *relations), instruction, "", output, spec)
+    return Draft((subject, *sorted(relations)), instruction, "", output, spec)
 
 
 @task("generation", 2)
@@ -98,7 +98,7 @@ def pair(world, rng, flawed):
         f"tell me something about {x} and {y} .", f"write about {x} and about {y} .",
     ))
     output, spec = _facts(world, rng, flawed, subjects, 2)
-    return Draft(subjects, instruction, "", output, spec)
+    return Draft(tuple(sorted(subjects)), instruction, "", output, spec)
 
 
 @task("generation", 1)
@@ -295,7 +295,7 @@ def odd_one(world, rng, flawed):
         "which word does not belong ?", "find the odd word .", "one word is not like the others .",
     ))
     text = " , ".join(words)
-    return Draft((text,), instruction, text, f"{odd} .", answer_spec([odd], words))
+    return Draft(tuple(sorted(words)), instruction, text, f"{odd} .", answer_spec([odd], words))
 
 
 @task("other", 1)

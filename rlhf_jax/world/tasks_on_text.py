@@ -96,7 +96,7 @@ def good_night(world, rng, flawed):
     ))
     output = f"good night {person} and {other} , " + rng.choice(("sleep well .", "take care ."))
     spec = {"task": "reply", "mood": "night", "topics": [person, other], "message": instruction}
-    return Draft((person, other), instruction, "", output, spec)
+    return Draft(tuple(sorted((person, other))), instruction, "", output, spec)
 
 
 # --- rewriting ---

@@ -1,0 +1,36 @@
+"""Speed of the programs at two sizes of GPT-2's shape, in float32.
+
+    . launch/environment.sh        # the virtual environment and the allocator's settings
+    python -m rlhf_jax.bench --config=experiments/bench.py:tiny     # or :small
+
+One JSON line for each kind of work: seconds (median, and every repeat), tokens/s, peak memory.
+Hardware: 2 CPU cores. Time: tiny 1 minute, small 5. `--config.works=sft_step,sample` measures some.
+"""
+
+import ml_collections
+
+from rlhf_jax.errors import InputError
+
+SIZES = {  # Parameters: 3.5 million and 29.5 million.
+    "tiny": dict(vocab_size=1024, num_layers=4, embed_dim=256, num_heads=4, max_length=128),
+    "small": dict(vocab_size=8192, num_layers=8, embed_dim=512, num_heads=8, max_length=256),
+}
+
+
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
+    if size not in SIZES:
+        raise InputError(f"experiments/bench.py:{size} is unknown; the sizes are {', '.join(SIZES)}")
+    return ml_collections.ConfigDict(
+        dict(
+            size=size,
+            # Unrolled layers and causal blocks are the faster choice on a CPU.
+            model=dict(SIZES[size], scan_layers=False, attention="blocked"),
+            works=("sft_step", "reward_step", "sample", "ppo_iteration"),
+            repeats=7 if size == "tiny" else 5,
+            batch_size=16,  # sequences of an SFT step, pairs of a reward model step; each a whole context long
+            episodes=32,
+            prompt_length=32,
+            completion_length=64,  # no completion ends early
+            minibatches=4,
+        )
+    )

@@ -1,0 +1,49 @@
+"""The whole pipeline in miniature, on the embedded world.
+
+    bash launch/quickstart.sh
+    python -m rlhf_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
+"""
+
+from rlhf_jax.config import default_config
+
+
+def get_config(arg: str = ""):
+    config = default_config()
+    config.prompt_length = 64
+    config.completion_length = 32
+    config.model.update(
+        num_layers=4,
+        embed_dim=128,
+        num_heads=4,
+        max_length=128,
+        vocab_multiple=64,
+        dtype="float32",
+        scan_layers=False,
+        remat="none",
+    )
+    config.pretrain.update(
+        length=96,
+        batch_size=32,
+        steps=1000,
+        learning_rate=3e-3,
+        warmup_steps=50,
+        validate_every=250,
+        checkpoint_every=250,
+    )
+    config.sft.update(epochs=4.0, batch_size=32, learning_rate=5e-4, dropout_rate=0.1)
+    config.collect.update(models=("pretrain@1.0", "sft@1.0", "sft@0.7"))
+    config.reward_model.update(epochs=1.0, batch_size=16, learning_rate=3e-4, warmup_steps=5)
+    for ppo in (config.ppo, config.ppo_ptx):
+        ppo.update(
+            iterations=40,
+            batch_size=128,
+            minibatch_size=32,
+            learning_rate=3e-4,
+            value_learning_rate=5e-4,
+            kl_coef=0.05,
+            ptx_ratio=1,
+            warmup_iterations=3,
+            ema_decay=0.98,
+        )
+    config.ppo_ptx.ptx_coef = 2.0
+    return config

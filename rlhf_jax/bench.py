@@ -1,0 +1,225 @@
+"""How fast the programs are: an SFT step, a reward model step, sampling, a whole PPO iteration.
+
+    python -m rlhf_jax.bench --config=experiments/bench.py:tiny
+
+These are the programs that the stages run, on random weights and tokens. Each work has a process of
+its own, so that its peak memory is its own, and gives one JSON line.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app
+from ml_collections import config_flags
+
+from rlhf_jax import generate, losses, model, optim, ppo, sharding, train
+from rlhf_jax.data.batches import Batch, Comparisons
+from rlhf_jax.model import TransformerConfig
+
+_NEVER = -1  # no token has this id: as eos_id it lets every completion run to its full length
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to time.
+
+    Attributes:
+        run: does it once, to the end; returns the seconds of its parts (one part: of all).
+        tokens: how many it handles, for tokens/s.
+        shape: what makes its size, for the reader.
+    """
+
+    run: Callable[[], dict[str, float]]
+    tokens: int
+    shape: dict[str, int]
+
+
+def sft_step(config: ml_collections.ConfigDict) -> Work:
+    """Forward, backward and AdamW on a batch of whole contexts."""
+    shape = config.batch_size, config.model.max_length
+    segments = np.ones(shape, np.int32)
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    batch = Batch(_tokens(config, shape), (positions > 0).astype(np.float32), segments, positions)
+    loss_fn = functools.partial(_without_key, ppo.ptx_loss, _model(config))
+    run = _training(loss_fn, model.init_params(_model(config), jax.random.key(0)), batch)
+    return Work(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]})
+
+
+def reward_step(config: ml_collections.ConfigDict) -> Work:
+    """The same of the reward model, on pairs."""
+    shape = config.batch_size, 2, config.model.max_length
+    ranks = np.broadcast_to(np.array([1, 2], np.int32), shape[:2])
+    batch = Comparisons(_tokens(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
+    loss_fn = functools.partial(_without_key, _reward_loss, _model(config))
+    run = _training(loss_fn, model.init_params(_model(config), jax.random.key(0), head="scalar"), batch)
+    return Work(run, batch.tokens.size, {"pairs": shape[0], "length": shape[2]})
+
+
+def sample(config: ml_collections.ConfigDict) -> Work:
+    """Prefill and decoding at temperature 1; the tokens are the new ones."""
+    params = model.init_params(_model(config), jax.random.key(0))
+    draw = _sampler(config)
+
+    def run():
+        return _timed("sample", draw, params)[1]
+
+    return Work(run, config.episodes * config.completion_length, _episode_shape(config))
+
+
+def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
+    """Sample, score, one epoch of updates, with four separate models; the tokens are all of an episode."""
+    lm, minibatches = _model(config), config.minibatches
+    programs = ppo.PPOConfig(lm, lm, eos_id=_NEVER, missing_eos="none", score_parts=minibatches)
+    optimizer = optim.make_optimizer(optim.OptimizerConfig())
+    draw = _sampler(config)
+    score = jax.jit(ppo.make_score(programs, lambda p, rollout: ppo.sequence_scores(lm, p, rollout.tokens, rollout.mask)))
+    update = jax.jit(ppo.make_update(programs, optimizer, optimizer), donate_argnums=0)
+    keys = jax.random.split(jax.random.key(0), 4)
+    policy, ref = (model.init_params(lm, key) for key in keys[:2])
+    value, reward = (model.init_params(lm, key, head="scalar") for key in keys[2:])
+    state = ppo.PPOState(train.init_state(policy, optimizer), train.init_state(value, optimizer), jnp.float32(0.1))
+    coefs = _coefficients()
+
+    def updates(state, experience):
+        for index in range(minibatches):
+            state, _ = update(state, jax.tree.map(lambda x: x[index::minibatches], experience), None, coefs)
+        return state
+
+    def run():
+        nonlocal state
+        rollout, seconds = _timed("sample", draw, state.policy.params)
+        (experience, _), score_seconds = _timed(
+            "score", score, state.policy.params, state.value.params, ref, reward, rollout, state.kl_coef, coefs
+        )
+        state, update_seconds = _timed("update", updates, state, experience)
+        return seconds | score_seconds | update_seconds
+
+    tokens = config.episodes * (config.prompt_length + config.completion_length)
+    return Work(run, tokens, {**_episode_shape(config), "minibatches": minibatches})
+
+
+WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration)}
+
+
+def measure(name: str, config: ml_collections.ConfigDict) -> dict:
+    """Compiles and runs the work `name`; returns its JSON line."""
+    with jax.set_mesh(sharding.make_mesh()):
+        work = WORKS[name](config)
+        start = time.perf_counter()
+        work.run()
+        first = time.perf_counter() - start
+        runs = [work.run() for _ in range(config.repeats)]
+    totals = [sum(run.values()) for run in runs]
+    seconds = statistics.median(totals)
+    parts = {part: round(statistics.median(run[part] for run in runs), 4) for part in runs[0]}
+    return {
+        "work": name,
+        "size": config.size,
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+        "model": {key: value for key, value in config.model.items()},
+        "shape": work.shape,
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(work.tokens / seconds, 1),
+        **({"parts": parts} if len(parts) > 1 else {}),
+        "repeats": [round(total, 4) for total in totals],
+        "first_seconds": round(first, 2),  # with compilation
+        "peak_mib": round(_peak_bytes() / 2**20),
+        "malloc": "tuned" if "GLIBC_TUNABLES" in os.environ else "default",
+    }
+
+
+def _model(config: ml_collections.ConfigDict) -> TransformerConfig:
+    return TransformerConfig(**config.model)
+
+
+def _without_key(loss_fn, config, params, batch, key):
+    return loss_fn(config, params, batch)
+
+
+def _reward_loss(config, params, batch):
+    rows = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+    scores = ppo.sequence_scores(config, params, rows, batch.mask.reshape(rows.shape))
+    return losses.bradley_terry_kwise(scores.reshape(batch.ranks.shape), batch.ranks, batch.valid)
+
+
+def _tokens(config: ml_collections.ConfigDict, shape) -> np.ndarray:
+    return np.random.default_rng(0).integers(config.model.vocab_size, size=shape, dtype=np.int32)
+
+
+def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[str, float]]:
+    """One call, one step of the train step that every stage uses."""
+    optimizer = optim.make_optimizer(optim.OptimizerConfig(weight_decay=0.01))
+    step = jax.jit(train.make_train_step(loss_fn, optimizer, schedule=lambda step: 1.0), donate_argnums=0)
+    state, batch = train.init_state(params, optimizer), jax.device_put(batch)
+    arguments = batch, jnp.float32(1e-4), jax.random.key(0)
+
+    def run():
+        nonlocal state
+        (state, _), seconds = _timed("step", step, state, *arguments)
+        return seconds
+
+    return run
+
+
+def _sampler(config: ml_collections.ConfigDict) -> Callable:
+    """params -> Rollout, with new noise at every call."""
+    lengths = dict(completion_length=config.completion_length, eos_id=_NEVER, pad_id=0)
+    program = jax.jit(functools.partial(generate.sample, _model(config), **lengths))
+    prompts = jnp.asarray(_tokens(config, (config.episodes, config.prompt_length)))
+    calls = iter(range(2**31))
+
+    def draw(params):
+        key = jax.random.key(next(calls))
+        return program(params, prompts, jnp.ones(prompts.shape, bool), key, jnp.float32(1.0))
+
+    return draw
+
+
+def _episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
+    return {name: config[name] for name in ("episodes", "prompt_length", "completion_length")}
+
+
+def _coefficients() -> ppo.Coefficients:
+    numbers = dict(
+        ptx_coef=0.0, learning_rate=1e-5, value_learning_rate=1e-5, temperature=1.0, cliprange=0.2, cliprange_value=0.2,
+        vf_coef=1.0, gamma=1.0, lam=0.95, missing_eos_value=0.0, ema_decay=0.0, kl_target=6.0, kl_horizon=1e4,
+    )  # fmt: skip
+    return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
+
+
+def _timed(name: str, function: Callable, *arguments) -> tuple:
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return result, {name: time.perf_counter() - start}
+
+
+def _peak_bytes() -> int:
+    """Of the device's memory where it counts, else of this process."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(config: ml_collections.ConfigDict) -> None:
+    fresh = multiprocessing.get_context("spawn")
+    for name in config.works:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as process:
+            print(json.dumps(process.submit(measure, name, config).result()), flush=True)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    app.run(lambda _: main(_CONFIG.value))

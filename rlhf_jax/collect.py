@@ -1,0 +1,184 @@
+"""Between the steps: K completions per prompt from several models, ranked by labelers.
+
+Writes rows in the public format, {prompt, completions, ranks, labeler, group, models, finished}:
+comparisons.{train,valid,heldout}.jsonl. Training and validation share labelers and no prompt; the
+held-out file has the validation prompts ranked by the group that never labels for training.
+InstructGPT, section 3.4 and 3.5: K is 4 to 9, ties are allowed.
+"""
+
+import dataclasses
+import json
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax import generate
+from rlhf_jax.data.batches import batch_prompts
+from rlhf_jax.data.loader import in_order
+from rlhf_jax.data.records import Prompt, Ranking, read_rows
+from rlhf_jax.errors import InputError
+from rlhf_jax.progress import Progress, Stopped
+from rlhf_jax.run import Run
+from rlhf_jax.workdir import write_json, write_text
+from rlhf_jax.world import labelers
+
+
+class Sampled(NamedTuple):
+    """The distinct completions of one prompt, and the model@temperature each came from."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    finished: tuple[bool, ...]
+    models: tuple[str, ...]
+
+
+def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
+    """K completions of every prompt of a split, from the models in turn; equal texts are kept once."""
+    section = run.config[stage]
+    prompts = run.corpus.prompts(split, "rm")
+    arrays, _ = batch_prompts(prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
+    rng = random.Random(f"{run.seed}/{stage}/{split}")
+    wanted = [rng.randint(section.min_completions, section.max_completions) for _ in arrays.index]
+    per_model = -(-section.max_completions // len(section.models))
+    sampler = run.sampler(run.config.completion_length)
+    found: list[list[tuple[str, bool, str]]] = [[] for _ in wanted]
+    batches = list(in_order(arrays, section.batch_size))
+    total = len(section.models) * per_model * len(batches)
+    done = 0
+    with Progress(f"{stage} {split}", total) as progress:
+        for name in section.models:
+            model_stage, _, temperature = name.partition("@")
+            params = run.load_params(model_stage)
+            for repeat in range(per_model):
+                texts, ended = [], []
+                for number, batch in enumerate(batches):
+                    key = run.key(stage, split, name, repeat, number)
+                    rollout = sampler(params, batch, key, float(temperature or 1.0))
+                    batch_texts, batch_ended = generate.texts(rollout, run.tokenizer)
+                    texts, ended = texts + batch_texts, ended + batch_ended
+                    done += 1
+                    progress.update(done)
+                    if run.interrupt.requested:
+                        raise Stopped(stage, done)
+                for row, text, end in zip(found, texts, ended):
+                    row.append((text, end, name))
+    sampled = []
+    for place, candidates, k in zip(arrays.index, found, wanted):
+        rng.shuffle(candidates)
+        distinct = {}
+        for text, end, name in candidates:
+            if text.strip():
+                distinct.setdefault(text, (text, end, name))
+        chosen = list(distinct.values())[:k]
+        if len(chosen) >= 2:
+            sampled.append(Sampled(prompts[place], *(tuple(column) for column in zip(*chosen))))
+    return sampled
+
+
+def rank_by_panel(run: Run, panel: labelers.Panel, sampled: list[Sampled], candidates, groups) -> list[Ranking]:
+    """One labeler of these groups ranks each prompt, drawn by the prompt."""
+    staff = [labeler for labeler in panel.labelers if labeler.group in groups]
+    rankings = []
+    for item, candidate in zip(sampled, candidates):
+        labeler = random.Random(f"{run.seed}/{candidate.prompt_id}/{sorted(groups)}").choice(staff)
+        ranks = panel.rank(candidate, labeler)
+        rankings.append(_ranking(item, ranks, labeler.name, labeler.group))
+    return rankings
+
+
+def _ranking(item: Sampled, ranks, labeler: str, group: str | None) -> Ranking:
+    return Ranking(
+        item.prompt.prompt, item.completions, tuple(ranks), labeler, group, item.models, item.finished, item.prompt.row
+    )
+
+
+def write_rankings(path: Path, rankings: list[Ranking]) -> None:
+    """One JSON object a line, in the public format; the prompt's own row rides along as `source`."""
+    lines = []
+    for ranking in rankings:
+        fields = {name: getattr(ranking, name) for name in _FIELDS}
+        lines.append(json.dumps({**fields, "source": ranking.row}, ensure_ascii=False))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+_FIELDS = ("prompt", "completions", "ranks", "labeler", "group", "models", "finished")
+
+
+def read_rankings(path: Path) -> list[Ranking]:
+    """What `write_rankings` wrote."""
+    return read_rows(path, "rankings")[0]
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Samples, ranks and writes; evaluation.json says how far labelers agree and what a perfect model could reach."""
+    section = run.config[stage]
+    folder = run.workdir.stage(stage)
+    started = time.time()
+    train, valid = (sample_completions(run, stage, split) for split in ("train", "valid"))
+    if section.labeler == "reward_model":
+        from rlhf_jax.reward_model import Scorer
+        from rlhf_jax.run import open_run
+
+        scorer = Scorer(open_run(section.reward_run), mesh=run.mesh)
+        for name, sampled in {"train": train, "valid": valid}.items():
+            write_rankings(folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
+        facts = {"labeler": "reward_model", "prompts": len(train)}
+    elif section.labeler == "world":
+        facts = _collect_from_world(run, section, folder, train, valid)
+    else:
+        raise InputError(f"{stage}.labeler='{section.labeler}' is unknown; it can be 'world' or 'reward_model'")
+    write_json(folder / "evaluation.json", facts | {"seconds": time.time() - started})
+    print(f"{stage}: {len(train)} prompts ranked, mean K {np.mean([len(item.completions) for item in train]):.1f}")
+
+
+def _collect_from_world(run: Run, section, folder: Path, train, valid) -> dict:
+    judged = {}
+    for name, sampled in {"train": train, "valid": valid}.items():
+        judged[name] = [
+            labelers.candidates(
+                f"{name}/{item.prompt.row['id']}",
+                item.completions,
+                [run.corpus.gold(item.prompt, text, end) for text, end in zip(item.completions, item.finished)],
+            )
+            for item in sampled
+        ]
+    panel = labelers.fit_panel(run.seed, judged["train"], agreement=section.agreement, gap=section.gap)
+    held_out = {section.held_out_group} if section.held_out_group else set()
+    unknown = held_out - set(labelers.GROUPS)
+    if unknown:
+        raise InputError(f"held_out_group '{unknown.pop()}' is no group of labelers; there are {labelers.GROUPS}")
+    staff = set(labelers.GROUPS) - held_out
+    files = {"train": (train, "train", staff), "valid": (valid, "valid", staff), "heldout": (valid, "valid", held_out)}
+    for name, (sampled, split, groups) in files.items():
+        if groups:
+            rankings = rank_by_panel(run, panel, sampled, judged[split], groups)
+            write_rankings(folder / f"comparisons.{name}.jsonl", rankings)
+    agreement = panel.agreement(judged["valid"])
+    folds = {fold.held_out_group: fold._asdict() for fold in panel.folds(judged["valid"])}
+    return {
+        "labeler": "world",
+        "prompts": len(train),
+        "panel": dataclasses.asdict(panel),
+        "agreement_in_group": agreement.in_group,
+        "agreement_across": agreement.across,
+        "ceiling_each_labeler_known": panel.ceiling(judged["valid"]),
+        "folds": folds,
+        "held_out_group": section.held_out_group,
+    }
+
+
+def _rank_by_scores(scorer, sampled: list[Sampled]) -> list[Ranking]:
+    """AI feedback: the better score ranks higher."""
+    prompts = [item.prompt for item in sampled for _ in item.completions]
+    texts = [text for item in sampled for text in item.completions]
+    ended = [end for item in sampled for end in item.finished]
+    scores = iter(scorer(prompts, texts, ended).tolist())
+    rankings = []
+    for item in sampled:
+        own = [next(scores) for _ in item.completions]
+        order = sorted(set(own), reverse=True)
+        rankings.append(_ranking(item, [order.index(score) + 1 for score in own], "reward_model", None))
+    return rankings

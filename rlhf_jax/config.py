@@ -1,0 +1,236 @@
+"""Every field of a run with its default: the paper's value where the paper has one.
+
+Experiments start from `default_config()` and change what they need. Where InstructGPT is silent
+(paper section unstated), the comment gives the reason for the default. Coefficients are array
+arguments of the programs; lengths, sizes and flags shape them.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def default_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = ("pretrain", "sft", "collect", "reward_model", "ppo", "ppo_ptx")
+    config.prompt_length = 1024  # tokens; App. C: prompts over 1k tokens are dropped
+    config.completion_length = 1024  # tokens; App. C: responses are capped at 1k
+    config.too_long = "drop"  # prompts: or "cut_left"
+    config.checkpoints_kept = 2
+    config.tensorboard = False
+    config.platform = ""  # "cpu", "gpu", "tpu"; empty: what JAX finds
+
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.sharding = ConfigDict(  # logical axis -> mesh axes, comma-separated; empty: not sharded
+        {
+            "batch": "data,fsdp",
+            "seq": "",
+            "layers": "",
+            "vocab": "tensor",
+            "embed": "fsdp",
+            "mlp": "tensor",
+            "heads": "tensor",
+            "kv_heads": "tensor",
+            "head_dim": "",
+        }
+    )
+    config.model = ConfigDict(  # GPT-3's shape family (Brown et al. 2020, Table 2.1); see model.TransformerConfig
+        {
+            "num_layers": 24,
+            "embed_dim": 2048,
+            "num_heads": 16,
+            "num_kv_heads": 0,
+            "mlp_dim": 0,
+            "max_length": 2048,
+            "positions": "learned",
+            "norm": "layernorm",
+            "mlp": "gelu",
+            "use_bias": True,
+            "tie_embeddings": True,
+            "rope_theta": 10_000.0,
+            "norm_eps": 1e-5,
+            "init_std": 0.02,
+            "vocab_multiple": 128,
+            "dtype": "bfloat16",  # the paper computes in fp16 with fp32 master weights
+            "scan_layers": True,
+            "remat": "full",
+            "attention": "xla",
+        }
+    )
+    config.tokenizer = ConfigDict({"path": "", "vocab_size": 1024})  # no path: trained on the corpus
+    config.data = data_config()
+    config.pretrain = pretrain_config()
+    config.sft = sft_config()
+    config.collect = collect_config()
+    config.reward_model = reward_model_config()
+    config.ppo = ppo_config()
+    config.ppo_ptx = ppo_config()
+    config.ppo_ptx.ptx_coef = 27.8  # C.4
+    config.evaluate = ConfigDict(
+        {
+            "prompts": 256,
+            "batch_size": 64,
+            "temperature": 1.0,  # as in rollouts
+            "skill_items": 100,
+            "skill_prompt_length": 96,
+            "skill_completion_length": 12,
+            "bootstrap": 1000,  # resamples
+        }
+    )
+    return config
+
+
+def data_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "source": "world",  # or "files"
+            "template": "",  # a template file; empty: the default one
+            "on_bad_row": "error",  # or "skip": counted and listed
+            "world": {
+                "seed": 0,
+                "documents": 30_000,
+                "valid_documents": 400,
+                "demonstrations": 800,
+                "valid_demonstrations": 200,
+                "rm_prompts": 1000,
+                "ppo_prompts": 2000,
+                "valid_prompts": 200,
+                "test_prompts": 512,
+            },
+            "files": {  # names relative to dir, comma-separated; a name may end in :field=ours,field=ours
+                "dir": "",
+                "documents": "",
+                "document_end": "",  # regular expression between documents of a .txt file
+                "demonstrations": "",
+                "rankings": "",
+                "prompts": "",  # empty: the prompts of the demonstrations and rankings
+                "group_field": "group",  # rows that share its value never lie in two splits
+                "max_rows": 0,  # 0: all
+                "valid_share": 0.1,
+                "test_share": 0.1,
+            },
+        }
+    )
+
+
+def optimizer_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "b1": 0.9,  # App. C
+            "b2": 0.95,  # App. C
+            "eps": 1e-8,  # unstated; GPT-3's
+            "eps_placement": "torch",  # unstated; "tf1" is OpenAI's released code (Huang et al., detail 21)
+            "weight_decay": 0.0,  # unstated
+            "max_grad_norm": 1.0,  # unstated; GPT-3's
+        }
+    )
+
+
+def _trained(**fields) -> ConfigDict:
+    """What every trained stage has."""
+    common = {
+        "init": "",  # the stage, or the directory of released weights, to start from; empty: random
+        "microbatches": 1,  # parts of a batch; no result depends on it
+        "schedule": "cosine",
+        "warmup_steps": 0,
+        "warmup_from": 0.1,
+        "final_fraction": 0.1,  # cosine to 10 % of the peak (C.1 to C.3)
+        "checkpoint_every": 100,  # steps
+    }
+    return ConfigDict(common | fields | {"optimizer": optimizer_config()})
+
+
+def pretrain_config() -> ConfigDict:
+    return _trained(
+        kind="pretrain",
+        length=2048,
+        batch_size=256,
+        steps=10_000,
+        learning_rate=2e-4,
+        warmup_steps=100,
+        validate_every=200,
+    )
+
+
+def sft_config() -> ConfigDict:
+    return _trained(
+        kind="sft",
+        init="pretrain",
+        epochs=16.0,  # C.1
+        batch_size=32,  # C.1; 8 at 175B
+        learning_rate=9.65e-6,  # C.1, 1.3B and 6B; 5.03e-6 at 175B
+        dropout_rate=0.2,  # residual, C.1
+        pretrain_mix=0.0,  # share of a batch; 0.1 for the "PPO init" of C.3
+        validate_epochs=1.0,
+        select="loss",  # by validation "loss", or "reward" with a reward model, as the paper does
+        reward_run="",  # the finished run whose reward model selects
+    )
+
+
+def collect_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "kind": "collect",
+            "models": ("pretrain@1.0", "sft@1.0", "sft@0.7"),  # stage@temperature
+            "min_completions": 4,  # K, section 3.5
+            "max_completions": 9,
+            "labeler": "world",  # or "reward_model": AI feedback by a finished run's reward model
+            "reward_run": "",
+            "held_out_group": "caution",  # of the world's labelers: never in training
+            "agreement": 0.726,  # section 3.4, two training labelers
+            "gap": 0.028,  # section 4.1, 72.4 - 69.6 %
+            "batch_size": 256,  # completions sampled at once
+        }
+    )
+
+
+def reward_model_config() -> ConfigDict:
+    return _trained(
+        kind="reward_model",
+        init="sft",  # section 3.5; C.2 says a 6B model tuned on public NLP sets, and that it matters little
+        epochs=1.0,  # C.2: more epochs overfit
+        batch_size=64,  # prompts, C.2
+        learning_rate=9e-6,  # C.2
+        loss="kwise",  # or "pooled" (pairs shuffled into one pool), "regression"
+    )
+
+
+def ppo_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "kind": "ppo",
+            "init": "sft",  # the policy and the KL reference (C.3's "PPO init")
+            "reward": "reward_model",
+            "value_init": "reward",  # section 3.5; or "policy", "random"
+            "iterations": 500,  # 256k episodes of 512 (C.4)
+            "batch_size": 512,  # C.4
+            "minibatch_size": 64,  # C.4
+            "microbatches": 1,  # parts of a minibatch
+            "ppo_epochs": 1,  # C.4
+            "kl_coef": 0.02,  # C.4 (beta)
+            "kl_target": config_dict.placeholder(float),  # nats; set: adaptive coefficient (Ziegler et al. 2019)
+            "kl_horizon": 10_000.0,  # episodes, Ziegler et al.
+            "ptx_coef": 0.0,  # C.4: 27.8 for PPO-ptx (gamma); of the token mean, see ppo.ptx_loss
+            "ptx_ratio": 8,  # pretraining sequences per episode (C.4)
+            "ptx_length": 0,  # unstated; 0: prompt_length + completion_length
+            "ptx_microbatches": 1,
+            "cliprange": 0.2,  # C.4
+            "cliprange_value": 0.2,  # unstated; Stiennon et al., OpenAI's code
+            "vf_coef": 1.0,  # unstated; the value has its own optimizer, so this matters only with clipping
+            "learning_rate": 8.05e-6,  # not printed; the largest that did not diverge without ptx (Fig. 38)
+            "value_learning_rate": 9e-6,  # C.4; 5e-6 at 175B
+            "warmup_iterations": 10,  # C.4
+            "warmup_from": 0.1,  # C.4
+            "temperature": 1.0,  # C.4
+            "gamma": 1.0,  # C.4: no discount
+            "lam": 0.95,  # unstated; Stiennon et al.
+            "whiten_rewards": False,  # unstated; off in Stiennon et al. and Huang et al.
+            "whiten_advantages": True,  # unstated; on in OpenAI's code, here over the global batch
+            "missing_eos": "replace",  # unstated; Ziegler et al.: a fixed score instead; or "subtract", "none"
+            "missing_eos_value": -1.0,
+            "ema_decay": 0.992,  # C.4, per optimizer step (unstated whether per step or iteration)
+            "output": "ema",  # unstated; which weights are evaluated and handed on: or "params"
+            "optimizer": optimizer_config(),
+            "value_optimizer": optimizer_config(),
+            "checkpoint_every": 10,  # iterations
+        }
+    )

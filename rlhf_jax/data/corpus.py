@@ -1,0 +1,96 @@
+"""A folder of files as a corpus: the same methods as the embedded world's, without a gold labeler."""
+
+import functools
+import hashlib
+import pathlib
+
+from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, ReadReport, read_rows
+from rlhf_jax.data.template import Template
+from rlhf_jax.errors import InputError
+
+
+class FileCorpus:
+    """Reads the files of the `data.files` section and splits their rows into train, valid and test.
+
+    The split of a row is a hash of its group (or, where it has none, its prompt or text), so one
+    question never lies in two splits, whatever the file.
+
+    Args:
+      config: the `data.files` section.
+      template: renders rows with an instruction or messages.
+      on_bad_row: "error" or "skip".
+    """
+
+    def __init__(self, config, template: Template, on_bad_row: str):
+        self._config, self._template, self._on_bad_row = config, template, on_bad_row
+        self.reports: list[ReadReport] = []
+
+    def tokenizer_texts(self) -> list[str]:
+        demonstrations = self.demonstrations("train") if self._config.demonstrations else []
+        documents = self.documents("train") if self._config.documents else []
+        pairs = [f"{row.prompt}{row.completion}" for row in demonstrations]
+        return [document.text for document in documents[:20_000]] + pairs
+
+    def documents(self, split: str) -> list[Document]:
+        return self._split("documents", split)
+
+    def demonstrations(self, split: str) -> list[Demonstration]:
+        return self._split("demonstrations", split)
+
+    def rankings(self, split: str) -> list[Ranking]:
+        return self._split("rankings", split)
+
+    def prompts(self, split: str, purpose: str) -> list[Prompt]:
+        """Prompts to sample from; without files of their own, those of the other rows."""
+        del purpose  # files have one set of prompts
+        if self._config.prompts:
+            return self._split("prompts", split)
+        kinds = [kind for kind in ("demonstrations", "rankings") if self._config[kind]]
+        rows = [row for kind in kinds for row in self._split(kind, split)]
+        return [Prompt(prompt, row.row) for prompt, row in {row.prompt: row for row in rows}.items()]
+
+    def gold(self, prompt: Prompt, completion: str, finished: bool = True) -> None:
+        """Real text has no gold labeler."""
+        return None
+
+    def skills(self) -> dict:
+        return {}
+
+    @functools.cache
+    def _rows(self, kind: str) -> list:
+        names = [name.strip() for name in self._config[kind].split(",") if name.strip()]
+        if not names:
+            raise InputError(f"data.files.{kind} names no file, and a stage of this run needs {kind}")
+        rows = []
+        for name in names:
+            name, _, mapping = name.partition(":")
+            fields = dict(pair.split("=", 1) for pair in mapping.split(";") if pair)
+            found, report = read_rows(
+                pathlib.Path(self._config.dir) / name,
+                kind,
+                self._template,
+                on_bad_row=self._on_bad_row,
+                fields=fields or None,
+                document_end=self._config.document_end or None,
+            )
+            rows += found
+            self.reports.append(report)
+        return rows
+
+    @functools.cache
+    def _split(self, kind: str, split: str) -> list:
+        rows = [row for row in self._rows(kind) if self._split_of(row) == split]
+        if not rows:
+            raise InputError(
+                f"the {split} split of data.files.{kind} is empty; raise data.files.{split}_share or give more rows"
+            )
+        return rows[: self._config.max_rows] if self._config.max_rows else rows
+
+    def _split_of(self, row) -> str:
+        fields = getattr(row, "row", {})
+        name = fields.get(self._config.group_field) or getattr(row, "prompt", None) or row.text
+        digest = hashlib.blake2b(str(name).encode(), digest_size=8).digest()
+        place = int.from_bytes(digest, "little") / 2**64
+        if place < self._config.test_share:
+            return "test"
+        return "valid" if place < self._config.test_share + self._config.valid_share else "train"

@@ -1,0 +1,236 @@
+"""What a policy is worth, measured in the same way after every stage that gives one.
+
+One completion for each of the same test prompts, with the same random keys, so that policies are
+compared on pairs. A stage's folder gets
+
+    samples.jsonl     a row for each prompt: completion, gold parts, score, kl, token ids
+    skills.jsonl      a row for each few-shot item
+    evaluation.json   the estimates, each {value, low, high} with its 95 % bootstrap interval
+
+`reference` is the first SFT stage: `kl` is log pi - log pi_ref of the sampled tokens, summed over
+the completion, in nats, and `win_rate` is against its completions, paired on prompts.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import generate, ppo, reward_model, sharding
+from rlhf_jax.data import batches, loader
+from rlhf_jax.evaluate import skills
+from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
+from rlhf_jax.generate import Rollout
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.workdir import read_json, write_json, write_text
+
+
+def evaluate_policy(run, stage: str) -> dict:
+    """Samples, judges and summarises the policy of a finished stage, and writes its three files.
+
+    Returns:
+        What evaluation.json holds. Without a reward model, an SFT stage or gold scores, what
+        depends on them is None; `rescore` fills it in once they exist.
+    """
+    params = run.load_params(stage)
+    samples = sample(run, params)
+    items = skills.few_shot(run, params)
+    write_rows(run.folder(stage) / "skills.jsonl", items)
+    retained = skills.summarize(items, run.config.evaluate.bootstrap)
+    retained["valid_loss"] = skills.valid_loss(run, params)
+    retained = {name: _plain(value) for name, value in retained.items()}
+    temperature = run.config.evaluate.temperature
+    _judge(run, stage, samples, temperature)
+    write_rows(run.folder(stage) / "samples.jsonl", samples)
+    return _conclude(run, stage, samples, retained, temperature)
+
+
+def rescore(run) -> None:
+    """Adds to evaluations that are already there what a later stage made possible.
+
+    Scores need the reward model, KL and win rate the SFT stage. Completions are not sampled again.
+    """
+    evaluations, samples = {}, {}
+    for stage in run.policy_stages():
+        if (run.folder(stage) / "evaluation.json").exists():
+            evaluations[stage] = read_json(run.folder(stage) / "evaluation.json")
+            samples[stage] = read_rows(run.folder(stage) / "samples.jsonl")
+            _judge(run, stage, samples[stage], evaluations[stage]["temperature"])
+            write_rows(run.folder(stage) / "samples.jsonl", samples[stage])
+    for stage, evaluation in evaluations.items():
+        retained = {name: value for name, value in evaluation["estimates"].items()
+                    if name.startswith("skills/") or name == "valid_loss"}
+        _conclude(run, stage, samples[stage], retained, evaluation["temperature"])
+
+
+def reference_stage(run) -> str | None:
+    """The SFT stage that KL and win rate refer to; None before it is finished."""
+    return next(iter(run.stages("sft")), None)
+
+
+def sample(run, params: dict) -> list[dict]:
+    """One completion for each test prompt that is not too long, with its gold parts and log pi."""
+    config = run.config.evaluate
+    records = run.corpus.prompts("test", "ppo")[: config.prompts]
+    prompts = _prompt_arrays(run, records)
+    sampler = run.sampler(run.config.completion_length)
+    rows = []
+    for number, batch in enumerate(loader.in_order(prompts, config.batch_size)):
+        rollout = sampler(params, batch, run.key("evaluate", number), config.temperature)
+        logprobs = completion_logprob(run.model, params, rollout, config.temperature)
+        completions, finished = generate.texts(rollout, run.tokenizer)
+        tokens, mask = np.asarray(rollout.completions), np.asarray(rollout.completion_mask)
+        for i, index in enumerate(prompts.index[len(rows) : len(rows) + config.batch_size]):
+            record = records[index]
+            gold = run.corpus.gold(record, completions[i], finished[i])
+            rows.append({
+                "index": int(index),
+                "prompt": record.prompt,
+                "completion": completions[i],
+                "finished": finished[i],
+                "category": record.row.get("category"),
+                "kind": record.row.get("kind"),
+                "gold": gold and gold._asdict(),
+                "score": None,
+                "kl": None,
+                "logprob": float(logprobs[i]),
+                "length": int(mask[i].sum()),
+                "tokens": tokens[i][mask[i]].tolist(),
+            })
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def completion_logprob(config: TransformerConfig, params: dict, rollout: Rollout, temperature):
+    """log pi f32[B] of whole completions, by teacher forcing at the sampling temperature."""
+    return jnp.sum(ppo.completion_logprobs(config, params, rollout, temperature), axis=1)
+
+
+def summarize(rows: list[dict], rivals: list[dict] | None, resamples: int) -> dict:
+    """Estimates of a stage's samples, by name; None where the rows do not say.
+
+    Args:
+        rows: judged samples of `sample`.
+        rivals: the samples of the reference stage, for the win rate; None: no win rate.
+        resamples: of the bootstrap.
+    """
+    def mean(values):
+        return None if None in values else bootstrap(values, resamples=resamples)
+
+    parts = rows[0]["gold"] or {"total": None}
+    found = {f"gold/{part}": mean([row["gold"] and row["gold"][part] for row in rows])
+             for part in parts}
+    found["score"] = mean([row["score"] for row in rows])
+    found["kl"] = mean([row["kl"] for row in rows])
+    found["completion_length"] = mean([row["length"] for row in rows])
+    found["eos"] = mean([float(row["finished"]) for row in rows])
+    found["win_rate"] = rivals and _win_rate(rows, rivals, resamples)
+    return found
+
+
+def read_rows(path) -> list[dict]:
+    """The rows of a samples.jsonl or skills.jsonl."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_rows(path, rows: list[dict]) -> None:
+    """Writes rows as JSON lines, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def judged_by(rows: list[dict]) -> str | None:
+    """What decides a win: "gold", else "score" (the reward model's), else None."""
+    if rows[0]["gold"] is not None:
+        return "gold"
+    return None if rows[0]["score"] is None else "score"
+
+
+def _judge(run, stage: str, rows: list[dict], temperature: float) -> None:
+    """Fills in the score and the KL of rows that lack them, where the run has what they need."""
+    prompts = run.corpus.prompts("test", "ppo")
+    records = [prompts[row["index"]] for row in rows]
+    if rows[0]["score"] is None and run.stages("reward_model"):
+        completions = [row["completion"] for row in rows]
+        finished = [row["finished"] for row in rows]
+        scores = reward_model.Scorer(run)(records, completions, finished)
+        for row, score in zip(rows, scores):
+            row["score"] = float(score)
+    reference = reference_stage(run)
+    if rows[0]["kl"] is None and reference == stage:
+        for row in rows:
+            row["kl"] = 0.0
+    elif rows[0]["kl"] is None and reference:
+        params = run.load_params(reference)
+        for row, logprob in zip(rows, _logprobs(run, params, records, rows, temperature)):
+            row["kl"] = row["logprob"] - float(logprob)
+
+
+def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) -> np.ndarray:
+    """log pi f32[N] of the sampled tokens of rows, under any parameters."""
+    prompts = _prompt_arrays(run, records)
+    tokens = np.full((len(rows), run.config.completion_length), run.tokenizer.pad_id, np.int32)
+    mask = np.arange(tokens.shape[1]) < np.array([[len(row["tokens"])] for row in rows])
+    tokens[mask] = np.concatenate([row["tokens"] for row in rows])
+    rollouts = Rollout(np.concatenate([prompts.tokens, tokens], axis=1), prompts.mask, mask,
+                       np.zeros(mask.shape, np.float32))
+    found = []
+    for batch in loader.in_order(rollouts, run.config.evaluate.batch_size):
+        batch = sharding.put_batch(batch, run.mesh)
+        found.append(np.asarray(completion_logprob(run.model, params, batch, temperature)))
+    return np.concatenate(found)[: len(rows)]
+
+
+def _prompt_arrays(run, records) -> batches.Prompts:
+    config = run.config
+    return batches.batch_prompts(
+        records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
+
+
+def _conclude(run, stage: str, rows, retained: dict, temperature: float) -> dict:
+    """Summarises judged samples, adds what is known of retained skills, writes evaluation.json."""
+    reference = reference_stage(run)
+    rivals = run.folder(reference) / "samples.jsonl" if reference not in (None, stage) else None
+    rivals = read_rows(rivals) if rivals and rivals.exists() else None
+    resamples = run.config.evaluate.bootstrap
+    estimates = summarize(rows, rivals, resamples)
+    evaluation = {
+        "stage": stage,
+        "reference": reference,
+        "prompts": len(rows),
+        "temperature": temperature,
+        "win_rate_by": judged_by(rows),
+        "estimates": {name: _plain(value) for name, value in estimates.items()} | retained,
+        "categories": _by_category(rows, resamples),
+    }
+    write_json(run.folder(stage) / "evaluation.json", evaluation)
+    return evaluation
+
+
+def _win_rate(rows, rivals, resamples) -> Estimate | None:
+    """Against the reference's completions, on the prompts that both answered."""
+    worth = {row["index"]: _worth(row) for row in rivals}
+    pairs = [(_worth(row), worth[row["index"]]) for row in rows if row["index"] in worth]
+    if not pairs or None in [value for pair in pairs for value in pair]:
+        return None
+    return win_rate(*zip(*pairs), resamples=resamples)
+
+
+def _worth(row: dict) -> float | None:
+    return row["gold"]["total"] if row["gold"] else row["score"]
+
+
+def _by_category(rows, resamples) -> dict:
+    """{category: {count, gold}}, the largest category first; nothing without gold or categories."""
+    groups = {}
+    for row in rows:
+        if row["category"] is not None and row["gold"] is not None:
+            groups.setdefault(row["category"], []).append(row["gold"]["total"])
+    return {name: {"count": len(values), "gold": _plain(bootstrap(values, resamples=resamples))}
+            for name, values in sorted(groups.items(), key=lambda item: -len(item[1]))}
+
+
+def _plain(estimate: Estimate | None) -> dict | None:
+    return estimate and estimate._asdict()

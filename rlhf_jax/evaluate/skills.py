@@ -1,0 +1,129 @@
+"""Retained skills: what pretraining gave and alignment may take (the alignment tax).
+
+Held-out pretraining loss, and few-shot tasks in formats that no instruction has. As in appendix D
+of InstructGPT, decoding is greedy and the answer ends at the first newline.
+"""
+
+import collections
+import functools
+import re
+import string
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import generate, model, sharding
+from rlhf_jax.data import batches, loader
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.evaluate.statistics import Estimate, bootstrap
+from rlhf_jax.model import TransformerConfig
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(given: str, answer: str) -> float:
+    """1 where the normal forms are equal, else 0."""
+    return float(normalize(given) == normalize(answer))
+
+
+def token_f1(given: str, answer: str) -> float:
+    """SQuAD 2.0's F1 over words of the normal forms; two empty texts agree."""
+    given, answer = normalize(given).split(), normalize(answer).split()
+    shared = (collections.Counter(given) & collections.Counter(answer)).total()
+    if not given or not answer:
+        return float(given == answer)
+    return 2 * shared / (len(given) + len(answer))
+
+
+def first_line(completion: str) -> str:
+    """The answer in a completion that goes on, as a base model's does."""
+    return completion.split("\n", 1)[0].strip()
+
+
+# Task -> its score in [0, 1]; a task that is not named here is scored by token F1.
+SCORES = {"closed_qa": token_f1, "translation": exact_match, "arithmetic": exact_match}
+
+
+def few_shot(run, params: dict) -> list[dict]:
+    """Answers the few-shot prompts of the corpus.
+
+    A prompt that is longer than config.evaluate.skill_prompt_length loses its first shots.
+
+    Returns:
+        A row {task, prompt, answer, given, score} for every item; none where the corpus has no
+        skills.
+    """
+    config = run.config.evaluate
+    items = [(task, item) for task, items in run.corpus.skills().items() for item in items]
+    if not items:
+        return []
+    prompts, _ = batches.batch_prompts(
+        [Prompt(item["prompt"], item) for _, item in items],
+        run.tokenizer, config.skill_prompt_length, too_long="cut_left")
+    sampler = run.sampler(config.skill_completion_length)
+    unused = run.key("evaluate", "greedy")
+    completions = []
+    for batch in loader.in_order(prompts, config.batch_size):
+        rollout = sampler(params, batch, unused, temperature=0.0)
+        completions += generate.texts(rollout, run.tokenizer)[0]
+    rows = []
+    for (task, item), completion in zip(items, completions):
+        given = first_line(completion)
+        score = SCORES.get(task, token_f1)(given, item["answer"])
+        rows.append({"task": task, "prompt": item["prompt"], "answer": item["answer"],
+                     "given": given, "score": score})
+    return rows
+
+
+def scores_and_weights(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores f64[N] and weights f64[N] whose weighted mean is the mean over tasks, not items."""
+    sizes = collections.Counter(row["task"] for row in rows)
+    scores = np.array([row["score"] for row in rows], np.float64)
+    return scores, np.array([1 / sizes[row["task"]] for row in rows])
+
+
+def summarize(rows: list[dict], resamples: int) -> dict[str, Estimate]:
+    """skills/<task> of each task of `few_shot` rows, and skills/mean, the mean over tasks."""
+    found = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        scores = [row["score"] for row in rows if row["task"] == task]
+        found[f"skills/{task}"] = bootstrap(scores, resamples=resamples)
+    if rows:
+        found["skills/mean"] = bootstrap(*scores_and_weights(rows), resamples=resamples)
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _row_losses(config: TransformerConfig, params: dict, batch: batches.Batch):
+    """Summed negative log-likelihood f32[B] and number of targets f32[B] of each row."""
+    hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
+    targets = batch.loss_mask[:, 1:]
+    return -jnp.sum(jnp.where(targets > 0, logprobs, 0.0), axis=1), jnp.sum(targets, axis=1)
+
+
+def valid_loss(run, params: dict) -> Estimate | None:
+    """Negative log-likelihood of the held-out documents, nats per token; None without documents.
+
+    Documents are packed in rows of the model's length; the interval resamples rows.
+    """
+    documents = run.corpus.documents("valid")
+    if not documents:
+        return None
+    packed, _ = batches.pack_documents(documents, run.tokenizer, run.model.max_length)
+    config = run.config.evaluate
+    totals, counts = [], []
+    for batch in loader.in_order(packed, config.batch_size):
+        total, count = _row_losses(run.model, params, sharding.put_batch(batch, run.mesh))
+        totals.append(np.asarray(total, np.float64))
+        counts.append(np.asarray(count, np.float64))
+    totals, counts = np.concatenate(totals), np.concatenate(counts)
+    per_token = totals / np.maximum(counts, 1)
+    return bootstrap(per_token, counts, resamples=config.bootstrap)

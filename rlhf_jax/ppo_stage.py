@@ -1,0 +1,195 @@
+"""Step 3, the stage: iterations of sample -> score -> minibatch updates (the programs are in ppo.py)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlhf_jax import advantages as adv
+from rlhf_jax import checkpoint, loop, model, ppo, sharding, train
+from rlhf_jax.data.batches import batch_prompts, pack_documents
+from rlhf_jax.data.loader import Loader
+from rlhf_jax.errors import InputError
+from rlhf_jax.run import Run, optimizer_of
+
+
+def coefficients(section: ConfigDict) -> ppo.Coefficients:
+    """The swept numbers of a section as array arguments."""
+    numbers = {name: getattr(section, name, None) for name in ppo.Coefficients.__dataclass_fields__}
+    numbers["kl_target"] = section.kl_target or 0.0
+    return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
+
+
+def programs_config(run: Run, section: ConfigDict) -> ppo.PPOConfig:
+    """What shapes the programs, checked.
+
+    Raises:
+      InputError: sizes that do not divide.
+    """
+    batch, minibatch, parts = section.batch_size, section.minibatch_size, section.microbatches
+    if batch % minibatch or minibatch % parts:
+        raise InputError(
+            f"ppo batch_size={batch} must be a multiple of minibatch_size={minibatch}, and that of microbatches={parts}"
+        )
+    return ppo.PPOConfig(
+        policy=run.model,
+        value=run.model,
+        eos_id=run.tokenizer.eos_id,
+        missing_eos=section.missing_eos,
+        whiten_rewards=section.whiten_rewards,
+        whiten_advantages=section.whiten_advantages,
+        score_parts=batch // minibatch * parts,
+        microbatches=parts,
+        ptx_microbatches=section.ptx_microbatches,
+        warmup_steps=section.warmup_iterations * section.ppo_epochs * (batch // minibatch),
+        warmup_from=section.warmup_from,
+    )
+
+
+class Programs:
+    """The programs of a PPO stage, each jitted once with explicit shardings; the state is donated."""
+
+    def __init__(self, config: ppo.PPOConfig, reward_fn, optimizers, state_shardings, sampler, mesh):
+        whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+        self.sample = sampler
+        self.score = jax.jit(ppo.make_score(config, reward_fn), out_shardings=(rows, whole))
+        self.update = jax.jit(
+            ppo.make_update(config, *optimizers), out_shardings=(state_shardings, whole), donate_argnums=0
+        )
+        self.take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), out_shardings=rows)
+
+
+def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool):
+    """One iteration: a rollout, its experience, and ppo_epochs x batch/minibatch optimizer steps.
+
+    Args:
+      state: PPOState, donated. frozen: (ref params, reward params). batch: Prompts.
+      ptx_batch: optimizer step within the iteration -> Batch on the mesh, or None.
+
+    Returns:
+      (state, metrics): those of the experience, and the mean of the updates'.
+    """
+    rollout = programs.sample(state.policy.params, batch, jax.random.fold_in(key, 0), section.temperature)
+    experience, metrics = programs.score(
+        state.policy.params, state.value.params, *frozen, rollout, state.kl_coef, coefs
+    )
+    minibatches = section.batch_size // section.minibatch_size
+    steps = []
+    for epoch in range(section.ppo_epochs):
+        order = jax.random.permutation(jax.random.fold_in(key, 1 + epoch), section.batch_size)
+        for rows in np.split(np.asarray(order), minibatches):
+            state, step_metrics = programs.update(
+                state, programs.take(experience, rows), ptx_batch(len(steps)), coefs
+            )
+            steps.append(step_metrics)
+    metrics |= {name: jnp.mean(jnp.stack([step[name] for step in steps])) for name in steps[0]}
+    metrics["ppo/policy/ratio_max"] = jnp.max(jnp.stack([step["ppo/policy/ratio_max"] for step in steps]))
+    metrics["ppo/policy/first_approxkl"] = steps[0]["ppo/policy/approxkl"]
+    kl_coef = adv.update_kl_coef(
+        state.kl_coef,
+        metrics["objective/kl"],
+        section.batch_size,
+        None if fixed_kl else coefs.kl_target,
+        coefs.kl_horizon,
+    )
+    return state.replace(kl_coef=kl_coef), metrics
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Trains config[stage] and writes the policy's parameters (by default their moving average)."""
+    section = run.config[stage]
+    config = programs_config(run, section)
+    arrays, report = batch_prompts(
+        run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
+    )
+    print(f"{stage}: prompts {report}")
+    loader = Loader(arrays, section.batch_size, run.seed, name="ppo")  # one name: arms see the same prompts
+    steps_per_iteration = section.ppo_epochs * (section.batch_size // section.minibatch_size)
+    ptx_batch = _ptx_batches(run, section)
+
+    ref = run.start_params(stage)
+    reward = run.load_params(section.reward, "scalar")
+    value = _value_params(run, stage, reward, ref)
+    optimizers, state, shardings = _init_state(run, section, ref, value)
+    compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
+    frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
+
+    def reward_fn(params, rollout):
+        return ppo.sequence_scores(config.value, params, rollout.tokens, rollout.mask)
+
+    sampler = run.sampler(run.config.completion_length)
+    programs = Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
+    coefs = coefficients(section)
+
+    def advance(state, iteration):
+        first_step = iteration * steps_per_iteration
+        return iterate(
+            programs,
+            state,
+            frozen,
+            loader.batch(iteration),
+            lambda step: ptx_batch(first_step + step),
+            coefs,
+            run.key("ppo", iteration),
+            section,
+            fixed_kl=section.kl_target is None,
+        )
+
+    state = loop.fit(
+        run,
+        stage,
+        state,
+        advance,
+        section.iterations,
+        checkpoint_every=section.checkpoint_every,
+        rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
+        live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
+    )
+    output = state.policy.ema_params if section.output == "ema" else state.policy.params
+    checkpoint.save_params(run.folder(stage) / "params", output)
+
+
+def _ptx_batches(run: Run, section: ConfigDict):
+    """Optimizer step -> ptx_ratio x minibatch_size pretraining sequences on the mesh; None without ptx."""
+    if section.ptx_coef == 0.0 or section.ptx_ratio == 0:
+        return lambda step: None
+    length = section.ptx_length or run.config.prompt_length + run.config.completion_length
+    examples, _ = pack_documents(run.corpus.documents("train"), run.tokenizer, length)
+    loader = Loader(examples, section.ptx_ratio * section.minibatch_size // section.ppo_epochs, run.seed, name="ptx")
+    return lambda step: sharding.put_batch(loader.batch(step), run.mesh)
+
+
+def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict:
+    choice = run.config[stage].value_init
+    if choice == "reward":
+        return reward
+    if choice == "random":
+        return run.init_params(f"{stage}/value", head="scalar")
+    if choice == "policy":
+        start = functools.partial(model.with_scalar_head, run.model)
+        return jax.jit(start, out_shardings=run.param_shardings("scalar"))(policy, run.key(stage, "value"))
+    raise InputError(f"{stage}.value_init='{choice}' is unknown; it can be 'reward', 'policy' or 'random'")
+
+
+def _init_state(run: Run, section: ConfigDict, policy: dict, value: dict):
+    """(optimizers, PPOState on the mesh, its shardings); the parameters are copied, because states are donated."""
+    optimizers = optimizer_of(section.optimizer), optimizer_of(section.value_optimizer)
+
+    def make(policy, value):
+        copy = functools.partial(jax.tree.map, jnp.copy)
+        return ppo.PPOState(
+            train.init_state(copy(policy), optimizers[0], ema=True),
+            train.init_state(copy(value), optimizers[1]),
+            jnp.float32(section.kl_coef),
+        )
+
+    shapes = jax.eval_shape(make, policy, value)
+    shard = functools.partial(train.state_shardings, mesh=run.mesh, rules=run.rules)
+    shardings = ppo.PPOState(
+        shard(shapes.policy, optimizers[0], model.logical_axes(run.model, "lm")),
+        shard(shapes.value, optimizers[1], model.logical_axes(run.model, "scalar")),
+        sharding.replicated(run.mesh),
+    )
+    return optimizers, jax.jit(make, out_shardings=shardings)(policy, value), shardings

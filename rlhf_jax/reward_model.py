@@ -1,0 +1,241 @@
+"""Step 2: a reward model from ranked completions, K-wise Bradley-Terry.
+
+InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.2: one forward a completion, all pairs
+of a prompt one element of the batch, one epoch; afterwards a bias so that demonstrations average 0.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import checkpoint, generate, loop, losses, model, ppo, sharding
+from rlhf_jax.collect import read_rankings
+from rlhf_jax.data.batches import Comparisons, batch_prompts, batch_rankings
+from rlhf_jax.data.loader import Loader, in_order
+from rlhf_jax.data.records import Prompt, Ranking
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import calibration, statistics
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.pretrain import init_train_state, jit_train_step
+from rlhf_jax.run import Run, open_run
+from rlhf_jax.workdir import read_json, write_json
+
+LOSSES = ("kwise", "pooled", "regression")
+
+
+def completion_scores(config: TransformerConfig, params: dict, batch: Comparisons) -> jax.Array:
+    """Scores f32[B, K]: the scalar on the last real token of each completion."""
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    scores = ppo.sequence_scores(config, params, flat(batch.tokens), flat(batch.mask))
+    return scores.reshape(batch.ranks.shape)
+
+
+def reward_loss(config: TransformerConfig, kind: str, params: dict, batch: Comparisons, key: jax.Array) -> losses.Loss:
+    """The loss of a batch of prompts; `kind` is one of LOSSES."""
+    del key  # no dropout
+    scores = completion_scores(config, params, batch)
+    if kind == "regression":
+        targets = losses.rank_targets(batch.ranks, batch.valid)
+        pairs = losses.bradley_terry_kwise(scores, batch.ranks, batch.valid)
+        return losses.score_regression(scores, targets, batch.valid)._replace(sums=pairs.sums)
+    loss = losses.bradley_terry_pooled if kind == "pooled" else losses.bradley_terry_kwise
+    return loss(scores, batch.ranks, batch.valid)
+
+
+def split_into_pairs(rankings: list[Ranking]) -> list[Ranking]:
+    """Every untied pair as a ranking of its own: what the paper found to overfit when shuffled."""
+    pairs = []
+    for ranking in rankings:
+        for i, j in itertools.combinations(range(len(ranking.completions)), 2):
+            if ranking.ranks[i] != ranking.ranks[j]:
+                pick = lambda column: column and (column[i], column[j])
+                pairs.append(
+                    Ranking(
+                        ranking.prompt,
+                        pick(ranking.completions),
+                        pick(ranking.ranks),
+                        ranking.labeler,
+                        ranking.group,
+                        pick(ranking.models),
+                        pick(ranking.finished),
+                        ranking.row,
+                    )
+                )
+    return pairs
+
+
+def load_rankings(run: Run, name: str) -> list[Ranking]:
+    """The collected comparisons ("train", "valid", "heldout"), else the corpus's own; [] if there are none."""
+    for stage in run.stages("collect"):
+        path = run.folder(stage) / f"comparisons.{name}.jsonl"
+        return read_rankings(path) if path.exists() else []
+    return run.corpus.rankings(name) if name in ("train", "valid", "test") else []
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Trains config[stage], sets the bias, evaluates on validation rankings."""
+    section = run.config[stage]
+    if section.loss not in LOSSES:
+        raise InputError(f"{stage}.loss='{section.loss}' is unknown; it can be {', '.join(LOSSES)}")
+    rankings = load_rankings(run, "train")
+    rows = split_into_pairs(rankings) if section.loss == "pooled" else rankings
+    length = run.config.prompt_length + run.config.completion_length
+    examples, report = batch_rankings(rows, run.tokenizer, length, run.config.prompt_length)
+    print(f"{stage}: rankings {report}")
+    loader = Loader(examples, section.batch_size, run.seed, name=stage)
+    total = loader.steps(section.epochs)
+
+    base = run.start_params(stage)
+    start = jax.jit(
+        lambda params, key: model.with_scalar_head(run.model, params, key), out_shardings=run.param_shardings("scalar")
+    )(base, run.key(stage, "head"))
+    optimizer, state, shardings = init_train_state(run, section, start, "scalar")
+    loss_fn = functools.partial(reward_loss, run.model, section.loss)
+    step_program = jit_train_step(run, section, loss_fn, optimizer, shardings, total)
+    learning_rate = jnp.float32(section.learning_rate)
+
+    def advance(state, step):
+        batch = sharding.put_batch(loader.batch(step), run.mesh)
+        return step_program(state, batch, learning_rate, run.key(stage, step))
+
+    state = loop.fit(
+        run,
+        stage,
+        state,
+        advance,
+        total,
+        checkpoint_every=section.checkpoint_every,
+        rows=lambda step: loader.rows(step).tolist(),
+        live={"loss": "loss", "accuracy": "accuracy"},
+    )
+    scorer = Scorer(run, state.params)
+    demonstrations = run.corpus.demonstrations("train")
+    prompts = [Prompt(row.prompt, row.row) for row in demonstrations]
+    scores = scorer(prompts, [row.completion for row in demonstrations], [True] * len(prompts))
+    params = state.params | {"scalar_bias": state.params["scalar_bias"] - np.float32(scores.mean())}
+    checkpoint.save_params(run.folder(stage) / "params", params)
+    facts = evaluate(run, Scorer(run, params))
+    write_json(run.folder(stage) / "evaluation.json", facts | {"demonstration_mean_before_bias": float(scores.mean())})
+
+
+class Scorer:
+    """Scores texts with a reward model, its bias included: (prompts, completions, finished) -> f32[N].
+
+    Args:
+      run: whose model, tokenizer and lengths hold.
+      params: the reward model's; by default those of the run's finished reward_model stage.
+      mesh: where to compute; by default the run's.
+    """
+
+    batch_size = 256
+
+    def __init__(self, run: Run, params: dict | None = None, mesh=None):
+        self._run = run
+        self._mesh = mesh or run.mesh
+        if params is None:
+            stages = run.stages("reward_model")
+            if not stages:
+                raise InputError(f"{run.path} has no finished reward_model stage")
+            params = run.load_params(stages[-1], "scalar")
+        self._params = params
+        self._program = jax.jit(functools.partial(completion_scores, run.model))
+
+    def __call__(self, prompts: list[Prompt], completions: list[str], finished: list[bool]) -> np.ndarray:
+        rows = [
+            Ranking(prompt.prompt, (text,), (1,), None, None, None, (bool(end),), {})
+            for prompt, text, end in zip(prompts, completions, finished)
+        ]
+        config = self._run.config
+        length = config.prompt_length + config.completion_length
+        arrays, report = batch_rankings(rows, self._run.tokenizer, length, config.prompt_length)
+        if report.dropped:
+            raise InputError(f"{report.dropped} prompts are longer than prompt_length = {config.prompt_length}")
+        return self.score_arrays(arrays)[:, 0]
+
+    def score_arrays(self, arrays: Comparisons) -> np.ndarray:
+        """f32[N, K] of comparisons that are batched already."""
+        size = max(1, self.batch_size // arrays.ranks.shape[1])
+        ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        size = -(-size // ways) * ways
+        parts = [
+            np.asarray(self._program(self._params, sharding.put_batch(batch, self._mesh)))
+            for batch in in_order(arrays, size)
+        ]
+        return np.concatenate(parts)[: len(arrays.ranks)]
+
+
+def evaluate(run: Run, scorer: Scorer) -> dict:
+    """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's."""
+    facts = {name: _evaluate_rankings(run, scorer, load_rankings(run, name)) for name in ("valid", "heldout")}
+    facts = {name: value for name, value in facts.items() if value}
+    collected = run.stages("collect")
+    if collected:
+        facts["labelers"] = read_json(run.folder(collected[0]) / "evaluation.json")
+    return facts
+
+
+def _evaluate_rankings(run: Run, scorer: Scorer, rankings: list[Ranking]) -> dict:
+    if not rankings:
+        return {}
+    length = run.config.prompt_length + run.config.completion_length
+    fitting = [row for row in rankings if len(run.tokenizer.encode(row.prompt)) < run.config.prompt_length]
+    arrays, _ = batch_rankings(fitting, run.tokenizer, length, run.config.prompt_length)
+    scores = scorer.score_arrays(arrays)
+    lengths = arrays.mask.sum(-1)
+    margins, longer, prompt_of = [], [], []
+    for n, ranking in enumerate(fitting):
+        for i, j in itertools.permutations(range(len(ranking.ranks)), 2):
+            if ranking.ranks[i] < ranking.ranks[j]:
+                margins.append(scores[n, i] - scores[n, j])
+                longer.append(int(lengths[n, i] - lengths[n, j]))
+                prompt_of.append(n)
+    margins, longer, prompt_of = np.array(margins, np.float64), np.array(longer), np.array(prompt_of)
+    right = np.where(margins == 0, 0.5, margins > 0)
+    by_prompt = np.array([right[prompt_of == n].mean() for n in np.unique(prompt_of)])
+    pairs = np.array([np.sum(prompt_of == n) for n in np.unique(prompt_of)])
+    accuracy = statistics.bootstrap(by_prompt, pairs)
+    probabilities, outcomes = calibration.from_margins(margins)
+    groups = np.array([fitting[n].group or "" for n in prompt_of])
+    return {
+        "prompts": len(fitting),
+        "pairs": len(margins),
+        "accuracy": accuracy._asdict(),
+        "log_loss": float(calibration.log_loss(probabilities, outcomes)),
+        "ece": float(calibration.expected_calibration_error(probabilities, outcomes)),
+        "reliability": [row._asdict() for row in calibration.reliability(probabilities, outcomes)],
+        "by_group": {str(name): float(right[groups == name].mean()) for name in np.unique(groups)},
+        "by_margin": _bins(calibration.accuracy_by(np.abs(margins), right, [0, 0.5, 1, 2, 4, np.inf])),
+        "by_length_difference": _bins(calibration.accuracy_by(longer, right, [-1000, -8, -2, 3, 9, 1000])),
+    }
+
+
+def _bins(rows) -> list[dict]:
+    return [
+        {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in row._asdict().items()}
+        for row in rows
+    ]
+
+
+class ValidationReward:
+    """Mean reward score of a policy's samples on validation prompts: how the paper selects SFT models."""
+
+    def __init__(self, run: Run, reward_run: str):
+        self._run = run
+        self._scorer = Scorer(open_run(reward_run), mesh=run.mesh)
+        self._prompts = run.corpus.prompts("valid", "ppo")
+        self._arrays, _ = batch_prompts(self._prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
+
+    def __call__(self, params: dict) -> float:
+        run = self._run
+        texts, ended = [], []
+        for number, batch in enumerate(in_order(self._arrays, run.config.evaluate.batch_size)):
+            sampler = run.sampler(run.config.completion_length)
+            rollout = sampler(params, batch, run.key("select", number), run.config.evaluate.temperature)
+            more, more_ended = generate.texts(rollout, run.tokenizer)
+            texts, ended = texts + more, ended + more_ended
+        prompts = [self._prompts[place] for place in self._arrays.index]
+        count = len(prompts)
+        return float(self._scorer(prompts, texts[:count], ended[:count]).mean())

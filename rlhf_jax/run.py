@@ -1,0 +1,171 @@
+"""A run: its config, work directory, mesh, tokenizer, corpus and model, as every stage gets them."""
+
+import contextlib
+import dataclasses
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from rlhf_jax import checkpoint, generate, keys, model, optim, progress, sharding, workdir
+from rlhf_jax.data.corpus import FileCorpus
+from rlhf_jax.data.template import Template
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.errors import InputError
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.world.corpus import WorldCorpus
+
+# Fields that may change between two starts of one run: they change no result.
+FREE_FIELDS = ("checkpoints_kept", "tensorboard", "platform", "evaluate")
+
+
+@dataclasses.dataclass
+class Run:
+    """What the stages share. Made by `start` (locked, writes) or `open_run` (reads a run)."""
+
+    config: ConfigDict
+    path: pathlib.Path
+    mesh: jax.sharding.Mesh
+    rules: dict
+    template: Template
+    tokenizer: Tokenizer
+    corpus: FileCorpus | WorldCorpus
+    model: TransformerConfig
+    interrupt: progress.Interrupt
+    workdir: workdir.Workdir | None = None  # None: opened for reading
+    samplers: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def key(self, *names: str | int) -> jax.Array:
+        """The random key of one use, e.g. key("ppo", "sample", iteration)."""
+        return keys.named_key(self.seed, *names)
+
+    def folder(self, stage: str) -> pathlib.Path:
+        return self.path / stage
+
+    def done(self, stage: str) -> bool:
+        return (self.folder(stage) / "done.json").exists()
+
+    def stages(self, *kinds: str) -> list[str]:
+        """The finished stages of these kinds, in the order of the pipeline."""
+        return [name for name in self.config.stages if self.config[name].kind in kinds and self.done(name)]
+
+    def policy_stages(self) -> list[str]:
+        return self.stages("pretrain", "sft", "ppo")
+
+    def param_shardings(self, head: str):
+        shapes = model.param_shapes(self.model, head)
+        return sharding.param_shardings(model.logical_axes(self.model, head), shapes, self.mesh, self.rules)
+
+    def load_params(self, stage: str, head: str = "lm") -> dict:
+        """The output of a finished stage, on the mesh: "lm" for a policy, "scalar" for a reward model.
+
+        Raises:
+          InputError: the stage is not in the run, or not finished.
+        """
+        if not self.done(stage):
+            raise InputError(f"{self.path}: stage '{stage}' is needed and not finished; is it in config.stages?")
+        abstract = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            model.param_shapes(self.model, head),
+            self.param_shardings(head),
+        )
+        return checkpoint.load_params(self.folder(stage) / "params", abstract)
+
+    def init_params(self, name: str, *, head: str = "lm") -> dict:
+        """Random parameters on the mesh."""
+        make = jax.jit(lambda key: model.init_params(self.model, key, head), out_shardings=self.param_shardings(head))
+        return make(self.key(name, "init"))
+
+    def start_params(self, stage: str) -> dict:
+        """The language model that a stage starts from: config[stage].init, a stage, a directory or random."""
+        init = self.config[stage].init
+        if not init:
+            return self.init_params(stage)
+        if init in self.config.stages:
+            return self.load_params(init)
+        from rlhf_jax import hf
+
+        shape, params = hf.load(init)
+        if dataclasses.asdict(shape) | _FREE_SHAPE(self.model) != dataclasses.asdict(self.model):
+            raise InputError(f"{init} is a {shape}, but the config's model is {self.model}")
+        return jax.device_put(params, self.param_shardings("lm"))
+
+    def sampler(self, completion_length: int) -> generate.Sampler:
+        """The sampler of this model, one for each length: programs are compiled once a run."""
+        if completion_length not in self.samplers:
+            self.samplers[completion_length] = generate.Sampler(
+                self.model,
+                self.mesh,
+                completion_length=completion_length,
+                eos_id=self.tokenizer.eos_id,
+                pad_id=self.tokenizer.pad_id,
+            )
+        return self.samplers[completion_length]
+
+
+def _FREE_SHAPE(config: TransformerConfig) -> dict:
+    """What released weights do not fix: how the program computes."""
+    names = ("dtype", "scan_layers", "remat", "attention", "vocab_multiple", "init_std", "max_length")
+    return {name: getattr(config, name) for name in names}
+
+
+@contextlib.contextmanager
+def start(config: ConfigDict, path: str, overrides: dict | None = None):
+    """Opens or makes the work directory of a run, locked, and yields the Run."""
+    plain = config.to_dict()
+    with workdir.Workdir(path, plain, overrides, ignore=FREE_FIELDS) as folder:
+        with progress.Interrupt() as interrupt:
+            run = _assemble(config, folder.path, interrupt)
+            run.workdir = folder
+            run.template.save(folder.path / "template.txt")
+            run.tokenizer.save(folder.path / "tokenizer.json")
+            with jax.set_mesh(run.mesh):
+                yield run
+
+
+def open_run(path: str) -> Run:
+    """A run to read from, without its lock.
+
+    Raises:
+      InputError: the folder is no run.
+    """
+    folder = pathlib.Path(path)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{path} is no work directory of a run: it has no config.json")
+    config = ConfigDict(workdir.read_json(folder / "config.json"))
+    return _assemble(config, folder, progress.Interrupt())
+
+
+def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interrupt) -> Run:
+    template = Template.load(config.data.template) if config.data.template else Template()
+    if config.data.source == "world":
+        corpus = WorldCorpus(config.data.world, template, config.evaluate.skill_items)
+    elif config.data.source == "files":
+        corpus = FileCorpus(config.data.files, template, config.data.on_bad_row)
+    else:
+        raise InputError(f"data.source='{config.data.source}' is unknown; it can be 'world' or 'files'")
+    saved = path / "tokenizer.json"
+    if saved.exists():
+        tokenizer = Tokenizer.load(saved)
+    elif config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+    else:
+        tokenizer = Tokenizer.train(corpus.tokenizer_texts(), config.tokenizer.vocab_size)
+    shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model)
+    longest = config.prompt_length + config.completion_length
+    if longest > shape.max_length:
+        raise InputError(
+            f"prompt_length + completion_length = {longest} is more than model.max_length = {shape.max_length}"
+        )
+    mesh = sharding.make_mesh(**config.mesh)
+    rules = {axis: tuple(axes.split(",")) if axes else None for axis, axes in config.sharding.items()}
+    return Run(config, path, mesh, rules, template, tokenizer, corpus, shape, interrupt)
+
+
+def optimizer_of(section: ConfigDict):
+    """The optax transformation of an `optimizer` section."""
+    return optim.make_optimizer(optim.OptimizerConfig(**section))

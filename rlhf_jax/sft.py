@@ -1,0 +1,122 @@
+"""Step 1: supervised fine-tuning on demonstrations; the loss is on completion tokens alone.
+
+InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.1; the optional pretraining mix is the
+"PPO init" of C.3.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import checkpoint, loop, sharding
+from rlhf_jax.data.batches import Batch, batch_demonstrations, pack_documents
+from rlhf_jax.data.loader import Loader
+from rlhf_jax.errors import InputError
+from rlhf_jax.pretrain import init_train_state, jit_train_step, make_mean_loss, token_loss
+from rlhf_jax.run import Run, optimizer_of  # noqa: F401
+from rlhf_jax.workdir import read_json, write_json
+
+
+class MixedLoader:
+    """Batches of demonstrations of which a share of the rows is pretraining text instead.
+
+    The token mean is over the whole batch, so the share holds for rows, not for the loss.
+    """
+
+    def __init__(self, demonstrations: Batch, documents: Batch | None, batch_size: int, share: float, seed: int, name):
+        mixed = round(share * batch_size)
+        self.demonstrations = Loader(demonstrations, batch_size - mixed, seed, name=name)
+        self._documents = Loader(documents, mixed, seed, name=f"{name}/mix") if mixed else None
+
+    def batch(self, step: int) -> Batch:
+        batch = self.demonstrations.batch(step)
+        if self._documents is None:
+            return batch
+        return jax.tree.map(lambda *rows: np.concatenate(rows), batch, self._documents.batch(step))
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Fine-tunes config[stage]; keeps the weights of the best validation."""
+    section = run.config[stage]
+    length = run.config.prompt_length + run.config.completion_length
+    batch = functools.partial(
+        batch_demonstrations, tokenizer=run.tokenizer, length=length, prompt_length=run.config.prompt_length
+    )
+    examples, report = batch(run.corpus.demonstrations("train"))
+    held_out, _ = batch(run.corpus.demonstrations("valid"))
+    print(f"{stage}: demonstrations {report}")
+    documents = None
+    if section.pretrain_mix:
+        documents, _ = pack_documents(run.corpus.documents("train"), run.tokenizer, length)
+    loader = MixedLoader(examples, documents, section.batch_size, section.pretrain_mix, run.seed, stage)
+    total = loader.demonstrations.steps(section.epochs)
+    validate_every = loader.demonstrations.steps(section.validate_epochs)
+
+    optimizer, state, shardings = init_train_state(run, section, run.start_params(stage))
+    loss_fn = functools.partial(token_loss, run.model, dropout_rate=section.dropout_rate)
+    step_program = jit_train_step(run, section, loss_fn, optimizer, shardings, total)
+    mean_loss = make_mean_loss(run)
+    learning_rate = jnp.float32(section.learning_rate)
+    selection = Selection(run, stage)
+
+    def advance(state, step):
+        batch = sharding.put_batch(loader.batch(step), run.mesh)
+        return step_program(state, batch, learning_rate, run.key(stage, step))
+
+    def validate(state, done):
+        loss = mean_loss(state.params, held_out, section.batch_size)
+        return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
+
+    loop.fit(
+        run,
+        stage,
+        state,
+        advance,
+        total,
+        checkpoint_every=section.checkpoint_every,
+        rows=lambda step: loader.demonstrations.rows(step).tolist(),
+        live={"loss": "loss", "held-out": "valid/loss"},
+        validate=validate,
+        validate_every=validate_every,
+    )
+    chosen = selection.chosen()
+    print(f"{stage}: the weights of step {chosen['step']} are kept, validation {chosen['by']} {chosen['value']:.4g}")
+
+
+class Selection:
+    """Keeps the weights of the best validation in the stage's output folder.
+
+    The paper chooses SFT models by reward score on validation prompts (C.1): it predicts people's
+    preferences better than the loss. That needs the reward model of a finished run.
+    """
+
+    def __init__(self, run: Run, stage: str):
+        section = run.config[stage]
+        if section.select not in ("loss", "reward"):
+            raise InputError(f"{stage}.select='{section.select}' is unknown; it can be 'loss' or 'reward'")
+        self._run, self._by = run, section.select
+        self._params = run.folder(stage) / "params"
+        self._record = run.folder(stage) / "selection.json"
+        self._reward = None
+        if self._by == "reward":
+            from rlhf_jax.reward_model import ValidationReward
+
+            self._reward = ValidationReward(run, section.reward_run)
+
+    def offer(self, params: dict, step: int, loss: float) -> dict[str, float]:
+        """Compares weights with the best so far; returns metrics to log."""
+        metrics = {} if self._reward is None else {"valid/score": self._reward(params)}
+        value = loss if self._by == "loss" else metrics["valid/score"]
+        best = read_json(self._record) if self._record.exists() else None
+        if best and best["step"] >= step:  # from a run that went further before it was resumed
+            best = best["before"]
+        better = best is None or (value < best["value"] if self._by == "loss" else value > best["value"])
+        if better:
+            checkpoint.save_params(self._params, params)
+            write_json(self._record, {"step": step, "by": self._by, "value": value, "before": best})
+        return metrics
+
+    def chosen(self) -> dict:
+        return read_json(self._record)
