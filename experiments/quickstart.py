@@ -9,9 +9,11 @@ from rlhf_jax.config import default_config
 
 def get_config(arg: str = ""):
     config = default_config()
-    config.prompt_length = 64
-    config.completion_length = 32
+    config.prompt_length = 60
+    config.completion_length = 28
+    config.data.template = "experiments/world_template.txt"
     config.model.update(
+        positions="rope",
         num_layers=4,
         embed_dim=128,
         num_heads=4,
@@ -22,7 +24,7 @@ def get_config(arg: str = ""):
         remat="none",
     )
     config.pretrain.update(
-        length=96,
+        length=88,
         batch_size=32,
         steps=1000,
         learning_rate=3e-3,
@@ -46,4 +48,5 @@ def get_config(arg: str = ""):
             ema_decay=0.98,
         )
     config.ppo_ptx.ptx_coef = 2.0
+    config.evaluate.update(skill_prompt_length=64, skill_completion_length=8)
     return config

@@ -24,7 +24,7 @@ import numpy as np
 from absl import app
 from ml_collections import config_flags
 
-from rlhf_jax import generate, losses, model, optim, ppo, sharding, train
+from rlhf_jax import generate, model, optim, ppo, pretrain, reward_model, sharding, train
 from rlhf_jax.data.batches import Batch, Comparisons
 from rlhf_jax.model import TransformerConfig
 
@@ -52,7 +52,7 @@ def sft_step(config: ml_collections.ConfigDict) -> Work:
     segments = np.ones(shape, np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     batch = Batch(_tokens(config, shape), (positions > 0).astype(np.float32), segments, positions)
-    loss_fn = functools.partial(_without_key, ppo.ptx_loss, _model(config))
+    loss_fn = functools.partial(pretrain.token_loss, _model(config))
     run = _training(loss_fn, model.init_params(_model(config), jax.random.key(0)), batch)
     return Work(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]})
 
@@ -62,7 +62,7 @@ def reward_step(config: ml_collections.ConfigDict) -> Work:
     shape = config.batch_size, 2, config.model.max_length
     ranks = np.broadcast_to(np.array([1, 2], np.int32), shape[:2])
     batch = Comparisons(_tokens(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
-    loss_fn = functools.partial(_without_key, _reward_loss, _model(config))
+    loss_fn = functools.partial(reward_model.reward_loss, _model(config), "kwise")
     run = _training(loss_fn, model.init_params(_model(config), jax.random.key(0), head="scalar"), batch)
     return Work(run, batch.tokens.size, {"pairs": shape[0], "length": shape[2]})
 
@@ -144,16 +144,6 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
 
 def _model(config: ml_collections.ConfigDict) -> TransformerConfig:
     return TransformerConfig(**config.model)
-
-
-def _without_key(loss_fn, config, params, batch, key):
-    return loss_fn(config, params, batch)
-
-
-def _reward_loss(config, params, batch):
-    rows = batch.tokens.reshape(-1, batch.tokens.shape[-1])
-    scores = ppo.sequence_scores(config, params, rows, batch.mask.reshape(rows.shape))
-    return losses.bradley_terry_kwise(scores.reshape(batch.ranks.shape), batch.ranks, batch.valid)
 
 
 def _tokens(config: ml_collections.ConfigDict, shape) -> np.ndarray:

@@ -218,6 +218,8 @@ def ppo_config() -> ConfigDict:
             "vf_coef": 1.0,  # unstated; the value has its own optimizer, so this matters only with clipping
             "learning_rate": 8.05e-6,  # not printed; the largest that did not diverge without ptx (Fig. 38)
             "value_learning_rate": 9e-6,  # C.4; 5e-6 at 175B
+            "schedule": "constant",  # C.4; or "linear", "cosine", down to final_fraction
+            "final_fraction": 0.0,
             "warmup_iterations": 10,  # C.4
             "warmup_from": 0.1,  # C.4
             "temperature": 1.0,  # C.4

@@ -34,7 +34,7 @@ def main(argv) -> None:
     from rlhf_jax import loop, progress
 
     try:
-        run_stages(config, _WORKDIR.value, config_flags.get_override_values(_CONFIG.value) if False else {})
+        run_stages(config, _WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     except InputError as error:
         sys.exit(_fail(error, EXIT_BAD_INPUT))
     except loop.NonFinite as error:

@@ -1,9 +1,4 @@
-"""Metrics: exact sums inside the programs, one JSON line a step outside them.
-
-Inside, a metric is a total and a weight (`Mean`) or a maximum (`Max`). They are merged over
-microbatches and minibatches and divided once, so that an average does not depend on how the batch
-was split. Outside, `MetricsWriter` appends them to `metrics.jsonl`.
-"""
+"""Metrics on their way from the programs to `metrics.jsonl`: one JSON line a step."""
 
 import importlib
 import json
@@ -12,79 +7,19 @@ import os
 import pathlib
 import time
 
-from flax import struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.workdir import write_text
 
 
-@struct.dataclass
-class Mean:
-    """A weighted mean that is not yet divided."""
-
-    total: jax.Array   # f32[]
-    weight: jax.Array  # f32[]
-
-    @classmethod
-    def of(cls, values, weights=None):
-        """The mean of `values` where `weights` (a mask or numbers, broadcastable) is not 0."""
-        values = jnp.asarray(values, jnp.float32)
-        weights = jnp.broadcast_to(
-            jnp.float32(1) if weights is None else jnp.asarray(weights, jnp.float32), values.shape)
-        return cls(jnp.sum(jnp.where(weights != 0, values * weights, 0)), jnp.sum(weights))
-
-    def merge(self, other):
-        """The mean over both parts."""
-        return Mean(self.total + other.total, self.weight + other.weight)
-
-    def reduce(self):
-        """Merges the parts stacked along the leading axis, as `lax.scan` returns them."""
-        return Mean(jnp.sum(self.total, axis=0), jnp.sum(self.weight, axis=0))
-
-    def compute(self):
-        """total / weight; NaN where there is nothing to average."""
-        return self.total / self.weight
-
-
-@struct.dataclass
-class Max:
-    """A maximum; `merge`, `reduce` and `compute` as for `Mean`."""
-
-    value: jax.Array  # f32[]
-
-    def merge(self, other):
-        return Max(jnp.maximum(self.value, other.value))
-
-    def reduce(self):
-        return Max(jnp.max(self.value, axis=0))
-
-    def compute(self):
-        return self.value
-
-
-def merge(first: dict, second: dict) -> dict:
-    """Merges two dicts of metrics with the same names."""
-    if first.keys() != second.keys():
-        raise KeyError(f"metrics differ in {sorted(first.keys() ^ second.keys())}")
-    return {name: metric.merge(second[name]) for name, metric in first.items()}
-
-
-def reduce(stacked: dict) -> dict:
-    """Merges a dict of metrics over the leading axis of its arrays."""
-    return {name: metric.reduce() for name, metric in stacked.items()}
-
-
 def compute(metrics: dict) -> dict[str, float]:
-    """Fetches metrics (and plain scalars among them) from the devices, in one transfer, as floats.
+    """Fetches scalars from the devices, in one transfer, as floats.
 
     This waits for the program that makes them: call it for one step when the next is dispatched.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {name: float(metric.compute() if isinstance(metric, (Mean, Max)) else metric)
-                for name, metric in jax.device_get(metrics).items()}
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 class MetricsWriter:

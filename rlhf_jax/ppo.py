@@ -18,7 +18,7 @@ import optax
 from flax import struct
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import losses, model, train
+from rlhf_jax import losses, model, optim, train
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
@@ -38,8 +38,11 @@ class PPOConfig:
     score_parts: int = 1  # score runs the batch in so many parts, each the size of an update's microbatch
     microbatches: int = 1  # parts of a minibatch
     ptx_microbatches: int = 1  # parts of the pretraining batch of a minibatch
-    warmup_steps: int = 0  # optimizer steps over which both learning rates rise
+    schedule: str = "constant"  # of both learning rates, by optimizer step; see optim.schedule
+    total_steps: int = 1  # where a decay ends
+    warmup_steps: int = 0
     warmup_from: float = 0.1
+    final_fraction: float = 0.0  # of the peak, where a decay ends
 
 
 @struct.dataclass
@@ -236,20 +239,23 @@ def make_update(
             metrics |= _ptx_metrics(grads, ptx_grads, p_loss, coefs.ptx_coef)
             grads = jax.tree.map(lambda g, p: g + coefs.ptx_coef * p, grads, ptx_grads)
 
-        step = state.policy.step.astype(jnp.float32)
-        rise = config.warmup_from + (1.0 - config.warmup_from) * step / max(config.warmup_steps, 1)
-        warmup = jnp.minimum(rise, 1.0) if config.warmup_steps else jnp.float32(1.0)
+        rate = optim.schedule(
+            config.schedule,
+            state.policy.step,
+            config.total_steps,
+            warmup_steps=config.warmup_steps,
+            warmup_from=config.warmup_from,
+            final=config.final_fraction,
+        )
         value_grads = jax.tree.map(lambda g: coefs.vf_coef * g, value_grads)
         policy, norm = train.apply_gradients(
-            state.policy, grads, optimizer, coefs.learning_rate * warmup, coefs.ema_decay
+            state.policy, grads, optimizer, coefs.learning_rate * rate, coefs.ema_decay
         )
-        value, v_norm = train.apply_gradients(
-            state.value, value_grads, value_optimizer, coefs.value_learning_rate * warmup
-        )
+        value, v_norm = train.apply_gradients(state.value, value_grads, value_optimizer, coefs.value_learning_rate * rate)
         metrics |= {
             "ppo/policy/grad_norm": norm,
             "ppo/val/grad_norm": v_norm,
-            "ppo/learning_rate": coefs.learning_rate * warmup,
+            "ppo/learning_rate": coefs.learning_rate * rate,
         }
         return PPOState(policy, value, state.kl_coef), metrics
 

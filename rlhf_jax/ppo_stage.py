@@ -12,6 +12,7 @@ from rlhf_jax import checkpoint, loop, model, ppo, sharding, train
 from rlhf_jax.data.batches import batch_prompts, pack_documents
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
+from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, optimizer_of
 
 
@@ -22,8 +23,8 @@ def coefficients(section: ConfigDict) -> ppo.Coefficients:
     return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
 
 
-def programs_config(run: Run, section: ConfigDict) -> ppo.PPOConfig:
-    """What shapes the programs, checked.
+def programs_config(shape: TransformerConfig, eos_id: int, section: ConfigDict) -> ppo.PPOConfig:
+    """What shapes the programs of models of this shape, checked.
 
     Raises:
       InputError: sizes that do not divide.
@@ -33,18 +34,22 @@ def programs_config(run: Run, section: ConfigDict) -> ppo.PPOConfig:
         raise InputError(
             f"ppo batch_size={batch} must be a multiple of minibatch_size={minibatch}, and that of microbatches={parts}"
         )
+    steps_per_iteration = section.ppo_epochs * (batch // minibatch)
     return ppo.PPOConfig(
-        policy=run.model,
-        value=run.model,
-        eos_id=run.tokenizer.eos_id,
+        policy=shape,
+        value=shape,
+        eos_id=eos_id,
         missing_eos=section.missing_eos,
         whiten_rewards=section.whiten_rewards,
         whiten_advantages=section.whiten_advantages,
         score_parts=batch // minibatch * parts,
         microbatches=parts,
         ptx_microbatches=section.ptx_microbatches,
-        warmup_steps=section.warmup_iterations * section.ppo_epochs * (batch // minibatch),
+        schedule=section.schedule,
+        total_steps=section.iterations * steps_per_iteration,
+        warmup_steps=section.warmup_iterations * steps_per_iteration,
         warmup_from=section.warmup_from,
+        final_fraction=section.final_fraction,
     )
 
 
@@ -100,7 +105,7 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] and writes the policy's parameters (by default their moving average)."""
     section = run.config[stage]
-    config = programs_config(run, section)
+    config = programs_config(run.model, run.tokenizer.eos_id, section)
     arrays, report = batch_prompts(
         run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
     )
@@ -112,7 +117,7 @@ def run_stage(run: Run, stage: str) -> None:
     ref = run.start_params(stage)
     reward = run.load_params(section.reward, "scalar")
     value = _value_params(run, stage, reward, ref)
-    optimizers, state, shardings = _init_state(run, section, ref, value)
+    optimizers, state, shardings = init_state(run.model, run.mesh, run.rules, section, ref, value)
     compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
     frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
 
@@ -173,7 +178,7 @@ def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict:
     raise InputError(f"{stage}.value_init='{choice}' is unknown; it can be 'reward', 'policy' or 'random'")
 
 
-def _init_state(run: Run, section: ConfigDict, policy: dict, value: dict):
+def init_state(shape: TransformerConfig, mesh, rules, section: ConfigDict, policy: dict, value: dict):
     """(optimizers, PPOState on the mesh, its shardings); the parameters are copied, because states are donated."""
     optimizers = optimizer_of(section.optimizer), optimizer_of(section.value_optimizer)
 
@@ -186,10 +191,10 @@ def _init_state(run: Run, section: ConfigDict, policy: dict, value: dict):
         )
 
     shapes = jax.eval_shape(make, policy, value)
-    shard = functools.partial(train.state_shardings, mesh=run.mesh, rules=run.rules)
+    shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     shardings = ppo.PPOState(
-        shard(shapes.policy, optimizers[0], model.logical_axes(run.model, "lm")),
-        shard(shapes.value, optimizers[1], model.logical_axes(run.model, "scalar")),
-        sharding.replicated(run.mesh),
+        shard(shapes.policy, optimizers[0], model.logical_axes(shape, "lm")),
+        shard(shapes.value, optimizers[1], model.logical_axes(shape, "scalar")),
+        sharding.replicated(mesh),
     )
     return optimizers, jax.jit(make, out_shardings=shardings)(policy, value), shardings

@@ -7,12 +7,13 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, generate, keys, model, optim, progress, sharding, workdir
+from rlhf_jax import checkpoint, generate, keys, model, optim, progress, sharding
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.workdir import Workdir, read_json
 from rlhf_jax.world.corpus import WorldCorpus
 
 # Fields that may change between two starts of one run: they change no result.
@@ -32,7 +33,7 @@ class Run:
     corpus: FileCorpus | WorldCorpus
     model: TransformerConfig
     interrupt: progress.Interrupt
-    workdir: workdir.Workdir | None = None  # None: opened for reading
+    workdir: Workdir | None = None  # None: opened for reading
     samplers: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -117,7 +118,7 @@ def _FREE_SHAPE(config: TransformerConfig) -> dict:
 def start(config: ConfigDict, path: str, overrides: dict | None = None):
     """Opens or makes the work directory of a run, locked, and yields the Run."""
     plain = config.to_dict()
-    with workdir.Workdir(path, plain, overrides, ignore=FREE_FIELDS) as folder:
+    with Workdir(path, plain, overrides, ignore=FREE_FIELDS) as folder:
         with progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt)
             run.workdir = folder
@@ -136,7 +137,7 @@ def open_run(path: str) -> Run:
     folder = pathlib.Path(path)
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no work directory of a run: it has no config.json")
-    config = ConfigDict(workdir.read_json(folder / "config.json"))
+    config = ConfigDict(read_json(folder / "config.json"))
     return _assemble(config, folder, progress.Interrupt())
 
 

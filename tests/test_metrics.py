@@ -1,4 +1,4 @@
-"""Metrics: exact under any split, and one line a step in the file whatever interrupts it."""
+"""Metrics: one line a step in the file whatever interrupts it."""
 
 import json
 import math
@@ -12,50 +12,13 @@ import pytest
 
 from rlhf_jax import metrics
 from rlhf_jax.errors import InputError
-from rlhf_jax.metrics import Max, Mean, MetricsWriter, read_metrics
+from rlhf_jax.metrics import MetricsWriter, read_metrics
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.booleans()), min_size=1, max_size=12),
-       st.data())
-def test_split_does_not_matter(rows, data):
-    values = np.array([value for value, _ in rows], np.float32)
-    mask = np.array([kept for _, kept in rows])
-    cut = data.draw(st.integers(0, len(rows)))
-    whole = Mean.of(values, mask)
-    merged = Mean.of(values[:cut], mask[:cut]).merge(Mean.of(values[cut:], mask[cut:]))
-    assert float(whole.weight) == float(merged.weight) == mask.sum()
-    np.testing.assert_allclose(whole.total, merged.total, atol=1e-4)
-    if mask.any():
-        np.testing.assert_allclose(whole.compute(), values[mask].mean(), atol=1e-4)
-
-
-def test_what_is_masked_does_not_count():
-    values = jnp.array([[1.0, jnp.nan], [3.0, jnp.inf]])
-    assert float(Mean.of(values, jnp.array([[True, False], [True, False]])).compute()) == 2.0
-    assert float(Mean.of(jnp.ones((2, 3)), jnp.array([[1.0], [0.5]])).weight) == 4.5
-    assert float(Mean.of(jnp.array([1.0, 2.0])).compute()) == 1.5
-
-
-def test_merge_reduce_compute_inside_jit():
-    @jax.jit
-    def program(batch):
-        def one(_, row):
-            return None, {"mean": Mean.of(row, row > 0), "max": Max(jnp.max(row))}
-        stacked = jax.lax.scan(one, None, batch)[1]
-        both = metrics.reduce(stacked)
-        return metrics.merge(both, {"mean": Mean.of(jnp.array([10.0])), "max": Max(jnp.float32(4))})
-
-    result = metrics.compute(
-        program(jnp.array([[1.0, -2.0, 3.0], [-1.0, 5.0, -9.0]])) | {"learning_rate": 0.5})
-    assert result == {"mean": 19 / 4, "max": 5.0, "learning_rate": 0.5}
-    assert all(type(value) is float for value in result.values())
-    assert math.isnan(metrics.compute({"none": Mean.of(jnp.ones(2), jnp.zeros(2))})["none"])
-
-
-def test_merging_different_metrics_is_an_error():
-    with pytest.raises(KeyError, match="kl"):
-        metrics.merge({"kl": Max(1.0)}, {})
+def test_scalars_of_every_kind_become_floats():
+    found = metrics.compute({"loss": jnp.float32(0.5), "count": np.int32(3), "learning_rate": 0.25})
+    assert found == {"loss": 0.5, "count": 3.0, "learning_rate": 0.25}
+    assert all(type(value) is float for value in found.values())
 
 
 def write(path, resume_step, steps, **values):

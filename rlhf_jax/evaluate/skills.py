@@ -16,6 +16,7 @@ import numpy as np
 from rlhf_jax import generate, model, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.records import Prompt
+from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.statistics import Estimate, bootstrap
 from rlhf_jax.model import TransformerConfig
 
@@ -112,12 +113,15 @@ def _row_losses(config: TransformerConfig, params: dict, batch: batches.Batch):
 def valid_loss(run, params: dict) -> Estimate | None:
     """Negative log-likelihood of the held-out documents, nats per token; None without documents.
 
-    Documents are packed in rows of the model's length; the interval resamples rows.
+    Documents are packed in rows as long as a prompt with its completion, as PPO's pretraining
+    batches are by default; the interval resamples rows.
     """
-    documents = run.corpus.documents("valid")
-    if not documents:
+    try:
+        documents = run.corpus.documents("valid")
+    except InputError:  # a run on files need not have documents
         return None
-    packed, _ = batches.pack_documents(documents, run.tokenizer, run.model.max_length)
+    length = run.config.prompt_length + run.config.completion_length
+    packed, _ = batches.pack_documents(documents, run.tokenizer, length)
     config = run.config.evaluate
     totals, counts = [], []
     for batch in loader.in_order(packed, config.batch_size):
@@ -127,3 +131,24 @@ def valid_loss(run, params: dict) -> Estimate | None:
     totals, counts = np.concatenate(totals), np.concatenate(counts)
     per_token = totals / np.maximum(counts, 1)
     return bootstrap(per_token, counts, resamples=config.bootstrap)
+
+
+def recovered_share(sft, ppo, ptx, weights, resamples: int = 1000) -> Estimate:
+    """(ptx - ppo) / (sft - ppo) of weighted means: what share of the alignment tax was won back.
+
+    Args:
+        sft, ppo, ptx: f[N], scores of three policies on the same items.
+        weights: f[N] of the items.
+
+    Returns:
+        The share with a percentile bootstrap interval over items; NaN where nothing was lost.
+    """
+    tax = weights * np.subtract(sft, ppo)
+    back = weights * np.subtract(ptx, ppo)
+    chosen = np.random.default_rng(0).integers(len(tax), size=(resamples, len(tax)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = back[chosen].sum(1) / tax[chosen].sum(1)
+        if not tax.sum() > 0:
+            return Estimate(np.nan, np.nan, np.nan)
+    low, high = np.nanquantile(shares, [0.025, 0.975])
+    return Estimate(float(back.sum() / tax.sum()), float(low), float(high))

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs the tests:  bash launch/test.sh [--slow] [--torch] [arguments of pytest]
+#   --slow   the slow tests too
+#   --torch  installs torch first: without it the comparisons with PyTorch are skipped
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export EXTRAS=test
+selection="not slow"
+while [[ "${1:-}" == --slow || "${1:-}" == --torch ]]; do
+  case "$1" in
+    --slow) selection="slow or not slow" ;;
+    --torch) bash launch/python.sh -m pip install --quiet torch==2.13.0 ;;
+  esac
+  shift
+done
+exec bash launch/python.sh -m pytest -m "$selection" "$@"

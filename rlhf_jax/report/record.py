@@ -1,0 +1,101 @@
+"""What a run left in its directory, read for reports."""
+
+import dataclasses
+import functools
+import pathlib
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate.policy import read_rows
+from rlhf_jax.metrics import read_metrics
+from rlhf_jax.workdir import read_json
+
+_LABELS = {"pretrain": "base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
+
+
+def label(stage: str) -> str:
+    """What a stage is called in tables and figures."""
+    return _LABELS.get(stage, stage.replace("_", " "))
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A run, finished or not. Dicts by stage are in the order of the pipeline."""
+
+    path: pathlib.Path
+    config: dict
+    overrides: dict
+    done: dict[str, dict]
+    evaluations: dict[str, dict]  # of policies
+    reward: dict | None  # the reward model's evaluation.json
+
+    @classmethod
+    def load(cls, path) -> "Record":
+        """Reads a run.
+
+        Raises:
+            InputError: the path is no run.
+        """
+        path = pathlib.Path(path)
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} is no work directory of a run: it has no config.json")
+        config = read_json(path / "config.json")
+
+        def read(name, *kinds):
+            return {stage: read_json(path / stage / name) for stage in config["stages"]
+                    if (not kinds or config[stage]["kind"] in kinds)
+                    and (path / stage / name).exists()}
+
+        overrides = path / "overrides.json"
+        return cls(
+            path=path,
+            config=config,
+            overrides=read_json(overrides) if overrides.exists() else {},
+            done=read("done.json"),
+            evaluations=read("evaluation.json", "pretrain", "sft", "ppo"),
+            reward=next(iter(read("evaluation.json", "reward_model").values()), None),
+        )
+
+    def kind(self, stage: str) -> str:
+        return self.config[stage]["kind"]
+
+    def estimate(self, stage: str, name: str) -> dict | None:
+        """{value, low, high} of a policy."""
+        return self.evaluations[stage]["estimates"].get(name)
+
+    @functools.cached_property
+    def base(self) -> str | None:
+        """The policy before any demonstration."""
+        return self._first("pretrain")
+
+    @functools.cached_property
+    def reference(self) -> str | None:
+        """The SFT policy, which win rate and KL refer to."""
+        return self._first("sft")
+
+    @functools.cached_property
+    def plain(self) -> str | None:
+        """The PPO policy without pretraining gradient."""
+        return next((stage for stage in self._ppo() if not self.config[stage]["ptx_coef"]), None)
+
+    @functools.cached_property
+    def mixed(self) -> list[str]:
+        """The PPO policies with pretraining gradient."""
+        return [stage for stage in self._ppo() if self.config[stage]["ptx_coef"]]
+
+    @functools.cached_property
+    def curves(self) -> dict[str, list[dict]]:
+        """metrics.jsonl of every stage that has one."""
+        files = {stage: self.path / stage / "metrics.jsonl" for stage in self.config["stages"]}
+        return {stage: read_metrics(file) for stage, file in files.items() if file.exists()}
+
+    def rows(self, name: str) -> dict[str, list[dict]]:
+        """samples.jsonl or skills.jsonl of every policy that has one."""
+        files = {stage: self.path / stage / name for stage in self.evaluations}
+        return {stage: read_rows(file) for stage, file in files.items() if file.exists()}
+
+    def _first(self, kind):
+        return next((stage for stage in self.evaluations if self.kind(stage) == kind), None)
+
+    def _ppo(self):
+        return [stage for stage in self.evaluations if self.kind(stage) == "ppo"]

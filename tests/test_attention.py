@@ -1,0 +1,84 @@
+"""Attention against a plain loop, and every implementation against the others."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import attention
+
+H, G, WIDTH = 4, 2, 8
+attend = {name: jax.jit(functools.partial(attention.attend, implementation=name)) for name in ("xla", "blocked")}
+
+
+def inputs(length, seed=0, batch=2):
+    """q [B, T, H, Dh], k and v [B, T, G, Dh], three segments and some padding."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(batch, length, heads, WIDTH)).astype(np.float32) for heads in (H, G, G))
+    segments = np.sort(rng.integers(1, 4, (batch, length)), axis=1).astype(np.int32)
+    segments[:, -length // 6 :] = 0
+    return q, k, v, segments
+
+
+def by_loop(q, k, v, segments):
+    out = np.zeros(q.shape)
+    for b, t, h in np.ndindex(q.shape[:3]):
+        group = h // (H // G)
+        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+        scores = np.array([q[b, t, h].astype(np.float64) @ k[b, s, group] for s in seen]) / np.sqrt(WIDTH)
+        weights = np.exp(scores - scores.max())
+        out[b, t, h] = (weights / weights.sum()) @ v[b, seen, group]
+    return out
+
+
+@pytest.mark.parametrize("length", [7, 64, 150])  # one block, exactly one block, blocks and a rest
+@pytest.mark.parametrize("name", attend)
+def test_attention_equals_loop(name, length):
+    q, k, v, segments = inputs(length)
+    np.testing.assert_allclose(attend[name](q, k, v, segments), by_loop(q, k, v, segments), atol=2e-6)
+
+
+def test_implementations_have_the_same_gradient():
+    q, k, v, segments = inputs(150)
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+
+    def gradient(name):
+        return jax.grad(lambda *qkv: (attend[name](*qkv, segments) * weights).sum(), (0, 1, 2))(q, k, v)
+
+    for expected, actual in zip(gradient("xla"), gradient("blocked")):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@hypothesis.given(
+    segments=st.lists(st.integers(0, 2), min_size=12, max_size=12),
+    place=st.integers(0, 11),
+    garbage=st.sampled_from([-1e4, 0.0, 3.0, 1e4]),
+)
+def test_what_a_query_does_not_see_changes_nothing(segments, place, garbage):
+    """Segments in any order: a key of another segment, or a later one, has weight exactly 0."""
+    q, k, v, _ = inputs(12, batch=1)
+    segments = np.array([segments], np.int32)
+    before = np.asarray(attend["xla"](q, k, v, segments))
+    k[:, place], v[:, place] = garbage, garbage
+    after = np.asarray(attend["xla"](q, k, v, segments))
+    blind = (np.arange(12) < place) | (segments[0] != segments[0, place])
+    np.testing.assert_array_equal(after[0, blind], before[0, blind])
+    if garbage:
+        assert np.any(after[0, place] != before[0, place])
+
+
+def test_cached_attention_is_the_last_row_of_the_whole():
+    q, k, v, _ = inputs(12)
+    valid = np.ones((2, 12), bool)
+    valid[1, :4] = False  # left padding
+    whole = attention.attend(q, k, v, valid.astype(np.int32))
+    cached = attention.attend_cached(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), valid)
+    np.testing.assert_allclose(cached, whole[:, -1], atol=1e-6)
+
+
+def test_a_query_without_any_key_is_finite():
+    q, k, v, _ = inputs(12)
+    assert np.all(np.isfinite(attention.attend_cached(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), np.zeros((2, 12), bool))))
