@@ -9,8 +9,8 @@ from rlhf_jax.config import default_config
 
 def get_config(arg: str = ""):
     config = default_config()
-    config.prompt_length = 60
-    config.completion_length = 28
+    config.prompt_length = 48
+    config.completion_length = 24
     config.data.template = "experiments/world_template.txt"
     config.model.update(
         positions="rope",
@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
         remat="none",
     )
     config.pretrain.update(
-        length=88,
+        length=96,
         batch_size=32,
         steps=1000,
         learning_rate=3e-3,
@@ -48,5 +48,5 @@ def get_config(arg: str = ""):
             ema_decay=0.98,
         )
     config.ppo_ptx.ptx_coef = 2.0
-    config.evaluate.update(skill_prompt_length=64, skill_completion_length=8)
+    config.evaluate.update(skill_prompt_length=56, skill_completion_length=8)
     return config

@@ -189,6 +189,7 @@ def reward_model_config() -> ConfigDict:
         init="sft",  # section 3.5; C.2 says a 6B model tuned on public NLP sets, and that it matters little
         epochs=1.0,  # C.2: more epochs overfit
         batch_size=64,  # prompts, C.2
+        length=0,  # tokens of prompt and completion in training; 0: prompt_length + completion_length
         learning_rate=9e-6,  # C.2
         loss="kwise",  # or "pooled" (pairs shuffled into one pool), "regression"
     )

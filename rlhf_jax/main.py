@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -61,20 +62,21 @@ def run_stages(config, path: str, overrides: dict | None = None) -> None:
             raise InputError(f"config.stages names '{stage}', but config.{stage}.kind is none of {', '.join(kinds)}")
     with run_lib.start(config, path, overrides) as run:
         for stage in config.stages:
+            kind = config[stage].kind
             if run.done(stage):
                 print(f"{stage}: finished before")
-                continue
-            started = time.time()
-            kind = config[stage].kind
-            kinds[kind](run, stage)
-            run.workdir.mark_done(stage, time.time() - started)
-            started = time.time()
-            if kind == "reward_model":
-                policy.rescore(run)
-            elif kind != "collect":
+            else:
+                started = time.time()
+                kinds[kind](run, stage)
+                run.workdir.mark_done(stage, time.time() - started, **report.machine())
+            # Also where an earlier start was stopped between a stage and its evaluation.
+            if kind in ("pretrain", "sft", "ppo") and not (run.folder(stage) / "evaluation.json").exists():
+                started = time.time()
                 policy.evaluate_policy(run, stage)
-            print(f"{stage}: done, evaluated in {time.time() - started:.1f} s", flush=True)
-        report.write(run.path)
+                print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
+            if kind in ("sft", "reward_model"):
+                policy.rescore(run)
+        rich.console.Console().print(report.write(run.path), soft_wrap=True)
 
 
 def _fail(error, code: int) -> int:

@@ -263,8 +263,8 @@ def make_update(
 
 
 def _ptx_metrics(grads, ptx_grads, loss, ptx_coef):
-    norm, ptx_norm = optax.global_norm(grads), ptx_coef * optax.global_norm(ptx_grads)
-    dot = ptx_coef * optax.tree_utils.tree_vdot(grads, ptx_grads)
+    norm, ptx_norm = optax.tree.norm(grads), ptx_coef * optax.tree.norm(ptx_grads)
+    dot = ptx_coef * optax.tree.vdot(grads, ptx_grads)
     return {
         "ppo/ptx/loss": loss.total / jnp.maximum(loss.weight, 1e-8),
         "ppo/ptx/ppo_grad_norm": norm,

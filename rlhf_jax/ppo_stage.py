@@ -64,6 +64,16 @@ class Programs:
             ppo.make_update(config, *optimizers), out_shardings=(state_shardings, whole), donate_argnums=0
         )
         self.take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), out_shardings=rows)
+        self.summarize = jax.jit(_summarize)
+
+
+def _summarize(steps: list[dict]) -> dict:
+    """The metrics of an iteration's optimizer steps as one: their means, and what only one step tells."""
+    columns = jax.tree.map(lambda *values: jnp.stack(values), *steps)
+    return {name: jnp.mean(values) for name, values in columns.items()} | {
+        "ppo/policy/ratio_max": jnp.max(columns["ppo/policy/ratio_max"]),
+        "ppo/policy/first_approxkl": columns["ppo/policy/approxkl"][0],
+    }
 
 
 def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool):
@@ -89,9 +99,7 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
                 state, programs.take(experience, rows), ptx_batch(len(steps)), coefs
             )
             steps.append(step_metrics)
-    metrics |= {name: jnp.mean(jnp.stack([step[name] for step in steps])) for name in steps[0]}
-    metrics["ppo/policy/ratio_max"] = jnp.max(jnp.stack([step["ppo/policy/ratio_max"] for step in steps]))
-    metrics["ppo/policy/first_approxkl"] = steps[0]["ppo/policy/approxkl"]
+    metrics |= programs.summarize(steps)
     kl_coef = adv.update_kl_coef(
         state.kl_coef,
         metrics["objective/kl"],

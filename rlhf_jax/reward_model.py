@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_jax import checkpoint, generate, loop, losses, model, ppo, sharding
 from rlhf_jax.collect import read_rankings
 from rlhf_jax.data.batches import Comparisons, batch_prompts, batch_rankings
-from rlhf_jax.data.loader import Loader, in_order
+from rlhf_jax.data.loader import Loader, in_order, take
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import calibration, statistics
@@ -67,6 +67,16 @@ def split_into_pairs(rankings: list[Ranking]) -> list[Ranking]:
     return pairs
 
 
+def shorten(examples: Comparisons, length: int) -> tuple[Comparisons, int]:
+    """Rows cut to `length` tokens without loss: rankings with a longer sequence are left out, and counted."""
+    fits = examples.mask.sum(-1).max(-1) <= length
+    if not fits.any():
+        raise InputError(f"reward_model.length = {length} leaves no ranking; raise it")
+    kept = take(examples, fits)
+    kept = kept.replace(tokens=kept.tokens[..., :length], mask=kept.mask[..., :length])
+    return kept, int((~fits).sum())
+
+
 def load_rankings(run: Run, name: str) -> list[Ranking]:
     """The collected comparisons ("train", "valid", "heldout"), else the corpus's own; [] if there are none."""
     for stage in run.stages("collect"):
@@ -85,6 +95,9 @@ def run_stage(run: Run, stage: str) -> None:
     length = run.config.prompt_length + run.config.completion_length
     examples, report = batch_rankings(rows, run.tokenizer, length, run.config.prompt_length)
     print(f"{stage}: rankings {report}")
+    if section.length:
+        examples, longer = shorten(examples, section.length)
+        print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
     loader = Loader(examples, section.batch_size, run.seed, name=stage)
     total = loader.steps(section.epochs)
 

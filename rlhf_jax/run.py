@@ -7,7 +7,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, generate, keys, model, optim, progress, sharding
+from rlhf_jax import checkpoint, generate, hf, keys, model, optim, progress, sharding
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -88,10 +88,8 @@ class Run:
             return self.init_params(stage)
         if init in self.config.stages:
             return self.load_params(init)
-        from rlhf_jax import hf
-
         shape, params = hf.load(init)
-        if dataclasses.asdict(shape) | _FREE_SHAPE(self.model) != dataclasses.asdict(self.model):
+        if dataclasses.asdict(shape) | _program_fields(self.model) != dataclasses.asdict(self.model):
             raise InputError(f"{init} is a {shape}, but the config's model is {self.model}")
         return jax.device_put(params, self.param_shardings("lm"))
 
@@ -108,8 +106,8 @@ class Run:
         return self.samplers[completion_length]
 
 
-def _FREE_SHAPE(config: TransformerConfig) -> dict:
-    """What released weights do not fix: how the program computes."""
+def _program_fields(config: TransformerConfig) -> dict:
+    """The fields that released weights do not fix: how the program computes."""
     names = ("dtype", "scan_layers", "remat", "attention", "vocab_multiple", "init_std", "max_length")
     return {name: getattr(config, name) for name in names}
 
@@ -142,7 +140,9 @@ def open_run(path: str) -> Run:
 
 
 def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interrupt) -> Run:
-    template = Template.load(config.data.template) if config.data.template else Template()
+    saved = path / "template.txt"
+    chosen = saved if saved.exists() else config.data.template
+    template = Template.load(chosen) if chosen else Template()
     if config.data.source == "world":
         corpus = WorldCorpus(config.data.world, template, config.evaluate.skill_items)
     elif config.data.source == "files":

@@ -1,4 +1,4 @@
-"""Skills and policies: the scorers, and every estimate on a tiny model against a plain computation."""
+"""Skills and policies: every estimate on a tiny model against a plain computation."""
 
 import dataclasses
 import functools

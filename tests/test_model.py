@@ -124,8 +124,8 @@ def test_the_parameters_of_llama():
 @families
 def test_init(config):
     """GPT-2's standard deviations, norms at one, biases at zero, no two layers alike; always float32."""
-    config = replace(config, embed_dim=128, num_heads=4, init_std=0.02, dtype="bfloat16")
-    params = model.init_params(config, jax.random.key(0))
+    config = replace(config, embed_dim=128, init_std=0.02, dtype="bfloat16", scan_layers=True)
+    params = jax.jit(functools.partial(model.init_params, config))(jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         name = path[-1].key
@@ -140,10 +140,11 @@ def test_init(config):
 def test_the_scalar_head():
     """A reward model keeps the trunk and gets a head of standard deviation 1/sqrt(d + 1), bias 0; no lm head."""
     config = replace(tiny.llama(), num_layers=1, embed_dim=1024)
-    policy = model.init_params(config, jax.random.key(0))
-    reward = model.with_scalar_head(config, policy, jax.random.key(1))
+    policy = tiny.params_of(config, 0)
+    reward = jax.jit(functools.partial(model.with_scalar_head, config))(policy, jax.random.key(1))
     assert jax.tree.structure(reward) == jax.tree.structure(model.param_shapes(config, "scalar"))
-    assert reward["embedding"] is policy["embedding"] and reward["layers"] is policy["layers"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, reward["layers"], policy["layers"]))
+    np.testing.assert_array_equal(reward["embedding"], policy["embedding"])
     np.testing.assert_allclose(np.std(reward["scalar_kernel"]), 1025**-0.5, rtol=0.1)
     assert reward["scalar_bias"] == 0.0
     hidden = np.random.default_rng(0).normal(size=(2, 1024)).astype(np.float32)
@@ -206,20 +207,14 @@ def test_packed_documents_do_not_see_each_other(config):
 
 @families
 def test_the_padding_of_the_vocabulary_is_never_likely_and_never_trained(config):
-    tokens = random_tokens(rows=1)
-    table = "embedding" if config.tie_embeddings else "lm_head"
-
-    def loss(params):
-        return masked_logits(config, params, tokens, jnp.ones_like(tokens, bool)).sum()
-
-    params = lm_params(config)
-    logits = masked_logits(config, params, tokens, np.ones_like(tokens, bool))
+    tokens = random_tokens()
+    logits = masked_logits(config, lm_params(config), tokens, np.ones_like(tokens, bool))
     assert logits.shape[-1] == config.padded_vocab == 64
-    probabilities = jax.nn.softmax(logits)
-    np.testing.assert_array_equal(probabilities[..., tiny.VOCAB :], 0.0)
-    gradient = jax.grad(loss)(params)[table]
+    np.testing.assert_array_equal(jax.nn.softmax(logits)[..., tiny.VOCAB :], 0.0)
+    _, gradient = loss_and_gradient(*variant_inputs(config, {}))
+    gradient = gradient["embedding" if config.tie_embeddings else "lm_head"]
     np.testing.assert_array_equal(gradient[tiny.VOCAB :], 0.0)
-    assert np.any(gradient[tiny.VOCAB - 1] != 0.0)
+    assert np.all(np.any(gradient[: tiny.VOCAB] != 0.0, axis=1))
 
 
 # --- The same result by other programs ------------------------------------------------------------
@@ -236,11 +231,6 @@ def loss_and_gradient(config, params, tokens, segments):
     return jax.value_and_grad(loss)(params)
 
 
-@functools.cache
-def base_result(family):
-    return loss_and_gradient(*variant_inputs(FAMILIES[family], {}))
-
-
 def variant_inputs(config, changes):
     config = replace(config, max_length=80, **changes)  # 70 tokens: two blocks of queries
     tokens = random_tokens(rows=2, length=70)
@@ -251,17 +241,15 @@ def variant_inputs(config, changes):
 @pytest.mark.parametrize(
     "family, changes",
     [
-        ("gpt", dict(scan_layers=True)),
         ("gpt", dict(scan_layers=True, remat="full")),
         ("gpt", dict(remat="dots")),
-        ("gpt", dict(attention="blocked")),
-        ("llama", dict(scan_layers=True, remat="dots", attention="blocked")),
+        ("llama", dict(scan_layers=True, attention="blocked")),
     ],
     ids=lambda x: x if isinstance(x, str) else ",".join(f"{k}={v}" for k, v in x.items()),
 )
 def test_every_program_computes_the_same_loss_and_gradient(family, changes):
     loss, gradient = loss_and_gradient(*variant_inputs(FAMILIES[family], changes))
-    base_loss, base_gradient = base_result(family)
+    base_loss, base_gradient = loss_and_gradient(*variant_inputs(FAMILIES[family], {}))
     np.testing.assert_allclose(loss, base_loss, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-4), gradient, base_gradient)
 
@@ -330,10 +318,14 @@ def test_select_logprobs_and_its_gradient_equal_log_softmax(scale):
 def test_select_logprobs_is_the_same_bits_with_and_without_a_gradient():
     logits = np.random.default_rng(0).normal(scale=5, size=(64, 61)).astype(np.float32)
     targets = np.random.default_rng(1).integers(0, 61, 64)
-    plain = jax.jit(lambda x, c: model.select_logprobs(x * (1.0 / c), targets))
-    both = jax.jit(jax.vmap(jax.value_and_grad(lambda x, t, c: model.select_logprobs(x * (1.0 / c), t)), (0, 0, None)))
+
+    def total(logits, temperature):
+        logprobs = model.select_logprobs(logits * (1.0 / temperature), targets)
+        return jnp.sum(logprobs**2), logprobs
+
+    with_gradient, without = jax.jit(jax.grad(total, has_aux=True)), jax.jit(total)
     for temperature in (1.0, 0.7):
-        np.testing.assert_array_equal(both(logits, targets, temperature)[0], plain(logits, temperature))
+        np.testing.assert_array_equal(with_gradient(logits, temperature)[1], without(logits, temperature)[1])
 
 
 # --- Dropout --------------------------------------------------------------------------------------
@@ -360,11 +352,10 @@ def test_dropout_is_on_the_residual_branches_alone():
     """With branches of 0 nothing is left to drop: the embeddings and the stream are never touched."""
     config, tokens = tiny.CONFIG, random_tokens()
     params = lm_params(config)
-    silent = {name: x * (name not in ("wo", "bo", "w_down", "b_down")) for name, x in params["layers"].items() if "norm" not in name}
+    silent = {name: np.zeros_like(params["layers"][name]) for name in ("wo", "bo", "w_down", "b_down")}
     params = params | {"layers": params["layers"] | silent}
-    np.testing.assert_array_equal(
-        dropped(config, params, tokens, 0.5, jax.random.key(0)), dropped(config, params, tokens, 0.0, None)
-    )
+    out = dropped(config, params, tokens, 0.5, jax.random.key(0))
+    np.testing.assert_allclose(out, dropped(config, params, tokens, 0.0, None), atol=2e-6)
 
 
 def test_dropout_keeps_the_mean():

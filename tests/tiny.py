@@ -6,15 +6,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+import optax
 
-from rlhf_jax import generate, model, optim, ppo, ppo_stage, sharding, train
+from rlhf_jax import generate, model, ppo, ppo_stage, sharding, train
 from rlhf_jax.data.batches import Batch, Prompts
 
 PAD, EOS, VOCAB = 0, 1, 61  # 61 is padded to 64: the padding of the vocabulary is there in every test
 CONFIG = model.TransformerConfig(
     vocab_size=VOCAB, num_layers=2, embed_dim=32, num_heads=4, max_length=48, init_std=0.2, scan_layers=False
 )
+SCANNED = dataclasses.replace(CONFIG, scan_layers=True)  # as on a pod; and half the time to compile
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2)}
 
 
@@ -74,3 +75,82 @@ COEFFICIENTS = dict(
 
 def coefficients(**changes) -> ppo.Coefficients:
     return ppo.Coefficients(**{name: jnp.float32(x) for name, x in (COEFFICIENTS | changes).items()})
+
+
+def rollout_of(rows: int, prompt_length: int, length: int, seed: int = 0) -> generate.Rollout:
+    """Completions of all lengths from 1; those that fill `length` have an EOS in every other row.
+
+    `logprobs` are not a model's: score must not use them for anything but the gap it reports.
+    """
+    prompts, rng = prompts_of(rows, prompt_length, seed), np.random.default_rng(seed)
+    lengths = 1 + np.arange(rows) % length
+    column = np.arange(length)
+    mask = column < lengths[:, None]
+    completions = np.where(mask, rng.integers(2, VOCAB, (rows, length)), PAD)
+    ends = (lengths < length) | (np.arange(rows) // length % 2 == 1)
+    completions = np.where((column == lengths[:, None] - 1) & ends[:, None], EOS, completions)
+    tokens = np.concatenate([prompts.tokens, completions], axis=1).astype(np.int32)
+    logprobs = np.where(mask, -rng.exponential(size=mask.shape), 0).astype(np.float32)
+    return generate.Rollout(tokens, prompts.mask, mask, logprobs)
+
+
+class PPO:
+    """The programs of a PPO stage on one mesh, with fixed models; policy, ref, value and reward all differ.
+
+    Optimizers are plain gradient descent unless given, so that a step shows its gradient.
+    """
+
+    rows, minibatch = 32, 16
+
+    def __init__(self, mesh: str, *, config=SCANNED, microbatches: int = 1, optimizer=None, score_parts=None, **fields):
+        self.config, self.mesh = config, mesh_of(mesh)
+        self.optimizer = optimizer or optax.identity()
+        if score_parts is None:
+            score_parts = self.rows // self.minibatch * microbatches
+        self.ppo_config = ppo.PPOConfig(
+            config, config, EOS, score_parts=score_parts, microbatches=microbatches, **fields
+        )
+        policy, reward = params_of(config, 1), params_of(config, 3, "scalar")
+        ref = jax.tree.map(lambda x, noise: x + 0.1 * noise, policy, params_of(config, 2))
+        self.policy, self.ref = place(policy, config, self.mesh), place(ref, config, self.mesh)
+        self.reward = place(reward, config, self.mesh, "scalar")
+        self.value = place(params_of(config, 4, "scalar"), config, self.mesh, "scalar")
+        shapes = jax.eval_shape(self._make, self.policy, self.value)
+        shard = functools.partial(train.state_shardings, mesh=self.mesh)
+        self.shardings = ppo.PPOState(
+            shard(shapes.policy, self.optimizer, model.logical_axes(config)),
+            shard(shapes.value, self.optimizer, model.logical_axes(config, "scalar")),
+            sharding.replicated(self.mesh),
+        )
+        self._init = jax.jit(self._make, out_shardings=self.shardings)
+        sampler = generate.Sampler(config, self.mesh, completion_length=8, eos_id=EOS, pad_id=PAD)
+        self.programs = ppo_stage.Programs(
+            self.ppo_config, self.reward_fn, (self.optimizer,) * 2, self.shardings, sampler, self.mesh
+        )
+
+    def _make(self, policy, value):
+        copy = functools.partial(jax.tree.map, jnp.copy)  # states are donated
+        return ppo.PPOState(
+            train.init_state(copy(policy), self.optimizer, ema=True),
+            train.init_state(copy(value), self.optimizer),
+            jnp.float32(0.1),
+        )
+
+    def reward_fn(self, params, rollout):
+        return ppo.sequence_scores(self.config, params, rollout.tokens, rollout.mask)
+
+    def state(self) -> ppo.PPOState:
+        with jax.set_mesh(self.mesh):
+            return self._init(self.policy, self.value)
+
+    def score(self, state, rollout, coefs, ref=None):
+        with jax.set_mesh(self.mesh):
+            rollout = sharding.put_batch(rollout, self.mesh)
+            models = state.policy.params, state.value.params, self.ref if ref is None else ref, self.reward
+            return self.programs.score(*models, rollout, state.kl_coef, coefs)
+
+    def update(self, state, experience, rows, coefs, ptx=None):
+        """One step on these rows; the state is donated."""
+        with jax.set_mesh(self.mesh):
+            ptx = None if ptx is None else sharding.put_batch(ptx, self.mesh)
+            return self.programs.update(state, self.programs.take(experience, rows), ptx, coefs)

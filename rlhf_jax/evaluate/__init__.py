@@ -1,1 +1,1 @@
-"""What a model is worth: policies by gold, score and skills; reward models by accuracy and calibration."""
+"""What a model is worth: policies by gold, score and skills; reward models by calibration."""

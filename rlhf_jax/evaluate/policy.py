@@ -44,7 +44,7 @@ def evaluate_policy(run, stage: str) -> dict:
     temperature = run.config.evaluate.temperature
     _judge(run, stage, samples, temperature)
     write_rows(run.folder(stage) / "samples.jsonl", samples)
-    return _conclude(run, stage, samples, retained, temperature)
+    return conclude(run, stage, samples, retained, temperature)
 
 
 def rescore(run) -> None:
@@ -62,7 +62,7 @@ def rescore(run) -> None:
     for stage, evaluation in evaluations.items():
         retained = {name: value for name, value in evaluation["estimates"].items()
                     if name.startswith("skills/") or name == "valid_loss"}
-        _conclude(run, stage, samples[stage], retained, evaluation["temperature"])
+        conclude(run, stage, samples[stage], retained, evaluation["temperature"])
 
 
 def reference_stage(run) -> str | None:
@@ -189,7 +189,7 @@ def _prompt_arrays(run, records) -> batches.Prompts:
         records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
 
 
-def _conclude(run, stage: str, rows, retained: dict, temperature: float) -> dict:
+def conclude(run, stage: str, rows, retained: dict, temperature: float) -> dict:
     """Summarises judged samples, adds what is known of retained skills, writes evaluation.json."""
     reference = reference_stage(run)
     rivals = run.folder(reference) / "samples.jsonl" if reference not in (None, stage) else None
@@ -223,13 +223,13 @@ def _worth(row: dict) -> float | None:
 
 
 def _by_category(rows, resamples) -> dict:
-    """{category: {count, gold}}, the largest category first; nothing without gold or categories."""
+    """{category: {count, gold}}; nothing without gold or categories."""
     groups = {}
     for row in rows:
         if row["category"] is not None and row["gold"] is not None:
             groups.setdefault(row["category"], []).append(row["gold"]["total"])
     return {name: {"count": len(values), "gold": _plain(bootstrap(values, resamples=resamples))}
-            for name, values in sorted(groups.items(), key=lambda item: -len(item[1]))}
+            for name, values in groups.items()}
 
 
 def _plain(estimate: Estimate | None) -> dict | None:

@@ -16,6 +16,7 @@ import resource
 import sys
 
 import rich.console
+from rich.text import Text
 
 from rlhf_jax.evaluate import skills
 from rlhf_jax.evaluate.statistics import bootstrap
@@ -53,7 +54,7 @@ def write(path) -> rich.console.Group:
     if tax:
         sections += ["## Alignment tax", "\n".join(f"- {line}" for line in tax)]
     if record.reward:
-        sections += ["## Reward model", *_reward_sections(record.reward)]
+        sections += ["## Reward model", *_reward_sections(record)]
     if drawn:
         sections += ["## Figures", *(f"![{name}](figures/{name})\n\n*{caption}*"
                                      for name, caption in drawn)]
@@ -65,8 +66,8 @@ def write(path) -> rich.console.Group:
     sections += ["## How it was made", *_made_sections(record)]
     write_text(record.path / "report.md", "\n\n".join(sections) + "\n")
     return rich.console.Group(
-        policies.rich(f"{record.path.name}, ± half of a 95 % interval"), *tax,
-        f"Figures and more: {record.path / 'report.md'}")
+        policies.rich(f"{record.path.name}, ± half of a 95 % interval"), *map(Text, tax),
+        Text(f"Figures and more: {record.path / 'report.md'}"))
 
 
 def machine() -> dict:
@@ -166,20 +167,20 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 2] + " …"
 
 
-def _reward_sections(reward: dict) -> list[str]:
+def _reward_sections(record: Record) -> list[str]:
     """The table by split, then accuracy by labeler group, then what the labelers allow."""
-    splits = {name: facts for name, facts in reward.items()
-              if isinstance(facts, dict) and "accuracy" in facts}
-    labelers = reward.get("labelers", {})
+    splits, labelers = record.reward_splits, record.reward.get("labelers", {})
     fold = labelers.get("folds", {}).get(labelers.get("held_out_group")) or {}
     ceilings = {"valid": fold.get("in_group"), "heldout": fold.get("held_out")}
     rows = [["accuracy (%)", *(_percent(facts["accuracy"]) for facts in splits.values())]]
     if any(ceilings.get(name) for name in splits):
         rows.append(["accuracy that the labelers' noise allows (%)",
                      *(_percent(ceilings.get(name)) for name in splits)])
+    if any("bag_of_words_accuracy" in facts for facts in splits.values()):
+        rows.append(["accuracy of a bag of words (%)",
+                     *(_percent(facts.get("bag_of_words_accuracy")) for facts in splits.values())])
     rows += [[title, *(_plain(facts.get(name)) for facts in splits.values())]
              for name, title in {
-                 "baseline_accuracy": "accuracy of a bag of words",
                  "log_loss": "log-loss (nats per pair)", "ece": "expected calibration error",
                  "pairs": "pairs", "prompts": "prompts",
              }.items() if any(name in facts for facts in splits.values())]

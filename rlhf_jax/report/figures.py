@@ -15,10 +15,11 @@ from rlhf_jax.evaluate.statistics import mean_over_seeds, wilson
 from rlhf_jax.report.record import SPLITS, label
 
 _LOOKS = {
-    "pretrain": ("#7F7F7F", "s"), "sft": ("#0072B2", "o"),
-    "ppo": ("#D55E00", "^"), "ppo_ptx": ("#009E73", "D"),
+    "pretrain": ("#7F7F7F", "s", "-"), "sft": ("#0072B2", "o", "-"),
+    "ppo": ("#D55E00", "^", "-"), "ppo_ptx": ("#009E73", "D", "--"),
 }
-_MORE_LOOKS = [("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#000000", "*")]
+_MORE_LOOKS = [("#CC79A7", "v", "-."), ("#E69F00", "P", ":"), ("#56B4E9", "X", "-."),
+               ("#000000", "*", ":")]
 _STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -28,8 +29,8 @@ _STYLE = {
 _WIDTH = 7.0  # inches
 
 
-def _look(stage: str, stages) -> tuple[str, str]:
-    """Colour and marker of a stage's policy among all stages shown."""
+def _look(stage: str, stages) -> tuple[str, str, str]:
+    """Colour, marker and line of a stage's policy among all stages shown."""
     others = [name for name in stages if name not in _LOOKS]
     return _LOOKS.get(stage) or _MORE_LOOKS[others.index(stage) % len(_MORE_LOOKS)]
 
@@ -71,7 +72,7 @@ def _plane(record, path) -> bool:
         points = {}
         for stage in stages:
             x, y = record.estimate(stage, "skills/mean"), record.estimate(stage, "gold/total")
-            colour, marker = _look(stage, stages)
+            colour, marker, _ = _look(stage, stages)
             points[stage] = 100 * x["value"], y["value"]
             axis.errorbar(
                 *points[stage], xerr=100 * _arms(x), yerr=_arms(y), fmt=marker, color=colour,
@@ -92,11 +93,12 @@ def _categories(record, path) -> bool:
     stages = [stage for stage, found in record.evaluations.items() if found["categories"]]
     if not stages:
         return False
-    categories = record.evaluations[stages[-1]]["categories"]
+    found = record.evaluations[stages[-1]]["categories"]
+    categories = dict(sorted(found.items(), key=lambda item: -item[1]["count"]))
     with _figure(path, 1, 1.0 + 0.36 * len(categories)) as (figure, axes):
         axis = axes[0, 0]
         for n, stage in enumerate(stages):
-            colour, marker = _look(stage, stages)
+            colour, marker, _ = _look(stage, stages)
             found = record.evaluations[stage]["categories"]
             names = [name for name in categories if name in found]
             gold = [found[name]["gold"] for name in names]
@@ -135,7 +137,8 @@ def _learning(record, path) -> bool:
                  sharex=True) as (figure, axes):
         for axis, (name, title) in zip(axes.flat, names.items()):
             for stage, rows in curves.items():
-                _curve(axis, rows, name, _look(stage, curves)[0], label(stage))
+                colour, _, line = _look(stage, curves)
+                _curve(axis, rows, name, colour, label(stage), line)
             axis.set_ylabel(title)
         for axis in axes.flat[len(names):]:
             axis.remove()
@@ -160,7 +163,7 @@ def _losses(record, path) -> bool:
                 axis.plot(*zip(*valid), "o--", color="#D55E00", markersize=4, label="held out")
             axis.set_title(label(stage))
             axis.set_xlabel("optimizer step")
-            axis.set_ylabel(f"loss ({titles[record.kind(stage)]})")
+            axis.set_ylabel(f"loss\n({titles[record.kind(stage)]})")
             ceiling = np.quantile([row["loss"] for row in rows], 0.98)
             floor = min([row["loss"] for row in rows] + [value for _, value in valid])
             axis.set_ylim(floor - 0.1 * (ceiling - floor), ceiling + 0.1 * (ceiling - floor))
@@ -169,8 +172,7 @@ def _losses(record, path) -> bool:
 
 
 def _reward_model(record, path) -> bool:
-    splits = {name: facts for name, facts in (record.reward or {}).items()
-              if isinstance(facts, dict) and facts.get("reliability")}
+    splits = record.reward_splits
     if not splits:
         return False
     looks = dict(zip(splits, [("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "D")]))
@@ -185,7 +187,7 @@ def _reward_model(record, path) -> bool:
                 yerr=np.concatenate([_arms(share._asdict()) for share in shares], axis=1),
                 fmt=f"{marker}-", color=colour, markersize=5, elinewidth=1, capsize=2,
                 label=f"{SPLITS.get(name, name)} ({facts['pairs']} pairs)")
-        axes[0].set_xlabel("stated probability of the better one")
+        axes[0].set_xlabel("stated probability of being right")
         axes[0].set_ylabel("share of pairs that are right")
         bins = {(row["low"], row["high"]) for facts in splits.values()
                 for row in facts.get("by_margin", [])}
@@ -213,14 +215,17 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
     Args:
         values: axis title -> stage -> one value a seed, in the same order of seeds.
     """
-    with _figure(path, len(values), 2.9) as (figure, (axes,)):
-        for axis, (title, by_stage) in zip(axes, values.items()):
+    rows = math.ceil(len(values) / 2)
+    with _figure(path, 2, 2.5 * rows, rows) as (_, axes):
+        for axis in axes.flat[len(values):]:
+            axis.remove()
+        for axis, (title, by_stage) in zip(axes.flat, values.items()):
             shown = [stage for stage in stages if stage in by_stage]
             for seed in zip(*(by_stage[stage] for stage in shown)):
-                axis.plot(range(len(shown)), seed, color="#BBBBBB", linewidth=0.8, marker=".",
-                          markersize=4)
+                axis.plot(range(len(shown)), seed, color="#AAAAAA", linewidth=0.8, marker=".",
+                          markersize=5)
             for n, stage in enumerate(shown):
-                colour, marker = _look(stage, stages)
+                colour, marker, _ = _look(stage, stages)
                 mean = mean_over_seeds(by_stage[stage])
                 arms = _arms(mean._asdict())
                 axis.errorbar(n, mean.value, yerr=arms if np.isfinite(arms).all() else None,
@@ -229,10 +234,10 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
             axis.set_xticks(range(len(shown)), [label(stage) for stage in shown])
             axis.set_xlim(-0.5, len(shown) - 0.5)
             axis.grid(axis="x", visible=False)
-            axis.set_title(title)
+            axis.set_ylabel(title)
 
 
-def _curve(axis, rows, name, colour, title) -> None:
+def _curve(axis, rows, name, colour, title, line="-") -> None:
     """The values (faint) and their centred moving average."""
     points = [(row["step"], row[name]) for row in rows if name in row]
     if not points:
@@ -241,7 +246,7 @@ def _curve(axis, rows, name, colour, title) -> None:
     axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
     half = len(values) // 40
     smooth = [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
-    axis.plot(steps, smooth, color=colour, linewidth=1.6, label=title)
+    axis.plot(steps, smooth, line, color=colour, linewidth=1.6, label=title)
 
 
 def _arms(estimate: dict) -> np.ndarray:

@@ -56,6 +56,13 @@ class Record:
             reward=next(iter(read("evaluation.json", "reward_model").values()), None),
         )
 
+    @property
+    def reward_splits(self) -> dict[str, dict]:
+        """What the reward model reached on each split of the rankings, training labelers first."""
+        found = {name: facts for name, facts in (self.reward or {}).items()
+                 if isinstance(facts, dict) and "accuracy" in facts}
+        return {name: found[name] for name in sorted(found, key=[*SPLITS, *found].index)}
+
     def kind(self, stage: str) -> str:
         return self.config[stage]["kind"]
 

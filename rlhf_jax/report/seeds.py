@@ -7,6 +7,7 @@ import os
 import pathlib
 
 import rich.console
+from rich.text import Text
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.statistics import mean_over_seeds
@@ -16,7 +17,7 @@ from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
 from rlhf_jax.workdir import write_text
 
 _PANELS = {"gold/total": "gold score", "win_rate": "win rate against SFT (%)",
-           "skills/mean": "retained skills (%)", "valid_loss": "held-out loss"}
+           "skills/mean": "retained skills (%)", "valid_loss": "held-out loss (nats per token)"}
 
 
 def write(paths, out) -> rich.console.Group:
@@ -49,7 +50,7 @@ def write(paths, out) -> rich.console.Group:
         f"![by policy]({figure.name})", "*Small points: runs, joined over policies; large ones: "
         "their means with intervals.*", "## Runs", "\n".join(runs)]) + "\n")
     return rich.console.Group(means.rich(interval), differences.rich("differences within a run"),
-                              f"written to {out}")
+                              Text(f"written to {out}"))
 
 
 def mean_table(records, stages) -> Table:

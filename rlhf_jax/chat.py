@@ -1,0 +1,200 @@
+"""Type an instruction, see what base, SFT and a chosen policy of a finished run make of it:
+
+    python -m rlhf_jax.chat --workdir=runs/quickstart --stage=ppo
+    python -m rlhf_jax.chat --workdir=runs/quickstart --instruction="say hello to mira ."
+
+A turn is two lines, the instruction and its input (which may be empty); Ctrl-D ends. The gold score
+needs a prompt that the world made, so that it is known what was asked for.
+"""
+
+import argparse
+import functools
+import sys
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_jax import generate, run as run_lib
+from rlhf_jax.data.batches import batch_prompts
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate.policy import completion_logprob, reference_stage
+from rlhf_jax.report.record import label
+from rlhf_jax.reward_model import Scorer
+
+
+class Answer(NamedTuple):
+    """A policy's completion and its worth; None for what the run cannot tell."""
+
+    stage: str
+    completion: str
+    finished: bool
+    tokens: int
+    score: float | None
+    gold: float | None
+    kl: float | None  # log pi - log pi_SFT of this completion, nats
+
+
+class Chat:
+    """The policies of a finished run, ready to answer.
+
+    Args:
+        run: from `run.open_run`.
+        stage: shown beside base and SFT; None is the last policy of the run.
+
+    Raises:
+        InputError: the run has no such policy, or none at all.
+    """
+
+    def __init__(self, run, stage: str | None = None):
+        stages = run.policy_stages()
+        if not stages:
+            raise InputError(f"{run.path} has no finished policy yet; run its pipeline first")
+        stage = stage or stages[-1]
+        if stage not in stages:
+            raise InputError(f"{run.path} has no finished policy '{stage}'; "
+                             f"--stage can be {', '.join(stages)}")
+        self._run = run
+        self._reference = reference_stage(run)
+        shown = {run.stages("pretrain")[0] if run.stages("pretrain") else None, self._reference,
+                 stage}
+        self._params = {name: run.load_params(name) for name in stages if name in shown}
+        self._scorer = Scorer(run) if run.stages("reward_model") else None
+
+    def answer(self, instruction: str, input: str = "", *, temperature: float, turn: int = 0
+               ) -> list[Answer]:
+        """One completion of each policy, all with the same random key.
+
+        Raises:
+            InputError: the prompt is longer than the run's prompt_length.
+        """
+        run = self._run
+        text = run.template.prompt(instruction, input)
+        prompt = self._known.get(text, Prompt(text, {}))
+        rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]  # the fewest that divide the mesh
+        prompts, _ = batch_prompts([prompt] * rows, run.tokenizer, run.config.prompt_length)
+        sampler = run.sampler(run.config.completion_length)
+        answers = []
+        for stage, params in self._params.items():
+            rollout = sampler(params, prompts, run.key("chat", turn), temperature)
+            [completion, *_], [finished, *_] = generate.texts(rollout, run.tokenizer)
+            logprob, reference = (
+                None if weights is None
+                else float(completion_logprob(run.model, weights, rollout, temperature)[0])
+                for weights in (params, self._params.get(self._reference)))
+            gold = run.corpus.gold(prompt, completion, finished) if text in self._known else None
+            answers.append(Answer(
+                stage, completion, finished,
+                tokens=int(np.asarray(rollout.completion_mask)[0].sum()),
+                score=self._scorer and float(self._scorer([prompt], [completion], [finished])[0]),
+                gold=gold and gold.total,
+                kl=None if reference is None else logprob - reference))
+        return answers
+
+    @property
+    def example(self) -> tuple[str, str] | None:
+        """Instruction and input of a prompt with a gold score; None where there is no gold."""
+        rows = (prompt.row for prompt in self._known.values())
+        return next(((row["instruction"], row["input"]) for row in rows), None)
+
+    @functools.cached_property
+    def _known(self) -> dict[str, Prompt]:
+        """The prompts whose gold score is defined, by their text."""
+        corpus = self._run.corpus
+        found = corpus.prompts("test", "ppo")
+        if corpus.gold(found[0], "") is None:
+            return {}
+        for split in ("valid", "train"):
+            found = found + corpus.prompts(split, "ppo") + corpus.prompts(split, "rm")
+            found = found + [Prompt(row.prompt, row.row) for row in corpus.demonstrations(split)]
+        return {prompt.prompt: prompt for prompt in found}
+
+
+def table(answers: list[Answer]) -> Table:
+    """The answers side by side."""
+    shown = Table(show_lines=False, title_justify="left")
+    shown.add_column("")
+    for answer in answers:
+        shown.add_column(label(answer.stage), overflow="fold")
+    shown.add_row("", *(Text((answer.completion.strip() or "(empty)")
+                             + ("" if answer.finished else " …")) for answer in answers))
+    shown.add_section()
+    for title, name in {"tokens": "tokens", "reward score": "score", "gold score": "gold",
+                        "KL to SFT (nats)": "kl"}.items():
+        values = [getattr(answer, name) for answer in answers]
+        shown.add_row(title, *(f"{value:.2f}" if isinstance(value, float) else
+                               "–" if value is None else str(value) for value in values))
+    return shown
+
+
+def converse(chat: Chat, turns, console: Console, temperature: float) -> None:
+    """Answers every (instruction, input), after an example of a prompt with a gold score."""
+    if chat.example:
+        instruction, text = chat.example
+        console.print(Text("\n      input: ".join(filter(None, [
+            f"for example: {instruction}", text]))))
+    for turn, (instruction, text) in enumerate(turns):
+        show(chat, console, instruction, text, temperature, turn)
+
+
+def show(chat: Chat, console: Console, instruction: str, input: str, temperature: float,
+         turn: int = 0) -> None:
+    """Prints one turn; a prompt that cannot be answered is one sentence."""
+    try:
+        answers = chat.answer(instruction, input, temperature=temperature, turn=turn)
+    except InputError as error:
+        console.print(Text(str(error)))
+        return
+    console.print(table(answers))
+    if answers[0].gold is None:
+        console.print("No gold score: it is known only for prompts that the world made.")
+
+
+def typed_turns():
+    """(instruction, input) from a terminal, with a cue for each, or from the lines of a pipe."""
+    def ask(cue):
+        return input(cue if sys.stdin.isatty() else "")
+
+    try:
+        while True:
+            if instruction := ask("\ninstruction> ").strip():
+                try:
+                    text = ask("input (or nothing)> ")
+                except EOFError:
+                    text = ""
+                yield instruction, text
+    except (EOFError, KeyboardInterrupt):
+        print()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_jax.chat", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, help="the directory of a run")
+    parser.add_argument("--stage", help="the policy beside base and SFT; default: the last one")
+    parser.add_argument("--instruction", help="answer this one and stop")
+    parser.add_argument("--input", default="", help="what the instruction is about")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest tokens")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        run = run_lib.open_run(options.workdir)
+        with jax.set_mesh(run.mesh):
+            chat = Chat(run, options.stage)
+            if options.instruction is not None:
+                show(chat, console, options.instruction, options.input, options.temperature)
+            else:
+                converse(chat, typed_turns(), console, options.temperature)
+    except InputError as error:
+        print(f"rlhf_jax.chat: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,422 @@
+"""PPO's programs: the invariants of every iteration, on every mesh and however the batch is split."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from rlhf_jax import model, optim, ppo, ppo_stage
+
+P, C, ROWS = 5, 8, tiny.PPO.rows
+FIRST, SECOND = np.random.default_rng(5).permutation(ROWS).reshape(2, -1)  # two minibatches
+CASES = [(mesh, parts) for mesh in tiny.MESHES for parts in (1, 2)]
+cases = pytest.mark.parametrize("mesh, microbatches", CASES, ids=lambda x: str(x))
+others = pytest.mark.parametrize("mesh, microbatches", CASES[1:], ids=lambda x: str(x))
+host = functools.partial(jax.tree.map, np.asarray)
+
+
+@functools.cache
+def stage(mesh="1x1x1", microbatches=1, **fields):
+    return tiny.PPO(mesh, microbatches=microbatches, **fields)
+
+
+@functools.cache
+def rollout():
+    return tiny.rollout_of(ROWS, P, C)
+
+
+@functools.cache
+def ptx_batch():
+    return tiny.documents_of(8, 12)
+
+
+@dataclasses.dataclass
+class Trial:
+    """Two steps of an iteration at one temperature, in NumPy."""
+
+    experience: ppo.Experience
+    score_metrics: dict
+    first: dict  # metrics of the first step
+    second: dict  # of another step on the same rows
+    state: ppo.PPOState  # after the first step
+
+
+@functools.cache
+def trial(mesh="1x1x1", microbatches=1, temperature=0.7):
+    s, coefs = stage(mesh, microbatches), tiny.coefficients(temperature=temperature, learning_rate=0.3, ptx_coef=0.5)
+    state = s.state()
+    experience, score_metrics = s.score(state, rollout(), coefs)
+    state, first = s.update(state, experience, FIRST, coefs, ptx_batch())
+    kept = host(state)
+    state, second = s.update(state, experience, FIRST, coefs, ptx_batch())
+    return Trial(*host((experience, score_metrics, first, second)), kept)
+
+
+# --- The first minibatch, and the ones after it ---------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@cases
+def test_on_the_first_minibatch_the_ratio_is_exactly_one(mesh, microbatches, temperature):
+    first = trial(mesh, microbatches, temperature).first
+    assert first["ppo/policy/ratio"] == first["ppo/policy/ratio_max"] == 1.0
+    assert first["ppo/policy/approxkl"] == first["ppo/policy/approxkl_k3"] == 0.0
+    assert first["ppo/policy/clipfrac"] == first["ppo/val/clipfrac"] == 0.0
+
+
+@cases
+def test_after_a_step_on_the_same_rows_the_ratio_is_not_one(mesh, microbatches):
+    second = trial(mesh, microbatches).second
+    assert second["ppo/policy/ratio"] != 1.0 and second["ppo/policy/approxkl"] > 1e-4
+    assert second["ppo/policy/clipfrac"] > 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_ratio_is_exactly_one_when_layers_are_unrolled(dtype):
+    """What small machines run; bfloat16 too, where a compiler may keep more precision than asked."""
+    s = stage(config=dataclasses.replace(tiny.CONFIG, dtype=dtype))
+    coefs, state = tiny.coefficients(temperature=0.7), s.state()
+    experience, _ = s.score(state, rollout(), coefs)
+    _, metrics = s.update(state, experience, FIRST, coefs)
+    assert metrics["ppo/policy/ratio_max"] == 1.0 and metrics["ppo/policy/approxkl"] == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
+@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+def test_the_kl_to_the_reference_starts_at_exactly_zero(mesh, temperature):
+    s = stage(mesh)
+    experience, metrics = s.score(s.state(), rollout(), tiny.coefficients(temperature=temperature), ref=s.policy)
+    np.testing.assert_array_equal(experience.logprobs, experience.ref_logprobs)
+    assert metrics["objective/kl"] == metrics["objective/kl_k3"] == metrics["objective/kl_exact"] == 0.0
+    # And is not zero for another reference.
+    assert trial(mesh).score_metrics["objective/kl_exact"] > 0.01
+
+
+# --- The same on every mesh and for every split ---------------------------------------------------
+
+
+@others
+def test_nothing_depends_on_mesh_or_microbatches(mesh, microbatches):
+    """Experience (with whitened advantages), metrics, and the parameters after a step, which show the gradient."""
+    here, there = trial(), trial(mesh, microbatches)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5)
+    jax.tree.map(close, there.experience, here.experience)
+    assert there.first.keys() == here.first.keys() and there.score_metrics.keys() == here.score_metrics.keys()
+    for name, value in (here.score_metrics | here.first).items():
+        close((there.score_metrics | there.first)[name], value, err_msg=name)
+    jax.tree.map(close, there.state, here.state)
+
+
+# --- Experience -----------------------------------------------------------------------------------
+
+
+def test_rewards_are_the_score_on_the_last_token_and_the_kl_on_every_token():
+    """Their sum is score - kl_coef x kl; the score is fractional, on EOS, or on the last token, never on padding."""
+    s, coefs = stage(), tiny.coefficients(temperature=0.7)
+    experience, metrics = host(s.score(s.state(), rollout(), coefs))
+    mask = rollout().completion_mask
+    lengths = mask.sum(1)
+    kl = np.where(mask, experience.logprobs - experience.ref_logprobs, 0)
+    np.testing.assert_allclose(experience.rewards.sum(1), experience.scores - 0.1 * kl.sum(1), atol=1e-5)
+    bonus = experience.rewards + 0.1 * kl
+    expected = np.where(np.arange(C) == lengths[:, None] - 1, experience.scores[:, None], 0)
+    np.testing.assert_allclose(bonus, expected, atol=1e-6)
+    assert np.all(experience.rewards[~mask] == 0)
+    # The missing-EOS rule, here "replace" by -1; every other score is the reward model's, which is no integer.
+    tokens = rollout().tokens[:, P:]
+    ended = np.any((tokens == tiny.EOS) & mask, axis=1)
+    assert 0 < np.sum(~ended) < ROWS
+    raw = np.asarray(jax.jit(s.reward_fn)(s.reward, rollout()))
+    np.testing.assert_allclose(experience.scores, np.where(ended, raw, -1.0), atol=1e-5)
+    assert np.all(experience.scores[ended] % 1 != 0)
+    # What is logged.
+    for name, value in {
+        "kl": kl.sum(1).mean(),
+        "kl_k3": np.where(mask, np.exp(-kl) - 1 + kl, 0).sum(1).mean(),
+        "kl_coef": 0.1,
+        "scores": experience.scores.mean(),
+        "scores_std": experience.scores.std(),
+        "raw_scores": raw.mean(),
+        "rewards": experience.rewards.sum(1).mean(),
+        "completion_length": lengths.mean(),
+        "eos": ended.mean(),
+        "logprob_gap_max": np.abs(experience.logprobs - rollout().logprobs)[mask].max(),
+    }.items():
+        np.testing.assert_allclose(metrics[f"objective/{name}"], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_exact_kl_and_entropy_equal_the_sum_over_the_vocabulary():
+    s, coefs = stage(), tiny.coefficients(temperature=0.7)
+    _, metrics = s.score(s.state(), rollout(), coefs)
+    logits = jax.jit(functools.partial(ppo.completion_logits, s.config))
+    policy, ref = (
+        np.asarray(jax.nn.log_softmax(logits(params, rollout(), 0.7)[..., : tiny.VOCAB])) for params in (s.policy, s.ref)
+    )
+    mask = rollout().completion_mask
+    kl = np.where(mask, (np.exp(policy) * (policy - ref)).sum(-1), 0).sum(1).mean()
+    entropy = np.where(mask, -(np.exp(policy) * policy).sum(-1), 0).sum(1).mean()
+    np.testing.assert_allclose(metrics["objective/kl_exact"], kl, rtol=1e-4)
+    np.testing.assert_allclose(metrics["objective/entropy"], entropy, rtol=1e-4)
+
+
+def test_the_temperature_divides_the_logits():
+    s = stage()
+    for temperature in (1.0, 0.7):
+        experience, _ = s.score(s.state(), rollout(), tiny.coefficients(temperature=temperature))
+        hidden = jax.jit(functools.partial(model.masked_hidden_states, s.config))(
+            s.policy, rollout().tokens, rollout().mask
+        )
+        logprobs = jax.nn.log_softmax(hidden[:, P - 1 : -1] @ s.policy["embedding"][: tiny.VOCAB].T / temperature)
+        expected = np.take_along_axis(np.asarray(logprobs), rollout().tokens[:, P:, None], axis=-1)[..., 0]
+        expected = np.where(rollout().completion_mask, expected, 0)
+        np.testing.assert_allclose(experience.logprobs, expected, atol=5e-5)
+
+
+def test_the_value_model_starts_as_the_reward_model_and_gives_the_reward_after_the_last_token():
+    s = stage()
+    run = types.SimpleNamespace(config={"ppo": types.SimpleNamespace(value_init="reward")})
+    value = ppo_stage._value_params(run, "ppo", s.reward, s.policy)
+    assert value is s.reward
+    scores = jax.jit(s.reward_fn)(s.reward, rollout())
+    # A value stands before its token; so let every completion have one token more.
+    longer = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 1))), rollout()).replace(prompt_mask=rollout().prompt_mask)
+    lengths = rollout().completion_mask.sum(1)
+    longer = longer.replace(completion_mask=np.arange(C + 1) <= lengths[:, None])
+    values = jax.jit(functools.partial(ppo.completion_values, s.config))(value, longer)
+    np.testing.assert_allclose(values[np.arange(ROWS), lengths], scores, atol=1e-5)
+
+
+# --- Padding --------------------------------------------------------------------------------------
+
+
+def padded(rollout, left, right, seed=0):
+    """The same episodes with more padding on both sides; in all padding ids and log-probabilities at random."""
+    rng = np.random.default_rng(seed)
+    widen = lambda x: np.pad(x, ((0, 0), (0, right)))
+    prompt_mask = np.pad(rollout.prompt_mask, ((0, 0), (left, 0)))
+    completion_mask = widen(rollout.completion_mask)
+    tokens = np.pad(rollout.tokens, ((0, 0), (left, right)))
+    noise = rng.integers(0, tiny.VOCAB, tokens.shape).astype(np.int32)
+    tokens = np.where(np.concatenate([prompt_mask, completion_mask], axis=1), tokens, noise)
+    logprobs = np.where(completion_mask, widen(rollout.logprobs), rng.normal(size=completion_mask.shape))
+    return rollout.replace(
+        tokens=tokens, prompt_mask=prompt_mask, completion_mask=completion_mask, logprobs=logprobs.astype(np.float32)
+    )
+
+
+def test_padding_changes_nothing():
+    """Amount, side, ids: neither experience nor metrics nor the step."""
+    s, coefs = stage(), tiny.coefficients(temperature=0.7, learning_rate=0.3)
+    results = []
+    for episodes in (rollout(), padded(rollout(), left=3, right=2)):
+        state = s.state()
+        experience, metrics = s.score(state, episodes, coefs)
+        state, step_metrics = s.update(state, experience, FIRST, coefs)
+        results.append(host((experience.replace(rollout=None), metrics | step_metrics, state)))
+    (experience, metrics, state), (wide, wide_metrics, wide_state) = results
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5)
+    jax.tree.map(lambda x, y: close(y[:, :C] if y.ndim == 2 else y, x), experience, wide)
+    assert all(np.all(x[:, C:] == 0) for x in jax.tree.leaves(wide) if x.ndim == 2)
+    for name, value in metrics.items():
+        close(wide_metrics[name], value, err_msg=name)
+    jax.tree.map(close, wide_state, state)
+
+
+def test_the_score_is_that_of_the_last_real_token_wherever_it_stands():
+    s = stage()
+    score = jax.jit(functools.partial(ppo.sequence_scores, s.config))
+    whole = padded(rollout(), left=2, right=3)
+    scores = np.asarray(score(s.reward, whole.tokens, whole.mask))
+    for row in (0, 7, 15, ROWS - 1):
+        alone = whole.tokens[row : row + 1, np.asarray(whole.mask)[row]]
+        alone = np.pad(alone, ((0, 0), (P + C - alone.shape[1], 0)))  # one shape for all, all padding on the left
+        mask = np.arange(P + C)[None] >= P + C - np.asarray(whole.mask)[row].sum()
+        np.testing.assert_allclose(score(s.reward, alone, mask)[0], scores[row], atol=1e-5)
+
+
+# --- The step -------------------------------------------------------------------------------------
+
+
+def moved(before, after, rate):
+    """The gradient that a step of plain gradient descent at this rate shows."""
+    return jax.tree.map(lambda x, y: (np.float64(x) - np.float64(y)) / rate, before, after)
+
+
+@functools.cache
+def steps():
+    """Gradients of PPO alone, of ptx alone (no advantage, no value), and of both; and their metrics."""
+    s = stage()
+    experience, _ = s.score(s.state(), rollout(), tiny.coefficients())
+    idle = experience.replace(advantages=jnp.zeros_like(experience.advantages))
+    results = {}
+    for name, (what, coef, batch) in {
+        "ppo": (experience, 0.0, None),
+        "zero": (experience, 0.0, ptx_batch()),
+        "ptx": (idle, 0.5, ptx_batch()),
+        "both": (experience, 0.5, ptx_batch()),
+    }.items():
+        state, metrics = s.update(s.state(), what, FIRST, tiny.coefficients(ptx_coef=coef, learning_rate=1.0), batch)
+        results[name] = host((state, moved(s.policy, state.policy.params, 1.0), metrics))
+    return results
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+def test_ptx_coef_zero_is_bit_equal_to_no_ptx(mesh):
+    s, coefs = stage(mesh), tiny.coefficients(ptx_coef=0.0)
+    experience, _ = s.score(s.state(), rollout(), coefs)
+    without, _ = s.update(s.state(), experience, FIRST, coefs)
+    with_zero, _ = s.update(s.state(), experience, FIRST, coefs, ptx_batch())
+    jax.tree.map(np.testing.assert_array_equal, without, with_zero)
+
+
+def test_the_gradient_of_both_is_the_sum_of_the_two_alone():
+    (_, ppo_grad, _), (_, ptx_grad, _), (_, both, _) = (steps()[name] for name in ("ppo", "ptx", "both"))
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(c, a + b, atol=1e-6), ppo_grad, ptx_grad, both)
+    assert optax.global_norm(ppo_grad) > 0.01 and optax.global_norm(ptx_grad) > 0.01
+
+
+def test_ptx_is_half_the_gradient_of_the_token_mean_and_is_logged():
+    (_, ppo_grad, _), (_, ptx_grad, _), (_, both, metrics) = (steps()[name] for name in ("ppo", "ptx", "both"))
+    s = stage()
+    loss_fn = jax.jit(jax.value_and_grad(lambda params: (lambda x: x.total / x.weight)(ppo.ptx_loss(s.config, params, ptx_batch()))))
+    loss, gradient = loss_fn(host(s.policy))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, 0.5 * y, atol=1e-6), ptx_grad, gradient)
+    np.testing.assert_allclose(metrics["ppo/ptx/loss"], loss, rtol=1e-5)
+    flat = [np.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (ppo_grad, ptx_grad, both)]
+    norms = [np.linalg.norm(x) for x in flat]
+    np.testing.assert_allclose(metrics["ppo/ptx/ppo_grad_norm"], norms[0], rtol=1e-4)
+    np.testing.assert_allclose(metrics["ppo/ptx/grad_norm"], norms[1], rtol=1e-4)
+    np.testing.assert_allclose(metrics["ppo/policy/grad_norm"], norms[2], rtol=1e-4)
+    np.testing.assert_allclose(metrics["ppo/ptx/cosine"], flat[0] @ flat[1] / norms[0] / norms[1], atol=1e-4)
+
+
+def test_the_average_follows_the_policy():
+    state, _, _ = steps()["both"]
+    jax.tree.map(
+        lambda average, old, new: np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6),
+        state.policy.ema_params, host(stage().policy), state.policy.params,
+    )  # fmt: skip
+    assert state.value.ema_params is None
+
+
+def whitened(x, mask):
+    return np.where(mask, (x - x[mask].mean()) / np.sqrt(x[mask].var() + 1e-8), 0)
+
+
+def test_the_whole_update_equals_numpy():
+    """From the models' outputs to the gradient: rewards, GAE, whitening, both losses, by loops in float64.
+
+    The second step of an iteration on other rows, so that ratios are not 1 and clipping bites; the derivative of
+    the losses is written by hand, and only the models' own derivative is JAX's.
+    """
+    s, mask = stage(), rollout().completion_mask
+    coefs = tiny.coefficients(learning_rate=0.3, value_learning_rate=0.3, gamma=0.98, vf_coef=0.5)
+    state = s.state()
+    logprobs_of = functools.partial(ppo.completion_logprobs, s.config, rollout=rollout(), temperature=1.0)
+    values_of = functools.partial(ppo.completion_values, s.config, rollout=rollout())
+
+    @jax.jit
+    def outputs(policy, value):
+        return logprobs_of(policy), values_of(value)
+
+    @jax.jit
+    def pull_back(policy, value, policy_gradient, value_gradient):
+        return jax.vjp(logprobs_of, policy)[1](policy_gradient)[0], jax.vjp(values_of, value)[1](value_gradient)[0]
+
+    logprobs, values = np.float64(outputs(s.policy, s.value))
+    ref_logprobs, _ = np.float64(outputs(s.ref, s.value))
+    experience, _ = s.score(state, rollout(), coefs)
+    state, _ = s.update(state, experience, FIRST, coefs)
+    policy, value = host((state.policy.params, state.value.params))
+    state, metrics = s.update(state, experience, SECOND, coefs)
+
+    scores = np.float64(experience.scores)  # tested above
+    advantages, returns = np.zeros((2, ROWS, C))
+    for b in range(ROWS):
+        advantage = next_value = 0.0
+        for t in reversed(range(mask[b].sum())):
+            reward = -0.1 * (logprobs[b, t] - ref_logprobs[b, t]) + (scores[b] if t == mask[b].sum() - 1 else 0)
+            advantage = reward + 0.98 * next_value - values[b, t] + 0.98 * 0.95 * advantage
+            next_value = values[b, t]
+            advantages[b, t], returns[b, t] = advantage, advantage + values[b, t]
+    advantages = whitened(advantages, mask)  # over the whole batch, not the minibatch
+
+    new_logprobs, new_values = np.float64(outputs(policy, value))
+    tokens = mask[SECOND].sum()
+    policy_gradient, value_gradient = np.zeros((2, ROWS, C), np.float32)
+    clipped = clipped_value = 0
+    for b in SECOND:
+        for t in range(mask[b].sum()):
+            ratio, a = np.exp(new_logprobs[b, t] - logprobs[b, t]), advantages[b, t]
+            if -a * np.clip(ratio, 0.8, 1.2) > -a * ratio:
+                clipped += 1
+            else:
+                policy_gradient[b, t] = -a * ratio / tokens
+            v, old, target = new_values[b, t], values[b, t], returns[b, t]
+            if (np.clip(v, old - 0.2, old + 0.2) - target) ** 2 > (v - target) ** 2:
+                clipped_value += 1
+            else:
+                value_gradient[b, t] = 0.5 * (v - target) / tokens  # 0.5 is vf_coef
+    assert clipped > 3 and clipped_value > 3
+    np.testing.assert_allclose(metrics["ppo/policy/clipfrac"], clipped / tokens, rtol=1e-5)
+    np.testing.assert_allclose(metrics["ppo/val/clipfrac"], clipped_value / tokens, rtol=1e-5)
+    expected = pull_back(policy, value, policy_gradient, value_gradient)
+    actual = moved(policy, state.policy.params, 0.3), moved(value, state.value.params, 0.3)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5), actual, expected)
+
+
+def test_other_coefficients_never_recompile():
+    s = tiny.PPO("2x2x2")
+    for number in range(3):
+        changes = {name: value * (1 + number / 4) for name, value in tiny.COEFFICIENTS.items()}
+        coefs, state = tiny.coefficients(**changes), s.state()
+        for rows in (FIRST, SECOND):
+            experience, _ = s.score(state, rollout(), coefs)
+            state, _ = s.update(state, experience, rows, coefs, ptx_batch())
+    programs = s.programs
+    assert programs.score._cache_size() == programs.update._cache_size() == programs.take._cache_size() == 1
+
+
+# --- A whole iteration ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+def test_an_iteration_makes_epochs_times_minibatches_steps(mesh):
+    """Two iterations: every row once an epoch in an order of its own, one ptx batch a step, nothing recompiled."""
+    adam = optim.make_optimizer(optim.OptimizerConfig(max_grad_norm=1.0))
+    s = tiny.PPO(mesh, optimizer=adam, warmup_steps=4)
+    section = types.SimpleNamespace(batch_size=ROWS, minibatch_size=tiny.PPO.minibatch, ppo_epochs=2, temperature=0.7)
+    coefs, state = tiny.coefficients(temperature=0.7, kl_target=3.0, kl_horizon=100.0), s.state()
+    taken, asked = [], []
+    take = s.programs.take
+    s.programs.take = lambda tree, rows: taken.append(rows) or take(tree, rows)
+    rates = []
+    with jax.set_mesh(s.mesh):
+        for iteration in range(2):
+            before = float(state.kl_coef)
+            state, metrics = ppo_stage.iterate(
+                s.programs, state, (s.policy, s.reward), tiny.prompts_of(ROWS, P, iteration), asked.append, coefs,
+                jax.random.key(iteration), section, fixed_kl=False,
+            )  # fmt: skip
+            assert metrics["ppo/policy/first_approxkl"] == 0.0
+            assert metrics["ppo/policy/ratio_max"] > 1.0 and metrics["ppo/policy/approxkl"] > 0.0
+            assert metrics["objective/logprob_gap_max"] < 5e-5
+            error = np.clip(float(metrics["objective/kl"]) / 3.0 - 1, -0.2, 0.2)
+            np.testing.assert_allclose(state.kl_coef, before * (1 + error * ROWS / 100), rtol=1e-5)
+            assert (metrics["objective/kl"] == 0.0) == (iteration == 0)
+            rates.append(float(metrics["ppo/learning_rate"]))
+    assert state.policy.step == state.value.step == 2 * 2 * 2
+    assert asked == [0, 1, 2, 3] * 2
+    epochs = np.reshape(taken, (4, ROWS))
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(ROWS))
+    assert len(np.unique(epochs, axis=0)) == 4
+    np.testing.assert_allclose(rates, [1e-2 * np.mean([0.1, 0.325, 0.55, 0.775]), 1e-2], rtol=1e-5)
+    sizes = [program._cache_size() for program in (s.programs.sample._program, s.programs.score, s.programs.update, take)]
+    assert sizes == [1, 1, 1, 1]

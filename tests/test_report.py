@@ -1,0 +1,302 @@
+"""Reports, from runs that are written by hand: every number, every missing stage, any text."""
+
+import json
+import re
+import types
+
+import numpy as np
+import pytest
+import rich.console
+
+from rlhf_jax import report, workdir
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import calibration, policy, skills, statistics
+from rlhf_jax.report import __main__ as command
+from rlhf_jax.report import figures, seeds, tables
+from rlhf_jax.report.record import Record
+
+STAGES = {  # kind, gold, skill, held-out loss
+    "pretrain": ("pretrain", -0.2, 0.80, 1.50), "sft": ("sft", 0.4, 0.76, 1.60),
+    "collect": ("collect", 0, 0, 0), "reward_model": ("reward_model", 0, 0, 0),
+    "ppo": ("ppo", 0.6, 0.50, 2.00), "ppo_ptx": ("ppo", 0.58, 0.70, 1.70),
+}
+CATEGORIES = {"generation": 0.456, "open_qa": 0.124, "brainstorming": 0.112, "chat": 0.084,
+              "rewrite": 0.066, "summarization": 0.042, "classification": 0.035, "other": 0.035,
+              "closed_qa": 0.026, "extract": 0.02}
+
+
+def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=30):
+    """A run directory with the files that the stages leave, and numbers that are made up."""
+    rng = np.random.default_rng(seed)
+    config = {"seed": seed, "stages": list(stages), "model": {"num_layers": 4},
+              **{stage: {"kind": STAGES[stage][0], "ptx_coef": 2.0 * stage.endswith("ptx")}
+                 for stage in stages}}
+    path.mkdir(parents=True)
+    workdir.write_json(path / "config.json", config)
+    workdir.write_json(path / "overrides.json", {"ppo.kl_coef": 0.1})
+    run = types.SimpleNamespace(
+        folder=lambda stage: path / stage,
+        stages=lambda kind: [stage for stage in done if STAGES[stage][0] == kind],
+        config=types.SimpleNamespace(evaluate=types.SimpleNamespace(bootstrap=50)))
+    done = []
+    names = rng.choice(list(CATEGORIES), prompts, p=list(CATEGORIES.values()))
+    for stage in stages:
+        (path / stage).mkdir()
+        done.append(stage)
+        kind, level, skill, loss = STAGES[stage]
+        workdir.write_json(path / stage / "done.json", {
+            "seconds": 61.0, "finished_at": "2026-01-02T03:04:05+00:00", **report.machine()})
+        if kind in ("pretrain", "sft", "reward_model"):
+            write_curve(path / stage, rng, 300, lambda t: {"loss": 1 + 3 * np.exp(-t / 40)})
+        if kind == "ppo":
+            write_curve(path / stage, rng, 40, lambda t: {
+                "objective/scores": 2 - 2 * np.exp(-t / 15), "objective/kl": t / 4,
+                "objective/completion_length": 14 + t / 10, "objective/entropy": 30 - t / 4})
+        if kind == "reward_model":
+            workdir.write_json(path / stage / "evaluation.json", reward_facts(rng))
+        if kind not in ("pretrain", "sft", "ppo"):
+            continue
+        write_policy(run, stage, rng, names, level, skill, loss, items, gold)
+    return path
+
+
+def write_policy(run, stage, rng, names, level, skill, loss, items, gold):
+    rows = []
+    for index, name in enumerate(names):
+        parts = dict.fromkeys(("helpful", "honest", "harmless", "constraint", "concise"), 0.5)
+        rows.append({
+            "index": index, "prompt": f"tell me of | number {index}\nanswer:",
+            "completion": f"{stage} says <b>{index}</b> | *so*\nand more", "finished": True,
+            "category": str(name) if gold else None, "kind": "x",
+            "gold": parts | {"total": float(rng.normal(level, 0.4))} if gold else None,
+            "score": float(rng.normal(level, 1)), "kl": 3.0 * (stage != "sft"), "logprob": -5.0,
+            "length": int(rng.integers(5, 20)), "tokens": [3]})
+    answers = [{"task": task, "prompt": f"{task} {n}", "answer": "a", "given": "a",
+                "score": float(rng.random() < skill)}
+               for task in ("closed_qa", "translation", "arithmetic") for n in range(items)]
+    policy.write_rows(run.folder(stage) / "samples.jsonl", rows)
+    policy.write_rows(run.folder(stage) / "skills.jsonl", answers)
+    retained = {name: value._asdict() for name, value in skills.summarize(answers, 50).items()}
+    retained["valid_loss"] = {"value": loss, "low": loss - 0.02, "high": loss + 0.02}
+    policy.conclude(run, stage, rows, retained, temperature=1.0)
+
+
+def write_curve(folder, rng, steps, curve):
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            row = {name: value + rng.normal(0, 0.1) for name, value in curve(step).items()}
+            if step % 100 == 0:
+                row["valid/loss"] = 1.3
+            file.write(json.dumps({"step": step, "time": 0.0} | row) + "\n")
+
+
+def reward_facts(rng):
+    def split(noise):
+        margins = rng.normal(0.9, 1.2, 600)
+        margins *= np.sign(rng.random(600) - 1 / (1 + np.exp(np.abs(margins) * noise)))
+        probabilities, outcomes = calibration.from_margins(margins)
+        bins = calibration.accuracy_by(np.abs(margins), outcomes, [0, 0.5, 1, 2, 4, np.inf])
+        return {
+            "prompts": 80, "pairs": 600, "accuracy": {"value": 0.71, "low": 0.67, "high": 0.75},
+            "log_loss": 0.55, "ece": 0.03, "by_group": {"plain": 0.7},
+            "reliability": [row._asdict() for row in calibration.reliability(probabilities,
+                                                                             outcomes)],
+            "by_margin": [row._asdict() | {"accuracy": row.accuracy._asdict()} for row in bins]}
+    bag = {"bag_of_words_accuracy": {"value": 0.6, "low": 0.55, "high": 0.65}}
+    return {"valid": split(1.0) | bag, "heldout": split(0.5), "demonstration_mean_before_bias": 0.3,
+            "labelers": {"agreement_in_group": 0.727, "held_out_group": "caution",
+                         "folds": {"caution": {"in_group": 0.735, "held_out": 0.705}}}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = write_run(tmp_path_factory.mktemp("report") / "quickstart")
+    report.write(path)
+    return path
+
+
+def cells(text, first):
+    """The cells of the table row that starts with `first`."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("| ").split(" | ")][1:]
+
+
+def test_numbers_of_the_table_are_those_of_the_evaluations(run):
+    text = (run / "report.md").read_text()
+    record = Record.load(run)
+    gold = [record.estimate(stage, "gold/total") for stage in ("pretrain", "sft", "ppo")]
+    for shown, estimate in zip(cells(text, "gold score"), gold):
+        half = (estimate["high"] - estimate["low"]) / 2
+        assert shown == f"{estimate['value']:.3f} ± {half:.3f}"
+    wins = cells(text, "win rate against SFT (%)")
+    assert wins[1] == "–"  # SFT against itself
+    assert wins[2].startswith(f"{100 * record.estimate('ppo', 'win_rate')['value']:.1f} ± ")
+    assert "|  | base | SFT | PPO | PPO-ptx |" in text
+    assert cells(text, "held-out loss (nats/token)")[0] == "1.500 ± 0.020"
+
+
+def test_tax_is_paired_by_item_and_recovery_is_its_share(run):
+    record = Record.load(run)
+    rows = record.rows("skills.jsonl")
+    scores = {stage: np.array([row["score"] for row in rows[stage]]) for stage in rows}
+    tax = np.mean(scores["sft"] - scores["ppo"])
+    share = np.mean(scores["ppo_ptx"] - scores["ppo"]) / tax
+    plain, mixed = report.tax_lines(record)
+    assert f"PPO lost {100 * tax:.1f} ± " in plain and "+0.400 nats per token" in plain
+    assert f"recovered {100 * share:.0f} % [" in mixed
+    half = float(re.search(r"± ([\d.]+) points", plain)[1])
+    unpaired = 196 * np.sqrt(sum(scores[stage].var() for stage in ("sft", "ppo")) / 90)
+    assert 0.5 * unpaired < half < 1.5 * unpaired
+
+
+def test_recovered_share():
+    rng = np.random.default_rng(0)
+    sft, ppo = rng.random(400) < 0.9, rng.random(400) < 0.5
+    ptx = np.where(rng.random(400) < 0.5, sft, ppo)
+    share = skills.recovered_share(sft * 1.0, ppo * 1.0, ptx * 1.0, np.ones(400))
+    assert share.low < 0.5 < share.high and share.high - share.low < 0.5
+    assert skills.recovered_share(sft * 1.0, ppo * 1.0, sft * 1.0, np.ones(400)).value == 1
+    assert np.isnan(skills.recovered_share(ppo * 1.0, sft * 1.0, ptx * 1.0, np.ones(400)).value)
+
+
+def test_every_figure_is_drawn_and_shown(run):
+    text = (run / "report.md").read_text()
+    for name in ("plane", "categories", "learning", "reward_model", "losses"):
+        assert f"(figures/{name}.png)" in text
+        assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reward_model_stands_beside_its_ceiling(run):
+    text = (run / "report.md").read_text()
+    assert cells(text, "accuracy (%)") == ["71.0 ± 4.0", "71.0 ± 4.0"]
+    assert cells(text, "accuracy that the labelers' noise allows (%)") == ["73.5", "70.5"]
+    assert cells(text, "accuracy of a bag of words (%)") == ["60.0 ± 5.0", "–"]
+    assert "one group agree on 72.7 %" in text
+
+
+def test_completions_stand_side_by_side_and_break_no_table(run):
+    text = (run / "report.md").read_text()
+    table = text.split("## Completions")[1].split("##")[0].strip().splitlines()[2:]
+    assert len(table) == 2 + 8
+    assert all(len(re.findall(r" \| |^\| | \|$", line)) == 6 for line in table)
+    assert "ppo\\_ptx says &lt;b&gt;" in table[2] and "<b>" not in "".join(table)
+    rows = policy.read_rows(run / "sft" / "samples.jsonl")
+    shown = [int(re.search(r"number (\d+)", line)[1]) for line in table[2:]]
+    assert len({rows[index]["category"] for index in shown}) > 6
+
+
+def test_how_it_was_made(run):
+    text = (run / "report.md").read_text()
+    assert "seed: 0" in text and "ppo.kl_coef" in text and "jax " in text
+    assert cells(text, "sft")[0] == "1 min 01 s" and cells(text, "all")[0] == "6 min 06 s"
+    assert re.search(r"[\d.]+ GiB", text)
+
+
+def test_terminal_table_fits(run):
+    console = rich.console.Console(width=100, record=True, file=open("/dev/null", "w"))
+    console.print(report.write(run))
+    shown = console.export_text()
+    assert "PPO-ptx" in shown and "retained skills, mean (%)" in shown and "…" not in shown
+    assert "recovered" in shown
+
+
+@pytest.mark.parametrize("stages", [
+    (), ("pretrain",), ("sft",), ("pretrain", "sft"), ("sft", "collect", "reward_model"),
+    ("sft", "ppo_ptx")])
+def test_missing_stages_are_absent(tmp_path, stages):
+    path = write_run(tmp_path / "part", stages=stages, prompts=12, items=3)
+    report.write(path)
+    text = (path / "report.md").read_text()
+    assert ("| gold score |" in text) == bool(stages)
+    assert ("## Reward model" in text) == ("reward_model" in stages)
+    assert "## Alignment tax" not in text
+
+
+def test_stage_that_is_not_evaluated_is_absent(tmp_path):
+    path = write_run(tmp_path / "part", stages=("pretrain", "sft"), prompts=12, items=3)
+    (path / "sft" / "evaluation.json").unlink()
+    (path / "sft" / "done.json").unlink()
+    (path / "sft" / "metrics.jsonl").write_text("")
+    report.write(path)
+    assert "|  | base |\n" in (path / "report.md").read_text()
+
+
+def test_without_gold_the_report_says_who_judges(tmp_path):
+    path = write_run(tmp_path / "real", gold=False, prompts=12, items=3)
+    report.write(path)
+    text = (path / "report.md").read_text()
+    assert "by reward score" in text and "gold score |" not in text
+    assert not (path / "figures" / "categories.png").exists()
+
+
+# --- several runs ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeds")
+    return [write_run(folder / f"seed{seed}", seed, prompts=40, items=30) for seed in range(3)]
+
+
+def test_means_and_differences_over_seeds(runs, tmp_path):
+    seeds.write(runs, tmp_path / "seeds.md")
+    text = (tmp_path / "seeds.md").read_text()
+    records = [Record.load(path) for path in runs]
+
+    def values(stage, name="gold/total"):
+        return np.array([record.estimate(stage, name)["value"] for record in records])
+
+    mean = statistics.mean_over_seeds(values("sft"))
+    assert cells(text, "gold score")[1] == f"{mean.value:.3f} ± {mean.high - mean.value:.3f}"
+    gained = values("ppo") - values("sft")
+    mean = statistics.mean_over_seeds(gained)
+    assert cells(text, "gold: PPO − SFT") == [
+        f"{mean.value:.3f} ± {mean.high - mean.value:.3f}", *(f"{value:+.3f}" for value in gained)]
+    wins = 100 * values("ppo_ptx", "win_rate") - 50
+    assert cells(text, "win rate of PPO-ptx − 50 (%)")[1:] == [f"{value:+.1f}" for value in wins]
+    sft, ppo, ptx = (values(stage, "skills/mean") for stage in ("sft", "ppo", "ppo_ptx"))
+    title = "skills (points): share of the tax recovered by PPO-ptx (%)"
+    shares = 100 * (ptx - ppo) / (sft - ppo)
+    assert cells(text, title)[1:] == [f"{share:+.0f}" for share in shares]
+    above = 100 * (ptx - (ppo + sft) / 2)
+    assert cells(text, "skills (points): PPO-ptx − midpoint of PPO and SFT")[1:] == [
+        f"{value:+.1f}" for value in above]
+    assert cells(text, "held-out loss: PPO − SFT")[0] == "0.400 ± 0.000"
+    assert (tmp_path / "seeds.png").exists()
+
+
+def test_seeds_show_what_all_runs_have(runs, tmp_path):
+    short = write_run(tmp_path / "short", stages=("pretrain", "sft"), prompts=12, items=3)
+    seeds.write([short, runs[0]], tmp_path / "seeds.md")
+    text = (tmp_path / "seeds.md").read_text()
+    assert "|  | base | SFT |\n" in text and "gold: SFT − base" in text and "PPO" not in text
+    empty = write_run(tmp_path / "empty", stages=())
+    with pytest.raises(InputError, match="no policy is evaluated in all"):
+        seeds.write([runs[0], empty], tmp_path / "seeds.md")
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_command(runs, tmp_path, capsys):
+    assert command.main([str(runs[0])]) == 0
+    assert "PPO-ptx" in capsys.readouterr().out
+    assert command.main([*map(str, runs), f"--out={tmp_path / 'all.md'}"]) == 0
+    assert (tmp_path / "all.md").exists()
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["nowhere", "nowhere2"]])
+def test_no_run_is_one_sentence(arguments, capsys):
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "nowhere is no work directory" in error
+
+
+def test_cells_show_any_text():
+    assert tables.cell("a|b <x> *y* _z_\nw") == "a&#124;b &lt;x&gt; \\*y\\* \\_z\\_<br>w"
+    assert tables.cell("  part") == "&nbsp;&nbsp;part"
+
+
+def test_arms_of_an_interval_that_excludes_its_value():
+    arms = figures._arms({"value": 1.0, "low": 1.2, "high": 3.0})
+    assert arms.tolist() == [[0.0], [2.0]]

@@ -1,0 +1,172 @@
+"""The train step: one gradient whatever the split of the batch and the mesh, one division, one optimizer step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from rlhf_jax import losses, model, optim, pretrain, sharding, train
+
+ROWS, T = 16, 14
+
+
+# --- A linear loss, by hand -----------------------------------------------------------------------
+
+
+def linear_loss(params, batch, key):
+    """Squared error, each row with its own weight; the key adds noise when there is `noise`."""
+    x, y, weight = batch
+    noise = params["noise"] * jax.random.normal(key, y.shape)
+    errors = weight * (x @ params["w"] + noise - y) ** 2
+    return losses.Loss(
+        errors.sum(), weight.sum(), {"x": (x.sum(), jnp.float32(x.size))}, {"largest": jnp.max(jnp.abs(y))}
+    )
+
+
+def linear_batch():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 3)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+    return x, y, np.array([3, 0, 0, 1, 7, 0, 0, 0, 2, 1, 0, 1], np.float32)
+
+
+LINEAR = {"w": np.array([0.5, -1.0, 2.0], np.float32), "noise": np.float32(0.0)}
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 6, 12])
+def test_gradient_and_statistics_are_divided_once(microbatches):
+    """Rows of unequal weight, some parts without any: means of means would be wrong."""
+    x, y, weight = linear_batch()
+    grads, loss = train.gradients(linear_loss, LINEAR, (x, y, weight), jax.random.key(0), microbatches)
+    errors = x @ LINEAR["w"] - y
+    np.testing.assert_allclose(grads["w"], 2 * (weight * errors) @ x / weight.sum(), rtol=1e-5)
+    metrics = train.loss_metrics(loss)
+    np.testing.assert_allclose(metrics["loss"], (weight * errors**2).sum() / weight.sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["x"], x.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["largest"], np.abs(y).max(), rtol=1e-6)
+
+
+def test_every_microbatch_has_its_own_noise():
+    """Two parts with the same rows: with one key for both, both would see one noise."""
+    seen = []
+
+    def loss_fn(params, batch, key):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+        return linear_loss(params, batch, key)
+
+    train.gradients(loss_fn, LINEAR, linear_batch(), jax.random.key(0), 3)
+    jax.effects_barrier()
+    assert len(set(seen)) == 3
+
+
+def test_a_batch_without_any_target_moves_nothing():
+    x, y, weight = linear_batch()
+    grads, loss = train.gradients(linear_loss, LINEAR, (x, y, 0 * weight), jax.random.key(0), 2)
+    np.testing.assert_array_equal(grads["w"], 0.0)
+    assert train.loss_metrics(loss)["loss"] == 0.0
+
+
+def test_steps_average_and_learning_rate():
+    """Three steps of plain gradient descent by a loop, with a schedule and a moving average."""
+    optimizer, batch = optax.identity(), linear_batch()
+    state = train.init_state(LINEAR, optimizer, ema=True)
+    assert state.step == 0 and state.ema_params is not state.params
+    schedule = lambda step: 1.0 / (1.0 + step)
+    w = average = LINEAR["w"]
+    for step in range(3):
+        grads, _ = train.gradients(linear_loss, state.params, batch, jax.random.key(0))
+        rate = 0.1 * schedule(step)
+        expected = 2 * (batch[2] * (batch[0] @ w - batch[1])) @ batch[0] / batch[2].sum()
+        state, norm = train.apply_gradients(state, grads, optimizer, rate, ema_decay=0.75)
+        w = w - rate * expected
+        average = 0.75 * average + 0.25 * w
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+        np.testing.assert_allclose(state.ema_params["w"], average, rtol=1e-5)
+        np.testing.assert_allclose(norm, np.hypot(np.linalg.norm(expected), grads["noise"]), rtol=1e-5)
+        assert state.step == step + 1
+    assert train.init_state(LINEAR, optimizer).ema_params is None
+
+
+def test_a_train_step_uses_the_schedule_at_its_own_step_and_never_recompiles():
+    optimizer = optim.make_optimizer(optim.OptimizerConfig())
+    step = jax.jit(train.make_train_step(linear_loss, optimizer, lambda step: 1.0 / (1.0 + step)))
+    state = jax.jit(train.init_state, static_argnums=1)(LINEAR, optimizer)
+    for number, rate in enumerate((0.1, 0.2, 0.4)):
+        state, metrics = step(state, linear_batch(), jnp.float32(rate), jax.random.key(number))
+        np.testing.assert_allclose(metrics["learning_rate"], rate / (1 + number), rtol=1e-6)
+    assert step._cache_size() == 1 and state.step == 3
+
+
+# --- The language model on every mesh -------------------------------------------------------------
+
+CASES = [("8x1x1", 1), ("1x8x1", 1), ("2x2x2", 1), ("1x1x1", 2), ("2x2x2", 2)]
+DROPOUT = 0.1
+
+
+@functools.cache
+def trained(mesh_name, microbatches, dropout_rate=0.0):
+    """(parameters after one step of plain gradient descent at rate 1, metrics), in NumPy."""
+    config, mesh, optimizer = tiny.SCANNED, tiny.mesh_of(mesh_name), optax.identity()
+    loss_fn = functools.partial(pretrain.token_loss, config, dropout_rate=dropout_rate)
+    with jax.set_mesh(mesh):
+        params = tiny.place(tiny.params_of(config, 0), config, mesh)
+        state = train.init_state(params, optimizer)
+        shardings = train.state_shardings(state, optimizer, model.logical_axes(config), mesh)
+        step = jax.jit(
+            train.make_train_step(loss_fn, optimizer, lambda step: 1.0, microbatches),
+            in_shardings=(shardings, sharding.over_batch(mesh), None, None),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+        )
+        batch = sharding.put_batch(tiny.documents_of(ROWS, T), mesh)
+        state, metrics = step(state, batch, jnp.float32(1.0), jax.random.key(0))
+        assert jax.tree.map(lambda x: x.sharding, state.params) == shardings.params
+        return jax.tree.map(np.asarray, (state.params, metrics))
+
+
+@pytest.mark.parametrize("mesh, microbatches", CASES, ids=lambda x: str(x))
+def test_loss_and_gradient_do_not_depend_on_mesh_or_microbatches(mesh, microbatches):
+    params, metrics = trained(mesh, microbatches)
+    expected_params, expected_metrics = trained("1x1x1", 1)
+    for name, expected in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], expected, rtol=2e-6, err_msg=name)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-6), params, expected_params)
+
+
+def test_the_token_loss_is_the_mean_over_the_tokens_of_the_whole_batch():
+    """Rows of few targets do not weigh more; nothing but the targets of loss_mask counts."""
+    batch, params = tiny.documents_of(ROWS, T), tiny.params_of(tiny.SCANNED, 0)
+    loss = jax.jit(functools.partial(pretrain.token_loss, tiny.SCANNED))(params, batch, None)
+    hidden = jax.jit(functools.partial(model.hidden_states, tiny.SCANNED))(
+        params, batch.tokens, batch.positions, batch.segment_ids
+    )
+    logprobs = np.asarray(jax.nn.log_softmax(hidden @ params["embedding"][: tiny.VOCAB].T))
+    targets = [(b, t) for b in range(ROWS) for t in range(1, T) if batch.loss_mask[b, t]]
+    expected = -np.mean([logprobs[b, t - 1, batch.tokens[b, t]] for b, t in targets])
+    assert loss.weight == len(targets)
+    np.testing.assert_allclose(loss.total / loss.weight, expected, rtol=1e-5)
+
+
+def test_padding_of_a_batch_changes_no_loss():
+    """More padding on the right, other ids and positions in it."""
+    batch, params = tiny.documents_of(ROWS, T), tiny.params_of(tiny.SCANNED, 0)
+    wide = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 3))), batch)
+    noise = np.random.default_rng(0).integers(0, tiny.VOCAB, wide.tokens.shape).astype(np.int32)
+    padding = wide.segment_ids == 0
+    wide = wide.replace(
+        tokens=np.where(padding, noise, wide.tokens), positions=np.where(padding, noise % T, wide.positions)
+    )
+    loss_fn = jax.jit(functools.partial(pretrain.token_loss, tiny.SCANNED))
+    expected, loss = loss_fn(params, batch, None), loss_fn(params, wide, None)
+    assert loss.weight == expected.weight
+    np.testing.assert_allclose(loss.total, expected.total, rtol=1e-6)
+
+
+def test_dropout_in_training_depends_on_the_key_and_not_on_the_mesh():
+    (params, metrics), (_, plain) = trained("1x1x1", 1, DROPOUT), trained("1x1x1", 1)
+    assert metrics["loss"] != plain["loss"]
+    there, there_metrics = trained("8x1x1", 1, DROPOUT)
+    np.testing.assert_allclose(there_metrics["loss"], metrics["loss"], rtol=2e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-6), there, params)
