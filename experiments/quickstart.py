@@ -12,6 +12,7 @@ def get_config(arg: str = ""):
     config.prompt_length = 48
     config.completion_length = 24
     config.data.template = "experiments/world_template.txt"
+    config.data.world.update(rm_prompts=1500, demonstrations=300)
     config.model.update(
         positions="rope",
         num_layers=4,
@@ -25,23 +26,23 @@ def get_config(arg: str = ""):
     )
     config.pretrain.update(
         length=96,
-        batch_size=32,
-        steps=1000,
+        batch_size=16,
+        steps=2000,
         learning_rate=3e-3,
-        warmup_steps=50,
-        validate_every=250,
-        checkpoint_every=250,
+        warmup_steps=100,
+        validate_every=500,
+        checkpoint_every=500,
     )
-    config.sft.update(epochs=4.0, batch_size=32, learning_rate=5e-4, dropout_rate=0.1)
+    config.sft.update(epochs=2.0, batch_size=16, learning_rate=1e-4, dropout_rate=0.1)
     config.collect.update(models=("pretrain@1.0", "sft@1.0", "sft@0.7"))
-    config.reward_model.update(epochs=1.0, batch_size=16, learning_rate=3e-4, warmup_steps=5)
+    config.reward_model.update(epochs=1.0, batch_size=8, length=64, learning_rate=1e-3, warmup_steps=10)
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(
             iterations=40,
             batch_size=128,
             minibatch_size=32,
-            learning_rate=3e-4,
-            value_learning_rate=5e-4,
+            learning_rate=5e-4,
+            value_learning_rate=1e-3,
             kl_coef=0.05,
             ptx_ratio=1,
             warmup_iterations=3,

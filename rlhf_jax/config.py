@@ -56,7 +56,8 @@ def default_config() -> ConfigDict:
             "attention": "xla",
         }
     )
-    config.tokenizer = ConfigDict({"path": "", "vocab_size": 1024})  # no path: trained on the corpus
+    # A path is relative to data.files.dir; without one, the tokenizer is trained on the corpus.
+    config.tokenizer = ConfigDict({"path": "", "vocab_size": 1024})
     config.data = data_config()
     config.pretrain = pretrain_config()
     config.sft = sft_config()
@@ -96,7 +97,7 @@ def data_config() -> ConfigDict:
                 "valid_prompts": 200,
                 "test_prompts": 512,
             },
-            "files": {  # names relative to dir, comma-separated; a name may end in :field=ours,field=ours
+            "files": {  # comma-separated names, relative to dir: name[@rows][:theirs=ours;theirs=ours], see data/corpus.py
                 "dir": "",
                 "documents": "",
                 "document_end": "",  # regular expression between documents of a .txt file
@@ -104,7 +105,6 @@ def data_config() -> ConfigDict:
                 "rankings": "",
                 "prompts": "",  # empty: the prompts of the demonstrations and rankings
                 "group_field": "group",  # rows that share its value never lie in two splits
-                "max_rows": 0,  # 0: all
                 "valid_share": 0.1,
                 "test_share": 0.1,
             },
@@ -128,7 +128,7 @@ def optimizer_config() -> ConfigDict:
 def _trained(**fields) -> ConfigDict:
     """What every trained stage has."""
     common = {
-        "init": "",  # the stage, or the directory of released weights, to start from; empty: random
+        "init": "",  # stage, or directory of released weights (relative to data.files.dir), to start from; empty: random
         "microbatches": 1,  # parts of a batch; no result depends on it
         "schedule": "cosine",
         "warmup_steps": 0,

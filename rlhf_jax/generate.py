@@ -60,43 +60,40 @@ def sample(
     hidden, cache = model.prefill(config, params, prompts, prompt_mask, prompt_length + completion_length)
     prompt_lengths = prompt_mask.sum(-1)
 
-    def choose(hidden, step):
+    def draw(all_logprobs, step):
         """Inverse-CDF sampling: one uniform a row; a token of probability 0 is never taken."""
-        logits = model.lm_logits(config, params, hidden) / divisor
-        cdf = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+        cdf = jnp.cumsum(jnp.exp(all_logprobs), axis=-1)
         uniform = jax.random.uniform(jax.random.fold_in(key, step), (batch, 1))
-        drawn = jnp.sum(cdf <= uniform * cdf[:, -1:], axis=-1)
-        token = jnp.where(greedy, jnp.argmax(logits, axis=-1), jnp.minimum(drawn, config.vocab_size - 1))
-        return token.astype(jnp.int32), model.select_logprobs(logits, token)
+        drawn = jnp.sum(cdf <= uniform * cdf[:, -1:], axis=-1, dtype=jnp.int32)
+        return jnp.minimum(drawn, config.vocab_size - 1)
 
-    def cond(carry):
-        step, done = carry[0], carry[1]
-        return (step < completion_length) & ~jnp.all(done)
-
-    def body(carry):
-        step, done, hidden, cache, tokens, mask, logprobs = carry
-        token, logprob = choose(hidden, step)
+    def choose(hidden, step, done, tokens, mask, logprobs):
+        """Writes the tokens of one step into the columns of the rows that are not done."""
+        all_logprobs = jax.nn.log_softmax(model.lm_logits(config, params, hidden) / divisor)
+        most_likely = lambda x, _: jnp.argmax(x, axis=-1).astype(jnp.int32)
+        token = jax.lax.cond(greedy, most_likely, draw, all_logprobs, step)
+        logprob = jnp.take_along_axis(all_logprobs, token[:, None], axis=-1)[:, 0]
         token = jnp.where(done, pad_id, token)
         tokens = tokens.at[:, step].set(token)
         mask = mask.at[:, step].set(~done)
         logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logprob))
-        done = done | (token == eos_id)
+        return step + 1, token, done | (token == eos_id), tokens, mask, logprobs
+
+    def cond(carry):
+        (step, _, done, *_), _ = carry
+        return (step < completion_length) & ~jnp.all(done)
+
+    def body(carry):
+        (step, token, done, *written), cache = carry
         hidden, cache = model.decode_step(
-            config, params, layers, token, prompt_lengths + step, cache, prompt_length + step
+            config, params, layers, token, prompt_lengths + step - 1, cache, prompt_length + step - 1
         )
-        return step + 1, done, hidden, cache, tokens, mask, logprobs
+        return choose(hidden, step, done, *written), cache
 
     shape = (batch, completion_length)
-    carry = (
-        jnp.int32(0),
-        jnp.zeros(batch, bool),
-        hidden,
-        cache,
-        jnp.full(shape, pad_id, jnp.int32),
-        jnp.zeros(shape, bool),
-        jnp.zeros(shape, jnp.float32),
-    )
-    _, _, _, _, tokens, mask, logprobs = jax.lax.while_loop(cond, body, carry)
+    empty = jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
+    first = choose(hidden, jnp.int32(0), jnp.zeros(batch, bool), *empty)
+    (_, _, _, tokens, mask, logprobs), _ = jax.lax.while_loop(cond, body, (first, cache))
     return Rollout(jnp.concatenate([prompts, tokens], axis=1), prompt_mask, mask, logprobs)
 
 

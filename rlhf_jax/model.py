@@ -379,9 +379,8 @@ def prefill(config: TransformerConfig, params: dict, tokens, mask, cache_length:
     )
     room = cache_length - tokens.shape[1]
 
-    def per_layer(x):  # [L, B, P, G, Dh] -> L x [B, G, S, Dh]
-        x = jnp.pad(x.swapaxes(2, 3), ((0, 0),) * 3 + ((0, room), (0, 0)))
-        return tuple(x[layer] for layer in range(config.num_layers))
+    def per_layer(stacked):  # [L, B, P, G, Dh] -> L x [B, G, S, Dh]
+        return tuple(jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, room), (0, 0))) for x in stacked)
 
     valid = jnp.pad(mask, ((0, 0), (0, room)))
     return hidden[:, -1], Cache(per_layer(keys), per_layer(values), valid)

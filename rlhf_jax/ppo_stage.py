@@ -59,9 +59,17 @@ class Programs:
     def __init__(self, config: ppo.PPOConfig, reward_fn, optimizers, state_shardings, sampler, mesh):
         whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
         self.sample = sampler
-        self.score = jax.jit(ppo.make_score(config, reward_fn), out_shardings=(rows, whole))
+        # Round to bfloat16 wherever the program says so: extra digits that one of the two programs keeps, and the
+        # other does not, would make the first ratio differ from 1.
+        rounding = {"xla_allow_excess_precision": False}
+        self.score = jax.jit(
+            ppo.make_score(config, reward_fn), out_shardings=(rows, whole), compiler_options=rounding
+        )
         self.update = jax.jit(
-            ppo.make_update(config, *optimizers), out_shardings=(state_shardings, whole), donate_argnums=0
+            ppo.make_update(config, *optimizers),
+            out_shardings=(state_shardings, whole),
+            donate_argnums=0,
+            compiler_options=rounding,
         )
         self.take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), out_shardings=rows)
         self.summarize = jax.jit(_summarize)
@@ -117,7 +125,7 @@ def run_stage(run: Run, stage: str) -> None:
     arrays, report = batch_prompts(
         run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
     )
-    print(f"{stage}: prompts {report}")
+    run.report_data(stage, "prompts", report)
     loader = Loader(arrays, section.batch_size, run.seed, name="ppo")  # one name: arms see the same prompts
     steps_per_iteration = section.ppo_epochs * (section.batch_size // section.minibatch_size)
     ptx_batch = _ptx_batches(run, section)

@@ -79,7 +79,8 @@ def make_mean_loss(run: Run):
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] and writes its parameters."""
     section = run.config[stage]
-    examples, _ = pack_documents(run.corpus.documents("train"), run.tokenizer, section.length)
+    examples, report = pack_documents(run.corpus.documents("train"), run.tokenizer, section.length)
+    run.report_data(stage, "documents", report)
     held_out, _ = pack_documents(run.corpus.documents("valid"), run.tokenizer, section.length)
     loader = Loader(examples, section.batch_size, run.seed, name=stage)
 

@@ -17,7 +17,7 @@ from rlhf_jax.data.batches import Comparisons, batch_prompts, batch_rankings
 from rlhf_jax.data.loader import Loader, in_order, take
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import calibration, statistics
+from rlhf_jax.evaluate import bag_of_words, calibration, statistics
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.pretrain import init_train_state, jit_train_step
 from rlhf_jax.run import Run, open_run
@@ -94,7 +94,7 @@ def run_stage(run: Run, stage: str) -> None:
     rows = split_into_pairs(rankings) if section.loss == "pooled" else rankings
     length = run.config.prompt_length + run.config.completion_length
     examples, report = batch_rankings(rows, run.tokenizer, length, run.config.prompt_length)
-    print(f"{stage}: rankings {report}")
+    run.report_data(stage, "rankings", report)
     if section.length:
         examples, longer = shorten(examples, section.length)
         print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
@@ -125,7 +125,7 @@ def run_stage(run: Run, stage: str) -> None:
         live={"loss": "loss", "accuracy": "accuracy"},
     )
     scorer = Scorer(run, state.params)
-    demonstrations = run.corpus.demonstrations("train")
+    demonstrations = _fitting(run, run.corpus.demonstrations("train"))
     prompts = [Prompt(row.prompt, row.row) for row in demonstrations]
     scores = scorer(prompts, [row.completion for row in demonstrations], [True] * len(prompts))
     params = state.params | {"scalar_bias": state.params["scalar_bias"] - np.float32(scores.mean())}
@@ -181,8 +181,12 @@ class Scorer:
 
 
 def evaluate(run: Run, scorer: Scorer) -> dict:
-    """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's."""
-    facts = {name: _evaluate_rankings(run, scorer, load_rankings(run, name)) for name in ("valid", "heldout")}
+    """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's.
+
+    Beside it the accuracy of a bag of words that is fitted to the same training rankings.
+    """
+    bag = bag_of_words.fit(load_rankings(run, "train"))
+    facts = {name: _evaluate_rankings(run, scorer, bag, load_rankings(run, name)) for name in ("valid", "heldout")}
     facts = {name: value for name, value in facts.items() if value}
     collected = run.stages("collect")
     if collected:
@@ -190,11 +194,11 @@ def evaluate(run: Run, scorer: Scorer) -> dict:
     return facts
 
 
-def _evaluate_rankings(run: Run, scorer: Scorer, rankings: list[Ranking]) -> dict:
+def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, rankings: list[Ranking]) -> dict:
     if not rankings:
         return {}
     length = run.config.prompt_length + run.config.completion_length
-    fitting = [row for row in rankings if len(run.tokenizer.encode(row.prompt)) < run.config.prompt_length]
+    fitting = _fitting(run, rankings)
     arrays, _ = batch_rankings(fitting, run.tokenizer, length, run.config.prompt_length)
     scores = scorer.score_arrays(arrays)
     lengths = arrays.mask.sum(-1)
@@ -216,6 +220,7 @@ def _evaluate_rankings(run: Run, scorer: Scorer, rankings: list[Ranking]) -> dic
         "prompts": len(fitting),
         "pairs": len(margins),
         "accuracy": accuracy._asdict(),
+        "bag_of_words_accuracy": bag_of_words.accuracy(bag, fitting)._asdict(),
         "log_loss": float(calibration.log_loss(probabilities, outcomes)),
         "ece": float(calibration.expected_calibration_error(probabilities, outcomes)),
         "reliability": [row._asdict() for row in calibration.reliability(probabilities, outcomes)],
@@ -223,6 +228,13 @@ def _evaluate_rankings(run: Run, scorer: Scorer, rankings: list[Ranking]) -> dic
         "by_margin": _bins(calibration.accuracy_by(np.abs(margins), right, [0, 0.5, 1, 2, 4, np.inf])),
         "by_length_difference": _bins(calibration.accuracy_by(longer, right, [-1000, -8, -2, 3, 9, 1000])),
     }
+
+
+def _fitting(run: Run, rows: list) -> list:
+    """The rows whose prompt fits; the training arrays leave the others out too."""
+    limit = run.config.prompt_length - (run.tokenizer.bos_id is not None)
+    lengths = map(len, run.tokenizer.encode_batch([row.prompt for row in rows]))
+    return [row for row, length in zip(rows, lengths) if length <= limit]
 
 
 def _bins(rows) -> list[dict]:

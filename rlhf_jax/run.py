@@ -8,12 +8,13 @@ import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import checkpoint, generate, hf, keys, model, optim, progress, sharding
+from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.workdir import Workdir, read_json
+from rlhf_jax.workdir import Workdir, read_json, write_json
 from rlhf_jax.world.corpus import WorldCorpus
 
 # Fields that may change between two starts of one run: they change no result.
@@ -57,6 +58,15 @@ class Run:
     def policy_stages(self) -> list[str]:
         return self.stages("pretrain", "sft", "ppo")
 
+    def report_data(self, stage: str, records: str, report: LengthReport) -> None:
+        """Prints what became of a stage's records, and keeps it in data_report.json with the files read so far."""
+        print(f"{stage}: {records} {report}")
+        path = self.path / "data_report.json"
+        facts = read_json(path) if path.exists() else {"files": {}, "stages": {}}
+        facts["files"] |= {name: dataclasses.asdict(read) for name, read in self.corpus.reports.items()}
+        facts["stages"].setdefault(stage, {})[records] = dataclasses.asdict(report)
+        write_json(path, facts)
+
     def param_shardings(self, head: str):
         shapes = model.param_shapes(self.model, head)
         return sharding.param_shardings(model.logical_axes(self.model, head), shapes, self.mesh, self.rules)
@@ -88,10 +98,12 @@ class Run:
             return self.init_params(stage)
         if init in self.config.stages:
             return self.load_params(init)
-        shape, params = hf.load(init)
-        if dataclasses.asdict(shape) | _program_fields(self.model) != dataclasses.asdict(self.model):
-            raise InputError(f"{init} is a {shape}, but the config's model is {self.model}")
-        return jax.device_put(params, self.param_shardings("lm"))
+        folder = pathlib.Path(self.config.data.files.dir, init)
+        theirs = dataclasses.asdict(hf.load_config(folder, **_program_fields(self.model)))
+        ours = dataclasses.asdict(self.model)
+        if differing := [f"{name}={theirs[name]!r}, not {ours[name]!r}" for name in ours if theirs[name] != ours[name]]:
+            raise InputError(f"{folder} does not fit config.model: its weights have {'; '.join(differing)}")
+        return jax.device_put(hf.load_params(folder, self.model), self.param_shardings("lm"))
 
     def sampler(self, completion_length: int) -> generate.Sampler:
         """The sampler of this model, one for each length: programs are compiled once a run."""
@@ -153,7 +165,7 @@ def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interr
     if saved.exists():
         tokenizer = Tokenizer.load(saved)
     elif config.tokenizer.path:
-        tokenizer = Tokenizer.load(config.tokenizer.path)
+        tokenizer = Tokenizer.load(pathlib.Path(config.data.files.dir, config.tokenizer.path))
     else:
         tokenizer = Tokenizer.train(corpus.tokenizer_texts(), config.tokenizer.vocab_size)
     shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model)

@@ -46,7 +46,7 @@ def run_stage(run: Run, stage: str) -> None:
     )
     examples, report = batch(run.corpus.demonstrations("train"))
     held_out, _ = batch(run.corpus.demonstrations("valid"))
-    print(f"{stage}: demonstrations {report}")
+    run.report_data(stage, "demonstrations", report)
     documents = None
     if section.pretrain_mix:
         documents, _ = pack_documents(run.corpus.documents("train"), run.tokenizer, length)

@@ -4,6 +4,7 @@ A loss is a function (params, batch, key) -> losses.Loss: a total and the weight
 devices add totals and weights, so the division is by the global weight and no result depends on the split.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,15 +70,14 @@ def gradients(
     else:
         # Row i goes to part i % microbatches: each device keeps its own rows.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-        first = one(jax.tree.map(lambda x: x[0], parts), 0)
 
-        def add(carry, indexed):
-            part, index = indexed
-            grads, loss = one(part, index)
-            return (jax.tree.map(jnp.add, carry[0], grads), losses.combine(carry[1], loss)), None
+        def add(grads, indexed):
+            more, loss = one(*indexed)
+            return jax.tree.map(jnp.add, grads, more), loss
 
-        rest = jax.tree.map(lambda x: x[1:], parts)
-        (grads, loss), _ = jax.lax.scan(add, first, (rest, jnp.arange(1, microbatches)))
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        grads, stacked = jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))
+        loss = functools.reduce(losses.combine, (jax.tree.map(lambda x: x[i], stacked) for i in range(microbatches)))
     return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-8), grads), loss
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import pathlib
+import re
 
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, ReadReport, read_rows
 from rlhf_jax.data.template import Template
@@ -12,6 +13,10 @@ from rlhf_jax.errors import InputError
 class FileCorpus:
     """Reads the files of the `data.files` section and splits their rows into train, valid and test.
 
+    Each kind of rows has files of its own, as `name[@rows][:theirs=ours;theirs=ours]`, separated by
+    commas: `@rows` takes so many rows, evenly spread over the file; then come the names of fields
+    that are not ours.
+
     The split of a row is a hash of its group (or, where it has none, its prompt or text), so one
     question never lies in two splits, whatever the file.
 
@@ -19,11 +24,14 @@ class FileCorpus:
       config: the `data.files` section.
       template: renders rows with an instruction or messages.
       on_bad_row: "error" or "skip".
+
+    Attributes:
+      reports: what became of the rows of the files read so far, by "kind: path".
     """
 
     def __init__(self, config, template: Template, on_bad_row: str):
         self._config, self._template, self._on_bad_row = config, template, on_bad_row
-        self.reports: list[ReadReport] = []
+        self.reports: dict[str, ReadReport] = {}
 
     def tokenizer_texts(self) -> list[str]:
         demonstrations = self.demonstrations("train") if self._config.demonstrations else []
@@ -58,23 +66,23 @@ class FileCorpus:
 
     @functools.cache
     def _rows(self, kind: str) -> list:
-        names = [name.strip() for name in self._config[kind].split(",") if name.strip()]
-        if not names:
+        entries = [entry.strip() for entry in self._config[kind].split(",") if entry.strip()]
+        if not entries:
             raise InputError(f"data.files.{kind} names no file, and a stage of this run needs {kind}")
         rows = []
-        for name in names:
-            name, _, mapping = name.partition(":")
-            fields = dict(pair.split("=", 1) for pair in mapping.split(";") if pair)
+        for entry in entries:
+            name, count, fields = _parse_entry(entry, f"data.files.{kind}")
+            path = pathlib.Path(self._config.dir) / name
             found, report = read_rows(
-                pathlib.Path(self._config.dir) / name,
+                path,
                 kind,
                 self._template,
                 on_bad_row=self._on_bad_row,
                 fields=fields or None,
                 document_end=self._config.document_end or None,
             )
-            rows += found
-            self.reports.append(report)
+            rows += found if count is None else _spread(found, count)
+            self.reports[f"{kind}: {path}"] = report
         return rows
 
     @functools.cache
@@ -84,7 +92,7 @@ class FileCorpus:
             raise InputError(
                 f"the {split} split of data.files.{kind} is empty; raise data.files.{split}_share or give more rows"
             )
-        return rows[: self._config.max_rows] if self._config.max_rows else rows
+        return rows
 
     def _split_of(self, row) -> str:
         fields = getattr(row, "row", {})
@@ -94,3 +102,21 @@ class FileCorpus:
         if place < self._config.test_share:
             return "test"
         return "valid" if place < self._config.test_share + self._config.valid_share else "train"
+
+
+_ENTRY = re.compile(r"(?P<name>[^@:]+)(?:@(?P<count>\d+))?(?::(?P<fields>.*))?")
+
+
+def _parse_entry(entry: str, where: str) -> tuple[str, int | None, dict[str, str]]:
+    """-> (name, rows to take or None for all, their field -> ours)."""
+    match = _ENTRY.fullmatch(entry)
+    pairs = [pair.split("=") for pair in (match and match["fields"] or "").split(";") if pair]
+    if not match or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise InputError(f"{where} has '{entry}'; a file is given as name, name@rows or name:theirs=ours;theirs=ours")
+    return match["name"], match["count"] and int(match["count"]), dict(pairs)
+
+
+def _spread(rows: list, count: int) -> list:
+    """At most `count` rows at even distances, so that files sorted by question keep their variety."""
+    count = min(count, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]

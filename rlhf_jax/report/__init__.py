@@ -63,6 +63,8 @@ def write(path) -> rich.console.Group:
                      f"{next(iter(record.evaluations.values()))['temperature']:g}; the gold score "
                      "(or, without one, the reward score) in brackets.",
                      samples.markdown(numbers=False)]
+    if record.data["stages"]:
+        sections += ["## Data", *_data_sections(record)]
     sections += ["## How it was made", *_made_sections(record)]
     write_text(record.path / "report.md", "\n\n".join(sections) + "\n")
     return rich.console.Group(
@@ -165,6 +167,18 @@ def _judged(row) -> str:
 def _shorten(text: str) -> str:
     text = text.strip()
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 2] + " …"
+
+
+def _data_sections(record: Record) -> list[str]:
+    """What was read from files, then what was too long for each stage."""
+    files = [[name, str(read["kept"]), str(len(read["skipped"])), str(read["all_tied"])]
+             for name, read in record.data["files"].items()]
+    lengths = [[label(stage), records, *(str(found[name]) for name in ("given", "dropped", "cut", "longest"))]
+               for stage, reports in record.data["stages"].items() for records, found in reports.items()]
+    tables = [Table(["stage", "records", "given", "dropped", "cut", "longest (tokens)"], lengths)]
+    if files:
+        tables.insert(0, Table(["file", "rows", "bad rows skipped", "rankings without a preference"], files))
+    return [table.markdown() for table in tables]
 
 
 def _reward_sections(record: Record) -> list[str]:

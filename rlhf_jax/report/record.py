@@ -96,6 +96,12 @@ class Record:
         files = {stage: self.path / stage / "metrics.jsonl" for stage in self.config["stages"]}
         return {stage: read_metrics(file) for stage, file in files.items() if file.exists()}
 
+    @functools.cached_property
+    def data(self) -> dict:
+        """What became of the rows of files and of each stage's records: data_report.json."""
+        path = self.path / "data_report.json"
+        return read_json(path) if path.exists() else {"files": {}, "stages": {}}
+
     def rows(self, name: str) -> dict[str, list[dict]]:
         """samples.jsonl or skills.jsonl of every policy that has one."""
         files = {stage: self.path / stage / name for stage in self.evaluations}

@@ -17,6 +17,7 @@ class WorldCorpus:
 
     def __init__(self, config, template: Template, skill_items: int):
         self.world = World(config.seed)
+        self.reports = {}  # nothing is read from files
         self._config, self._template, self._skill_items = config, template, skill_items
 
     def tokenizer_texts(self) -> list[str]:
