@@ -33,17 +33,17 @@ def get_config(arg: str = ""):
         validate_every=500,
         checkpoint_every=500,
     )
-    config.sft.update(epochs=2.0, batch_size=16, learning_rate=1e-4, dropout_rate=0.1)
+    config.sft.update(epochs=2.0, batch_size=16, learning_rate=7e-5, dropout_rate=0.1)
     config.collect.update(models=("pretrain@1.0", "sft@1.0", "sft@0.7"))
     config.reward_model.update(epochs=1.0, batch_size=8, length=64, learning_rate=1e-3, warmup_steps=10)
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(
-            iterations=40,
+            iterations=45,
             batch_size=128,
             minibatch_size=32,
-            learning_rate=5e-4,
+            learning_rate=8e-4,
             value_learning_rate=1e-3,
-            kl_coef=0.05,
+            kl_coef=0.03,
             ptx_ratio=1,
             warmup_iterations=3,
             ema_decay=0.98,

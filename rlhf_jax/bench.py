@@ -9,6 +9,7 @@ its own, so that its peak memory is its own, and gives one JSON line.
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from absl import app
 from ml_collections import config_flags
 
 from rlhf_jax import generate, model, optim, ppo, pretrain, reward_model, sharding, train
-from rlhf_jax.data.batches import Batch, Comparisons
+from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.model import TransformerConfig
 
 _NEVER = -1  # no token has this id: as eos_id it lets every completion run to its full length
@@ -115,7 +116,7 @@ WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_ite
 
 def measure(name: str, config: ml_collections.ConfigDict) -> dict:
     """Compiles and runs the work `name` on one device; returns its JSON line."""
-    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
+    with jax.set_mesh(_mesh()):
         work = WORKS[name](config)
         start = time.perf_counter()
         work.run()
@@ -165,18 +166,19 @@ def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[s
     return run
 
 
-def _sampler(config: ml_collections.ConfigDict) -> Callable:
+def _sampler(config: ml_collections.ConfigDict) -> Callable[[dict], generate.Rollout]:
     """params -> Rollout, with new noise at every call."""
-    lengths = dict(completion_length=config.completion_length, eos_id=_NEVER, pad_id=0)
-    program = jax.jit(functools.partial(generate.sample, _model(config), **lengths))
-    prompts = jnp.asarray(_tokens(config, (config.episodes, config.prompt_length)))
-    calls = iter(range(2**31))
+    sampler = generate.Sampler(
+        _model(config), _mesh(), completion_length=config.completion_length, eos_id=_NEVER, pad_id=0
+    )
+    shape = config.episodes, config.prompt_length
+    prompts = Prompts(_tokens(config, shape), np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
+    calls = itertools.count()
+    return lambda params: sampler(params, prompts, jax.random.key(next(calls)), 1.0)
 
-    def draw(params):
-        key = jax.random.key(next(calls))
-        return program(params, prompts, jnp.ones(prompts.shape, bool), key, jnp.float32(1.0))
 
-    return draw
+def _mesh() -> jax.sharding.Mesh:
+    return sharding.make_mesh(devices=jax.devices()[:1])
 
 
 def _episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:

@@ -1,0 +1,109 @@
+"""InstructGPT as the paper has it (Ouyang et al. 2022, appendix C), at its three sizes.
+
+    python -m rlhf_jax.main --config=experiments/instructgpt.py:1.3b --data=DIR --workdir=runs/1.3b
+
+DIR holds what the paper never released, in the public formats: `gpt3` (the pretrained weights and
+their tokenizer), demonstrations.jsonl, rankings.jsonl, prompts.jsonl, documents.jsonl. Sizes: 1.3b,
+6b, 175b. Hardware: accelerators; on a laptop only the small configs run. What the paper leaves
+unsaid keeps the default of rlhf_jax/config.py, which gives the reason.
+
+Stages: `sft` is the baseline that win rates refer to; `ppo_init` (C.3) is where PPO starts and what
+its KL refers to. One departure: the paper uses 6B reward and value models beside every policy,
+while all models of a run have one shape here, so at 1.3b and 175b they have the policy's.
+"""
+
+import ml_collections
+
+from rlhf_jax.config import default_config, sft_config
+from rlhf_jax.errors import InputError
+
+SIZES = {
+    # Shapes: GPT-3 (Brown et al. 2020), Table 2.1. It prints 24 heads of 128 at 1.3B, which are not
+    # 2048 wide; 16 are (and Stiennon et al. 2020 print 16). "6B" is its 6.7B.
+    "1.3b": dict(
+        model=dict(num_layers=24, embed_dim=2048, num_heads=16),
+        sft=dict(batch_size=32, learning_rate=9.65e-6),  # C.1
+        ppo_init=dict(batch_size=32, learning_rate=5e-6),  # C.3
+        ppo=dict(learning_rate=8.05e-6, value_learning_rate=9e-6),  # Fig. 38 (see ppo_config), C.4
+    ),
+    "6b": dict(
+        model=dict(num_layers=32, embed_dim=4096, num_heads=32),
+        sft=dict(batch_size=32, learning_rate=9.65e-6),
+        ppo_init=dict(batch_size=32, learning_rate=1.04e-5),
+        ppo=dict(learning_rate=8.05e-6, value_learning_rate=9e-6),
+    ),
+    "175b": dict(
+        model=dict(num_layers=96, embed_dim=12288, num_heads=96),
+        sft=dict(batch_size=8, learning_rate=5.03e-6),
+        ppo_init=dict(batch_size=8, learning_rate=2.45e-6),
+        ppo=dict(learning_rate=2.55e-6, value_learning_rate=5e-6),  # the lower of the two in E.9
+    ),
+}
+
+
+def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
+    if size not in SIZES:
+        raise InputError(f"experiments/instructgpt.py:{size} is unknown; the sizes are {', '.join(SIZES)}")
+    values = SIZES[size]
+    config = default_config()
+    config.stages = ("sft", "ppo_init", "reward_model", "ppo", "ppo_ptx")
+    config.prompt_length = 1024  # appendix C: longer prompts are dropped,
+    config.completion_length = 1024  # responses end there,
+    config.model.max_length = 2048  # the context is 2k tokens
+    config.model.update(values["model"])
+    config.tokenizer.path = "gpt3/tokenizer.json"
+    config.data.source = "files"
+    config.data.files.update(
+        documents="documents.jsonl",
+        demonstrations="demonstrations.jsonl",
+        rankings="rankings.jsonl",
+        prompts="prompts.jsonl",
+    )
+
+    config.sft.update(  # C.1; the paper selects by reward score: --config.sft.select=reward with sft.reward_run
+        init="gpt3",
+        epochs=16.0,
+        schedule="cosine",
+        final_fraction=0.1,
+        warmup_steps=0,
+        dropout_rate=0.2,
+        **values["sft"],
+    )
+    config.ppo_init = sft_config()
+    config.ppo_init.update(  # C.3; its dropout is unstated
+        init="gpt3",
+        epochs=2.0,
+        schedule="cosine",
+        final_fraction=0.1,
+        pretrain_mix=0.1,
+        **values["ppo_init"],
+    )
+    config.reward_model.update(  # C.2
+        init="sft",
+        epochs=1.0,
+        batch_size=64,  # prompts
+        learning_rate=9e-6,
+        schedule="cosine",
+        final_fraction=0.1,
+        loss="kwise",
+    )
+    for ppo in (config.ppo, config.ppo_ptx):  # C.4
+        ppo.update(
+            init="ppo_init",
+            iterations=500,  # 256k episodes
+            batch_size=512,
+            minibatch_size=64,
+            ppo_epochs=1,
+            kl_coef=0.02,
+            cliprange=0.2,
+            temperature=1.0,
+            gamma=1.0,
+            schedule="constant",
+            warmup_iterations=10,
+            warmup_from=0.1,
+            ema_decay=0.992,
+            ptx_ratio=8,
+            **values["ppo"],
+        )
+    config.ppo_ptx.ptx_coef = 27.8
+    return config
