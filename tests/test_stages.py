@@ -1,0 +1,429 @@
+"""The stages from end to end on a toy of the embedded world: files, resume, and what stops a run."""
+
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rlhf_jax import checkpoint, collect, loop, main, model, ppo_stage, pretrain, reward_model, sft, sharding, train
+from rlhf_jax import run as run_lib
+from rlhf_jax.config import default_config
+from rlhf_jax.data.batches import Batch, batch_demonstrations
+from rlhf_jax.data.loader import Loader
+from rlhf_jax.data.records import Prompt, read_rows
+from rlhf_jax.errors import InputError
+from rlhf_jax.metrics import read_metrics
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.progress import Stopped
+from rlhf_jax.workdir import read_json
+
+STAGES = {
+    "pretrain": pretrain, "sft": sft, "collect": collect, "reward_model": reward_model, "ppo": ppo_stage,
+    "ppo_ptx": ppo_stage,
+}  # fmt: skip
+TRAINED = [stage for stage in STAGES if stage != "collect"]
+
+
+def toy_config():
+    config = default_config()
+    config.prompt_length, config.completion_length = 64, 8
+    config.tokenizer.vocab_size = 400
+    config.model.update(
+        num_layers=1, embed_dim=32, num_heads=2, max_length=80, dtype="float32", scan_layers=False, remat="none"
+    )
+    config.data.world.update(
+        documents=60, valid_documents=8, demonstrations=24, valid_demonstrations=8, rm_prompts=24, ppo_prompts=24,
+        valid_prompts=16, test_prompts=8,
+    )  # fmt: skip
+    config.pretrain.update(length=40, batch_size=8, steps=5, learning_rate=1e-2, warmup_steps=2, validate_every=2)
+    config.sft.update(epochs=2.0, batch_size=8, learning_rate=1e-2, pretrain_mix=0.25)
+    config.collect.update(models=("pretrain@1.0", "sft@1.0"), max_completions=5, batch_size=32)
+    config.reward_model.update(epochs=2.0, batch_size=8, learning_rate=1e-2)
+    for ppo in (config.ppo, config.ppo_ptx):
+        ppo.update(
+            iterations=4, batch_size=8, minibatch_size=4, learning_rate=1e-2, value_learning_rate=1e-2, ptx_ratio=2,
+            warmup_iterations=2, ema_decay=0.5,
+        )  # fmt: skip
+    config.ppo_ptx.update(kl_target=0.1, kl_horizon=40.0, microbatches=2)  # an adaptive coefficient, to be resumed
+    for stage in TRAINED:
+        config[stage].checkpoint_every = 2
+    config.evaluate.update(prompts=8, batch_size=8, skill_items=2, bootstrap=20)
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device(tmp_path_factory):
+    """A mesh of one device, and programs compiled once for all runs of this module."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield settings
+    for name, value in before.items():
+        jax.config.update(name, value)
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    main.run_stages(toy_config(), path)
+    return path
+
+
+def copy_until(whole, path, stage, config=None) -> pathlib.Path:
+    """A run that has finished all stages before `stage`; with a `config`, one of another config."""
+    names = [*STAGES][: [*STAGES].index(stage)]
+    path.mkdir()
+    for name in ["template.txt", "tokenizer.json"] + ([] if config else ["config.json"]):
+        shutil.copy(whole / name, path / name)
+    for name in names:
+        shutil.copytree(whole / name, path / name)
+    return path
+
+
+def run_stage(path, stage, config=None, *, before_step=None):
+    """Runs one stage; `before_step` is called as (run, step)."""
+    with run_lib.start(config or toy_config(), path) as run:
+        key = run.key
+
+        def watched(*names):
+            if before_step and names[0] in (stage, "ppo") and len(names) == 2 and isinstance(names[1], int):
+                before_step(run, names[1])
+            return key(*names)
+
+        run.key = watched
+        STAGES[stage].run_stage(run, stage)
+
+
+def stop_at(step):
+    """Asks the run to stop while it makes this step, counted from 0."""
+
+    def before_step(run, now):
+        run.interrupt.requested = run.interrupt.requested or now == step
+
+    return before_step
+
+
+def timeless(path) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "time"} for row in read_metrics(path / "metrics.jsonl")]
+
+
+def saved_arrays(path) -> dict[str, np.ndarray]:
+    """The output of a stage, and all of its last checkpoint: parameters, optimizers, averages, kl_coef."""
+    last = max(int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdecimal())
+    with ocp.StandardCheckpointer() as reader:
+        trees = {"params": reader.restore(path / "params"), "state": reader.restore(path / "checkpoints" / str(last))}
+    return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in jax.tree.leaves_with_path(trees)}
+
+
+def assert_same_run(path, whole, stage):
+    assert timeless(path / stage) == timeless(whole / stage)
+    found, expected = saved_arrays(path / stage), saved_arrays(whole / stage)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, name)
+
+
+# ---------------------------------------------------------------------------- a whole run
+
+
+def test_every_stage_leaves_its_files(whole):
+    for stage in STAGES:
+        files = {path.name for path in (whole / stage).iterdir()}
+        wanted = {"done.json", "evaluation.json"}
+        if stage == "collect":
+            wanted |= {"comparisons.train.jsonl", "comparisons.valid.jsonl", "comparisons.heldout.jsonl"}
+        else:
+            wanted |= {"params", "checkpoints", "metrics.jsonl"}
+        if stage in ("pretrain", "sft", "ppo", "ppo_ptx"):
+            wanted |= {"samples.jsonl", "skills.jsonl"}
+        assert wanted <= files, stage
+    top = {path.name for path in whole.iterdir()}
+    assert top >= {"config.json", "overrides.json", "template.txt", "tokenizer.json", "data_report.json", "report.md"}
+    steps = {stage: [row["step"] for row in timeless(whole / stage)] for stage in TRAINED}
+    counts = {"pretrain": 5, "sft": 8, "reward_model": steps["reward_model"][-1], "ppo": 4, "ppo_ptx": 4}
+    assert steps == {stage: list(range(1, count + 1)) for stage, count in counts.items()}
+
+
+def test_running_again_repeats_nothing(whole, capsys, monkeypatch):
+    for module in STAGES.values():
+        monkeypatch.setattr(module, "run_stage", lambda run, stage: pytest.fail(f"{stage} runs again"))
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("*/*")}
+    main.run_stages(toy_config(), whole)
+    printed = capsys.readouterr().out
+    assert all(f"{stage}: finished before" in printed for stage in STAGES)
+    after = {path: path.stat().st_mtime_ns for path in whole.glob("*/*") if path.suffix not in (".json", ".jsonl", ".png")}
+    assert all(before[path] == time for path, time in after.items())
+
+
+def test_the_report_of_the_data_says_what_was_dropped_and_cut(whole):
+    stages = read_json(whole / "data_report.json")["stages"]
+    assert {(stage, records) for stage, found in stages.items() for records in found} == {
+        ("pretrain", "documents"), ("sft", "demonstrations"), ("reward_model", "rankings"), ("ppo", "prompts"),
+        ("ppo_ptx", "prompts"),
+    }  # fmt: skip
+    assert all(set(found[records]) == {"given", "dropped", "cut", "longest"} for found in stages.values() for records in found)
+    assert "## Data" in (whole / "report.md").read_text()
+
+
+def test_the_held_out_group_never_labels_for_training(whole):
+    groups = {
+        name: {row.group for row in read_rows(whole / "collect" / f"comparisons.{name}.jsonl", "rankings")[0]}
+        for name in ("train", "valid", "heldout")
+    }
+    held_out = toy_config().collect.held_out_group
+    assert groups["heldout"] == {held_out}
+    assert held_out not in groups["train"] | groups["valid"] and len(groups["train"]) > 1
+    prompts = [
+        {row.prompt for row in read_rows(whole / "collect" / f"comparisons.{name}.jsonl", "rankings")[0]}
+        for name in ("train", "heldout")
+    ]
+    assert not prompts[0] & prompts[1]
+
+
+def test_demonstrations_average_0_by_the_stored_reward_model(whole):
+    run = run_lib.open_run(whole)
+    rows = reward_model._fitting(run, run.corpus.demonstrations("train"))
+    scores = reward_model.Scorer(run)([Prompt(row.prompt, row.row) for row in rows], [r.completion for r in rows], [True] * len(rows))
+    assert np.std(scores) > 1e-3 and abs(scores.mean()) < 1e-5
+    unbiased = read_json(whole / "reward_model" / "evaluation.json")["demonstration_mean_before_bias"]
+    stored = run.load_params("reward_model", "scalar")["scalar_bias"]
+    state = saved_arrays(whole / "reward_model")
+    assert stored == pytest.approx(state["['state']['params']['scalar_bias']"] - unbiased, abs=1e-6) and abs(unbiased) > 1e-4
+
+
+def test_ppo_starts_at_the_reference_and_leaves_it(whole):
+    for stage in ("ppo", "ppo_ptx"):
+        rows = timeless(whole / stage)
+        assert rows[0]["objective/kl"] == rows[0]["objective/kl_exact"] == 0.0
+        assert all(row["ppo/policy/first_approxkl"] == 0.0 for row in rows)
+        assert rows[-1]["objective/kl_exact"] > 1e-4
+
+
+def test_the_two_arms_of_ppo_see_the_same_first_rollout(whole):
+    rows = [timeless(whole / stage)[0] for stage in ("ppo", "ppo_ptx")]
+    names = [name for name in rows[0] if name.startswith("objective/")]
+    assert [rows[0][name] for name in names] == pytest.approx([rows[1][name] for name in names], rel=1e-6)
+
+
+def test_the_adaptive_kl_coef_follows_the_kl(whole):
+    section = toy_config().ppo_ptx
+    rows = timeless(whole / "ppo_ptx")
+    assert rows[0]["objective/kl_coef"] == np.float32(section.kl_coef)
+    for row, after in zip(rows, rows[1:]):
+        error = np.clip(row["objective/kl"] / section.kl_target - 1, -0.2, 0.2)
+        factor = 1 + error * section.batch_size / section.kl_horizon
+        assert after["objective/kl_coef"] == pytest.approx(row["objective/kl_coef"] * factor, rel=1e-5)
+    assert {row["objective/kl_coef"] for row in timeless(whole / "ppo")} == {float(np.float32(toy_config().ppo.kl_coef))}
+
+
+# ---------------------------------------------------------------------------- stopping and going on
+
+
+@pytest.mark.parametrize("stage, step", [("pretrain", 2), ("sft", 3), ("reward_model", 2), ("ppo", 2), ("ppo_ptx", 1)])
+def test_a_stage_stopped_and_resumed_is_the_stage_never_stopped(whole, tmp_path, stage, step):
+    path = copy_until(whole, tmp_path / "run", stage)
+    with pytest.raises(Stopped, match=f"{stage} step {step + 1}; run the same command to go on"):
+        run_stage(path, stage, before_step=stop_at(step))
+    assert len(timeless(path / stage)) == step + 1 and not (path / stage / "done.json").exists()
+    made = []
+    run_stage(path, stage, before_step=lambda run, now: made.append(now))
+    assert made[0] == step + 1  # the steps before it are not repeated
+    assert_same_run(path, whole, stage)
+
+
+def _run_until_killed(path, settings, step):
+    """In a process of its own: PPO, killed by the system in the middle of a step."""
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    sharding.make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+
+    def kill(run, now):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_stage(path, "ppo", before_step=kill)
+
+
+def test_a_killed_process_goes_on_from_its_last_checkpoint(whole, tmp_path, one_device):
+    path = copy_until(whole, tmp_path / "run", "ppo")
+    process = multiprocessing.get_context("spawn").Process(target=_run_until_killed, args=(path, one_device, 3))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    made = []
+    run_stage(path, "ppo", before_step=lambda run, now: made.append(now))
+    assert made[0] in (0, 2)  # checkpoint 2 was being written when the end came
+    assert_same_run(path, whole, "ppo")
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_path, monkeypatch):
+    path = copy_until(whole, tmp_path / "run", "pretrain")
+    with pytest.raises(Stopped):
+        run_stage(path, "pretrain", before_step=stop_at(1))
+    before = saved_checkpoint_files(path / "pretrain")
+    jit_train_step = pretrain.jit_train_step
+
+    def poisoned(*arguments):
+        program = jit_train_step(*arguments)
+        return lambda state, batch, rate, key: program(state, batch, rate * (jnp.inf if state.step == 2 else 1.0), key)
+
+    monkeypatch.setattr(pretrain, "jit_train_step", poisoned)
+    with pytest.raises(loop.NonFinite) as stopped:
+        run_stage(path, "pretrain")
+    with run_lib.start(toy_config(), path) as run:
+        packed, _ = pretrain.pack_documents(run.corpus.documents("train"), run.tokenizer, 40)
+        rows = Loader(packed, 8, run.seed, name="pretrain").rows(2).tolist()
+    message = str(stopped.value)
+    assert "pretrain step 3: learning_rate not finite" in message and ", ".join(map(str, rows)) in message
+    assert f"the last good checkpoint is step 2 in {path / 'pretrain' / 'checkpoints'}" in message
+    assert saved_checkpoint_files(path / "pretrain") == before
+    assert [row["step"] for row in timeless(path / "pretrain")] == [1, 2]
+    monkeypatch.undo()
+    run_stage(path, "pretrain")  # once the cause is gone
+    assert_same_run(path, whole, "pretrain")
+
+
+def saved_checkpoint_files(path) -> dict:
+    return {file: file.read_bytes() for file in (path / "checkpoints").rglob("*") if file.is_file()}
+
+
+def test_a_learning_rate_that_breaks_the_model_is_found_at_once(whole, tmp_path):
+    config = toy_config()
+    config.sft.learning_rate = 1e30
+    path = copy_until(whole, tmp_path / "run", "sft", config)
+    with pytest.raises(loop.NonFinite, match="sft step 2: .*loss.* not finite; rows of its batch: .*no checkpoint was saved yet"):
+        run_stage(path, "sft", config)
+    assert not (path / "sft" / "done.json").exists()
+
+
+# ---------------------------------------------------------------------------- other settings, and refusals
+
+
+@pytest.mark.parametrize("loss", ["pooled", "regression"])
+def test_the_other_losses_of_the_reward_model_train(whole, tmp_path, loss):
+    config = toy_config()
+    config.reward_model.update(loss=loss, epochs=4.0)
+    path = copy_until(whole, tmp_path / "run", "reward_model", config)
+    run_stage(path, "reward_model", config)
+    rows = timeless(path / "reward_model")
+    halves = np.array_split([row["loss"] for row in rows], 2)
+    assert halves[1].mean() < halves[0].mean()
+    first, kwise = rows[0]["loss"], timeless(whole / "reward_model")[0]["loss"]
+    assert first != kwise
+
+
+def test_another_config_in_the_same_directory_is_refused_with_the_field(whole):
+    config = toy_config()
+    config.ppo.kl_coef = 0.5
+    with pytest.raises(InputError, match="another config .ppo.kl_coef was 0.02 and is now 0.5"):
+        main.run_stages(config, whole)
+
+
+@pytest.mark.parametrize("stages", [("pretrain", "sftt"), ("model",)])
+def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages):
+    config = toy_config()
+    config.stages = stages
+    with pytest.raises(InputError, match=f"config.stages names '{stages[-1]}'"):
+        main.run_stages(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"reward_model.loss": "hinge"}, "reward_model.loss='hinge' is unknown; it can be kwise, pooled, regression"),
+        ({"ppo.minibatch_size": 3}, "batch_size=8 must be a multiple of minibatch_size=3"),
+        ({"ppo.value_init": "zero"}, "ppo.value_init='zero' is unknown"),
+        ({"ppo.missing_eos": "punish"}, "missing_eos"),
+        ({"sft.select": "luck"}, "sft.select='luck' is unknown; it can be 'loss' or 'reward'"),
+        ({"collect.labeler": "me"}, "collect.labeler='me' is unknown"),
+        ({"data.source": "web"}, "data.source='web' is unknown"),
+        ({"completion_length": 30}, "prompt_length . completion_length = 94 is more than model.max_length = 80"),
+    ],
+)
+def test_a_wrong_field_is_named(whole, tmp_path, change, message):
+    config = toy_config()
+    config.update_from_flattened_dict(change)
+    stage = next(iter(change)).partition(".")[0]
+    stage = stage if stage in STAGES else "pretrain"
+    path = copy_until(whole, tmp_path / "run", stage, config)
+    with pytest.raises(InputError, match=message):
+        run_stage(path, stage, config)
+
+
+def test_a_stage_whose_start_is_missing_says_so(whole, tmp_path):
+    path = copy_until(whole, tmp_path / "run", "sft")
+    (path / "pretrain" / "done.json").unlink()
+    with pytest.raises(InputError, match="stage 'pretrain' is needed and not finished"):
+        run_stage(path, "sft")
+
+
+# ---------------------------------------------------------------------------- the loss of SFT
+
+
+@pytest.fixture(scope="module")
+def demonstrations(whole):
+    """(model config, parameters, the first rows of the demonstrations as arrays)."""
+    run = run_lib.open_run(whole)
+    arrays, _ = batch_demonstrations(run.corpus.demonstrations("train")[:8], run.tokenizer, 72, 64)
+    return run.model, run.load_params("sft"), arrays
+
+
+def logprobs_of(config: TransformerConfig, params, batch: Batch) -> np.ndarray:
+    hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    table = jax.nn.log_softmax(model.lm_logits(config, params, hidden))
+    return np.asarray(jnp.take_along_axis(table[:, :-1], batch.tokens[:, 1:, None], axis=-1)[..., 0], np.float64)
+
+
+def test_sft_loss_is_the_token_mean_over_the_batch_of_completions_alone(demonstrations):
+    config, params, batch = demonstrations
+    logprobs = logprobs_of(config, params, batch)
+    total, count, means = 0.0, 0, []
+    for row, mask in zip(logprobs, batch.loss_mask[:, 1:]):
+        total, count = total - row[mask > 0].sum(), count + int(mask.sum())
+        means.append(-row[mask > 0].mean())
+    assert abs(np.mean(means) - total / count) > 1e-4  # rows of different lengths: the two differ
+    loss = pretrain.token_loss(config, params, batch, jax.random.key(0))
+    assert loss.weight == count and loss.total / loss.weight == pytest.approx(total / count, rel=1e-5)
+    for parts in (2, 4):
+        _, whole_loss = train.gradients(functools.partial(pretrain.token_loss, config), params, batch, jax.random.key(0), parts)
+        assert whole_loss.total / whole_loss.weight == pytest.approx(total / count, rel=1e-5)
+
+
+def test_sft_loss_does_not_depend_on_prompt_labels(demonstrations, monkeypatch):
+    """What is to be predicted at prompt positions is replaced; what the model reads is not."""
+    config, params, batch = demonstrations
+    target_logprobs = model.target_logprobs
+    prompt = jnp.asarray(batch.loss_mask[:, 1:] == 0)
+
+    def grad_and_loss():
+        def mean(params):
+            loss = pretrain.token_loss(config, params, batch, jax.random.key(0))
+            return loss.total / loss.weight
+
+        return jax.value_and_grad(mean)(params)
+
+    expected = grad_and_loss()
+    monkeypatch.setattr(
+        model, "target_logprobs", lambda c, p, hidden, targets: target_logprobs(c, p, hidden, jnp.where(prompt, 7, targets))
+    )
+    assert prompt.any()
+    jax.tree.map(np.testing.assert_array_equal, grad_and_loss(), expected)
