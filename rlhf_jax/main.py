@@ -9,7 +9,6 @@ import os
 import sys
 import time
 
-import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -76,7 +75,7 @@ def run_stages(config, path: str, overrides: dict | None = None) -> None:
                 print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
             if kind in ("sft", "reward_model"):
                 policy.rescore(run)
-        rich.console.Console().print(report.write(run.path), soft_wrap=True)
+        report.show(report.write(run.path))
 
 
 def _fail(error, code: int) -> int:

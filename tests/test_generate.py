@@ -112,7 +112,8 @@ def test_a_completion_ends_with_its_first_eos(name, temperature):
 
 def test_texts_are_without_special_tokens():
     rollout = draw()
-    tokenizer = types.SimpleNamespace(eos_id=tiny.EOS, decode_batch=lambda rows, continues: [" ".join(map(str, row)) for row in rows])
+    decode = lambda rows, continues: [" ".join(map(str, row)) for row in rows]
+    tokenizer = types.SimpleNamespace(eos_id=tiny.EOS, decode_batch=decode)
     texts, finished = generate.texts(rollout, tokenizer)
     for text, end, tokens, mask in zip(texts, finished, rollout.completions, rollout.completion_mask):
         assert end == (tokens[mask][-1] == tiny.EOS)
@@ -144,7 +145,7 @@ def test_every_mesh_draws_the_same_tokens(mesh):
 
 
 def test_steps_have_their_own_noise():
-    """A model that ignores what it read, at a temperature where all tokens are alike."""
+    """At a temperature where all tokens are as likely, a row does not repeat one token."""
     rollout = draw(temperature=1e4)
     long = rollout.completions[rollout.completion_mask.all(axis=1)]
     assert len(long) >= 8

@@ -117,7 +117,8 @@ def test_the_parameters_of_gpt3():
 
 def test_the_parameters_of_llama():
     """Touvron et al. 2023: the "7B" has 6.738 billion."""
-    config = replace(tiny.llama(num_layers=32), vocab_size=32_000, embed_dim=4096, num_heads=32, num_kv_heads=0, mlp_dim=11_008)
+    shape = dict(vocab_size=32_000, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=0, mlp_dim=11_008)
+    config = replace(tiny.llama(), **shape)
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(model.param_shapes(config))) == 6_738_415_616
 
 
@@ -309,9 +310,8 @@ def test_select_logprobs_and_its_gradient_equal_log_softmax(scale):
     targets = rng.integers(0, 9, (3, 5))
     weights = rng.normal(size=(3, 5)).astype(np.float32)
     np.testing.assert_allclose(model.select_logprobs(logits, targets), by_log_softmax(logits, targets), atol=1e-5)
-    actual, expected = (
-        jax.grad(lambda x, f=f: (f(x, targets) * weights).sum())(logits) for f in (model.select_logprobs, by_log_softmax)
-    )
+    gradient = lambda f: jax.grad(lambda x: (f(x, targets) * weights).sum())(logits)
+    actual, expected = gradient(model.select_logprobs), gradient(by_log_softmax)
     np.testing.assert_allclose(actual, expected, atol=3e-6 * scale)
 
 

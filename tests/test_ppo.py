@@ -155,9 +155,8 @@ def test_exact_kl_and_entropy_equal_the_sum_over_the_vocabulary():
     s, coefs = stage(), tiny.coefficients(temperature=0.7)
     _, metrics = s.score(s.state(), rollout(), coefs)
     logits = jax.jit(functools.partial(ppo.completion_logits, s.config))
-    policy, ref = (
-        np.asarray(jax.nn.log_softmax(logits(params, rollout(), 0.7)[..., : tiny.VOCAB])) for params in (s.policy, s.ref)
-    )
+    log_softmax = lambda params: np.asarray(jax.nn.log_softmax(logits(params, rollout(), 0.7)[..., : tiny.VOCAB]))
+    policy, ref = log_softmax(s.policy), log_softmax(s.ref)
     mask = rollout().completion_mask
     kl = np.where(mask, (np.exp(policy) * (policy - ref)).sum(-1), 0).sum(1).mean()
     entropy = np.where(mask, -(np.exp(policy) * policy).sum(-1), 0).sum(1).mean()
@@ -284,8 +283,12 @@ def test_the_gradient_of_both_is_the_sum_of_the_two_alone():
 def test_ptx_is_half_the_gradient_of_the_token_mean_and_is_logged():
     (_, ppo_grad, _), (_, ptx_grad, _), (_, both, metrics) = (steps()[name] for name in ("ppo", "ptx", "both"))
     s = stage()
-    loss_fn = jax.jit(jax.value_and_grad(lambda params: (lambda x: x.total / x.weight)(ppo.ptx_loss(s.config, params, ptx_batch()))))
-    loss, gradient = loss_fn(host(s.policy))
+
+    def token_mean(params):
+        loss = ppo.ptx_loss(s.config, params, ptx_batch())
+        return loss.total / loss.weight
+
+    loss, gradient = jax.jit(jax.value_and_grad(token_mean))(host(s.policy))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, 0.5 * y, atol=1e-6), ptx_grad, gradient)
     np.testing.assert_allclose(metrics["ppo/ptx/loss"], loss, rtol=1e-5)
     flat = [np.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (ppo_grad, ptx_grad, both)]
@@ -417,5 +420,5 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
         assert sorted(epoch) == list(range(ROWS))
     assert len(np.unique(epochs, axis=0)) == 4
     np.testing.assert_allclose(rates, [1e-2 * np.mean([0.1, 0.325, 0.55, 0.775]), 1e-2], rtol=1e-5)
-    sizes = [program._cache_size() for program in (s.programs.sample._program, s.programs.score, s.programs.update, take)]
-    assert sizes == [1, 1, 1, 1]
+    programs = s.programs.sample._program, s.programs.score, s.programs.update, take
+    assert [program._cache_size() for program in programs] == [1, 1, 1, 1]

@@ -72,6 +72,12 @@ def write(path) -> rich.console.Group:
         Text(f"Figures and more: {record.path / 'report.md'}"))
 
 
+def show(report: rich.console.Group) -> None:
+    """Prints what `write` returned; a log file or a narrow terminal gets whole numbers all the same."""
+    console = rich.console.Console()
+    rich.console.Console(width=max(console.width, 100)).print(report, soft_wrap=True)
+
+
 def machine() -> dict:
     """Where this process runs, and the most memory it has held: for a stage's done.json."""
     import jax

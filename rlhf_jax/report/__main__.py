@@ -3,8 +3,6 @@
 import argparse
 import sys
 
-import rich.console
-
 from rlhf_jax import report
 from rlhf_jax.errors import InputError
 from rlhf_jax.report import seeds
@@ -25,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"rlhf_jax.report: {error}", file=sys.stderr)
         return 2
-    rich.console.Console().print(shown, soft_wrap=True)
+    report.show(shown)
     return 0
 
 
