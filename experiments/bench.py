@@ -1,10 +1,11 @@
 """Speed of the programs at two sizes of GPT-2's shape, in float32.
 
-    . launch/environment.sh        # the virtual environment and the allocator's settings
-    python -m rlhf_jax.bench --config=experiments/bench.py:tiny     # or :small
+    bash launch/python.sh -m rlhf_jax.bench --config=experiments/bench.py:tiny     # or :small
 
 One JSON line for each kind of work: seconds (median, and every repeat), tokens/s, peak memory.
-Hardware: 2 CPU cores. Time: tiny 1 minute, small 5. `--config.works=sft_step,sample` measures some.
+Hardware: 2 CPU cores, and nothing else running on them: a neighbour costs a factor of 3 to 20.
+Time: tiny 2 minutes, small 6. --config.works="('sample',)" measures sampling alone; GLIBC_TUNABLES= in
+front of the command measures with the allocator's defaults.
 """
 
 import ml_collections

@@ -27,8 +27,12 @@ def programs_config(shape: TransformerConfig, eos_id: int, section: ConfigDict) 
     """What shapes the programs of models of this shape, checked.
 
     Raises:
-      InputError: sizes that do not divide.
+      InputError: sizes that do not divide, or an unknown missing-EOS rule.
     """
+    if section.missing_eos not in ("replace", "subtract", "none"):
+        raise InputError(
+            f"ppo.missing_eos='{section.missing_eos}' is unknown; it can be 'replace', 'subtract' or 'none'"
+        )
     batch, minibatch, parts = section.batch_size, section.minibatch_size, section.microbatches
     if batch % minibatch or minibatch % parts:
         raise InputError(

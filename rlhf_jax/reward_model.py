@@ -211,8 +211,12 @@ def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, r
                 prompt_of.append(n)
     margins, longer, prompt_of = np.array(margins, np.float64), np.array(longer), np.array(prompt_of)
     right = np.where(margins == 0, 0.5, margins > 0)
-    by_prompt = np.array([right[prompt_of == n].mean() for n in np.unique(prompt_of)])
-    pairs = np.array([np.sum(prompt_of == n) for n in np.unique(prompt_of)])
+    # The interval is over prompts: pairs of one prompt, in whichever row, are not independent.
+    _, prompt_number = np.unique([row.prompt for row in fitting], return_inverse=True)
+    unit = prompt_number[prompt_of]
+    pairs = np.bincount(unit)
+    by_prompt = np.bincount(unit, weights=right)[pairs > 0] / pairs[pairs > 0]
+    pairs = pairs[pairs > 0]
     accuracy = statistics.bootstrap(by_prompt, pairs)
     probabilities, outcomes = calibration.from_margins(margins)
     groups = np.array([fitting[n].group or "" for n in prompt_of])

@@ -15,7 +15,11 @@ from rlhf_jax import model, optim, ppo, ppo_stage
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
 FIRST, SECOND = np.random.default_rng(5).permutation(ROWS).reshape(2, -1)  # two minibatches
-CASES = [(mesh, parts) for mesh in tiny.MESHES for parts in (1, 2)]
+slow = pytest.mark.slow
+CASES = [
+    ("1x1x1", 1), ("1x1x1", 2), ("8x1x1", 1), ("1x8x1", 1), ("2x2x2", 1), ("2x2x2", 2),
+    pytest.param("8x1x1", 2, marks=slow), pytest.param("1x8x1", 2, marks=slow),
+]  # fmt: skip
 cases = pytest.mark.parametrize("mesh, microbatches", CASES, ids=lambda x: str(x))
 others = pytest.mark.parametrize("mesh, microbatches", CASES[1:], ids=lambda x: str(x))
 host = functools.partial(jax.tree.map, np.asarray)
@@ -77,7 +81,7 @@ def test_after_a_step_on_the_same_rows_the_ratio_is_not_one(mesh, microbatches):
     assert second["ppo/policy/clipfrac"] > 0.0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=slow), "bfloat16"])
 def test_the_ratio_is_exactly_one_when_layers_are_unrolled(dtype):
     """What small machines run; bfloat16 too, where a compiler may keep more precision than asked."""
     s = stage(config=dataclasses.replace(tiny.CONFIG, dtype=dtype))
@@ -265,7 +269,7 @@ def steps():
     return results
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["1x1x1", pytest.param("2x2x2", marks=slow)])
 def test_ptx_coef_zero_is_bit_equal_to_no_ptx(mesh):
     s, coefs = stage(mesh), tiny.coefficients(ptx_coef=0.0)
     experience, _ = s.score(s.state(), rollout(), coefs)
@@ -277,7 +281,7 @@ def test_ptx_coef_zero_is_bit_equal_to_no_ptx(mesh):
 def test_the_gradient_of_both_is_the_sum_of_the_two_alone():
     (_, ppo_grad, _), (_, ptx_grad, _), (_, both, _) = (steps()[name] for name in ("ppo", "ptx", "both"))
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(c, a + b, atol=1e-6), ppo_grad, ptx_grad, both)
-    assert optax.global_norm(ppo_grad) > 0.01 and optax.global_norm(ptx_grad) > 0.01
+    assert optax.tree.norm(ppo_grad) > 0.01 and optax.tree.norm(ptx_grad) > 0.01
 
 
 def test_ptx_is_half_the_gradient_of_the_token_mean_and_is_logged():
@@ -319,7 +323,9 @@ def test_the_whole_update_equals_numpy():
     the losses is written by hand, and only the models' own derivative is JAX's.
     """
     s, mask = stage(), rollout().completion_mask
-    coefs = tiny.coefficients(learning_rate=0.3, value_learning_rate=0.3, gamma=0.98, vf_coef=0.5)
+    coefs = tiny.coefficients(
+        learning_rate=0.3, value_learning_rate=0.01, gamma=0.98, vf_coef=0.5, cliprange=0.2, cliprange_value=0.02
+    )
     state = s.state()
     logprobs_of = functools.partial(ppo.completion_logprobs, s.config, rollout=rollout(), temperature=1.0)
     values_of = functools.partial(ppo.completion_values, s.config, rollout=rollout())
@@ -362,7 +368,7 @@ def test_the_whole_update_equals_numpy():
             else:
                 policy_gradient[b, t] = -a * ratio / tokens
             v, old, target = new_values[b, t], values[b, t], returns[b, t]
-            if (np.clip(v, old - 0.2, old + 0.2) - target) ** 2 > (v - target) ** 2:
+            if (np.clip(v, old - 0.02, old + 0.02) - target) ** 2 > (v - target) ** 2:
                 clipped_value += 1
             else:
                 value_gradient[b, t] = 0.5 * (v - target) / tokens  # 0.5 is vf_coef
@@ -370,7 +376,7 @@ def test_the_whole_update_equals_numpy():
     np.testing.assert_allclose(metrics["ppo/policy/clipfrac"], clipped / tokens, rtol=1e-5)
     np.testing.assert_allclose(metrics["ppo/val/clipfrac"], clipped_value / tokens, rtol=1e-5)
     expected = pull_back(policy, value, policy_gradient, value_gradient)
-    actual = moved(policy, state.policy.params, 0.3), moved(value, state.value.params, 0.3)
+    actual = moved(policy, state.policy.params, 0.3), moved(value, state.value.params, 0.01)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5), actual, expected)
 
 
