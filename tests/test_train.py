@@ -103,7 +103,11 @@ def test_a_train_step_uses_the_schedule_at_its_own_step_and_never_recompiles():
 
 # --- The language model on every mesh -------------------------------------------------------------
 
-CASES = [("8x1x1", 1), ("1x8x1", 1), ("2x2x2", 1), ("1x1x1", 2), ("2x2x2", 2)]
+slow = pytest.mark.slow  # the default run sees these meshes in test_ppo.py
+CASES = [
+    ("8x1x1", 1), ("1x1x1", 2), ("2x2x2", 2),
+    pytest.param("1x8x1", 1, marks=slow), pytest.param("2x2x2", 1, marks=slow),
+]  # fmt: skip
 DROPOUT = 0.1
 
 
