@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         value_learning_rate=3e-3,
         schedule="linear",
         warmup_iterations=0,
+        lam=1.0,  # two tokens: nothing to gain from a biased, calmer estimate
         missing_eos="none",  # a completion of two tokens is complete
         output="params",
     )
