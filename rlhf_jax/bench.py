@@ -124,7 +124,7 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
         runs = [work.run() for _ in range(config.repeats)]
     totals = [sum(run.values()) for run in runs]
     seconds = statistics.median(totals)
-    parts = {part: round(statistics.median(run[part] for run in runs), 4) for part in runs[0]}
+    parts = {part: _rounded(statistics.median(run[part] for run in runs)) for part in runs[0]}
     return {
         "work": name,
         "size": config.size,
@@ -133,14 +133,19 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
         "jax": jax.__version__,
         "model": {key: value for key, value in config.model.items()},
         "shape": work.shape,
-        "seconds": round(seconds, 4),
+        "seconds": _rounded(seconds),
         "tokens_per_second": round(work.tokens / seconds, 1),
         **({"parts": parts} if len(parts) > 1 else {}),
-        "repeats": [round(total, 4) for total in totals],
+        "repeats": [_rounded(total) for total in totals],
         "first_seconds": round(first, 2),  # with compilation
         "peak_mib": round(_peak_bytes() / 2**20),
         "malloc": "tuned" if "GLIBC_TUNABLES" in os.environ else "default",
     }
+
+
+def _rounded(seconds: float) -> float:
+    """To four digits, however short: a step may take a second or a few microseconds."""
+    return float(f"{seconds:.4g}")
 
 
 def _model(config: ml_collections.ConfigDict) -> TransformerConfig:
