@@ -15,10 +15,10 @@ attend = {name: jax.jit(functools.partial(attention.attend, implementation=name)
 
 
 def inputs(length, seed=0, batch=2):
-    """q [B, T, H, Dh], k and v [B, T, G, Dh], three segments and some padding."""
+    """q [B, T, H, Dh], k and v [B, T, G, Dh], a shared prefix, three segments and some padding."""
     rng = np.random.default_rng(seed)
     q, k, v = (rng.normal(size=(batch, length, heads, WIDTH)).astype(np.float32) for heads in (H, G, G))
-    segments = np.sort(rng.integers(1, 4, (batch, length)), axis=1).astype(np.int32)
+    segments = np.sort(rng.choice([attention.PREFIX, 1, 2, 3], (batch, length)), axis=1).astype(np.int32)
     segments[:, -length // 6 :] = 0
     return q, k, v, segments
 
@@ -27,7 +27,7 @@ def by_loop(q, k, v, segments):
     out = np.zeros(q.shape)
     for b, t, h in np.ndindex(q.shape[:3]):
         group = h // (H // G)
-        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+        seen = [s for s in range(t + 1) if segments[b, s] in (attention.PREFIX, segments[b, t])]
         scores = np.array([q[b, t, h].astype(np.float64) @ k[b, s, group] for s in seen]) / np.sqrt(WIDTH)
         weights = np.exp(scores - scores.max())
         out[b, t, h] = (weights / weights.sum()) @ v[b, seen, group]
