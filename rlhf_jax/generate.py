@@ -3,6 +3,8 @@
 Shapes: B batch, P prompt, C completion, V vocabulary.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,11 +63,7 @@ def sample(
     prompt_lengths = prompt_mask.sum(-1)
 
     def draw(all_logprobs, step):
-        """Inverse-CDF sampling: one uniform a row; a token of probability 0 is never taken."""
-        cdf = jnp.cumsum(jnp.exp(all_logprobs), axis=-1)
-        uniform = jax.random.uniform(jax.random.fold_in(key, step), (batch, 1))
-        drawn = jnp.sum(cdf <= uniform * cdf[:, -1:], axis=-1, dtype=jnp.int32)
-        return jnp.minimum(drawn, config.vocab_size - 1)
+        return inverse_cdf(jnp.exp(all_logprobs), jax.random.uniform(jax.random.fold_in(key, step), (batch, 1)))
 
     def choose(hidden, step, done, tokens, mask, logprobs):
         """Writes the tokens of one step into the columns of the rows that are not done."""
@@ -95,6 +93,34 @@ def sample(
     first = choose(hidden, jnp.int32(0), jnp.zeros(batch, bool), *empty)
     (_, _, _, tokens, mask, logprobs), _ = jax.lax.while_loop(cond, body, (first, cache))
     return Rollout(jnp.concatenate([prompts, tokens], axis=1), prompt_mask, mask, logprobs)
+
+
+def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Draws i32[B] from f32[B, V] (rows need not sum to 1) with one uniform number in [0, 1) a row, f32[B, 1].
+
+    First a block of about sqrt(V) tokens, then a token in it: cumulative sums of short rows are ten
+    times faster on a CPU than one over the vocabulary. A token of probability 0 is never drawn.
+    """
+    rows, vocab = probabilities.shape
+    width = math.isqrt(vocab - 1) + 1
+    blocks = jnp.pad(probabilities, ((0, 0), (0, -vocab % width))).reshape(rows, -1, width)
+    sums = jnp.sum(blocks, axis=-1)
+    threshold = uniform * jnp.sum(sums, axis=-1, keepdims=True)
+    block, before = _first_above(sums, threshold)
+    inside, _ = _first_above(jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0], threshold - before)
+    return (block * width + inside)[:, 0].astype(jnp.int32)
+
+
+def _first_above(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the cumulative sum of weights [B, N] first exceeds threshold [B, 1], and the sum before it; [B, 1] each.
+
+    The weight there is positive, also where rounding leaves the whole sum at the threshold.
+    """
+    cdf = jnp.cumsum(weights, axis=-1)
+    above = (cdf > threshold) & (weights > 0)
+    found = jnp.any(above, axis=-1, keepdims=True)
+    place = jnp.where(found, jnp.argmax(above, axis=-1, keepdims=True), jnp.argmax(weights, axis=-1, keepdims=True))
+    return place, jnp.take_along_axis(cdf - weights, place, axis=-1)
 
 
 class Sampler:

@@ -3,6 +3,8 @@
 import functools
 import types
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,3 +175,28 @@ def test_one_program_for_every_temperature_and_key():
     for seed, temperature in enumerate((0.0, 0.3, 1)):
         draw(temperature=temperature, seed=seed, mesh="2x2x2", prompts=tiny.prompts_of(ROWS, P, seed))
     assert sampler_of("gpt", "2x2x2")._program._cache_size() == 1
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 61, 1000])
+def test_inverse_cdf_is_that_of_a_plain_loop(vocab):
+    rng = np.random.default_rng(vocab)
+    probabilities = rng.dirichlet(np.full(vocab, 0.3), 500).astype(np.float32)
+    uniform = rng.random((500, 1)).astype(np.float32)
+    drawn = np.asarray(generate.inverse_cdf(probabilities, uniform))
+    for row, threshold, token in zip(probabilities.astype(np.float64), uniform[:, 0], drawn):
+        before = row[:token].sum()
+        assert before - 1e-5 <= threshold * row.sum() <= before + row[token] + 1e-5
+
+
+@hypothesis.given(
+    weights=st.lists(st.sampled_from([0.0, 1e-30, 0.1, 1.0, 3.0]), min_size=1, max_size=40).filter(any),
+    uniform=st.floats(0, 1, exclude_max=True, width=32),
+)
+def test_inverse_cdf_never_draws_what_has_no_probability(weights, uniform):
+    padded = np.zeros(40, np.float32)
+    padded[: len(weights)] = weights
+    drawn = np.asarray(draw_row(padded[None], np.array([[uniform]], np.float32)))
+    assert padded[drawn[0]] > 0
+
+
+draw_row = jax.jit(generate.inverse_cdf)
