@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf_jax import checkpoint, generate, loop, losses, model, ppo, sharding
 from rlhf_jax.collect import read_rankings
-from rlhf_jax.data.batches import Comparisons, batch_prompts, batch_rankings
+from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts, batch_rankings, pack_rankings
 from rlhf_jax.data.loader import Loader, in_order, take
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
@@ -26,14 +26,23 @@ from rlhf_jax.workdir import read_json, write_json
 LOSSES = ("kwise", "pooled", "regression")
 
 
-def completion_scores(config: TransformerConfig, params: dict, batch: Comparisons) -> jax.Array:
+def completion_scores(
+    config: TransformerConfig, params: dict, batch: Comparisons | PackedComparisons
+) -> jax.Array:
     """Scores f32[B, K]: the scalar on the last real token of each completion."""
+    if isinstance(batch, PackedComparisons):
+        hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+        last = jnp.take_along_axis(hidden, batch.ends[..., None], axis=1)
+        return model.scalar_head(config, params, last)
     flat = lambda x: x.reshape(-1, x.shape[-1])
     scores = ppo.sequence_scores(config, params, flat(batch.tokens), flat(batch.mask))
     return scores.reshape(batch.ranks.shape)
 
 
-def reward_loss(config: TransformerConfig, kind: str, params: dict, batch: Comparisons, key: jax.Array) -> losses.Loss:
+_scores = jax.jit(completion_scores, static_argnums=0)  # compiled once for all scorers
+
+
+def reward_loss(config: TransformerConfig, kind: str, params: dict, batch, key: jax.Array) -> losses.Loss:
     """The loss of a batch of prompts; `kind` is one of LOSSES."""
     del key  # no dropout
     scores = completion_scores(config, params, batch)
@@ -93,9 +102,12 @@ def run_stage(run: Run, stage: str) -> None:
     rankings = load_rankings(run, "train")
     rows = split_into_pairs(rankings) if section.loss == "pooled" else rankings
     length = run.config.prompt_length + run.config.completion_length
-    examples, report = batch_rankings(rows, run.tokenizer, length, run.config.prompt_length)
+    if section.packed:
+        examples, report = pack_rankings(rows, run.tokenizer, length, run.config.prompt_length, section.length)
+    else:
+        examples, report = batch_rankings(rows, run.tokenizer, length, run.config.prompt_length)
     run.report_data(stage, "rankings", report)
-    if section.length:
+    if section.length and not section.packed:
         examples, longer = shorten(examples, section.length)
         print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
     loader = Loader(examples, section.batch_size, run.seed, name=stage)
@@ -154,7 +166,6 @@ class Scorer:
                 raise InputError(f"{run.path} has no finished reward_model stage")
             params = run.load_params(stages[-1], "scalar")
         self._params = params
-        self._program = jax.jit(functools.partial(completion_scores, run.model))
 
     def __call__(self, prompts: list[Prompt], completions: list[str], finished: list[bool]) -> np.ndarray:
         rows = [
@@ -174,7 +185,7 @@ class Scorer:
         ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         size = -(-size // ways) * ways
         parts = [
-            np.asarray(self._program(self._params, sharding.put_batch(batch, self._mesh)))
+            np.asarray(_scores(self._run.model, self._params, sharding.put_batch(batch, self._mesh)))
             for batch in in_order(arrays, size)
         ]
         return np.concatenate(parts)[: len(arrays.ranks)]

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_jax.attention import PREFIX
 from rlhf_jax.data.batches import (batch_demonstrations, batch_prompts, batch_rankings,
-                                   pack_documents)
-from rlhf_jax.data.loader import Loader, in_order, take
+                                   pack_documents, pack_rankings)
+from rlhf_jax.data.loader import Loader, by_length, in_order, take
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
@@ -186,6 +187,28 @@ def test_rankings_hold_every_completion(data):
             assert np.all(np.diff(mask.astype(int)) <= 0)
 
 
+def test_packed_completions_follow_one_copy_of_their_prompt():
+    rankings = [ranking('ab', ['c', 'de'], [2, 1], (True, False)), ranking('a', 'xyz', [1, 3, 3])]
+    packed, report = pack_rankings(rankings, BYTES, 5, 3)
+    assert packed.tokens.tolist() == [[*ids('abc'), EOS, *ids('de'), PAD],
+                                      [*ids('ax'), EOS, *ids('y'), EOS, *ids('z'), EOS]]
+    assert packed.segment_ids.tolist() == [[PREFIX, PREFIX, 1, 1, 2, 2, 0], [PREFIX, 1, 1, 2, 2, 3, 3]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 2, 3, 0], [0, 1, 2, 1, 2, 1, 2]]
+    assert packed.ends.tolist() == [[3, 5, 0], [2, 4, 6]]
+    assert packed.ranks.tolist() == [[2, 1, 0], [1, 3, 3]]
+    assert packed.valid.tolist() == [[True, True, False], [True, True, True]]
+    assert (report.given, report.dropped, report.cut, report.longest) == (2, 0, 0, 7)
+
+
+def test_completions_that_do_not_fit_into_the_packed_row_are_left_out():
+    rankings = [ranking('a', ['bbb', 'c', 'd'], [1, 2, 3]), ranking('a', ['bbb', 'cc'], [1, 2]),
+                ranking('abcd', ['x', 'y'], [1, 2])]
+    packed, report = pack_rankings(rankings, BYTES, 6, 3, row_length=7)
+    assert packed.tokens.tolist() == [[*ids('abbb'), EOS, *ids('c'), EOS]]
+    assert packed.ranks.tolist() == [[1, 2, 0]]
+    assert (report.dropped, report.cut, report.longest) == (2, 2, 9)
+
+
 # Prompts.
 
 def test_prompts_are_padded_on_the_left():
@@ -215,6 +238,24 @@ def test_sampling_and_training_see_the_same_prompt_tokens():
     assert batch.tokens[0, :start].tolist() == prompts.tokens[0][prompts.mask[0]].tolist()
 
 
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), size=st.integers(1, 5))
+def test_batches_by_length_hold_the_rows_asked_for_without_their_shared_padding(lengths, size):
+    prompts, _ = batch_prompts([Prompt('abcabcabc'[:length], {}) for length in lengths], BYTES, 10)
+    rows = [*range(len(lengths)), 0]  # A row can be wanted twice.
+    seen, longest_before = [], 0
+    for chosen, batch in by_length(prompts, rows, size, multiple=4):
+        assert batch.tokens.shape == batch.mask.shape and len(batch.tokens) == size
+        width = batch.tokens.shape[1]
+        for row, tokens, mask in zip(chosen, batch.tokens, batch.mask):
+            assert tokens[mask].tolist() == prompts.tokens[row][prompts.mask[row]].tolist()
+            assert mask[-1] and mask.sum() >= longest_before
+        longest = max(lengths[row] for row in chosen)
+        assert width == min(10, -(-longest // 4) * 4)
+        longest_before = longest
+        seen += chosen.tolist()
+    assert sorted(seen) == sorted(rows)
+
+
 # Bad input.
 
 @pytest.mark.parametrize('build, words', [
@@ -224,6 +265,8 @@ def test_sampling_and_training_see_the_same_prompt_tokens():
     (lambda: batch_rankings([ranking('abc', 'de', [1, 2])], BYTES, 3), 'all 1 prompts'),
     (lambda: batch_demonstrations([], BYTES, 3), 'no records'),
     (lambda: batch_rankings([], BYTES, 3), 'no records'),
+    (lambda: pack_rankings([ranking('abc', 'de', [1, 2])], BYTES, 3, 2), 'all 1 prompts'),
+    (lambda: pack_rankings([], BYTES, 3, 2), 'no records'),
     (lambda: batch_prompts([], BYTES, 3), 'no records'),
     (lambda: pack_documents([], BYTES, 3), 'no documents'),
     (lambda: batch_demonstrations([demonstration('a', 'b')], BYTES, 3, 3), 'prompt_length is 3'),

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from flax import struct
 
+from rlhf_jax.attention import PREFIX
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
@@ -41,6 +42,21 @@ class Comparisons:
     mask: np.ndarray    # bool[N, K, T], True on real tokens
     ranks: np.ndarray   # i32[N, K], 1 = best, equal = tie; 0 where not valid
     valid: np.ndarray   # bool[N, K], False where a prompt has fewer than K completions
+
+
+@struct.dataclass
+class PackedComparisons:
+    """Ranked completions that share one row, behind one copy of their prompt.
+
+    Each completion sees the prompt and itself, and its positions go on from the prompt's end: its
+    score is that of a row of its own.
+    """
+    tokens: np.ndarray       # i32[N, T], right-padded
+    segment_ids: np.ndarray  # i32[N, T], PREFIX on the prompt, then 1 to K; 0 = padding
+    positions: np.ndarray    # i32[N, T]
+    ends: np.ndarray         # i32[N, K], where each completion's last token stands; 0 where not valid
+    ranks: np.ndarray        # i32[N, K], 1 = best, equal = tie; 0 where not valid
+    valid: np.ndarray        # bool[N, K], False where a prompt has fewer than K completions
 
 
 @struct.dataclass
@@ -156,15 +172,10 @@ def batch_rankings(
     elif largest > completions:
         raise InputError(f'a ranking has {largest} completions, more than completions = '
                          f'{completions}; raise it')
-    prompts = _encode_starts(tokenizer, [ranking.prompt for ranking in rankings])
-    encoded = iter(tokenizer.encode_batch(
-        [text for ranking in rankings for text in ranking.completions], continues=True))
-
+    prompts, answers = _encode_rankings(rankings, tokenizer)
     rows, ranks, cut, longest = [], [], 0, 0
-    for ranking, prompt in zip(rankings, prompts):
-        finished = ranking.finished or (True,) * len(ranking.completions)
-        sequences = [[*prompt, *next(encoded), *([tokenizer.eos_id] if ended else [])]
-                     for ended in finished]
+    for ranking, prompt, own in zip(rankings, prompts, answers):
+        sequences = [[*prompt, *answer] for answer in own]
         longest = max(longest, *map(len, sequences))
         if len(prompt) <= limit:
             cut += sum(len(sequence) > length for sequence in sequences)
@@ -177,6 +188,55 @@ def batch_rankings(
     ranks = np.array(ranks, np.int32)
     comparisons = Comparisons(tokens.reshape(shape), mask.reshape(shape), ranks, ranks > 0)
     return comparisons, LengthReport(len(prompts), len(prompts) - len(ranks), cut, longest)
+
+
+def pack_rankings(
+    rankings: Sequence[Ranking],
+    tokenizer: Tokenizer,
+    length: int,
+    prompt_length: int,
+    row_length: int = 0,
+) -> tuple[PackedComparisons, LengthReport]:
+    """The completions of `batch_rankings`, those of a prompt behind one another in one row.
+
+    Args:
+        length: of a prompt and one completion; a longer completion is cut, and then has no EOS.
+        prompt_length: a ranking whose prompt is longer is dropped.
+        row_length: T; by default that of the longest row. A completion that does not fit into the
+            row any more is left out, a ranking of which fewer than two stay is dropped; `cut`
+            counts the completions that were cut or left out, `longest` is the longest whole row.
+    """
+    limit = _prompt_limit(length, prompt_length)
+    prompts, answers = _encode_rankings(rankings, tokenizer)
+    width = max((len(own) for own in answers), default=0)
+    room = row_length or max((len(p) + sum(map(len, own)) for p, own in zip(prompts, answers)), default=0)
+    rows, columns, cut, longest = [], [], 0, 0
+    for ranking, prompt, own in zip(rankings, prompts, answers):
+        if len(prompt) > limit:
+            continue
+        row, segments, positions = list(prompt), [PREFIX] * len(prompt), list(range(len(prompt)))
+        ends, ranks, whole = [], [], len(prompt)
+        for answer, rank in zip(own, ranking.ranks):
+            kept = answer[:length - len(prompt)]
+            whole += len(kept)
+            cut += len(kept) < len(answer) or len(row) + len(kept) > room
+            if len(row) + len(kept) <= room:
+                row += kept
+                positions += range(len(prompt), len(prompt) + len(kept))
+                ends.append(len(row) - 1)
+                ranks.append(rank)
+                segments += [len(ends)] * len(kept)
+        longest = max(longest, whole)
+        if len(ends) >= 2:
+            rows.append((row, segments, positions))
+            absent = [0] * (width - len(ends))
+            columns.append((ends + absent, ranks + absent))
+    _check_any(rows, prompts, 'prompt_length or the row length', limit)
+    tokens, segments, positions = (_pad_right(column, room, fill)[0]
+                                   for column, fill in zip(zip(*rows), (tokenizer.pad_id, 0, 0)))
+    ends, ranks = (np.array(column, np.int32) for column in zip(*columns))
+    packed = PackedComparisons(tokens, segments, positions, ends, ranks, ranks > 0)
+    return packed, LengthReport(len(prompts), len(prompts) - len(rows), cut, longest)
 
 
 def batch_prompts(
@@ -215,6 +275,18 @@ def _encode_starts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
     """The ids of texts that start a sequence: with BOS, where the tokenizer has one."""
     bos = _bos(tokenizer)
     return [bos + ids for ids in tokenizer.encode_batch(texts)]
+
+
+def _encode_rankings(rankings: Sequence[Ranking], tokenizer: Tokenizer) -> tuple[list[Ids], list[list[Ids]]]:
+    """The prompts' ids, and for each prompt those of its completions, with EOS where finished."""
+    prompts = _encode_starts(tokenizer, [ranking.prompt for ranking in rankings])
+    encoded = iter(tokenizer.encode_batch(
+        [text for ranking in rankings for text in ranking.completions], continues=True))
+    answers = []
+    for ranking in rankings:
+        finished = ranking.finished or (True,) * len(ranking.completions)
+        answers.append([next(encoded) + ([tokenizer.eos_id] if ended else []) for ended in finished])
+    return prompts, answers
 
 
 def _prompt_limit(length: int, prompt_length: int | None) -> int:

@@ -3,12 +3,13 @@
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from rlhf_jax.data.batches import Prompts
 from rlhf_jax.errors import InputError
 
 Examples = Any  # A pytree of NumPy arrays with one leading axis N, such as data.batches.Batch.
@@ -69,6 +70,24 @@ def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
     for begin in range(0, total, batch_size):
         batch = take(examples, slice(begin, begin + batch_size))
         yield jax.tree.map(lambda leaf: _fill_up(leaf, batch_size), batch)
+
+
+def by_length(prompts: Prompts, rows: Sequence[int], batch_size: int,
+              multiple: int = 16) -> Iterator[tuple[np.ndarray, Prompts]]:
+    """Rows of left-padded prompts, short ones first, in batches without the padding that all share.
+
+    Yields:
+        Which rows, i64[up to batch_size], and their prompts [batch_size, a multiple of `multiple`
+        unless the prompts are shorter], filled up as by `in_order`.
+    """
+    rows = np.asarray(rows)
+    lengths = prompts.mask.sum(axis=1)[rows]
+    rows = rows[np.argsort(lengths, kind='stable')]
+    for number, batch in enumerate(in_order(take(prompts, rows), batch_size)):
+        chosen = rows[number * batch_size:][:batch_size]
+        longest = int(batch.mask.sum(axis=1).max())
+        kept = -max(1, -(-longest // multiple) * multiple)
+        yield chosen, batch.replace(tokens=batch.tokens[:, kept:], mask=batch.mask[:, kept:])
 
 
 def take(examples: Examples, rows: np.ndarray | slice) -> Examples:

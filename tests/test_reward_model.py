@@ -1,0 +1,57 @@
+"""A completion's score is that of its own row, however completions are laid out."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+
+from rlhf_jax import reward_model
+from rlhf_jax.data.batches import batch_rankings, pack_rankings
+from rlhf_jax.data.records import Ranking
+from rlhf_jax.data.tokenizer import Tokenizer
+
+BYTES = Tokenizer.train([], 258)
+GPT = dict(vocab_size=BYTES.vocab_size)
+CONFIGS = {
+    "learned positions": dataclasses.replace(tiny.CONFIG, **GPT),
+    "rope, blocked": tiny.llama(attention="blocked", max_length=96, **GPT),
+}
+
+
+def rankings_of(seed: int, rows: int = 4) -> list[Ranking]:
+    """Random texts, ranks with ties, some of them not finished."""
+    rng = np.random.default_rng(seed)
+    word = lambda: "".join(rng.choice(list("abc "), rng.integers(1, 8)))
+    rankings = []
+    for _ in range(rows):
+        size = int(rng.integers(2, 6))
+        ranks, ended = rng.integers(1, 4, size).tolist(), (rng.random(size) < 0.7).tolist()
+        completions = tuple(word() for _ in range(size))
+        rankings.append(Ranking(word(), completions, tuple(ranks), None, None, None, tuple(ended), {}))
+    return rankings
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_packed_completions_have_the_scores_and_the_gradient_of_rows_of_their_own(config, seed):
+    rankings = rankings_of(seed)
+    rows, _ = batch_rankings(rankings, BYTES, 17, 8)
+    packed, _ = pack_rankings(rankings, BYTES, 17, 8)
+    assert packed.tokens.size < rows.tokens.size
+    params = tiny.params_of(config, seed, "scalar")
+
+    def loss(params, batch):
+        loss = reward_model.reward_loss(config, "kwise", params, batch, None)
+        return loss.total / loss.weight, reward_model.completion_scores(config, params, batch)
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (expected, scores), expected_gradient = gradient(params, rows)
+    (actual, packed_scores), actual_gradient = gradient(params, packed)
+    np.testing.assert_allclose(packed_scores[packed.valid], scores[rows.valid], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, actual_gradient, expected_gradient)
