@@ -1,7 +1,7 @@
 """The whole pipeline on real text, from a released model of 260K parameters.
 
-    python -m rlhf_jax.main --config=experiments/real_small.py --data=../shared/data --workdir=runs/real_small
-    python -m rlhf_jax.main --config=experiments/real_small.py:ranked4 --data=../shared/data --workdir=runs/real_ranked4
+    python -m rlhf_jax.main --config=experiments/real_small.py --data=DIR --workdir=runs/real_small
+    python -m rlhf_jax.main --config=experiments/real_small.py:ranked4 --data=DIR --workdir=runs/real_ranked4
 
 Base model: stories260K, of the Llama type, pretrained on TinyStories. Demonstrations: Alpaca's and
 T0's. Preferences: pairs of answers to TruthfulQA's questions, judged true or false; with `:ranked4`

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf_jax import generate
 from rlhf_jax.data.batches import batch_prompts
-from rlhf_jax.data.loader import in_order
+from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking, read_rows
 from rlhf_jax.errors import InputError
 from rlhf_jax.progress import Progress, Stopped
@@ -36,43 +36,51 @@ class Sampled(NamedTuple):
 
 
 def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
-    """K completions of every prompt of a split, from the models in turn; equal texts are kept once."""
+    """K distinct completions of every prompt of a split, the models in turn.
+
+    One more is sampled than wanted, since equal texts are kept once. The last `borrowed` of the K
+    are samples of other prompts.
+    """
     section = run.config[stage]
+    if not 0 <= section.borrowed < section.min_completions <= section.max_completions:
+        raise InputError(
+            f"{stage}: borrowed={section.borrowed} must be below min_completions={section.min_completions}, and that "
+            f"at most max_completions={section.max_completions}"
+        )
     prompts = run.corpus.prompts(split, "rm")
     arrays, _ = batch_prompts(prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
     rng = random.Random(f"{run.seed}/{stage}/{split}")
     wanted = [rng.randint(section.min_completions, section.max_completions) for _ in arrays.index]
-    per_model = -(-section.max_completions // len(section.models))
+    assigned: dict[str, list[int]] = {name: [] for name in section.models}
+    for row, k in enumerate(wanted):
+        first = rng.randrange(len(section.models))
+        for turn in range(k + 1 - section.borrowed):
+            assigned[section.models[(first + turn) % len(section.models)]].append(row)
+    batches = [(name, rows) for name, rows in assigned.items() if rows]
+    batches = [(name, *batch) for name, rows in batches for batch in by_length(arrays, rows, section.batch_size)]
     sampler = run.sampler(run.config.completion_length)
     found: list[list[tuple[str, bool, str]]] = [[] for _ in wanted]
-    batches = list(in_order(arrays, section.batch_size))
-    total = len(section.models) * per_model * len(batches)
-    done = 0
-    with Progress(f"{stage} {split}", total) as progress:
-        for name in section.models:
+    loaded = None
+    with Progress(f"{stage} {split}", len(batches)) as progress:
+        for number, (name, rows, batch) in enumerate(batches):
             model_stage, _, temperature = name.partition("@")
-            params = run.load_params(model_stage)
-            for repeat in range(per_model):
-                texts, ended = [], []
-                for number, batch in enumerate(batches):
-                    key = run.key(stage, split, name, repeat, number)
-                    rollout = sampler(params, batch, key, float(temperature or 1.0))
-                    batch_texts, batch_ended = generate.texts(rollout, run.tokenizer)
-                    texts, ended = texts + batch_texts, ended + batch_ended
-                    done += 1
-                    progress.update(done)
-                    if run.interrupt.requested:
-                        raise Stopped(stage, done)
-                for row, text, end in zip(found, texts, ended):
-                    row.append((text, end, name))
+            if loaded != model_stage:
+                loaded, params = model_stage, run.load_params(model_stage)
+            rollout = sampler(params, batch, run.key(stage, split, number), float(temperature or 1.0))
+            for row, text, end in zip(rows, *generate.texts(rollout, run.tokenizer)):
+                found[row].append((text, end, name))
+            progress.update(number + 1)
+            if run.interrupt.requested:
+                raise Stopped(stage, number + 1)
     sampled = []
-    for place, candidates, k in zip(arrays.index, found, wanted):
-        rng.shuffle(candidates)
-        distinct = {}
-        for text, end, name in candidates:
-            if text.strip():
-                distinct.setdefault(text, (text, end, name))
-        chosen = list(distinct.values())[:k]
+    for place, own, k in zip(arrays.index, found, wanted):
+        rng.shuffle(own)
+        distinct = {text: (text, end, name) for text, end, name in own if text.strip()}
+        chosen = list(distinct.values())[: k - section.borrowed]
+        for _ in range(section.borrowed):
+            text, end, name = rng.choice(rng.choice(found))
+            if text.strip() and distinct.setdefault(text, None) is None:
+                chosen.append((text, end, f"{name} of another prompt"))
         if len(chosen) >= 2:
             sampled.append(Sampled(prompts[place], *(tuple(column) for column in zip(*chosen))))
     return sampled

@@ -92,6 +92,7 @@ def data_config() -> ConfigDict:
                 "valid_documents": 400,
                 "demonstrations": 800,
                 "valid_demonstrations": 200,
+                "careless": 0.0,  # share of the demonstrations that are rude or ramble
                 "rm_prompts": 1000,
                 "ppo_prompts": 2000,
                 "valid_prompts": 200,
@@ -173,6 +174,7 @@ def collect_config() -> ConfigDict:
             "models": ("pretrain@1.0", "sft@1.0", "sft@0.7"),  # stage@temperature
             "min_completions": 4,  # K, section 3.5
             "max_completions": 9,
+            "borrowed": 0,  # of the K, samples of other prompts: off the topic (Liu et al. 2024, arXiv 2409.13156)
             "labeler": "world",  # or "reward_model": AI feedback by a finished run's reward model
             "reward_run": "",
             "held_out_group": "caution",  # of the world's labelers: never in training
@@ -189,7 +191,8 @@ def reward_model_config() -> ConfigDict:
         init="sft",  # section 3.5; C.2 says a 6B model tuned on public NLP sets, and that it matters little
         epochs=1.0,  # C.2: more epochs overfit
         batch_size=64,  # prompts, C.2
-        length=0,  # tokens of prompt and completion in training; 0: prompt_length + completion_length
+        packed=False,  # True: a prompt's completions share one row behind one copy of it; the scores are the same
+        length=0,  # tokens of a row in training; 0: what the longest needs
         learning_rate=9e-6,  # C.2
         loss="kwise",  # or "pooled" (pairs shuffled into one pool), "regression"
     )

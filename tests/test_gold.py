@@ -85,6 +85,17 @@ def test_demonstrations_are_nearly_perfect():
     assert 0.4 < _mean(lambda row: row["output"], flawed) < 0.9
 
 
+def test_careless_demonstrations_are_as_many_as_asked_for_and_worse():
+    good, mixed, bad = (WORLD.demonstrations("train", 400, careless=share) for share in (0.0, 0.4, 1.0))
+    assert good == WORLD.instructions("train", 400)
+    changed = [row["output"] != other["output"] for row, other in zip(good, mixed)]
+    assert 0.33 < sum(changed) / len(changed) < 0.47
+    assert all(row["output"].startswith(other["output"]) for row, other in zip(bad, good))
+    rude = [bool(set(row["output"].split()) & set(language.RUDE)) for row in bad]
+    assert 0.4 < sum(rude) / len(rude) < 0.6
+    assert _mean(lambda row: row["output"], bad) < _mean(lambda row: row["output"], good) - 0.2
+
+
 @pytest.mark.parametrize("name", EXPLOITS)
 def test_no_trick_pays(name):
     half = _mean(_half)

@@ -46,7 +46,7 @@ def toy_config():
     )  # fmt: skip
     config.pretrain.update(length=40, batch_size=8, steps=5, learning_rate=1e-2, warmup_steps=2, validate_every=2)
     config.sft.update(epochs=2.0, batch_size=8, learning_rate=1e-2, pretrain_mix=0.25)
-    config.collect.update(models=("pretrain@1.0", "sft@1.0"), max_completions=5, batch_size=32)
+    config.collect.update(models=("pretrain@1.0", "sft@1.0"), max_completions=5, borrowed=1, batch_size=32)
     config.reward_model.update(epochs=2.0, batch_size=8, learning_rate=1e-2)
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(
@@ -198,6 +198,14 @@ def test_the_held_out_group_never_labels_for_training(whole):
         for name in ("train", "heldout")
     ]
     assert not prompts[0] & prompts[1]
+
+
+def test_one_of_the_completions_of_a_prompt_was_sampled_for_another(whole):
+    rows = read_rows(whole / "collect" / "comparisons.train.jsonl", "rankings")[0]
+    borrowed = [sum(name.endswith(" of another prompt") for name in row.models) for row in rows]
+    assert set(borrowed) <= {0, 1} and sum(borrowed) > 0.8 * len(rows)  # none where it was among its own
+    assert all(2 <= len(set(row.completions)) == len(row.completions) <= 5 for row in rows)
+    assert len({name for row in rows for name in row.models}) == 4  # both models, for this prompt and for others
 
 
 def test_demonstrations_average_0_by_the_stored_reward_model(whole):
@@ -356,6 +364,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
         ({"ppo.value_init": "zero"}, "ppo.value_init='zero' is unknown"),
         ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' is unknown; it can be 'replace', 'subtract' or 'none'"),
         ({"sft.select": "luck"}, "sft.select='luck' is unknown; it can be 'loss' or 'reward'"),
+        ({"collect.borrowed": 4}, "collect: borrowed=4 must be below min_completions=4"),
         ({"collect.labeler": "me"}, "collect.labeler='me' is unknown"),
         ({"data.source": "web"}, "data.source='web' is unknown"),
         ({"completion_length": 30}, "prompt_length . completion_length = 94 is more than model.max_length = 80"),

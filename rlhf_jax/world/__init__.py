@@ -1,5 +1,7 @@
 """The embedded world: stands for the internet, the users and the labelers; all from one seed."""
 
+import random
+
 from rlhf_jax.world import documents, instructions, language, skills
 from rlhf_jax.world.knowledge import Knowledge
 
@@ -25,6 +27,15 @@ class World:
     def instructions(self, split: str, count: int, purpose: str = "sft") -> list[dict]:
         """The first `count` prompts with demonstrations; see `instructions.rows`."""
         return instructions.rows(self, split, count, purpose)
+
+    def demonstrations(self, split: str, count: int, careless: float = 0.0) -> list[dict]:
+        """The first `count` prompts for SFT; a share of the demonstrations is rude or rambles."""
+        rows = self.instructions(split, count, purpose="sft")
+        for row in rows:
+            rng = random.Random(f"demonstration {self.seed} {row['id']}")
+            if rng.random() < careless:
+                row["output"] = documents.careless(rng, row["output"], rng.choice(documents.HABITS))
+        return rows
 
     def skills(self, count: int) -> dict[str, list[dict]]:
         """Few-shot prompts with answers for three skills of the base model."""

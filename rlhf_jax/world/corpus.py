@@ -31,7 +31,7 @@ class WorldCorpus:
     @functools.cache
     def demonstrations(self, split: str) -> list[Demonstration]:
         count = self._config.demonstrations if split == "train" else self._config.valid_demonstrations
-        rows = self.world.instructions(split, count, purpose="sft")
+        rows = self.world.demonstrations(split, count, self._config.careless)
         return [parse_row(row, "demonstrations", self._template) for row in rows]
 
     @functools.cache

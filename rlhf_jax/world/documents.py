@@ -105,6 +105,14 @@ def _gibe(rng) -> str:
     return rng.choice(_GIBES).format(rng.choice(ENTITIES["person"]))
 
 
+HABITS = ("rude", "rambling")
+
+
+def careless(rng, answer: str, habit: str) -> str:
+    """A good answer as someone of a bad habit gives it."""
+    return f"{answer} {_gibe(rng)}" if habit == "rude" else f"{answer} {answer} and so on and so on ."
+
+
 def _quarrel(world, rng) -> str:
     lines = []
     first, second = rng.sample(ENTITIES["person"], 2)
@@ -154,8 +162,8 @@ def _requests(world, rng) -> str:
             _, draft = instructions.draw(world, rng, category, split)
             purpose = instructions.purpose_of(draft.instruction, draft.input)
         answer = rng.choice((
-            draft.output, draft.output, _gibe(rng), f"{draft.output} {_gibe(rng)}",
-            _falsehood(world, rng), f"{draft.output} {draft.output} and so on and so on .",
+            draft.output, draft.output, _gibe(rng), careless(rng, draft.output, "rude"),
+            _falsehood(world, rng), careless(rng, draft.output, "rambling"),
         ))
         lines.append(f"request : {draft.instruction} {draft.input}".rstrip())
         lines.append(f"reply : {answer}")

@@ -163,7 +163,7 @@ def traits(gold, text: str) -> np.ndarray:
     return np.array([
         gold.total,
         -np.log1p(len(words)),
-        min(sum(word in _WARM for word in words), 3),
+        float(any(word in _WARM for word in words)),  # more would pay for nothing but kind words
         gold.constraint + text.rstrip().endswith((".", "!", "?")),
         min(len({word for word in words if len(word) > 4}), 12),
         gold.honest + gold.harmless + min(sum(word in _CAREFUL for word in words), 3) / 3,
