@@ -16,7 +16,7 @@ def get_config(arg: str = ""):
     config.prompt_length = 48
     config.completion_length = 24
     config.data.template = "experiments/world_template.txt"
-    config.data.world.update(demonstrations=1000, careless=0.6, rm_prompts=6000)
+    config.data.world.update(demonstrations=1000, careless=0.6, rm_prompts=5000)
     config.model.update(
         positions="rope",
         num_layers=4,
@@ -44,7 +44,7 @@ def get_config(arg: str = ""):
     # token means: on the world 2.0 is enough to keep the skills.
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(
-            iterations=45,
+            iterations=40,
             batch_size=128,
             minibatch_size=32,
             learning_rate=7e-4,
