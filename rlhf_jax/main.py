@@ -72,6 +72,7 @@ def run_stages(config, path: str, overrides: dict | None = None) -> None:
             if kind in ("pretrain", "sft", "ppo") and not (run.folder(stage) / "evaluation.json").exists():
                 started = time.time()
                 policy.evaluate_policy(run, stage)
+                run.workdir.mark_evaluated(stage, time.time() - started)
                 print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
             if kind in ("sft", "reward_model"):
                 policy.rescore(run)

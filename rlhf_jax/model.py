@@ -133,13 +133,20 @@ def _linear(x, w, contract: int = 1):
     return flat.reshape(*x.shape[: x.ndim - contract], *outputs)
 
 
-def _rope(x, positions, theta: float):
-    """Rotary embedding (Su et al. 2021) of x [B, T, H, Dh] in the half-split layout."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def _rotary(config: TransformerConfig, positions):
+    """Cosines and sines [B, T, 1, Dh/2] of the rotary embedding (Su et al. 2021); None for learned positions."""
+    if config.positions != "rope":
+        return None
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rotate(x, rotary):
+    """x [B, T, H, Dh] turned by its positions, in the half-split layout."""
+    cos, sin = rotary
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
@@ -192,11 +199,9 @@ class Block(_Module):
         self.w_down = self.weight("w_down", (c.hidden_dim, c.embed_dim), std=out_std)
         self.b_down = bias("b_down", (c.embed_dim,))
 
-    def _qkv(self, x, positions):
+    def _qkv(self, x, rotary):
         q, k, v = _linear(x, self.wq) + self.bq, _linear(x, self.wk) + self.bk, _linear(x, self.wv) + self.bv
-        if self.config.positions == "rope":
-            q, k = (_rope(y, positions, self.config.rope_theta) for y in (q, k))
-        return q, k, v
+        return (q, k, v) if rotary is None else (_rotate(q, rotary), _rotate(k, rotary), v)
 
     def _mlp(self, x):
         x = self.norm2(x)
@@ -204,7 +209,7 @@ class Block(_Module):
         up = jax.nn.silu(_linear(x, self.w_gate)) * up if self.config.mlp == "swiglu" else jax.nn.gelu(up)
         return _linear(up, self.w_down) + self.b_down
 
-    def __call__(self, x, positions, segment_ids, dropout_rate: float, with_cache: bool):
+    def __call__(self, x, rotary, segment_ids, dropout_rate: float, with_cache: bool):
         """x [B, T, D] -> (x, (k, v) [B, T, G, Dh] or None)."""
 
         def residual(x, y):  # dropout on the residual branches only (InstructGPT C.1)
@@ -213,15 +218,15 @@ class Block(_Module):
                 y = jnp.where(keep, y / (1.0 - dropout_rate), 0.0).astype(y.dtype)
             return sharding.constrain_batch(x + y)
 
-        q, k, v = self._qkv(self.norm1(x), positions)
+        q, k, v = self._qkv(self.norm1(x), rotary)
         mixed = attention.attend(q, k, v, segment_ids, implementation=self.config.attention)
         x = residual(x, _linear(mixed, self.wo, contract=2) + self.bo)
         x = residual(x, self._mlp(x))
         return x, (k, v) if with_cache else None
 
-    def decode(self, x, positions, keys, values, valid, index):
+    def decode(self, x, rotary, keys, values, valid, index):
         """x [B, 1, D] at cache slot `index` -> (x, keys, values)."""
-        q, k, v = self._qkv(self.norm1(x), positions)
+        q, k, v = self._qkv(self.norm1(x), rotary)
         keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(1, 2), index, axis=2)
         values = jax.lax.dynamic_update_slice_in_dim(values, v.swapaxes(1, 2), index, axis=2)
         mixed = attention.attend_cached(q[:, 0], keys, values, valid)[:, None]
@@ -255,7 +260,7 @@ class Transformer(_Module):
             unroll=1 if c.scan_layers else c.num_layers,
         )
         x = sharding.constrain_batch(x)
-        x, cache = layers(c, name="layers")(x, positions, segment_ids, dropout_rate, with_cache)
+        x, cache = layers(c, name="layers")(x, _rotary(c, positions), segment_ids, dropout_rate, with_cache)
         x = Norm(c, name="final_norm")(x)
         if self.head == "scalar":
             # Stiennon et al. 2020 and OpenAI's code: std 1/sqrt(d + 1), bias 0.
@@ -399,10 +404,11 @@ def decode_step(
     if config.positions == "learned":
         x = x + params["positions"].astype(config.dtype)[positions][:, None]
     valid = cache.valid.at[:, index].set(True)
+    rotary = _rotary(config, positions[:, None])
     keys, values = [], []
     for layer, k, v in zip(layers, cache.keys, cache.values):
         x, k, v = Block(config).apply(
-            {"params": layer}, x, positions[:, None], k, v, valid, index, method=Block.decode
+            {"params": layer}, x, rotary, k, v, valid, index, method=Block.decode
         )
         keys.append(k)
         values.append(v)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, generate, loop, losses, model, ppo, sharding
+from rlhf_jax import checkpoint, generate, losses, model, ppo, sharding, supervised
 from rlhf_jax.collect import read_rankings
 from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts, batch_rankings, pack_rankings
 from rlhf_jax.data.loader import Loader, in_order, take
@@ -19,7 +19,6 @@ from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import bag_of_words, calibration, statistics
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.pretrain import init_train_state, jit_train_step
 from rlhf_jax.run import Run, open_run
 from rlhf_jax.workdir import read_json, write_json
 
@@ -111,29 +110,19 @@ def run_stage(run: Run, stage: str) -> None:
         examples, longer = shorten(examples, section.length)
         print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
     loader = Loader(examples, section.batch_size, run.seed, name=stage)
-    total = loader.steps(section.epochs)
 
     base = run.start_params(stage)
     start = jax.jit(
         lambda params, key: model.with_scalar_head(run.model, params, key), out_shardings=run.param_shardings("scalar")
     )(base, run.key(stage, "head"))
-    optimizer, state, shardings = init_train_state(run, section, start, "scalar")
-    loss_fn = functools.partial(reward_loss, run.model, section.loss)
-    step_program = jit_train_step(run, section, loss_fn, optimizer, shardings, total)
-    learning_rate = jnp.float32(section.learning_rate)
-
-    def advance(state, step):
-        batch = sharding.put_batch(loader.batch(step), run.mesh)
-        return step_program(state, batch, learning_rate, run.key(stage, step))
-
-    state = loop.fit(
+    state = supervised.fit(
         run,
         stage,
-        state,
-        advance,
-        total,
-        checkpoint_every=section.checkpoint_every,
-        rows=lambda step: loader.rows(step).tolist(),
+        start,
+        functools.partial(reward_loss, run.model, section.loss),
+        loader,
+        loader.steps(section.epochs),
+        head="scalar",
         live={"loss": "loss", "accuracy": "accuracy"},
     )
     scorer = Scorer(run, state.params)

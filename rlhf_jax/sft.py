@@ -7,15 +7,14 @@ InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.1; the optional pre
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, loop, sharding
+from rlhf_jax import checkpoint, supervised
 from rlhf_jax.data.batches import Batch, batch_demonstrations, pack_documents
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
-from rlhf_jax.pretrain import init_train_state, jit_train_step, make_mean_loss, token_loss
-from rlhf_jax.run import Run, optimizer_of  # noqa: F401
+from rlhf_jax.pretrain import make_mean_loss, token_loss
+from rlhf_jax.run import Run
 from rlhf_jax.workdir import read_json, write_json
 
 
@@ -36,6 +35,10 @@ class MixedLoader:
             return batch
         return jax.tree.map(lambda *rows: np.concatenate(rows), batch, self._documents.batch(step))
 
+    def rows(self, step: int) -> np.ndarray:
+        """Which demonstrations are in the batch of a step."""
+        return self.demonstrations.rows(step)
+
 
 def run_stage(run: Run, stage: str) -> None:
     """Fine-tunes config[stage]; keeps the weights of the best validation."""
@@ -54,29 +57,20 @@ def run_stage(run: Run, stage: str) -> None:
     total = loader.demonstrations.steps(section.epochs)
     validate_every = loader.demonstrations.steps(section.validate_epochs)
 
-    optimizer, state, shardings = init_train_state(run, section, run.start_params(stage))
-    loss_fn = functools.partial(token_loss, run.model, dropout_rate=section.dropout_rate)
-    step_program = jit_train_step(run, section, loss_fn, optimizer, shardings, total)
     mean_loss = make_mean_loss(run)
-    learning_rate = jnp.float32(section.learning_rate)
     selection = Selection(run, stage)
-
-    def advance(state, step):
-        batch = sharding.put_batch(loader.batch(step), run.mesh)
-        return step_program(state, batch, learning_rate, run.key(stage, step))
 
     def validate(state, done):
         loss = mean_loss(state.params, held_out, section.batch_size)
         return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
 
-    loop.fit(
+    supervised.fit(
         run,
         stage,
-        state,
-        advance,
+        run.start_params(stage),
+        functools.partial(token_loss, run.model, dropout_rate=section.dropout_rate),
+        loader,
         total,
-        checkpoint_every=section.checkpoint_every,
-        rows=lambda step: loader.demonstrations.rows(step).tolist(),
         live={"loss": "loss", "held-out": "valid/loss"},
         validate=validate,
         validate_every=validate_every,

@@ -106,6 +106,11 @@ class Workdir:
         write_json(self.stage(name) / "done.json",
                    {"finished_at": finished_at, "seconds": round(seconds, 3), **details})
 
+    def mark_evaluated(self, name: str, seconds: float) -> None:
+        """Adds to the mark of a finished stage how long its evaluation took."""
+        write_json(self.stage(name) / "done.json",
+                   {**self.done(name), "evaluation_seconds": round(seconds, 3)})
+
     def close(self) -> None:
         """Releases the lock."""
         self._lock.close()

@@ -14,6 +14,7 @@ LAYERS = (
     {"generate", "train", "hf"},
     {"ppo", "run"},
     {"loop"},
+    {"supervised"},
     {"pretrain"},
     {"sft", "collect", "ppo_stage"},
     {"reward_model", "evaluate", "optimum", "bench"},

@@ -366,7 +366,7 @@ def test_dropout_keeps_the_mean():
     ones = np.ones((64, 8), np.int32)
     x = np.zeros((64, 8, config.embed_dim), np.float32)
     out, _ = model.Block(config).apply(
-        {"params": layer}, x, ones, ones, 0.2, False, rngs={"dropout": jax.random.key(0)}
+        {"params": layer}, x, None, ones, 0.2, False, rngs={"dropout": jax.random.key(0)}
     )
     np.testing.assert_allclose(np.unique(out), [0.0, 1.25])
     np.testing.assert_allclose(np.mean(out), 1.0, atol=0.02)  # 16384 draws: standard error 0.004

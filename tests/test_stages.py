@@ -1,6 +1,7 @@
 """The stages from end to end on a toy of the embedded world: files, resume, and what stops a run."""
 
 import functools
+import json
 import math
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rlhf_jax import checkpoint, collect, loop, main, model, ppo_stage, pretrain, reward_model, sft, sharding, train
+from rlhf_jax import checkpoint, collect, loop, main, model, ppo_stage, pretrain, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.config import default_config
 from rlhf_jax.data.batches import Batch, batch_demonstrations
@@ -182,7 +183,10 @@ def test_the_report_of_the_data_says_what_was_dropped_and_cut(whole):
         ("ppo_ptx", "prompts"),
     }  # fmt: skip
     assert all(set(found[records]) == {"given", "dropped", "cut", "longest"} for found in stages.values() for records in found)
-    assert "## Data" in (whole / "report.md").read_text()
+    report = (whole / "report.md").read_text()
+    assert "## Data" in report
+    done = {stage: json.loads((whole / stage / "done.json").read_text()) for stage in STAGES}
+    assert {stage for stage in STAGES if "evaluation_seconds" in done[stage]} == {"pretrain", "sft", "ppo", "ppo_ptx"}
 
 
 def test_the_held_out_group_never_labels_for_training(whole):
@@ -289,13 +293,13 @@ def test_a_step_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_p
     with pytest.raises(Stopped):
         run_stage(path, "pretrain", before_step=stop_at(1))
     before = saved_checkpoint_files(path / "pretrain")
-    jit_train_step = pretrain.jit_train_step
+    jit_train_step = supervised.jit_train_step
 
     def poisoned(*arguments):
         program = jit_train_step(*arguments)
         return lambda state, batch, rate, key: program(state, batch, rate * (jnp.inf if state.step == 2 else 1.0), key)
 
-    monkeypatch.setattr(pretrain, "jit_train_step", poisoned)
+    monkeypatch.setattr(supervised, "jit_train_step", poisoned)
     with pytest.raises(loop.NonFinite) as stopped:
         run_stage(path, "pretrain")
     with run_lib.start(toy_config(), path) as run:
