@@ -174,6 +174,16 @@ def test_reward_model_stands_beside_its_ceiling(run):
     assert "one group agree on 72.7 %" in text
 
 
+def test_many_groups_are_summed_up(tmp_path):
+    path = write_run(tmp_path / "run")
+    facts = json.loads((path / "reward_model" / "evaluation.json").read_text())
+    facts["valid"]["by_group"] = {f"question {number}": number / 20 for number in range(21)}
+    (path / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
+    report.write(path)
+    text = (path / "report.md").read_text()
+    assert "question 7" not in text and "0.0 to 100.0 %, median" in text
+
+
 def test_completions_stand_side_by_side_and_break_no_table(run):
     text = (run / "report.md").read_text()
     table = text.split("## Completions")[1].split("##")[0].strip().splitlines()[2:]

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import resource
+import statistics
 import sys
 
 import rich.console
@@ -27,6 +28,7 @@ from rlhf_jax.workdir import write_text
 
 _SAMPLES = 8
 _SHOWN_CHARACTERS = 280
+_MOST_GROUPS = 12  # named one by one
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
@@ -207,7 +209,11 @@ def _reward_sections(record: Record) -> list[str]:
     sections = [Table(["", *(SPLITS.get(name, name) for name in splits)], rows).markdown()]
     groups = {group: value for facts in splits.values()
               for group, value in facts.get("by_group", {}).items() if group}
-    if groups:
+    if len(groups) > _MOST_GROUPS:  # such as a group for each question
+        low, *_, high = sorted(groups.values())
+        sections.append(f"Accuracy in {len(groups)} groups: {_percent(low)} to {_percent(high)} %, "
+                        f"median {_percent(statistics.median(groups.values()))} %.")
+    elif groups:
         sections.append("Accuracy by group of labelers (%): " + ", ".join(
             f"{group} {_percent(value)}" for group, value in groups.items()) + ".")
     known = {
