@@ -18,7 +18,7 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.world.corpus import WorldCorpus
 
 WORLD = {"seed": 0, "documents": 20, "valid_documents": 4, "demonstrations": 4,
-         "valid_demonstrations": 4, "rm_prompts": 4, "ppo_prompts": 4, "valid_prompts": 4,
+         "valid_demonstrations": 4, "careless": 0.0, "rm_prompts": 4, "ppo_prompts": 4, "valid_prompts": 4,
          "test_prompts": 6}
 KINDS = {"pretrain": "pretrain", "sft": "sft", "reward_model": "reward_model", "ppo": "ppo",
          "ppo_ptx": "ppo"}
