@@ -17,8 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     ppo = ppo_config()
     ppo.update(
         iterations=100,
-        batch_size=512,
-        minibatch_size=128,
+        batch_size=1024,
+        minibatch_size=256,
         ppo_epochs=4,
         learning_rate=1e-3,
         value_learning_rate=3e-3,
