@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=1024,
         minibatch_size=256,
         ppo_epochs=4,
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         value_learning_rate=3e-3,
         schedule="linear",
         warmup_iterations=0,
