@@ -5,7 +5,7 @@
 
 A Transformer of 0.9 million parameters; under 10 minutes on 2 CPU cores. Three in five of those who
 write demonstrations are careless, rude or rambling: SFT learns the tasks from them and their habits
-too, so that there is something left for RLHF to do. What to expect, over 3 seeds, is in the README.
+too, so that there is something left for RLHF to do. What to expect, over 4 seeds, is in the README.
 """
 
 from rlhf_jax.config import default_config

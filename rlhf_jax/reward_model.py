@@ -41,7 +41,9 @@ def completion_scores(
 _scores = jax.jit(completion_scores, static_argnums=0)  # compiled once for all scorers
 
 
-def reward_loss(config: TransformerConfig, kind: str, params: dict, batch, key: jax.Array) -> losses.Loss:
+def reward_loss(
+    config: TransformerConfig, kind: str, params: dict, batch: Comparisons | PackedComparisons, key: jax.Array
+) -> losses.Loss:
     """The loss of a batch of prompts; `kind` is one of LOSSES."""
     del key  # no dropout
     scores = completion_scores(config, params, batch)
