@@ -5,6 +5,9 @@ rename we add `manifest.json`: shape and dtype of every array, size and CRC-32 o
 checkpoint is good exactly when its files match its manifest, so that a stray directory, a missing
 or truncated file and a flipped bit (which Orbax restores without a word) are found before anything
 is read. Nothing is deleted until a newer good checkpoint exists.
+
+All processes of a job call everything here together, on a folder that all of them see. Each writes
+its part of the arrays; the manifest, and whether a checkpoint is good, are the first one's business.
 """
 
 import contextlib
@@ -19,8 +22,9 @@ import zlib
 import jax
 import orbax.checkpoint as ocp
 
+from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
-from rlhf_jax.workdir import write_json
+from rlhf_jax.workdir import read_json, write_json
 
 _MANIFEST = "manifest.json"
 _UNLISTED = (_MANIFEST, "_CHECKPOINT_METADATA")  # Orbax changes the latter after the manifest
@@ -36,11 +40,12 @@ class Checkpointer:
     Args:
       directory: made by the first save.
       keep: how many of the newest good checkpoints stay.
+      keep_every: besides, those of every so many steps stay for good; 0: none.
     """
 
-    def __init__(self, directory, keep: int = 2):
+    def __init__(self, directory, keep: int = 2, keep_every: int = 0):
         self._directory = pathlib.Path(directory).absolute()
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._writer = _Writer()
 
     def save(self, step: int, tree) -> None:
@@ -59,7 +64,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints whose files are all there, in ascending order."""
-        return [step for step in self._found() if not _damage(self._directory / str(step))]
+        return hosts.on_first(self._good)
 
     def latest_step(self) -> int | None:
         """The newest of `steps`, None when there is none."""
@@ -81,23 +86,13 @@ class Checkpointer:
           InputError: an array is missing, superfluous or of another shape; or `step` is not good.
         """
         self._writer.finish()
-        for candidate in reversed(self._found()) if step is None else [step]:
-            path = self._directory / str(candidate)
-            damage = _damage(path, contents=True)
-            if not damage:
-                return candidate, _read(path, abstract)
-            if step is not None:
-                raise InputError(f"cannot restore the checkpoint {path}: {damage}")
-            _log.warning("the checkpoint %s is damaged, an older one is used: %s", path, damage)
-        return None
+        chosen = hosts.on_first(self._choose, step)
+        return None if chosen is None else (chosen, _read(self._directory / str(chosen), abstract))
 
     def wait(self) -> None:
         """Waits for the save in progress, if any, and then removes what need not be kept."""
         if self._writer.finish():
-            outdated = [str(step) for step in self.steps()[:-self._keep]]
-            for path in self._directory.iterdir():
-                if path.name in outdated or path.name.endswith(_TEMPORARY):
-                    shutil.rmtree(path)
+            hosts.on_first(self._clean)
 
     def close(self) -> None:
         """Waits for the save in progress and frees the threads."""
@@ -111,6 +106,27 @@ class Checkpointer:
 
     def __exit__(self, *_):
         self.close()
+
+    def _choose(self, step):
+        for candidate in reversed(self._found()) if step is None else [step]:
+            path = self._directory / str(candidate)
+            damage = _damage(path, contents=True)
+            if not damage:
+                return candidate
+            if step is not None:
+                raise InputError(f"cannot restore the checkpoint {path}: {damage}")
+            _log.warning("the checkpoint %s is damaged, an older one is used: %s", path, damage)
+        return None
+
+    def _clean(self):
+        outdated = [str(step) for step in self._good()[:-self._keep]
+                    if not self._keep_every or step % self._keep_every]
+        for path in self._directory.iterdir():
+            if path.name in outdated or path.name.endswith(_TEMPORARY):
+                shutil.rmtree(path)
+
+    def _good(self):
+        return [step for step in self._found() if not _damage(self._directory / str(step))]
 
     def _found(self):
         """Every directory named like a step, good or not, ascending."""
@@ -134,11 +150,7 @@ def save_params(path, params) -> None:
         writer.finish()
     finally:
         writer.close()
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    hosts.on_first(_replace, path, new, old)
 
 
 def load_params(path, abstract):
@@ -148,9 +160,17 @@ def load_params(path, abstract):
       InputError: the files are damaged, or an array is missing, superfluous or of another shape.
     """
     path = pathlib.Path(path).absolute()
-    if damage := _damage(path, contents=True):
+    if damage := hosts.on_first(_damage, path, True):
         raise InputError(f"cannot load parameters from {path}: {damage}")
     return _read(path, abstract)
+
+
+def _replace(path, new, old):
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class _Writer:
@@ -197,7 +217,8 @@ class _Writer:
             yield
         except Exception as error:
             path, temporary, self._path = self._path, self._temporary, None
-            shutil.rmtree(temporary, ignore_errors=True)  # it would only fill the disk
+            if hosts.is_first():
+                shutil.rmtree(temporary, ignore_errors=True)  # it would only fill the disk
             # TensorStore raises ValueError with the system's message inside.
             full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
             if not full and not isinstance(error, OSError):
@@ -225,7 +246,7 @@ def _damage(path, contents: bool = False) -> str | None:
 
 
 def _read(path, abstract):
-    saved = json.loads((path / _MANIFEST).read_bytes())["arrays"]
+    saved = hosts.on_first(read_json, path / _MANIFEST)["arrays"]
     wanted = _arrays(abstract)
     for name in sorted(saved.keys() | wanted.keys()):
         there, here = (f"of shape {arrays[name]['shape']}" if name in arrays else "absent"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax import generate
+from rlhf_jax import generate, hosts
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking, read_rows
@@ -60,7 +60,7 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     batches = [(name, *batch) for name, rows in batches for batch in by_length(arrays, rows, section.batch_size)]
     sampler = run.sampler(run.config.completion_length)
     found: list[list[tuple[str, bool, str]]] = [[] for _ in wanted]
-    loaded = None
+    loaded, stop = None, hosts.Stop(run.interrupt.asked)
     with Progress(f"{stage} {split}", len(batches)) as progress:
         for number, (name, rows, batch) in enumerate(batches):
             model_stage, _, temperature = name.partition("@")
@@ -70,8 +70,8 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
             for row, text, end in zip(rows, *generate.texts(rollout, run.tokenizer)):
                 found[row].append((text, end, name))
             progress.update(number + 1)
-            if run.interrupt.requested:
-                raise Stopped(stage, number + 1)
+            if stopping := stop.agreed(wait=True):
+                raise Stopped(stage, number + 1, stopping)
     sampled = []
     for place, own, k in zip(arrays.index, found, wanted):
         rng.shuffle(own)
@@ -132,13 +132,13 @@ def run_stage(run: Run, stage: str) -> None:
 
         scorer = Scorer(open_run(section.reward_run), mesh=run.mesh)
         for name, sampled in {"train": train, "valid": valid}.items():
-            write_rankings(folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
+            hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
         facts = {"labeler": "reward_model", "prompts": len(train)}
     elif section.labeler == "world":
         facts = _collect_from_world(run, section, folder, train, valid)
     else:
         raise InputError(f"{stage}.labeler='{section.labeler}' is unknown; it can be 'world' or 'reward_model'")
-    write_json(folder / "evaluation.json", facts | {"seconds": time.time() - started})
+    hosts.on_first(write_json, folder / "evaluation.json", facts | {"seconds": time.time() - started})
     print(f"{stage}: {len(train)} prompts ranked, mean K {np.mean([len(item.completions) for item in train]):.1f}")
 
 
@@ -163,7 +163,7 @@ def _collect_from_world(run: Run, section, folder: Path, train, valid) -> dict:
     for name, (sampled, split, groups) in files.items():
         if groups:
             rankings = rank_by_panel(run, panel, sampled, judged[split], groups)
-            write_rankings(folder / f"comparisons.{name}.jsonl", rankings)
+            hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", rankings)
     agreement = panel.agreement(judged["valid"])
     folds = {fold.held_out_group: fold._asdict() for fold in panel.folds(judged["valid"])}
     return {

@@ -15,7 +15,8 @@ def default_config() -> ConfigDict:
     config.prompt_length = 1024  # tokens; App. C: prompts over 1k tokens are dropped
     config.completion_length = 1024  # tokens; App. C: responses are capped at 1k
     config.too_long = "drop"  # prompts: or "cut_left"
-    config.checkpoints_kept = 2
+    config.checkpoints_kept = 2  # the newest of each stage
+    config.checkpoints_every = 0  # and those of every so many steps (iterations of PPO), for good; 0: none
     config.tensorboard = False
     config.platform = ""  # "cpu", "gpu", "tpu"; empty: what JAX finds
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import model, sharding
+from rlhf_jax import hosts, model, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import TransformerConfig
@@ -150,7 +150,7 @@ class Sampler:
 
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> tuple[list[str], list[bool]]:
     """The completions as text without special tokens, and whether each ended by itself."""
-    completions, mask = np.asarray(rollout.completions), np.asarray(rollout.completion_mask)
+    completions, mask = hosts.fetch((rollout.completions, rollout.completion_mask))
     finished = [bool(row) for row in ((completions == tokenizer.eos_id) & mask).any(axis=1)]
     rows = [row[keep & (row != tokenizer.eos_id)].tolist() for row, keep in zip(completions, mask)]
     return tokenizer.decode_batch(rows, continues=True), finished

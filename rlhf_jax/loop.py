@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 
+from rlhf_jax import hosts
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.progress import Progress, Stopped
@@ -50,7 +51,7 @@ def fit(
     """
     folder = run.workdir.stage(stage)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    with Checkpointer(folder / "checkpoints", keep=run.config.checkpoints_kept) as checkpointer:
+    with Checkpointer(folder / "checkpoints", run.config.checkpoints_kept, run.config.checkpoints_every) as checkpointer:
         restored = checkpointer.restore(abstract)
         first = 0
         if restored:
@@ -78,23 +79,25 @@ def fit(
                 shown = {label: values[name] for label, name in live.items() if name in values}
                 progress.update(step, shown)
 
+            stop = hosts.Stop(run.interrupt.asked)
             pending = None
             for step in range(first, total):
                 state, step_metrics = advance(state, step)
-                done = step + 1
+                done, stopping = step + 1, stop.agreed()
                 if pending:
                     record(*pending)
                 pending = (done, step_metrics)
                 validating = validate is not None and (done == total or validate_every and done % validate_every == 0)
-                saving = done == total or done % checkpoint_every == 0 or run.interrupt.requested
+                saving = done == total or done % checkpoint_every == 0 or stopping
                 if validating or saving:
                     if validating:
                         pending = (done, {**step_metrics, **validate(state, done)})
                     record(*pending)
                     pending = None
                 if saving:
+                    writer.sync()
                     checkpointer.save(done, state)
-                if run.interrupt.requested and done < total:
+                if stopping and done < total:
                     checkpointer.wait()
-                    raise Stopped(stage, done)
+                    raise Stopped(stage, done, stopping)
     return state

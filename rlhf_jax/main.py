@@ -3,11 +3,21 @@
     python -m rlhf_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Stages that are finished are not repeated; a half-finished stage goes on from its checkpoint.
+
+On several hosts, start the same command on each of them, with --distributed=auto where a cluster
+(TPU pod, SLURM, Open MPI, Kubernetes) tells the processes of each other, and otherwise with
+--coordinator=HOST:PORT --num_processes=N --process_id=I.
+
+Exit status: 0 done; 2 bad input; 3 a loss that is not finite; 75 stopped by SIGTERM, everything
+saved; 76 another process of the job ended; 130 stopped by Ctrl-C. After 75, 76 and 130 (and 134,
+JAX's own end when a host is not heard of) the same command goes on where the run stopped.
 """
 
 import os
+import signal
 import sys
 import time
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -17,9 +27,14 @@ from rlhf_jax.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. experiments/quickstart.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the same folder again resumes it.")
 _DATA = flags.DEFINE_string("data", None, "The folder of the data files (sets data.files.dir).")
+_DISTRIBUTED = flags.DEFINE_string("distributed", "", "'auto': join the other processes of this cluster.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 can be reached, outside a cluster.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the job has.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "A host not heard of for so long ends the job.", lower_bound=5)
 flags.mark_flags_as_required(["config", "workdir"])
 
-EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED = 2, 3, 130
+EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_SAVED, EXIT_LOST_PEER, EXIT_STOPPED = 2, 3, 75, 76, 130
 
 
 def main(argv) -> None:
@@ -31,21 +46,37 @@ def main(argv) -> None:
     if config.platform:
         os.environ["JAX_PLATFORMS"] = config.platform
     logging.set_verbosity(logging.WARNING)
-    from rlhf_jax import loop, progress
+    from rlhf_jax import hosts, loop, progress
 
     try:
+        hosts.start(
+            _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
+        )
         run_stages(config, _WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     except InputError as error:
-        sys.exit(_fail(error, EXIT_BAD_INPUT))
+        hosts.leave(_fail(error, EXIT_BAD_INPUT))
     except loop.NonFinite as error:
-        sys.exit(_fail(error, EXIT_NON_FINITE))
-    except (progress.Stopped, KeyboardInterrupt) as error:
-        sys.exit(_fail(error if str(error) else "stopped without saving; run the same command to go on", EXIT_STOPPED))
+        hosts.leave(_fail(error, EXIT_NON_FINITE))
+    except progress.Stopped as error:  # all processes are here, and end together
+        sys.exit(_fail(error, EXIT_STOPPED if error.signal == signal.SIGINT else EXIT_SAVED))
+    except KeyboardInterrupt:
+        hosts.leave(_fail("stopped without saving; run the same command to go on", EXIT_STOPPED))
+    except Exception as error:
+        if not hosts.lost_peer(error):
+            traceback.print_exc()
+            hosts.leave(_fail(f"{hosts.describe()} failed", 1) if hosts.count() > 1 else 1)
+        hosts.leave(
+            _fail(
+                f"{hosts.describe()}: another process of the job ended or cannot be reached; what is saved is good: start "
+                f"the same command on all hosts again ({str(error).splitlines()[0]})",
+                EXIT_LOST_PEER,
+            )
+        )
 
 
 def run_stages(config, path: str, overrides: dict | None = None) -> None:
     """The pipeline: each unfinished stage of config.stages, its evaluation, and the report."""
-    from rlhf_jax import collect, ppo_stage, pretrain, report, reward_model, sft
+    from rlhf_jax import collect, hosts, ppo_stage, pretrain, report, reward_model, sft
     from rlhf_jax import run as run_lib
     from rlhf_jax.evaluate import policy
 
@@ -69,14 +100,14 @@ def run_stages(config, path: str, overrides: dict | None = None) -> None:
                 kinds[kind](run, stage)
                 run.workdir.mark_done(stage, time.time() - started, **report.machine())
             # Also where an earlier start was stopped between a stage and its evaluation.
-            if kind in ("pretrain", "sft", "ppo") and not (run.folder(stage) / "evaluation.json").exists():
+            if kind in ("pretrain", "sft", "ppo") and not run.evaluated(stage):
                 started = time.time()
                 policy.evaluate_policy(run, stage)
                 run.workdir.mark_evaluated(stage, time.time() - started)
                 print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
             if kind in ("sft", "reward_model"):
                 policy.rescore(run)
-        report.show(report.write(run.path))
+        hosts.on_first(lambda: report.show(report.write(run.path)))
 
 
 def _fail(error, code: int) -> int:

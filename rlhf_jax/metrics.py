@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 
+from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
 from rlhf_jax.workdir import write_text
 
@@ -27,7 +28,10 @@ class MetricsWriter:
 
     "time" is in seconds since the epoch. Every line is complete on disk before `write` returns;
     NaN and infinities are written as the strings "nan", "inf", "-inf", so each line is valid JSON.
-    Write the line of step s before saving the checkpoint of step s: then no interruption loses it.
+    Write the line of step s and `sync` before saving the checkpoint of step s: then no interruption
+    loses it.
+
+    All processes of a job make one, the first writes.
 
     Args:
       path: the file; its folder exists.
@@ -41,6 +45,10 @@ class MetricsWriter:
 
     def __init__(self, path, resume_step: int | None, tensorboard: bool = False):
         self.path = pathlib.Path(path)
+        self._file = self._events = None
+        hosts.on_first(self._open, resume_step, tensorboard)
+
+    def _open(self, resume_step, tensorboard):
         make_events = _tensorboard_writer() if tensorboard else None
         kept = []
         if resume_step is not None and self.path.exists():
@@ -50,7 +58,6 @@ class MetricsWriter:
             self._file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}") from error
-        self._events = None
         if make_events:
             purge_step = None if resume_step is None else resume_step + 1
             self._events = make_events(
@@ -58,6 +65,8 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: dict) -> None:
         """Appends the values of one step: numbers (JAX and NumPy scalars too), strings or None."""
+        if self._file is None:
+            return
         values = {name: _plain(value) for name, value in metrics.items()}
         row = {"step": int(step), "time": round(time.time(), 3)}
         if clash := values.keys() & row.keys():
@@ -74,7 +83,14 @@ class MetricsWriter:
                 if isinstance(value, (int, float)):
                     self._events.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Returns when the lines are on the disk itself: not even a crash of the machine loses them."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
+        if self._file is None:
+            return
         try:
             self._file.close()
         except OSError as error:

@@ -154,7 +154,7 @@ def run_stage(run: Run, stage: str) -> None:
             programs,
             state,
             frozen,
-            loader.batch(iteration),
+            sharding.put_rows(functools.partial(loader.batch, iteration), section.batch_size, run.mesh),
             lambda step: ptx_batch(first_step + step),
             coefs,
             run.key("ppo", iteration),
@@ -183,7 +183,7 @@ def _ptx_batches(run: Run, section: ConfigDict):
     length = section.ptx_length or run.config.prompt_length + run.config.completion_length
     examples, _ = pack_documents(run.corpus.documents("train"), run.tokenizer, length)
     loader = Loader(examples, section.ptx_ratio * section.minibatch_size // section.ppo_epochs, run.seed, name="ptx")
-    return lambda step: sharding.put_batch(loader.batch(step), run.mesh)
+    return lambda step: sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, run.mesh)
 
 
 def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict:

@@ -68,26 +68,33 @@ class Progress:
 class Stopped(Exception):
     """The run was asked to stop and has saved its state; the message says how to go on."""
 
-    def __init__(self, stage: str, step: int):
+    def __init__(self, stage: str, step: int, number: int = signal.SIGTERM):
         super().__init__(f"stopped at {stage} step {step}; run the same command to go on")
+        self.signal = number
 
 
 class Interrupt:
     """Turns the first SIGINT or SIGTERM into a flag; a second one raises KeyboardInterrupt at once.
 
     Use as a context manager around the loop (in the main thread) and look at `requested` at the
-    end of every step: save, then raise `Stopped`.
+    end of every step: save, then raise `Stopped`. With several processes, ask `hosts.Stop` instead:
+    the signal may have come to another one.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         self.requested = False
+        self._signal = signal.SIGTERM
+
+    def asked(self) -> int:
+        """The signal that asked to stop, 0 for none."""
+        return int(self._signal) if self.requested else 0
 
     def _handle(self, number, frame):
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._signal = True, number
         # os.write, because print may not be entered again inside a signal handler.
         os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
 

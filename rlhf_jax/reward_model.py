@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, generate, losses, model, ppo, sharding, supervised
+from rlhf_jax import checkpoint, generate, hosts, losses, model, ppo, sharding, supervised
 from rlhf_jax.collect import read_rankings
 from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts, batch_rankings, pack_rankings
 from rlhf_jax.data.loader import Loader, in_order, take
@@ -91,7 +91,7 @@ def load_rankings(run: Run, name: str) -> list[Ranking]:
     """The collected comparisons ("train", "valid", "heldout"), else the corpus's own; [] if there are none."""
     for stage in run.stages("collect"):
         path = run.folder(stage) / f"comparisons.{name}.jsonl"
-        return read_rankings(path) if path.exists() else []
+        return read_rankings(path) if hosts.on_first(path.exists) else []
     return run.corpus.rankings(name) if name in ("train", "valid", "test") else []
 
 
@@ -134,7 +134,8 @@ def run_stage(run: Run, stage: str) -> None:
     params = state.params | {"scalar_bias": state.params["scalar_bias"] - np.float32(scores.mean())}
     checkpoint.save_params(run.folder(stage) / "params", params)
     facts = evaluate(run, Scorer(run, params))
-    write_json(run.folder(stage) / "evaluation.json", facts | {"demonstration_mean_before_bias": float(scores.mean())})
+    facts["demonstration_mean_before_bias"] = float(scores.mean())
+    hosts.on_first(write_json, run.folder(stage) / "evaluation.json", facts)
 
 
 class Scorer:
@@ -176,7 +177,7 @@ class Scorer:
         ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         size = -(-size // ways) * ways
         parts = [
-            np.asarray(_scores(self._run.model, self._params, sharding.put_batch(batch, self._mesh)))
+            hosts.fetch(_scores(self._run.model, self._params, sharding.put_batch(batch, self._mesh)))
             for batch in in_order(arrays, size)
         ]
         return np.concatenate(parts)[: len(arrays.ranks)]
@@ -192,7 +193,7 @@ def evaluate(run: Run, scorer: Scorer) -> dict:
     facts = {name: value for name, value in facts.items() if value}
     collected = run.stages("collect")
     if collected:
-        facts["labelers"] = read_json(run.folder(collected[0]) / "evaluation.json")
+        facts["labelers"] = hosts.on_first(read_json, run.folder(collected[0]) / "evaluation.json")
     return facts
 
 

@@ -7,18 +7,18 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, generate, hf, keys, model, optim, progress, sharding
+from rlhf_jax import checkpoint, generate, hf, hosts, keys, model, optim, progress, sharding
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.workdir import Workdir, read_json, write_json
+from rlhf_jax.workdir import Workdir, read_if_there, read_json, write_json
 from rlhf_jax.world.corpus import WorldCorpus
 
 # Fields that may change between two starts of one run: they change no result.
-FREE_FIELDS = ("checkpoints_kept", "tensorboard", "platform", "evaluate")
+FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
 
 
 @dataclasses.dataclass
@@ -49,7 +49,10 @@ class Run:
         return self.path / stage
 
     def done(self, stage: str) -> bool:
-        return (self.folder(stage) / "done.json").exists()
+        return hosts.on_first((self.folder(stage) / "done.json").exists)
+
+    def evaluated(self, stage: str) -> bool:
+        return hosts.on_first((self.folder(stage) / "evaluation.json").exists)
 
     def stages(self, *kinds: str) -> list[str]:
         """The finished stages of these kinds, in the order of the pipeline."""
@@ -61,8 +64,11 @@ class Run:
     def report_data(self, stage: str, records: str, report: LengthReport) -> None:
         """Prints what became of a stage's records, and keeps it in data_report.json with the files read so far."""
         print(f"{stage}: {records} {report}")
+        hosts.on_first(self._write_data_report, stage, records, report)
+
+    def _write_data_report(self, stage: str, records: str, report: LengthReport) -> None:
         path = self.path / "data_report.json"
-        facts = read_json(path) if path.exists() else {"files": {}, "stages": {}}
+        facts = read_if_there(path) or {"files": {}, "stages": {}}
         facts["files"] |= {name: dataclasses.asdict(read) for name, read in self.corpus.reports.items()}
         facts["stages"].setdefault(stage, {})[records] = dataclasses.asdict(report)
         write_json(path, facts)
@@ -103,7 +109,7 @@ class Run:
         ours = dataclasses.asdict(self.model)
         if differing := [f"{name}={theirs[name]!r}, not {ours[name]!r}" for name in ours if theirs[name] != ours[name]]:
             raise InputError(f"{folder} does not fit config.model: its weights have {'; '.join(differing)}")
-        return jax.device_put(hf.load_params(folder, self.model), self.param_shardings("lm"))
+        return sharding.place(hf.load_params(folder, self.model), self.param_shardings("lm"))
 
     def sampler(self, completion_length: int) -> generate.Sampler:
         """The sampler of this model, one for each length: programs are compiled once a run."""
@@ -130,10 +136,8 @@ def start(config: ConfigDict, path: str, overrides: dict | None = None):
     plain = config.to_dict()
     with Workdir(path, plain, overrides, ignore=FREE_FIELDS) as folder:
         with progress.Interrupt() as interrupt:
-            run = _assemble(config, folder.path, interrupt)
+            run = _assemble(config, folder.path, interrupt, save=True)
             run.workdir = folder
-            run.template.save(folder.path / "template.txt")
-            run.tokenizer.save(folder.path / "tokenizer.json")
             with jax.set_mesh(run.mesh):
                 yield run
 
@@ -151,10 +155,12 @@ def open_run(path: str) -> Run:
     return _assemble(config, folder, progress.Interrupt())
 
 
-def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interrupt) -> Run:
+def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interrupt, save: bool = False) -> Run:
+    """`save`: for all processes of a job; the first makes template and tokenizer, and all read its files."""
     saved = path / "template.txt"
-    chosen = saved if saved.exists() else config.data.template
-    template = Template.load(chosen) if chosen else Template()
+    if save:
+        hosts.on_first(_keep, saved, lambda: Template.load(config.data.template) if config.data.template else Template())
+    template = Template.load(saved)
     if config.data.source == "world":
         corpus = WorldCorpus(config.data.world, template, config.evaluate.skill_items)
     elif config.data.source == "files":
@@ -162,12 +168,9 @@ def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interr
     else:
         raise InputError(f"data.source='{config.data.source}' is unknown; it can be 'world' or 'files'")
     saved = path / "tokenizer.json"
-    if saved.exists():
-        tokenizer = Tokenizer.load(saved)
-    elif config.tokenizer.path:
-        tokenizer = Tokenizer.load(pathlib.Path(config.data.files.dir, config.tokenizer.path))
-    else:
-        tokenizer = Tokenizer.train(corpus.tokenizer_texts(), config.tokenizer.vocab_size)
+    if save:
+        hosts.on_first(_keep, saved, lambda: _make_tokenizer(config, corpus))
+    tokenizer = Tokenizer.load(saved)
     shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model)
     longest = config.prompt_length + config.completion_length
     if longest > shape.max_length:
@@ -177,6 +180,17 @@ def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interr
     mesh = sharding.make_mesh(**config.mesh)
     rules = {axis: tuple(axes.split(",")) if axes else None for axis, axes in config.sharding.items()}
     return Run(config, path, mesh, rules, template, tokenizer, corpus, shape, interrupt)
+
+
+def _keep(path: pathlib.Path, make) -> None:
+    if not path.exists():
+        make().save(path)
+
+
+def _make_tokenizer(config: ConfigDict, corpus: FileCorpus | WorldCorpus) -> Tokenizer:
+    if config.tokenizer.path:
+        return Tokenizer.load(pathlib.Path(config.data.files.dir, config.tokenizer.path))
+    return Tokenizer.train(corpus.tokenizer_texts(), config.tokenizer.vocab_size)
 
 
 def optimizer_of(section: ConfigDict):

@@ -9,13 +9,13 @@ import functools
 import jax
 import numpy as np
 
-from rlhf_jax import checkpoint, supervised
+from rlhf_jax import checkpoint, hosts, supervised
 from rlhf_jax.data.batches import Batch, batch_demonstrations, pack_documents
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
 from rlhf_jax.pretrain import make_mean_loss, token_loss
 from rlhf_jax.run import Run
-from rlhf_jax.workdir import read_json, write_json
+from rlhf_jax.workdir import read_if_there, read_json, write_json
 
 
 class MixedLoader:
@@ -28,12 +28,17 @@ class MixedLoader:
         mixed = round(share * batch_size)
         self.demonstrations = Loader(demonstrations, batch_size - mixed, seed, name=name)
         self._documents = Loader(documents, mixed, seed, name=f"{name}/mix") if mixed else None
+        self.batch_size = batch_size
 
-    def batch(self, step: int) -> Batch:
-        batch = self.demonstrations.batch(step)
+    def batch(self, step: int, places: np.ndarray | None = None) -> Batch:
+        """Demonstrations first, then documents; only these places of the batch if any are named (see Loader)."""
+        places = np.arange(self.batch_size) if places is None else places
+        own = self.demonstrations.batch_size
+        batch = self.demonstrations.batch(step, places[places < own])
         if self._documents is None:
             return batch
-        return jax.tree.map(lambda *rows: np.concatenate(rows), batch, self._documents.batch(step))
+        documents = self._documents.batch(step, places[places >= own] - own)
+        return jax.tree.map(lambda *rows: np.concatenate(rows), batch, documents)
 
     def rows(self, step: int) -> np.ndarray:
         """Which demonstrations are in the batch of a step."""
@@ -103,14 +108,16 @@ class Selection:
         """Compares weights with the best so far; returns metrics to log."""
         metrics = {} if self._reward is None else {"valid/score": self._reward(params)}
         value = loss if self._by == "loss" else metrics["valid/score"]
-        best = read_json(self._record) if self._record.exists() else None
+        best = hosts.on_first(read_if_there, self._record)
         if best and best["step"] >= step:  # from a run that went further before it was resumed
             best = best["before"]
         better = best is None or (value < best["value"] if self._by == "loss" else value > best["value"])
         if better:
             checkpoint.save_params(self._params, params)
-            write_json(self._record, {"step": step, "by": self._by, "value": value, "before": best})
+            hosts.on_first(
+                write_json, self._record, {"step": step, "by": self._by, "value": value, "before": best}
+            )
         return metrics
 
     def chosen(self) -> dict:
-        return read_json(self._record)
+        return hosts.on_first(read_json, self._record)

@@ -6,7 +6,7 @@ the array; nothing is replicated silently.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -119,23 +119,61 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch, mesh: Mesh):
-    """Host arrays [B, ...] -> global arrays sharded over the batch axis.
+    """Host arrays [B, ...], the same on every process -> global arrays sharded over the batch axis.
+
+    A leaf that lies so already stays what it is.
 
     Raises:
       InputError: B does not divide by data x fsdp.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(path, x):
+        if isinstance(x, jax.Array) and x.sharding == over_batch(mesh):
+            return x
         x = np.asarray(x)
-        if x.shape[0] % ways:
-            raise InputError(
-                f"batch{jax.tree_util.keystr(path)} has {x.shape[0]} rows, which do not divide over data x fsdp = "
-                f"{ways} devices; choose a batch size that is a multiple of {ways}"
-            )
-        return jax.device_put(x, over_batch(mesh))
+        _check_rows(f"batch{jax.tree_util.keystr(path)}", len(x), mesh)
+        return jax.make_array_from_callback(x.shape, over_batch(mesh), lambda index: x[index])
 
     return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def put_rows(gather: Callable, rows: int, mesh: Mesh):
+    """A global batch of which each process gathers only the rows that its devices hold.
+
+    Args:
+      gather: places i64[n] in the batch, ascending -> a tree of host arrays [n, ...].
+      rows: B of the whole batch.
+
+    Raises:
+      InputError: B does not divide by data x fsdp.
+    """
+    _check_rows("batch", rows, mesh)
+    places = over_batch(mesh).addressable_devices_indices_map((rows,))
+    mine = np.unique(np.concatenate([np.arange(rows)[place] for (place,) in places.values()]))
+
+    def put(x):
+        def part(index):
+            chosen = np.searchsorted(mine, np.arange(rows)[index[0]])
+            return x[(chosen, *index[1:])]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), over_batch(mesh), part)
+
+    return jax.tree.map(put, gather(mine))
+
+
+def _check_rows(name: str, rows: int, mesh: Mesh) -> None:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise InputError(
+            f"{name} has {rows} rows, which do not divide over data x fsdp = {ways} devices; choose a batch size that "
+            f"is a multiple of {ways}"
+        )
+
+
+def place(tree, shardings):
+    """Host arrays that every process has -> global arrays with these shardings."""
+    put = lambda x, sharding: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+    return jax.tree.map(put, tree, shardings)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

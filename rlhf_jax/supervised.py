@@ -13,7 +13,7 @@ def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total
     """Trains `params` for `total` steps with the optimizer and schedule of config[stage].
 
     Args:
-      loader: has batch(step), a tree of arrays, and rows(step), which examples these are.
+      loader: has batch(step, places), a tree of arrays, batch_size, and rows(step), which examples these are.
       head: of the model, "lm" or "scalar".
       loop_options: what is shown and how it is validated; see loop.fit.
 
@@ -30,7 +30,7 @@ def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total
     learning_rate = jnp.float32(section.learning_rate)
 
     def advance(state, step):
-        batch = sharding.put_batch(loader.batch(step), run.mesh)
+        batch = sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, run.mesh)
         return program(state, batch, learning_rate, run.key(stage, step))
 
     return loop.fit(

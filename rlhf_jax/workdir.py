@@ -2,6 +2,9 @@
 
 Layout: `config.json` and `overrides.json` at the top, one folder a stage, and in it `done.json`,
 written last: a stage without it is run (or resumed), a stage with it is not repeated.
+
+The functions write and read where they are called; the methods of `Workdir` are for all processes
+of a job to call, and act on the first.
 """
 
 import collections.abc
@@ -11,6 +14,7 @@ import json
 import os
 import pathlib
 
+from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
 
 _SHOWN_DIFFERENCES = 8
@@ -50,8 +54,15 @@ def read_json(path):
         raise InputError(f"cannot read {path}: {error}") from error
 
 
+def read_if_there(path):
+    """What `read_json` reads, or None where there is no such file."""
+    return read_json(path) if pathlib.Path(path).exists() else None
+
+
 class Workdir:
     """A locked work directory. Use as a context manager; the lock ends with it or the process.
+
+    The first process holds the lock for all of a job.
 
     Args:
       path: the directory; made, with its parents, if it does not exist.
@@ -61,11 +72,22 @@ class Workdir:
 
     Raises:
       InputError: the path is a file or not writable; another live process works in it; it holds
-        another config (the sentence names the fields that differ, with both values).
+        another config (the sentence names the fields that differ, with both values); it is a
+        bucket's URL; or not all processes of the job see it.
     """
 
     def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = ()):
+        if "://" in str(path):
+            raise InputError(f"the work directory {path} is a URL: mount the bucket (gcsfuse for "
+                             "gs://) and give the folder where it is mounted")
         self.path = pathlib.Path(path)
+        self._lock = None
+        hosts.on_first(self._open, config, overrides or {}, ignore)
+        if not (self.path / "config.json").exists():
+            raise InputError(f"the work directory {self.path} is not the same folder on every host "
+                             f"({hosts.describe()} does not find its config.json): give a shared one")
+
+    def _open(self, config, overrides, ignore):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -76,9 +98,9 @@ class Workdir:
                 f"cannot make the work directory {self.path}: {error.strerror}") from error
         self._lock = _lock(self.path)
         try:
-            self._adopt(config, overrides or {}, ignore)
+            self._adopt(config, overrides, ignore)
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def _adopt(self, config, overrides, ignore):
@@ -92,34 +114,41 @@ class Workdir:
     def stage(self, name: str) -> pathlib.Path:
         """The folder of a stage, made if needed."""
         folder = self.path / name
-        folder.mkdir(exist_ok=True)
+        hosts.on_first(_make_folder, folder)
         return folder
 
     def done(self, name: str) -> dict | None:
         """What `mark_done` wrote for a finished stage, None for one that is not finished."""
-        marker = self.path / name / "done.json"
-        return read_json(marker) if marker.exists() else None
+        return hosts.on_first(read_if_there, self.path / name / "done.json")
 
     def mark_done(self, name: str, seconds: float, **details) -> None:
         """Marks a stage finished, with the seconds it took and any other JSON values."""
         finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        write_json(self.stage(name) / "done.json",
-                   {"finished_at": finished_at, "seconds": round(seconds, 3), **details})
+        hosts.on_first(write_json, self.stage(name) / "done.json",
+                       {"finished_at": finished_at, "seconds": round(seconds, 3), **details})
 
     def mark_evaluated(self, name: str, seconds: float) -> None:
         """Adds to the mark of a finished stage how long its evaluation took."""
-        write_json(self.stage(name) / "done.json",
-                   {**self.done(name), "evaluation_seconds": round(seconds, 3)})
+        hosts.on_first(write_json, self.stage(name) / "done.json",
+                       {**self.done(name), "evaluation_seconds": round(seconds, 3)})
 
     def close(self) -> None:
         """Releases the lock."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
 
 
 def _lock(path):

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlhf_jax"
 
 # Lower never imports higher.
 LAYERS = (
-    {"errors", "keys", "losses", "advantages", "progress", "attention", "workdir"},
+    {"errors", "hosts", "keys", "losses", "advantages", "progress", "attention", "workdir"},
     {"optim", "sharding", "metrics", "checkpoint", "data", "world", "model"},
     {"generate", "train", "hf"},
     {"ppo", "run"},

@@ -32,25 +32,29 @@ class Loader:
             raise InputError(f'{name}: {self.num_examples} examples in batches of {batch_size}; '
                              'both must be at least 1')
         self._examples = examples
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._key = f'{seed}/{name}' if shuffle else None
         # A batch needs the epochs that it straddles and the next batch needs the last of them.
         self._order = functools.lru_cache(maxsize=2)(self._order_of_epoch)
 
-    def batch(self, step: int) -> Examples:
-        """The examples of a step, counted from 0; leading axis [batch_size]."""
-        return take(self._examples, self.rows(step))
+    def batch(self, step: int, places: np.ndarray | None = None) -> Examples:
+        """The examples of a step, counted from 0; leading axis [batch_size], or that of `places`.
+
+        `places`, i64[n], gathers only these places of the batch: a process's part.
+        """
+        rows = self.rows(step)
+        return take(self._examples, rows if places is None else rows[places])
 
     def rows(self, step: int) -> np.ndarray:
         """i64[batch_size]: which examples make the batch of a step."""
-        places = step * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+        places = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
         epochs, offsets = np.divmod(places, self.num_examples)
         return np.concatenate([self._order(int(epoch))[offsets[epochs == epoch]]
                                for epoch in np.unique(epochs)])
 
     def steps(self, epochs: float) -> int:
         """Steps that show every example `epochs` times; the last may run into the next epoch."""
-        return max(1, math.ceil(epochs * self.num_examples / self._batch_size))
+        return max(1, math.ceil(epochs * self.num_examples / self.batch_size))
 
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         if self._key is None:

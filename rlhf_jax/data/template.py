@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.data import files
 from rlhf_jax.errors import InputError
+from rlhf_jax.workdir import write_text
 
 ROLES = ('system', 'user', 'assistant')
 
@@ -94,7 +95,7 @@ class Template:
         """Writes the sections as one readable text file."""
         sections = (f'{_title(field)}\n{getattr(self, field.name)}\n'
                     for field in dataclasses.fields(self))
-        pathlib.Path(path).write_text('\n'.join(sections), encoding='utf-8')
+        write_text(path, '\n'.join(sections))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Template':

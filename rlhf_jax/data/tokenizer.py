@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 
 from rlhf_jax.errors import InputError
+from rlhf_jax.workdir import write_text
 
 PAD, EOS = '<pad>', '<eos>'
 
@@ -84,7 +85,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a tokenizer.json."""
-        pathlib.Path(path).write_text(self._start.to_str(pretty=True), encoding='utf-8')
+        write_text(path, self._start.to_str(pretty=True))
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """The ids of a text, without special tokens."""

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, ppo, reward_model, sharding
+from rlhf_jax import generate, hosts, ppo, reward_model, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.evaluate import skills
 from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.workdir import read_json, write_json, write_text
+from rlhf_jax.workdir import read_if_there, write_json, write_text
 
 
 def evaluate_policy(run, stage: str) -> dict:
@@ -37,13 +37,13 @@ def evaluate_policy(run, stage: str) -> dict:
     params = run.load_params(stage)
     samples = sample(run, params)
     items = skills.few_shot(run, params)
-    write_rows(run.folder(stage) / "skills.jsonl", items)
+    hosts.on_first(write_rows, run.folder(stage) / "skills.jsonl", items)
     retained = skills.summarize(items, run.config.evaluate.bootstrap)
     retained["valid_loss"] = skills.valid_loss(run, params)
     retained = {name: _plain(value) for name, value in retained.items()}
     temperature = run.config.evaluate.temperature
     _judge(run, stage, samples, temperature)
-    write_rows(run.folder(stage) / "samples.jsonl", samples)
+    hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", samples)
     return conclude(run, stage, samples, retained, temperature)
 
 
@@ -54,11 +54,12 @@ def rescore(run) -> None:
     """
     evaluations, samples = {}, {}
     for stage in run.policy_stages():
-        if (run.folder(stage) / "evaluation.json").exists():
-            evaluations[stage] = read_json(run.folder(stage) / "evaluation.json")
-            samples[stage] = read_rows(run.folder(stage) / "samples.jsonl")
+        evaluation = hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json")
+        if evaluation:
+            evaluations[stage] = evaluation
+            samples[stage] = hosts.on_first(read_rows, run.folder(stage) / "samples.jsonl")
             _judge(run, stage, samples[stage], evaluations[stage]["temperature"])
-            write_rows(run.folder(stage) / "samples.jsonl", samples[stage])
+            hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", samples[stage])
     for stage, evaluation in evaluations.items():
         retained = {name: value for name, value in evaluation["estimates"].items()
                     if name.startswith("skills/") or name == "valid_loss"}
@@ -79,9 +80,9 @@ def sample(run, params: dict) -> list[dict]:
     rows = []
     for number, batch in enumerate(loader.in_order(prompts, config.batch_size)):
         rollout = sampler(params, batch, run.key("evaluate", number), config.temperature)
-        logprobs = completion_logprob(run.model, params, rollout, config.temperature)
+        logprobs = hosts.fetch(completion_logprob(run.model, params, rollout, config.temperature))
         completions, finished = generate.texts(rollout, run.tokenizer)
-        tokens, mask = np.asarray(rollout.completions), np.asarray(rollout.completion_mask)
+        tokens, mask = hosts.fetch((rollout.completions, rollout.completion_mask))
         for i, index in enumerate(prompts.index[len(rows) : len(rows) + config.batch_size]):
             record = records[index]
             gold = run.corpus.gold(record, completions[i], finished[i])
@@ -136,6 +137,10 @@ def read_rows(path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
+def _read_rows_if_there(path) -> list[dict] | None:
+    return read_rows(path) if path.exists() else None
+
+
 def write_rows(path, rows: list[dict]) -> None:
     """Writes rows as JSON lines, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -179,7 +184,7 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
     found = []
     for batch in loader.in_order(rollouts, run.config.evaluate.batch_size):
         batch = sharding.put_batch(batch, run.mesh)
-        found.append(np.asarray(completion_logprob(run.model, params, batch, temperature)))
+        found.append(hosts.fetch(completion_logprob(run.model, params, batch, temperature)))
     return np.concatenate(found)[: len(rows)]
 
 
@@ -192,8 +197,9 @@ def _prompt_arrays(run, records) -> batches.Prompts:
 def conclude(run, stage: str, rows, retained: dict, temperature: float) -> dict:
     """Summarises judged samples, adds what is known of retained skills, writes evaluation.json."""
     reference = reference_stage(run)
-    rivals = run.folder(reference) / "samples.jsonl" if reference not in (None, stage) else None
-    rivals = read_rows(rivals) if rivals and rivals.exists() else None
+    rivals = None
+    if reference not in (None, stage):
+        rivals = hosts.on_first(_read_rows_if_there, run.folder(reference) / "samples.jsonl")
     resamples = run.config.evaluate.bootstrap
     estimates = summarize(rows, rivals, resamples)
     evaluation = {
@@ -205,7 +211,7 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float) -> dict:
         "estimates": {name: _plain(value) for name, value in estimates.items()} | retained,
         "categories": _by_category(rows, resamples),
     }
-    write_json(run.folder(stage) / "evaluation.json", evaluation)
+    hosts.on_first(write_json, run.folder(stage) / "evaluation.json", evaluation)
     return evaluation
 
 

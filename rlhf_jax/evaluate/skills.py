@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, model, sharding
+from rlhf_jax import generate, hosts, model, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError
@@ -126,8 +126,9 @@ def valid_loss(run, params: dict) -> Estimate | None:
     totals, counts = [], []
     for batch in loader.in_order(packed, config.batch_size):
         total, count = _row_losses(run.model, params, sharding.put_batch(batch, run.mesh))
-        totals.append(np.asarray(total, np.float64))
-        counts.append(np.asarray(count, np.float64))
+        total, count = hosts.fetch((total, count))
+        totals.append(total.astype(np.float64))
+        counts.append(count.astype(np.float64))
     totals, counts = np.concatenate(totals), np.concatenate(counts)
     per_token = totals / np.maximum(counts, 1)
     return bootstrap(per_token, counts, resamples=config.bootstrap)

@@ -84,11 +84,14 @@ def machine() -> dict:
     """Where this process runs, and the most memory it has held: for a stage's done.json."""
     import jax
 
+    from rlhf_jax import hosts
+
     devices = jax.devices()
+    machines = f" on {hosts.count()} hosts" if hosts.count() > 1 else ""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return {
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30,
-        "hardware": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, "
+        "hardware": f"{len(devices)} x {devices[0].device_kind}{machines}, {os.cpu_count()} cores, "
                     f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version()}
                     | {name: importlib.metadata.version(name) for name in _PACKAGES},

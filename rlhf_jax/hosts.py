@@ -1,0 +1,169 @@
+"""Several processes, one program: who does what once, and what all of them must agree on.
+
+Every process runs the same program on its part of each array. Files of a run are written by the first
+process alone; what depends on them (a stage is finished, a checkpoint is good) is decided there and
+told to the others, who would otherwise see a shared folder each at another moment.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rlhf_jax.errors import InputError
+
+# How errors read that come from another process's end, whichever library noticed it first.
+_LOST_PEER = ("gloo", "nccl", "closed by peer", "reset by peer", "coordination", "heartbeat", "unavailable:", "deadline_exceeded")
+
+
+def start(
+    distributed: str = "",
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_seconds: int = 100,
+) -> None:
+    """Joins the processes of a job; must come before anything that touches a device.
+
+    Args:
+      distributed: "auto" finds the others through the cluster (TPU pod, SLURM, Open MPI, Kubernetes); "" joins
+        nobody unless `coordinator` is given.
+      coordinator: HOST:PORT where process 0 listens; with it the number of processes and the id of this one.
+      heartbeat_seconds: a process not heard of for so long counts as dead, and its death ends the job.
+
+    Raises:
+      InputError: flags that contradict each other, no cluster, or a pod whose processes were not joined.
+    """
+    explicit = coordinator, num_processes, process_id
+    if distributed not in ("", "auto"):
+        raise InputError(f"--distributed={distributed} is unknown; it can be 'auto'")
+    if any(value is not None for value in explicit) and None in explicit:
+        raise InputError("--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together")
+    if coordinator is not None and not (":" in coordinator and 0 <= process_id < num_processes):
+        raise InputError(
+            f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: the coordinator "
+            "is HOST:PORT, and ids count from 0 to num_processes - 1"
+        )
+    if distributed or coordinator:
+        # Stopping at a signal is agreed on by Stop below; JAX's own service would take SIGTERM away from us.
+        jax.config.update("jax_enable_preemption_service", False)
+        _say(f"joining {'the processes of this cluster' if coordinator is None else f'{coordinator} as process {process_id} of {num_processes}'}")
+        try:
+            jax.distributed.initialize(*explicit, heartbeat_timeout_seconds=heartbeat_seconds)
+        except (ValueError, RuntimeError) as error:
+            hint = "" if coordinator else "; outside a cluster give --coordinator=HOST:PORT --num_processes=N --process_id=I"
+            raise InputError(f"the processes of the job cannot be joined: {str(error).splitlines()[0]}{hint}") from error
+    elif jax.process_count() > 1:
+        raise InputError(
+            f"this machine is one of {jax.process_count()} of a pod: start the command on all of them, with --distributed=auto"
+        )
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # what all say alike, the first says
+
+
+def count() -> int:
+    """The number of processes."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return count() == 1 or jax.process_index() == 0
+
+
+def on_first(function: Callable, *arguments):
+    """Calls a function on the first process alone; all processes get its result, or raise its InputError.
+
+    All must come here, and the function must not come here again. Its result is a JSON value.
+    """
+    if count() == 1:
+        return function(*arguments)
+    said = {}
+    if is_first():
+        try:
+            said = {"result": function(*arguments)}
+        except InputError as error:
+            said = {"error": str(error)}
+    said = json.loads(_from_first(json.dumps(said).encode()))
+    if "error" in said:
+        raise InputError(said["error"])
+    return said["result"]
+
+
+def _from_first(message: bytes) -> bytes:
+    """The first process's message, everywhere."""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    room = 1 << max(10, (size - 1).bit_length())  # few sizes, so that few programs are compiled
+    buffer = np.frombuffer(message[:size].ljust(room, b" "), np.uint8)
+    return multihost_utils.broadcast_one_to_all(buffer).tobytes()[:size]
+
+
+def fetch(tree):
+    """NumPy arrays of a tree of arrays, also of those that lie on several processes; all must come here."""
+
+    def whole(x):
+        spans = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+        return multihost_utils.process_allgather(x, tiled=True) if spans else np.asarray(x)
+
+    return jax.tree.map(whole, tree)
+
+
+class Stop:
+    """Whether any process was asked to stop: the same answer at the same step everywhere.
+
+    The question travels on the devices like a step's metrics do and is read one step late, so that the
+    devices never wait for the host; a job of several processes therefore stops one step later than one.
+
+    Args:
+      asked: () -> the signal that this process got, or 0.
+    """
+
+    def __init__(self, asked: Callable[[], int]):
+        self._asked = asked
+        self._pending = None
+        if count() > 1:
+            devices = np.array(jax.devices()).reshape(count(), -1)
+            mesh = jax.sharding.Mesh(devices, ("process", "device"))
+            self._one_each = NamedSharding(mesh, PartitionSpec("process"))
+            self._largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def agreed(self, wait: bool = False) -> int:
+        """The signal to stop at, or 0; to be asked once a step, by all. With `wait`, no step late."""
+        if count() == 1:
+            return self._asked()
+        mine = np.array([self._asked()], np.int32)
+        vote = self._largest(jax.make_array_from_process_local_data(self._one_each, mine, (count(),)))
+        vote, self._pending = (vote, None) if wait else (self._pending, vote)
+        return 0 if vote is None else int(vote)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error means that another process ended."""
+    return count() > 1 and any(sign in str(error).lower() for sign in _LOST_PEER)
+
+
+def leave(code: int) -> None:
+    """Ends this process after a failure, without waiting for others, who may never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if count() == 1:
+        sys.exit(code)
+    if is_first():
+        time.sleep(2)  # it carries the coordination: those who fail with it may say so first
+    os._exit(code)
+
+
+def describe() -> str:
+    """This process, for messages: "process 1 of 4"."""
+    return f"process {jax.process_index()} of {count()}"
+
+
+def _say(text: str) -> None:
+    print(f"rlhf_jax: {text}", file=sys.stderr, flush=True)
