@@ -150,7 +150,8 @@ class Sampler:
 
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> tuple[list[str], list[bool]]:
     """The completions as text without special tokens, and whether each ended by itself."""
-    completions, mask = hosts.fetch((rollout.completions, rollout.completion_mask))
+    rollout = hosts.fetch(rollout)
+    completions, mask = rollout.completions, rollout.completion_mask
     finished = [bool(row) for row in ((completions == tokenizer.eos_id) & mask).any(axis=1)]
     rows = [row[keep & (row != tokenizer.eos_id)].tolist() for row, keep in zip(completions, mask)]
     return tokenizer.decode_batch(rows, continues=True), finished

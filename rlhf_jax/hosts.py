@@ -54,7 +54,8 @@ def start(
     if distributed or coordinator:
         # Stopping at a signal is agreed on by Stop below; JAX's own service would take SIGTERM away from us.
         jax.config.update("jax_enable_preemption_service", False)
-        _say(f"joining {'the processes of this cluster' if coordinator is None else f'{coordinator} as process {process_id} of {num_processes}'}")
+        place = f"process {process_id} of {num_processes} at {coordinator}" if coordinator else "one of this cluster"
+        print(f"rlhf_jax: pid {os.getpid()} joins as {place}", file=sys.stderr, flush=True)
         try:
             jax.distributed.initialize(*explicit, heartbeat_timeout_seconds=heartbeat_seconds)
         except (ValueError, RuntimeError) as error:
@@ -163,7 +164,3 @@ def leave(code: int) -> None:
 def describe() -> str:
     """This process, for messages: "process 1 of 4"."""
     return f"process {jax.process_index()} of {count()}"
-
-
-def _say(text: str) -> None:
-    print(f"rlhf_jax: {text}", file=sys.stderr, flush=True)

@@ -6,8 +6,11 @@ STAGES = ("pretrain", "sft", "collect", "reward_model", "ppo", "ppo_ptx")
 TRAINED = tuple(stage for stage in STAGES if stage != "collect")
 
 
-def get_config():
+def get_config(last: str = ""):
+    """`last` is the last stage, if not all are to be run: --config=tests/toy.py:pretrain."""
     config = default_config()
+    if last:
+        config.stages = STAGES[: STAGES.index(last) + 1]
     config.prompt_length, config.completion_length = 64, 8
     config.tokenizer.vocab_size = 400
     config.model.update(

@@ -81,8 +81,9 @@ def sample(run, params: dict) -> list[dict]:
     for number, batch in enumerate(loader.in_order(prompts, config.batch_size)):
         rollout = sampler(params, batch, run.key("evaluate", number), config.temperature)
         logprobs = hosts.fetch(completion_logprob(run.model, params, rollout, config.temperature))
+        rollout = hosts.fetch(rollout)
         completions, finished = generate.texts(rollout, run.tokenizer)
-        tokens, mask = hosts.fetch((rollout.completions, rollout.completion_mask))
+        tokens, mask = rollout.completions, rollout.completion_mask
         for i, index in enumerate(prompts.index[len(rows) : len(rows) + config.batch_size]):
             record = records[index]
             gold = run.corpus.gold(record, completions[i], finished[i])
