@@ -23,11 +23,13 @@ import tiny
 import toy
 from rlhf_jax import hosts, pretrain, sharding
 from rlhf_jax import run as run_lib
+from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.sft import MixedLoader
+from rlhf_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "tests/toy.py"
@@ -211,3 +213,146 @@ def test_two_processes_stop_together_and_one_goes_on_as_if_never_stopped(tmp_pat
     for name in ("two", "one"):
         train(config, tmp_path / name)
     assert_same_stage(tmp_path / "two", tmp_path / "one", "pretrain")
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_one_process_has_its_own_status(tmp_path, environment):
+    """One process, SIGINT: saved all the same, 130."""
+    job = alone(f"{CONFIG}:pretrain", tmp_path, environment, *SHORT_FLAGS)
+    job.wait_for("pretrain 1/60")
+    job.process.send_signal(signal.SIGINT)
+    assert job.end() == 130 and "stopped at pretrain step" in job.output, job.output
+
+
+# ---------------------------------------------------------------------------- the whole pipeline
+
+
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory, environment):
+    """devices -> the folder of a whole run by one process that nothing disturbed."""
+
+    @functools.cache
+    def run(devices):
+        path = tmp_path_factory.mktemp("one") / "run"
+        job = alone(CONFIG, path, environment, devices=devices)
+        assert job.end() == 0, job.output
+        return path
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_whole_pipeline_by_several_processes_is_that_of_one(one_process, tmp_path, environment, count):
+    """One device each, against one process with as many: the same bits, in every file."""
+    expected, path = one_process(count), tmp_path / "run"
+    job = local(count, CONFIG, path, environment)
+    assert job.end() == 0, job.output
+    for stage in toy.TRAINED:
+        assert_same_stage(path, expected, stage)
+    files = [file.relative_to(expected) for file in expected.rglob("*.json*") if "checkpoints" not in file.parts]
+    files = [file for file in files if file.name not in ("done.json", "metrics.jsonl", "manifest.json", "overrides.json")]
+    assert len(files) > 15
+    for file in files:
+        if "params" not in file.parts:
+            assert untimed(path / file) == untimed(expected / file), file
+    assert (path / "report.md").exists() and not list(path.rglob("*tmp*"))
+
+
+def untimed(path) -> str:
+    return re.sub(r'"seconds": [0-9.]+', "", path.read_text())
+
+
+@pytest.mark.slow
+def test_another_number_of_devices_sees_the_same_data(one_process):
+    for stage in ("pretrain", "sft"):
+        rows = {devices: timeless(one_process(devices) / stage) for devices in (1, 2, 4)}
+        for devices in (2, 4):
+            for row, expected in zip(rows[devices], rows[1], strict=True):
+                assert row == pytest.approx(expected, rel=1e-4), (stage, devices)
+
+
+# ---------------------------------------------------------------------------- what ends a job
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim, number", [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_dead_peer_ends_the_job_and_a_new_start_resumes(tmp_path, environment, victim, number):
+    flags = ["--config.pretrain.steps=100000", "--config.pretrain.checkpoint_every=10", "--heartbeat_seconds=10"]
+    arguments = 2, f"{CONFIG}:pretrain", tmp_path, environment, *flags
+    jobs = side_by_side(*arguments)
+    jobs[0].wait_for("pretrain 1/100000")
+    while not list(tmp_path.glob("pretrain/checkpoints/[0-9]*/manifest.json")):
+        time.sleep(0.1)
+    died = time.monotonic()
+    jobs[victim].process.send_signal(number)
+    status = jobs[1 - victim].end(60)
+    assert time.monotonic() - died < 30
+    output = jobs[1 - victim].output
+    assert status in ((76, -signal.SIGABRT) if victim == 0 else (76,) if number == signal.SIGKILL else (-signal.SIGABRT, 76))
+    if status == 76:
+        assert f"process {1 - victim} of 2: another process of the job ended or cannot be reached" in output
+        assert "Traceback" not in output
+    else:
+        assert "another task died" in output
+    jobs[victim].process.kill()
+    jobs[victim].end()
+    saved = max(row["step"] for row in timeless(tmp_path / "pretrain")) // 10 * 10
+    job = local(*arguments)
+    first = int(job.wait_for(r"\[0\] pretrain (\d+)/100000")[1])
+    assert saved - 20 < first - 1 <= saved
+    job.process.terminate()
+    assert job.end() == 75, job.output
+    steps = [row["step"] for row in timeless(tmp_path / "pretrain")]
+    assert steps == [*range(1, len(steps) + 1)]
+
+
+@pytest.mark.slow
+def test_a_job_is_refused_while_another_process_works_in_its_folder(tmp_path, environment):
+    with Workdir(tmp_path, {}):
+        job = local(2, f"{CONFIG}:pretrain", tmp_path, environment)
+        assert job.end() == 2, job.output
+    assert f"in use by process {os.getpid()}" in job.output and "Traceback" not in job.output
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_is_the_run_never_killed(one_process, tmp_path, environment):
+    """kill -9 of a PPO run that saves every iteration; each time the newest good checkpoint is still there."""
+    settings = ["--config.ppo.iterations=40", "--config.ppo.checkpoint_every=1"]
+
+    def prepared(name):
+        path = tmp_path / name
+        path.mkdir()
+        for file in ("template.txt", "tokenizer.json"):
+            shutil.copy(one_process(1) / file, path)
+        for stage in toy.STAGES[:4]:
+            shutil.copytree(one_process(1) / stage, path / stage)
+        return path
+
+    whole = prepared("whole")
+    job = alone(f"{CONFIG}:ppo", whole, environment, *settings)
+    assert job.end() == 0, job.output
+    moments, kills, starts, killed = random.Random(0), 0, 0, prepared("killed0")
+    saved = 0
+    while True:
+        starts += 1
+        assert starts < 60
+        job = alone(f"{CONFIG}:ppo", killed, environment, *settings)
+        job.wait_for(r"ppo (\d+)/40|ppo: finished before")
+        time.sleep(moments.uniform(0, 1.2))
+        if kills < 20:
+            job.process.kill()
+        if job.end() != 0:
+            assert job.process.returncode == -signal.SIGKILL, job.output
+            kills += 1
+        elif kills == 20:
+            break
+        else:  # it came to its end: from the start again
+            assert_same_stage(killed, whole, "ppo")
+            killed, saved = prepared(f"killed{starts}"), 0
+            continue
+        with Checkpointer(killed / "ppo" / "checkpoints") as checkpointer:
+            before, saved = saved, checkpointer.latest_step() or 0
+        assert saved >= before
+    assert kills == 20
+    assert_same_stage(killed, whole, "ppo")
