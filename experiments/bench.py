@@ -5,7 +5,8 @@
 One JSON line for each kind of work: seconds (median, and every repeat), tokens/s, peak memory.
 Hardware: 2 CPU cores, and nothing else running on them: a neighbour costs a factor of 3 to 20.
 Time: tiny 2 minutes, small 6. --config.works="('sample',)" measures sampling alone; GLIBC_TUNABLES= in
-front of the command measures with the allocator's defaults.
+front of the command measures with the allocator's defaults. --config.works="('saving',)" --config.repeats=3
+measures what a checkpoint costs the steps beside it.
 """
 
 import ml_collections
@@ -33,5 +34,6 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
             prompt_length=32,
             completion_length=64,  # no completion ends early
             minibatches=4,
+            checkpoint_every=100,  # steps, the default of the supervised stages
         )
     )

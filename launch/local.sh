@@ -80,7 +80,9 @@ while ((${#alive[@]})); do
       fi
     fi
   done
-  if [[ -n "$deadline" ]] && ((SECONDS > deadline)); then signal_all KILL; fi
+  if [[ -n "$deadline" ]] && ((SECONDS > deadline)); then
+    for pid in ${alive[@]+"${alive[@]}"}; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+  fi
   sleep 0.1 || true
 done
 wait 2>/dev/null || true

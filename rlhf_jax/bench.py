@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ import numpy as np
 from absl import app
 from ml_collections import config_flags
 
-from rlhf_jax import generate, model, optim, ppo, pretrain, reward_model, sharding, train
+from rlhf_jax import checkpoint, generate, model, optim, ppo, pretrain, reward_model, sharding, train
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.model import TransformerConfig
 
@@ -56,6 +57,38 @@ def sft_step(config: ml_collections.ConfigDict) -> Work:
     loss_fn = functools.partial(pretrain.token_loss, _model(config))
     run = _training(loss_fn, model.init_params(_model(config), jax.random.key(0)), batch)
     return Work(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]})
+
+
+def saving(config: ml_collections.ConfigDict) -> Work:
+    """The SFT steps between two checkpoints, alone ("steps") and while a checkpoint is written ("steps_and_save").
+
+    "blocked" is how long the first of these waits for its arrays to be copied.
+    """
+    step = sft_step(config)
+    # As large as SFT's state: float32 weights and both moments.
+    params = model.init_params(_model(config), jax.random.key(0))
+    state = jax.block_until_ready(train.init_state(params, optim.make_optimizer(optim.OptimizerConfig())))
+    folder = tempfile.TemporaryDirectory(prefix="rlhf_jax_bench_")
+    checkpointer = checkpoint.Checkpointer(folder.name, keep=1)
+    numbers = itertools.count(1)
+
+    def steps():
+        for _ in range(config.checkpoint_every):
+            step.run()
+
+    def save_and_steps():
+        _, blocked = _timed("blocked", checkpointer.save, next(numbers), state)
+        steps()
+        checkpointer.wait()
+        return blocked
+
+    def run():
+        _, alone = _timed("steps", steps)
+        blocked, both = _timed("steps_and_save", save_and_steps)
+        return alone | both | blocked
+
+    run.folder = folder  # lives as long as the work
+    return Work(run, 2 * config.checkpoint_every * step.tokens, step.shape | {"steps": config.checkpoint_every})
 
 
 def reward_step(config: ml_collections.ConfigDict) -> Work:
@@ -111,7 +144,7 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
     return Work(run, tokens, {**_episode_shape(config), "minibatches": minibatches})
 
 
-WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration)}
+WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration, saving)}
 
 
 def measure(name: str, config: ml_collections.ConfigDict) -> dict:

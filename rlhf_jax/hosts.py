@@ -130,9 +130,8 @@ class Stop:
         self._asked = asked
         self._pending = None
         if count() > 1:
-            devices = np.array(jax.devices()).reshape(count(), -1)
-            mesh = jax.sharding.Mesh(devices, ("process", "device"))
-            self._one_each = NamedSharding(mesh, PartitionSpec("process"))
+            mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
+            self._one_each = NamedSharding(mesh, PartitionSpec("all"))
             self._largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def agreed(self, wait: bool = False) -> int:
@@ -140,7 +139,7 @@ class Stop:
         if count() == 1:
             return self._asked()
         mine = np.array([self._asked()], np.int32)
-        vote = self._largest(jax.make_array_from_process_local_data(self._one_each, mine, (count(),)))
+        vote = self._largest(jax.make_array_from_callback((jax.device_count(),), self._one_each, lambda _: mine))
         vote, self._pending = (vote, None) if wait else (self._pending, vote)
         return 0 if vote is None else int(vote)
 

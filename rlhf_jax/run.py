@@ -62,16 +62,26 @@ class Run:
         return self.stages("pretrain", "sft", "ppo")
 
     def report_data(self, stage: str, records: str, report: LengthReport) -> None:
-        """Prints what became of a stage's records, and keeps it in data_report.json with the files read so far."""
-        print(f"{stage}: {records} {report}")
-        hosts.on_first(self._write_data_report, stage, records, report)
+        """Prints what became of a stage's records, and keeps it in data_report.json with the files read so far.
 
-    def _write_data_report(self, stage: str, records: str, report: LengthReport) -> None:
+        Raises:
+          InputError: another host read other data than the first.
+        """
+        print(f"{stage}: {records} {report}")
+        first = hosts.on_first(self._write_data_report, stage, records, report)
+        if first != dataclasses.asdict(report):
+            raise InputError(
+                f"{stage}: {hosts.describe()} reads other {records} than process 0 (here {report}): give all hosts the "
+                "same files"
+            )
+
+    def _write_data_report(self, stage: str, records: str, report: LengthReport) -> dict:
         path = self.path / "data_report.json"
         facts = read_if_there(path) or {"files": {}, "stages": {}}
         facts["files"] |= {name: dataclasses.asdict(read) for name, read in self.corpus.reports.items()}
         facts["stages"].setdefault(stage, {})[records] = dataclasses.asdict(report)
         write_json(path, facts)
+        return dataclasses.asdict(report)
 
     def param_shardings(self, head: str):
         shapes = model.param_shapes(self.model, head)

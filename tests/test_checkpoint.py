@@ -134,6 +134,14 @@ def test_keeps_the_newest_and_saves_a_step_once(tmp_path):
     assert_bitwise(restored, make_state(15))
 
 
+def test_keeps_every_so_many_steps_for_good(tmp_path):
+    with Checkpointer(tmp_path, keep=1, keep_every=10) as checkpointer:
+        for step in (5, 10, 15, 20, 25, 26):
+            checkpointer.save(step, make_state(step))
+        checkpointer.wait()
+        assert checkpointer.steps() == [10, 20, 26]
+
+
 def break_file(path, how):
     content = path.read_bytes()
     if how == "missing":

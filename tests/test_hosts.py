@@ -132,6 +132,59 @@ def assert_same_stage(path, expected, stage):
         np.testing.assert_array_equal(found[name], value, name)
 
 
+# ---------------------------------------------------------------------------- launch/local.sh
+
+
+def test_a_dry_run_prints_the_commands(environment):
+    command = ["bash", "launch/local.sh", "2", "a b.py:x", "--dry-run", "--config.seed=1", "--workdir=runs/y z"]
+    shown = environment | {"PORT": "1234", "LOCAL_DEVICES": "4", "LOCAL_PYTHON": "python"}
+    printed = subprocess.run(command, env=shown, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    assert printed.splitlines() == [
+        rf"JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 python -u -m rlhf_jax.main --config=a\ b.py:x --config.seed=1 "
+        rf"--workdir=runs/y\ z --coordinator=127.0.0.1:1234 --num_processes=2 --process_id={i} &"
+        for i in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["two", CONFIG], "the first argument is the number of processes, not 'two'"),
+    (["2"], "the second argument is the config"),
+    (["2", "--workdir=x"], "the second argument is the config"),
+])  # fmt: skip
+def test_wrong_arguments_are_named(arguments, message, environment):
+    done = subprocess.run(["bash", "launch/local.sh", *arguments], env=environment, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2 and message in done.stderr and done.stdout == ""
+
+
+def test_one_that_fails_ends_all_and_its_status_is_returned(tmp_path, environment):
+    """Stand-ins for the program: what it would do takes longer to start."""
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\ncase "$*" in *process_id=1*) echo bad input; exit 2;; esac\necho started\nsleep 60\n')
+    program.chmod(0o755)
+    begun = time.monotonic()
+    job = local(3, CONFIG, tmp_path, environment | {"LOCAL_PYTHON": str(program), "PORT": "1", "GRACE": "1"})
+    assert job.end(30) == 2 and time.monotonic() - begun < 20
+    assert {"[1] bad input\n", "[0] started\n", "[2] started\n"} < set(job.lines)
+    assert "process 1 of 3 ended with status 2" in job.output
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_signals_are_passed_on_once(tmp_path, environment, number, status):
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!{sys.executable}\nimport signal, sys, time\ncaught = []\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(number, lambda n, _: caught.append(n))\n"
+        "print('started', flush=True)\nwhile not caught:\n    time.sleep(0.01)\ntime.sleep(0.5)\n"
+        "print('caught', *map(int, caught))\nsys.exit({2: 130, 15: 75}[caught[0]])\n"
+    )
+    program.chmod(0o755)
+    job = local(2, CONFIG, tmp_path, environment | {"LOCAL_PYTHON": str(program), "PORT": "1"})
+    job.wait_for(r"(?s)\[\d\] started.*\[\d\] started")
+    os.killpg(job.process.pid, number)  # as a terminal does: to the whole foreground group
+    assert job.end(30) == status
+    assert {f"[0] caught {int(number)}\n", f"[1] caught {int(number)}\n"} < set(job.lines)
+
+
 # ---------------------------------------------------------------------------- one process's share
 
 

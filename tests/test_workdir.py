@@ -90,6 +90,8 @@ def test_paths_that_cannot_be_a_work_directory(tmp_path):
         Workdir(tmp_path / "file", {})
     with pytest.raises(InputError, match="cannot make the work directory .*: Not a directory"):
         Workdir(tmp_path / "file" / "below", {})
+    with pytest.raises(InputError, match="gs://bucket/run is a URL: mount the bucket"):
+        Workdir("gs://bucket/run", {})
     with pytest.raises(InputError, match="the work directory .* is not writable"):
         Workdir("/proc/self", {})
 
