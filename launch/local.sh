@@ -53,6 +53,7 @@ prefixed() {
   while IFS= read -r line || [[ -n "$line" ]]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 alive=()
+# shellcheck disable=SC2317  # the traps call it
 signal_all() {
   local pid
   for pid in ${alive[@]+"${alive[@]}"}; do kill -s "$1" "$pid" 2>/dev/null || true; done
