@@ -58,9 +58,13 @@ def start(
         print(f"rlhf_jax: pid {os.getpid()} joins as {place}", file=sys.stderr, flush=True)
         try:
             jax.distributed.initialize(*explicit, heartbeat_timeout_seconds=heartbeat_seconds)
-        except (ValueError, RuntimeError) as error:
-            hint = "" if coordinator else "; outside a cluster give --coordinator=HOST:PORT --num_processes=N --process_id=I"
-            raise InputError(f"the processes of the job cannot be joined: {str(error).splitlines()[0]}{hint}") from error
+        except ValueError as error:  # JAX does not say which cluster it looked for
+            raise InputError(
+                "--distributed=auto finds no cluster (TPU pod, SLURM, Open MPI, Kubernetes) around this process; give "
+                "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+            ) from error
+        except RuntimeError as error:
+            raise InputError(f"the processes of the job cannot be joined: {str(error).splitlines()[0]}") from error
     elif jax.process_count() > 1:
         raise InputError(
             f"this machine is one of {jax.process_count()} of a pod: start the command on all of them, with --distributed=auto"

@@ -230,6 +230,12 @@ def test_flags_that_join_nothing_are_refused(flags, message):
         hosts.start(*flags)
 
 
+def test_auto_outside_a_cluster_says_what_to_give(tmp_path, environment):
+    outside = {name: value for name, value in environment.items() if not re.match("SLURM|OMPI|KUBERNETES|TPU|CLOUD_TPU", name)}
+    job = alone(f"{CONFIG}:pretrain", tmp_path, outside, "--distributed=auto")
+    assert job.end() == 2 and "finds no cluster" in job.lines[-1] and "Traceback" not in job.output, job.output
+
+
 def test_one_process_is_first_and_agrees_with_itself():
     assert hosts.count() == 1 and hosts.is_first()
     assert hosts.on_first(lambda x: (x, {}), 3) == (3, {})

@@ -27,7 +27,6 @@ from rlhf_jax.metrics import read_metrics
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
 from rlhf_jax.workdir import read_json
-
 from toy import TRAINED, get_config as toy_config
 
 STAGES = {
