@@ -303,23 +303,48 @@ def one_process(tmp_path_factory, environment):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_whole_pipeline_by_several_processes_is_that_of_one(one_process, tmp_path, environment, count):
-    """One device each, against one process with as many: the same bits, in every file."""
+    """One device each, against one process with as many: every text and, for two, every bit of every number.
+
+    The sum of four numbers depends on their order, which is another between processes than within one.
+    """
     expected, path = one_process(count), tmp_path / "run"
     job = local(count, CONFIG, path, environment)
     assert job.end() == 0, job.output
     for stage in toy.TRAINED:
-        assert_same_stage(path, expected, stage)
-    files = [file.relative_to(expected) for file in expected.rglob("*.json*") if "checkpoints" not in file.parts]
-    files = [file for file in files if file.name not in ("done.json", "metrics.jsonl", "manifest.json", "overrides.json")]
-    assert len(files) > 15
-    for file in files:
-        if "params" not in file.parts:
-            assert untimed(path / file) == untimed(expected / file), file
+        if count == 2:
+            assert_same_stage(path, expected, stage)
+        else:
+            assert_close_stage(path, expected, stage)
+    exact = {file.relative_to(expected) for name in ("comparisons.*", "skills.jsonl") for file in expected.rglob(name)}
+    texts = {file.relative_to(expected) for file in expected.rglob("samples.jsonl")}
+    if count == 2:
+        exact |= texts | {file.relative_to(expected) for file in expected.rglob("evaluation.json")}
+    assert len(exact) >= 7 and len(texts) == 4
+    for file in exact:
+        assert untimed(path / file) == untimed(expected / file), file
+    for file in texts:
+        assert completions(path / file) == completions(expected / file), file
     assert (path / "report.md").exists() and not list(path.rglob("*tmp*"))
 
 
+def assert_close_stage(path, expected, stage):
+    """To the float32 tolerance that a few steps of Adam leave of another order of summation."""
+    for row, wanted in zip(timeless(path / stage), timeless(expected / stage), strict=True):
+        for name in ("ppo/val/explained_variance", "objective/logprob_gap_max"):  # both near 0 / 0
+            row.pop(name, None), wanted.pop(name, None)
+        assert row == pytest.approx(wanted, rel=2e-2, abs=2e-4), (stage, row["step"])
+    found, wanted = arrays_of(path / stage), arrays_of(expected / stage)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=5e-2, err_msg=name)
+
+
+def completions(path) -> list[str]:
+    return [json.loads(line)["completion"] for line in path.read_text().splitlines()]
+
+
 def untimed(path) -> str:
-    return re.sub(r'"seconds": [0-9.]+', "", path.read_text())
+    return re.sub(r'"seconds": [0-9.]+', "", path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
