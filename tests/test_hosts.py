@@ -76,12 +76,12 @@ class Job:
             time.sleep(0.005)
         pytest.fail(f"no '{pattern}' in\n{self.output}")
 
-    def end(self, seconds: float = 400) -> int:
+    def end(self, seconds: float = 900) -> int:
         """Its exit status."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            subprocess.run(["pkill", "-KILL", "-s", str(self.process.pid)])  # its session: local.sh and its processes
             pytest.fail(f"still running after {seconds} s:\n{self.output}")
         finally:
             self._reader.join(10)
