@@ -25,7 +25,9 @@ failures=0
 while true; do
   began=$SECONDS
   rm -f "$verdict"
-  srun --kill-on-bad-exit=1 "${one_process[@]}" one_process "$verdict" "${program[@]}"
+  # Not --kill-on-bad-exit: the first process that ends with 75 would cut short what the others still save. A
+  # process whose peer died ends by itself; --wait is for one that does not.
+  srun --kill-on-bad-exit=0 --wait=600 "${one_process[@]}" one_process "$verdict" "${program[@]}"
   code=$?
   if [[ -e "$verdict" ]]; then
     code="$(cat "$verdict")"
