@@ -41,8 +41,9 @@ while (($#)); do
 done
 need_run --workdir=/shared/runs/first
 [[ "$workdir" == /* ]] || fail "--workdir=$workdir: give an absolute path, on a disk that every node sees"
+whole --nodes "$nodes" && whole --gpus "$gpus" && whole --max-restarts "$max_restarts"
 processes="${processes:-$((gpus > 0 ? gpus : 1))}"
-whole --nodes "$nodes" && whole --gpus "$gpus" && whole --processes "$processes" && whole --max-restarts "$max_restarts"
+whole --processes "$processes"
 ((gpus == 0 || processes == gpus || processes == 1)) ||
   fail "--processes=$processes: with $gpus GPUs a node, give $gpus (one a GPU) or 1 (one process for all)"
 

@@ -13,7 +13,7 @@ shift
 read -r folder flags <<< "${runs[${SLURM_ARRAY_TASK_ID:-0}]}"
 read -ra flags <<< "$flags"
 verdict="$workdir/slurm/verdict-$SLURM_JOB_ID"
-program=("$@" "--workdir=$workdir/$folder" "${flags[@]}")
+program=("$@" "--workdir=$workdir${folder:+/$folder}" "${flags[@]}")
 echo "${program[*]}"
 
 # Slurm reports the highest code of all processes, that of a killed one (137) before that of the one which

@@ -22,7 +22,8 @@ set -euo pipefail
 # shellcheck source=launch/flags.sh
 source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
-name="" zone="" project="" type="" runtime="" spot="" queued="" slices=1 max_restarts=5 delete="" stop=""
+name="" zone="" project="" type="" runtime="" spot="" queued="" slices=1 max_restarts=5 delete="" stop="" had_slice=""
+poll_seconds="${TPU_POD_POLL_SECONDS:-30}"
 known=(--name --zone --project --type --runtime --spot --queued --slices --max-restarts --delete --stop)
 while (($#)); do
   case "$1" in
@@ -68,7 +69,7 @@ on_all() {
 }
 
 if [[ -z "$config" && -n "$delete$stop" ]]; then
-  if [[ -n "$stop" ]]; then on_all bash rlhf_jax/launch/tpu_worker.sh stop; fi
+  if [[ -n "$stop" ]]; then on_all bash tpu_worker.sh stop; fi
   if [[ -n "$delete" ]]; then delete_slice; fi
   exit
 fi
@@ -79,8 +80,7 @@ bucket="" remote_workdir="$workdir"
 case "$workdir" in
   gs://*/*)
     bucket="${workdir#gs://}" && bucket="${bucket%%/*}"
-    remote_workdir="buckets/${workdir#gs://}"
-    remote_workdir="../$remote_workdir"  # from ~/rlhf_jax
+    remote_workdir="../buckets/${workdir#gs://}"  # where tpu_worker.sh mounts it, seen from the code
     ;;
   /*) ;;
   *) fail "--workdir=$workdir: every worker must see it; give gs://BUCKET/FOLDER or a disk mounted on all of them" ;;
@@ -130,15 +130,18 @@ have_slice() {
   while true; do
     now="$(state)" || exit
     case "$now" in
-      "$ready") return ;;
-      MISSING) create_slice ;;
+      "$ready") had_slice=yes && return ;;
+      MISSING)
+        # The first time the reason is a typing error or a quota; later, that there is none just now.
+        create_slice || { [[ -n "$had_slice" ]] && sleep "$poll_seconds"; } || exit 1
+        ;;
       # What was taken away holds nothing but the code; the run is in its work directory.
       PREEMPTED | TERMINATED | SUSPENDED) delete_slice ;;
       FAILED) fail "the request for $name has failed: see ${kind[*]} describe $name ${where[*]}" ;;
       *)
         [[ "$now" == "$shown" ]] || echo "the slice $name is $now"
         shown="$now"
-        sleep "${TPU_POD_POLL_SECONDS:-30}"
+        sleep "$poll_seconds"
         ;;
     esac
   done
@@ -155,34 +158,31 @@ over() {
   exit "$1"
 }
 
-trap 'echo; echo "no longer followed; the run goes on. The same command follows it, --stop stops it" >&2; exit 130' INT
+trap 'echo "no longer followed; the run goes on: the same command follows it, --stop stops it" >&2; exit 130' INT
 files="$(mktemp -d)"
 trap 'rm -rf "$files"' EXIT
 failures=0
 while true; do
   have_slice
-  began=$SECONDS
+  began=$SECONDS code=0
   pack_code "$files/rlhf_jax.tgz"
-  echo "the code of this project: rlhf_jax.tgz"
-  run "${kind[@]}" scp "$files/rlhf_jax.tgz" "$name:" "${where[@]}" "${all[@]}" || true
-  code=0
-  # The launcher of the code just copied; the code itself is unpacked where nothing runs.
-  on_all bash -c 'mkdir -p rlhf_jax && tar -xzf rlhf_jax.tgz -C rlhf_jax ./launch/tpu_worker.sh && exec bash rlhf_jax/launch/tpu_worker.sh "$@"' \
-    worker run "$(date +%Y%m%dT%H%M%S)" "$bucket" \
-    --distributed=auto "--config=$config" "--workdir=$remote_workdir" "${program_flags[@]}" |
-    tee "$files/output" || code=${PIPESTATUS[0]}
-  if [[ -n "$dry_run" ]]; then
-    over 0
-  fi
+  {
+    run "${kind[@]}" scp "$files/rlhf_jax.tgz" launch/tpu_worker.sh "$name:" "${where[@]}" "${all[@]}" &&
+      on_all bash tpu_worker.sh run "$(date +%Y%m%dT%H%M%S)" "$bucket" --distributed=auto \
+        "--config=$config" "--workdir=$remote_workdir" "${program_flags[@]}"
+  } | tee "$files/output" || code=${PIPESTATUS[0]}
+  if [[ -n "$dry_run" ]]; then over 0; fi
   # gcloud gives the code of the first worker that failed; another one may know better why.
-  for_good_code="$(sed -n 's/^worker ended with exit code \([23]\)$/\1/p' "$files/output" | head -1)"
-  code="${for_good_code:-$code}"
+  verdict="$(sed -n 's/^worker ended with exit code \([23]\)$/\1/p' "$files/output" | head -n 1)"
+  code="${verdict:-$code}"
   if for_good "$code"; then over "$code"; fi
   echo "ended with exit code $code after $((SECONDS - began)) s"
+  if grep -q '^worker was told to stop$' "$files/output"; then exit "$code"; fi
   if [[ "$code" == 75 ]] || ((SECONDS - began >= 1800)); then failures=0; fi
   if [[ "$code" != 75 ]] && ((++failures > max_restarts)); then
     echo "failed $failures times in a row: given up"
     over "$code"
   fi
   echo "running again from the last checkpoint"
+  sleep "$poll_seconds"  # what took the slice away may not show yet
 done

@@ -16,11 +16,19 @@ running() {
   [[ -e "$here/pid" ]] && kill -0 "$(cat "$here/pid")" 2>/dev/null
 }
 
+install_gcsfuse() {
+  local packages=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+  curl --silent --show-error --fail "$packages/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
+  sudo apt-get update -q
+  sudo apt-get install -qy gcsfuse
+}
+
 install_code() {  # the new code in the place of the old, whose environment stays
   find . -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
   tar -xzf ~/rlhf_jax.tgz
   if [[ -n "$1" ]] && ! mountpoint -q ~/buckets/"$1"; then
-    command -v gcsfuse >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy gcsfuse; } >&2
+    command -v gcsfuse >/dev/null || install_gcsfuse
     mkdir -p ~/buckets/"$1"
     gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$1" ~/buckets/"$1" >&2
   fi
@@ -37,7 +45,7 @@ install_code() {  # the new code in the place of the old, whose environment stay
 start() {
   echo "$1" > "$here/attempt"
   echo "${*:3}" > "$here/flags"
-  rm -f "$here/code"
+  rm -f "$here/code" "$here/stopped"
   # The trap keeps this shell alive until it has written how the program ended.
   # shellcheck disable=SC2016
   nohup setsid bash -c 'trap : TERM; "${@:2}"; echo $? > "$1/code.new"; mv "$1/code.new" "$1/code"' \
@@ -62,11 +70,13 @@ case "$1" in
     flock -u 9
     exec 9>&-
     tail --lines=+1 --follow --sleep-interval=1 --pid="$(cat "$here/pid")" "$here/log"
+    if [[ -e "$here/stopped" ]]; then echo "worker was told to stop"; fi
     code="$(cat "$here/code" 2>/dev/null || echo 137)"  # no code: it was killed together with its shell
     echo "worker ended with exit code $code"
     exit "$code"
     ;;
   stop)
+    touch "$here/stopped"
     if running; then kill -TERM -- "-$(cat "$here/pid")"; fi
     while running; do sleep 1; done
     ;;
