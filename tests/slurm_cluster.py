@@ -10,13 +10,14 @@ import time
 import pytest
 
 NODES = ("127.0.0.1", "127.0.0.2")  # addresses as names: JAX must be able to reach the first one by its name
+# cred_expire is how long a job waits that was queued again: two minutes otherwise, five seconds at least.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock,cred_expire=3
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
