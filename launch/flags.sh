@@ -63,6 +63,17 @@ run() {
   [[ -n "$dry_run" ]] || "$@"
 }
 
+# mounted BUCKET PLACE: where --data names a folder of the bucket, names it under the place it is mounted at.
+mounted() {
+  local i
+  for i in "${!program_flags[@]}"; do
+    case "${program_flags[i]}" in
+      --data=gs://"$1"/*) program_flags[i]="--data=$2/${program_flags[i]#--data=gs://"$1"/}" ;;
+      --data=gs://*) fail "${program_flags[i]}: give a folder in the bucket of --workdir, which is the one that is mounted" ;;
+    esac
+  done
+}
+
 # for_good CODE: true where running again cannot help (done, bad input, not finite).
 for_good() {
   [[ "$1" == 0 || "$1" == 2 || "$1" == 3 ]]

@@ -68,7 +68,7 @@ fi
 need --type "$type" "the slice, e.g. --type=v5litepod-16"
 need_run --workdir=gs://bucket/runs/first
 [[ "$config" != /* ]] || fail "--config=$config: give a path inside the project, which is what is copied to the cluster"
-storage=()
+storage=() bucket=""
 case "$workdir" in
   gs://*/*)
     bucket="${workdir#gs://}" && bucket="${bucket%%/*}"
@@ -84,6 +84,8 @@ case "$workdir" in
   /*) ;;
   *) fail "--workdir=$workdir: every worker must see it; give gs://BUCKET/FOLDER or a path of an attached storage" ;;
 esac
+
+mounted "$bucket" "/gs/$bucket"
 
 # `exec`: the program itself must get the SIGTERM of a preemption, and five minutes to save.
 command="$(quoted exec env EXTRAS=tpu bash launch/python.sh -m rlhf_jax.main --distributed=auto \

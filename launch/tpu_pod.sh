@@ -85,6 +85,7 @@ case "$workdir" in
   /*) ;;
   *) fail "--workdir=$workdir: every worker must see it; give gs://BUCKET/FOLDER or a disk mounted on all of them" ;;
 esac
+mounted "$bucket" "../buckets/$bucket"
 if [[ -z "$runtime" ]]; then
   case "$type" in
     v6e-*) runtime=v2-alpha-tpuv6e ;;

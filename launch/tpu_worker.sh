@@ -30,7 +30,9 @@ install_code() {  # the new code in the place of the old, whose environment stay
   if [[ -n "$1" ]] && ! mountpoint -q ~/buckets/"$1"; then
     command -v gcsfuse >/dev/null || install_gcsfuse
     mkdir -p ~/buckets/"$1"
-    gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$1" ~/buckets/"$1" >&2
+    # It stays behind, and must keep neither the connection nor the lock open.
+    gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$1" ~/buckets/"$1" > "$here/gcsfuse.log" 2>&1 < /dev/null 9>&- ||
+      { cat "$here/gcsfuse.log" >&2 && exit 1; }
   fi
   export EXTRAS=tpu
   if [[ ! -d .venv ]] && ! command -v python3.11 python3.12 >/dev/null; then  # the image has 3.10

@@ -27,7 +27,7 @@ def launch(script, *flags, env=None):
 
 
 def commands(script, *flags) -> list[str]:
-    """The commands that a dry run prints, in an empty PATH of gcloud, xpk and sbatch; "+ " cut off."""
+    """The commands that a dry run prints, "+ " cut off."""
     done = launch(script, "--dry-run", *flags)
     assert done.returncode == 0, done.stderr
     lines = [line[2:] for line in done.stdout.splitlines() if line.startswith("+ ")]
@@ -71,7 +71,7 @@ def test_dry_run_of_stop_and_delete():
 
 
 def test_dry_run_of_a_gke_workload():
-    assert commands(*GKE, "--zone=us-east5-a", *RUN, "--config.seed=1", "--delete") == [
+    assert commands(*GKE, "--zone=us-east5-a", *RUN, "--data=gs://bucket/text", "--delete") == [
         "xpk storage attach bucket --cluster=research --zone=us-east5-a --type=gcsfuse --bucket=bucket "
         "--mount-point=/gs/bucket --readonly=false --auto-mount=false --size=1000 "
         "--mount-options=implicit-dirs,rename-dir-limit=1000000",
@@ -79,7 +79,7 @@ def test_dry_run_of_a_gke_workload():
         "--priority=medium --base-docker-image=python:3.12 --script-dir=/tmp/X --storage=bucket --max-restarts=100 "
         "--restart-on-exit-codes=1,4-255 --termination-grace-period-seconds=300 "
         "'--command=exec env EXTRAS=tpu bash launch/python.sh -m rlhf_jax.main --distributed=auto "
-        "--config=experiments/quickstart.py --workdir=/gs/bucket/runs/a --config.seed=1'",
+        "--config=experiments/quickstart.py --workdir=/gs/bucket/runs/a --data=/gs/bucket/text'",
         "xpk workload list --cluster=research --zone=us-east5-a --wait-for-job-completion=beta",
         "xpk workload delete --workload=beta --cluster=research --zone=us-east5-a --force",
     ]
@@ -116,6 +116,7 @@ def test_dry_run_of_slurm():
         ([*POD, RUN[0], "--workdir=runs/a"], "--workdir=runs/a: every worker must see it; give gs://BUCKET/FOLDER"),
         ([*POD, RUN[1], "--config=experiments/nothing.py"], "--config=experiments/nothing.py: no such file in "),
         ([*POD, RUN[1], f"--config={PROJECT}/experiments/quickstart.py"], "give a path inside the project"),
+        ([*POD, *RUN, "--data=gs://other/d"], "--data=gs://other/d: give a folder in the bucket of --workdir"),
         (["tpu_pod.sh", "--zone=z", *RUN], "--name is missing"),
         (["gke.sh", *RUN, "--name=b"], "--cluster is missing"),
         ([*GKE, "--name=Beta", *RUN], "--name=Beta: at most 40 of a-z, 0-9 and -"),
@@ -300,10 +301,10 @@ def test_what_cannot_get_better_is_not_run_again(slice_of_two, workers, expected
 
 
 def test_a_run_that_only_crashes_is_given_up(slice_of_two):
-    slice_of_two.plan(["75", *["1"] * 9], ["75", *["1"] * 9])
+    slice_of_two.plan(*[["1", "75", *["1"] * 9]] * 2)
     code, output = slice_of_two.launch("--type=v5p-16", *RUN, "--max-restarts=1", "--delete")
     assert code == 1 and "failed 2 times in a row: given up" in output
-    assert len(slice_of_two.starts()) == 3  # what was stopped with everything saved has not failed
+    assert len(slice_of_two.starts()) == 4  # what was stopped with everything saved has not failed
     assert slice_of_two.calls()[-1] == "delete"
 
 
@@ -325,6 +326,16 @@ def test_the_run_outlives_its_follower_and_is_followed_again(slice_of_two):
     (slice_of_two.cloud / "go").touch()
     assert "program: wait" in again.communicate(timeout=30)[0]
     assert again.returncode == 0 and len(slice_of_two.starts()) == 1
+
+
+def test_a_call_repeated_after_a_lost_connection_starts_nothing(slice_of_two, tmp_path):
+    slice_of_two.plan(["134", "0"], [])
+    home = slice_of_two.cloud / "0"
+    subprocess.run(["tar", "-czf", home / "rlhf_jax.tgz", "launch", "setup.cfg"], cwd=PROJECT, check=True)
+    command = ["bash", PROJECT / "launch" / "tpu_worker.sh", "run"]
+    env = slice_of_two.env | {"HOME": str(home)}
+    codes = [subprocess.run([*command, attempt, "", "--x"], env=env).returncode for attempt in ("1", "1", "2")]
+    assert codes == [134, 134, 0] and len(slice_of_two.starts()) == 2
 
 
 def test_a_run_that_was_told_to_stop_is_not_run_again(slice_of_two):
@@ -374,7 +385,7 @@ def test_a_workload_is_made_once_and_followed(xpk, tmp_path):
     assert xpk() == (0, ["storage list", "storage attach", "workload list", "workload create", "workload list"])
     code = (tmp_path / "code").read_text().split()
     assert "./rlhf_jax/main.py" in code and "./setup.cfg" in code and "./launch/python.sh" in code
-    assert not any(name.startswith(("./.git/", "./.venv/", "./runs/")) for name in code)
+    assert not any(re.match(r"\./(\.git|\.venv|runs)(/|$)", name) for name in code)
     (tmp_path / "storages").write_text("NAME    TYPE\n------  ----\nbucket  gcsfuse\n")
     (tmp_path / "workloads").write_text("Jobset Name  Status\nbeta-2  Running\n")
     assert xpk() == (0, ["storage list", "workload list", "workload create", "workload list"])
