@@ -3,7 +3,8 @@
 #
 #   slurm_job.sh WORKDIR MAX_RESTARTS RUN... -- PROGRAM...
 #
-# A RUN is "FOLDER FLAGS": where in WORKDIR the run of an array task lives, and its flags.
+# A RUN is "FOLDER FLAGS": where in WORKDIR the run of an array task lives, and its flags. A plain scancel ends
+# this shell too, so that nothing is queued again.
 set -uo pipefail
 workdir="$1" max_restarts="$2"
 shift 2
@@ -35,8 +36,6 @@ while true; do
   fi
   echo "exit code $code after $((SECONDS - began)) s"
   case "$code" in 0 | 2 | 3) exit "$code" ;; esac
-  # What scancel stopped is no longer RUNNING, and must not come back.
-  [[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" == RUNNING ]] || exit "$code"
   if [[ "$code" == 75 ]]; then
     echo "stopped with everything saved: queued again"
     scontrol requeue "$SLURM_JOB_ID"
