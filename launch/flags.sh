@@ -69,7 +69,7 @@ mounted() {
   for i in "${!program_flags[@]}"; do
     case "${program_flags[i]}" in
       --data=gs://"$1"/*) program_flags[i]="--data=$2/${program_flags[i]#--data=gs://"$1"/}" ;;
-      --data=gs://*) fail "${program_flags[i]}: give a folder in the bucket of --workdir, which is the one that is mounted" ;;
+      --data=gs://*) fail "${program_flags[i]}: give a folder in the bucket of --workdir, which is mounted" ;;
     esac
   done
 }

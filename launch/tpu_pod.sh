@@ -115,7 +115,8 @@ create_slice() {
   local nodes=("--node-id=$name")
   if ((slices > 1)); then nodes=("--node-count=$slices" "--node-prefix=$name"); fi
   if [[ -n "$queued" ]]; then
-    run "${kind[@]}" create "$name" "${where[@]}" "${nodes[@]}" "--accelerator-type=$type" "--runtime-version=$runtime" $spot
+    run "${kind[@]}" create "$name" "${where[@]}" "${nodes[@]}" "--accelerator-type=$type" \
+      "--runtime-version=$runtime" $spot
   else
     run "${kind[@]}" create "$name" "${where[@]}" "--accelerator-type=$type" "--version=$runtime" $spot
   fi

@@ -39,7 +39,8 @@ def commands(script, *flags) -> list[str]:
 
 def test_dry_run_of_a_tpu_slice():
     assert commands(*POD, "--type=v5p-32", "--spot", *RUN, "--config.seed=1", "--delete", "--", "--x=it's so") == [
-        "gcloud compute tpus tpu-vm create pod --zone=us-east5-a --accelerator-type=v5p-32 --version=v2-alpha-tpuv5 --spot",
+        "gcloud compute tpus tpu-vm create pod --zone=us-east5-a --accelerator-type=v5p-32 "
+        "--version=v2-alpha-tpuv5 --spot",
         "gcloud compute tpus tpu-vm scp /tmp/X/rlhf_jax.tgz launch/tpu_worker.sh pod: --zone=us-east5-a --worker=all",
         "gcloud compute tpus tpu-vm ssh pod --zone=us-east5-a --worker=all '--command=bash tpu_worker.sh run ATTEMPT "
         "bucket --distributed=auto --config=experiments/quickstart.py --workdir=../buckets/bucket/runs/a "
@@ -255,7 +256,9 @@ def wait_for(condition):
 
 @pytest.fixture
 def slice_of_two(tmp_path):
-    return Slice(tmp_path)
+    made = Slice(tmp_path)
+    yield made
+    (made.cloud / "go").touch()  # what a failed test left waiting ends
 
 
 def test_a_slice_is_made_used_on_all_workers_and_kept(slice_of_two):
@@ -309,7 +312,8 @@ def test_a_run_that_only_crashes_is_given_up(slice_of_two):
 
 
 def test_gcloud_that_cannot_answer_makes_nothing(slice_of_two):
-    executable(slice_of_two.cloud.parent / "tools" / "gcloud", "#!/bin/sh\necho 'ERROR: you are not logged in' >&2\nexit 1\n")
+    tools = slice_of_two.cloud.parent / "tools"
+    executable(tools / "gcloud", "#!/bin/sh\necho 'ERROR: you are not logged in' >&2\nexit 1\n")
     code, output = slice_of_two.launch("--type=v5p-16", *RUN)
     assert code == 2 and "you are not logged in" in output and "cannot say whether the slice pod is there" in output
 
