@@ -258,7 +258,7 @@ def test_two_processes_stop_together_and_one_goes_on_as_if_never_stopped(tmp_pat
     job = local(2, f"{CONFIG}:pretrain", tmp_path / "two", environment, *SHORT_FLAGS)
     job.wait_for(r"\[0\] pretrain 1/60")
     os.kill(int(job.wait_for(r"pid (\d+) joins as process 1 of 2")[1]), signal.SIGTERM)
-    assert job.end() == 75, job.output
+    assert job.end(240) == 75, job.output
     stopped = re.findall(r"\[(\d)\] rlhf_jax: stopped at pretrain step (\d+); run the same command to go on", job.output)
     assert sorted(process for process, _ in stopped) == ["0", "1"] and len({step for _, step in stopped}) == 1, job.output
     assert "[1] pretrain" not in job.output
