@@ -2,8 +2,9 @@
 
     python -m rlhf_jax.optimum --config=experiments/bandit.py
 
-What makes PPO find the optimum here: several epochs, whose clipped steps raise a rare completion by
-the same factor as a common one; a width at which what one prompt learns does not undo another's;
+What makes PPO find the optimum here: many epochs of small clipped steps, which raise a rare completion
+by the same factor as a common one (with fewer, a good completion that is common at the start takes
+over before a better one is found); a width at which what one prompt learns does not undo another's;
 and a learning rate that decays, because whitening makes the noise near the optimum as large as the
 signal was at the start.
 """
@@ -19,7 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
         iterations=100,
         batch_size=1024,
         minibatch_size=256,
-        ppo_epochs=4,
+        ppo_epochs=8,
+        cliprange=0.1,
         learning_rate=5e-4,
         value_learning_rate=3e-3,
         schedule="linear",

@@ -3,13 +3,12 @@
     python -m rlhf_jax.main --config=experiments/instructgpt.py:1.3b --data=DIR --workdir=runs/1.3b
 
 DIR holds what the paper never released, in the public formats: `gpt3` (the pretrained weights and
-their tokenizer), demonstrations.jsonl, rankings.jsonl, prompts.jsonl, documents.jsonl. Sizes: 1.3b,
-6b, 175b. Hardware: accelerators; on a laptop only the small configs run. What the paper leaves
+their tokenizer) and, unless the size is 6b, `gpt3_6b` (the weights that the reward model starts from),
+demonstrations.jsonl, rankings.jsonl, prompts.jsonl, documents.jsonl. Sizes: 1.3b, 6b, 175b. Hardware: accelerators; on a laptop only the small configs run. What the paper leaves
 unsaid keeps the default of rlhf_jax/config.py, which gives the reason.
 
 Stages: `sft` is the baseline that win rates refer to; `ppo_init` (C.3) is where PPO starts and what
-its KL refers to. One departure: the paper uses 6B reward and value models beside every policy,
-while all models of a run have one shape here, so at 1.3b and 175b they have the policy's.
+its KL refers to. The reward and value models are 6B beside every policy (C.2).
 """
 
 import ml_collections
@@ -78,8 +77,10 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
         pretrain_mix=0.1,
         **values["ppo_init"],
     )
+    if size != "6b":
+        config.reward_model.model = ml_collections.ConfigDict(SIZES["6b"]["model"])
     config.reward_model.update(  # C.2
-        init="sft",
+        init="sft" if size == "6b" else "gpt3_6b",
         epochs=1.0,
         batch_size=64,  # prompts
         learning_rate=9e-6,

@@ -188,6 +188,7 @@ def collect_config() -> ConfigDict:
 def reward_model_config() -> ConfigDict:
     return _trained(
         kind="reward_model",
+        model=ConfigDict(),  # fields of config.model that differ in this model and the value model (C.2: 6B beside all)
         init="sft",  # section 3.5; C.2 says a 6B model tuned on public NLP sets, and that it matters little
         epochs=1.0,  # C.2: more epochs overfit
         batch_size=64,  # prompts, C.2

@@ -73,7 +73,7 @@ def compare(config: ConfigDict, game: Bandit) -> Iterator[Comparison]:
             reference = model.init_params(shape, keys.named_key(seed, "policy"))
             value = model.init_params(shape, keys.named_key(seed, "value"), "scalar")
             optimizers, start, shardings = ppo_stage.init_state(
-                shape, mesh, sharding.DEFAULT_RULES, section, reference, value
+                shape, shape, mesh, sharding.DEFAULT_RULES, section, reference, value
             )
             programs = programs or _programs(shape, mesh, section, game, optimizers, shardings)
             for kl_coef in config.kl_coefs:
@@ -107,7 +107,7 @@ def _programs(shape, mesh, section, game: Bandit, optimizers, shardings) -> ppo_
         eos_id=bandit.EOS_ID,
         pad_id=bandit.PAD_ID,
     )
-    config = ppo_stage.programs_config(shape, bandit.EOS_ID, section)
+    config = ppo_stage.programs_config(shape, shape, bandit.EOS_ID, section)
     return ppo_stage.Programs(config, lambda _, rollout: game.score(rollout.tokens), optimizers, shardings, sampler, mesh)
 
 

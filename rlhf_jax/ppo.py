@@ -30,7 +30,7 @@ class PPOConfig:
     """What shapes the programs; everything that is only a number is in Coefficients."""
 
     policy: TransformerConfig
-    value: TransformerConfig  # also the reward model's
+    value: TransformerConfig
     eos_id: int
     missing_eos: str = "replace"  # or "subtract", "none"
     whiten_rewards: bool = False

@@ -23,8 +23,10 @@ def coefficients(section: ConfigDict) -> ppo.Coefficients:
     return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
 
 
-def programs_config(shape: TransformerConfig, eos_id: int, section: ConfigDict) -> ppo.PPOConfig:
-    """What shapes the programs of models of this shape, checked.
+def programs_config(
+    shape: TransformerConfig, value_shape: TransformerConfig, eos_id: int, section: ConfigDict
+) -> ppo.PPOConfig:
+    """What shapes the programs of a policy and a value model of these shapes, checked.
 
     Raises:
       InputError: sizes that do not divide, or an unknown missing-EOS rule.
@@ -41,7 +43,7 @@ def programs_config(shape: TransformerConfig, eos_id: int, section: ConfigDict) 
     steps_per_iteration = section.ppo_epochs * (batch // minibatch)
     return ppo.PPOConfig(
         policy=shape,
-        value=shape,
+        value=value_shape,
         eos_id=eos_id,
         missing_eos=section.missing_eos,
         whiten_rewards=section.whiten_rewards,
@@ -125,7 +127,9 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] and writes the policy's parameters (by default their moving average)."""
     section = run.config[stage]
-    config = programs_config(run.model, run.tokenizer.eos_id, section)
+    reward_shape = run.shape(section.reward)
+    value_shape = run.model if section.value_init == "policy" else reward_shape
+    config = programs_config(run.model, value_shape, run.tokenizer.eos_id, section)
     arrays, report = batch_prompts(
         run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
     )
@@ -136,13 +140,13 @@ def run_stage(run: Run, stage: str) -> None:
 
     ref = run.start_params(stage)
     reward = run.load_params(section.reward, "scalar")
-    value = _value_params(run, stage, reward, ref)
-    optimizers, state, shardings = init_state(run.model, run.mesh, run.rules, section, ref, value)
+    value = _value_params(run, stage, value_shape, reward, ref)
+    optimizers, state, shardings = init_state(run.model, value_shape, run.mesh, run.rules, section, ref, value)
     compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
     frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
 
     def reward_fn(params, rollout):
-        return ppo.sequence_scores(config.value, params, rollout.tokens, rollout.mask)
+        return ppo.sequence_scores(reward_shape, params, rollout.tokens, rollout.mask)
 
     sampler = run.sampler(run.config.completion_length)
     programs = Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
@@ -186,19 +190,21 @@ def _ptx_batches(run: Run, section: ConfigDict):
     return lambda step: sharding.put_batch(loader.batch(step), run.mesh)
 
 
-def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict:
+def _value_params(run: Run, stage: str, shape: TransformerConfig, reward: dict, policy: dict) -> dict:
     choice = run.config[stage].value_init
     if choice == "reward":
         return reward
     if choice == "random":
-        return run.init_params(f"{stage}/value", head="scalar")
+        return run.init_params(f"{stage}/value", shape, head="scalar")
     if choice == "policy":
-        start = functools.partial(model.with_scalar_head, run.model)
-        return jax.jit(start, out_shardings=run.param_shardings("scalar"))(policy, run.key(stage, "value"))
+        start = functools.partial(model.with_scalar_head, shape)
+        return jax.jit(start, out_shardings=run.param_shardings(shape, "scalar"))(policy, run.key(stage, "value"))
     raise InputError(f"{stage}.value_init='{choice}' is unknown; it can be 'reward', 'policy' or 'random'")
 
 
-def init_state(shape: TransformerConfig, mesh, rules, section: ConfigDict, policy: dict, value: dict):
+def init_state(
+    shape: TransformerConfig, value_shape: TransformerConfig, mesh, rules, section: ConfigDict, policy: dict, value: dict
+):
     """(optimizers, PPOState on the mesh, its shardings); the parameters are copied, because states are donated."""
     optimizers = optimizer_of(section.optimizer), optimizer_of(section.value_optimizer)
 
@@ -214,7 +220,7 @@ def init_state(shape: TransformerConfig, mesh, rules, section: ConfigDict, polic
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     shardings = ppo.PPOState(
         shard(shapes.policy, optimizers[0], model.logical_axes(shape, "lm")),
-        shard(shapes.value, optimizers[1], model.logical_axes(shape, "scalar")),
+        shard(shapes.value, optimizers[1], model.logical_axes(value_shape, "scalar")),
         sharding.replicated(mesh),
     )
     return optimizers, jax.jit(make, out_shardings=shardings)(policy, value), shardings

@@ -113,27 +113,27 @@ def run_stage(run: Run, stage: str) -> None:
         print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
     loader = Loader(examples, section.batch_size, run.seed, name=stage)
 
-    base = run.start_params(stage)
+    shape = run.shape(stage)
     start = jax.jit(
-        lambda params, key: model.with_scalar_head(run.model, params, key), out_shardings=run.param_shardings("scalar")
-    )(base, run.key(stage, "head"))
+        functools.partial(model.with_scalar_head, shape), out_shardings=run.param_shardings(shape, "scalar")
+    )(run.start_params(stage), run.key(stage, "head"))
     state = supervised.fit(
         run,
         stage,
         start,
-        functools.partial(reward_loss, run.model, section.loss),
+        functools.partial(reward_loss, shape, section.loss),
         loader,
         loader.steps(section.epochs),
         head="scalar",
         live={"loss": "loss", "accuracy": "accuracy"},
     )
-    scorer = Scorer(run, state.params)
+    scorer = Scorer(run, stage, state.params)
     demonstrations = _fitting(run, run.corpus.demonstrations("train"))
     prompts = [Prompt(row.prompt, row.row) for row in demonstrations]
     scores = scorer(prompts, [row.completion for row in demonstrations], [True] * len(prompts))
     params = state.params | {"scalar_bias": state.params["scalar_bias"] - np.float32(scores.mean())}
     checkpoint.save_params(run.folder(stage) / "params", params)
-    facts = evaluate(run, Scorer(run, params))
+    facts = evaluate(run, Scorer(run, stage, params))
     write_json(run.folder(stage) / "evaluation.json", facts | {"demonstration_mean_before_bias": float(scores.mean())})
 
 
@@ -141,22 +141,24 @@ class Scorer:
     """Scores texts with a reward model, its bias included: (prompts, completions, finished) -> f32[N].
 
     Args:
-      run: whose model, tokenizer and lengths hold.
-      params: the reward model's; by default those of the run's finished reward_model stage.
+      run: whose tokenizer and lengths hold.
+      stage: the reward model's; by default the run's last finished one.
+      params: its parameters; by default what the stage wrote.
       mesh: where to compute; by default the run's.
     """
 
     batch_size = 256
 
-    def __init__(self, run: Run, params: dict | None = None, mesh=None):
+    def __init__(self, run: Run, stage: str | None = None, params: dict | None = None, mesh=None):
         self._run = run
         self._mesh = mesh or run.mesh
-        if params is None:
+        if stage is None:
             stages = run.stages("reward_model")
             if not stages:
                 raise InputError(f"{run.path} has no finished reward_model stage")
-            params = run.load_params(stages[-1], "scalar")
-        self._params = params
+            stage = stages[-1]
+        self._shape = run.shape(stage)
+        self._params = run.load_params(stage, "scalar") if params is None else params
 
     def __call__(self, prompts: list[Prompt], completions: list[str], finished: list[bool]) -> np.ndarray:
         rows = [
@@ -176,7 +178,7 @@ class Scorer:
         ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         size = -(-size // ways) * ways
         parts = [
-            np.asarray(_scores(self._run.model, self._params, sharding.put_batch(batch, self._mesh)))
+            np.asarray(_scores(self._shape, self._params, sharding.put_batch(batch, self._mesh)))
             for batch in in_order(arrays, size)
         ]
         return np.concatenate(parts)[: len(arrays.ranks)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -32,7 +33,7 @@ class Run:
     template: Template
     tokenizer: Tokenizer
     corpus: FileCorpus | WorldCorpus
-    model: TransformerConfig
+    model: TransformerConfig  # the policy's
     interrupt: progress.Interrupt
     workdir: Workdir | None = None  # None: opened for reading
     samplers: dict = dataclasses.field(default_factory=dict)
@@ -67,9 +68,13 @@ class Run:
         facts["stages"].setdefault(stage, {})[records] = dataclasses.asdict(report)
         write_json(path, facts)
 
-    def param_shardings(self, head: str):
-        shapes = model.param_shapes(self.model, head)
-        return sharding.param_shardings(model.logical_axes(self.model, head), shapes, self.mesh, self.rules)
+    def shape(self, stage: str) -> TransformerConfig:
+        """The model of a stage: the policy's, or what config[stage].model makes of it."""
+        return dataclasses.replace(self.model, **self.config[stage].get("model", {}))
+
+    def param_shardings(self, shape: TransformerConfig, head: str):
+        axes, shapes = model.logical_axes(shape, head), model.param_shapes(shape, head)
+        return sharding.param_shardings(axes, shapes, self.mesh, self.rules)
 
     def load_params(self, stage: str, head: str = "lm") -> dict:
         """The output of a finished stage, on the mesh: "lm" for a policy, "scalar" for a reward model.
@@ -79,31 +84,39 @@ class Run:
         """
         if not self.done(stage):
             raise InputError(f"{self.path}: stage '{stage}' is needed and not finished; is it in config.stages?")
+        shape = self.shape(stage)
         abstract = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            model.param_shapes(self.model, head),
-            self.param_shardings(head),
+            model.param_shapes(shape, head),
+            self.param_shardings(shape, head),
         )
         return checkpoint.load_params(self.folder(stage) / "params", abstract)
 
-    def init_params(self, name: str, *, head: str = "lm") -> dict:
+    def init_params(self, name: str, shape: TransformerConfig, *, head: str = "lm") -> dict:
         """Random parameters on the mesh."""
-        make = jax.jit(lambda key: model.init_params(self.model, key, head), out_shardings=self.param_shardings(head))
-        return make(self.key(name, "init"))
+        make = functools.partial(model.init_params, shape, head=head)
+        return jax.jit(make, out_shardings=self.param_shardings(shape, head))(self.key(name, "init"))
 
     def start_params(self, stage: str) -> dict:
-        """The language model that a stage starts from: config[stage].init, a stage, a directory or random."""
-        init = self.config[stage].init
+        """The language model that a stage starts from: config[stage].init, a stage, a directory or random.
+
+        Raises:
+          InputError: it has another shape than the stage's model.
+        """
+        init, shape = self.config[stage].init, self.shape(stage)
         if not init:
-            return self.init_params(stage)
+            return self.init_params(stage, shape)
         if init in self.config.stages:
+            if differing := _differences(self.shape(init), shape):
+                raise InputError(
+                    f"{stage}.init='{init}' does not fit {stage}.model: {'; '.join(differing)}; "
+                    f"start from a folder of weights of that shape, or leave {stage}.model empty"
+                )
             return self.load_params(init)
         folder = pathlib.Path(self.config.data.files.dir, init)
-        theirs = dataclasses.asdict(hf.load_config(folder, **_program_fields(self.model)))
-        ours = dataclasses.asdict(self.model)
-        if differing := [f"{name}={theirs[name]!r}, not {ours[name]!r}" for name in ours if theirs[name] != ours[name]]:
-            raise InputError(f"{folder} does not fit config.model: its weights have {'; '.join(differing)}")
-        return jax.device_put(hf.load_params(folder, self.model), self.param_shardings("lm"))
+        if differing := _differences(hf.load_config(folder, **_program_fields(shape)), shape):
+            raise InputError(f"{folder} does not fit the model of '{stage}': {'; '.join(differing)}")
+        return jax.device_put(hf.load_params(folder, shape), self.param_shardings(shape, "lm"))
 
     def sampler(self, completion_length: int) -> generate.Sampler:
         """The sampler of this model, one for each length: programs are compiled once a run."""
@@ -116,6 +129,11 @@ class Run:
                 pad_id=self.tokenizer.pad_id,
             )
         return self.samplers[completion_length]
+
+
+def _differences(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:
+    found, wanted = dataclasses.asdict(found), dataclasses.asdict(wanted)
+    return [f"{name}={found[name]!r}, not {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]
 
 
 def _program_fields(config: TransformerConfig) -> dict:

@@ -23,7 +23,7 @@ def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total
     section = run.config[stage]
     optimizer = optimizer_of(section.optimizer)
     make = functools.partial(train.init_state, optimizer=optimizer)
-    axes = model.logical_axes(run.model, head)
+    axes = model.logical_axes(run.shape(stage), head)
     shardings = train.state_shardings(jax.eval_shape(make, params), optimizer, axes, run.mesh, run.rules)
     state = jax.jit(make, out_shardings=shardings)(params)
     program = jit_train_step(run, stage, loss_fn, optimizer, shardings, total)

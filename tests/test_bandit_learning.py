@@ -33,6 +33,7 @@ def assert_optimal(row: optimum.Comparison):
 
 def test_ppo_reaches_the_optimum_at_two_kl_coefs_with_one_compilation(config, monkeypatch):
     config.seeds, config.kl_coefs = (0,), (0.2, 1.0)
+    config.ppo.iterations = 50  # enough for these two
     made, programs = [], optimum._programs
     monkeypatch.setattr(optimum, "_programs", lambda *arguments: made.append(programs(*arguments)) or made[-1])
     for row in optimum.compare(config, bandit.make_bandit(config.bandit_seed)):

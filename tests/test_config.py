@@ -38,13 +38,14 @@ RUNS = [("quickstart", ()), ("real_small", ()), ("real_small", ("ranked4",))] + 
 def test_an_experiment_only_sets_fields_that_exist(name, arguments):
     config = experiment(name).get_config(*arguments)
     known = names(default_config()) | {f"ppo_init.{field}" for field in names(default_config().sft)}
+    known |= {f"reward_model.{field}" for field in names(default_config()) if field.startswith("model.")}
     assert names(config) <= known
     for stage in config.stages:
         section = config[stage]
-        assert section.get("init", "") in ("", "gpt3", "stories260K", *config.stages)
+        assert section.get("init", "") in ("", "gpt3", "gpt3_6b", "stories260K", *config.stages)
         if section.kind == "ppo":
             shape = TransformerConfig(vocab_size=512, **config.model)
-            ppo_stage.programs_config(shape, 0, section)  # sizes divide, every field is there
+            ppo_stage.programs_config(shape, shape, 0, section)  # sizes divide, every field is there
             optim.schedule(section.schedule, 0, 1)
     assert config.prompt_length + config.completion_length <= config.model.max_length
 

@@ -15,6 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from ml_collections import ConfigDict
+
 from rlhf_jax import checkpoint, collect, loop, main, model, ppo_stage, pretrain, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.config import default_config
@@ -342,6 +344,33 @@ def test_the_other_losses_of_the_reward_model_train(whole, tmp_path, loss):
     assert halves[1].mean() < halves[0].mean()
     first, kwise = rows[0]["loss"], timeless(whole / "reward_model")[0]["loss"]
     assert first != kwise
+
+
+def test_reward_and_value_models_may_have_another_shape_than_the_policy(whole, tmp_path):
+    config = toy_config()
+    config.reward_model.update(model=ConfigDict(dict(num_layers=2, embed_dim=16)), init="")
+    path = copy_until(whole, tmp_path / "run", "reward_model", config)
+    for stage in ("reward_model", "ppo"):
+        run_stage(path, stage, config)
+        with run_lib.start(config, path) as run:
+            run.workdir.mark_done(stage, 0.0)
+    state = saved_arrays(path / "ppo")
+    assert state["['state']['policy']['params']['embedding']"].shape[1] == 32
+    assert state["['state']['value']['params']['layers']['wq']"].shape[:2] == (2, 16)
+    assert saved_arrays(path / "reward_model")["['params']['embedding']"].shape[1] == 16
+    config.ppo.update(value_init="policy")
+    again = copy_until(path, tmp_path / "again", "ppo", config)
+    run_stage(again, "ppo", config)
+    assert saved_arrays(again / "ppo")["['state']['value']['params']['layers']['wq']"].shape[:2] == (1, 32)
+
+
+def test_a_reward_model_of_another_shape_does_not_start_from_a_policy(whole, tmp_path):
+    config = toy_config()
+    config.reward_model.model = ConfigDict(dict(num_layers=2))
+    path = copy_until(whole, tmp_path / "run", "reward_model", config)
+    message = "reward_model.init='sft' does not fit reward_model.model: num_layers=1, not 2"
+    with pytest.raises(InputError, match=message):
+        run_stage(path, "reward_model", config)
 
 
 def test_another_config_in_the_same_directory_is_refused_with_the_field(whole):
