@@ -24,17 +24,17 @@ FREE_FIELDS = ("checkpoints_kept", "tensorboard", "platform", "evaluate")
 
 @dataclasses.dataclass
 class Run:
-    """What the stages share. Made by `start` (locked, writes) or `open_run` (reads a run)."""
+    """What the stages share. Made by `start` (locked, writes), `open_run` (reads a run) or `without_data` (builds)."""
 
     config: ConfigDict
-    path: pathlib.Path
     mesh: jax.sharding.Mesh
     rules: dict
-    template: Template
     tokenizer: Tokenizer
-    corpus: FileCorpus | WorldCorpus
     model: TransformerConfig  # the policy's
-    interrupt: progress.Interrupt
+    path: pathlib.Path | None = None  # from here on None in a run without data
+    template: Template | None = None
+    corpus: FileCorpus | WorldCorpus | None = None
+    interrupt: progress.Interrupt | None = None
     workdir: Workdir | None = None  # None: opened for reading
     samplers: dict = dataclasses.field(default_factory=dict)
 
@@ -186,15 +186,28 @@ def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interr
         tokenizer = Tokenizer.load(pathlib.Path(config.data.files.dir, config.tokenizer.path))
     else:
         tokenizer = Tokenizer.train(corpus.tokenizer_texts(), config.tokenizer.vocab_size)
+    run = without_data(config, tokenizer, sharding.make_mesh(**config.mesh))
+    run.path, run.template, run.corpus, run.interrupt = path, template, corpus, interrupt
+    return run
+
+
+def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Run:
+    """A run whose programs can be built, and no more: it has no work directory, no template and no corpus.
+
+    Args:
+      tokenizer: or anything with its vocab_size, eos_id and pad_id.
+
+    Raises:
+      InputError: prompts and completions that are longer than the model's context.
+    """
     shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model)
     longest = config.prompt_length + config.completion_length
     if longest > shape.max_length:
         raise InputError(
             f"prompt_length + completion_length = {longest} is more than model.max_length = {shape.max_length}"
         )
-    mesh = sharding.make_mesh(**config.mesh)
     rules = {axis: tuple(axes.split(",")) if axes else None for axis, axes in config.sharding.items()}
-    return Run(config, path, mesh, rules, template, tokenizer, corpus, shape, interrupt)
+    return Run(config, mesh, rules, tokenizer, shape)
 
 
 def optimizer_of(section: ConfigDict):

@@ -124,18 +124,19 @@ def put_batch(batch, mesh: Mesh):
     Raises:
       InputError: B does not divide by data x fsdp.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    check_batch(batch, mesh)
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), over_batch(mesh)), batch)
 
-    def put(path, x):
-        x = np.asarray(x)
-        if x.shape[0] % ways:
+
+def check_batch(batch, mesh: Mesh) -> None:
+    """Raises InputError unless the rows of every array, or shape, divide over data x fsdp."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for path, x in jax.tree_util.tree_leaves_with_path(batch):
+        if np.shape(x)[0] % ways:
             raise InputError(
-                f"batch{jax.tree_util.keystr(path)} has {x.shape[0]} rows, which do not divide over data x fsdp = "
+                f"batch{jax.tree_util.keystr(path)} has {np.shape(x)[0]} rows, which do not divide over data x fsdp = "
                 f"{ways} devices; choose a batch size that is a multiple of {ways}"
             )
-        return jax.device_put(x, over_batch(mesh))
-
-    return jax.tree_util.tree_map_with_path(put, batch)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
