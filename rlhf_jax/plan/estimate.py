@@ -8,6 +8,7 @@ Shapes: B rows, T tokens of a row, P prompt, C completion.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -40,12 +41,14 @@ class Work:
         return Work(self.tokens + other.tokens, self.flops + other.flops, self.executed + other.executed)
 
 
+@functools.cache
 def parameters(config: TransformerConfig, head: str = "lm") -> int:
     """All parameters of a model, without the padding of its vocabulary."""
     config = dataclasses.replace(config, vocab_multiple=1)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes(config, head)))
 
 
+@functools.cache
 def _layer_weights(config: TransformerConfig) -> int:
     """Weights of all layers that multiply every token: the matrices, no bias and no norm."""
     layers = jax.tree_util.tree_leaves_with_path(model.param_shapes(config)["layers"])
