@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -74,8 +75,15 @@ def test_slices_may_be_a_flag_and_cannot_be_none():
 @pytest.mark.parametrize("name, extra", [("v5e:2x2", "plan"), ("h100:8", "plan_gpu")])
 def test_without_its_compiler_a_topology_says_what_to_install(monkeypatch, name, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=rf"pip install 'rlhf_jax\[{extra}\]'"):
+    with pytest.raises(InputError, match=rf"pip install -e '.\[{extra}\]'"):
         topology.parse(name).devices()
+
+
+def test_the_tables_for_docs_name_topologies_that_exist_and_meshes_that_fill_them():
+    rows = re.findall(r"^plan (\S+) (\S+) (\d+) (\d+)", (PROJECT / "launch" / "plan_tables.sh").read_text(), re.MULTILINE)
+    assert {size for size, *_ in rows} == {"1.3b", "6b", "175b"}
+    for _, name, ways, tensor in rows:
+        assert topology.parse(name).chips == int(ways) * int(tensor)
 
 
 # ---------------------------------------------------------------------------- formulas

@@ -152,13 +152,24 @@ class _Store:
         mesh = "-".join(map(str, found["mesh"].values()))
         name = f"{pathlib.Path(found['name']).name}.{found['topology']}.{mesh}.{found['model']['remat']}"
         write_json(self._folder / (re.sub(r"[^\w.-]", "_", name) + ".json"), found)
-        parts = ["# Plans\n\nEvery row was compiled; `python -m rlhf_jax.plan --help` says what the columns mean.\n"]
+        parts = [_PREFACE]
         for path in sorted(self._folder.glob("*.json")):
             plan = read_json(path)
             command = f"{plan['command']} --topology={plan['topology']}"
             parts.append(f"## {plan['name']} on {plan['topology']}\n\n```\n{command}\n```\n\n{tables.render(plan)}")
         write_text(self._folder / "plan.md", "\n".join(parts))
 
+
+_PREFACE = """# Plans
+
+Every row was compiled by the real compiler for the topology. Memory is per device: what lies there while a
+program runs, the parts of the state it does not touch included; temporaries are the program's own, KV cache
+by formula. Model FLOPs are 6 N D and attention's, counted for whole rows; the bound of compute counts what is
+computed twice (remat) or masked away too. "Moved" is what the compiled instructions read and write in main
+memory, collectives what the compiled program does, by trip counts; links at all a chip's links at once. The
+largest bound binds: a time that no run can beat, not a forecast. Totals of sampling are for completions of
+full length.
+"""
 
 _COMPILED = ("key", "peak", "needed", "moved", "collectives", "unknown_loops", "text_bytes", "compile_seconds")
 

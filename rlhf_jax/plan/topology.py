@@ -174,7 +174,9 @@ def prepare(topologies: list[Topology]) -> None:
     """Sets what must be set before JAX starts: nothing here uses an accelerator of this machine."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # GPU plugins then skip their search for a GPU too
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at a time: there is no TPU to lock
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to a metadata server about this machine
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to a metadata server about this machine,
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # and no warning that it gave no answer: what this
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # machine is does not matter
     jax.config.update("jax_platforms", "cpu")
     virtual = max((topology.chips for topology in topologies if topology.chip.kind == "cpu"), default=0)
     if virtual:
@@ -186,7 +188,7 @@ def prepare(topologies: list[Topology]) -> None:
 
 def _tpu_devices(topology: Topology) -> list:
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError(f"{topology.name} needs the TPU compiler: pip install 'rlhf_jax[plan]'")
+        raise InputError(f"{topology.name} needs the TPU compiler; the extra [plan] has it: pip install -e '.[plan]'")
     options = {}
     if topology.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # one device a chip, as on the machine
@@ -201,7 +203,7 @@ def _tpu_devices(topology: Topology) -> list:
 def _gpu_devices(topology: Topology) -> list:
     needed = ("jax_plugins.xla_cuda13", "nvidia.cu13")
     if not all(_installed(name) for name in needed):
-        raise InputError(f"{topology.name} needs the CUDA compiler: pip install 'rlhf_jax[plan_gpu]'")
+        raise InputError(f"{topology.name} needs the CUDA compiler; the extra [plan_gpu] has it: pip install -e '.[plan_gpu]'")
     nodes, cards = topology.shape
     config = _GPU_TARGET.format(
         name=topology.chip.name.upper(),
