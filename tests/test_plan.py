@@ -231,7 +231,7 @@ def test_tables_have_a_row_for_every_program(planned):
 
 def test_what_was_compiled_is_not_compiled_again(planned, monkeypatch):
     config = tensor_config()
-    known = {row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0, "key": row["key"]} for row in planned["programs"]}
+    known = {row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]}
     monkeypatch.setattr(plan, "_compile", lambda *_: pytest.fail("compiles again"))
     again = plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
     assert again["programs"][0]["peak"] == 1
@@ -302,7 +302,8 @@ def test_the_command_end_to_end(tmp_path):
     again = command(*flags, "--json")
     assert again.returncode == 0 and "compiling" not in again.stderr
     assert json.loads(again.stdout)["programs"][0]["fits"]
-    assert "--topology=cpu:2" in (tmp_path / "plan.md").read_text() and len(list(tmp_path.glob("*.json"))) == 1
+    assert "--topology=cpu:2" in (tmp_path / "plan.md").read_text()
+    assert len(list(tmp_path.glob("*.json"))) == len(list((tmp_path / "compiled").glob("*.json"))) == 1
 
 
 def test_bad_input_is_one_sentence():
@@ -383,7 +384,7 @@ def test_the_tpu_compiler_plans_a_train_step():
 @pytest.mark.slow
 @needs_libtpu
 def test_a_program_that_is_too_large_for_a_tpu_says_by_how_much():
-    flags = [f"--config.model.{name}" for name in ("num_layers=8", "embed_dim=2048", "num_heads=16", "max_length=2048", "remat=none")]
+    flags = [f"--config.model.{name}" for name in ("num_layers=48", "embed_dim=2048", "num_heads=16", "max_length=2048", "remat=none")]
     found = command("--topology=v5e:1x1", "--stages=sft", "--json", *flags)
     assert found.returncode == 1, found.stderr
     (row,) = json.loads(found.stdout)["programs"]

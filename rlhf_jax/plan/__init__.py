@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import jax
 
@@ -33,7 +33,7 @@ def plan(
     stages: str = "",
     only: tuple[str, ...] = (),
     price: float = 0.0,
-    known: dict | None = None,
+    known: MutableMapping[str, dict] | None = None,
     give_up: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict:
@@ -43,7 +43,7 @@ def plan(
       stages: which, see programs.chosen_stages; only: names of programs, empty for all.
       price: of a chip and hour.
       give_up: compile no more after a program that does not fit, the largest one first.
-      known: key -> row of a program that was compiled before, which then is not compiled again.
+      known: key -> what the compiler said of a program, which then is not compiled again; new ones are added.
       tell: is told what is going on.
 
     Returns:
@@ -52,6 +52,7 @@ def plan(
     Raises:
       InputError: a stage, mesh or topology that cannot be.
     """
+    known = {} if known is None else known
     devices = topology.devices()
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     run = run_lib.without_data(config, data, mesh)
@@ -66,7 +67,7 @@ def plan(
             found = sorted(found, key=lambda program: -program.work.flops)
         for program in found:
             if (not only or program.name in only) and not (give_up and not fits({"programs": rows})):
-                rows.append(row(run, topology, program, known or {}, tell))
+                rows.append(row(run, topology, program, known, tell))
     summary = [_stage_summary(config, topology, stage, rows, run, price) for stage in dict.fromkeys(r["stage"] for r in rows)]
     return {
         "topology": topology.name,
@@ -99,11 +100,10 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
     with jax.set_mesh(run.mesh):
         lowered = program.lower()
     key = _key(lowered, run, topology)
-    facts = dict(known[key]) if key in known else None
-    if facts is None:
+    if key not in known:
         tell(f"{topology.name}: compiling {program.stage}, {program.name}")
-        facts = _compile(lowered, run, topology, started) | {"key": key}
-    found = {"stage": program.stage, "program": program.name, "runs": program.runs, **facts}
+        known[key] = _compile(lowered, run, topology, started)
+    found = {"stage": program.stage, "program": program.name, "runs": program.runs, "key": key, **known[key]}
     if "failed" in found:
         return found
     held = {name: programs.bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()}

@@ -127,19 +127,30 @@ def _command() -> str:
     return " ".join(["python -m rlhf_jax.plan", *kept])
 
 
+class _Compiled(dict):
+    """What compilers said, by key; each in a file of its own as soon as it is known."""
+
+    def __init__(self, folder: pathlib.Path):
+        from rlhf_jax.workdir import read_json
+
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__({path.stem: read_json(path) for path in folder.glob("*.json")})
+
+    def __setitem__(self, key: str, facts: dict) -> None:
+        from rlhf_jax.workdir import write_json
+
+        super().__setitem__(key, facts)
+        if "failed" not in facts:  # the next start tries again
+            write_json(self._folder / f"{key}.json", facts)
+
+
 class _Store:
-    """A folder of plans: what was compiled, by key, and one file for each plan."""
+    """A folder of plans: what was compiled, one file for each plan, and the tables of all."""
 
     def __init__(self, folder: str | None):
         self._folder = pathlib.Path(folder) if folder else None
-        self.known = {}
-        if self._folder:
-            from rlhf_jax.workdir import read_json
-
-            for path in sorted(self._folder.glob("*.json")):
-                for row in read_json(path)["programs"]:
-                    if "key" in row and "failed" not in row:
-                        self.known[row["key"]] = {name: row[name] for name in _COMPILED if name in row}
+        self.known = _Compiled(self._folder / "compiled") if self._folder else {}
 
     def keep(self, found: dict) -> None:
         """Writes a plan, and plan.md anew."""
@@ -148,7 +159,6 @@ class _Store:
         from rlhf_jax.plan import tables
         from rlhf_jax.workdir import read_json, write_json, write_text
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         mesh = "-".join(map(str, found["mesh"].values()))
         name = f"{pathlib.Path(found['name']).name}.{found['topology']}.{mesh}.{found['model']['remat']}"
         write_json(self._folder / (re.sub(r"[^\w.-]", "_", name) + ".json"), found)
@@ -170,9 +180,6 @@ memory, collectives what the compiled program does, by trip counts; links at all
 largest bound binds: a time that no run can beat, not a forecast. Totals of sampling are for completions of
 full length.
 """
-
-_COMPILED = ("key", "peak", "needed", "moved", "collectives", "unknown_loops", "text_bytes", "compile_seconds")
-
 
 if __name__ == "__main__":
     app.run(main)
