@@ -53,7 +53,9 @@ def default_config() -> ConfigDict:
             "dtype": "bfloat16",  # the paper computes in fp16 with fp32 master weights
             "scan_layers": True,
             "remat": "full",
-            "attention": "xla",
+            "attention": "auto",  # splash on TPU, cuDNN on GPU (bfloat16), xla elsewhere; "blocked" is good on a CPU
+            "sequence_axis": "",  # "tensor": activations between layers are split along time too, to save memory
+            "logits_chunk": 512,  # places of a row whose logits exist at once; 0: all
         }
     )
     # A path is relative to data.files.dir; without one, the tokenizer is trained on the corpus.

@@ -58,7 +58,7 @@ def sample(
     batch, prompt_length = prompts.shape
     greedy = temperature <= 0.0
     divisor = jnp.where(greedy, 1.0, temperature)
-    layers = model.unstack_layers(config, params)
+    layers = model.decode_layers(config, params)
     hidden, cache = model.prefill(config, params, prompts, prompt_mask, prompt_length + completion_length)
     prompt_lengths = prompt_mask.sum(-1)
 
@@ -67,7 +67,7 @@ def sample(
 
     def choose(hidden, step, done, tokens, mask, logprobs):
         """Writes the tokens of one step into the columns of the rows that are not done."""
-        all_logprobs = jax.nn.log_softmax(model.lm_logits(config, params, hidden) / divisor)
+        all_logprobs = jax.nn.log_softmax(model.lm_logits(config, params, hidden, divisor))
         most_likely = lambda x, _: jnp.argmax(x, axis=-1).astype(jnp.int32)
         token = jax.lax.cond(greedy, most_likely, draw, all_logprobs, step)
         logprob = jnp.take_along_axis(all_logprobs, token[:, None], axis=-1)[:, 0]
@@ -124,9 +124,23 @@ def _first_above(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, j
 
 
 class Sampler:
-    """`sample` jitted once for its lengths: (params, prompts, key, temperature) -> Rollout on the mesh."""
+    """`sample` jitted once for its lengths: (params, prompts, key, temperature) -> Rollout on the mesh.
 
-    def __init__(self, config: TransformerConfig, mesh, *, completion_length: int, eos_id: int, pad_id: int):
+    Two programs: `layout` puts the parameters once into the compute dtype and where decoding wants
+    them, split over `tensor` alone; `program` samples. Left in their training layout, split over
+    fsdp, they would be gathered again for every token.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        mesh,
+        rules=sharding.DEFAULT_RULES,
+        *,
+        completion_length: int,
+        eos_id: int,
+        pad_id: int,
+    ):
         def program(params, tokens, mask, key, temperature):
             return sample(
                 config,
@@ -140,12 +154,29 @@ class Sampler:
                 pad_id=pad_id,
             )
 
-        self._mesh = mesh
-        self._program = jax.jit(program, out_shardings=sharding.over_batch(mesh))
+        self._mesh, self._dtype = mesh, jnp.dtype(config.dtype)
+        self.shardings = decode_shardings(config, mesh, rules)
+        self.layout = jax.jit(self._cast, out_shardings=self.shardings)
+        self.program = jax.jit(program, out_shardings=sharding.over_batch(mesh))
+
+    def _cast(self, params: dict) -> dict:
+        return jax.tree.map(lambda x: x.astype(self._dtype), params)
+
+    def laid_out(self, params: dict) -> bool:
+        """Whether the layout would only copy the parameters."""
+        fits = lambda x, place: x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
+        return all(jax.tree.leaves(jax.tree.map(fits, params, self.shardings)))
 
     def __call__(self, params: dict, prompts: Prompts, key: jax.Array, temperature: float) -> Rollout:
         tokens, mask = sharding.put_batch((prompts.tokens, prompts.mask), self._mesh)
-        return self._program(params, tokens, mask, key, jnp.float32(temperature))
+        params = params if self.laid_out(params) else self.layout(params)
+        return self.program(params, tokens, mask, key, jnp.float32(temperature))
+
+
+def decode_shardings(config: TransformerConfig, mesh, rules=sharding.DEFAULT_RULES) -> dict:
+    """Where decoding wants the parameters of a language model: split over the mesh axis `tensor` alone."""
+    tensor_only = {axis: "tensor" if "tensor" in (target or ()) else None for axis, target in rules.items()}
+    return sharding.param_shardings(model.logical_axes(config), model.param_shapes(config), mesh, tensor_only)
 
 
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> tuple[list[str], list[bool]]:

@@ -77,7 +77,9 @@ class TransformerConfig:
     dtype: str = "float32"  # of the computation; parameters are float32
     scan_layers: bool = True  # False unrolls: faster on CPU, and debuggable
     remat: str = "none"  # "full" or "dots": what the backward pass recomputes
-    attention: str = "xla"
+    attention: str = "xla"  # see attention.attend
+    sequence_axis: str = ""  # the mesh axis over which activations between layers are split along time
+    logits_chunk: int = 0  # places of a row whose logits exist at once in a loss; 0: all
 
     def __post_init__(self):
         choices = {
@@ -86,7 +88,8 @@ class TransformerConfig:
             "mlp": ("gelu", "swiglu"),
             "dtype": ("float32", "bfloat16"),
             "remat": ("none", *_REMAT_POLICIES),
-            "attention": ("xla", "blocked"),
+            "attention": attention.IMPLEMENTATIONS,
+            "sequence_axis": ("", *sharding.MESH_AXES),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -116,10 +119,14 @@ class TransformerConfig:
 
 @struct.dataclass
 class Cache:
-    """Keys and values already computed: per layer one array, so that a step updates it in place."""
+    """Keys and values already computed.
 
-    keys: tuple[jax.Array, ...]  # L x [B, G, S, Dh]
-    values: tuple[jax.Array, ...]  # L x [B, G, S, Dh]
+    Unrolled layers have an array each, so that a step updates it in place; scanned ones share a
+    stacked array [L, B, G, S, Dh], so that the program does not grow with the layers.
+    """
+
+    keys: tuple[jax.Array, ...] | jax.Array  # L x [B, G, S, Dh]
+    values: tuple[jax.Array, ...] | jax.Array  # L x [B, G, S, Dh]
     valid: jax.Array  # bool[B, S]
 
 
@@ -216,7 +223,7 @@ class Block(_Module):
             if dropout_rate > 0.0:
                 keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - dropout_rate, y.shape)
                 y = jnp.where(keep, y / (1.0 - dropout_rate), 0.0).astype(y.dtype)
-            return sharding.constrain_batch(x + y)
+            return sharding.constrain_batch(x + y, self.config.sequence_axis)
 
         q, k, v = self._qkv(self.norm1(x), rotary)
         mixed = attention.attend(q, k, v, segment_ids, implementation=self.config.attention)
@@ -224,14 +231,13 @@ class Block(_Module):
         x = residual(x, self._mlp(x))
         return x, (k, v) if with_cache else None
 
-    def decode(self, x, rotary, keys, values, valid, index):
-        """x [B, 1, D] at cache slot `index` -> (x, keys, values)."""
+    def decode(self, x, rotary, remember, valid):
+        """x [B, 1, D] -> x; `remember` writes this token's k, v [B, G, 1, Dh] and gives all of the layer."""
         q, k, v = self._qkv(self.norm1(x), rotary)
-        keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(1, 2), index, axis=2)
-        values = jax.lax.dynamic_update_slice_in_dim(values, v.swapaxes(1, 2), index, axis=2)
+        keys, values = remember(k.swapaxes(1, 2), v.swapaxes(1, 2))
         mixed = attention.attend_cached(q[:, 0], keys, values, valid)[:, None]
-        x = x + _linear(mixed, self.wo, contract=2) + self.bo
-        return x + self._mlp(x), keys, values
+        x = sharding.constrain_batch(x + _linear(mixed, self.wo, contract=2) + self.bo)
+        return sharding.constrain_batch(x + self._mlp(x))
 
 
 class Transformer(_Module):
@@ -243,10 +249,10 @@ class Transformer(_Module):
     def __call__(self, tokens, positions, segment_ids, dropout_rate: float = 0.0, with_cache: bool = False):
         c = self.config
         table = self.weight("embedding", (c.padded_vocab, c.embed_dim), std=c.init_std)
-        x = jnp.take(table, tokens, axis=0)
+        x = jnp.take(sharding.whole_rows(table), tokens, axis=0)
         if c.positions == "learned":
             learned = self.weight("positions", (c.max_length, c.embed_dim), std=c.init_std)
-            x = x + jnp.take(learned, positions, axis=0)
+            x = x + jnp.take(sharding.whole_rows(learned), positions, axis=0)
         block = Block
         if c.remat != "none":
             policy = _REMAT_POLICIES[c.remat]()
@@ -259,9 +265,9 @@ class Transformer(_Module):
             length=c.num_layers,
             unroll=1 if c.scan_layers else c.num_layers,
         )
-        x = sharding.constrain_batch(x)
+        x = sharding.constrain_batch(x, c.sequence_axis)
         x, cache = layers(c, name="layers")(x, _rotary(c, positions), segment_ids, dropout_rate, with_cache)
-        x = Norm(c, name="final_norm")(x)
+        x = sharding.constrain_batch(Norm(c, name="final_norm")(x))
         if self.head == "scalar":
             # Stiennon et al. 2020 and OpenAI's code: std 1/sqrt(d + 1), bias 0.
             self.weight("scalar_kernel", (c.embed_dim,), std=(c.embed_dim + 1) ** -0.5)
@@ -322,9 +328,14 @@ def masked_hidden_states(config: TransformerConfig, params: dict, tokens, mask) 
     return hidden_states(config, params, tokens, positions_from_mask(mask), mask.astype(jnp.int32))
 
 
-def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array) -> jax.Array:
-    """[..., D] -> float32 logits [..., V padded]; the padding of the vocabulary is masked."""
-    table = params["embedding" if config.tie_embeddings else "lm_head"].astype(config.dtype)
+def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array, divisor=1.0) -> jax.Array:
+    """[..., D] -> float32 logits [..., V padded], divided (by a temperature); the padding of the vocabulary is masked.
+
+    The hidden state is what is divided: a product after the logits would be contracted with what follows it
+    in some programs and not in others, and PPO's first ratio would not be exactly 1.
+    """
+    hidden = hidden * jnp.asarray(1.0 / divisor, hidden.dtype)
+    table = sharding.whole_rows(params["embedding" if config.tie_embeddings else "lm_head"].astype(config.dtype))
     flat = hidden.reshape(-1, config.embed_dim)
     logits = jax.lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], config.padded_vocab)
@@ -365,9 +376,36 @@ def _select_logprobs_backward(saved, gradient):
 select_logprobs.defvjp(_select_logprobs_forward, _select_logprobs_backward)
 
 
-def target_logprobs(config: TransformerConfig, params: dict, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-    """log p(target) f32[B, T] from the hidden states that predict them."""
-    return select_logprobs(lm_logits(config, params, hidden), targets)
+def target_logprobs(config: TransformerConfig, params: dict, hidden, targets, divisor=1.0) -> jax.Array:
+    """log p(target) f32[B, T] from the hidden states [B, T, D] that predict them; logits are divided first."""
+
+    def chunk(hidden, targets):
+        return select_logprobs(lm_logits(config, params, hidden, divisor), targets)
+
+    return by_chunks(config, chunk, hidden, targets)
+
+
+def by_chunks(config: TransformerConfig, function, *arrays):
+    """function(*arrays) of arrays [B, T, ...] -> a tree of [B, T, ...], `logits_chunk` places at a time.
+
+    A backward pass computes each chunk again, so that the logits of one chunk exist at once and never
+    those of a batch.
+    """
+    batch, length = arrays[0].shape[:2]
+    size = config.logits_chunk
+    if not size or length <= size:
+        return function(*arrays)
+    padding = -length % size
+
+    def split(x):
+        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(batch, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
+
+    step = jax.checkpoint(lambda chunk: function(*map(sharding.constrain_batch, chunk)))
+    return jax.tree.map(join, jax.lax.map(step, tuple(map(split, arrays))))
 
 
 # ---------------------------------------------------------------------------- cached decoding
@@ -384,33 +422,69 @@ def prefill(config: TransformerConfig, params: dict, tokens, mask, cache_length:
     )
     room = cache_length - tokens.shape[1]
 
-    def per_layer(stacked):  # [L, B, P, G, Dh] -> L x [B, G, S, Dh]
-        return tuple(jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, room), (0, 0))) for x in stacked)
+    def extend(x):  # [..., P, G, Dh] -> [..., G, S, Dh]
+        x = x.swapaxes(-3, -2)
+        return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, room), (0, 0)))
 
+    stored = extend if config.scan_layers else lambda stacked: tuple(map(extend, stacked))
     valid = jnp.pad(mask, ((0, 0), (0, room)))
-    return hidden[:, -1], Cache(per_layer(keys), per_layer(values), valid)
+    return hidden[:, -1], Cache(stored(keys), stored(values), valid)
 
 
-def unstack_layers(config: TransformerConfig, params: dict) -> list[dict]:
-    """The layers' parameters as a list: sliced once here instead of at every decoding step."""
+def decode_layers(config: TransformerConfig, params: dict) -> dict | list[dict]:
+    """The layers' parameters as decode_step wants them; unrolled ones are sliced here and not at every step."""
+    if config.scan_layers:
+        return params["layers"]
     return [jax.tree.map(lambda p: p[layer], params["layers"]) for layer in range(config.num_layers)]
 
 
 def decode_step(
-    config: TransformerConfig, params: dict, layers: list[dict], tokens, positions, cache: Cache, index
+    config: TransformerConfig, params: dict, layers: dict | list[dict], tokens, positions, cache: Cache, index
 ) -> tuple[jax.Array, Cache]:
-    """One token a row, tokens and positions i32[B], into cache slot `index` -> hidden [B, D], cache."""
+    """One token a row, tokens and positions i32[B], into cache slot `index` -> hidden [B, D], cache.
+
+    Args:
+      layers: from decode_layers.
+    """
     x = params["embedding"].astype(config.dtype)[tokens][:, None]
     if config.positions == "learned":
         x = x + params["positions"].astype(config.dtype)[positions][:, None]
     valid = cache.valid.at[:, index].set(True)
     rotary = _rotary(config, positions[:, None])
-    keys, values = [], []
-    for layer, k, v in zip(layers, cache.keys, cache.values):
-        x, k, v = Block(config).apply(
-            {"params": layer}, x, rotary, k, v, valid, index, method=Block.decode
-        )
-        keys.append(k)
-        values.append(v)
+
+    def decode(layer, x, remember):
+        return Block(config).apply({"params": layer}, x, rotary, remember, valid, method=Block.decode)
+
+    def write(memory, new, place):
+        return jax.lax.dynamic_update_slice(memory, new.astype(memory.dtype), place)
+
+    if config.scan_layers:
+
+        def one(carry, numbered):
+            x, keys, values = carry
+            number, layer = numbered
+
+            def remember(k, v):
+                nonlocal keys, values
+                place = (number, 0, 0, index, 0)
+                keys, values = write(keys, k[None], place), write(values, v[None], place)
+                return keys[number], values[number]
+
+            x = decode(layer, x, remember)
+            return (x, keys, values), None
+
+        numbers = jnp.arange(config.num_layers)
+        (x, keys, values), _ = jax.lax.scan(one, (x, cache.keys, cache.values), (numbers, layers))
+    else:
+        keys, values = list(cache.keys), list(cache.values)
+        for number, layer in enumerate(layers):
+
+            def remember(k, v, number=number):
+                place = (0, 0, index, 0)
+                keys[number], values[number] = write(keys[number], k, place), write(values[number], v, place)
+                return keys[number], values[number]
+
+            x = decode(layer, x, remember)
+        keys, values = tuple(keys), tuple(values)
     x = Norm(config).apply({"params": params["final_norm"]}, x)
-    return x[:, 0], Cache(tuple(keys), tuple(values), valid)
+    return x[:, 0], Cache(keys, values, valid)

@@ -87,25 +87,26 @@ class Experience:
     scores: jax.Array  # f32[B], after the missing-EOS rule
 
 
-def completion_logits(config: TransformerConfig, params: dict, rollout: Rollout, temperature) -> jax.Array:
-    """Logits [B, C, V] of every completion token, at the sampling temperature."""
+def completion_states(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
+    """Hidden states [B, C, D] from which each completion token is predicted."""
     prompt_length = rollout.prompt_mask.shape[1]
-    hidden = model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)
-    divisor = jnp.where(temperature <= 0.0, 1.0, temperature)
-    return model.lm_logits(config, params, hidden[:, prompt_length - 1 : -1]) * (1.0 / divisor)
+    return model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)[:, prompt_length - 1 : -1]
 
 
 def completion_logprobs(config: TransformerConfig, params: dict, rollout: Rollout, temperature) -> jax.Array:
-    """log pi of the sampled tokens f32[B, C]; 0 on padding."""
-    logits = completion_logits(config, params, rollout, temperature)
-    return jnp.where(rollout.completion_mask, model.select_logprobs(logits, rollout.completions), 0.0)
+    """log pi of the sampled tokens f32[B, C] at the sampling temperature; 0 on padding."""
+    states = completion_states(config, params, rollout)
+    logprobs = model.target_logprobs(config, params, states, rollout.completions, _divisor(temperature))
+    return jnp.where(rollout.completion_mask, logprobs, 0.0)
+
+
+def _divisor(temperature):
+    return jnp.where(temperature <= 0.0, 1.0, temperature)
 
 
 def completion_values(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
     """V(s_t) f32[B, C] before each completion token is chosen; 0 on padding."""
-    prompt_length = rollout.prompt_mask.shape[1]
-    hidden = model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)
-    values = model.scalar_head(config, params, hidden[:, prompt_length - 1 : -1])
+    values = model.scalar_head(config, params, completion_states(config, params, rollout))
     return jnp.where(rollout.completion_mask, values, 0.0)
 
 
@@ -130,20 +131,25 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
     def read(params, rollout, temperature):
         """What the models say of one part of the batch."""
         policy, value, ref, reward = params
-        logits = completion_logits(config.policy, policy, rollout, temperature)
-        ref_logits = completion_logits(config.policy, ref, rollout, temperature)
-        mask = rollout.completion_mask
-        select = lambda x: jnp.where(mask, model.select_logprobs(x, rollout.completions), 0.0)
-        logprobs, ref_logprobs = select(logits), select(ref_logits)
-        all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
-        probs = jnp.exp(all_logprobs)
+
+        def compare(states, ref_states, completions):
+            logits = model.lm_logits(config.policy, policy, states, _divisor(temperature))
+            ref_logits = model.lm_logits(config.policy, ref, ref_states, _divisor(temperature))
+            all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+            probs = jnp.exp(all_logprobs)
+            return {
+                "logprobs": model.select_logprobs(logits, completions),
+                "ref_logprobs": model.select_logprobs(ref_logits, completions),
+                "entropy": -jnp.sum(probs * all_logprobs, axis=-1),
+                "kl_exact": jnp.sum(probs * (all_logprobs - all_ref), axis=-1),
+            }
+
+        states, ref_states = (completion_states(config.policy, x, rollout) for x in (policy, ref))
+        compared = model.by_chunks(config.policy, compare, states, ref_states, rollout.completions)
         return {
-            "logprobs": logprobs,
-            "ref_logprobs": ref_logprobs,
+            **{name: jnp.where(rollout.completion_mask, x, 0.0) for name, x in compared.items()},
             "values": completion_values(config.value, value, rollout),
             "scores": reward_fn(reward, rollout),
-            "entropy": jnp.where(mask, -jnp.sum(probs * all_logprobs, axis=-1), 0.0),
-            "kl_exact": jnp.where(mask, jnp.sum(probs * (all_logprobs - all_ref), axis=-1), 0.0),
         }
 
     def score(policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients):

@@ -4,6 +4,7 @@ InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.2: one forward a co
 of a prompt one element of the batch, one epoch; afterwards a bias so that demonstrations average 0.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -125,6 +126,8 @@ def run_stage(run: Run, stage: str) -> None:
     loader = Loader(examples, section.batch_size, run.seed, name=stage)
 
     shape = run.shape(stage)
+    if section.packed and shape.attention == "splash":  # it cannot let all completions see the prompt
+        shape = dataclasses.replace(shape, attention="xla")
     start = jax.jit(
         functools.partial(model.with_scalar_head, shape), out_shardings=run.param_shardings(shape, "scalar")
     )(run.start_params(stage), run.key(stage, "head"))

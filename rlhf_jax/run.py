@@ -8,7 +8,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, generate, hf, keys, model, optim, progress, sharding
+from rlhf_jax import attention, checkpoint, generate, hf, keys, model, optim, progress, sharding
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
@@ -124,6 +124,7 @@ class Run:
             self.samplers[completion_length] = generate.Sampler(
                 self.model,
                 self.mesh,
+                self.rules,
                 completion_length=completion_length,
                 eos_id=self.tokenizer.eos_id,
                 pad_id=self.tokenizer.pad_id,
@@ -138,7 +139,7 @@ def _differences(found: TransformerConfig, wanted: TransformerConfig) -> list[st
 
 def _program_fields(config: TransformerConfig) -> dict:
     """The fields that released weights do not fix: how the program computes."""
-    names = ("dtype", "scan_layers", "remat", "attention", "vocab_multiple", "init_std", "max_length")
+    names = ("dtype", "scan_layers", "remat", "attention", "vocab_multiple", "init_std", "max_length", "sequence_axis", "logits_chunk")
     return {name: getattr(config, name) for name in names}
 
 
@@ -200,14 +201,24 @@ def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Me
     Raises:
       InputError: prompts and completions that are longer than the model's context.
     """
-    shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model)
+    shape = model_shape(config.model, tokenizer.vocab_size, mesh.devices.flat[0].platform)
     longest = config.prompt_length + config.completion_length
     if longest > shape.max_length:
         raise InputError(
             f"prompt_length + completion_length = {longest} is more than model.max_length = {shape.max_length}"
         )
-    rules = {axis: tuple(axes.split(",")) if axes else None for axis, axes in config.sharding.items()}
-    return Run(config, mesh, rules, tokenizer, shape)
+    return Run(config, mesh, sharding_rules(config), tokenizer, shape)
+
+
+def model_shape(section: ConfigDict, vocab_size: int, platform: str) -> TransformerConfig:
+    """The model of a config section on a platform, "cpu", "gpu" or "tpu"."""
+    chosen = attention.choose(section.attention, platform, section.dtype)
+    return TransformerConfig(vocab_size=vocab_size, **section.to_dict() | {"attention": chosen})
+
+
+def sharding_rules(config: ConfigDict) -> dict:
+    """Logical axis -> mesh axes, as config.sharding has them."""
+    return {axis: tuple(axes.split(",")) if axes else None for axis, axes in config.sharding.items()}
 
 
 def optimizer_of(section: ConfigDict):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.errors import InputError
@@ -35,8 +36,10 @@ DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
     """A mesh with axes data, fsdp, tensor; -1 (at most once) takes the remaining devices.
 
+    Several TPU slices are joined along `data`, so that fsdp and tensor stay on the fast network within one.
+
     Raises:
-      InputError: the sizes do not multiply to the number of devices.
+      InputError: the sizes do not multiply to the number of devices, or data does not divide over the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
@@ -50,7 +53,17 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence 
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill {len(devices)} devices; "
             "the sizes must multiply to the number of devices (-1 takes the rest)"
         )
-    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})  # described ahead of time, one slice has none
+    if slices == 1:
+        return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=types)
+    if sizes[0] % slices:
+        raise InputError(
+            f"mesh data={sizes[0]} does not divide over {slices} TPU slices; only data may cross the network between "
+            f"them: give data a multiple of {slices}, for example data={slices} fsdp=-1"
+        )
+    inside = (sizes[0] // slices, *sizes[1:])
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices), MESH_AXES, axis_types=types)
 
 
 def partition_spec(
@@ -139,9 +152,25 @@ def check_batch(batch, mesh: Mesh) -> None:
             )
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keep an activation [B, ...] sharded over the batch axis; without a mesh, does nothing."""
+def whole_rows(table: jax.Array) -> jax.Array:
+    """A table [V, D] split over its rows alone.
+
+    One that is split along D makes XLA replicate what is looked up in it, and add up logits over devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or table.shape[0] % mesh.shape["tensor"]:
+        return table
+    return jax.lax.with_sharding_constraint(table, PartitionSpec("tensor"))
+
+
+def constrain_batch(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Keep an activation [B, ...] sharded over the batch, and its next axes over these mesh axes.
+
+    Without a mesh it does nothing, and an axis that does not divide stays whole: it is a matter of
+    memory, not of results.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
-    return jax.lax.with_sharding_constraint(x, BATCH)
+    fitting = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, x.shape[1:])]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *fitting))

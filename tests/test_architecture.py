@@ -9,8 +9,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlhf_jax"
 
 # Lower never imports higher.
 LAYERS = (
-    {"errors", "keys", "losses", "advantages", "progress", "attention", "workdir"},
-    {"optim", "sharding", "metrics", "checkpoint", "data", "world", "model"},
+    {"errors", "keys", "losses", "advantages", "progress", "workdir"},
+    {"optim", "sharding", "metrics", "checkpoint", "data", "world", "attention", "model"},
     {"generate", "train", "hf"},
     {"ppo", "run"},
     {"loop"},

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import attention
+from rlhf_jax import attention, sharding
+from rlhf_jax.errors import InputError
 
 H, G, WIDTH = 4, 2, 8
 attend = {name: jax.jit(functools.partial(attention.attend, implementation=name)) for name in ("xla", "blocked")}
@@ -77,6 +78,43 @@ def test_cached_attention_is_the_last_row_of_the_whole():
     whole = attention.attend(q, k, v, valid.astype(np.int32))
     cached = attention.attend_cached(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), valid)
     np.testing.assert_allclose(cached, whole[:, -1], atol=1e-6)
+
+
+def test_splash_attention_and_its_gradient_equal_xla_on_a_mesh():
+    """The TPU kernel, interpreted; the mesh splits rows and heads, and the length is no multiple of its blocks."""
+    q, k, v, segments = inputs(100, batch=4)
+    segments = np.where(segments == attention.PREFIX, 1, segments)
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+
+    def trained(function):
+        loss = lambda *qkv: (function(*qkv, segments) * weights).sum()
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
+
+    with jax.set_mesh(sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])):
+        found = trained(functools.partial(attention._splash, interpret=True))
+    expected = trained(attention.attend)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, expected)
+
+
+def test_auto_takes_the_fast_attention_of_the_platform():
+    assert attention.choose("auto", "tpu", "bfloat16") == "splash"
+    assert attention.choose("auto", "gpu", "bfloat16") == "cudnn"
+    assert attention.choose("auto", "gpu", "float32") == attention.choose("auto", "cpu", "bfloat16") == "xla"
+    assert attention.choose("blocked", "tpu", "float32") == "blocked"
+
+
+@pytest.mark.parametrize(
+    "name, platform, dtype, message",
+    [
+        ("flash", "tpu", "bfloat16", "attention='flash' is unknown; it can be auto, xla, blocked, splash, cudnn"),
+        ("splash", "gpu", "bfloat16", "attention='splash' needs a tpu, and this runs on a gpu"),
+        ("cudnn", "cpu", "bfloat16", "attention='cudnn' needs a gpu, and this runs on a cpu"),
+        ("cudnn", "gpu", "float32", "needs model.dtype='bfloat16'"),
+    ],
+)
+def test_an_attention_that_cannot_be_is_refused(name, platform, dtype, message):
+    with pytest.raises(InputError, match=message):
+        attention.choose(name, platform, dtype)
 
 
 def test_a_query_without_any_key_is_finite():

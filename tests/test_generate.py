@@ -1,5 +1,6 @@
 """Sampling: the right distribution, the right end, and noise that differs wherever it must."""
 
+import dataclasses
 import functools
 import types
 
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import hlo
 import tiny
-from rlhf_jax import generate, ppo
+from rlhf_jax import generate, model, ppo, sharding
 from rlhf_jax.data.batches import Prompts
 
 P, C, ROWS = 6, 10, 16
@@ -38,7 +40,8 @@ def draw(name="gpt", prompts=None, seed=0, temperature=1.0, mesh="1x1x1"):
 @functools.partial(jax.jit, static_argnums=0)
 def teacher_forced(config, params, rollout, temperature):
     """(log-probabilities of the sampled tokens, of all tokens)."""
-    logits = ppo.completion_logits(config, params, rollout, temperature)
+    logits = model.lm_logits(config, params, ppo.completion_states(config, params, rollout))
+    logits = logits / jnp.where(temperature <= 0, 1.0, temperature)
     return ppo.completion_logprobs(config, params, rollout, temperature), jax.nn.log_softmax(logits)
 
 
@@ -144,6 +147,35 @@ def test_every_mesh_draws_the_same_tokens(mesh):
     np.testing.assert_array_equal(here.tokens, there.tokens)
     np.testing.assert_array_equal(here.completion_mask, there.completion_mask)
     np.testing.assert_allclose(here.logprobs, there.logprobs, atol=2e-5)
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+def test_no_weight_is_gathered_while_decoding(scanned):
+    """In the compiled loop; from the training layout, split over fsdp, they would be, which shows that the test can see it."""
+    config, mesh = dataclasses.replace(tiny.CONFIG, scan_layers=scanned), sharding.make_mesh(1, 4, 2)
+    sampler = generate.Sampler(config, mesh, completion_length=C, eos_id=tiny.EOS, pad_id=tiny.PAD)
+    prompts = tiny.prompts_of(ROWS, P)
+    with jax.set_mesh(mesh):
+        params = tiny.place(tiny.params_of(config, 0), config, mesh)
+        tokens, mask = sharding.put_batch((prompts.tokens, prompts.mask), mesh)
+        rest = tokens, mask, jax.random.key(0), jnp.float32(1.0)
+        gathered = lambda params: hlo.loop_collectives(sampler.program.lower(params, *rest).compile().as_text())
+        assert gathered(sampler.layout(params)) == []
+        if scanned:
+            assert (config.embed_dim, config.hidden_dim // 2) in gathered(params)
+
+
+def test_the_decode_layout_is_in_the_compute_dtype_and_left_alone_where_it_is_that_already():
+    config, mesh = dataclasses.replace(tiny.CONFIG, dtype="bfloat16"), tiny.mesh_of("2x2x2")
+    sampler = generate.Sampler(config, mesh, completion_length=C, eos_id=tiny.EOS, pad_id=tiny.PAD)
+    params = tiny.place(tiny.params_of(config, 0), config, mesh)
+    assert not sampler.laid_out(params)
+    laid_out = sampler.layout(params)
+    assert sampler.laid_out(laid_out)
+    for path, x in jax.tree_util.tree_leaves_with_path(laid_out):
+        split = {axis for axis in x.sharding.spec if axis}
+        assert x.dtype == jnp.bfloat16 and split <= {"tensor"}, path
+        assert split or not path[-1].key.startswith("w"), path
 
 
 def test_steps_have_their_own_noise():

@@ -279,7 +279,7 @@ def test_cached_decoding_equals_the_whole_forward(config):
 
     @jax.jit
     def decode(params):
-        layers = model.unstack_layers(config, params)
+        layers = model.decode_layers(config, params)
         hidden, cache = model.prefill(config, params, prompts.tokens, prompts.mask, tokens.shape[1])
 
         def step(carry, column):
@@ -394,7 +394,7 @@ def test_every_layer_drops_its_own(scan_layers):
         ("dtype", "float16", ["model.dtype='float16'", "float32, bfloat16"]),
         ("remat", "some", ["model.remat='some'", "none, full, dots"]),
         ("num_heads", 5, ["model.num_heads=5", "embed_dim=32"]),
-        ("num_kv_heads", 3, ["model.num_heads=4", "num_kv_heads=3"]),
+        ("num_kv_heads", 3, ["model.num_heads=8", "num_kv_heads=3"]),
     ],
 )
 def test_a_senseless_config_is_an_error(field, value, words):

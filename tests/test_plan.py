@@ -108,6 +108,8 @@ def test_flops_by_hand():
     full = dataclasses.replace(config, remat="full")
     trained = estimate.training(full, rows, length, logits)
     assert trained.executed == pytest.approx(3 * once + 2 * weights * 30 + 4 * 2 * 32 * rows * length**2 / 2)
+    chunked = estimate.training(dataclasses.replace(config, logits_chunk=4), rows, length, logits)
+    assert chunked.executed == 3 * once + 2 * 32 * 61 * logits  # 5 places of a row, 4 at a time
     xla = estimate.forward(dataclasses.replace(config, attention="xla"), rows, length, logits)
     assert xla.flops == once and xla.executed == once + 4 * 2 * 32 * (rows * length**2 - scores)
 
@@ -272,8 +274,8 @@ def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
     config.model.update(num_layers=24, embed_dim=2048, num_heads=16, max_length=2048, dtype="bfloat16")
     config.prompt_length = config.completion_length = 1024
     config.ppo_ptx.minibatch_size = config.sft.batch_size = config.reward_model.batch_size = 64
-    shape = TransformerConfig(50_257, **config.model)
     place = topology.parse("v5e:4x4")
+    shape = plan.model_shape(config, dataclasses.replace(DATA, vocab_size=50_257), place)
     found = search.candidates(config, shape, place, ["sft", "ppo_ptx"])
     assert all(c.data * c.fsdp * c.tensor == 16 and c.memory <= place.chip.memory for c in found)
     assert [c.seconds for c in found] == sorted(c.seconds for c in found)

@@ -1,5 +1,6 @@
 """Where arrays lie on the mesh, and that what does not fit is said and never silently replicated."""
 
+import os
 import re
 
 import jax
@@ -37,6 +38,29 @@ def test_minus_one_takes_the_remaining_devices(sizes, expected):
 def test_a_mesh_that_does_not_fill_the_devices_is_an_error(sizes):
     with raises(f"data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}", "8 devices"):
         sharding.make_mesh(*sizes)
+
+
+@pytest.fixture(scope="module")
+def two_slices():
+    """The 8 devices of two TPU v5e slices, as the compiler knows them."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed: bash launch/test.sh --libtpu")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2).devices
+
+
+def test_data_alone_crosses_tpu_slices(two_slices):
+    mesh = sharding.make_mesh(2, -1, 2, devices=two_slices)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert np.all(slices == np.arange(2)[:, None, None])
+
+
+def test_a_mesh_that_splits_a_model_over_tpu_slices_is_refused(two_slices):
+    with raises("data=1", "2 TPU slices", "multiple of 2"):
+        sharding.make_mesh(1, -1, 1, devices=two_slices)
 
 
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 8, 1), (-2, 4, 1)])
@@ -152,3 +176,6 @@ def test_activations_keep_the_batch_split_inside_a_program():
     with jax.set_mesh(tiny.mesh_of("2x2x2")):
         assert jax.jit(sharding.constrain_batch)(x).sharding.spec == sharding.BATCH
         assert jax.jit(sharding.constrain_batch)(x[:3]).shape == (3, 3)
+        along_time = jax.jit(lambda x: sharding.constrain_batch(x, "tensor"))
+        assert along_time(jnp.zeros((8, 4, 3))).sharding.spec == PartitionSpec(*sharding.BATCH, "tensor")
+        assert along_time(jnp.zeros((8, 5, 3))).sharding.spec == sharding.BATCH  # 5 does not divide

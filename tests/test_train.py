@@ -1,6 +1,9 @@
 """The train step: one gradient whatever the split of the batch and the mesh, one division, one optimizer step."""
 
+import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +141,24 @@ def test_loss_and_gradient_do_not_depend_on_mesh_or_microbatches(mesh, microbatc
     for name, expected in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], expected, rtol=2e-6, err_msg=name)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-6), params, expected_params)
+
+
+def test_a_chunked_loss_never_holds_the_logits_of_the_batch():
+    """Nor does its gradient; the loss without chunks shows that the test can see them. Both are the same."""
+    batch, params = tiny.documents_of(ROWS, T), tiny.params_of(tiny.SCANNED, 0)
+
+    def compiled(chunk):
+        loss_fn = functools.partial(pretrain.token_loss, dataclasses.replace(tiny.SCANNED, logits_chunk=chunk))
+        program = jax.jit(jax.grad(lambda params: loss_fn(params, batch, None).total)).lower(params).compile()
+        shapes = re.findall(r"f32\[([\d,]+)\]", program.as_text())
+        sizes = {math.prod(map(int, shape.split(","))) for shape in shapes}
+        return program(params), sizes
+
+    (expected, whole), (found, chunked) = compiled(0), compiled(4)
+    logits = ROWS * (T - 1) * tiny.SCANNED.padded_vocab
+    assert logits in whole and ROWS * 4 * tiny.SCANNED.padded_vocab in chunked
+    assert not {logits, ROWS * 16 * tiny.SCANNED.padded_vocab} & chunked  # 16: T - 1 places in whole chunks
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def test_the_token_loss_is_the_mean_over_the_tokens_of_the_whole_batch():

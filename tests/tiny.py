@@ -13,10 +13,10 @@ from rlhf_jax.data.batches import Batch, Prompts
 
 PAD, EOS, VOCAB = 0, 1, 61  # 61 is padded to 64: the padding of the vocabulary is there in every test
 CONFIG = model.TransformerConfig(
-    vocab_size=VOCAB, num_layers=2, embed_dim=32, num_heads=4, max_length=48, init_std=0.2, scan_layers=False
+    vocab_size=VOCAB, num_layers=2, embed_dim=32, num_heads=8, max_length=48, init_std=0.2, scan_layers=False
 )
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)  # as on a pod; and half the time to compile
-MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2)}
+MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2)}
 
 
 def llama(**changes) -> model.TransformerConfig:

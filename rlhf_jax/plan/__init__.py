@@ -22,7 +22,7 @@ from rlhf_jax.plan.programs import Data, Program
 from rlhf_jax.plan.topology import Topology
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-_FIELDS = ("dtype", "remat", "attention", "sequence_axis")  # of config.model, shown beside the mesh
+_FIELDS = ("dtype", "remat", "attention", "sequence_axis", "logits_chunk")  # of config.model, shown beside the mesh
 
 
 def plan(
@@ -74,7 +74,7 @@ def plan(
         "chips": topology.chips,
         "memory_limit": topology.chip.memory,
         "mesh": dict(mesh.shape),
-        "model": {name: getattr(run.model, name) for name in _FIELDS if hasattr(run.model, name)},
+        "model": {name: getattr(run.model, name) for name in _FIELDS },
         "parameters": estimate.parameters(run.model),
         "microbatches": {stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)},
         "compiler": compiler(topology),
@@ -91,7 +91,7 @@ def fits(found: dict) -> bool:
 
 def model_shape(config, data: Data, topology: Topology) -> TransformerConfig:
     """The policy's shape on a topology."""
-    return TransformerConfig(vocab_size=data.vocab_size, **config.model)
+    return run_lib.model_shape(config.model, data.vocab_size, topology.chip.kind)
 
 
 def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:

@@ -80,6 +80,8 @@ def training(config: TransformerConfig, rows: int, length: int, logits: int = 0)
     once = forward(config, rows, length, logits)
     computed = _attention(config, rows * length**2 / (2 if config.attention in _MASKED_HALF_SKIPPED else 1))
     repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[config.remat]
+    if 0 < config.logits_chunk < logits / rows:  # each chunk of logits is computed again
+        repeated += _linear(config, 0, logits)[1]
     return Work(once.tokens, 3 * once.flops, 3 * once.executed + repeated)
 
 
