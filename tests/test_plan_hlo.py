@@ -71,6 +71,18 @@ def test_what_crosses_slices_goes_over_the_network_shared_by_the_chips_of_a_slic
     assert (found.links, found.network) == (2 * 128 * 3 / 4, 2 * 128 / 2 / 4)
 
 
+def test_tpu_slices_have_a_program_each_and_send_to_one_another():
+    text = module("""
+  %p = f32[4,8]{1,0} parameter(0)
+  %after = token[] after-all()
+  %sum = f32[4,8] all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %send = (f32[4,8], u32[], token[]) send(%sum, %after), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %r = f32[4,8]{1,0} copy(%p)""").replace("num_partitions=8", "num_partitions=4")  # fmt: skip
+    inside, between = sorted(hlo.read(text, MESH, lambda device: device.id // 4).collectives, key=lambda c: c.network)
+    assert (inside.kind, inside.axes, inside.network) == ("all-reduce", "tensor", 0)
+    assert between == hlo.Collective("all-reduce", "data", 1, 128, 0, 128)
+
+
 LOOP = """
 %body (t: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %t = (s32[], f32[4,8]) parameter(0)

@@ -31,6 +31,10 @@ _SENT = {
     "collective-permute": lambda n: 1.0,
     "collective-broadcast": lambda n: 1.0,
 }
+_BETWEEN_SLICES = {
+    "ALL_REDUCE": "all-reduce", "ALL_GATHER": "all-gather", "REDUCE_SCATTER": "reduce-scatter", "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}  # fmt: skip
 _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "iota", "async-start", "async-update",
@@ -115,6 +119,8 @@ def read(text: str, mesh, island_of: Callable | None = None, *, on_chip_spaces: 
 class _Module:
     def __init__(self, text: str):
         self.computations, entry = _parse(text)
+        header = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
+        self.partitions = int(header[1]) if header else 1
         self.unknown_loops = 0
         self._weights: dict[str, float] = collections.defaultdict(float)
         self._fused: set[str] = set()
@@ -202,6 +208,8 @@ class _Module:
         size = functools.partial(_size, on_chip_spaces=on_chip)
         if instruction.opcode == "custom-call" and "AllocateBuffer" in instruction.attributes:
             return 0.0
+        if instruction.opcode in ("send", "recv"):
+            return size(instruction.type)
         if instruction.opcode.endswith("-start"):  # its type holds the operands and the results
             read = sum(size(scope[name].type) for name in instruction.operands if name in scope)
             return max(size(instruction.type), read)
@@ -270,7 +278,17 @@ def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarra
         kind = re.sub(r"-start$", "", instruction.opcode)
         if kind == "ragged-all-to-all":
             kind = "all-to-all"
-        if kind not in _SENT:
+        if kind == "send" and "xla_megascale_runtime" in instruction.attributes:
+            # Between TPU slices, each of which has a program of its own: device n here is device n of the first.
+            kind = _BETWEEN_SLICES[re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1]]
+            firsts = np.unique(islands, return_index=True)[1].tolist()
+            size = _size(module.computations[where][instruction.operands[0]].type)
+            size *= len(firsts) if kind == "all-gather" else 1
+            entry = sums[kind, _axes(firsts, mesh_shape)]
+            entry[0] += weight
+            entry[1] += weight * size
+            entry[3] += weight * size * _SENT[kind](len(firsts))
+        if kind not in _SENT or instruction.opcode == "send":
             continue
         if kind == "all-reduce" and where.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # a TPU writes it as an all-reduce of which each device keeps its part
@@ -280,7 +298,7 @@ def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarra
             if weight <= seen.get(channel[1], 0.0):
                 continue
             weight, seen[channel[1]] = weight - seen.get(channel[1], 0.0), weight
-        group = _first_group(instruction.attributes, math.prod(mesh_shape.values()))
+        group = _first_group(instruction.attributes, module.partitions)
         if len(group) < 2:
             continue
         scope = module.computations[where]
