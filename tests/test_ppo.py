@@ -440,5 +440,5 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
         assert sorted(epoch) == list(range(ROWS))
     assert len(np.unique(epochs, axis=0)) == 4
     np.testing.assert_allclose(rates, [1e-2 * np.mean([0.1, 0.325, 0.55, 0.775]), 1e-2], rtol=1e-5)
-    programs = s.programs.sample._program, s.programs.score, s.programs.update, take
+    programs = s.programs.sample.program, s.programs.score, s.programs.update, take
     assert [program._cache_size() for program in programs] == [1, 1, 1, 1]

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import tiny
-from rlhf_jax import losses, model, optim, pretrain, sharding, train
+from rlhf_jax import generate, losses, model, optim, pretrain, sharding, train
 
 ROWS, T = 16, 14
 
@@ -141,6 +141,24 @@ def test_loss_and_gradient_do_not_depend_on_mesh_or_microbatches(mesh, microbatc
     for name, expected in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], expected, rtol=2e-6, err_msg=name)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-6), params, expected_params)
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+def test_a_program_of_scanned_layers_does_not_grow_with_them(scanned):
+    """Training and sampling; unrolled ones do, which shows that the test can see it."""
+
+    def size(layers):
+        config = dataclasses.replace(tiny.CONFIG, num_layers=layers, scan_layers=scanned)
+        params, batch = model.param_shapes(config), tiny.documents_of(ROWS, T)
+        loss_fn = lambda params: pretrain.token_loss(config, params, batch, None).total
+        draw = functools.partial(generate.sample, config, completion_length=4, eos_id=tiny.EOS, pad_id=tiny.PAD)
+        prompts = tiny.prompts_of(ROWS, 5)
+        trained = jax.jit(jax.grad(loss_fn)).lower(params)
+        sampled = jax.jit(draw).lower(params, prompts.tokens, prompts.mask, jax.random.key(0), jnp.float32(1))
+        return [len(program.as_text().splitlines()) for program in (trained, sampled)]
+
+    for small, large in zip(size(2), size(6)):
+        assert large == small if scanned else large > 1.2 * small
 
 
 def test_a_chunked_loss_never_holds_the_logits_of_the_batch():
