@@ -161,6 +161,7 @@ def run_stage(run: Run, stage: str) -> None:
     state = make(ref, _value_params(run, stage, value_shape_of(run, stage), reward, ref))
     compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
     frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
+    del ref, reward  # or their float32 copies would lie on the devices for the whole stage
 
     coefs = coefficients(section)
 

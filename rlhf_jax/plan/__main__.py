@@ -70,13 +70,14 @@ def _plan_all() -> bool:
             plans = [plan.plan(_CONFIG.value, place, data, **options)]
             fits &= plan.fits(plans[0])
         for found in plans:
-            found |= {"name": name, "command": _command(), "fits": plan.fits(found)}
+            found |= {"name": name, "command": found.get("command", _command()), "fits": plan.fits(found)}
             store.keep(found)
         if _JSON.value:
             for found in plans:
                 print(json.dumps(found), flush=True)
         elif _SEARCH.value:
             print(f"{name} on {place.name}\n\n{tables.ranking(plans, place.chip.memory)}\n", flush=True)
+            print(f"the first: {plans[0]['command']} --topology={place.name}\n", flush=True)
         else:
             print(tables.render(plans[0]), flush=True)
     return fits
@@ -93,7 +94,8 @@ def _search(plan, place, data, options) -> list[dict]:
     for candidate in search.candidates(config, shape, place, stages)[: _SEARCH.value]:
         options["tell"](f"trying {candidate}")
         found = plan.plan(candidate.apply(config, stages), place, data, give_up=True, **options)
-        plans.append(found | {"fits": plan.fits(found)})
+        chosen = [f"--config.{name}={value}" for name, value in candidate.settings(config, stages).items()]
+        plans.append(found | {"fits": plan.fits(found), "command": " ".join([_command(), *chosen])})
     return sorted(plans, key=lambda found: (not found["fits"], found["total"]["chip_hours"] or 0.0))
 
 

@@ -34,18 +34,22 @@ class Candidate:
     memory: float
     seconds: float
 
+    def settings(self, config, stages: list[str]) -> dict[str, int | str]:
+        """The fields of the config that it sets."""
+        at_once = self.data * self.fsdp * self.rows
+        found = {"mesh.data": self.data, "mesh.fsdp": self.fsdp, "mesh.tensor": self.tensor, "model.remat": self.remat}
+        for stage in stages:
+            section = config[stage]
+            found[f"{stage}.microbatches"] = _parts(_batch_of(section), at_once)
+            if section.kind == "ppo" and section.ptx_coef:
+                ptx = section.ptx_ratio * section.minibatch_size // section.ppo_epochs
+                found[f"{stage}.ptx_microbatches"] = _parts(ptx, at_once)
+        return found
+
     def apply(self, config, stages: list[str]):
         """A copy of the config that uses it."""
         config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.mesh.data, config.mesh.fsdp, config.mesh.tensor = self.data, self.fsdp, self.tensor
-            config.model.remat = self.remat
-            for stage in stages:
-                section = config[stage]
-                section.microbatches = _parts(_batch_of(section), self.data * self.fsdp * self.rows)
-                if section.kind == "ppo" and section.ptx_coef:
-                    ptx = section.ptx_ratio * section.minibatch_size // section.ppo_epochs
-                    section.ptx_microbatches = _parts(ptx, self.data * self.fsdp * self.rows)
+        config.update_from_flattened_dict(self.settings(config, stages))
         return config
 
 
