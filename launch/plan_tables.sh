@@ -27,21 +27,22 @@ plan() {
 
 parts() { echo $(($1 > $2 ? $1 / $2 : 1)); }
 
-plan 1.3b v5e:4x4 16 1
-plan 1.3b v6e:2x4 8 1
+# Sampling decides the size: 512 rows of 2,048 tokens have keys and values of 0.2 (1.3B), 0.55 (6B) and 5 TB (175B).
+plan 1.3b v5e:4x8 32 1
+plan 1.3b v6e:4x4 16 1
 plan 1.3b v5p:2x2x2 8 1
-plan 1.3b v4:2x2x4 16 1
+plan 1.3b v4:2x4x4 32 1
 plan 1.3b h100:8 8 1
 
-plan 6b v5e:8x8 32 2
-plan 6b v6e:4x4 16 1
+plan 6b v5e:8x16 32 4
+plan 6b v6e:8x8 32 2
 plan 6b v5p:2x2x4 16 1
 plan 6b v4:4x4x4 32 2
 plan 6b h100:2x8 16 1
 
 plan 175b v5p:8x8x8 64 8
-plan 175b v6e:16x16 32 8
-plan 175b v4:8x8x8 64 8
-plan 175b v5e:16x16x4slices 64 16 --config.mesh.data=4
-plan 175b h100:32x8 32 8
+plan 175b v6e:16x16x4slices 32 32 --config.mesh.data=4
+plan 175b v4:8x8x16 32 32
+plan 175b v5e:16x16x8slices 64 32 --config.mesh.data=8
+plan 175b h100:64x8 64 8
 plan 175b h200:16x8 16 8
