@@ -74,7 +74,7 @@ def plan(
         "chips": topology.chips,
         "memory_limit": topology.chip.memory,
         "mesh": dict(mesh.shape),
-        "model": {name: getattr(run.model, name) for name in _FIELDS },
+        "model": {name: getattr(run.model, name) for name in _FIELDS},
         "parameters": estimate.parameters(run.model),
         "microbatches": {stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)},
         "compiler": compiler(topology),
@@ -111,12 +111,13 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
     work = program.work
     found |= {"held": held, "resident": resident, "tokens": work.tokens, "flops": work.flops, "executed": work.executed}
     arguments = sum(programs.bytes_per_device(tree) for tree in program.passed.values())
-    if found["peak"] is not None:
-        temporaries = max(found["peak"] - arguments, 0)
-        found |= {"cache": min(program.cache, temporaries), "temporaries": temporaries - min(program.cache, temporaries)}
-        found |= _fits(found["peak"] + resident, topology)
-    else:
-        found |= _fits((found["needed"] or topology.chip.memory) + resident, topology) | {"fits": False}
+    used = found["needed"] if found["peak"] is None else found["peak"]
+    if used is None:
+        return found | {"fits": False, "total": None}
+    cache = min(program.cache, max(used - arguments, 0))
+    spare = topology.chip.memory - used - resident
+    found |= {"cache": cache, "temporaries": max(used - arguments, 0) - cache, "total": used + resident, "spare": spare}
+    found |= {"fits": found["peak"] is not None and spare >= 0}
     if found["collectives"] is not None:
         collectives = [hlo.Collective(**collective) for collective in found["collectives"]]
         found |= _bounds(topology, work, hlo.Facts(collectives, found["moved"], 0))
@@ -156,14 +157,9 @@ def peak_memory(compiled, topology: Topology) -> int:
 
 
 def _needed(message: str) -> int | None:
-    """The bytes that an out-of-memory error of the compiler says the program needs."""
+    """The bytes that an out-of-memory error of the compiler says the program needs, its arguments included."""
     found = re.search(r"(?:Used|memory required[^(]*\() ?([\d.]+)([KMGT])", message)
     return round(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
-
-
-def _fits(total: int, topology: Topology) -> dict:
-    spare = topology.chip.memory - total
-    return {"total": total, "fits": spare >= 0, "spare": spare}
 
 
 def _bounds(topology: Topology, work, facts: hlo.Facts) -> dict:

@@ -37,11 +37,10 @@ def memory(found: dict) -> str:
             rows.append([_name(row), message])
             continue
         held = [sum(row["held"].get(name, 0) for name in names) for names in _COLUMNS.values()]
-        known = row["peak"] is not None
-        rest = [row["cache"], row["temporaries"], row["total"]] if known else [None, None, row["total"]]
-        verdict = f"fits, {_gib(row['spare'])} spare" if row["fits"] else f"**lacks {_gib(-row['spare'])}**"
-        if not known and row["needed"] is None:
-            verdict = "**does not fit**"
+        rest = [row.get(name) for name in ("cache", "temporaries", "total")]
+        verdict = f"fits, {_gib(row['spare'])} spare" if row["fits"] else "**does not fit**"
+        if row.get("spare", 0) < 0:
+            verdict = f"**lacks {_gib(-row['spare'])}**"
         rows.append([_name(row), *map(_gib, held + rest), verdict, f"{row['compile_seconds']:.0f}"])
     return _table(head, rows)
 
@@ -91,7 +90,7 @@ def ranking(plans: list[dict], limit: int) -> str:
     head = ["mesh", "remat", "microbatches", "most (GiB)", f"of {limit / _GIB:.2f} GiB", "binds", "chip-hours, at least"]
     rows = []
     for found in plans:
-        totals = [row["total"] for row in found["programs"] if "total" in row]
+        totals = [row["total"] for row in found["programs"] if row.get("total")]
         refused = [row["refused"] for row in found["programs"] if "refused" in row]
         verdict = refused[0] if refused else "fits" if found["fits"] else "does not"
         binds = max((row for row in found["programs"] if row.get("seconds")), key=lambda r: r["seconds"] * r["runs"], default={})
