@@ -80,7 +80,9 @@ def test_without_its_compiler_a_topology_says_what_to_install(monkeypatch, name,
 
 
 def test_the_tables_for_docs_name_topologies_that_exist_and_meshes_that_fill_them():
-    rows = re.findall(r"^plan (\S+) (\S+) (\d+) (\d+)", (PROJECT / "launch" / "plan_tables.sh").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^plan (\S+) (\S+) (\d+) (\d+)", (PROJECT / "launch" / "plan_tables.sh").read_text(), re.MULTILINE
+    )
     assert {size for size, *_ in rows} == {"1.3b", "6b", "175b"}
     for _, name, ways, tensor in rows:
         assert topology.parse(name).chips == int(ways) * int(tensor)
@@ -98,7 +100,9 @@ def test_parameters_of_gpt3():
 
 
 def test_flops_by_hand():
-    config = TransformerConfig(61, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, attention="blocked", vocab_multiple=61)
+    config = TransformerConfig(
+        61, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, attention="blocked", vocab_multiple=61
+    )
     weights = 2 * (4 * 32 * 32 + 2 * 32 * 48)
     rows, length, logits = 3, 10, 15
     scores = rows * length * (length + 1) / 2
@@ -144,10 +148,14 @@ def test_the_papers_compute():
 
 def test_the_slowest_thing_binds():
     chip = topology.CHIPS["v5p"]
-    facts = hlo.Facts([hlo.Collective("all-gather", "fsdp", 1, 0, int(600e9), 0)], moved=int(2765e9 * 3), unknown_loops=0)
+    facts = hlo.Facts(
+        [hlo.Collective("all-gather", "fsdp", 1, 0, int(600e9), 0)], moved=int(2765e9 * 3), unknown_loops=0
+    )
     found = estimate.bounds(chip, 10, estimate.Work(1, 459e13, 2 * 459e13), facts)
     assert found == {"compute": 2.0, "memory": 3.0, "links": 1.0}
-    assert "network" in estimate.bounds(chip, 10, estimate.Work(), hlo.Facts([hlo.Collective("all-reduce", "data", 1, 0, 0, 8)], 0, 0))
+    assert "network" in estimate.bounds(
+        chip, 10, estimate.Work(), hlo.Facts([hlo.Collective("all-reduce", "data", 1, 0, 0, 8)], 0, 0)
+    )
     assert estimate.bounds(topology.CHIPS["cpu"], 8, estimate.Work(), facts) == {}
 
 
@@ -155,7 +163,9 @@ def test_the_slowest_thing_binds():
 
 
 def on_this_machine(name="cpu:8", memory=GIB):
-    return dataclasses.replace(topology.parse(name), chip=dataclasses.replace(topology.CHIPS["cpu"], memory=memory))
+    return dataclasses.replace(
+        topology.parse(name), chip=dataclasses.replace(topology.CHIPS["cpu"], memory=memory)
+    )
 
 
 def tensor_config():
@@ -175,7 +185,11 @@ def check_rows(planned):
     """Everything that lies on the device is counted, and once."""
     for row in planned["programs"]:
         assert row["fits"] and row["spare"] == GIB - row["total"] and not row["unknown_loops"]
-        assert sum(row["held"].values()) + row["cache"] + row["temporaries"] == row["total"] == row["peak"] + row["resident"]
+        assert (
+            sum(row["held"].values()) + row["cache"] + row["temporaries"]
+            == row["total"]
+            == row["peak"] + row["resident"]
+        )
 
 
 def test_everything_on_the_device_is_counted(planned):
@@ -184,7 +198,9 @@ def test_everything_on_the_device_is_counted(planned):
     sample = planned["programs"][2]
     policy = sample["held"]["policy parameters"]
     assert sample["held"]["policy optimizer"] == pytest.approx(2 * policy, rel=0.01)
-    assert sample["cache"] == 2 * 2 * 32 * 16 * 16 * 4 // 8  # keys and values, layers, width, rows, length, bytes
+    assert (
+        sample["cache"] == 2 * 2 * 32 * 16 * 16 * 4 // 8
+    )  # keys and values, layers, width, rows, length, bytes
 
 
 @pytest.mark.slow
@@ -201,7 +217,11 @@ def test_every_program_of_a_config_is_compiled():
 def test_runs_and_tokens_of_every_program():
     config = tensor_config()
     run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
-    found = {(p.stage, p.name): p for stage in programs.chosen_stages(config) for p in programs.of_stage(run, stage, DATA)}
+    found = {
+        (p.stage, p.name): p
+        for stage in programs.chosen_stages(config)
+        for p in programs.of_stage(run, stage, DATA)
+    }
     counts = {key: (program.runs, program.work.tokens) for key, program in found.items()}
     assert counts == {
         ("sft", "train step"): (10, 8 * 16),
@@ -212,8 +232,13 @@ def test_runs_and_tokens_of_every_program():
         ("ppo_ptx", "update"): (6, 2 * 8 * 16 + 16 * 16),
     }
     held = [set(p.passed) | set(p.resident) - {"experience"} for p in found.values() if p.stage == "ppo_ptx"]
-    states = {f"{model} {part}" for model in ("policy", "value") for part in ("parameters", "optimizer")} | {"policy average", "frozen"}
-    assert all(groups - {"batch", "decode copy"} == states for groups in held)  # both models, the average and the frozen ones, always
+    states = {f"{model} {part}" for model in ("policy", "value") for part in ("parameters", "optimizer")} | {
+        "policy average",
+        "frozen",
+    }
+    assert all(
+        groups - {"batch", "decode copy"} == states for groups in held
+    )  # both models, the average and the frozen ones, always
 
 
 def test_totals_of_stages(planned):
@@ -233,7 +258,9 @@ def test_tables_have_a_row_for_every_program(planned):
 
 def test_what_was_compiled_is_not_compiled_again(planned, monkeypatch):
     config = tensor_config()
-    known = {row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]}
+    known = {
+        row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]
+    }
     monkeypatch.setattr(plan, "_compile", lambda *_: pytest.fail("compiles again"))
     again = plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
     assert again["programs"][0]["peak"] == 1
@@ -281,7 +308,11 @@ def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
     assert [c.seconds for c in found] == sorted(c.seconds for c in found)
     assert {c.remat for c in found} >= {"full"}
     applied = found[0].apply(config, ["sft", "ppo_ptx"])
-    assert (applied.mesh.fsdp, applied.mesh.tensor, applied.model.remat) == (found[0].fsdp, found[0].tensor, found[0].remat)
+    assert (applied.mesh.fsdp, applied.mesh.tensor, applied.model.remat) == (
+        found[0].fsdp,
+        found[0].tensor,
+        found[0].remat,
+    )
     assert 64 % applied.sft.microbatches == 0 and config.mesh.fsdp == -1  # the config itself is as it was
     config.sft.batch_size, shape = 7, dataclasses.replace(shape, num_heads=2)
     with pytest.raises(InputError, match="no mesh of v5e:4x4"):
@@ -310,7 +341,9 @@ def test_the_command_end_to_end(tmp_path):
 
 def test_bad_input_is_one_sentence():
     found = command("--topology=v5e:3x3")
-    assert found.returncode == 2 and found.stderr.startswith("rlhf_jax.plan: topology 'v5e:3x3' does not exist")
+    assert found.returncode == 2 and found.stderr.startswith(
+        "rlhf_jax.plan: topology 'v5e:3x3' does not exist"
+    )
     assert found.stderr.count("\n") == 1
 
 
@@ -359,14 +392,20 @@ def test_peak_memory_is_what_the_process_really_uses():
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     planned, used = map(int, found.stdout.split())
-    assert used == pytest.approx(planned, rel=0.15), f"planned {planned / 2**20:.0f} MiB, used {used / 2**20:.0f} MiB"
+    assert used == pytest.approx(planned, rel=0.15), (
+        f"planned {planned / 2**20:.0f} MiB, used {used / 2**20:.0f} MiB"
+    )
 
 
 # ---------------------------------------------------------------------------- the real compilers
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: [plan]")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: [plan]"
+)
 needs_cuda = pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda13") is None if importlib.util.find_spec("jax_plugins") else True,
+    importlib.util.find_spec("jax_plugins.xla_cuda13") is None
+    if importlib.util.find_spec("jax_plugins")
+    else True,
     reason="the CUDA compiler is not installed: [plan_gpu]",
 )
 
@@ -386,7 +425,10 @@ def test_the_tpu_compiler_plans_a_train_step():
 @pytest.mark.slow
 @needs_libtpu
 def test_a_program_that_is_too_large_for_a_tpu_says_by_how_much():
-    flags = [f"--config.model.{name}" for name in ("num_layers=48", "embed_dim=2048", "num_heads=16", "max_length=2048", "remat=none")]
+    flags = [
+        f"--config.model.{name}"
+        for name in ("num_layers=48", "embed_dim=2048", "num_heads=16", "max_length=2048", "remat=none")
+    ]
     found = command("--topology=v5e:1x1", "--stages=sft", "--json", *flags)
     assert found.returncode == 1, found.stderr
     (row,) = json.loads(found.stdout)["programs"]
@@ -399,7 +441,11 @@ def test_slices_talk_over_the_network():
     found = command("--topology=v5e:2x2x2slices", "--stages=sft", "--json", "--config.mesh.data=2")
     (row,) = json.loads(found.stdout)["programs"]
     assert row["bounds"]["network"] > 0
-    assert {c["axes"] for c in row["collectives"] if c["network"]} <= {"data", "data+fsdp", "data+fsdp+tensor"}
+    assert {c["axes"] for c in row["collectives"] if c["network"]} <= {
+        "data",
+        "data+fsdp",
+        "data+fsdp+tensor",
+    }
 
 
 @pytest.mark.slow

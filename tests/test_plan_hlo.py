@@ -53,7 +53,12 @@ def test_a_permutation_runs_over_the_axis_along_which_its_pairs_differ():
 
 @pytest.mark.parametrize(
     "operation, whole, sent",
-    [("all-gather", 256, 128), ("reduce-scatter", 128, 64), ("all-reduce", 128, 128), ("all-to-all", 128, 64)],
+    [
+        ("all-gather", 256, 128),
+        ("reduce-scatter", 128, 64),
+        ("all-reduce", 128, 128),
+        ("all-to-all", 128, 64),
+    ],
 )
 def test_the_bytes_of_a_collective_over_two_devices(operation, whole, sent):
     for name in (operation, f"{operation}-start"):
@@ -78,7 +83,9 @@ def test_tpu_slices_have_a_program_each_and_send_to_one_another():
   %sum = f32[4,8] all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
   %send = (f32[4,8], u32[], token[]) send(%sum, %after), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %r = f32[4,8]{1,0} copy(%p)""").replace("num_partitions=8", "num_partitions=4")  # fmt: skip
-    inside, between = sorted(hlo.read(text, MESH, lambda device: device.id // 4).collectives, key=lambda c: c.network)
+    inside, between = sorted(
+        hlo.read(text, MESH, lambda device: device.id // 4).collectives, key=lambda c: c.network
+    )
     assert (inside.kind, inside.axes, inside.network) == ("all-reduce", "tensor", 0)
     assert between == hlo.Collective("all-reduce", "data", 1, 128, 0, 128)
 
@@ -173,16 +180,25 @@ def test_bytes_moved_leave_out_what_slices_do_not_touch_and_what_stays_on_the_ch
   %row = f32[1,8]{1,0SPACE} fusion(%p, %n), kind=kLoop, calls=%pick
   ROOT %twice = f32[1,8]{1,0} add(%row, %row)""", sliced)  # fmt: skip
     everywhere = hlo.read(text.replace("SPACE", ""), MESH).moved
-    assert everywhere == 32 + 4 + 32 + 3 * 32  # a row and its number read, a row written; twice read, once written
+    assert (
+        everywhere == 32 + 4 + 32 + 3 * 32
+    )  # a row and its number read, a row written; twice read, once written
     assert hlo.read(text.replace("SPACE", ":S(1)"), MESH, on_chip_spaces=True).moved == 32 + 4 + 32
 
 
 def test_a_real_program_gathers_each_layers_weights_once_a_turn():
-    mesh, layers, width, rows = tiny.mesh_of("1x8x1"), 5, 64, 2048  # so many rows that gathering weights is cheaper
+    mesh, layers, width, rows = (
+        tiny.mesh_of("1x8x1"),
+        5,
+        64,
+        2048,
+    )  # so many rows that gathering weights is cheaper
     place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
     weights = jax.ShapeDtypeStruct((layers, width, width), jnp.float32, sharding=place(None, "fsdp"))
     x = jax.ShapeDtypeStruct((rows, width), jnp.float32, sharding=place("fsdp"))
-    program = jax.jit(lambda w, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0], out_shardings=place("fsdp"))
+    program = jax.jit(
+        lambda w, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0], out_shardings=place("fsdp")
+    )
     found = hlo.read(program.lower(weights, x).compile().as_text(), mesh)
     (gather,) = found.collectives
     assert (gather.kind, gather.axes, gather.count) == ("all-gather", "fsdp", layers)

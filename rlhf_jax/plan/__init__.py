@@ -22,7 +22,13 @@ from rlhf_jax.plan.programs import Data, Program
 from rlhf_jax.plan.topology import Topology
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-_FIELDS = ("dtype", "remat", "attention", "sequence_axis", "logits_chunk")  # of config.model, shown beside the mesh
+_FIELDS = (
+    "dtype",
+    "remat",
+    "attention",
+    "sequence_axis",
+    "logits_chunk",
+)  # of config.model, shown beside the mesh
 
 
 def plan(
@@ -68,7 +74,10 @@ def plan(
         for program in found:
             if (not only or program.name in only) and not (give_up and not fits({"programs": rows})):
                 rows.append(row(run, topology, program, known, tell))
-    summary = [_stage_summary(config, topology, stage, rows, run, price) for stage in dict.fromkeys(r["stage"] for r in rows)]
+    summary = [
+        _stage_summary(config, topology, stage, rows, run, price)
+        for stage in dict.fromkeys(r["stage"] for r in rows)
+    ]
     return {
         "topology": topology.name,
         "chips": topology.chips,
@@ -76,7 +85,9 @@ def plan(
         "mesh": dict(mesh.shape),
         "model": {name: getattr(run.model, name) for name in _FIELDS},
         "parameters": estimate.parameters(run.model),
-        "microbatches": {stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)},
+        "microbatches": {
+            stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)
+        },
         "compiler": compiler(topology),
         "programs": rows,
         "stages": summary,
@@ -106,17 +117,30 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
     found = {"stage": program.stage, "program": program.name, "runs": program.runs, "key": key, **known[key]}
     if "failed" in found:
         return found
-    held = {name: programs.bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()}
+    held = {
+        name: programs.bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()
+    }
     resident = sum(programs.bytes_per_device(tree) for tree in program.resident.values())
     work = program.work
-    found |= {"held": held, "resident": resident, "tokens": work.tokens, "flops": work.flops, "executed": work.executed}
+    found |= {
+        "held": held,
+        "resident": resident,
+        "tokens": work.tokens,
+        "flops": work.flops,
+        "executed": work.executed,
+    }
     arguments = sum(programs.bytes_per_device(tree) for tree in program.passed.values())
     used = found["needed"] if found["peak"] is None else found["peak"]
     if used is None:
         return found | {"fits": False, "total": None}
     cache = min(program.cache, max(used - arguments, 0))
     spare = topology.chip.memory - used - resident
-    found |= {"cache": cache, "temporaries": max(used - arguments, 0) - cache, "total": used + resident, "spare": spare}
+    found |= {
+        "cache": cache,
+        "temporaries": max(used - arguments, 0) - cache,
+        "total": used + resident,
+        "spare": spare,
+    }
     found |= {"fits": found["peak"] is not None and spare >= 0}
     if found["collectives"] is not None:
         collectives = [hlo.Collective(**collective) for collective in found["collectives"]]
@@ -177,10 +201,20 @@ def _stage_summary(config, topology: Topology, stage: str, rows: list[dict], run
     """A whole stage: what its programs do together, as often as they run."""
     rows = [r for r in rows if r["stage"] == stage]
     if any("flops" not in r for r in rows):
-        return {"stage": stage, "tokens": None, "petaflop_s_days": None, "paper": None, "hours": None, "chip_hours": None, "cost": None}
+        return {
+            "stage": stage,
+            "tokens": None,
+            "petaflop_s_days": None,
+            "paper": None,
+            "hours": None,
+            "chip_hours": None,
+            "cost": None,
+        }
     days = sum(r["runs"] * r["flops"] for r in rows) / estimate.PETAFLOP_S_DAY
     seconds = [r.get("seconds") for r in rows]
-    hours = sum(r["runs"] * r["seconds"] for r in rows) / 3600 if all(s is not None for s in seconds) else None
+    hours = (
+        sum(r["runs"] * r["seconds"] for r in rows) / 3600 if all(s is not None for s in seconds) else None
+    )
     chip_hours = hours and hours * topology.chips
     is_175b = abs(estimate.parameters(run.model) / 174.6e9 - 1) < 0.01
     return {
@@ -196,7 +230,10 @@ def _stage_summary(config, topology: Topology, stage: str, rows: list[dict], run
 
 def _total(stages: list[dict]) -> dict:
     names = ("tokens", "petaflop_s_days", "hours", "chip_hours", "cost")
-    return {name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None for name in names}
+    return {
+        name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None
+        for name in names
+    }
 
 
 def _key(lowered, run, topology: Topology) -> str:
@@ -207,5 +244,7 @@ def _key(lowered, run, topology: Topology) -> str:
 
 def compiler(topology: Topology) -> dict[str, str]:
     """Versions of what compiles."""
-    packages = ["jax", "jaxlib"] + {"tpu": ["libtpu"], "gpu": ["jax-cuda13-pjrt", "nvidia-cuda-nvcc"]}.get(topology.chip.kind, [])
+    packages = ["jax", "jaxlib"] + {"tpu": ["libtpu"], "gpu": ["jax-cuda13-pjrt", "nvidia-cuda-nvcc"]}.get(
+        topology.chip.kind, []
+    )
     return {name: importlib.metadata.version(name) for name in packages}

@@ -20,23 +20,45 @@ from ml_collections import config_flags
 
 from rlhf_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True
+)
 _TOPOLOGY = flags.DEFINE_list("topology", None, "What to compile for, one or several.")
-_SLICES = flags.DEFINE_integer("slices", 1, "So many TPU slices of each topology, joined by the network.", lower_bound=1)
-_STAGES = flags.DEFINE_string("stages", "", "Which, comma-separated, or all; by default the first of each kind, of PPO the last.")
+_SLICES = flags.DEFINE_integer(
+    "slices", 1, "So many TPU slices of each topology, joined by the network.", lower_bound=1
+)
+_STAGES = flags.DEFINE_string(
+    "stages", "", "Which, comma-separated, or all; by default the first of each kind, of PPO the last."
+)
 _PROGRAMS = flags.DEFINE_list("programs", [], "Only these, e.g. sample,update.")
 _PRICE = flags.DEFINE_float("price", 0.0, "Of a chip and hour.", lower_bound=0.0)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
-_OUT = flags.DEFINE_string("out", None, "A folder that keeps plans, and the tables of all of them in plan.md.")
-_SEARCH = flags.DEFINE_integer("search", 0, "Compile so many of the meshes, microbatches and remat that could fit, and rank them.")
-_DEMONSTRATIONS = flags.DEFINE_integer("demonstrations", 0, "How many; 0: the world's, or the paper's 12,725.")
-_RANKINGS = flags.DEFINE_integer("rankings", 0, "How many prompts with ranked completions; 0: the world's, or the paper's 33,207.")
-_COMPLETIONS = flags.DEFINE_integer("completions", 0, "Ranked completions of a prompt, at most; 0: config.collect's.")
-_VOCAB = flags.DEFINE_integer("vocab_size", 0, "Of the tokenizer; 0: the one that is trained, or GPT-3's 50,257.")
+_OUT = flags.DEFINE_string(
+    "out", None, "A folder that keeps plans, and the tables of all of them in plan.md."
+)
+_SEARCH = flags.DEFINE_integer(
+    "search", 0, "Compile so many of the meshes, microbatches and remat that could fit, and rank them."
+)
+_DEMONSTRATIONS = flags.DEFINE_integer(
+    "demonstrations", 0, "How many; 0: the world's, or the paper's 12,725."
+)
+_RANKINGS = flags.DEFINE_integer(
+    "rankings", 0, "How many prompts with ranked completions; 0: the world's, or the paper's 33,207."
+)
+_COMPLETIONS = flags.DEFINE_integer(
+    "completions", 0, "Ranked completions of a prompt, at most; 0: config.collect's."
+)
+_VOCAB = flags.DEFINE_integer(
+    "vocab_size", 0, "Of the tokenizer; 0: the one that is trained, or GPT-3's 50,257."
+)
 flags.mark_flags_as_required(["config", "topology"])
 
 EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT = 1, 2
-_PAPER_DATA = {"demonstrations": 12_725, "rankings": 33_207, "vocab_size": 50_257}  # InstructGPT, Table 6; GPT-3
+_PAPER_DATA = {
+    "demonstrations": 12_725,
+    "rankings": 33_207,
+    "vocab_size": 50_257,
+}  # InstructGPT, Table 6; GPT-3
 
 
 def main(argv) -> None:
@@ -61,7 +83,9 @@ def _plan_all() -> bool:
     name = _name()
     fits = True
     for place in wanted:
-        options = dict(stages=_STAGES.value, only=tuple(_PROGRAMS.value), price=_PRICE.value, known=store.known)
+        options = dict(
+            stages=_STAGES.value, only=tuple(_PROGRAMS.value), price=_PRICE.value, known=store.known
+        )
         options["tell"] = lambda line: print(line, file=sys.stderr, flush=True)
         if _SEARCH.value:
             plans = _search(plan, place, data, options)
@@ -125,7 +149,9 @@ def _name() -> str:
 
 
 def _command() -> str:
-    kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)]
+    kept = [
+        argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)
+    ]
     return " ".join(["python -m rlhf_jax.plan", *kept])
 
 
@@ -168,7 +194,9 @@ class _Store:
         for path in sorted(self._folder.glob("*.json")):
             plan = read_json(path)
             command = f"{plan['command']} --topology={plan['topology']}"
-            parts.append(f"## {plan['name']} on {plan['topology']}\n\n```\n{command}\n```\n\n{tables.render(plan)}")
+            parts.append(
+                f"## {plan['name']} on {plan['topology']}\n\n```\n{command}\n```\n\n{tables.render(plan)}"
+            )
         write_text(self._folder / "plan.md", "\n".join(parts))
 
 

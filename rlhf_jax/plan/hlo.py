@@ -20,7 +20,9 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8, "c128"
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = (.*)$")
-_CALLED = re.compile(r"\b(?:calls|body|to_apply|called_computations|branch_computations|true_computation|false_computation)=")
+_CALLED = re.compile(
+    r"\b(?:calls|body|to_apply|called_computations|branch_computations|true_computation|false_computation)="
+)
 
 # Moved, each element once, times this; sent by every one of n devices.
 _SENT = {
@@ -250,7 +252,11 @@ class _Module:
                 total += self._read(inner, user.name, size)
             elif user.opcode == "fusion":
                 deeper = self.computations[user.called[0]]
-                named = next(i.name for i in deeper.values() if i.opcode == "parameter" and _parameter_number(i) == place)
+                named = next(
+                    i.name
+                    for i in deeper.values()
+                    if i.opcode == "parameter" and _parameter_number(i) == place
+                )
                 total += self._read(deeper, named, size)
             elif user.opcode == "tuple":
                 pass  # handed through
@@ -280,7 +286,9 @@ def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarra
             kind = "all-to-all"
         if kind == "send" and "xla_megascale_runtime" in instruction.attributes:
             # Between TPU slices, each of which has a program of its own: device n here is device n of the first.
-            kind = _BETWEEN_SLICES[re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1]]
+            kind = _BETWEEN_SLICES[
+                re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1]
+            ]
             firsts = np.unique(islands, return_index=True)[1].tolist()
             size = _size(module.computations[where][instruction.operands[0]].type)
             size *= len(firsts) if kind == "all-gather" else 1
@@ -385,7 +393,9 @@ def _instruction(name: str, rest: str, root: bool) -> _Instruction | None:
     if opcode in ("constant", "parameter"):
         operands = [inside]
     else:
-        operands = re.findall(r"%([^\s,()]+)", inside) or [part.split()[-1] for part in inside.split(",") if part.strip()]
+        operands = re.findall(r"%([^\s,()]+)", inside) or [
+            part.split()[-1] for part in inside.split(",") if part.strip()
+        ]
     return _Instruction(name, opcode, type_, operands, rest[end + 1 :], root)
 
 

@@ -111,7 +111,9 @@ def _pretrain(run: Run, stage: str, data: Data) -> list[Program]:
 
 def _sft(run: Run, stage: str, data: Data) -> list[Program]:
     section = run.config[stage]
-    shown = section.batch_size - round(section.pretrain_mix * section.batch_size)  # the rest is pretraining text
+    shown = section.batch_size - round(
+        section.pretrain_mix * section.batch_size
+    )  # the rest is pretraining text
     batch = _batch(run, section.batch_size, _whole_length(run))
     steps = max(1, math.ceil(section.epochs * data.demonstrations / shown))
     return [_supervised(run, stage, pretrain.loss_of(run, stage), batch, steps)]

@@ -13,8 +13,17 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.plan import estimate
 from rlhf_jax.plan.topology import Topology
 
-_BYTES_OF_A_WEIGHT = {"pretrain": 12, "sft": 12, "reward_model": 12, "ppo": 16}  # float32: it, Adam's two, the average
-_SAVED = {"full": 2, "dots": 20, "none": 68}  # bytes of a token, layer and unit of width that backward finds saved
+_BYTES_OF_A_WEIGHT = {
+    "pretrain": 12,
+    "sft": 12,
+    "reward_model": 12,
+    "ppo": 16,
+}  # float32: it, Adam's two, the average
+_SAVED = {
+    "full": 2,
+    "dots": 20,
+    "none": 68,
+}  # bytes of a token, layer and unit of width that backward finds saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +46,12 @@ class Candidate:
     def settings(self, config, stages: list[str]) -> dict[str, int | str]:
         """The fields of the config that it sets."""
         at_once = self.data * self.fsdp * self.rows
-        found = {"mesh.data": self.data, "mesh.fsdp": self.fsdp, "mesh.tensor": self.tensor, "model.remat": self.remat}
+        found = {
+            "mesh.data": self.data,
+            "mesh.fsdp": self.fsdp,
+            "mesh.tensor": self.tensor,
+            "model.remat": self.remat,
+        }
         for stage in stages:
             section = config[stage]
             found[f"{stage}.microbatches"] = _parts(_batch_of(section), at_once)
@@ -72,7 +86,11 @@ def _all(config, shape, topology, stages) -> Iterator[Candidate]:
     chips, slices = topology.chips, topology.slices
     sections = [config[stage] for stage in stages]
     smallest = min(_batch_of(section) for section in sections)
-    tensors = [2**n for n in range(8) if chips // slices % 2**n == 0 and shape.num_heads % 2**n == 0 and shape.kv_heads % 2**n == 0]
+    tensors = [
+        2**n
+        for n in range(8)
+        if chips // slices % 2**n == 0 and shape.num_heads % 2**n == 0 and shape.kv_heads % 2**n == 0
+    ]
     for tensor, rows, remat in itertools.product(tensors, (1, 2, 4, 8, 16), ("none", "dots", "full")):
         ways = chips // tensor
         if any(_batch_of(section) % ways for section in sections) or rows > max(1, smallest // ways):
@@ -99,7 +117,19 @@ def _seconds(shape, topology, ways, tensor, rows, length, batch) -> float:
     passes = 3 if shape.remat == "full" else 2
     compute = estimate.training(shape, batch, length, batch * length).executed / topology.chips / chip.flops
     gathered = parts * estimate.parameters(shape) / tensor * (2 * passes + 4) * (ways > 1)
-    summed = 2 * passes * 2 * shape.num_layers * batch / ways * length * shape.embed_dim * 2 * (tensor - 1) / tensor
+    summed = (
+        2
+        * passes
+        * 2
+        * shape.num_layers
+        * batch
+        / ways
+        * length
+        * shape.embed_dim
+        * 2
+        * (tensor - 1)
+        / tensor
+    )
     return max(compute, (gathered + summed) / chip.link_bandwidth)
 
 

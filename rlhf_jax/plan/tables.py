@@ -4,7 +4,14 @@ _GIB = 2**30
 # What lies on a device, by name of its group (see programs.py).
 _COLUMNS = {
     "parameters": ("parameters", "policy parameters", "value parameters"),
-    "optimizer": ("optimizer", "average", "policy optimizer", "policy average", "value optimizer", "value average"),
+    "optimizer": (
+        "optimizer",
+        "average",
+        "policy optimizer",
+        "policy average",
+        "value optimizer",
+        "value average",
+    ),
     "frozen": ("frozen",),
     "decode copy": ("decode copy",),
     "batch": ("batch", "experience"),
@@ -13,7 +20,9 @@ _COLUMNS = {
 
 def render(found: dict) -> str:
     """All tables of one plan, under a headline."""
-    return "\n\n".join([headline(found), memory(found), time(found), collectives(found), stages(found)]) + "\n"
+    return (
+        "\n\n".join([headline(found), memory(found), time(found), collectives(found), stages(found)]) + "\n"
+    )
 
 
 def headline(found: dict) -> str:
@@ -30,7 +39,15 @@ def headline(found: dict) -> str:
 def memory(found: dict) -> str:
     """GiB per device: everything that lies there while a program runs, against what the chip has."""
     limit = found["memory_limit"]
-    head = ["program", *_COLUMNS, "KV cache", "temporaries", "in all", f"of {limit / _GIB:.2f} GiB", "compile (s)"]
+    head = [
+        "program",
+        *_COLUMNS,
+        "KV cache",
+        "temporaries",
+        "in all",
+        f"of {limit / _GIB:.2f} GiB",
+        "compile (s)",
+    ]
     rows = []
     for row in found["programs"]:
         if message := row.get("refused") or row.get("failed"):
@@ -48,7 +65,16 @@ def memory(found: dict) -> str:
 def time(found: dict) -> str:
     """Seconds that one run of each program takes at least, and what binds."""
     bounds = list(dict.fromkeys(name for row in found["programs"] for name in row.get("bounds", {})))
-    head = ["program", "runs", "tokens", "model PFLOP", "moved (GB)", *(f"{name} (s)" for name in bounds), "binds", "MFU at most"]
+    head = [
+        "program",
+        "runs",
+        "tokens",
+        "model PFLOP",
+        "moved (GB)",
+        *(f"{name} (s)" for name in bounds),
+        "binds",
+        "MFU at most",
+    ]
     rows = []
     for row in found["programs"]:
         if row.get("bounds") is None:
@@ -77,23 +103,46 @@ def stages(found: dict) -> str:
     """Whole stages, at the bounds above; the paper's compute beside ours."""
     named = [*found["stages"], {"stage": "in all", "paper": None, **found["total"]}]
     cost = any(stage["cost"] for stage in named)
-    head = ["stage", "tokens", "petaflop/s-days", "paper's", "hours, at least", "chip-hours, at least", *(["cost, at least"] if cost else [])]
+    head = [
+        "stage",
+        "tokens",
+        "petaflop/s-days",
+        "paper's",
+        "hours, at least",
+        "chip-hours, at least",
+        *(["cost, at least"] if cost else []),
+    ]
     rows = []
     for stage in named:
-        row = [stage["stage"], *(_number(stage[name]) for name in ("tokens", "petaflop_s_days", "paper", "hours", "chip_hours"))]
+        row = [
+            stage["stage"],
+            *(_number(stage[name]) for name in ("tokens", "petaflop_s_days", "paper", "hours", "chip_hours")),
+        ]
         rows.append(row + ([_number(stage["cost"])] if cost else []))
     return _table(head, rows)
 
 
 def ranking(plans: list[dict], limit: int) -> str:
     """The candidates of a search that fit, the fastest first, then those that do not."""
-    head = ["mesh", "remat", "microbatches", "most (GiB)", f"of {limit / _GIB:.2f} GiB", "binds", "chip-hours, at least"]
+    head = [
+        "mesh",
+        "remat",
+        "microbatches",
+        "most (GiB)",
+        f"of {limit / _GIB:.2f} GiB",
+        "binds",
+        "chip-hours, at least",
+    ]
     rows = []
     for found in plans:
         totals = [row["total"] for row in found["programs"] if row.get("total")]
         refused = [row["refused"] for row in found["programs"] if "refused" in row]
         verdict = refused[0] if refused else "fits" if found["fits"] else "does not"
-        binds = max((row for row in found["programs"] if row.get("seconds")), key=lambda r: r["seconds"] * r["runs"], default={})
+        binds = max(
+            (row for row in found["programs"] if row.get("seconds")),
+            key=lambda r: r["seconds"] * r["runs"],
+            default={},
+        )
         rows.append(
             [
                 " ".join(f"{axis}={size}" for axis, size in found["mesh"].items()),

@@ -56,12 +56,42 @@ CHIPS = {
     chip.name: chip
     for chip in (
         # Memory is 0.25 to 1.25 GiB less than the data sheet's: what the compiler says is available.
-        Chip("v4", "tpu", int(30.75 * _GIB), 275e12, 1.2e12, 300e9, None, _TPU_DOCS + "v4; links: arXiv 2304.01433", most=4096),
+        Chip(
+            "v4",
+            "tpu",
+            int(30.75 * _GIB),
+            275e12,
+            1.2e12,
+            300e9,
+            None,
+            _TPU_DOCS + "v4; links: arXiv 2304.01433",
+            most=4096,
+        ),
         Chip("v5e", "tpu", int(15.75 * _GIB), 197e12, 819e9, 200e9, 3.125e9, _TPU_DOCS + "v5e"),
         Chip("v5p", "tpu", int(95.74 * _GIB), 459e12, 2765e9, 600e9, 6.25e9, _TPU_DOCS + "v5p", most=6144),
         Chip("v6e", "tpu", int(31.25 * _GIB), 918e12, 1638e9, 400e9, 12.5e9, _TPU_DOCS + "v6e"),
-        Chip("h100", "gpu", 84_942_979_072, 989.4e12, 3352e9, 450e9, 50e9, "NVIDIA H100 SXM and DGX H100 data sheets", 8),
-        Chip("h200", "gpu", 151_397_597_184, 989.4e12, 4800e9, 450e9, 50e9, "NVIDIA H200 SXM and DGX H200 data sheets", 8),
+        Chip(
+            "h100",
+            "gpu",
+            84_942_979_072,
+            989.4e12,
+            3352e9,
+            450e9,
+            50e9,
+            "NVIDIA H100 SXM and DGX H100 data sheets",
+            8,
+        ),
+        Chip(
+            "h200",
+            "gpu",
+            151_397_597_184,
+            989.4e12,
+            4800e9,
+            450e9,
+            50e9,
+            "NVIDIA H200 SXM and DGX H200 data sheets",
+            8,
+        ),
         Chip("cpu", "cpu", 0, None, None, None, None, "this machine"),
     )
 }
@@ -113,7 +143,9 @@ def parse(name: str, slices: int = 1) -> Topology:
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
-        raise InputError(f"topology '{name}': there is no chip '{kind}'; the chips are {', '.join(CHIPS)}{_count_hint(name)}")
+        raise InputError(
+            f"topology '{name}': there is no chip '{kind}'; the chips are {', '.join(CHIPS)}{_count_hint(name)}"
+        )
     chip = CHIPS[kind]
     if found := re.fullmatch(r"(.+)x(\d+)slices", shape):
         shape, slices = found[1], int(found[2])
@@ -173,9 +205,13 @@ def _count_hint(name: str) -> str:
 def prepare(topologies: list[Topology]) -> None:
     """Sets what must be set before JAX starts: nothing here uses an accelerator of this machine."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # GPU plugins then skip their search for a GPU too
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at a time: there is no TPU to lock
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # several plans at a time: there is no TPU to lock
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to a metadata server about this machine,
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # and no warning that it gave no answer: what this
+    os.environ.setdefault(
+        "TPU_ACCELERATOR_TYPE", "v5litepod-4"
+    )  # and no warning that it gave no answer: what this
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # machine is does not matter
     jax.config.update("jax_platforms", "cpu")
     virtual = max((topology.chips for topology in topologies if topology.chip.kind == "cpu"), default=0)
@@ -188,7 +224,9 @@ def prepare(topologies: list[Topology]) -> None:
 
 def _tpu_devices(topology: Topology) -> list:
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError(f"{topology.name} needs the TPU compiler; the extra [plan] has it: pip install -e '.[plan]'")
+        raise InputError(
+            f"{topology.name} needs the TPU compiler; the extra [plan] has it: pip install -e '.[plan]'"
+        )
     options = {}
     if topology.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # one device a chip, as on the machine
@@ -203,7 +241,9 @@ def _tpu_devices(topology: Topology) -> list:
 def _gpu_devices(topology: Topology) -> list:
     needed = ("jax_plugins.xla_cuda13", "nvidia.cu13")
     if not all(_installed(name) for name in needed):
-        raise InputError(f"{topology.name} needs the CUDA compiler; the extra [plan_gpu] has it: pip install -e '.[plan_gpu]'")
+        raise InputError(
+            f"{topology.name} needs the CUDA compiler; the extra [plan_gpu] has it: pip install -e '.[plan_gpu]'"
+        )
     nodes, cards = topology.shape
     config = _GPU_TARGET.format(
         name=topology.chip.name.upper(),
@@ -224,7 +264,9 @@ def _installed(module: str) -> bool:
 def _cpu_devices(topology: Topology) -> list:
     found = jax.devices("cpu")
     if len(found) < topology.chips:
-        raise InputError(f"{topology.name}: this process has {len(found)} CPU devices; set jax_num_cpu_devices first")
+        raise InputError(
+            f"{topology.name}: this process has {len(found)} CPU devices; set jax_num_cpu_devices first"
+        )
     return found[: topology.chips]
 
 
