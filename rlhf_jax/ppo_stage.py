@@ -129,12 +129,18 @@ def build(run: Run, stage: str):
     section = run.config[stage]
     reward_shape, value_shape = run.shape(section.reward), value_shape_of(run, stage)
     config = programs_config(run.model, value_shape, run.tokenizer.eos_id, section)
+    for field, rows in {
+        "sample_parts": section.batch_size,
+        "microbatches": section.minibatch_size,
+        **({"ptx_microbatches": ptx_rows(section)} if section.ptx_coef and section.ptx_ratio else {}),
+    }.items():
+        sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
     optimizers, make, shardings = state_maker(run.model, value_shape, run.mesh, run.rules, section)
 
     def reward_fn(params, rollout):
         return ppo.sequence_scores(reward_shape, params, rollout.tokens, rollout.mask)
 
-    sampler = run.sampler(run.config.completion_length)
+    sampler = run.sampler(run.config.completion_length, run.config[stage].sample_parts)
     return make, Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
 
 
@@ -199,8 +205,13 @@ def _ptx_batches(run: Run, section: ConfigDict):
         return lambda step: None
     length = section.ptx_length or run.config.prompt_length + run.config.completion_length
     examples, _ = pack_documents(run.corpus.documents("train"), run.tokenizer, length)
-    loader = Loader(examples, section.ptx_ratio * section.minibatch_size // section.ppo_epochs, run.seed, name="ptx")
+    loader = Loader(examples, ptx_rows(section), run.seed, name="ptx")
     return lambda step: sharding.put_batch(loader.batch(step), run.mesh)
+
+
+def ptx_rows(section: ConfigDict) -> int:
+    """Pretraining sequences of an optimizer step: ptx_ratio for each episode, spread over the epochs."""
+    return section.ptx_ratio * section.minibatch_size // section.ppo_epochs
 
 
 def _value_params(run: Run, stage: str, shape: TransformerConfig, reward: dict, policy: dict) -> dict:

@@ -118,18 +118,19 @@ class Run:
             raise InputError(f"{folder} does not fit the model of '{stage}': {'; '.join(differing)}")
         return jax.device_put(hf.load_params(folder, shape), self.param_shardings(shape, "lm"))
 
-    def sampler(self, completion_length: int) -> generate.Sampler:
-        """The sampler of this model, one for each length: programs are compiled once a run."""
-        if completion_length not in self.samplers:
-            self.samplers[completion_length] = generate.Sampler(
+    def sampler(self, completion_length: int, parts: int = 1) -> generate.Sampler:
+        """The sampler of this model, one for each length and split: programs are compiled once a run."""
+        if (completion_length, parts) not in self.samplers:
+            self.samplers[completion_length, parts] = generate.Sampler(
                 self.model,
                 self.mesh,
                 self.rules,
                 completion_length=completion_length,
                 eos_id=self.tokenizer.eos_id,
                 pad_id=self.tokenizer.pad_id,
+                parts=parts,
             )
-        return self.samplers[completion_length]
+        return self.samplers[completion_length, parts]
 
 
 def _differences(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:

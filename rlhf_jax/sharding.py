@@ -152,6 +152,16 @@ def check_batch(batch, mesh: Mesh) -> None:
             )
 
 
+def check_parts(name: str, rows: int, parts: int, mesh: Mesh) -> None:
+    """Raises InputError unless `rows` rows, taken in `parts` parts, divide over data x fsdp."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (parts * ways):
+        raise InputError(
+            f"{name}: {rows} rows in {parts} parts do not divide over data x fsdp = {ways} devices; choose a batch size "
+            f"that is a multiple of {parts * ways}, or other parts"
+        )
+
+
 def whole_rows(table: jax.Array) -> jax.Array:
     """A table [V, D] split over its rows alone.
 

@@ -178,7 +178,7 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
     sharding.check_batch(minibatch, run.mesh)
     ptx, ptx_work = None, Work()
     if section.ptx_coef and section.ptx_ratio:
-        ptx_rows = section.ptx_ratio * section.minibatch_size // section.ppo_epochs
+        ptx_rows = ppo_stage.ptx_rows(section)
         ptx_length = section.ptx_length or _whole_length(run)
         ptx = _batch(run, ptx_rows, ptx_length)
         sharding.check_batch(ptx, run.mesh)
@@ -201,7 +201,7 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
             stage, "sample", lambda: programs.sample.program.lower(*sampled),
             {"decode copy": copy, "batch": prompts}, held | frozen,
             estimate.sampling(policy, rows, prompt, completion), section.iterations,
-            estimate.cache_bytes(policy, rows, length, run.mesh),
+            estimate.cache_bytes(policy, rows // section.sample_parts, length, run.mesh),
         ),
         Program(
             stage, "score", lambda: programs.score.lower(*read),

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
+from rlhf_jax import ppo_stage
 from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.plan import estimate
@@ -24,6 +25,7 @@ _SAVED = {
     "dots": 20,
     "none": 68,
 }  # bytes of a token, layer and unit of width that backward finds saved
+_SAMPLED_ROWS = 8  # of a device at once: keys and values are small beside the weights, which are read for every token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Candidate:
             section = config[stage]
             found[f"{stage}.microbatches"] = _parts(_batch_of(section), at_once)
             if section.kind == "ppo" and section.ptx_coef:
-                ptx = section.ptx_ratio * section.minibatch_size // section.ppo_epochs
-                found[f"{stage}.ptx_microbatches"] = _parts(ptx, at_once)
+                found[f"{stage}.ptx_microbatches"] = _parts(ppo_stage.ptx_rows(section), at_once)
+            if section.kind == "ppo":
+                ways = self.data * self.fsdp
+                found[f"{stage}.sample_parts"] = _parts(section.batch_size, ways * _SAMPLED_ROWS)
         return found
 
     def apply(self, config, stages: list[str]):
