@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Runs the tests:  bash launch/test.sh [--slow] [--torch] [arguments of pytest]
-#   --slow   the slow tests too
-#   --torch  installs torch first: without it the comparisons with PyTorch are skipped
+# Runs the tests:  bash launch/test.sh [--slow] [--torch] [--libtpu] [arguments of pytest]
+#   --slow    the slow tests too
+#   --torch   installs torch first: without it the comparisons with PyTorch are skipped
+#   --libtpu  installs the TPU compiler first: without it what is compiled for TPUs is skipped
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export EXTRAS=test
 selection="not slow"
-while [[ "${1:-}" == --slow || "${1:-}" == --torch ]]; do
+while [[ "${1:-}" == --slow || "${1:-}" == --torch || "${1:-}" == --libtpu ]]; do
   case "$1" in
     --slow) selection="slow or not slow" ;;
+    --libtpu) EXTRAS+=,plan ;;
     --torch) bash launch/python.sh -m pip install --quiet torch==2.13.0 ;;
   esac
   shift

@@ -213,6 +213,7 @@ def ppo_config() -> ConfigDict:
             "batch_size": 512,  # C.4
             "minibatch_size": 64,  # C.4
             "microbatches": 1,  # parts of a minibatch
+            "sample_parts": 1,  # in which an iteration's prompts are sampled, to save memory; no result depends on it
             "ppo_epochs": 1,  # C.4
             "kl_coef": 0.02,  # C.4 (beta)
             "kl_target": config_dict.placeholder(float),  # nats; set: adaptive coefficient (Ziegler et al. 2019)

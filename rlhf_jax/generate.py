@@ -47,6 +47,7 @@ def sample(
     completion_length: int,
     eos_id: int,
     pad_id: int,
+    parts: int = 1,
 ) -> Rollout:
     """Sample one completion a row.
 
@@ -54,7 +55,26 @@ def sample(
       prompts: i32[B, P] padded on the left; prompt_mask: bool[B, P].
       key: one key for the batch; rows and steps get independent noise.
       temperature: f32 scalar; 0 takes the most likely token (log-probs are then at temperature 1).
+      parts: in which the batch is sampled one after another, so that the keys and values of one part
+        exist at once; the tokens do not depend on it.
     """
+    lengths = dict(completion_length=completion_length, eos_id=eos_id, pad_id=pad_id)
+    noise = lambda step: jax.random.uniform(jax.random.fold_in(key, step), (len(prompts), 1))
+    if parts == 1:
+        return _sample(config, params, prompts, prompt_mask, noise, temperature, **lengths)
+    # Row i goes to part i % parts: each device keeps its own rows.
+    split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    def one(part):
+        prompts, prompt_mask, rows = part
+        return _sample(config, params, prompts, prompt_mask, lambda step: noise(step)[rows], temperature, **lengths)
+
+    batch = prompts, prompt_mask, jnp.arange(len(prompts))
+    return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
+
+
+def _sample(config, params, prompts, prompt_mask, noise, temperature, *, completion_length: int, eos_id: int, pad_id: int):
     batch, prompt_length = prompts.shape
     greedy = temperature <= 0.0
     divisor = jnp.where(greedy, 1.0, temperature)
@@ -63,7 +83,7 @@ def sample(
     prompt_lengths = prompt_mask.sum(-1)
 
     def draw(all_logprobs, step):
-        return inverse_cdf(jnp.exp(all_logprobs), jax.random.uniform(jax.random.fold_in(key, step), (batch, 1)))
+        return inverse_cdf(jnp.exp(all_logprobs), noise(step))
 
     def choose(hidden, step, done, tokens, mask, logprobs):
         """Writes the tokens of one step into the columns of the rows that are not done."""
@@ -140,6 +160,7 @@ class Sampler:
         completion_length: int,
         eos_id: int,
         pad_id: int,
+        parts: int = 1,
     ):
         def program(params, tokens, mask, key, temperature):
             return sample(
@@ -152,6 +173,7 @@ class Sampler:
                 completion_length=completion_length,
                 eos_id=eos_id,
                 pad_id=pad_id,
+                parts=parts,
             )
 
         self._mesh, self._dtype = mesh, jnp.dtype(config.dtype)
@@ -164,7 +186,9 @@ class Sampler:
 
     def laid_out(self, params: dict) -> bool:
         """Whether the layout would only copy the parameters."""
-        fits = lambda x, place: x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
+        def fits(x, place):
+            return isinstance(x, jax.Array) and x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
+
         return all(jax.tree.leaves(jax.tree.map(fits, params, self.shardings)))
 
     def __call__(self, params: dict, prompts: Prompts, key: jax.Array, temperature: float) -> Rollout:

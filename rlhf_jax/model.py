@@ -288,7 +288,7 @@ def init_params(config: TransformerConfig, key: jax.Array, head: str = "lm") -> 
 
 def param_shapes(config: TransformerConfig, head: str = "lm") -> dict:
     """The same tree as jax.ShapeDtypeStruct, without computing anything."""
-    return jax.eval_shape(functools.partial(init_params, config, head=head), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), head))
 
 
 def logical_axes(config: TransformerConfig, head: str = "lm") -> dict:

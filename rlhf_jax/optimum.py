@@ -67,19 +67,15 @@ def compare(config: ConfigDict, game: Bandit) -> Iterator[Comparison]:
     prompts = Prompts(tokens, mask, np.arange(len(tokens), dtype=np.int32))
     coefs = ppo_stage.coefficients(section)
     log_policy = functools.partial(_log_policy, game, jax.jit(functools.partial(ppo.completion_logprobs, shape)))
-    programs = None
     with jax.set_mesh(mesh):
+        optimizers, make, shardings = ppo_stage.state_maker(shape, shape, mesh, sharding.DEFAULT_RULES, section)
+        programs = _programs(shape, mesh, section, game, optimizers, shardings)
         for seed in config.seeds:
             reference = model.init_params(shape, keys.named_key(seed, "policy"))
             value = model.init_params(shape, keys.named_key(seed, "value"), "scalar")
-            optimizers, start, shardings = ppo_stage.init_state(
-                shape, shape, mesh, sharding.DEFAULT_RULES, section, reference, value
-            )
-            programs = programs or _programs(shape, mesh, section, game, optimizers, shardings)
             for kl_coef in config.kl_coefs:
                 started = time.perf_counter()
-                state = jax.tree.map(jnp.copy, start)
-                state = state.replace(kl_coef=jax.device_put(jnp.float32(kl_coef), shardings.kl_coef))
+                state = make(reference, value).replace(kl_coef=jax.device_put(jnp.float32(kl_coef), shardings.kl_coef))
                 for iteration in range(section.iterations):
                     key = keys.named_key(seed, "ppo", iteration)
                     state, _ = ppo_stage.iterate(

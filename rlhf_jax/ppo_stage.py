@@ -124,12 +124,36 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
     return state.replace(kl_coef=kl_coef), metrics
 
 
+def build(run: Run, stage: str):
+    """((policy, value parameters) -> PPOState, jitted; Programs) of config[stage]."""
+    section = run.config[stage]
+    reward_shape, value_shape = run.shape(section.reward), value_shape_of(run, stage)
+    config = programs_config(run.model, value_shape, run.tokenizer.eos_id, section)
+    for field, rows in {
+        "sample_parts": section.batch_size,
+        "microbatches": section.minibatch_size,
+        **({"ptx_microbatches": ptx_rows(section)} if section.ptx_coef and section.ptx_ratio else {}),
+    }.items():
+        sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
+    optimizers, make, shardings = state_maker(run.model, value_shape, run.mesh, run.rules, section)
+
+    def reward_fn(params, rollout):
+        return ppo.sequence_scores(reward_shape, params, rollout.tokens, rollout.mask)
+
+    sampler = run.sampler(run.config.completion_length, run.config[stage].sample_parts)
+    return make, Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
+
+
+def value_shape_of(run: Run, stage: str) -> TransformerConfig:
+    """The value model has the shape of what it starts from: the reward model, or the policy."""
+    section = run.config[stage]
+    return run.model if section.value_init == "policy" else run.shape(section.reward)
+
+
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] and writes the policy's parameters (by default their moving average)."""
     section = run.config[stage]
-    reward_shape = run.shape(section.reward)
-    value_shape = run.model if section.value_init == "policy" else reward_shape
-    config = programs_config(run.model, value_shape, run.tokenizer.eos_id, section)
+    make, programs = build(run, stage)
     arrays, report = batch_prompts(
         run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
     )
@@ -140,16 +164,11 @@ def run_stage(run: Run, stage: str) -> None:
 
     ref = run.start_params(stage)
     reward = run.load_params(section.reward, "scalar")
-    value = _value_params(run, stage, value_shape, reward, ref)
-    optimizers, state, shardings = init_state(run.model, value_shape, run.mesh, run.rules, section, ref, value)
+    state = make(ref, _value_params(run, stage, value_shape_of(run, stage), reward, ref))
     compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
     frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
+    del ref, reward  # or their float32 copies would lie on the devices for the whole stage
 
-    def reward_fn(params, rollout):
-        return ppo.sequence_scores(reward_shape, params, rollout.tokens, rollout.mask)
-
-    sampler = run.sampler(run.config.completion_length)
-    programs = Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
     coefs = coefficients(section)
 
     def advance(state, iteration):
@@ -186,8 +205,13 @@ def _ptx_batches(run: Run, section: ConfigDict):
         return lambda step: None
     length = section.ptx_length or run.config.prompt_length + run.config.completion_length
     examples, _ = pack_documents(run.corpus.documents("train"), run.tokenizer, length)
-    loader = Loader(examples, section.ptx_ratio * section.minibatch_size // section.ppo_epochs, run.seed, name="ptx")
+    loader = Loader(examples, ptx_rows(section), run.seed, name="ptx")
     return lambda step: sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, run.mesh)
+
+
+def ptx_rows(section: ConfigDict) -> int:
+    """Pretraining sequences of an optimizer step: ptx_ratio for each episode, spread over the epochs."""
+    return section.ptx_ratio * section.minibatch_size // section.ppo_epochs
 
 
 def _value_params(run: Run, stage: str, shape: TransformerConfig, reward: dict, policy: dict) -> dict:
@@ -202,10 +226,11 @@ def _value_params(run: Run, stage: str, shape: TransformerConfig, reward: dict, 
     raise InputError(f"{stage}.value_init='{choice}' is unknown; it can be 'reward', 'policy' or 'random'")
 
 
-def init_state(
-    shape: TransformerConfig, value_shape: TransformerConfig, mesh, rules, section: ConfigDict, policy: dict, value: dict
-):
-    """(optimizers, PPOState on the mesh, its shardings); the parameters are copied, because states are donated."""
+def state_maker(shape: TransformerConfig, value_shape: TransformerConfig, mesh, rules, section: ConfigDict):
+    """(optimizers; (policy, value parameters) -> PPOState on the mesh, jitted; its shardings).
+
+    The parameters are copied, because states are donated.
+    """
     optimizers = optimizer_of(section.optimizer), optimizer_of(section.value_optimizer)
 
     def make(policy, value):
@@ -216,11 +241,11 @@ def init_state(
             jnp.float32(section.kl_coef),
         )
 
-    shapes = jax.eval_shape(make, policy, value)
+    shapes = jax.eval_shape(make, model.param_shapes(shape), model.param_shapes(value_shape, "scalar"))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     shardings = ppo.PPOState(
         shard(shapes.policy, optimizers[0], model.logical_axes(shape, "lm")),
         shard(shapes.value, optimizers[1], model.logical_axes(value_shape, "scalar")),
         sharding.replicated(mesh),
     )
-    return optimizers, jax.jit(make, out_shardings=shardings)(policy, value), shardings
+    return optimizers, jax.jit(make, out_shardings=shardings), shardings

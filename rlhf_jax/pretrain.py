@@ -26,6 +26,11 @@ def token_loss(
     return losses.Loss(total, weight, {}, {})
 
 
+def loss_of(run: Run, stage: str):
+    """The loss that config[stage] minimises."""
+    return functools.partial(token_loss, run.shape(stage), dropout_rate=run.config[stage].get("dropout_rate", 0.0))
+
+
 def make_mean_loss(run: Run):
     """(params, Batch of many rows, batch size) -> mean loss in nats per token, without dropout."""
 
@@ -55,7 +60,7 @@ def run_stage(run: Run, stage: str) -> None:
         run,
         stage,
         run.start_params(stage),
-        functools.partial(token_loss, run.model),
+        loss_of(run, stage),
         loader,
         section.steps,
         live={"loss": "loss", "held-out": "valid/loss"},

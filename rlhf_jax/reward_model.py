@@ -56,6 +56,18 @@ def reward_loss(
     return loss(scores, batch.ranks, batch.valid)
 
 
+def loss_of(run: Run, stage: str):
+    """The loss that config[stage] minimises.
+
+    Raises:
+      InputError: an unknown loss.
+    """
+    kind = run.config[stage].loss
+    if kind not in LOSSES:
+        raise InputError(f"{stage}.loss='{kind}' is unknown; it can be {', '.join(LOSSES)}")
+    return functools.partial(reward_loss, run.shape(stage), kind)
+
+
 def split_into_pairs(rankings: list[Ranking]) -> list[Ranking]:
     """Every untied pair as a ranking of its own: what the paper found to overfit when shuffled."""
     pairs = []
@@ -99,8 +111,7 @@ def load_rankings(run: Run, name: str) -> list[Ranking]:
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage], sets the bias, evaluates on validation rankings."""
     section = run.config[stage]
-    if section.loss not in LOSSES:
-        raise InputError(f"{stage}.loss='{section.loss}' is unknown; it can be {', '.join(LOSSES)}")
+    loss_fn = loss_of(run, stage)
     rankings = load_rankings(run, "train")
     rows = split_into_pairs(rankings) if section.loss == "pooled" else rankings
     length = run.config.prompt_length + run.config.completion_length
@@ -124,7 +135,7 @@ def run_stage(run: Run, stage: str) -> None:
         run,
         stage,
         start,
-        functools.partial(reward_loss, shape, section.loss),
+        loss_fn,
         loader,
         loader.steps(section.epochs),
         head="scalar",

@@ -24,17 +24,17 @@ FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform
 
 @dataclasses.dataclass
 class Run:
-    """What the stages share. Made by `start` (locked, writes) or `open_run` (reads a run)."""
+    """What the stages share. Made by `start` (locked, writes), `open_run` (reads a run) or `without_data` (builds)."""
 
     config: ConfigDict
-    path: pathlib.Path
     mesh: jax.sharding.Mesh
     rules: dict
-    template: Template
     tokenizer: Tokenizer
-    corpus: FileCorpus | WorldCorpus
     model: TransformerConfig  # the policy's
-    interrupt: progress.Interrupt
+    path: pathlib.Path | None = None  # from here on None in a run without data
+    template: Template | None = None
+    corpus: FileCorpus | WorldCorpus | None = None
+    interrupt: progress.Interrupt | None = None
     workdir: Workdir | None = None  # None: opened for reading
     samplers: dict = dataclasses.field(default_factory=dict)
 
@@ -134,18 +134,19 @@ class Run:
             raise InputError(f"{folder} does not fit the model of '{stage}': {'; '.join(differing)}")
         return sharding.place(hf.load_params(folder, shape), self.param_shardings(shape, "lm"))
 
-    def sampler(self, completion_length: int) -> generate.Sampler:
-        """The sampler of this model, one for each length: programs are compiled once a run."""
-        if completion_length not in self.samplers:
-            self.samplers[completion_length] = generate.Sampler(
+    def sampler(self, completion_length: int, parts: int = 1) -> generate.Sampler:
+        """The sampler of this model, one for each length and split: programs are compiled once a run."""
+        if (completion_length, parts) not in self.samplers:
+            self.samplers[completion_length, parts] = generate.Sampler(
                 self.model,
                 self.mesh,
                 self.rules,
                 completion_length=completion_length,
                 eos_id=self.tokenizer.eos_id,
                 pad_id=self.tokenizer.pad_id,
+                parts=parts,
             )
-        return self.samplers[completion_length]
+        return self.samplers[completion_length, parts]
 
 
 def _differences(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:
@@ -200,14 +201,27 @@ def _assemble(config: ConfigDict, path: pathlib.Path, interrupt: progress.Interr
     if save:
         hosts.on_first(_keep, saved, lambda: _make_tokenizer(config, corpus))
     tokenizer = Tokenizer.load(saved)
-    mesh = sharding.make_mesh(**config.mesh)
+    run = without_data(config, tokenizer, sharding.make_mesh(**config.mesh))
+    run.path, run.template, run.corpus, run.interrupt = path, template, corpus, interrupt
+    return run
+
+
+def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Run:
+    """A run whose programs can be built, and no more: it has no work directory, no template and no corpus.
+
+    Args:
+      tokenizer: or anything with its vocab_size, eos_id and pad_id.
+
+    Raises:
+      InputError: prompts and completions that are longer than the model's context.
+    """
     shape = model_shape(config.model, tokenizer.vocab_size, mesh.devices.flat[0].platform)
     longest = config.prompt_length + config.completion_length
     if longest > shape.max_length:
         raise InputError(
             f"prompt_length + completion_length = {longest} is more than model.max_length = {shape.max_length}"
         )
-    return Run(config, path, mesh, sharding_rules(config), template, tokenizer, corpus, shape, interrupt)
+    return Run(config, mesh, sharding_rules(config), tokenizer, shape)
 
 
 def model_shape(section: ConfigDict, vocab_size: int, platform: str) -> TransformerConfig:

@@ -13,7 +13,7 @@ from rlhf_jax import checkpoint, hosts, supervised
 from rlhf_jax.data.batches import Batch, batch_demonstrations, pack_documents
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
-from rlhf_jax.pretrain import make_mean_loss, token_loss
+from rlhf_jax.pretrain import loss_of, make_mean_loss
 from rlhf_jax.run import Run
 from rlhf_jax.workdir import read_if_there, read_json, write_json
 
@@ -73,7 +73,7 @@ def run_stage(run: Run, stage: str) -> None:
         run,
         stage,
         run.start_params(stage),
-        functools.partial(token_loss, run.model, dropout_rate=section.dropout_rate),
+        loss_of(run, stage),
         loader,
         total,
         live={"loss": "loss", "held-out": "valid/loss"},

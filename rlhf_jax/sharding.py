@@ -54,7 +54,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence 
             "the sizes must multiply to the number of devices (-1 takes the rest)"
         )
     types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices})  # described ahead of time, one slice has none
     if slices == 1:
         return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=types)
     if sizes[0] % slices:
@@ -139,15 +139,36 @@ def put_batch(batch, mesh: Mesh):
     Raises:
       InputError: B does not divide by data x fsdp.
     """
+    check_batch(batch, mesh)
 
-    def put(path, x):
+    def put(x):
         if isinstance(x, jax.Array) and x.sharding == over_batch(mesh):
             return x
         x = np.asarray(x)
-        _check_rows(f"batch{jax.tree_util.keystr(path)}", len(x), mesh)
         return jax.make_array_from_callback(x.shape, over_batch(mesh), lambda index: x[index])
 
-    return jax.tree_util.tree_map_with_path(put, batch)
+    return jax.tree.map(put, batch)
+
+
+def check_batch(batch, mesh: Mesh) -> None:
+    """Raises InputError unless the rows of every array, or shape, divide over data x fsdp."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for path, x in jax.tree_util.tree_leaves_with_path(batch):
+        if np.shape(x)[0] % ways:
+            raise InputError(
+                f"batch{jax.tree_util.keystr(path)} has {np.shape(x)[0]} rows, which do not divide over data x fsdp = "
+                f"{ways} devices; choose a batch size that is a multiple of {ways}"
+            )
+
+
+def check_parts(name: str, rows: int, parts: int, mesh: Mesh) -> None:
+    """Raises InputError unless `rows` rows, taken in `parts` parts, divide over data x fsdp."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (parts * ways):
+        raise InputError(
+            f"{name}: {rows} rows in {parts} parts do not divide over data x fsdp = {ways} devices; choose a batch size "
+            f"that is a multiple of {parts * ways}, or other parts"
+        )
 
 
 def put_rows(gather: Callable, rows: int, mesh: Mesh):
@@ -160,7 +181,7 @@ def put_rows(gather: Callable, rows: int, mesh: Mesh):
     Raises:
       InputError: B does not divide by data x fsdp.
     """
-    _check_rows("batch", rows, mesh)
+    check_batch(jax.ShapeDtypeStruct((rows,), np.int32), mesh)
     places = over_batch(mesh).addressable_devices_indices_map((rows,))
     mine = np.unique(np.concatenate([np.arange(rows)[place] for (place,) in places.values()]))
 
@@ -172,15 +193,6 @@ def put_rows(gather: Callable, rows: int, mesh: Mesh):
         return jax.make_array_from_callback((rows, *x.shape[1:]), over_batch(mesh), part)
 
     return jax.tree.map(put, gather(mine))
-
-
-def _check_rows(name: str, rows: int, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise InputError(
-            f"{name} has {rows} rows, which do not divide over data x fsdp = {ways} devices; choose a batch size that "
-            f"is a multiple of {ways}"
-        )
 
 
 def place(tree, shardings):

@@ -21,12 +21,8 @@ def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total
       The final TrainState.
     """
     section = run.config[stage]
-    optimizer = optimizer_of(section.optimizer)
-    make = functools.partial(train.init_state, optimizer=optimizer)
-    axes = model.logical_axes(run.shape(stage), head)
-    shardings = train.state_shardings(jax.eval_shape(make, params), optimizer, axes, run.mesh, run.rules)
-    state = jax.jit(make, out_shardings=shardings)(params)
-    program = jit_train_step(run, stage, loss_fn, optimizer, shardings, total)
+    make, program = build(run, stage, loss_fn, total, head)
+    state = make(params)
     learning_rate = jnp.float32(section.learning_rate)
 
     def advance(state, step):
@@ -45,9 +41,14 @@ def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total
     )
 
 
-def jit_train_step(run: Run, stage: str, loss_fn: train.LossFn, optimizer, shardings, total: int):
-    """The train step of a stage as one program with explicit shardings and a donated state."""
-    section = run.config[stage]
+def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "lm"):
+    """(parameters -> TrainState, train step) of a stage, both jitted with explicit shardings; the step donates its state."""
+    section, shape = run.config[stage], run.shape(stage)
+    sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.microbatches, run.mesh)
+    optimizer = optimizer_of(section.optimizer)
+    make = functools.partial(train.init_state, optimizer=optimizer)
+    state = jax.eval_shape(make, model.param_shapes(shape, head))
+    shardings = train.state_shardings(state, optimizer, model.logical_axes(shape, head), run.mesh, run.rules)
     schedule = functools.partial(
         optim.schedule,
         section.schedule,
@@ -56,9 +57,10 @@ def jit_train_step(run: Run, stage: str, loss_fn: train.LossFn, optimizer, shard
         warmup_from=section.warmup_from,
         final=section.final_fraction,
     )
-    return jax.jit(
+    step = jax.jit(
         train.make_train_step(loss_fn, optimizer, schedule, section.microbatches),
         in_shardings=(shardings, sharding.over_batch(run.mesh), None, None),
         out_shardings=(shardings, sharding.replicated(run.mesh)),
         donate_argnums=0,
     )
+    return jax.jit(make, out_shardings=shardings), step

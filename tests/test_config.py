@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from rlhf_jax import optim, ppo_stage
 from rlhf_jax.config import default_config
 from rlhf_jax.errors import InputError
-from rlhf_jax.model import TransformerConfig, param_shapes
+from rlhf_jax.model import param_shapes
+from rlhf_jax.run import model_shape
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 
@@ -44,7 +45,7 @@ def test_an_experiment_only_sets_fields_that_exist(name, arguments):
         section = config[stage]
         assert section.get("init", "") in ("", "gpt3", "gpt3_6b", "stories260K", *config.stages)
         if section.kind == "ppo":
-            shape = TransformerConfig(vocab_size=512, **config.model)
+            shape = model_shape(config.model, 512, "cpu")
             ppo_stage.programs_config(shape, shape, 0, section)  # sizes divide, every field is there
             optim.schedule(section.schedule, 0, 1)
     assert config.prompt_length + config.completion_length <= config.model.max_length
@@ -105,7 +106,7 @@ def test_the_shapes_have_gpt3s_number_of_parameters(size, millions):
     """12 L d^2 + 13 L d + 50257 d + 2048 d + 2 d, which is 174,600M in GPT-3's table D.1."""
     config = experiment("instructgpt").get_config(size)
     config.model.vocab_multiple = 1
-    shapes = param_shapes(TransformerConfig(vocab_size=50_257, **config.model))
+    shapes = param_shapes(model_shape(config.model, 50_257, "cpu"))
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert total / 1e6 == pytest.approx(millions, abs=0.1)
 

@@ -141,6 +141,19 @@ def test_every_row_has_its_own_noise_on_every_device(mesh):
     assert len(np.unique(rollout.completions, axis=0)) >= 14
 
 
+@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+def test_sampling_in_parts_draws_the_same_tokens(mesh):
+    parts = generate.Sampler(
+        tiny.CONFIG, tiny.mesh_of(mesh), completion_length=C, eos_id=tiny.EOS, pad_id=tiny.PAD, parts=4
+    )
+    with jax.set_mesh(tiny.mesh_of(mesh)):
+        params = tiny.place(tiny.params_of(tiny.CONFIG, 0), tiny.CONFIG, tiny.mesh_of(mesh))
+        found = jax.tree.map(np.asarray, parts(params, tiny.prompts_of(ROWS, P), jax.random.key(0), 1.0))
+    np.testing.assert_array_equal(found.tokens, draw().tokens)
+    np.testing.assert_array_equal(found.completion_mask, draw().completion_mask)
+    np.testing.assert_allclose(found.logprobs, draw().logprobs, atol=2e-5)
+
+
 @pytest.mark.parametrize("mesh", [name for name in tiny.MESHES if name != "1x1x1"])
 def test_every_mesh_draws_the_same_tokens(mesh):
     here, there = draw(), draw(mesh=mesh)
@@ -206,7 +219,7 @@ def test_left_padding_changes_nothing(name):
 def test_one_program_for_every_temperature_and_key():
     for seed, temperature in enumerate((0.0, 0.3, 1)):
         draw(temperature=temperature, seed=seed, mesh="2x2x2", prompts=tiny.prompts_of(ROWS, P, seed))
-    assert sampler_of("gpt", "2x2x2")._program._cache_size() == 1
+    assert sampler_of("gpt", "2x2x2").program._cache_size() == 1
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 61, 1000])

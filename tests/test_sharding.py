@@ -165,6 +165,12 @@ def test_batches_are_split_over_data_and_fsdp():
             assert {shard.data.shape[0] for shard in after.addressable_shards} == {8 // ways}
 
 
+def test_parts_that_do_not_divide_over_the_mesh_are_an_error():
+    sharding.check_parts("sft.microbatches", 16, 4, tiny.mesh_of("2x2x2"))
+    with raises("sft.microbatches: 16 rows in 8 parts", "4 devices", "multiple of 32"):
+        sharding.check_parts("sft.microbatches", 16, 8, tiny.mesh_of("2x2x2"))
+
+
 def test_rows_that_do_not_divide_are_an_error():
     with raises("batch.tokens", "6 rows", "data x fsdp", "4 devices", "multiple of 4"):
         sharding.put_batch(tiny.documents_of(6, 12), tiny.mesh_of("2x2x2"))

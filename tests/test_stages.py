@@ -267,13 +267,14 @@ def test_a_step_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_p
     with pytest.raises(Stopped):
         run_stage(path, "pretrain", before_step=stop_at(1))
     before = saved_checkpoint_files(path / "pretrain")
-    jit_train_step = supervised.jit_train_step
+    build = supervised.build
 
     def poisoned(*arguments):
-        program = jit_train_step(*arguments)
-        return lambda state, batch, rate, key: program(state, batch, rate * (jnp.inf if state.step == 2 else 1.0), key)
+        make, program = build(*arguments)
+        poison = lambda state, rate: rate * (jnp.inf if state.step == 2 else 1.0)
+        return make, lambda state, batch, rate, key: program(state, batch, poison(state, rate), key)
 
-    monkeypatch.setattr(supervised, "jit_train_step", poisoned)
+    monkeypatch.setattr(supervised, "build", poisoned)
     with pytest.raises(loop.NonFinite) as stopped:
         run_stage(path, "pretrain")
     with run_lib.start(toy_config(), path) as run:
@@ -365,6 +366,8 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
     "change, message",
     [
         ({"reward_model.loss": "hinge"}, "reward_model.loss='hinge' is unknown; it can be kwise, pooled, regression"),
+        ({"sft.microbatches": 3}, "sft.microbatches: 8 rows in 3 parts do not divide over data x fsdp = 1 devices"),
+        ({"ppo.sample_parts": 3}, "ppo.sample_parts: 8 rows in 3 parts do not divide"),
         ({"ppo.minibatch_size": 3}, "batch_size=8 must be a multiple of minibatch_size=3"),
         ({"ppo.value_init": "zero"}, "ppo.value_init='zero' is unknown"),
         ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' is unknown; it can be 'replace', 'subtract' or 'none'"),

@@ -1,0 +1,215 @@
+"""Plans a config on a topology:
+
+    python -m rlhf_jax.plan --config=experiments/instructgpt.py:1.3b --topology=v5e:4x4 --price=1.2
+    python -m rlhf_jax.plan --config=experiments/instructgpt.py:6b --topology=v5p:2x2x4 --search=6
+    python -m rlhf_jax.plan --config=experiments/instructgpt.py:6b --topology=h200:8,h200:2x8 --out=docs/plan
+
+Topologies: TPU slices as v4:4x4x4, v5e:4x4, v5p:2x2x4, v6e:16x16 and several of them, v5e:16x16x4slices; GPUs
+as h100:8, h200:2x8; cpu:8 is this machine. With --out every plan is kept as JSON, what is compiled already is
+not compiled again, and plan.md has the tables of all plans in the folder. Any field of the config can be set:
+--config.mesh.tensor=8. Exit status 1: a program does not fit.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from rlhf_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_list("topology", None, "What to compile for, one or several.")
+_SLICES = flags.DEFINE_integer(
+    "slices", 1, "So many TPU slices of each topology, joined by the network.", lower_bound=1
+)
+_STAGES = flags.DEFINE_string(
+    "stages", "", "Which, comma-separated, or all; by default the first of each kind, of PPO the last."
+)
+_PROGRAMS = flags.DEFINE_list("programs", [], "Only these, e.g. sample,update.")
+_PRICE = flags.DEFINE_float("price", 0.0, "Of a chip and hour.", lower_bound=0.0)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
+_OUT = flags.DEFINE_string(
+    "out", None, "A folder that keeps plans, and the tables of all of them in plan.md."
+)
+_SEARCH = flags.DEFINE_integer(
+    "search", 0, "Compile so many of the meshes, microbatches and remat that could fit, and rank them."
+)
+_DEMONSTRATIONS = flags.DEFINE_integer(
+    "demonstrations", 0, "How many; 0: the world's, or the paper's 12,725."
+)
+_RANKINGS = flags.DEFINE_integer(
+    "rankings", 0, "How many prompts with ranked completions; 0: the world's, or the paper's 33,207."
+)
+_COMPLETIONS = flags.DEFINE_integer(
+    "completions", 0, "Ranked completions of a prompt, at most; 0: config.collect's."
+)
+_VOCAB = flags.DEFINE_integer(
+    "vocab_size", 0, "Of the tokenizer; 0: the one that is trained, or GPT-3's 50,257."
+)
+flags.mark_flags_as_required(["config", "topology"])
+
+EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT = 1, 2
+_PAPER_DATA = {
+    "demonstrations": 12_725,
+    "rankings": 33_207,
+    "vocab_size": 50_257,
+}  # InstructGPT, Table 6; GPT-3
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument '{argv[1]}'")
+    try:
+        fits = _plan_all()
+    except InputError as error:
+        print(f"rlhf_jax.plan: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    sys.exit(0 if fits else EXIT_DOES_NOT_FIT)
+
+
+def _plan_all() -> bool:
+    """Plans every topology; returns whether everything fits."""
+    from rlhf_jax import plan
+    from rlhf_jax.plan import tables, topology
+
+    wanted = [topology.parse(name, _SLICES.value) for name in _TOPOLOGY.value]
+    topology.prepare(wanted)
+    data, store = _data(_CONFIG.value), _Store(_OUT.value)
+    name = _name()
+    fits = True
+    for place in wanted:
+        options = dict(
+            stages=_STAGES.value, only=tuple(_PROGRAMS.value), price=_PRICE.value, known=store.known
+        )
+        options["tell"] = lambda line: print(line, file=sys.stderr, flush=True)
+        if _SEARCH.value:
+            plans = _search(plan, place, data, options)
+            fits &= any(found["fits"] for found in plans)
+        else:
+            plans = [plan.plan(_CONFIG.value, place, data, **options)]
+            fits &= plan.fits(plans[0])
+        for found in plans:
+            found |= {"name": name, "command": found.get("command", _command()), "fits": plan.fits(found)}
+            store.keep(found)
+        if _JSON.value:
+            for found in plans:
+                print(json.dumps(found), flush=True)
+        elif _SEARCH.value:
+            print(f"{name} on {place.name}\n\n{tables.ranking(plans, place.chip.memory)}\n", flush=True)
+            print(f"the first: {plans[0]['command']} --topology={place.name}\n", flush=True)
+        else:
+            print(tables.render(plans[0]), flush=True)
+    return fits
+
+
+def _search(plan, place, data, options) -> list[dict]:
+    """Plans of the candidates, those that fit first, the fastest first."""
+    from rlhf_jax.plan import programs, search
+
+    config = _CONFIG.value
+    stages = programs.chosen_stages(config, _STAGES.value)
+    shape = plan.model_shape(config, data, place)
+    plans = []
+    for candidate in search.candidates(config, shape, place, stages)[: _SEARCH.value]:
+        options["tell"](f"trying {candidate}")
+        found = plan.plan(candidate.apply(config, stages), place, data, give_up=True, **options)
+        chosen = [f"--config.{name}={value}" for name, value in candidate.settings(config, stages).items()]
+        plans.append(found | {"fits": plan.fits(found), "command": " ".join([_command(), *chosen])})
+    return sorted(plans, key=lambda found: (not found["fits"], found["total"]["chip_hours"] or 0.0))
+
+
+def _data(config):
+    """How much data there is, from the flags, the world, or the paper."""
+    from rlhf_jax.data.tokenizer import Tokenizer
+    from rlhf_jax.plan.programs import Data
+
+    world = config.data.source == "world"
+    demonstrations = config.data.world.demonstrations if world else _PAPER_DATA["demonstrations"]
+    rankings = config.data.world.rm_prompts if world else _PAPER_DATA["rankings"]
+    vocab_size, path = config.tokenizer.vocab_size, config.tokenizer.path
+    if path:
+        path = pathlib.Path(config.data.files.dir, path)
+        vocab_size = Tokenizer.load(path).vocab_size if path.is_file() else _PAPER_DATA["vocab_size"]
+    return Data(
+        _DEMONSTRATIONS.value or demonstrations,
+        _RANKINGS.value or rankings,
+        _COMPLETIONS.value or config.collect.max_completions,
+        _VOCAB.value or vocab_size,
+    )
+
+
+def _name() -> str:
+    """The config as given on the command line."""
+    return next(argument.partition("=")[2] for argument in sys.argv if re.match("--?config=", argument))
+
+
+def _command() -> str:
+    kept = [
+        argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)
+    ]
+    return " ".join(["python -m rlhf_jax.plan", *kept])
+
+
+class _Compiled(dict):
+    """What compilers said, by key; each in a file of its own as soon as it is known."""
+
+    def __init__(self, folder: pathlib.Path):
+        from rlhf_jax.workdir import read_json
+
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__({path.stem: read_json(path) for path in folder.glob("*.json")})
+
+    def __setitem__(self, key: str, facts: dict) -> None:
+        from rlhf_jax.workdir import write_json
+
+        super().__setitem__(key, facts)
+        if "failed" not in facts:  # the next start tries again
+            write_json(self._folder / f"{key}.json", facts)
+
+
+class _Store:
+    """A folder of plans: what was compiled, one file for each plan, and the tables of all."""
+
+    def __init__(self, folder: str | None):
+        self._folder = pathlib.Path(folder) if folder else None
+        self.known = _Compiled(self._folder / "compiled") if self._folder else {}
+
+    def keep(self, found: dict) -> None:
+        """Writes a plan, and plan.md anew."""
+        if self._folder is None:
+            return
+        from rlhf_jax.plan import tables
+        from rlhf_jax.workdir import read_json, write_json, write_text
+
+        mesh = "-".join(map(str, found["mesh"].values()))
+        name = f"{pathlib.Path(found['name']).name}.{found['topology']}.{mesh}.{found['model']['remat']}"
+        write_json(self._folder / (re.sub(r"[^\w.-]", "_", name) + ".json"), found)
+        parts = [_PREFACE]
+        for path in sorted(self._folder.glob("*.json")):
+            plan = read_json(path)
+            command = f"{plan['command']} --topology={plan['topology']}"
+            parts.append(
+                f"## {plan['name']} on {plan['topology']}\n\n```\n{command}\n```\n\n{tables.render(plan)}"
+            )
+        write_text(self._folder / "plan.md", "\n".join(parts))
+
+
+_PREFACE = """# Plans
+
+Every row was compiled by the real compiler for the topology. Memory is per device: what lies there while a
+program runs, the parts of the state it does not touch included; temporaries are the program's own, KV cache
+by formula. Model FLOPs are 6 N D and attention's, counted for whole rows; the bound of compute counts what is
+computed twice (remat) or masked away too. "Moved" is what the compiled instructions read and write in main
+memory, collectives what the compiled program does, by trip counts; links at all a chip's links at once. The
+largest bound binds: a time that no run can beat, not a forecast. Totals of sampling are for completions of
+full length.
+"""
+
+if __name__ == "__main__":
+    app.run(main)

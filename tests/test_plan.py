@@ -1,0 +1,456 @@
+"""plan: topologies that exist, formulas by hand, the command end to end on virtual devices, and the TPU compiler."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from rlhf_jax import model, plan
+from rlhf_jax import run as run_lib
+from rlhf_jax.errors import InputError
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.plan import estimate, hlo, programs, search, tables, topology
+from rlhf_jax.plan.programs import Data
+from tests import plan_config, tiny
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+DATA = Data(demonstrations=40, rankings=16, completions=4, vocab_size=300)
+GPT3 = TransformerConfig(50_257, num_layers=96, embed_dim=12_288, num_heads=96, attention="blocked")
+GIB = 2**30
+
+# ---------------------------------------------------------------------------- topologies
+
+
+@pytest.mark.parametrize(
+    "name, chips",
+    [
+        ("v4:2x2x1", 4), ("v4:4x4x8", 128), ("v5e:1x1", 1), ("v5e:8x16", 128), ("v5e:16x16x4slices", 1024), ("v5p:8x8x8", 512),
+        ("v5p:16x16x24", 6144), ("v6e:4x4", 16), ("h100:8", 8), ("h200:2x8", 16), ("cpu:8", 8),
+    ],
+)  # fmt: skip
+def test_topologies_that_exist(name, chips):
+    found = topology.parse(name)
+    assert found.chips == chips and found.name == name
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("v9:2x2", "the chips are v4, v5e"),
+        ("v5e:32x32", "v5e slices are 1x1, 2x2"),
+        ("v5e:4x2", "v5e slices are"),
+        ("v5p:64x64x64", "up to 6144 chips"),
+        ("v5p:3x3x3", "multiples of 4"),
+        ("v5p:8x4x4", "A <= B <= C"),
+        ("v4:16x16x24", "up to 4096 chips"),
+        ("v5p-32", "counts TensorCores"),
+        ("v5litepod-16", "counts chips"),
+        ("h100:3", "1, 2, 4 or 8"),
+        ("h200:2x4", "several nodes 8 each"),
+        ("h100:8x2slices", "several slices are for"),
+        ("v5e", "write it as v5e:4x4"),
+        ("cpu:0", "write it as cpu:8"),
+    ],
+)
+def test_a_topology_that_does_not_exist_is_refused_by_name(name, hint):
+    with pytest.raises(InputError) as refused:
+        topology.parse(name)
+    assert f"'{name}'" in str(refused.value) and hint in str(refused.value)
+
+
+def test_slices_may_be_a_flag_and_cannot_be_none():
+    assert topology.parse("v6e:16x16", 4).name == "v6e:16x16x4slices"
+    with pytest.raises(InputError, match="slices"):
+        topology.parse("v6e:16x16", 0)
+
+
+@pytest.mark.parametrize("name, extra", [("v5e:2x2", "plan"), ("h100:8", "plan_gpu")])
+def test_without_its_compiler_a_topology_says_what_to_install(monkeypatch, name, extra):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf"pip install -e '.\[{extra}\]'"):
+        topology.parse(name).devices()
+
+
+def test_the_tables_for_docs_name_topologies_that_exist_and_meshes_that_fill_them():
+    rows = re.findall(
+        r"^plan (\S+) (\S+) (\d+) (\d+)", (PROJECT / "launch" / "plan_tables.sh").read_text(), re.MULTILINE
+    )
+    assert {size for size, *_ in rows} == {"1.3b", "6b", "175b"}
+    for _, name, ways, tensor in rows:
+        assert topology.parse(name).chips == int(ways) * int(tensor)
+
+
+# ---------------------------------------------------------------------------- formulas
+
+
+def test_parameters_of_gpt3():
+    assert round(estimate.parameters(GPT3) / 1e6) == 174_604
+    layers, width = 96, 12_288
+    by_hand = 12 * layers * width**2 + 13 * layers * width + 50_257 * width + 2048 * width + 2 * width
+    assert estimate.parameters(GPT3) == by_hand
+    assert estimate.parameters(GPT3, "scalar") == by_hand + width + 1
+
+
+def test_flops_by_hand():
+    config = TransformerConfig(
+        61, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, attention="blocked", vocab_multiple=61
+    )
+    weights = 2 * (4 * 32 * 32 + 2 * 32 * 48)
+    rows, length, logits = 3, 10, 15
+    scores = rows * length * (length + 1) / 2
+    once = 2 * weights * 30 + 4 * 2 * 32 * scores + 2 * 32 * 61 * logits
+    assert estimate.forward(config, rows, length, logits) == estimate.Work(30, once, once)
+    assert estimate.training(config, rows, length, logits).flops == 3 * once
+    full = dataclasses.replace(config, remat="full")
+    trained = estimate.training(full, rows, length, logits)
+    assert trained.executed == pytest.approx(3 * once + 2 * weights * 30 + 4 * 2 * 32 * rows * length**2 / 2)
+    chunked = estimate.training(dataclasses.replace(config, logits_chunk=4), rows, length, logits)
+    assert chunked.executed == 3 * once + 2 * 32 * 61 * logits  # 5 places of a row, 4 at a time
+    xla = estimate.forward(dataclasses.replace(config, attention="xla"), rows, length, logits)
+    assert xla.flops == once and xla.executed == once + 4 * 2 * 32 * (rows * length**2 - scores)
+
+
+def test_flops_are_those_of_the_compiled_program():
+    """Unscanned, on one device: there the compiler counts everything once."""
+    config = dataclasses.replace(tiny.CONFIG, embed_dim=64, vocab_size=64, init_std=0.02)
+
+    def loss(params, tokens):
+        ids = jax.numpy.ones_like(tokens)
+        hidden = model.hidden_states(config, params, tokens, ids, ids)
+        return model.lm_logits(config, params, hidden).sum()
+
+    abstract = jax.ShapeDtypeStruct((8, 40), "int32")
+    counted = jax.jit(loss).lower(model.param_shapes(config), abstract).compile().cost_analysis()["flops"]
+    assert counted == pytest.approx(estimate.forward(config, 8, 40, 8 * 40).executed, rel=0.12)
+
+
+def test_sampling_is_a_forward_pass_over_what_was_sampled_token_by_token():
+    config = dataclasses.replace(GPT3, num_layers=2, attention="blocked", vocab_multiple=1)
+    rows, prompt, completion = 4, 16, 8
+    whole = estimate.forward(config, rows, prompt + completion - 1, logits=rows * completion)
+    assert estimate.sampling(config, rows, prompt, completion).flops == pytest.approx(whole.flops, rel=1e-12)
+
+
+def test_the_papers_compute():
+    """The published 4.9 petaflop/s-days of SFT are examples counted at the whole context."""
+    steps = math.ceil(16 * 12_725 / 8)
+    days = steps * estimate.training(GPT3, 8, 2048, 8 * 2048).flops / estimate.PETAFLOP_S_DAY
+    assert 4.9 < days < 5.3
+
+
+def test_the_slowest_thing_binds():
+    chip = topology.CHIPS["v5p"]
+    facts = hlo.Facts(
+        [hlo.Collective("all-gather", "fsdp", 1, 0, int(600e9), 0)], moved=int(2765e9 * 3), unknown_loops=0
+    )
+    found = estimate.bounds(chip, 10, estimate.Work(1, 459e13, 2 * 459e13), facts)
+    assert found == {"compute": 2.0, "memory": 3.0, "links": 1.0}
+    assert "network" in estimate.bounds(
+        chip, 10, estimate.Work(), hlo.Facts([hlo.Collective("all-reduce", "data", 1, 0, 0, 8)], 0, 0)
+    )
+    assert estimate.bounds(topology.CHIPS["cpu"], 8, estimate.Work(), facts) == {}
+
+
+# ---------------------------------------------------------------------------- the programs of a config
+
+
+def on_this_machine(name="cpu:8", memory=GIB):
+    return dataclasses.replace(
+        topology.parse(name), chip=dataclasses.replace(topology.CHIPS["cpu"], memory=memory)
+    )
+
+
+def tensor_config():
+    config = plan_config.get_config()
+    config.mesh.tensor = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """A plan on eight virtual devices, without the programs that take long to compile."""
+    only = ("train step", "decode layout", "sample")
+    return plan.plan(tensor_config(), on_this_machine(), DATA, stages="sft,ppo_ptx", only=only)
+
+
+def check_rows(planned):
+    """Everything that lies on the device is counted, and once."""
+    for row in planned["programs"]:
+        assert row["fits"] and row["spare"] == GIB - row["total"] and not row["unknown_loops"]
+        assert (
+            sum(row["held"].values()) + row["cache"] + row["temporaries"]
+            == row["total"]
+            == row["peak"] + row["resident"]
+        )
+
+
+def test_everything_on_the_device_is_counted(planned):
+    assert [row["program"] for row in planned["programs"]] == ["train step", "decode layout", "sample"]
+    check_rows(planned)
+    sample = planned["programs"][2]
+    policy = sample["held"]["policy parameters"]
+    assert sample["held"]["policy optimizer"] == pytest.approx(2 * policy, rel=0.01)
+    assert (
+        sample["cache"] == 2 * 2 * 32 * 16 * 16 * 4 // 8
+    )  # keys and values, layers, width, rows, length, bytes
+
+
+@pytest.mark.slow
+def test_every_program_of_a_config_is_compiled():
+    found = plan.plan(tensor_config(), on_this_machine(), DATA)
+    names = [(row["stage"], row["program"]) for row in found["programs"]]
+    assert names == [
+        ("sft", "train step"), ("reward_model", "train step"),
+        ("ppo_ptx", "decode layout"), ("ppo_ptx", "sample"), ("ppo_ptx", "score"), ("ppo_ptx", "update"),
+    ]  # fmt: skip
+    check_rows(found)
+
+
+def test_runs_and_tokens_of_every_program():
+    config = tensor_config()
+    run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
+    found = {
+        (p.stage, p.name): p
+        for stage in programs.chosen_stages(config)
+        for p in programs.of_stage(run, stage, DATA)
+    }
+    counts = {key: (program.runs, program.work.tokens) for key, program in found.items()}
+    assert counts == {
+        ("sft", "train step"): (10, 8 * 16),
+        ("reward_model", "train step"): (2, 8 * 4 * 16),
+        ("ppo_ptx", "decode layout"): (3, 0),
+        ("ppo_ptx", "sample"): (3, 16 * (8 + 7)),
+        ("ppo_ptx", "score"): (3, 4 * 16 * 16),
+        ("ppo_ptx", "update"): (6, 2 * 8 * 16 + 16 * 16),
+    }
+    held = [set(p.passed) | set(p.resident) - {"experience"} for p in found.values() if p.stage == "ppo_ptx"]
+    states = {f"{model} {part}" for model in ("policy", "value") for part in ("parameters", "optimizer")} | {
+        "policy average",
+        "frozen",
+    }
+    assert all(
+        groups - {"batch", "decode copy"} == states for groups in held
+    )  # both models, the average and the frozen ones, always
+
+
+def test_totals_of_stages(planned):
+    sft, stage = planned["programs"][0], planned["stages"][0]
+    assert stage["petaflop_s_days"] == pytest.approx(10 * sft["flops"] / estimate.PETAFLOP_S_DAY)
+    assert planned["total"]["tokens"] == sum(stage["tokens"] for stage in planned["stages"])
+    assert stage["paper"] is None and stage["chip_hours"] is None  # another size; a CPU has no rates
+
+
+def test_tables_have_a_row_for_every_program(planned):
+    text = tables.render(planned | {"name": "tiny"})
+    for row in planned["programs"]:
+        assert text.count(f"| {row['stage']}: {row['program']} |") >= 2
+    assert "nan" not in text and "None" not in text
+    json.dumps(planned, allow_nan=False)
+
+
+def test_what_was_compiled_is_not_compiled_again(planned, monkeypatch):
+    config = tensor_config()
+    known = {
+        row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]
+    }
+    monkeypatch.setattr(plan, "_compile", lambda *_: pytest.fail("compiles again"))
+    again = plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
+    assert again["programs"][0]["peak"] == 1
+    with pytest.raises(pytest.fail.Exception, match="compiles again"):
+        config.sft.learning_rate, config.sft.dropout_rate = 1.0, 0.3  # the program, not only its arguments
+        plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
+
+
+def test_a_batch_that_does_not_divide_is_refused_in_its_row():
+    config = plan_config.get_config()
+    config.sft.batch_size = 4
+    found = plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft")
+    assert "4 rows, which do not divide over data x fsdp = 8" in found["programs"][0]["refused"]
+    assert not plan.fits(found) and found["total"]["tokens"] is None
+    assert "4 rows" in tables.render(found | {"name": "tiny"})
+
+
+def test_stages_are_chosen_by_name():
+    config = plan_config.get_config()
+    assert programs.chosen_stages(config) == ["sft", "reward_model", "ppo_ptx"]
+    assert programs.chosen_stages(config, "all") == ["sft", "reward_model", "ppo", "ppo_ptx"]
+    with pytest.raises(InputError, match="'evaluate'"):
+        programs.chosen_stages(config, "evaluate")
+
+
+# ---------------------------------------------------------------------------- what does not fit, and search
+
+
+def test_an_out_of_memory_error_says_how_much_was_needed():
+    new = "RESOURCE_EXHAUSTED: [E1000] the total memory required for HLO temporaries (36.11G) exceeds available HBM (15.75G)"
+    old = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.11G of 15.75G hbm."
+    assert plan._needed(new) == plan._needed(old) == round(36.11 * GIB)
+    assert plan._needed("RESOURCE_EXHAUSTED: no numbers") is None
+
+
+def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
+    config = plan_config.get_config()
+    config.model.update(num_layers=24, embed_dim=2048, num_heads=16, max_length=2048, dtype="bfloat16")
+    config.prompt_length = config.completion_length = 1024
+    config.ppo_ptx.minibatch_size = config.sft.batch_size = config.reward_model.batch_size = 64
+    place = topology.parse("v5e:4x4")
+    shape = plan.model_shape(config, dataclasses.replace(DATA, vocab_size=50_257), place)
+    found = search.candidates(config, shape, place, ["sft", "ppo_ptx"])
+    assert all(c.data * c.fsdp * c.tensor == 16 and c.memory <= place.chip.memory for c in found)
+    assert [c.seconds for c in found] == sorted(c.seconds for c in found)
+    assert {c.remat for c in found} >= {"full"}
+    applied = found[0].apply(config, ["sft", "ppo_ptx"])
+    assert (applied.mesh.fsdp, applied.mesh.tensor, applied.model.remat) == (
+        found[0].fsdp,
+        found[0].tensor,
+        found[0].remat,
+    )
+    assert 64 % applied.sft.microbatches == 0 and config.mesh.fsdp == -1  # the config itself is as it was
+    config.sft.batch_size, shape = 7, dataclasses.replace(shape, num_heads=2)
+    with pytest.raises(InputError, match="no mesh of v5e:4x4"):
+        search.candidates(config, shape, place, ["sft"])
+
+
+def command(*flags, **options):
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "rlhf_jax.plan", f"--config={PROJECT}/tests/plan_config.py:tiny", *flags],
+        env=environment, capture_output=True, text=True, cwd=PROJECT, **options,
+    )  # fmt: skip
+
+
+def test_the_command_end_to_end(tmp_path):
+    flags = "--topology=cpu:2", "--stages=sft", f"--out={tmp_path}"
+    first = command(*flags)
+    assert first.returncode == 0, first.stderr
+    assert "sft: train step | " in first.stdout and first.stderr.count("compiling") == 1
+    again = command(*flags, "--json")
+    assert again.returncode == 0 and "compiling" not in again.stderr
+    assert json.loads(again.stdout)["programs"][0]["fits"]
+    assert "--topology=cpu:2" in (tmp_path / "plan.md").read_text()
+    assert len(list(tmp_path.glob("*.json"))) == len(list((tmp_path / "compiled").glob("*.json"))) == 1
+
+
+def test_bad_input_is_one_sentence():
+    found = command("--topology=v5e:3x3")
+    assert found.returncode == 2 and found.stderr.startswith(
+        "rlhf_jax.plan: topology 'v5e:3x3' does not exist"
+    )
+    assert found.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- the process itself
+
+_REALLY_USED = """
+import sys
+sys.path.insert(0, {project!r})
+import jax, numpy as np
+from rlhf_jax import model, plan, pretrain, sharding, supervised
+from rlhf_jax import run as run_lib
+from rlhf_jax.plan import programs, topology
+from tests import plan_config
+
+config, data = plan_config.get_config("large"), programs.Data(64, 16, 4, 8192)
+config.sft.batch_size = 32
+run = run_lib.without_data(config, data, sharding.make_mesh(devices=jax.devices()))
+(program,) = programs.of_stage(run, "sft", data)
+with jax.set_mesh(run.mesh):
+    compiled = program.lower().compile()
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+make, step = supervised.build(run, "sft", pretrain.loss_of(run, "sft"), program.runs)
+with jax.set_mesh(run.mesh):
+    leaves, tree = jax.tree.flatten(make.eval_shape(model.param_shapes(run.model)))
+    state = jax.tree.unflatten(tree, [np.ones(x.shape, x.dtype) for x in leaves])
+    state = jax.device_put(state)
+    batch = programs._batch(run, 32, 256)
+    batch = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), batch)
+    state, metrics = compiled(state, batch, jax.numpy.float32(0), jax.random.key(0))
+    jax.block_until_ready(state)
+print(plan.peak_memory(compiled, topology.parse("cpu:1")), status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_peak_memory_is_what_the_process_really_uses():
+    found = subprocess.run(
+        [sys.executable, "-c", _REALLY_USED.format(project=str(PROJECT))],
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    planned, used = map(int, found.stdout.split())
+    assert used == pytest.approx(planned, rel=0.15), (
+        f"planned {planned / 2**20:.0f} MiB, used {used / 2**20:.0f} MiB"
+    )
+
+
+# ---------------------------------------------------------------------------- the real compilers
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: [plan]"
+)
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins.xla_cuda13") is None
+    if importlib.util.find_spec("jax_plugins")
+    else True,
+    reason="the CUDA compiler is not installed: [plan_gpu]",
+)
+
+
+@needs_libtpu
+def test_the_tpu_compiler_plans_a_train_step():
+    found = command("--topology=v5e:2x2", "--stages=sft", "--json", "--config.mesh.tensor=2", "--price=1.2")
+    assert found.returncode == 0, found.stderr
+    (planned,) = map(json.loads, found.stdout.splitlines())
+    (row,) = planned["programs"]
+    assert row["fits"] and 0 < row["mfu"] < 1 and row["moved"] > 0 and not row["unknown_loops"]
+    axes = {collective["axes"] for collective in row["collectives"]}
+    assert {"fsdp", "tensor"} <= axes
+    assert planned["total"]["cost"] == pytest.approx(1.2 * planned["total"]["chip_hours"])
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_program_that_is_too_large_for_a_tpu_says_by_how_much():
+    flags = [
+        f"--config.model.{name}"
+        for name in ("num_layers=48", "embed_dim=2048", "num_heads=16", "max_length=2048", "remat=none")
+    ]
+    found = command("--topology=v5e:1x1", "--stages=sft", "--json", *flags)
+    assert found.returncode == 1, found.stderr
+    (row,) = json.loads(found.stdout)["programs"]
+    assert not row["fits"] and row["spare"] < 0
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_slices_talk_over_the_network():
+    found = command("--topology=v5e:2x2x2slices", "--stages=sft", "--json", "--config.mesh.data=2")
+    (row,) = json.loads(found.stdout)["programs"]
+    assert row["bounds"]["network"] > 0
+    assert {c["axes"] for c in row["collectives"] if c["network"]} <= {
+        "data",
+        "data+fsdp",
+        "data+fsdp+tensor",
+    }
+
+
+@pytest.mark.slow
+@needs_cuda
+def test_a_gpus_memory_is_compared_with_the_card():
+    found = command("--topology=h100:2", "--stages=sft", "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["memory_limit"] == 84_942_979_072
