@@ -23,6 +23,10 @@ from rlhf_jax.errors import InputError
 _LOST_PEER = ("gloo", "nccl", "closed by peer", "reset by peer", "coordination", "heartbeat", "unavailable:", "deadline_exceeded")
 
 
+class NotJoined(Exception):
+    """The processes of a job did not find each other in time; they may at the next start."""
+
+
 def start(
     distributed: str = "",
     coordinator: str | None = None,
@@ -40,6 +44,7 @@ def start(
 
     Raises:
       InputError: flags that contradict each other, no cluster, or a pod whose processes were not joined.
+      NotJoined: another process did not come in time.
     """
     explicit = coordinator, num_processes, process_id
     if distributed not in ("", "auto"):
@@ -64,7 +69,7 @@ def start(
                 "--coordinator=HOST:PORT --num_processes=N --process_id=I"
             ) from error
         except RuntimeError as error:
-            raise InputError(f"the processes of the job cannot be joined: {str(error).splitlines()[0]}") from error
+            raise NotJoined(f"the processes of the job did not all come: {str(error).splitlines()[0]}") from error
     elif jax.process_count() > 1:
         raise InputError(
             f"this machine is one of {jax.process_count()} of a pod: start the command on all of them, with --distributed=auto"

@@ -9,7 +9,7 @@ On several hosts, start the same command on each of them, with --distributed=aut
 --coordinator=HOST:PORT --num_processes=N --process_id=I.
 
 Exit status: 0 done; 2 bad input; 3 a loss that is not finite; 75 stopped by SIGTERM, everything
-saved; 76 another process of the job ended; 130 stopped by Ctrl-C. After 75, 76 and 130 (and 134,
+saved; 76 another process of the job ended or did not come; 130 stopped by Ctrl-C. After 75, 76 and 130 (and 134,
 JAX's own end when a host is not heard of) the same command goes on where the run stopped.
 """
 
@@ -55,6 +55,8 @@ def main(argv) -> None:
         run_stages(config, _WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     except InputError as error:
         hosts.leave(_fail(error, EXIT_BAD_INPUT))
+    except hosts.NotJoined as error:
+        hosts.leave(_fail(error, EXIT_LOST_PEER))
     except loop.NonFinite as error:
         hosts.leave(_fail(error, EXIT_NON_FINITE))
     except progress.Stopped as error:  # all processes are here, and end together

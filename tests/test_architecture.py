@@ -17,7 +17,7 @@ LAYERS = (
     {"supervised"},
     {"pretrain"},
     {"sft", "collect", "ppo_stage"},
-    {"reward_model", "evaluate", "optimum", "bench"},
+    {"reward_model", "evaluate", "optimum", "bench", "plan"},
     {"report", "chat"},
     {"main"},
 )
