@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
-from rlhf_jax.workdir import read_json, write_json
+from rlhf_jax.files import read_json, write_json
 
 _MANIFEST = "manifest.json"
 _UNLISTED = (_MANIFEST, "_CHECKPOINT_METADATA")  # Orbax changes the latter after the manifest

@@ -20,9 +20,9 @@ from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking, read_rows
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import write_json, write_text
 from rlhf_jax.progress import Progress, Stopped
 from rlhf_jax.run import Run
-from rlhf_jax.workdir import write_json, write_text
 from rlhf_jax.world import labelers
 
 

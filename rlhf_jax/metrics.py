@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
-from rlhf_jax.workdir import write_text
+from rlhf_jax.files import write_text
 
 
 def compute(metrics: dict) -> dict[str, float]:

@@ -19,9 +19,9 @@ from rlhf_jax.data.loader import Loader, in_order, take
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import bag_of_words, calibration, statistics
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, open_run
-from rlhf_jax.workdir import read_json, write_json
 
 LOSSES = ("kwise", "pooled", "regression")
 

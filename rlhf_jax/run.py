@@ -14,8 +14,9 @@ from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import read_if_there, read_json, write_json
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.workdir import Workdir, read_if_there, read_json, write_json
+from rlhf_jax.workdir import Workdir
 from rlhf_jax.world.corpus import WorldCorpus
 
 # Fields that may change between two starts of one run: they change no result.

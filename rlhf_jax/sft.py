@@ -13,9 +13,9 @@ from rlhf_jax import checkpoint, hosts, supervised
 from rlhf_jax.data.batches import Batch, batch_demonstrations, pack_documents
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import read_if_there, read_json, write_json
 from rlhf_jax.pretrain import loss_of, make_mean_loss
 from rlhf_jax.run import Run
-from rlhf_jax.workdir import read_if_there, read_json, write_json
 
 
 class MixedLoader:

@@ -1,10 +1,9 @@
-"""A run's directory: its config, its lock, what is finished, and files written whole or not at all.
+"""A run's directory: its config, its lock, and what is finished.
 
 Layout: `config.json` and `overrides.json` at the top, one folder a stage, and in it `done.json`,
 written last: a stage without it is run (or resumed), a stage with it is not repeated.
 
-The functions write and read where they are called; the methods of `Workdir` are for all processes
-of a job to call, and act on the first.
+The methods of `Workdir` are for all processes of a job to call, and act on the first.
 """
 
 import collections.abc
@@ -16,47 +15,9 @@ import pathlib
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import read_if_there, read_json, write_json
 
 _SHOWN_DIFFERENCES = 8
-
-
-def write_text(path, text: str) -> None:
-    """Writes a file atomically: a reader sees the old content or the new, never a part.
-
-    Raises:
-      InputError: the file cannot be written (full disk, no permission); the old one is untouched.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def write_json(path, value) -> None:
-    """Writes `value` as readable JSON with sorted keys, atomically (see `write_text`)."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def read_json(path):
-    """Reads a JSON file; one that is not valid JSON is an `InputError` naming file and line."""
-    try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-
-
-def read_if_there(path):
-    """What `read_json` reads, or None where there is no such file."""
-    return read_json(path) if pathlib.Path(path).exists() else None
 
 
 class Workdir:

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlhf_jax"
 
 # Lower never imports higher.
 LAYERS = (
-    {"errors", "hosts", "keys", "losses", "advantages", "progress", "workdir"},
+    {"errors", "files", "hosts", "keys", "losses", "advantages", "progress", "workdir"},
     {"optim", "sharding", "metrics", "checkpoint", "data", "world", "attention", "model"},
     {"generate", "train", "hf"},
     {"ppo", "run"},

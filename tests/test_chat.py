@@ -65,7 +65,7 @@ def made(world):
               **{stage: {"kind": kind} for stage, kind in KINDS.items()}}
     return MemoryRun(
         config=ConfigDict(config), path="runs/made", template=Template(), tokenizer=tokenizer,
-        corpus=world, model=shape, rules={}, interrupt=progress.Interrupt(),
+        corpus=world, model=shape, rules=sharding.DEFAULT_RULES, interrupt=progress.Interrupt(),
         mesh=sharding.make_mesh(devices=jax.devices()[:2]))
 
 

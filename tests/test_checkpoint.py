@@ -221,6 +221,7 @@ def test_killed_while_saving(tmp_path):
     for delay in (0.1, 0.13, 0.17, 0.21):  # a copy of a moment is what kill -9 leaves behind
         time.sleep(delay)
         process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # its threads stop when they are next scheduled
         shutil.copytree(tmp_path, copy := tmp_path.with_name(f"copy{delay}"))
         process.send_signal(signal.SIGCONT)
         with Checkpointer(copy) as checkpointer:

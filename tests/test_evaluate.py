@@ -83,7 +83,7 @@ def make_run(tmp_path, shared, corpus):
     def make(*finished, corpus=corpus, **overrides):
         config = ConfigDict(CONFIG)
         config.evaluate.update(overrides)
-        found = MemoryRun(config=config, path=tmp_path, rules={}, template=Template(),
+        found = MemoryRun(config=config, path=tmp_path, rules=sharding.DEFAULT_RULES, template=Template(),
                           corpus=corpus, interrupt=progress.Interrupt(), **shared)
         found.finished = finished
         for stage in CONFIG["stages"]:

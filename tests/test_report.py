@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from rlhf_jax import report, workdir
+from rlhf_jax import files, report
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import calibration, policy, skills, statistics
 from rlhf_jax.report import __main__ as command
@@ -32,8 +32,8 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
               **{stage: {"kind": STAGES[stage][0], "ptx_coef": 2.0 * stage.endswith("ptx")}
                  for stage in stages}}
     path.mkdir(parents=True)
-    workdir.write_json(path / "config.json", config)
-    workdir.write_json(path / "overrides.json", {"ppo.kl_coef": 0.1})
+    files.write_json(path / "config.json", config)
+    files.write_json(path / "overrides.json", {"ppo.kl_coef": 0.1})
     run = types.SimpleNamespace(
         folder=lambda stage: path / stage,
         stages=lambda kind: [stage for stage in done if STAGES[stage][0] == kind],
@@ -44,7 +44,7 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
         (path / stage).mkdir()
         done.append(stage)
         kind, level, skill, loss = STAGES[stage]
-        workdir.write_json(path / stage / "done.json", {
+        files.write_json(path / stage / "done.json", {
             "seconds": 61.0, "finished_at": "2026-01-02T03:04:05+00:00", **report.machine()})
         if kind in ("pretrain", "sft", "reward_model"):
             write_curve(path / stage, rng, 300, lambda t: {"loss": 1 + 3 * np.exp(-t / 40)})
@@ -53,7 +53,7 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
                 "objective/scores": 2 - 2 * np.exp(-t / 15), "objective/kl": t / 4,
                 "objective/completion_length": 14 + t / 10, "objective/entropy": 30 - t / 4})
         if kind == "reward_model":
-            workdir.write_json(path / stage / "evaluation.json", reward_facts(rng))
+            files.write_json(path / stage / "evaluation.json", reward_facts(rng))
         if kind not in ("pretrain", "sft", "ppo"):
             continue
         write_policy(run, stage, rng, names, level, skill, loss, items, gold)

@@ -23,10 +23,10 @@ from rlhf_jax.data.batches import Batch, batch_demonstrations
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import read_json
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
-from rlhf_jax.workdir import read_json
 from toy import TRAINED, get_config as toy_config
 
 STAGES = {

@@ -12,10 +12,11 @@ import textwrap
 
 import pytest
 
-from rlhf_jax import workdir
+from rlhf_jax import files
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import read_json, write_json, write_text
 from rlhf_jax.progress import Interrupt, Progress, Stopped
-from rlhf_jax.workdir import Workdir, read_json, write_json, write_text
+from rlhf_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = {"seed": 0, "ppo": {"kl_coef": 0.02, "sizes": (4, 8), "whiten": None, "extra": {}},
@@ -118,7 +119,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def no_space(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(workdir.os, "fsync", no_space)
+    monkeypatch.setattr(files.os, "fsync", no_space)
     with pytest.raises(InputError, match=f"{tmp_path / 'a.json'}: No space left on device"):
         write_text(tmp_path / "a.json", "new")
     assert read_json(tmp_path / "a.json") == {"a": 1, "b": "한국어"}

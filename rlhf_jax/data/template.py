@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.data import files
 from rlhf_jax.errors import InputError
-from rlhf_jax.workdir import write_text
+from rlhf_jax.files import write_text
 
 ROLES = ('system', 'user', 'assistant')
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.workdir import write_text
+from rlhf_jax.files import write_text
 
 PAD, EOS = '<pad>', '<eos>'
 

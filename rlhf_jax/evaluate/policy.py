@@ -22,9 +22,9 @@ from rlhf_jax import generate, hosts, ppo, reward_model, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.evaluate import skills
 from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
+from rlhf_jax.files import read_if_there, write_json, write_text
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.workdir import read_if_there, write_json, write_text
 
 
 def evaluate_policy(run, stage: str) -> dict:

@@ -159,14 +159,14 @@ class _Compiled(dict):
     """What compilers said, by key; each in a file of its own as soon as it is known."""
 
     def __init__(self, folder: pathlib.Path):
-        from rlhf_jax.workdir import read_json
+        from rlhf_jax.files import read_json
 
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__({path.stem: read_json(path) for path in folder.glob("*.json")})
 
     def __setitem__(self, key: str, facts: dict) -> None:
-        from rlhf_jax.workdir import write_json
+        from rlhf_jax.files import write_json
 
         super().__setitem__(key, facts)
         if "failed" not in facts:  # the next start tries again
@@ -185,7 +185,7 @@ class _Store:
         if self._folder is None:
             return
         from rlhf_jax.plan import tables
-        from rlhf_jax.workdir import read_json, write_json, write_text
+        from rlhf_jax.files import read_json, write_json, write_text
 
         mesh = "-".join(map(str, found["mesh"].values()))
         name = f"{pathlib.Path(found['name']).name}.{found['topology']}.{mesh}.{found['model']['remat']}"

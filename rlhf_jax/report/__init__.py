@@ -21,10 +21,10 @@ from rich.text import Text
 
 from rlhf_jax.evaluate import skills
 from rlhf_jax.evaluate.statistics import bootstrap
+from rlhf_jax.files import write_text
 from rlhf_jax.report import figures
 from rlhf_jax.report.record import SPLITS, Record, label
 from rlhf_jax.report.tables import QUANTITIES, Table
-from rlhf_jax.workdir import write_text
 
 _SAMPLES = 8
 _SHOWN_CHARACTERS = 280

@@ -6,8 +6,8 @@ import pathlib
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.policy import read_rows
+from rlhf_jax.files import read_json
 from rlhf_jax.metrics import read_metrics
-from rlhf_jax.workdir import read_json
 
 _LABELS = {"pretrain": "base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.statistics import mean_over_seeds
+from rlhf_jax.files import write_text
 from rlhf_jax.report import figures
 from rlhf_jax.report.record import Record, label
 from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
-from rlhf_jax.workdir import write_text
 
 _PANELS = {"gold/total": "gold score", "win_rate": "win rate against SFT (%)",
            "skills/mean": "retained skills (%)", "valid_loss": "held-out loss (nats per token)"}
