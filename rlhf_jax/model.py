@@ -252,7 +252,7 @@ class Transformer(_Module):
         x = jnp.take(sharding.whole_rows(table), tokens, axis=0)
         if c.positions == "learned":
             learned = self.weight("positions", (c.max_length, c.embed_dim), std=c.init_std)
-            x = x + jnp.take(sharding.whole_rows(learned), positions, axis=0)
+            x = x + jnp.take(sharding.whole_rows(learned, None), positions, axis=0)
         block = Block
         if c.remat != "none":
             policy = _REMAT_POLICIES[c.remat]()

@@ -201,15 +201,15 @@ def place(tree, shardings):
     return jax.tree.map(put, tree, shardings)
 
 
-def whole_rows(table: jax.Array) -> jax.Array:
-    """A table [V, D] split over its rows alone.
+def whole_rows(table: jax.Array, axis: str | None = "tensor") -> jax.Array:
+    """A table [V, D] split over its rows alone, along this mesh axis, or not at all.
 
     One that is split along D makes XLA replicate what is looked up in it, and add up logits over devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or table.shape[0] % mesh.shape["tensor"]:
+    if mesh.empty or (axis and table.shape[0] % mesh.shape[axis]):
         return table
-    return jax.lax.with_sharding_constraint(table, PartitionSpec("tensor"))
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(axis))
 
 
 def constrain_batch(x: jax.Array, *axes: str | None) -> jax.Array:
