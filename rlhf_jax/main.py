@@ -78,7 +78,7 @@ def main(argv) -> None:
 
 def run_stages(config, path: str, overrides: dict | None = None) -> None:
     """The pipeline: each unfinished stage of config.stages, its evaluation, and the report."""
-    from rlhf_jax import collect, hosts, ppo_stage, pretrain, report, reward_model, sft
+    from rlhf_jax import collect, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised
     from rlhf_jax import run as run_lib
     from rlhf_jax.evaluate import policy
 
@@ -93,6 +93,11 @@ def run_stages(config, path: str, overrides: dict | None = None) -> None:
         if stage not in config or config[stage].get("kind") not in kinds:
             raise InputError(f"config.stages names '{stage}', but config.{stage}.kind is none of {', '.join(kinds)}")
     with run_lib.start(config, path, overrides) as run:
+        for stage in config.stages:  # what a later stage would refuse is said before hours of the earlier ones
+            check = ppo_stage.check if config[stage].kind == "ppo" else supervised.check
+            if not run.done(stage):
+                check(run, stage)
+        sharding.check_parts("evaluate.batch_size", config.evaluate.batch_size, 1, run.mesh)
         for stage in config.stages:
             kind = config[stage].kind
             if run.done(stage):

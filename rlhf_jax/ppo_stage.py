@@ -126,22 +126,29 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
 
 def build(run: Run, stage: str):
     """((policy, value parameters) -> PPOState, jitted; Programs) of config[stage]."""
+    check(run, stage)
     section = run.config[stage]
     reward_shape, value_shape = run.shape(section.reward), value_shape_of(run, stage)
     config = programs_config(run.model, value_shape, run.tokenizer.eos_id, section)
+    optimizers, make, shardings = state_maker(run.model, value_shape, run.mesh, run.rules, section)
+
+    def reward_fn(params, rollout):
+        return ppo.sequence_scores(reward_shape, params, rollout.tokens, rollout.mask)
+
+    sampler = run.sampler(run.config.completion_length, section.sample_parts)
+    return make, Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
+
+
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for sizes that do not fit one another or the mesh; computes nothing."""
+    section = run.config[stage]
+    programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
     for field, rows in {
         "sample_parts": section.batch_size,
         "microbatches": section.minibatch_size,
         **({"ptx_microbatches": ptx_rows(section)} if section.ptx_coef and section.ptx_ratio else {}),
     }.items():
         sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
-    optimizers, make, shardings = state_maker(run.model, value_shape, run.mesh, run.rules, section)
-
-    def reward_fn(params, rollout):
-        return ppo.sequence_scores(reward_shape, params, rollout.tokens, rollout.mask)
-
-    sampler = run.sampler(run.config.completion_length, run.config[stage].sample_parts)
-    return make, Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
 
 
 def value_shape_of(run: Run, stage: str) -> TransformerConfig:

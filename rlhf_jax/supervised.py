@@ -41,10 +41,16 @@ def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total
     )
 
 
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for a batch that does not divide over the mesh; computes nothing."""
+    section = run.config[stage]
+    sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.get("microbatches", 1), run.mesh)
+
+
 def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "lm"):
     """(parameters -> TrainState, train step) of a stage, both jitted with explicit shardings; the step donates its state."""
     section, shape = run.config[stage], run.shape(stage)
-    sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.microbatches, run.mesh)
+    check(run, stage)
     optimizer = optimizer_of(section.optimizer)
     make = functools.partial(train.init_state, optimizer=optimizer)
     state = jax.eval_shape(make, model.param_shapes(shape, head))

@@ -388,6 +388,14 @@ def test_a_wrong_field_is_named(whole, tmp_path, change, message):
         run_stage(path, stage, config)
 
 
+def test_what_a_later_stage_refuses_is_said_before_the_first(tmp_path):
+    config = toy_config()
+    config.ppo_ptx.ptx_microbatches = 3
+    with pytest.raises(InputError, match="ppo_ptx.ptx_microbatches: 8 rows in 3 parts do not divide"):
+        main.run_stages(config, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("pretrain*"))
+
+
 def test_a_stage_whose_start_is_missing_says_so(whole, tmp_path):
     path = copy_until(whole, tmp_path / "run", "sft")
     (path / "pretrain" / "done.json").unlink()
