@@ -193,6 +193,10 @@ def test_the_decode_layout_is_in_the_compute_dtype_and_left_alone_where_it_is_th
         split = {axis for axis in x.sharding.spec if axis}
         assert x.dtype == jnp.bfloat16 and split <= {"tensor"}, path
         assert split or not path[-1].key.startswith("w"), path
+    given = []
+    sampler.program = lambda params, *rest: given.append(params)
+    sampler(params, tiny.prompts_of(ROWS, P), jax.random.key(0), 1.0)
+    assert sampler.laid_out(given[0])
 
 
 def test_steps_have_their_own_noise():
