@@ -4,7 +4,7 @@ Shapes: B batch, T queries, S keys, H heads, G key-value heads (H is a multiple 
 """
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from rlhf_jax import sharding
 from rlhf_jax.errors import InputError
 
 Implementation = Literal["xla", "blocked", "splash", "cudnn"]
-IMPLEMENTATIONS = ("xla", "blocked", "splash", "cudnn")
+IMPLEMENTATIONS = get_args(Implementation)
 _NEEDS = {"splash": "tpu", "cudnn": "gpu"}
 PREFIX = -1  # the segment id of tokens that every later token of their row sees
 _BLOCK = 64  # queries a block of the "blocked" implementation

@@ -16,10 +16,10 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 import tiny
+from compare import assert_same_stage, saved_arrays, timeless
 import toy
 from rlhf_jax import hosts, pretrain, sharding
 from rlhf_jax import run as run_lib
@@ -27,7 +27,6 @@ from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
-from rlhf_jax.metrics import read_metrics
 from rlhf_jax.sft import MixedLoader
 from rlhf_jax.workdir import Workdir
 
@@ -103,33 +102,6 @@ def side_by_side(count, config, workdir, environment, *flags) -> list[Job]:
         port = probe.getsockname()[1]
     joined = f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"
     return [alone(config, workdir, environment, *flags, *joined, f"--process_id={i}") for i in range(count)]
-
-
-def timeless(path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "time"} for row in read_metrics(path / "metrics.jsonl")]
-
-
-def arrays_of(path) -> dict[str, np.ndarray]:
-    """The output of a stage and all of its last checkpoint."""
-    last = max((int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdecimal()))
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-    def read(path):
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.metadata(path).item_metadata.tree
-            wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree)
-            return reader.restore(path, wanted)
-
-    trees = {"params": read(path / "params"), "state": read(path / "checkpoints" / str(last))}
-    return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in jax.tree.leaves_with_path(trees)}
-
-
-def assert_same_stage(path, expected, stage):
-    assert timeless(path / stage) == timeless(expected / stage)
-    found, wanted = arrays_of(path / stage), arrays_of(expected / stage)
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value, name)
 
 
 # ---------------------------------------------------------------------------- launch/local.sh
@@ -338,7 +310,7 @@ def assert_close_stage(path, expected, stage):
         for name in ("ppo/val/explained_variance", "objective/logprob_gap_max"):  # both near 0 / 0
             row.pop(name, None), wanted.pop(name, None)
         assert row == pytest.approx(wanted, rel=2e-2, abs=2e-4), (stage, row["step"])
-    found, wanted = arrays_of(path / stage), arrays_of(expected / stage)
+    found, wanted = saved_arrays(path / stage), saved_arrays(expected / stage)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=5e-2, err_msg=name)

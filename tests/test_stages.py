@@ -12,7 +12,6 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from ml_collections import ConfigDict
@@ -24,9 +23,9 @@ from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_json
-from rlhf_jax.metrics import read_metrics
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
+from compare import assert_same_stage, saved_arrays, timeless
 from toy import TRAINED, get_config as toy_config
 
 STAGES = {
@@ -94,26 +93,6 @@ def stop_at(step):
         run.interrupt.requested = run.interrupt.requested or now == step
 
     return before_step
-
-
-def timeless(path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "time"} for row in read_metrics(path / "metrics.jsonl")]
-
-
-def saved_arrays(path) -> dict[str, np.ndarray]:
-    """The output of a stage, and all of its last checkpoint: parameters, optimizers, averages, kl_coef."""
-    last = max(int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdecimal())
-    with ocp.StandardCheckpointer() as reader:
-        trees = {"params": reader.restore(path / "params"), "state": reader.restore(path / "checkpoints" / str(last))}
-    return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in jax.tree.leaves_with_path(trees)}
-
-
-def assert_same_run(path, whole, stage):
-    assert timeless(path / stage) == timeless(whole / stage)
-    found, expected = saved_arrays(path / stage), saved_arrays(whole / stage)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, name)
 
 
 # ---------------------------------------------------------------------------- a whole run
@@ -234,7 +213,7 @@ def test_a_stage_stopped_and_resumed_is_the_stage_never_stopped(whole, tmp_path,
     made = []
     run_stage(path, stage, before_step=lambda run, now: made.append(now))
     assert made[0] == step + 1  # the steps before it are not repeated
-    assert_same_run(path, whole, stage)
+    assert_same_stage(path, whole, stage)
 
 
 def _run_until_killed(path, settings, step):
@@ -259,7 +238,7 @@ def test_a_killed_process_goes_on_from_its_last_checkpoint(whole, tmp_path, one_
     made = []
     run_stage(path, "ppo", before_step=lambda run, now: made.append(now))
     assert made[0] in (0, 2)  # checkpoint 2 was being written when the end came
-    assert_same_run(path, whole, "ppo")
+    assert_same_stage(path, whole, "ppo")
 
 
 def test_a_step_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_path, monkeypatch):
@@ -287,7 +266,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_p
     assert [row["step"] for row in timeless(path / "pretrain")] == [1, 2]
     monkeypatch.undo()
     run_stage(path, "pretrain")  # once the cause is gone
-    assert_same_run(path, whole, "pretrain")
+    assert_same_stage(path, whole, "pretrain")
 
 
 def saved_checkpoint_files(path) -> dict:
