@@ -78,9 +78,9 @@ def main(argv) -> None:
 
 def run_stages(config, path: str, overrides: dict | None = None) -> None:
     """The pipeline: each unfinished stage of config.stages, its evaluation, and the report."""
-    from rlhf_jax import collect, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised
+    from rlhf_jax import collect, dpo, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised
     from rlhf_jax import run as run_lib
-    from rlhf_jax.evaluate import policy
+    from rlhf_jax.evaluate import best_of_n, policy
 
     kinds = {
         "pretrain": pretrain.run_stage,
@@ -88,13 +88,16 @@ def run_stages(config, path: str, overrides: dict | None = None) -> None:
         "collect": collect.run_stage,
         "reward_model": reward_model.run_stage,
         "ppo": ppo_stage.run_stage,
+        "dpo": dpo.run_stage,
+        "best_of_n": best_of_n.run_stage,
     }
     for stage in config.stages:
         if stage not in config or config[stage].get("kind") not in kinds:
             raise InputError(f"config.stages names '{stage}', but config.{stage}.kind is none of {', '.join(kinds)}")
+    checks = {"ppo": ppo_stage.check, "dpo": dpo.check, "best_of_n": best_of_n.check}
     with run_lib.start(config, path, overrides) as run:
         for stage in config.stages:  # what a later stage would refuse is said before hours of the earlier ones
-            check = ppo_stage.check if config[stage].kind == "ppo" else supervised.check
+            check = checks.get(config[stage].kind, supervised.check)
             if not run.done(stage):
                 check(run, stage)
                 run.check_released(stage)
@@ -108,7 +111,7 @@ def run_stages(config, path: str, overrides: dict | None = None) -> None:
                 kinds[kind](run, stage)
                 run.workdir.mark_done(stage, time.time() - started, **report.machine())
             # Also where an earlier start was stopped between a stage and its evaluation.
-            if kind in ("pretrain", "sft", "ppo") and not run.evaluated(stage):
+            if kind in run_lib.POLICIES and not run.evaluated(stage):
                 started = time.time()
                 policy.evaluate_policy(run, stage)
                 run.workdir.mark_evaluated(stage, time.time() - started)

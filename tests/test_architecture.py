@@ -19,7 +19,8 @@ LAYERS = (
     {"supervised"},
     {"pretrain"},
     {"sft", "collect", "ppo_stage"},
-    {"reward_model", "evaluate", "optimum", "bench", "plan"},
+    {"rankings"},
+    {"reward_model", "dpo", "evaluate", "optimum", "bench", "plan"},
     {"report", "chat"},
     {"main"},
 )

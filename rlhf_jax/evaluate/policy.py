@@ -75,34 +75,41 @@ def sample(run, params: dict) -> list[dict]:
     """One completion for each test prompt that is not too long, with its gold parts and log pi."""
     config = run.config.evaluate
     records = run.corpus.prompts("test", "ppo")[: config.prompts]
-    prompts = _prompt_arrays(run, records)
+    prompts = prompt_arrays(run, records)
     sampler = run.sampler(run.config.completion_length)
     rows = []
     work = loader.in_order(prompts, config.batch_size)
     work = loop.each(run, "evaluation, samples", work, -(-len(prompts.index) // config.batch_size))
     for number, batch in enumerate(work):
         rollout = sampler(params, batch, run.key("evaluate", number), config.temperature)
-        logprobs = hosts.fetch(completion_logprob(run.model, params, rollout, config.temperature))
-        rollout = hosts.fetch(rollout)
-        completions, finished = generate.texts(rollout, run.tokenizer)
-        tokens, mask = rollout.completions, rollout.completion_mask
-        for i, index in enumerate(prompts.index[len(rows) : len(rows) + config.batch_size]):
-            record = records[index]
-            gold = run.corpus.gold(record, completions[i], finished[i])
-            rows.append({
-                "index": int(index),
-                "prompt": record.prompt,
-                "completion": completions[i],
-                "finished": finished[i],
-                "category": record.row.get("category"),
-                "kind": record.row.get("kind"),
-                "gold": gold and gold._asdict(),
-                "score": None,
-                "kl": None,
-                "logprob": float(logprobs[i]),
-                "length": int(mask[i].sum()),
-                "tokens": tokens[i][mask[i]].tolist(),
-            })
+        logprobs = completion_logprob(run.model, params, rollout, config.temperature)
+        indices = prompts.index[len(rows) : len(rows) + config.batch_size]
+        rows += describe(run, records, indices, hosts.fetch(rollout), hosts.fetch(logprobs))
+    return rows
+
+
+def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
+    """The rows of completions, not yet scored: completion i answers records[indices[i]], and has log pi logprobs[i]."""
+    completions, finished = generate.texts(rollout, run.tokenizer)
+    tokens, mask = rollout.completions, rollout.completion_mask
+    rows = []
+    for i, index in enumerate(indices):
+        record = records[index]
+        gold = run.corpus.gold(record, completions[i], finished[i])
+        rows.append({
+            "index": int(index),
+            "prompt": record.prompt,
+            "completion": completions[i],
+            "finished": finished[i],
+            "category": record.row.get("category"),
+            "kind": record.row.get("kind"),
+            "gold": gold and gold._asdict(),
+            "score": None,
+            "kl": None,
+            "logprob": float(logprobs[i]),
+            "length": int(mask[i].sum()),
+            "tokens": tokens[i][mask[i]].tolist(),
+        })
     return rows
 
 
@@ -178,7 +185,7 @@ def _judge(run, stage: str, rows: list[dict], temperature: float) -> None:
 
 def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) -> np.ndarray:
     """log pi f32[N] of the sampled tokens of rows, under any parameters."""
-    prompts = _prompt_arrays(run, records)
+    prompts = prompt_arrays(run, records)
     tokens = np.full((len(rows), run.config.completion_length), run.tokenizer.pad_id, np.int32)
     mask = np.arange(tokens.shape[1]) < np.array([[len(row["tokens"])] for row in rows])
     tokens[mask] = np.concatenate([row["tokens"] for row in rows])
@@ -191,7 +198,8 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
     return np.concatenate(found)[: len(rows)]
 
 
-def _prompt_arrays(run, records) -> batches.Prompts:
+def prompt_arrays(run, records) -> batches.Prompts:
+    """The prompts of records that are not too long."""
     config = run.config
     return batches.batch_prompts(
         records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
