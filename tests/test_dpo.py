@@ -11,10 +11,11 @@ import pytest
 
 import tiny
 
-from rlhf_jax import dpo, losses, sharding, train
+from rlhf_jax import dpo, losses, model, sharding, train
 from rlhf_jax.world import bandit
 
 SHAPE = (4, 5, 12)  # B, K, T
+loss_of = jax.jit(dpo.PreferenceLoss(tiny.CONFIG))
 
 
 def preferences_of(seed: int, beta=0.3, label_smoothing=0.0, ref_logprobs=None) -> dpo.Preferences:
@@ -42,16 +43,26 @@ def policy():
     return tiny.params_of(tiny.CONFIG, 0)
 
 
-def logprobs_by_loop(params, batch: dpo.Preferences) -> np.ndarray:
-    """Each completion alone, without padding, token by token from the table of log-probabilities."""
-    from rlhf_jax import model
+@functools.cache
+def all_logprobs(config):
+    """Jitted: (params, tokens, mask) -> log-probabilities of every token after every place f32[..., T, V]."""
 
+    def table(params, tokens, mask):
+        flat = lambda x: x.reshape(-1, x.shape[-1])
+        hidden = model.masked_hidden_states(config, params, flat(tokens), flat(mask))
+        found = jax.nn.log_softmax(model.lm_logits(config, params, hidden))
+        return found.reshape(*tokens.shape, -1)
+
+    return jax.jit(table)
+
+
+def logprobs_by_loop(params, batch: dpo.Preferences) -> np.ndarray:
+    """Token by token of each completion, from the whole table of log-probabilities."""
+    table = np.asarray(all_logprobs(tiny.CONFIG)(params, batch.tokens, batch.mask), np.float64)
     found = np.zeros(batch.ranks.shape)
     for b, k in zip(*np.nonzero(batch.valid)):
-        tokens = batch.tokens[b, k][batch.mask[b, k]][None]
-        hidden = model.masked_hidden_states(tiny.CONFIG, params, tokens, np.ones_like(tokens, bool))
-        table = np.asarray(jax.nn.log_softmax(model.lm_logits(tiny.CONFIG, params, hidden)), np.float64)[0]
-        found[b, k] = sum(table[t - 1, tokens[0, t]] for t in range(batch.starts[b], tokens.shape[1]))
+        places = range(batch.starts[b], int(batch.mask[b, k].sum()))
+        found[b, k] = sum(table[b, k, t - 1, batch.tokens[b, k, t]] for t in places)
     return found
 
 
@@ -86,7 +97,7 @@ def test_the_loss_is_the_papers_by_a_plain_loop(label_smoothing):
     found = dpo.logprobs(tiny.CONFIG, policy(), batch)
     np.testing.assert_allclose(np.where(batch.valid, found, 0), logprobs, rtol=1e-4, atol=1e-4)
     expected, statistics = loss_by_loop(logprobs - batch.ref_logprobs, batch)
-    loss = train.loss_metrics(dpo.PreferenceLoss(tiny.CONFIG)(policy(), batch, None))
+    loss = train.loss_metrics(loss_of(policy(), batch, None))
     assert float(loss["loss"]) == pytest.approx(expected, rel=1e-4)
     assert {name: float(loss[name]) for name in statistics} == pytest.approx(statistics, rel=1e-3, abs=1e-4)
 
@@ -96,7 +107,7 @@ def test_at_the_reference_the_loss_is_log_2_and_the_gradient_its_closed_form():
     batch = preferences_of(2)
     ref = np.asarray(dpo.logprobs(tiny.CONFIG, policy(), batch))
     batch = batch.replace(ref_logprobs=ref)
-    loss = dpo.PreferenceLoss(tiny.CONFIG)(policy(), batch, None)
+    loss = loss_of(policy(), batch, None)
     assert float(loss.total / loss.weight) == pytest.approx(np.log(2), abs=1e-6)
 
     def mean(log_ratios):
@@ -118,9 +129,9 @@ def test_neither_padding_nor_what_stands_in_it_matters():
     padded = batch.replace(tokens=wide(batch.tokens, 9), mask=wide(batch.mask, False))
     ranked = lambda x: np.concatenate([x, np.zeros_like(x[:, :2])], axis=1)
     taller = batch.replace(**{name: ranked(getattr(batch, name)) for name in ("tokens", "mask", "ranks", "valid", "ref_logprobs")})
-    expected = dpo.PreferenceLoss(tiny.CONFIG)(policy(), batch, None)
+    expected = loss_of(policy(), batch, None)
     for other in (padded, taller):
-        found = dpo.PreferenceLoss(tiny.CONFIG)(policy(), other, None)
+        found = loss_of(policy(), other, None)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
