@@ -35,7 +35,7 @@ def get_config():
     config.taught.update(rankings="feedback", subset=":50%", epochs=1.0)
     config.dpo.update(batch_size=8, beta=0.5, epochs=2.0, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2)
     config.dpo.update(rankings="collect", label_smoothing=0.1, validate_epochs=0.5)
-    config.best_of_n.update(samples=5, batch_size=16)
+    config.best_of_n.update(samples=5, batch_size=16, judges=("taught",))
     config.best_by_taught = best_of_n_config()
     config.best_by_taught.update(reward="taught", samples=3, batch_size=16)
     return config
@@ -105,11 +105,12 @@ def test_best_of_n_chooses_the_sample_that_its_reward_model_likes_best(whole):
         assert [row["completion"] for row in chosen] == [best[row["index"]]["completion"] for row in chosen]
         estimates = evaluation["estimates"]
         assert estimates["kl"]["value"] == pytest.approx(np.log(count) - 1 + 1 / count)
-        assert estimates["score"]["value"] == pytest.approx(np.mean([row["score"] for row in best.values()]))
+        assert estimates["score"] == estimates["score/reward_model"]
         assert facts["curve"] == evaluation["curve"] and [point["n"] for point in facts["curve"]] == list(range(1, count + 1))
-        for name, column in (("score", "score"), ("gold/total", "gold")):
-            found = {key: pytest.approx(value) for key, value in facts["curve"][-1][column].items()}
-            assert estimates[name]["value"] == found["value"]
+        judges = ("score/taught",) if stage == "best_of_n" else ()
+        for name, column in ((f"score/{reward}", "score"), ("gold/total", "gold"), *((name, name) for name in judges)):
+            assert estimates[name]["value"] == pytest.approx(facts["curve"][-1][column]["value"])
+        assert set(facts["curve"][0]) == {"n", "kl", "score", "gold", *judges}
         assert facts["curve"][0]["score"]["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
 
 

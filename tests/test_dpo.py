@@ -135,6 +135,18 @@ def test_neither_padding_nor_what_stands_in_it_matters():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
+def test_nan_where_there_is_no_completion_reaches_neither_loss_nor_gradient():
+    batch = preferences_of(4)
+
+    def total(log_ratios):
+        loss = losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
+        return loss.total, loss
+
+    found = [jax.grad(total, has_aux=True)(np.where(batch.valid, batch.ref_logprobs, hole)) for hole in (np.float32("nan"), 0.0)]
+    assert not batch.valid.all()
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 @pytest.mark.parametrize("mesh", ["1x8x1", "2x2x2"])
 def test_a_step_is_the_same_on_every_mesh_and_for_every_beta_one_program(mesh):
     """Against one device without microbatches; the reference's log-probabilities too."""

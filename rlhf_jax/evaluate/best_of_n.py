@@ -57,18 +57,17 @@ def _weights(n: int, total: int) -> np.ndarray:
     return n / total * np.cumprod(np.append(1.0, (i - n) / (i - 1)))[::-1]
 
 
-def curve(proxy, gold, resamples: int = 1000) -> list[dict]:
-    """One row for each n: {n, kl, score, gold}, the last two {value, low, high} with 95 % intervals over prompts.
+def curve(proxy, judges: dict, resamples: int = 1000) -> list[dict]:
+    """One row for each n: {n, kl, score, and what each judge says}: {value, low, high}, 95 % intervals over prompts.
 
     Args:
         proxy: f[P, N], the reward model's scores.
-        gold: f[P, N], or None.
+        judges: name -> f[P, N], as {"gold": ...}.
         resamples: of the bootstrap.
     """
-    columns = {"score": _over_prompts(estimate(proxy, proxy), resamples)}
-    columns["gold"] = None if gold is None else _over_prompts(estimate(proxy, gold), resamples)
+    columns = {name: _over_prompts(estimate(proxy, values), resamples) for name, values in ({"score": proxy} | judges).items()}
     return [
-        {"n": n, "kl": float(kl(n)), **{name: rows and rows[n - 1] for name, rows in columns.items()}}
+        {"n": n, "kl": float(kl(n)), **{name: rows[n - 1] for name, rows in columns.items()}}
         for n in range(1, np.shape(proxy)[1] + 1)
     ]
 
@@ -97,16 +96,18 @@ def run_stage(run, stage: str) -> None:
     section = run.config[stage]
     folder = run.workdir.stage(stage)
     candidates = _candidates(run, stage, folder / "candidates")
-    proxy = np.array([[row["score"] for row in rows] for rows in candidates])
-    gold = None
+    table = lambda value: np.array([[value(row) for row in rows] for rows in candidates])
+    proxy = table(lambda row: row["score"])
+    judges = {f"score/{name}": table(lambda row: row["scores"][name]) for name in section.judges}
     if candidates[0][0]["gold"] is not None:
-        gold = np.array([[row["gold"]["total"] for row in rows] for rows in candidates])
-    points = curve(proxy, gold, run.config.evaluate.bootstrap)
+        judges["gold"] = table(lambda row: row["gold"]["total"])
+    points = curve(proxy, judges, run.config.evaluate.bootstrap)
     facts = {"policy": section.init, "reward": section.reward, "temperature": section.temperature, "curve": points}
     hosts.on_first(write_json, folder / "best_of_n.json", facts | {"prompts": len(candidates)})
     # Of another policy than the reference, the KL to the reference is not known.
     nats = points[-1]["kl"] if section.init == policy.reference_stage(run) else None
     best = [rows[place] | {"kl": nats} for rows, place in zip(candidates, proxy.argmax(1))]
+    policy.add_scores(run, best)
     hosts.on_first(policy.write_rows, folder / "samples.jsonl", best)
     evaluation = policy.conclude(run, stage, best, {}, section.temperature)
     hosts.on_first(write_json, folder / "evaluation.json", evaluation | facts)
@@ -119,7 +120,8 @@ def _candidates(run, stage: str, folder) -> list[list[dict]]:
     prompts = policy.prompt_arrays(run, records)
     total = len(prompts.index)
     places = np.tile(np.arange(total), section.samples)
-    params, scorer = run.load_params(section.init), scorer_of(run, section.reward)
+    params = run.load_params(section.init)
+    scorers = {name: scorer_of(run, name) for name in dict.fromkeys((section.reward, *section.judges))}
     sampler = run.sampler(run.config.completion_length)
     hosts.on_first(lambda: folder.mkdir(exist_ok=True))
     found = [[] for _ in range(total)]
@@ -131,8 +133,12 @@ def _candidates(run, stage: str, folder) -> list[list[dict]]:
             rollout = hosts.fetch(sampler(params, batch, run.key(stage, number), section.temperature))
             rows = policy.describe(run, records, prompts.index[own], rollout, rollout.logprobs.sum(1))
             texts, finished = ([row[name] for row in rows] for name in ("completion", "finished"))
-            for row, score in zip(rows, scorer([records[row["index"]] for row in rows], texts, finished)):
-                row["score"] = float(score)
+            asked = [records[row["index"]] for row in rows]
+            for name, scorer in scorers.items():
+                for row, score in zip(rows, scorer(asked, texts, finished).tolist()):
+                    row["scores"][name] = score
+            for row in rows:
+                row["score"] = row["scores"][section.reward]
             hosts.on_first(policy.write_rows, path, rows)
         for place, row in zip(own, hosts.on_first(policy.read_rows, path)):
             found[place].append(row)

@@ -7,6 +7,7 @@ compared on pairs. A stage's folder gets
     skills.jsonl      a row for each few-shot item
     evaluation.json   the estimates, each {value, low, high} with its 95 % bootstrap interval
 
+`score` is by the run's first reward model, and `score/NAME` by each where there are several.
 `reference` is the first SFT stage: `kl` is log pi - log pi_ref of the sampled tokens, summed over
 the completion, in nats, and `win_rate` is against its completions, paired on prompts.
 """
@@ -105,6 +106,7 @@ def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
             "kind": record.row.get("kind"),
             "gold": gold and gold._asdict(),
             "score": None,
+            "scores": {},
             "kl": None,
             "logprob": float(logprobs[i]),
             "length": int(mask[i].sum()),
@@ -134,6 +136,8 @@ def summarize(rows: list[dict], rivals: list[dict] | None, resamples: int) -> di
     found = {f"gold/{part}": mean([row["gold"] and row["gold"][part] for row in rows])
              for part in parts}
     found["score"] = mean([row["score"] for row in rows])
+    if len(rows[0]["scores"]) > 1:
+        found |= {f"score/{name}": mean([row["scores"][name] for row in rows]) for name in rows[0]["scores"]}
     found["kl"] = mean([row["kl"] for row in rows])
     found["completion_length"] = mean([row["length"] for row in rows])
     found["eos"] = mean([float(row["finished"]) for row in rows])
@@ -167,12 +171,7 @@ def _judge(run, stage: str, rows: list[dict], temperature: float) -> None:
     """Fills in the score and the KL of rows that lack them, where the run has what they need."""
     prompts = run.corpus.prompts("test", "ppo")
     records = [prompts[row["index"]] for row in rows]
-    if rows[0]["score"] is None and run.stages("reward_model"):
-        completions = [row["completion"] for row in rows]
-        finished = [row["finished"] for row in rows]
-        scores = reward_model.Scorer(run)(records, completions, finished)
-        for row, score in zip(rows, scores):
-            row["score"] = float(score)
+    add_scores(run, rows)
     reference = reference_stage(run)
     if rows[0]["kl"] is None and reference == stage:
         for row in rows:
@@ -181,6 +180,21 @@ def _judge(run, stage: str, rows: list[dict], temperature: float) -> None:
         params = run.load_params(reference)
         for row, logprob in zip(rows, _logprobs(run, params, records, rows, temperature)):
             row["kl"] = row["logprob"] - float(logprob)
+
+
+def add_scores(run, rows: list[dict]) -> None:
+    """Fills in what each finished reward model says of rows, `scores`; `score`, which all compare by, is the first's."""
+    prompts = run.corpus.prompts("test", "ppo")
+    records = [prompts[row["index"]] for row in rows]
+    completions, finished = ([row[name] for row in rows] for name in ("completion", "finished"))
+    names = run.stages("reward_model")
+    for name in names:
+        if name not in rows[0]["scores"]:
+            scores = reward_model.Scorer(run, name)(records, completions, finished)
+            for row, score in zip(rows, scores):
+                row["scores"][name] = float(score)
+    for row in rows if names else []:
+        row["score"] = row["scores"][names[0]]
 
 
 def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) -> np.ndarray:
