@@ -221,7 +221,18 @@ def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     facts = {name: value for name, value in facts.items() if value}
     if collected := rankings.source(run, stage):
         facts["labelers"] = hosts.on_first(read_json, run.folder(collected) / "evaluation.json")
+        facts |= _labeler_gap(facts)
     return facts
+
+
+def _labeler_gap(facts: dict) -> dict:
+    """How much more accurate it is on labelers who labelled for training than on the group held out, beside what the
+    world planted: the same for a model that knows what the mean labeler of the other groups wants."""
+    fold = facts["labelers"].get("folds", {}).get(facts["labelers"].get("held_out_group"))
+    if fold is None or not {"valid", "heldout"} <= facts.keys():
+        return {}
+    found = facts["valid"]["accuracy"]["value"] - facts["heldout"]["accuracy"]["value"]
+    return {"labeler_gap": {"value": found, "planted": fold["in_group"] - fold["held_out"]}}
 
 
 def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, rows: list[Ranking]) -> dict:

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax import dpo, main, rankings
+from ml_collections import ConfigDict
+
+from rlhf_jax import collect, dpo, main, rankings, reward_model
 from rlhf_jax import run as run_lib
 from rlhf_jax.config import best_of_n_config, collect_config, reward_model_config
 from rlhf_jax.data.records import Prompt
@@ -112,6 +114,49 @@ def test_best_of_n_chooses_the_sample_that_its_reward_model_likes_best(whole):
             assert estimates[name]["value"] == pytest.approx(facts["curve"][-1][column]["value"])
         assert set(facts["curve"][0]) == {"n", "kl", "score", "gold", *judges}
         assert facts["curve"][0]["score"]["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
+
+
+def test_the_group_held_out_changes_who_labels_and_nothing_else(whole, tmp_path):
+    config = get_config()
+    assert config.collect.held_out_group == "caution"
+    config.collect.held_out_group = "warmth"
+    path = again(whole, tmp_path / "run", "collect")
+    with run_lib.start(config, path) as run:
+        collect.run_stage(run, "collect")
+    read = lambda path, name: rows_of(path / "collect" / f"comparisons.{name}.jsonl")
+    for name in ("train", "valid", "heldout"):
+        ours, theirs = read(path, name), read(whole, name)
+        assert [row["completions"] for row in ours] == [row["completions"] for row in theirs]
+        assert [row["ranks"] for row in ours] != [row["ranks"] for row in theirs]
+        groups = {row["group"] for row in ours}
+        assert groups == {"warmth"} if name == "heldout" else "warmth" not in groups
+    ours, theirs = (read_json(place / "collect" / "evaluation.json") for place in (path, whole))
+    assert ours["folds"] == theirs["folds"] and ours["panel"] == theirs["panel"]
+    facts = read_json(whole / "reward_model" / "evaluation.json")
+    assert facts["labeler_gap"] == {
+        "value": facts["valid"]["accuracy"]["value"] - facts["heldout"]["accuracy"]["value"],
+        "planted": theirs["folds"]["caution"]["in_group"] - theirs["folds"]["caution"]["held_out"],
+    }
+
+
+@pytest.mark.parametrize("packed, shape", [
+    (True, dict(num_layers=3, embed_dim=16)),
+    pytest.param(False, dict(embed_dim=48, num_heads=3, mlp_dim=20), marks=pytest.mark.slow),
+    pytest.param(True, dict(num_layers=2, embed_dim=8, num_heads=1), marks=pytest.mark.slow),
+    pytest.param(False, dict(embed_dim=64, num_heads=8), marks=pytest.mark.slow),
+])  # fmt: skip
+def test_proxies_of_any_size_learn_from_any_number_of_prompts(whole, tmp_path, packed, shape):
+    config = get_config()
+    config.reward_model.update(init="", packed=packed, subset=":10", model=ConfigDict(shape))
+    path = again(whole, tmp_path / "run", "reward_model")
+    with run_lib.start(config, path) as run:
+        reward_model.run_stage(run, "reward_model")
+        run.workdir.mark_done("reward_model", 0.0)
+        found = run.shape("reward_model")
+        assert {name: getattr(found, name) for name in shape} == shape
+        scores = Scorer(run)(*zip(*[(row, "yes", True) for row in run.corpus.prompts("test", "ppo")[:3]]))
+    assert len(timeless(path / "reward_model")) == 3  # two epochs of 10 prompts, in batches of 8
+    assert np.isfinite(scores).all() and len(set(scores.tolist())) == 3
 
 
 def again(whole, path, stage):
