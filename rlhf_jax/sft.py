@@ -16,7 +16,7 @@ from rlhf_jax.data.mixture import build
 from rlhf_jax.data.packing import PackedLoader, pack_all
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_if_there, read_json, write_json
-from rlhf_jax.pretrain import loss_of, make_mean_loss
+from rlhf_jax.pretrain import loss_of, mean_loss
 from rlhf_jax.run import Run
 
 
@@ -71,11 +71,10 @@ def run_stage(run: Run, stage: str) -> None:
         run.report_epochs(stage, "documents", mixture, total * mixed)
         loader = MixedLoader(loader, Loader(documents, mixed, run.seed, name=f"{stage}/mix", mixture=mixture))
 
-    mean_loss = make_mean_loss(run)
     selection = Selection(run, stage)
 
     def validate(state, done):
-        loss = mean_loss(state.params, held_out, section.batch_size)
+        loss = mean_loss(run, state.params, held_out, section.batch_size)
         return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
 
     supervised.fit(

@@ -20,6 +20,10 @@ from rlhf_jax.files import read_if_there, read_json, write_json
 _SHOWN_DIFFERENCES = 8
 
 
+class InUse(InputError):
+    """Another live process works in the directory."""
+
+
 class Workdir:
     """A locked work directory. Use as a context manager; the lock ends with it or the process.
 
@@ -125,7 +129,7 @@ def _lock(path):
         lock.seek(0)
         owner = lock.read().strip()
         lock.close()
-        raise InputError(
+        raise InUse(
             f"the work directory {path} is in use by process {owner or '(unknown)'}: wait until "
             "it ends, stop it, or give another directory") from error
     lock.truncate(0)

@@ -21,6 +21,8 @@ LAYERS = (
     {"sft", "collect", "ppo_stage"},
     {"reward_model", "evaluate", "optimum", "bench", "plan"},
     {"report", "chat"},
+    {"pipeline"},
+    {"sweep"},
     {"main"},
 )
 # Statistics are arithmetic on arrays, wherever they are needed; SFT may select by a reward model.

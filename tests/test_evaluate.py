@@ -70,11 +70,11 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def shared(corpus):
-    """What costs time to make: tokenizer, model and mesh, and the compiled samplers."""
+    """What costs time to make: tokenizer, model and mesh."""
     tokenizer = Tokenizer.train([text.text for text in corpus.documents("train")], 400)
     shape = TransformerConfig(tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2,
                               max_length=68, init_std=0.5)
-    return dict(tokenizer=tokenizer, model=shape, samplers={},
+    return dict(tokenizer=tokenizer, model=shape,
                 mesh=sharding.make_mesh(devices=jax.devices()[:2]))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, collect, loop, main, model, ppo_stage, pretrain, reward_model, sft, sharding, supervised, train
+from rlhf_jax import checkpoint, collect, loop, model, pipeline, ppo_stage, pretrain, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations
 from rlhf_jax.data.loader import Loader, take
@@ -39,7 +39,7 @@ STAGES = {
 def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    main.run_stages(toy_config(), path)
+    pipeline.run_stages(toy_config(), path)
     return path
 
 
@@ -104,7 +104,7 @@ def test_running_again_repeats_nothing(whole, capsys, monkeypatch):
     for module in STAGES.values():
         monkeypatch.setattr(module, "run_stage", lambda run, stage: pytest.fail(f"{stage} runs again"))
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*/*")}
-    main.run_stages(toy_config(), whole)
+    pipeline.run_stages(toy_config(), whole)
     printed = capsys.readouterr().out
     assert all(f"{stage}: finished before" in printed for stage in STAGES)
     after = {path: path.stat().st_mtime_ns for path in whole.glob("*/*") if path.suffix not in (".json", ".jsonl", ".png")}
@@ -316,7 +316,7 @@ def test_another_config_in_the_same_directory_is_refused_with_the_field(whole):
     config = toy_config()
     config.ppo.kl_coef = 0.5
     with pytest.raises(InputError, match="another config .ppo.kl_coef was 0.02 and is now 0.5"):
-        main.run_stages(config, whole)
+        pipeline.run_stages(config, whole)
 
 
 @pytest.mark.parametrize("stages", [("pretrain", "sftt"), ("model",)])
@@ -324,7 +324,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
     config = toy_config()
     config.stages = stages
     with pytest.raises(InputError, match=f"config.stages names '{stages[-1]}'"):
-        main.run_stages(config, tmp_path / "run")
+        pipeline.run_stages(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -358,7 +358,7 @@ def test_what_a_later_stage_refuses_is_said_before_the_first(tmp_path):
     config = toy_config()
     config.ppo_ptx.ptx_microbatches = 3
     with pytest.raises(InputError, match="ppo_ptx.ptx_microbatches: 8 rows in 3 parts do not divide"):
-        main.run_stages(config, tmp_path / "run")
+        pipeline.run_stages(config, tmp_path / "run")
     assert not list((tmp_path / "run").glob("pretrain*"))
 
 

@@ -51,7 +51,11 @@ def rescore(run) -> None:
     """Adds to evaluations that are already there what a later stage made possible.
 
     Scores need the reward model, KL and win rate the SFT stage. Completions are not sampled again.
+    Does nothing where nothing is missing.
     """
+    found = [hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json") for stage in run.policy_stages()]
+    if all(_complete(run, evaluation) for evaluation in found if evaluation):
+        return
     evaluations, samples = {}, {}
     for stage in run.policy_stages():
         evaluation = hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json")
@@ -64,6 +68,15 @@ def rescore(run) -> None:
         retained = {name: value for name, value in evaluation["estimates"].items()
                     if name.startswith("skills/") or name == "valid_loss"}
         conclude(run, stage, samples[stage], retained, evaluation["temperature"])
+
+
+def _complete(run, evaluation: dict) -> bool:
+    """Whether everything is there that the finished stages allow."""
+    known, reference = evaluation["estimates"], reference_stage(run)
+    wanted = ["score"] if run.stages("reward_model") else []
+    if reference:
+        wanted += ["kl"] if reference == evaluation["stage"] else ["kl", "win_rate"]
+    return evaluation["reference"] == reference and not any(known.get(name) is None for name in wanted)
 
 
 def reference_stage(run) -> str | None:
