@@ -64,7 +64,7 @@ def run_stage(run: Run, stage: str) -> None:
     run.report_data(stage, "documents", report)
     run.report_epochs(stage, "documents", mixture, section.steps * section.batch_size)
     held_out, *_ = run.packed_documents("valid", section.length)
-    loader = Loader(examples, section.batch_size, run.seed, name=stage, mixture=mixture)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
     state = supervised.fit(
         run,
