@@ -16,7 +16,6 @@ JAX's own end when a host is not heard of) the same command goes on where the ru
 import os
 import signal
 import sys
-import time
 import traceback
 
 from absl import app, flags, logging
@@ -46,13 +45,13 @@ def main(argv) -> None:
     if config.platform:
         os.environ["JAX_PLATFORMS"] = config.platform
     logging.set_verbosity(logging.WARNING)
-    from rlhf_jax import hosts, loop, progress
+    from rlhf_jax import hosts, loop, pipeline, progress
 
     try:
         hosts.start(
             _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
         )
-        run_stages(config, _WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
+        pipeline.run_stages(config, _WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     except InputError as error:
         hosts.leave(_fail(error, EXIT_BAD_INPUT))
     except hosts.NotJoined as error:
@@ -74,51 +73,6 @@ def main(argv) -> None:
                 EXIT_LOST_PEER,
             )
         )
-
-
-def run_stages(config, path: str, overrides: dict | None = None) -> None:
-    """The pipeline: each unfinished stage of config.stages, its evaluation, and the report."""
-    from rlhf_jax import collect, dpo, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised
-    from rlhf_jax import run as run_lib
-    from rlhf_jax.evaluate import best_of_n, policy
-
-    kinds = {
-        "pretrain": pretrain.run_stage,
-        "sft": sft.run_stage,
-        "collect": collect.run_stage,
-        "reward_model": reward_model.run_stage,
-        "ppo": ppo_stage.run_stage,
-        "dpo": dpo.run_stage,
-        "best_of_n": best_of_n.run_stage,
-    }
-    for stage in config.stages:
-        if stage not in config or config[stage].get("kind") not in kinds:
-            raise InputError(f"config.stages names '{stage}', but config.{stage}.kind is none of {', '.join(kinds)}")
-    checks = {"ppo": ppo_stage.check, "dpo": dpo.check, "best_of_n": best_of_n.check}
-    with run_lib.start(config, path, overrides) as run:
-        for stage in config.stages:  # what a later stage would refuse is said before hours of the earlier ones
-            check = checks.get(config[stage].kind, supervised.check)
-            if not run.done(stage):
-                check(run, stage)
-                run.check_released(stage)
-        sharding.check_parts("evaluate.batch_size", config.evaluate.batch_size, 1, run.mesh)
-        for stage in config.stages:
-            kind = config[stage].kind
-            if run.done(stage):
-                print(f"{stage}: finished before")
-            else:
-                started = time.time()
-                kinds[kind](run, stage)
-                run.workdir.mark_done(stage, time.time() - started, **report.machine())
-            # Also where an earlier start was stopped between a stage and its evaluation.
-            if kind in run_lib.POLICIES and not run.evaluated(stage):
-                started = time.time()
-                policy.evaluate_policy(run, stage)
-                run.workdir.mark_evaluated(stage, time.time() - started)
-                print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
-            if kind in ("sft", "reward_model"):
-                policy.rescore(run)
-        hosts.on_first(lambda: report.show(report.write(run.path)))
 
 
 def _fail(error, code: int) -> int:

@@ -97,6 +97,27 @@ def apply_gradients(
     return optax.apply_updates(params, updates), opt_state, optax.tree.norm(gradients)
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """`schedule` with its fields set: step -> fraction of the peak learning rate, f32[]. Hashable, as programs are kept by it."""
+
+    kind: str
+    total_steps: int
+    warmup_steps: int = 0
+    warmup_from: float = 0.0
+    final: float = 0.1
+
+    def __call__(self, step: jax.Array | int) -> jax.Array:
+        return schedule(
+            self.kind,
+            step,
+            self.total_steps,
+            warmup_steps=self.warmup_steps,
+            warmup_from=self.warmup_from,
+            final=self.final,
+        )
+
+
 def schedule(
     kind: str,
     step: jax.Array | int,

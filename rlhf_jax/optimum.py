@@ -18,7 +18,7 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax import generate, keys, model, ppo, ppo_stage, sharding
+from rlhf_jax import generate, keys, model, optim, ppo, ppo_stage, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
@@ -68,14 +68,15 @@ def compare(config: ConfigDict, game: Bandit) -> Iterator[Comparison]:
     coefs = ppo_stage.coefficients(section)
     log_policy = functools.partial(_log_policy, game, jax.jit(functools.partial(ppo.completion_logprobs, shape)))
     with jax.set_mesh(mesh):
-        optimizers, make, shardings = ppo_stage.state_maker(shape, shape, mesh, sharding.DEFAULT_RULES, section)
+        optimizers = tuple(map(optim.make_optimizer, ppo_stage.optimizers_of(section)))
+        make, shardings = ppo_stage.state_maker(shape, shape, mesh, sharding.DEFAULT_RULES, optimizers)
         programs = _programs(shape, mesh, section, game, optimizers, shardings)
         for seed in config.seeds:
             reference = model.init_params(shape, keys.named_key(seed, "policy"))
             value = model.init_params(shape, keys.named_key(seed, "value"), "scalar")
             for kl_coef in config.kl_coefs:
                 started = time.perf_counter()
-                state = make(reference, value).replace(kl_coef=jax.device_put(jnp.float32(kl_coef), shardings.kl_coef))
+                state = make(reference, value, jnp.float32(kl_coef))
                 for iteration in range(section.iterations):
                     key = keys.named_key(seed, "ppo", iteration)
                     state, _ = ppo_stage.iterate(

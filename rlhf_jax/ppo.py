@@ -117,6 +117,16 @@ def sequence_scores(config: TransformerConfig, params: dict, tokens: jax.Array, 
     return model.scalar_head(config, params, hidden[jnp.arange(tokens.shape[0]), last])
 
 
+@dataclasses.dataclass(frozen=True)
+class SequenceScore:
+    """`sequence_scores` of a reward model, as the reward of rollouts."""
+
+    config: TransformerConfig
+
+    def __call__(self, params: dict, rollout: Rollout) -> jax.Array:
+        return sequence_scores(self.config, params, rollout.tokens, rollout.mask)
+
+
 def has_eos(rollout: Rollout, eos_id: int) -> jax.Array:
     """bool[B]: the completion ended by itself."""
     return jnp.any((rollout.completions == eos_id) & rollout.completion_mask, axis=1)

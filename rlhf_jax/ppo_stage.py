@@ -8,12 +8,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import checkpoint, loop, model, ppo, sharding, train
+from rlhf_jax import checkpoint, loop, model, optim, ppo, sharding, train
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.run import Run, optimizer_of
+from rlhf_jax.run import Run
 
 
 def coefficients(section: ConfigDict) -> ppo.Coefficients:
@@ -125,18 +125,33 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
 
 
 def build(run: Run, stage: str):
-    """((policy, value parameters) -> PPOState, jitted; Programs) of config[stage]."""
+    """((policy, value parameters, kl_coef) -> PPOState, jitted; Programs) of config[stage].
+
+    Stages of one process that differ in Coefficients, kl_coef or seed alone get the same ones, compiled once.
+    """
     check(run, stage)
     section = run.config[stage]
-    reward_shape, value_shape = run.shape(section.reward), value_shape_of(run, stage)
-    config = programs_config(run.model, value_shape, run.tokenizer.eos_id, section)
-    optimizers, make, shardings = state_maker(run.model, value_shape, run.mesh, run.rules, section)
+    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
+    return _programs(
+        config,
+        ppo.SequenceScore(run.shape(section.reward)),
+        optimizers_of(section),
+        run.sampler(run.config.completion_length, section.sample_parts),
+        run.mesh,
+        tuple(run.rules.items()),
+    )
 
-    def reward_fn(params, rollout):
-        return ppo.sequence_scores(reward_shape, params, rollout.tokens, rollout.mask)
 
-    sampler = run.sampler(run.config.completion_length, section.sample_parts)
-    return make, Programs(config, reward_fn, optimizers, shardings, sampler, run.mesh)
+@functools.lru_cache(maxsize=16)
+def _programs(config: ppo.PPOConfig, reward_fn: ppo.RewardFn, optimizers: tuple, sampler, mesh, rules: tuple):
+    optimizers = tuple(map(optim.make_optimizer, optimizers))
+    make, shardings = state_maker(config.policy, config.value, mesh, dict(rules), optimizers)
+    return make, Programs(config, reward_fn, optimizers, shardings, sampler, mesh)
+
+
+def optimizers_of(section: ConfigDict) -> tuple[optim.OptimizerConfig, optim.OptimizerConfig]:
+    """Of the policy and of the value model."""
+    return optim.OptimizerConfig(**section.optimizer), optim.OptimizerConfig(**section.value_optimizer)
 
 
 def check(run: Run, stage: str) -> None:
@@ -171,10 +186,11 @@ def run_stage(run: Run, stage: str) -> None:
 
     ref = run.start_params(stage)
     reward = run.load_params(section.reward, "scalar")
-    state = make(ref, _value_params(run, stage, value_shape_of(run, stage), reward, ref))
+    value = _value_params(run, stage, value_shape_of(run, stage), reward, ref)
+    state = make(ref, value, jnp.float32(section.kl_coef))
     compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
     frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
-    del ref, reward  # or their float32 copies would lie on the devices for the whole stage
+    del ref, reward, value  # or their float32 copies would lie on the devices for the whole stage
 
     coefs = coefficients(section)
 
@@ -231,31 +247,33 @@ def _value_params(run: Run, stage: str, shape: TransformerConfig, reward: dict, 
     if choice == "random":
         return run.init_params(f"{stage}/value", shape, head="scalar")
     if choice == "policy":
-        start = functools.partial(model.with_scalar_head, shape)
-        return jax.jit(start, out_shardings=run.param_shardings(shape, "scalar"))(policy, run.key(stage, "value"))
+        return run.with_scalar_head(shape, policy, run.key(stage, "value"))
     raise InputError(f"{stage}.value_init='{choice}' is unknown; it can be 'reward', 'policy' or 'random'")
 
 
-def state_maker(shape: TransformerConfig, value_shape: TransformerConfig, mesh, rules, section: ConfigDict):
-    """(optimizers; (policy, value parameters) -> PPOState on the mesh, jitted; its shardings).
+def state_maker(shape: TransformerConfig, value_shape: TransformerConfig, mesh, rules, optimizers):
+    """((policy, value parameters, kl_coef) -> PPOState on the mesh, jitted; its shardings).
 
     The parameters are copied, because states are donated.
-    """
-    optimizers = optimizer_of(section.optimizer), optimizer_of(section.value_optimizer)
 
-    def make(policy, value):
+    Args:
+      optimizers: optax transformations, of the policy and of the value model.
+    """
+
+    def make(policy, value, kl_coef):
         copy = functools.partial(jax.tree.map, jnp.copy)
         return ppo.PPOState(
             train.init_state(copy(policy), optimizers[0], ema=True),
             train.init_state(copy(value), optimizers[1]),
-            jnp.float32(section.kl_coef),
+            kl_coef,
         )
 
-    shapes = jax.eval_shape(make, model.param_shapes(shape), model.param_shapes(value_shape, "scalar"))
+    kl_coef = jax.ShapeDtypeStruct((), jnp.float32)
+    shapes = jax.eval_shape(make, model.param_shapes(shape), model.param_shapes(value_shape, "scalar"), kl_coef)
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     shardings = ppo.PPOState(
         shard(shapes.policy, optimizers[0], model.logical_axes(shape, "lm")),
         shard(shapes.value, optimizers[1], model.logical_axes(value_shape, "scalar")),
         sharding.replicated(mesh),
     )
-    return optimizers, jax.jit(make, out_shardings=shardings), shardings
+    return jax.jit(make, out_shardings=shardings), shardings

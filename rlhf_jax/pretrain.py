@@ -3,6 +3,7 @@
 For small worlds; real work starts from released weights.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -26,25 +27,34 @@ def token_loss(
     return losses.Loss(total, weight, {}, {})
 
 
-def loss_of(run: Run, stage: str):
+@dataclasses.dataclass(frozen=True)
+class TokenLoss:
+    """`token_loss` of a model."""
+
+    config: TransformerConfig
+    dropout_rate: float = 0.0
+
+    def __call__(self, params: dict, batch: Batch, key: jax.Array) -> losses.Loss:
+        return token_loss(self.config, params, batch, key, self.dropout_rate)
+
+
+def loss_of(run: Run, stage: str) -> TokenLoss:
     """The loss that config[stage] minimises."""
-    return functools.partial(token_loss, run.shape(stage), dropout_rate=run.config[stage].get("dropout_rate", 0.0))
+    return TokenLoss(run.shape(stage), run.config[stage].get("dropout_rate", 0.0))
 
 
-def make_mean_loss(run: Run):
-    """(params, Batch of many rows, batch size) -> mean loss in nats per token, without dropout."""
+@functools.partial(jax.jit, static_argnums=0)
+def _total_and_weight(config: TransformerConfig, params: dict, batch: Batch):
+    loss = token_loss(config, params, batch, jax.random.key(0))
+    return loss.total, loss.weight
 
-    @jax.jit
-    def program(params, batch):
-        loss = token_loss(run.model, params, batch, jax.random.key(0))
-        return loss.total, loss.weight
 
-    def mean_loss(params, examples: Batch, batch_size: int) -> float:
-        sums = [program(params, sharding.put_batch(batch, run.mesh)) for batch in in_order(examples, batch_size)]
-        total, weight = (sum(float(x) for x in column) for column in zip(*sums))
-        return total / weight
-
-    return mean_loss
+def mean_loss(run: Run, params: dict, examples: Batch, batch_size: int) -> float:
+    """Mean loss of many rows in nats per token, without dropout."""
+    batches = (sharding.put_batch(batch, run.mesh) for batch in in_order(examples, batch_size))
+    sums = [_total_and_weight(run.model, params, batch) for batch in batches]
+    total, weight = (sum(float(x) for x in column) for column in zip(*sums))
+    return total / weight
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -53,10 +63,9 @@ def run_stage(run: Run, stage: str) -> None:
     examples, report, mixture = run.packed_documents("train", section.length)
     run.report_data(stage, "documents", report)
     run.report_epochs(stage, "documents", mixture, section.steps * section.batch_size)
-    held_out, *_ = run.packed_documents("valid", section.length)
-    loader = Loader(examples, section.batch_size, run.seed, name=stage, mixture=mixture)
+    held_out = run.held_out_documents(section.length)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
-    mean_loss = make_mean_loss(run)
     state = supervised.fit(
         run,
         stage,
@@ -65,7 +74,7 @@ def run_stage(run: Run, stage: str) -> None:
         loader,
         section.steps,
         live={"loss": "loss", "held-out": "valid/loss"},
-        validate=lambda state, _: {"valid/loss": mean_loss(state.params, held_out, section.batch_size)},
+        validate=lambda state, _: {"valid/loss": mean_loss(run, state.params, held_out, section.batch_size)},
         validate_every=section.validate_every,
     )
     checkpoint.save_params(run.folder(stage) / "params", state.params)

@@ -38,7 +38,7 @@ def load(run: Run, stage: str, name: str) -> list[Ranking]:
         path = run.folder(collected) / f"comparisons.{name}.jsonl"
         found = read_rankings(path) if hosts.on_first(path.exists) else []
     text = run.config[stage].get("subset", "")
-    return subset(found, text, run.seed, f"{stage}.subset") if text and name == "train" else found
+    return subset(found, text, run.seed_of(stage), f"{stage}.subset") if text and name == "train" else found
 
 
 def subset(rankings: list[Ranking], text: str, seed: int, field: str = "subset") -> list[Ranking]:

@@ -5,7 +5,6 @@ of a prompt one element of the batch, one epoch; afterwards a bias so that demon
 """
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -55,7 +54,18 @@ def reward_loss(
     return loss(scores, batch.ranks, batch.valid)
 
 
-def loss_of(run: Run, stage: str):
+@dataclasses.dataclass(frozen=True)
+class RewardLoss:
+    """`reward_loss` of a model and a kind."""
+
+    config: TransformerConfig
+    kind: str
+
+    def __call__(self, params: dict, batch: Comparisons | PackedComparisons, key: jax.Array) -> losses.Loss:
+        return reward_loss(self.config, self.kind, params, batch, key)
+
+
+def loss_of(run: Run, stage: str) -> RewardLoss:
     """The loss that config[stage] minimises.
 
     Raises:
@@ -64,7 +74,7 @@ def loss_of(run: Run, stage: str):
     kind = run.config[stage].loss
     if kind not in LOSSES:
         raise InputError(f"{stage}.loss='{kind}' is unknown; it can be {', '.join(LOSSES)}")
-    return functools.partial(reward_loss, run.shape(stage), kind)
+    return RewardLoss(run.shape(stage), kind)
 
 
 def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
@@ -119,18 +129,15 @@ def run_stage(run: Run, stage: str) -> None:
         examples, longer = shorten(examples, section.length, stage)
         print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
     examples, rated = _standardized(examples)
-    loader = Loader(examples, section.batch_size, run.seed, name=stage)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     shape = run.shape(stage)
     if section.packed and shape.attention == "splash":  # it cannot let all completions see the prompt
         shape = dataclasses.replace(shape, attention="xla")
-    start = jax.jit(
-        functools.partial(model.with_scalar_head, shape), out_shardings=run.param_shardings(shape, "scalar")
-    )(run.start_params(stage), run.key(stage, "head"))
     state = supervised.fit(
         run,
         stage,
-        start,
+        run.with_scalar_head(shape, run.start_params(stage), run.key(stage, "head")),
         loss_fn,
         loader,
         loader.steps(section.epochs),

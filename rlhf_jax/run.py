@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import json
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import attention, checkpoint, generate, hf, hosts, keys, model, optim, progress, shapes, sharding
+from rlhf_jax import attention, checkpoint, generate, hf, hosts, keys, model, progress, shapes, sharding
+from rlhf_jax.config import defaults_like
 from rlhf_jax.data import mixture, packing
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
@@ -41,15 +43,19 @@ class Run:
     corpus: FileCorpus | WorldCorpus | None = None
     interrupt: progress.Interrupt | None = None
     workdir: Workdir | None = None  # None: opened for reading
-    samplers: dict = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         return self.config.seed
 
+    def seed_of(self, stage: str) -> int:
+        """config[stage].seed where there is one, else the run's."""
+        own = self.config[stage].get("seed") if stage in self.config else None
+        return self.seed if own is None else own
+
     def key(self, *names: str | int) -> jax.Array:
-        """The random key of one use, e.g. key("ppo", "sample", iteration)."""
-        return keys.named_key(self.seed, *names)
+        """The random key of one use, e.g. key("ppo", "sample", iteration); a stage's own begin with its name."""
+        return keys.named_key(self.seed_of(names[0]), *names)
 
     def folder(self, stage: str) -> pathlib.Path:
         return self.path / stage
@@ -117,6 +123,17 @@ class Run:
         pack = functools.partial(pack_documents, tokenizer=self.tokenizer, length=length, folder=folder)
         return mixture.build(self.corpus.mixed("documents", split), pack)
 
+    def held_out_documents(self, length: int) -> Batch:
+        """Held-out documents in rows of `length` tokens, config.evaluate.document_rows of them at most.
+
+        Raises:
+          InputError: the corpus has no documents.
+        """
+        packed, *_ = self.packed_documents("valid", length)
+        most = self.config.evaluate.document_rows or len(packed.tokens)
+        every = max(1, -(-len(packed.tokens) // most))
+        return jax.tree.map(lambda x: x[::every], packed)
+
     def shape(self, stage: str) -> TransformerConfig:
         """The model of a stage: the policy's, or what config[stage].model makes of it; or of a released model's folder."""
         if stage not in self.config:
@@ -126,8 +143,7 @@ class Run:
         return dataclasses.replace(self.model, **differing)
 
     def param_shardings(self, shape: TransformerConfig, head: str):
-        axes, shapes = model.logical_axes(shape, head), model.param_shapes(shape, head)
-        return sharding.param_shardings(axes, shapes, self.mesh, self.rules)
+        return _param_shardings(shape, head, self.mesh, self.rules)
 
     def load_params(self, stage: str, head: str = "lm") -> dict:
         """The output of a finished stage, on the mesh: "lm" for a policy, "scalar" for a reward model.
@@ -154,8 +170,11 @@ class Run:
 
     def init_params(self, name: str, shape: TransformerConfig, *, head: str = "lm") -> dict:
         """Random parameters on the mesh."""
-        make = functools.partial(model.init_params, shape, head=head)
-        return jax.jit(make, out_shardings=self.param_shardings(shape, head))(self.key(name, "init"))
+        return _initializer(shape, head, self.mesh, tuple(self.rules.items()))(self.key(name, "init"))
+
+    def with_scalar_head(self, shape: TransformerConfig, params: dict, key: jax.Array) -> dict:
+        """A reward or value model on the mesh, from a language model; see model.with_scalar_head."""
+        return _head_changer(shape, self.mesh, tuple(self.rules.items()))(params, key)
 
     def start_params(self, stage: str) -> dict:
         """The model that a stage starts from: config[stage].init, a stage, a directory or random.
@@ -225,18 +244,34 @@ class Run:
         return folder
 
     def sampler(self, completion_length: int, parts: int = 1) -> generate.Sampler:
-        """The sampler of this model, one for each length and split: programs are compiled once a run."""
-        if (completion_length, parts) not in self.samplers:
-            self.samplers[completion_length, parts] = generate.Sampler(
-                self.model,
-                self.mesh,
-                self.rules,
-                completion_length=completion_length,
-                eos_id=self.tokenizer.eos_id,
-                pad_id=self.tokenizer.pad_id,
-                parts=parts,
-            )
-        return self.samplers[completion_length, parts]
+        """The sampler of this model, one for each length and split: its programs are compiled once a process."""
+        tokenizer, rules = self.tokenizer, tuple(self.rules.items())
+        return _sampler(self.model, self.mesh, rules, completion_length, tokenizer.eos_id, tokenizer.pad_id, parts)
+
+
+# The programs of runs that differ in numbers alone are the same: the arms of a sweep compile them once.
+@functools.lru_cache(maxsize=32)
+def _sampler(shape: TransformerConfig, mesh, rules: tuple, completion_length: int, eos_id, pad_id: int, parts: int):
+    return generate.Sampler(
+        shape, mesh, dict(rules), completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _initializer(shape: TransformerConfig, head: str, mesh, rules: tuple):
+    make = functools.partial(model.init_params, shape, head=head)
+    return jax.jit(make, out_shardings=_param_shardings(shape, head, mesh, dict(rules)))
+
+
+@functools.lru_cache(maxsize=32)
+def _head_changer(shape: TransformerConfig, mesh, rules: tuple):
+    make = functools.partial(model.with_scalar_head, shape)
+    return jax.jit(make, out_shardings=_param_shardings(shape, "scalar", mesh, dict(rules)))
+
+
+def _param_shardings(shape: TransformerConfig, head: str, mesh, rules: dict):
+    axes, shapes = model.logical_axes(shape, head), model.param_shapes(shape, head)
+    return sharding.param_shardings(axes, shapes, mesh, rules)
 
 
 def _vocabulary(path: pathlib.Path) -> tuple:
@@ -260,13 +295,18 @@ def _as_released(folder: pathlib.Path, shape: TransformerConfig) -> TransformerC
 
 
 @contextlib.contextmanager
-def start(config: ConfigDict, path: str, overrides: dict | None = None):
-    """Opens or makes the work directory of a run, locked, and yields the Run."""
+def start(config: ConfigDict, path: str, overrides: dict | None = None, corpora: dict | None = None):
+    """Opens or makes the work directory of a run, locked, and yields the Run.
+
+    Args:
+      corpora: where runs of one process that read the same data share them; filled here.
+    """
     config = shapes.filled(config)
     plain = config.to_dict()
-    with Workdir(path, plain, overrides, ignore=FREE_FIELDS) as folder:
+    defaults = defaults_like(config).to_dict()
+    with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults) as folder:
         with progress.Interrupt() as interrupt:
-            run = _assemble(config, folder.path, interrupt, save=True)
+            run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder
             with jax.set_mesh(run.mesh):
                 yield run
@@ -290,11 +330,21 @@ def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no work directory of a run: it has no config.json")
     config = ConfigDict(read_json(folder / "config.json"))
+    _complete(config, defaults_like(config))
     return _assemble(config, folder, progress.Interrupt(), mesh)
 
 
+def _complete(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Gives a config of an older version the fields that it did not have, with their defaults."""
+    for name, value in defaults.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
+            _complete(config[name], value)
+
+
 def _assemble(
-    config: ConfigDict, path: pathlib.Path, interrupt: progress.Interrupt, mesh=None, save: bool = False
+    config: ConfigDict, path: pathlib.Path, interrupt: progress.Interrupt, mesh=None, save=False, corpora=None
 ) -> Run:
     """`save`: for all processes of a job; the first makes template and tokenizer, and all read its files."""
     chat = config.data.template == "chat"
@@ -303,12 +353,11 @@ def _assemble(
     if save:
         hosts.on_first(_keep_tokenizer if chat else _keep_template, path, config)
     template = Tokenizer.load(path).chat_template(_now(config)) if chat else Template.load(path / "template.txt")
-    if config.data.source == "world":
-        corpus = WorldCorpus(config.data.world, template, config.evaluate.skill_items)
-    elif config.data.source == "files":
-        corpus = FileCorpus(config.data.files, template, config.data.on_bad_row)
-    else:
-        raise InputError(f"data.source='{config.data.source}' is unknown; it can be 'world' or 'files'")
+    corpora = {} if corpora is None else corpora
+    data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
+    if data not in corpora:
+        corpora[data] = _corpus(config, template)
+    corpus = corpora[data]
     if save:
         hosts.on_first(_keep_tokenizer, path, config, corpus)
     tokenizer = Tokenizer.load(path)
@@ -317,6 +366,14 @@ def _assemble(
     run = without_data(config, tokenizer, mesh or sharding.make_mesh(**config.mesh))
     run.path, run.template, run.corpus, run.interrupt = path, template, corpus, interrupt
     return run
+
+
+def _corpus(config: ConfigDict, template: Template | ChatTemplate) -> FileCorpus | WorldCorpus:
+    if config.data.source == "world":
+        return WorldCorpus(config.data.world, template, config.evaluate.skill_items)
+    if config.data.source == "files":
+        return FileCorpus(config.data.files, template, config.data.on_bad_row)
+    raise InputError(f"data.source='{config.data.source}' is unknown; it can be 'world' or 'files'")
 
 
 def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Run:
@@ -385,8 +442,3 @@ def _now(config: ConfigDict) -> datetime.datetime:
         return datetime.datetime.fromisoformat(config.data.chat_date)
     except ValueError:
         raise InputError(f"data.chat_date='{config.data.chat_date}' is no date; it is written as 2024-07-26") from None
-
-
-def optimizer_of(section: ConfigDict):
-    """The optax transformation of an `optimizer` section."""
-    return optim.make_optimizer(optim.OptimizerConfig(**section))

@@ -16,7 +16,7 @@ from rlhf_jax.data.mixture import build
 from rlhf_jax.data.packing import PackedLoader, pack_all
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_if_there, read_json, write_json
-from rlhf_jax.pretrain import loss_of, make_mean_loss
+from rlhf_jax.pretrain import loss_of, mean_loss
 from rlhf_jax.run import Run
 
 
@@ -58,7 +58,7 @@ def run_stage(run: Run, stage: str) -> None:
     held_out, _ = batch(run.corpus.demonstrations("valid"))
     run.report_data(stage, "demonstrations", report)
     mixed = round(section.pretrain_mix * section.batch_size)  # rows of a batch
-    loader = Loader(examples, section.batch_size - mixed, run.seed, name=stage, mixture=mixture)
+    loader = Loader(examples, section.batch_size - mixed, run.seed_of(stage), name=stage, mixture=mixture)
     total, validate_every = loader.steps(section.epochs), loader.steps(section.validate_epochs)
     run.report_epochs(stage, "demonstrations", mixture, total * loader.batch_size)
     if section.packed:
@@ -69,13 +69,13 @@ def run_stage(run: Run, stage: str) -> None:
     if mixed:
         documents, _, mixture = run.packed_documents("train", length)
         run.report_epochs(stage, "documents", mixture, total * mixed)
-        loader = MixedLoader(loader, Loader(documents, mixed, run.seed, name=f"{stage}/mix", mixture=mixture))
+        documents = Loader(documents, mixed, run.seed_of(stage), name=f"{stage}/mix", mixture=mixture)
+        loader = MixedLoader(loader, documents)
 
-    mean_loss = make_mean_loss(run)
     selection = Selection(run, stage)
 
     def validate(state, done):
-        loss = mean_loss(state.params, held_out, section.batch_size)
+        loss = mean_loss(run, state.params, held_out, section.batch_size)
         return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
 
     supervised.fit(

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import loop, model, optim, sharding, train
-from rlhf_jax.run import Run, optimizer_of
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.run import Run
 
 
 def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total: int, *, head: str = "lm", **loop_options):
@@ -50,25 +51,42 @@ def check(run: Run, stage: str) -> None:
 
 
 def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "lm"):
-    """(parameters -> TrainState, train step) of a stage, both jitted with explicit shardings; the step donates its state."""
-    section, shape = run.config[stage], run.shape(stage)
+    """(parameters -> TrainState, train step) of a stage, both jitted with explicit shardings; the step donates its state.
+
+    Runs of one process that differ only in numbers (seed, learning rate) get the same two programs, compiled once.
+
+    Args:
+      loss_fn: hashable by value.
+    """
+    section = run.config[stage]
     check(run, stage)
-    optimizer = optimizer_of(section.optimizer)
+    schedule = optim.Schedule(
+        section.schedule, total, section.warmup_steps, section.warmup_from, section.final_fraction
+    )
+    optimizer = optim.OptimizerConfig(**section.optimizer)
+    rules = tuple(run.rules.items())
+    return _programs(run.shape(stage), head, loss_fn, optimizer, schedule, section.microbatches, run.mesh, rules)
+
+
+@functools.lru_cache(maxsize=32)
+def _programs(
+    shape: TransformerConfig,
+    head: str,
+    loss_fn: train.LossFn,
+    optimizer: optim.OptimizerConfig,
+    schedule: optim.Schedule,
+    microbatches: int,
+    mesh: jax.sharding.Mesh,
+    rules: tuple,
+):
+    optimizer = optim.make_optimizer(optimizer)
     make = functools.partial(train.init_state, optimizer=optimizer)
     state = jax.eval_shape(make, model.param_shapes(shape, head))
-    shardings = train.state_shardings(state, optimizer, model.logical_axes(shape, head), run.mesh, run.rules)
-    schedule = functools.partial(
-        optim.schedule,
-        section.schedule,
-        total_steps=total,
-        warmup_steps=section.warmup_steps,
-        warmup_from=section.warmup_from,
-        final=section.final_fraction,
-    )
+    shardings = train.state_shardings(state, optimizer, model.logical_axes(shape, head), mesh, dict(rules))
     step = jax.jit(
-        train.make_train_step(loss_fn, optimizer, schedule, section.microbatches),
-        in_shardings=(shardings, sharding.over_batch(run.mesh), None, None),
-        out_shardings=(shardings, sharding.replicated(run.mesh)),
+        train.make_train_step(loss_fn, optimizer, schedule, microbatches),
+        in_shardings=(shardings, sharding.over_batch(mesh), None, None),
+        out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
     return jax.jit(make, out_shardings=shardings), step

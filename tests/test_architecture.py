@@ -21,7 +21,10 @@ LAYERS = (
     {"sft", "collect", "ppo_stage"},
     {"rankings"},
     {"reward_model", "dpo", "evaluate", "optimum", "bench", "plan"},
+    {"best_of_n_stage"},
     {"report", "chat"},
+    {"pipeline"},
+    {"sweep"},
     {"main"},
 )
 # Statistics are arithmetic on arrays, wherever they are needed; SFT may select by a reward model.

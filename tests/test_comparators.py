@@ -7,12 +7,11 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import collect, dpo, main, rankings, reward_model
+from rlhf_jax import best_of_n_stage, collect, dpo, pipeline, rankings, reward_model
 from rlhf_jax import run as run_lib
-from rlhf_jax.config import best_of_n_config, collect_config, reward_model_config
+from rlhf_jax.config import best_of_n_config
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import best_of_n, policy
 from rlhf_jax.files import read_json
 from rlhf_jax.progress import Stopped
 from rlhf_jax.report.record import Record
@@ -29,11 +28,9 @@ def get_config():
     config.stages = ("sft", "collect", "reward_model", "feedback", "taught", "dpo", "best_of_n", "best_by_taught")
     config.sft.update(init="", pretrain_mix=0.0)
     config.collect.update(models=("sft@1.0", "sft@0.7"))
-    config.feedback = collect_config()
-    config.feedback.update(config.collect)
+    config.feedback = config.collect.copy_and_resolve_references()
     config.feedback.update(labeler="reward_model", reward="reward_model", held_out_group="")
-    config.taught = reward_model_config()
-    config.taught.update(config.reward_model)
+    config.taught = config.reward_model.copy_and_resolve_references()
     config.taught.update(rankings="feedback", subset=":50%", epochs=1.0)
     config.dpo.update(batch_size=8, beta=0.5, epochs=2.0, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2)
     config.dpo.update(rankings="collect", label_smoothing=0.1, validate_epochs=0.5)
@@ -47,7 +44,7 @@ def get_config():
 def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    main.run_stages(get_config(), path)
+    pipeline.run_stages(get_config(), path)
     return path
 
 
@@ -186,12 +183,12 @@ def test_best_of_n_goes_on_where_it_was_stopped(whole, tmp_path):
         key = run.key
         run.key = lambda *names: setattr(run.interrupt, "requested", 2) or key(*names)
         with pytest.raises(Stopped):
-            best_of_n.run_stage(run, "best_of_n")
+            best_of_n_stage.run_stage(run, "best_of_n")
         kept = sorted((path / "best_of_n" / "candidates").iterdir())
         assert [file.name for file in kept] == ["0000.jsonl"]
         run.key, run.interrupt.requested = key, 0
         before = kept[0].stat().st_mtime_ns
-        best_of_n.run_stage(run, "best_of_n")
+        best_of_n_stage.run_stage(run, "best_of_n")
     assert kept[0].stat().st_mtime_ns == before
     for name in ("best_of_n.json", "samples.jsonl", "evaluation.json"):
         assert (path / "best_of_n" / name).read_text() == (whole / "best_of_n" / name).read_text()
@@ -210,7 +207,7 @@ def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message)
     config = get_config()
     config.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=message):
-        main.run_stages(config, tmp_path / "run")
+        pipeline.run_stages(config, tmp_path / "run")
 
 
 def test_rankings_of_a_stage_that_collects_none_are_refused(whole):

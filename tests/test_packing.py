@@ -146,7 +146,7 @@ def test_processes_gather_their_rows_of_a_packed_and_mixed_batch(name):
 def test_the_stage_trains_the_same_model_packed_or_not(tmp_path):
     """The toy pipeline up to SFT, without dropout: the same losses, with the pretraining mix, and a report of both."""
     import toy
-    from rlhf_jax import main
+    from rlhf_jax import pipeline
     from rlhf_jax.files import read_json
     from rlhf_jax.metrics import read_metrics
 
@@ -155,7 +155,7 @@ def test_the_stage_trains_the_same_model_packed_or_not(tmp_path):
         config = toy.get_config("sft")
         config.prompt_length, config.completion_length, config.model.max_length = 96, 64, 160
         config.sft.update(packed=packed, dropout_rate=0.0, batch_size=24)  # 18 demonstrations, on 8 devices
-        main.run_stages(config, tmp_path / str(packed))
+        pipeline.run_stages(config, tmp_path / str(packed))
         losses[packed] = [
             row["loss"] for row in read_metrics(tmp_path / str(packed) / "sft" / "metrics.jsonl")
         ]

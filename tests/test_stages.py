@@ -16,13 +16,13 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, collect, loop, main, model, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
+from rlhf_jax import checkpoint, collect, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
 from compare import assert_same_stage, saved_arrays, timeless
@@ -39,7 +39,7 @@ STAGES = {
 def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    main.run_stages(toy_config(), path)
+    pipeline.run_stages(toy_config(), path)
     return path
 
 
@@ -104,7 +104,7 @@ def test_running_again_repeats_nothing(whole, capsys, monkeypatch):
     for module in STAGES.values():
         monkeypatch.setattr(module, "run_stage", lambda run, stage: pytest.fail(f"{stage} runs again"))
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*/*")}
-    main.run_stages(toy_config(), whole)
+    pipeline.run_stages(toy_config(), whole)
     printed = capsys.readouterr().out
     assert all(f"{stage}: finished before" in printed for stage in STAGES)
     after = {path: path.stat().st_mtime_ns for path in whole.glob("*/*") if path.suffix not in (".json", ".jsonl", ".png")}
@@ -316,7 +316,7 @@ def test_another_config_in_the_same_directory_is_refused_with_the_field(whole):
     config = toy_config()
     config.ppo.kl_coef = 0.5
     with pytest.raises(InputError, match="another config .ppo.kl_coef was 0.02 and is now 0.5"):
-        main.run_stages(config, whole)
+        pipeline.run_stages(config, whole)
 
 
 @pytest.mark.parametrize("stages", [("pretrain", "sftt"), ("model",)])
@@ -324,7 +324,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
     config = toy_config()
     config.stages = stages
     with pytest.raises(InputError, match=f"config.stages names '{stages[-1]}'"):
-        main.run_stages(config, tmp_path / "run")
+        pipeline.run_stages(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -358,7 +358,7 @@ def test_what_a_later_stage_refuses_is_said_before_the_first(tmp_path):
     config = toy_config()
     config.ppo_ptx.ptx_microbatches = 3
     with pytest.raises(InputError, match="ppo_ptx.ptx_microbatches: 8 rows in 3 parts do not divide"):
-        main.run_stages(config, tmp_path / "run")
+        pipeline.run_stages(config, tmp_path / "run")
     assert not list((tmp_path / "run").glob("pretrain*"))
 
 
@@ -419,3 +419,30 @@ def test_sft_loss_does_not_depend_on_prompt_labels(demonstrations, monkeypatch):
     )
     assert prompt.any()
     jax.tree.map(np.testing.assert_array_equal, grad_and_loss(), expected)
+
+
+def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
+    """Its config.json lacks a field that came later; at its default that is no difference, otherwise it is one."""
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    older = read_json(path / "config.json")
+    del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
+    write_json(path / "config.json", older)
+    assert run_lib.open_run(path).config.ppo.lam == 0.95
+    config = toy_config()
+    with run_lib.start(config, path) as run:
+        assert run.done("ppo")
+    write_json(path / "config.json", older)
+    config.ppo.lam = 0.9
+    with pytest.raises(InputError, match="ppo.lam was 0.95 and is now 0.9"):
+        with run_lib.start(config, path):
+            pass
+
+
+def test_held_out_text_is_bounded(whole):
+    with run_lib.start(toy_config(), whole) as run:
+        everything = run.packed_documents("valid", 20)[0].tokens
+        assert np.array_equal(run.held_out_documents(20).tokens, everything)
+        run.config.evaluate.document_rows = 3
+        some = run.held_out_documents(20).tokens
+    assert 1 < len(some) <= 3 < len(everything) and np.array_equal(some, everything[:: -(-len(everything) // 3)])

@@ -186,7 +186,7 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
     policy, value, reward = run.model, ppo_stage.value_shape_of(run, stage), run.shape(section.reward)
     rows, prompt, completion = section.batch_size, config.prompt_length, config.completion_length
     make, programs = ppo_stage.build(run, stage)
-    state = make.eval_shape(_params(run, policy, "lm"), _params(run, value, "scalar"))
+    state = make.eval_shape(_params(run, policy, "lm"), _params(run, value, "scalar"), _scalar())
     ref, reward_params = _frozen(run, policy, "lm"), _frozen(run, reward, "scalar")
     frozen = {"frozen": (ref, reward_params)}
     prompts = _abstract(run, (rows, prompt), jnp.int32), _abstract(run, (rows, prompt), jnp.bool_)

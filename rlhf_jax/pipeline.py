@@ -1,0 +1,83 @@
+"""The stages of a config in order: each that is unfinished, its evaluation, and the report."""
+
+import contextlib
+import time
+
+from rlhf_jax import (
+    best_of_n_stage, collect, dpo, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised,
+)  # fmt: skip
+from rlhf_jax import run as run_lib
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import policy
+
+KINDS = {
+    "pretrain": pretrain.run_stage,
+    "sft": sft.run_stage,
+    "collect": collect.run_stage,
+    "reward_model": reward_model.run_stage,
+    "dpo": dpo.run_stage,
+    "ppo": ppo_stage.run_stage,
+    "best_of_n": best_of_n_stage.run_stage,
+}
+CHECKS = {"dpo": dpo.check, "ppo": ppo_stage.check, "best_of_n": best_of_n_stage.check}  # the others: supervised.check
+
+
+def run_stages(config, path: str, overrides: dict | None = None, store=None) -> None:
+    """Runs or resumes a config in a work directory.
+
+    Args:
+      overrides: what was given beside the config, kept for people.
+      store: where the arms of a sweep find the stages they share (sweep.store.Store); then no report is written.
+
+    Raises:
+      InputError: anything in the config or the data that cannot be; before the first stage where possible.
+    """
+    check_kinds(config)
+    with run_lib.start(config, path, overrides, store and store.corpora) as run:
+        check(run)
+        for stage in config.stages:
+            with store.shared(run, stage) if store else contextlib.nullcontext():
+                run_stage(run, stage)
+        policy.rescore(run)
+        if not store:
+            hosts.on_first(lambda: report.show(report.write(run.path)))
+
+
+def run_stage(run: run_lib.Run, stage: str) -> None:
+    """One stage and its evaluation, each unless it is finished."""
+    kind = run.config[stage].kind
+    if run.done(stage):
+        print(f"{stage}: finished before")
+    else:
+        started = time.time()
+        KINDS[kind](run, stage)
+        run.workdir.mark_done(stage, time.time() - started, **report.machine())
+    evaluate(run, stage)
+
+
+def evaluate(run: run_lib.Run, stage: str) -> None:
+    """Evaluates the policy of a finished stage, also where an earlier start was stopped before it; else nothing."""
+    kind = run.config[stage].kind
+    if kind in run_lib.POLICIES and not run.evaluated(stage):
+        started = time.time()
+        policy.evaluate_policy(run, stage)
+        run.workdir.mark_evaluated(stage, time.time() - started)
+        print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
+    if kind in ("sft", "reward_model"):  # there is a reference or a reward score now
+        policy.rescore(run)
+
+
+def check_kinds(config) -> None:
+    """Raises InputError for a stage that the config does not describe."""
+    for stage in config.stages:
+        if stage not in config or config[stage].get("kind") not in KINDS:
+            raise InputError(f"config.stages names '{stage}', but config.{stage}.kind is none of {', '.join(KINDS)}")
+
+
+def check(run: run_lib.Run) -> None:
+    """What a later stage would refuse is said before hours of the earlier ones."""
+    for stage in run.config.stages:
+        if not run.done(stage):
+            CHECKS.get(run.config[stage].kind, supervised.check)(run, stage)
+            run.check_released(stage)
+    sharding.check_parts("evaluate.batch_size", run.config.evaluate.batch_size, 1, run.mesh)

@@ -1,0 +1,53 @@
+"""What a sweep is, before and while it runs: its arms, and the work that is left."""
+
+import collections
+import pathlib
+
+import rich.box
+import rich.console
+import rich.table
+
+from rlhf_jax.files import read_if_there
+from rlhf_jax.sweep.arms import Arm
+from rlhf_jax.sweep.store import identities
+
+
+def show_arms(arms: list[Arm], path: pathlib.Path) -> None:
+    """Prints the arms: number, name, what became of them."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for column, justify in {"arm": "right", "name": "left", "status": "left", "time": "right"}.items():
+        table.add_column(column, justify=justify, overflow="fold")
+    for arm in arms:
+        record = _record(arm, path)
+        status = record.get("status", "–") + (f": {record['reason']}" if record.get("reason") else "")
+        seconds = record.get("seconds")
+        table.add_row(str(arm.number), arm.name, status, "" if seconds is None else f"{seconds / 60:.1f} min")
+    rich.console.Console(soft_wrap=True).print(table)
+
+
+def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None:
+    """Prints how often each stage would be computed, with what arms share counted once."""
+    wanted, finished, arms_of = collections.defaultdict(set), set(), collections.Counter()
+    for arm in arms:
+        for stage, identity in identities(arm.config).items():
+            wanted[stage].add(identity)
+            arms_of[stage] += 1
+            held = any((stages / identity).glob("*.json"))
+            if held or (path / "arms" / arm.name / stage / "done.json").exists():
+                finished.add(identity)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for column in ("stage", "arms", "to compute", "finished before"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, found in wanted.items():
+        table.add_row(stage, str(arms_of[stage]), str(len(found - finished)), str(len(found & finished)))
+    rich.console.Console().print(table)
+
+
+def failures(arms: list[Arm], path: pathlib.Path) -> dict[str, str]:
+    """Name -> reason of the arms that failed."""
+    records = {arm.name: _record(arm, path) for arm in arms}
+    return {name: record["reason"] for name, record in records.items() if record.get("status") == "failed"}
+
+
+def _record(arm: Arm, path: pathlib.Path) -> dict:
+    return read_if_there(path / "arms" / arm.name / "arm.json") or {}

@@ -1,0 +1,217 @@
+"""Stages that arms share: each is computed once, whichever arm comes first.
+
+A stage's identity is a hash of what its result depends on: the common fields of the config, its own
+section, and the identities of the stages it reads. An arm whose stage has the identity of a finished
+one adopts it: the parameters are linked, the small files copied. What a policy is worth depends
+besides on who judges it (the reward model that scores, the SFT policy that KL and win rate refer to),
+so of several equal stages the one with the same judges is taken, and otherwise judged anew.
+
+    DIR/IDENTITY/JUDGES.json   {"folder": where that stage lies}, relative to DIR
+    DIR/IDENTITY.lock          held by the arm that computes it
+    DIR/tokenizer-HASH/        tokenizer and template of the arms that read the same data
+    DIR/tokens/                documents as tokens
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import hosts
+from rlhf_jax.errors import InputError
+from rlhf_jax.files import read_if_there, write_json
+from rlhf_jax.progress import Stopped
+from rlhf_jax.run import Run
+
+# What every stage reads of a config; meshes and free fields change no result.
+COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "template.txt")
+_JUDGED = ("score", "kl", "win_rate")  # estimates that depend on the judges
+
+
+def identities(config: ConfigDict) -> dict[str, str]:
+    """Stage -> identity, 16 hexadecimal digits, for every stage of a config."""
+    found = {}
+    common = {name: config[name] for name in COMMON}
+    for stage in config.stages:
+        inputs = {name: found[name] for name in _inputs(config, stage)}
+        own_seed = config[stage].get("seed")
+        seed = config.seed if own_seed is None else own_seed
+        section = config[stage].to_dict() | {"seed": seed}
+        found[stage] = _digest([stage, common, section, inputs])
+    return found
+
+
+def _inputs(config: ConfigDict, stage: str) -> list[str]:
+    """The earlier stages that a stage names, and those that it reads unnamed."""
+    earlier = config.stages[: list(config.stages).index(stage)]
+    words = set()
+    for field, value in config[stage].to_dict().items():
+        if field == "kind":
+            continue
+        values = value if isinstance(value, (tuple, list)) else [value]
+        words |= {word.partition("@")[0] for word in values if isinstance(word, str)}
+    rankings = [name for name in earlier if config[name].kind == "collect"]
+    learns_from_rankings = config[stage].kind not in ("pretrain", "sft", "collect", "ppo")
+    return [name for name in earlier if name in words or (learns_from_rankings and name in rankings)]
+
+
+def _judges(config: ConfigDict, found: dict[str, str]) -> str:
+    """Of the reward models that score and the policy that KL and win rate refer to."""
+    kinds = {stage: config[stage].kind for stage in config.stages}
+    rewards = [found[stage] for stage, kind in kinds.items() if kind == "reward_model"]
+    references = [found[stage] for stage, kind in kinds.items() if kind == "sft"]
+    return _digest([rewards, references[:1]])
+
+
+class Store:
+    """The finished stages below a directory.
+
+    Args:
+      path: of it; several sweeps may share one.
+
+    Attributes:
+      corpora: of the arms of this process, by what they read (see run.start).
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.corpora = {}
+        hosts.on_first(self._make)
+
+    def _make(self):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "tokens").mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def tokenizer(self, config: ConfigDict, path: pathlib.Path):
+        """Lends an arm's directory the tokenizer of the arms that read the same data, before its run starts.
+
+        Leave the context when it has one: if it had to make its own, the next arms get that.
+        """
+        ours = self.path / f"tokenizer-{_digest([config.data, config.tokenizer])}"
+        hosts.on_first(self._lend_tokenizer, ours, path)
+        yield
+        hosts.on_first(self._keep_tokenizer, ours, path)
+
+    def _lend_tokenizer(self, ours, path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / "tokens").exists():
+            (path / "tokens").symlink_to(os.path.relpath(self.path / "tokens", path))
+        if ours.is_dir() and not (path / "tokenizer.json").exists():
+            for file in ours.iterdir():
+                shutil.copy(file, path)
+
+    def _keep_tokenizer(self, ours, path):
+        if not ours.is_dir() and (path / "tokenizer.json").exists():
+            new = ours.with_name(f".{ours.name}.{os.getpid()}")
+            new.mkdir(exist_ok=True)
+            for name in _TOKENIZER_FILES:
+                if (path / name).exists():
+                    shutil.copy(path / name, new)
+            with contextlib.suppress(OSError):  # another arm was faster
+                new.rename(ours)
+            shutil.rmtree(new, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def shared(self, run: Run, stage: str):
+        """While a stage of a run is computed: before, it is adopted where it can be; afterwards, others may adopt it.
+
+        Where another process is computing the very same stage, this one waits for it.
+        """
+        found = identities(run.config)
+        identity, judges = found[stage], _judges(run.config, found)
+        with self._alone(identity, run, stage):
+            hosts.on_first(self.adopt, run.path, stage, identity, judges)
+            yield
+            hosts.on_first(self._publish, run.path, stage, identity, judges)
+
+    def adopt(self, path: pathlib.Path, stage: str, identity: str, judges: str) -> bool:
+        """Gives the run in `path` a finished stage of this identity, if there is one."""
+        folder = path / stage
+        source, same_judges = self._holder(identity, judges)
+        if (folder / "done.json").exists() or source is None or source == folder.resolve():
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        if (source / "params").exists():
+            params = folder / "params"
+            shutil.rmtree(params, ignore_errors=True) if not params.is_symlink() else params.unlink()
+            params.symlink_to(os.path.relpath((source / "params").resolve(), folder.resolve()))
+        for file in source.iterdir():
+            if file.suffix in (".json", ".jsonl") and file.name != "done.json":
+                shutil.copy(file, folder)
+        if not same_judges:
+            _forget_judges(folder)
+        done = read_if_there(source / "done.json")
+        write_json(folder / "done.json", {"shared_from": os.path.relpath(source, path), **done})  # last: now it is done
+        return True
+
+    def _publish(self, path, stage, identity, judges):
+        entry = self.path / identity / f"{judges}.json"
+        if (path / stage / "done.json").exists() and self._folder(entry) is None:
+            entry.parent.mkdir(exist_ok=True)
+            folder = os.path.relpath((path / stage).resolve(), self.path.resolve())
+            write_json(entry, {"folder": folder, "stage": stage})
+
+    def _holder(self, identity: str, judges: str) -> tuple[pathlib.Path | None, bool]:
+        """Where a finished stage of this identity lies, and whether it was judged by the same."""
+        own = self.path / identity / f"{judges}.json"
+        if folder := self._folder(own):
+            return folder, True
+        others = map(self._folder, sorted((self.path / identity).glob("*.json")))
+        return next(filter(None, others), None), False
+
+    def _folder(self, entry: pathlib.Path) -> pathlib.Path | None:
+        """The folder that an entry names, if it still holds the finished stage."""
+        named = read_if_there(entry)
+        folder = named and (self.path / named["folder"]).resolve()
+        return folder if folder and (folder / "done.json").exists() else None
+
+    @contextlib.contextmanager
+    def _alone(self, identity: str, run: Run, stage: str):
+        with contextlib.ExitStack() as stack:
+            if hosts.is_first():
+                lock = stack.enter_context(open(self.path / f"{identity}.lock", "w"))
+                _wait_for(lock, run, stage)
+            yield
+
+
+def _wait_for(lock, run: Run, stage: str) -> None:
+    told = False
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not told:
+                print(f"{stage}: waits for the arm that is computing it", flush=True)
+                told = True
+            if signal := run.interrupt.asked():
+                raise Stopped(stage, 0, signal)
+            time.sleep(1.0)
+
+
+def _forget_judges(folder: pathlib.Path) -> None:
+    """Leaves samples and evaluation as they are before there is a reward model or a reference (see policy.rescore)."""
+    samples, evaluation = folder / "samples.jsonl", folder / "evaluation.json"
+    if samples.exists():
+        rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+        rows = [row | {"score": None, "scores": {}, "kl": None} for row in rows]
+        samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        found = read_if_there(evaluation)
+        found["estimates"] = {name: None if name in _JUDGED else value for name, value in found["estimates"].items()
+                              if not name.startswith("score/")}
+        write_json(evaluation, found)
+
+
+def _digest(value) -> str:
+    plain = json.dumps(value, sort_keys=True, default=lambda x: x.to_dict() if isinstance(x, ConfigDict) else list(x))
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
