@@ -5,6 +5,7 @@ import html
 import mimetypes
 import pathlib
 import re
+import urllib.parse
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import write_text
@@ -53,7 +54,9 @@ def render(text: str, folder) -> str:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     # Our Markdown escapes text with entities and uses <br> alone as a tag (see tables.cell).
     body = parser.render(text).replace("&lt;br&gt;", "<br>")
-    body = re.sub(r'<img src="([^"]+)"', lambda match: f'<img src="{_inline(folder, html.unescape(match[1]))}"', body)
+    for name in set(re.findall(r'<img src="([^"]+)"', body)):  # a link to a figure jumps to it
+        body = body.replace(f'<a href="{name}"', f'<a href="#{name}"')
+        body = body.replace(f'<img src="{name}"', f'<img id="{name}" src="{_inline(folder, urllib.parse.unquote(name))}"')
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     title = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "report")
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'

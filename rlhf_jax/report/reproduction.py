@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 
 import rich.console
@@ -45,7 +46,7 @@ def write(path, publish=None) -> rich.console.Group:
         written.append(target / PAGE)
     table = Table(["sweep", "claim", "verdict"], [
         [page.sweep.path.name, claim.text, verdict.verdict] for page in pages for claim, verdict in page.verdicts])  # fmt: skip
-    return rich.console.Group(table.rich("claims"), *(Text(f"written to {file}") for file in written))
+    return rich.console.Group(table.rich("claims", wrap=True), *(Text(f"written to {file}") for file in written))
 
 
 def text_of(pages) -> str:
@@ -54,7 +55,7 @@ def text_of(pages) -> str:
               for verdict in (HOLDS, NOT, UNDECIDED)}  # fmt: skip
     sections = [
         "# Reproduction", f"{sum(counts.values())} claims of {len(pages)} sweeps: "
-        + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".",
+        + ", ".join(f"{verdict} {count}" for verdict, count in counts.items()) + ".",
         "Each verdict follows from one rule: the claim becomes a number for each seed, positive where the seed agrees, and the "
         "95 % Student t interval of its mean over seeds decides. Above 0 the claim holds, below it does not hold, around it "
         "it is undecided. A claim that does not hold stays here, with what is known of why."]  # fmt: skip
@@ -72,6 +73,7 @@ def text_of(pages) -> str:
         sections += [f"## {name}", f"{sweep_page.state(page.sweep)}. [Report]({name}/report.md).",
                      *(f"![{figure}]({name}/figures/{figure}.png)" for figure, _, _ in page.figures),
                      f"```\n{sweep_page.command(page.sweep)}\n```"]  # fmt: skip
+    sections += ["## This page", "```\npython -m rlhf_jax.report --all sweeps --publish=docs/reproduction\n```"]
     return "\n\n".join(sections) + "\n"
 
 
@@ -81,11 +83,15 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        for pattern in ("report.md", "verdicts.json", "figures/*.png", "tables/*.csv"):
+        for pattern in ("verdicts.json", "figures/*.png", "tables/*.csv", "tables/*.tex"):
             for file in source.glob(pattern):
-                copy = fresh / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
+                if file.name != sweep_page.EVERYTHING:
+                    copy = fresh / file.relative_to(source)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, copy)
+        # Without the links to what is not copied.
+        text = (source / "report.md").read_text(encoding="utf-8")
+        write_text(fresh / "report.md", re.sub(rf" \[PDF\]\([^)]*\)|, of every arm: \[[^)]*{sweep_page.EVERYTHING}\)", "", text))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
     except OSError as error:

@@ -359,6 +359,11 @@ def from_json(value):
     return tuple(map(from_json, value)) if isinstance(value, list) else value
 
 
+def of_metrics(item) -> bool:
+    """Whether the x and y of a spec are metrics of each step, not quantities."""
+    return isinstance(item, History) or isinstance(item, Linear) and item.axis is None
+
+
 def lookup(config: dict, name: str):
     """The value of a dotted field in nested dicts; KeyError where there is none."""
     for part in name.split("."):
@@ -452,13 +457,12 @@ def known_quantity(name: str, kind: str) -> bool:
     return name in {quantity.name for quantity in QUANTITIES} or parts[0] == "skills" and len(parts) == 2
 
 
-def _check(item, sweep: _Words, at: tuple, stages: tuple, histories: bool = False) -> None:
+def _check(item, sweep: _Words, at: tuple, stages: tuple) -> None:
     """Every field of a spec by its name; `stages`: those that its quantities are of, from the specs around it."""
     fields = {entry.name: getattr(item, entry.name) for entry in dataclasses.fields(item)}
     if "stage" in fields:
         stages = (fields["stage"],)
     stages = fields.get("stages", stages)
-    histories = isinstance(item, History) or isinstance(item, Linear) and item.axis is None
     for name, value in fields.items():
         here = ".".join((*at, name))
         if name in ("stage", "stages"):
@@ -468,7 +472,7 @@ def _check(item, sweep: _Words, at: tuple, stages: tuple, histories: bool = Fals
             sweep.axis(here, value)
         elif name in ("where", "baseline") and value:
             sweep.where(here, value)
-        elif name in ("x", "y", "quantities") and not histories:
+        elif name in ("x", "y", "quantities") and not of_metrics(item):
             inner = stages or tuple(spec.stage for spec in fields.values() if isinstance(spec, (Pick, Path))
                                     and getattr(spec, "y", None) is None)
             inner = inner or tuple(path.stage for path in fields.get("paths", ()))

@@ -2,7 +2,8 @@
 
     report.md        claims with verdicts, figures, tables, what failed, how to repeat it
     figures/         PNG and PDF
-    tables/          CSV (NAME.csv a line a setting, all.csv a line a number) and LaTeX
+    tables/          of every table NAME.csv, a line a setting, and NAME.tex; a line a number: seeds.csv has what
+                     tables, figures and claims ask for, all.csv everything
     verdicts.json    the verdicts with their tests
 """
 
@@ -24,6 +25,7 @@ from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
 from rlhf_jax.report.tables import Table, cell, quantity_of
 from rlhf_jax.report.verdicts import Verdict, judge
 
+EVERYTHING = "all.csv"
 _MOST_SHOWN = 40  # reasons and commands, one by one
 
 
@@ -47,15 +49,16 @@ def write(path) -> rich.console.Group:
     table = Table(["claim", "verdict"], [[claim.text, verdict.verdict] for claim, verdict in page.verdicts])
     return rich.console.Group(
         Text(f"{page.sweep.path.name}: {state(page.sweep)}"),
-        *(drawn.means.rich(f"{name}, ± half of a 95 % interval over seeds") for name, drawn in page.tables),
-        *[table.rich("claims")] * bool(page.verdicts),
+        *(drawn.means.rich(f"{drawn.declared.title or name}, ± half of a 95 % interval over seeds", wrap=True)
+          for name, drawn in page.tables),
+        *[table.rich("claims", wrap=True)] * bool(page.verdicts),
         Text(f"Figures and more: {page.sweep.path / 'report.md'}"))  # fmt: skip
 
 
 def make(path) -> Page:
     """Reads a sweep, judges its claims and writes everything of its report."""
     sweep = Sweep(path)
-    drawn = tables_of(sweep)
+    drawn, declared = tables_of(sweep), sweep.declared.figures or _default_figures(sweep)
     names = _names([table.declared for table in drawn], "table")
     tables = dict(zip(names, drawn))
     (sweep.path / "tables").mkdir(exist_ok=True)
@@ -67,8 +70,12 @@ def make(path) -> Page:
                                                    f"tab:{sweep.path.name}-{name}-differences")
         write_text(sweep.path / "tables" / f"{name}.tex", text)
         write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
-    write_text(sweep.path / "tables" / "all.csv", long_csv(sweep, _asked(sweep.declared)))
-    page = Page(sweep, _draw(sweep), list(tables.items()),
+    asked = _asked([*(figure for figure in declared), *(table.declared for table in drawn), *sweep.declared.claims])
+    rows = sweep.rows(asked["quantity"])
+    write_text(sweep.path / "tables" / EVERYTHING, long_csv(rows))
+    write_text(sweep.path / "tables" / "seeds.csv", long_csv([
+        row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]))  # fmt: skip
+    page = Page(sweep, _draw(sweep, declared), list(tables.items()),
                 [(claim, judge(sweep, claim.rule)) for claim in sweep.declared.claims])  # fmt: skip
     write_json(sweep.path / "verdicts.json", [
         {"source": claim.source, "text": claim.text, "note": claim.note, **verdict.to_json(), "rule": spec.to_json(claim.rule)}
@@ -101,8 +108,7 @@ def command(sweep: Sweep) -> str:
     return " ".join(["python -m rlhf_jax.sweep", *map(shlex.quote, parts)])
 
 
-def _draw(sweep):
-    declared = sweep.declared.figures or _default_figures(sweep)
+def _draw(sweep, declared):
     drawn = []
     for name, figure in zip(_names(declared, "figure"), declared):
         caption = figures.draw(sweep, figure, sweep.path / "figures" / f"{name}.png")
@@ -128,25 +134,25 @@ def _names(items, kind) -> list[str]:
         for n, item in enumerate(items, 1)]
 
 
-def _asked(declared) -> list[str]:
-    """The quantities that figures, tables and claims ask for, wherever they stand."""
-    found = []
+def _asked(specs) -> dict[str, list[str]]:
+    """The "stage"s and the "quantity"s that figures, tables and claims ask for, wherever they stand in them."""
+    found = {"stage": [], "quantity": []}
+    kinds = {"stage": "stage", "stages": "stage", "x": "quantity", "y": "quantity", "quantities": "quantity"}
 
     def walk(item):
-        if dataclasses.is_dataclass(item):
-            metrics = isinstance(item, spec.History) or isinstance(item, spec.Linear) and item.axis is None
-            for field in dataclasses.fields(item):
-                value = getattr(item, field.name)
-                if field.name in ("x", "y") and isinstance(value, str) and not metrics:
-                    found.append(value)
-                found.extend(value if field.name == "quantities" else ())
-                walk(value)
-        elif isinstance(item, tuple):
+        if isinstance(item, (tuple, list)):
             for part in item:
                 walk(part)
+        elif dataclasses.is_dataclass(item):
+            for field in dataclasses.fields(item):
+                value = getattr(item, field.name)
+                if field.name in kinds and value and not (field.name in "xy" and spec.of_metrics(item)):
+                    found[kinds[field.name]].extend((value,) if isinstance(value, str) else value)
+                else:
+                    walk(value)
 
-    walk(declared)
-    return list(dict.fromkeys(found))
+    walk(specs)
+    return {kind: list(dict.fromkeys(names)) for kind, names in found.items()}
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
@@ -169,12 +175,12 @@ def _sections(page) -> list[str]:
                      f"[LaTeX](tables/{name}.tex).", table.means.markdown()]
         if table.differences:
             sections += [f"Differences to {cell(table.baseline.name)}, paired by seed:", table.differences.markdown()]
-    sections += ["Every number of every arm: [all.csv](tables/all.csv)."]
+    sections += ["Numbers of every seed: [seeds.csv](tables/seeds.csv), of every arm: [all.csv](tables/all.csv)."]
     if unfinished := [arm for arm in sweep.arms if arm.status != "done"]:
         rows = [[arm.name, arm.status, arm.reason] for arm in unfinished[:_MOST_SHOWN]]
         sections += ["## Arms that are not done", Table(["arm", "status", "reason"], rows).markdown(numbers=False)]
         if len(unfinished) > _MOST_SHOWN:
-            sections += [f"And {len(unfinished) - _MOST_SHOWN} more: [all.csv](tables/all.csv)."]
+            sections += [f"And {len(unfinished) - _MOST_SHOWN} more: [seeds.csv](tables/seeds.csv)."]
     return [*sections, *[f"Not read: {cell(note)}" for note in sweep.notes], "## How to repeat this", *_repeat(sweep)]
 
 
@@ -202,7 +208,7 @@ def _repeat(sweep) -> list[str]:
                                                 if arm.facts.get("commit") not in (None, sweep.commit)])) if found)]  # fmt: skip
     seconds = sum(arm.facts.get("seconds") or 0 for arm in done)
     facts.append(f"time of all arms: {seconds / 3600:.2f} h, {len(done)} of {len(sweep.arms)} arms begun")
-    rows = [[setting.name, f"`{json.dumps(setting.overrides)}`".replace("|", "&#124;"),
+    rows = [[setting.name, f"`{json.dumps(setting.overrides)}`".replace("|", r"\|"),
              ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)] for setting in sweep.settings]
     lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |",
              *(f"| {cell(name)} | {code} | {numbers} |" for name, code, numbers in rows)]

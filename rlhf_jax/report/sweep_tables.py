@@ -5,7 +5,7 @@ import dataclasses
 from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.report import spec
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep import Setting, Sweep, shown
+from rlhf_jax.report.sweep import Row, Setting, Sweep, shown
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, quantity_of
 
 
@@ -50,9 +50,8 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
                  _wide(sweep, rows, names, values, compared))  # fmt: skip
 
 
-def long_csv(sweep: Sweep, quantities=()) -> str:
-    """Every number of every arm, one a line; see Sweep.rows."""
-    rows = sweep.rows(quantities)
+def long_csv(rows: list[Row]) -> str:
+    """One number a line; see Sweep.rows."""
     columns = ["arm", "setting", "seed", "status", "reason", "stage", "quantity", "value"]
     return csv_text(columns, [[getattr(row, name) for name in columns] for row in rows])
 

@@ -27,7 +27,7 @@ class Quantity:
         form = f"{'+' if sign else ''}{'.4g' if self.digits is None else f'.{self.digits}f'}"
         value = f"{self.scale * estimate['value']:{form}}"
         half = self.scale * (estimate["high"] - estimate["low"]) / 2
-        return f"{value} ± {half:{form.lstrip('+')}}" if math.isfinite(half) else value
+        return f"{value} ± {half:{'.2g' if self.digits is None else form.lstrip('+')}}" if math.isfinite(half) else value
 
 
 QUANTITIES = (
@@ -57,6 +57,8 @@ _MORE = (
     Quantity("time (s)", "seconds", 1),
     Quantity("time of the evaluation (s)", "evaluation_seconds", 1),
     Quantity("peak memory (GiB)", "peak_memory_gib", 2),
+    Quantity("reward score of the batch", "objective/scores", None),
+    Quantity("KL to SFT of the batch (nats)", "objective/kl", None),
     Quantity("share of arms that failed (%)", "failed", 0, 100),
 )
 _BY_NAME = {quantity.name: dataclasses.replace(quantity, title=quantity.title.strip())
@@ -67,10 +69,12 @@ def quantity_of(name: str) -> Quantity:
     """How a quantity (see spec.py) is called and printed; one that is not known here by its own name."""
     if name in _BY_NAME:
         return _BY_NAME[name]
-    title, _, how = name.removeprefix("history:").removeprefix("evaluation:").partition("@")
+    if name.startswith("history:"):
+        metric, _, how = name.removeprefix("history:").partition("@")
+        return dataclasses.replace(quantity_of(metric), title=f"{quantity_of(metric).title}, {how.replace('_', ' ')}", name=name)
     if name.startswith("skills/"):
         return Quantity(f"{name.removeprefix('skills/').replace('_', ' ')} (%)", name, 1, 100)
-    return Quantity(f"{title} ({how.replace('_', ' ')})" if how else title, name, None)
+    return Quantity(name.removeprefix("evaluation:"), name, None)
 
 
 def title_of(name: str) -> str:
@@ -101,11 +105,11 @@ class Table:
         lines += [rf"\caption{{{latex(caption)}}}"] * bool(caption) + [rf"\label{{{label}}}"] * bool(label)
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
-    def rich(self, title: str) -> rich.table.Table:
-        """The same for a terminal."""
+    def rich(self, title: str, wrap: bool = False) -> rich.table.Table:
+        """The same for a terminal; `wrap` breaks lines in cells where there is no room."""
         table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=True)
+            table.add_column(column, justify="right" if number else "left", no_wrap=not wrap)
         for row in self.rows:
             table.add_row(*row)
         return table

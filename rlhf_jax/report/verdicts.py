@@ -22,34 +22,51 @@ _GRID = 101  # points at which two curves of a plane are compared
 
 
 class Contrast(NamedTuple):
-    """One Student t test over seeds: `what` it is the mean of, and on which side of 0 its interval lies."""
+    """One test over seeds: `what` it is the mean of, and what that must be for the claim.
+
+    `margin` None: above `threshold`, by Student's t. Otherwise inside +-margin, by the same interval.
+    """
 
     what: str
     by_seed: dict[int, float]
-    estimate: Estimate | None  # None: no seed has it
+    threshold: float = 0.0
+    margin: float | None = None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean and 95 % interval; None without a seed."""
+        return mean_over_seeds(list(self.by_seed.values())) if self.by_seed else None
 
     @property
     def verdict(self) -> str:
-        if self.estimate is None or not self.estimate.low * self.estimate.high > 0:  # around 0, or infinite
+        if len(self.by_seed) < 2:
             return UNDECIDED
-        return HOLDS if self.estimate.low > 0 else NOT
+        _, low, high = self.estimate
+        if self.margin is None:
+            return HOLDS if low > self.threshold else NOT if high < self.threshold else UNDECIDED
+        if -self.margin < low and high < self.margin:
+            return HOLDS
+        return NOT if low > self.margin or high < -self.margin else UNDECIDED
 
     @property
     def t(self) -> float:
-        """mean / standard error; infinite where seeds do not differ."""
-        values = np.array(list(self.by_seed.values()))
+        """(mean - threshold) / standard error; infinite where seeds do not differ, nan with fewer than two."""
+        values = np.array(list(self.by_seed.values())) - self.threshold
         if len(values) < 2:
             return math.nan
         error = values.std(ddof=1) / math.sqrt(len(values))
         return float(values.mean() / error) if error else math.copysign(math.inf, values.mean())
 
     def sentence(self) -> str:
-        if self.estimate is None:
+        if not self.by_seed:
             return f"{self.what}: no seed has all it needs"
         value, low, high = self.estimate
+        asked = f", asked within ±{self.margin:g}" if self.margin is not None else ""
+        asked = f", asked above {self.threshold:g}" if self.threshold else asked
         if len(self.by_seed) < 2:
-            return f"{self.what}: {value:.3g} in one seed, and an interval needs two"
-        return (f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}] (t = {self.t:.1f}, df = {len(self.by_seed) - 1}, "
+            return f"{self.what}: {value:.3g}{asked}, in one seed, and an interval needs two"
+        t = f"t = {self.t:.1f}, " if self.margin is None else ""
+        return (f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}]{asked} ({t}df = {len(self.by_seed) - 1}, "
                 f"{len(self.by_seed)} seeds)")
 
 
@@ -68,7 +85,7 @@ class Verdict:
 
         return {"verdict": self.verdict, "sentence": self.sentence, "tests": [
             {"what": test.what, "verdict": test.verdict, "by_seed": test.by_seed, "seeds": len(test.by_seed),
-             "df": max(0, len(test.by_seed) - 1), "t": finite(test.t),
+             "df": max(0, len(test.by_seed) - 1), "t": finite(test.t), "threshold": test.threshold, "margin": test.margin,
              **({} if test.estimate is None else {name: finite(v) for name, v in test.estimate._asdict().items()})}
             for test in self.tests]}
 
@@ -81,23 +98,14 @@ def judge(sweep: Sweep, rule) -> Verdict:
         verdict = NOT if NOT in found else UNDECIDED if UNDECIDED in found or not found else HOLDS
         sentence = "; ".join(f"({n}) {part.sentence}" for n, part in enumerate(parts, 1))
         return Verdict(verdict, sentence, tuple(test for part in parts for test in part.tests))
-    tests, all_of = _TESTS[type(rule)](sweep, rule)
-    found = [test.verdict for test in tests]
-    if all_of:
-        verdict = NOT if NOT in found else HOLDS if set(found) == {HOLDS} else UNDECIDED
-    else:  # of a distance: outside as soon as one side is
-        verdict = found[0]
+    tests = _TESTS[type(rule)](sweep, rule)
+    found = {test.verdict for test in tests}
+    verdict = NOT if NOT in found else UNDECIDED if UNDECIDED in found else HOLDS
     lacking = [seed for seed in sweep.seeds if any(seed not in test.by_seed for test in tests)]
     sentence = "; ".join(test.sentence() for test in tests)
     if lacking and len(sweep.seeds) > 1:
-        sentence += f"; without seed {', '.join(map(str, lacking))}, where an arm is missing or failed"
+        sentence += f"; without seed {', '.join(map(str, lacking))}, which lacks a number"
     return Verdict(verdict, sentence, tuple(tests))
-
-
-def contrast(what: str, by_seed: dict[int, float]) -> Contrast:
-    """The t test of a mean over seeds against 0."""
-    values = list(by_seed.values())
-    return Contrast(what, by_seed, mean_over_seeds(values) if values else None)
 
 
 # --- rules -------------------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ def _trend(sweep, rule):
     slopes = {seed: sign * slope(ranks, y) for seed, y in values.items()} if len(levels) > 1 else {}
     left = _left_out(sweep, rule, levels)
     what = "rise" if sign > 0 else "fall"
-    return [contrast(f"{what} of {title_of(rule.y)} from one value of {_name(sweep, rule.axis)} to the next{left}", slopes)], True
+    return [Contrast(f"{what} of {title_of(rule.y)} from one value of {_name(sweep, rule.axis)} to the next{left}", slopes)]
 
 
 def _peak(sweep, rule):
@@ -126,46 +134,27 @@ def _peak(sweep, rule):
                 by_seed[seed] = float(y[best] - y[end])
     inner = " or ".join(shown(level) for level in dict.fromkeys(picked)) or "an inner value"
     name, left = _name(sweep, rule.axis), _left_out(sweep, rule, levels)
-    return [contrast(f"{title_of(rule.y)} at {name} = {inner} (chosen by the other seeds) over that at "
-                    f"{shown(levels[end]) if levels else 'the end'}{left}", by_seed) for end, by_seed in gaps.items()], True
+    return [Contrast(f"{title_of(rule.y)} at {name} = {inner} (chosen by the other seeds) over that at "
+                    f"{shown(levels[end]) if levels else 'the end'}{left}", by_seed) for end, by_seed in gaps.items()]
 
 
 def _greater(sweep, rule):
-    a, b = _picked(sweep, rule.a, rule.y), _picked(sweep, rule.b, rule.y)
-    differences = {seed: a[seed] - rule.factor * b[seed] - rule.by for seed in a if seed in b}
+    a = _picked(sweep, rule.a, rule.y)
+    if is_number(rule.b):
+        return [Contrast(_said(sweep, rule.a, rule.y), a, rule.factor * rule.b + rule.by)]
+    b = _picked(sweep, rule.b, rule.y)
     times = "" if rule.factor == 1 else f"{rule.factor:g} x "
-    less = f" by more than {rule.by:g}" if rule.by else ""
-    what = f"{_said(sweep, rule.a, rule.y)} over {times}{_said(sweep, rule.b, rule.y, rule.a)}{less}"
-    return [contrast(what, differences)], True
+    what = f"{_said(sweep, rule.a, rule.y)} over {times}{_said(sweep, rule.b, rule.y, rule.a)}"
+    return [Contrast(what, {seed: a[seed] - rule.factor * b[seed] for seed in a if seed in b}, rule.by)]
 
 
 def _close(sweep, rule):
-    """Two one-sided tests as one: the distance to each end of the margin; the first test is the verdict's."""
-    a, b = _picked(sweep, rule.a, rule.y), _picked(sweep, rule.b, rule.y)
-    gaps = {seed: a[seed] - b[seed] - rule.difference for seed in a if seed in b}
-    aim = f", less {rule.difference:g}," if rule.difference else ""
-    what = f"{_said(sweep, rule.a, rule.y)} less {_said(sweep, rule.b, rule.y, rule.a)}{aim} within ±{rule.margin:g}"
-    return [_Within(what, gaps, contrast(what, gaps).estimate, rule.margin)], False
-
-
-class _Within(NamedTuple):
-    """A test whose interval is compared with ±margin instead of 0."""
-
-    what: str
-    by_seed: dict[int, float]
-    estimate: Estimate | None
-    margin: float
-
-    t = Contrast.t
-    sentence = Contrast.sentence
-
-    @property
-    def verdict(self) -> str:
-        if self.estimate is None or not math.isfinite(self.estimate.low):
-            return UNDECIDED
-        if -self.margin < self.estimate.low and self.estimate.high < self.margin:
-            return HOLDS
-        return NOT if self.estimate.low > self.margin or self.estimate.high < -self.margin else UNDECIDED
+    a = _picked(sweep, rule.a, rule.y)
+    b = dict.fromkeys(a, rule.b) if is_number(rule.b) else _picked(sweep, rule.b, rule.y)
+    other = f"{rule.b:g}" if is_number(rule.b) else _said(sweep, rule.b, rule.y, rule.a)
+    aim = f" and less {rule.difference:g}" if rule.difference else ""
+    return [Contrast(f"{_said(sweep, rule.a, rule.y)} less {other}{aim}",
+                     {seed: a[seed] - b[seed] - rule.difference for seed in a if seed in b}, margin=rule.margin)]
 
 
 def _dominates(sweep, rule):
@@ -175,7 +164,7 @@ def _dominates(sweep, rule):
         if (gap := mean_gap(a, b)) is not None:
             gaps[seed] = gap
     a, b = (path.label or f"{path.stage} along {_name(sweep, path.axis)}" for path in (rule.a, rule.b))
-    return [contrast(f"{title_of(rule.y)} of {a} over that of {b} at equal {title_of(rule.x)}", gaps)], True
+    return [Contrast(f"{title_of(rule.y)} of {a} over that of {b} at equal {title_of(rule.x)}", gaps)]
 
 
 def _linear(sweep, rule):
@@ -183,10 +172,10 @@ def _linear(sweep, rule):
     for seed in sweep.seeds:
         found = [r_squared(x, y, rule.form) for x, y in _fit_points(sweep, rule, seed)]
         if found and not any(map(math.isnan, found)):
-            over[seed] = float(np.mean(found)) - rule.r2
+            over[seed] = float(np.mean(found))
     d = f"√({title_of(rule.x)})" if rule.sqrt_x else title_of(rule.x)
     form = {"linear": f"linear in {d}", "bon": f"of d (α − β d), d = {d}", "rl": f"of d (α − β ln d), d = {d}"}[rule.form]
-    return [contrast(f"R² of {title_of(rule.y)} {form}, less {rule.r2:g}", over)], True
+    return [Contrast(f"R² of {title_of(rule.y)} {form}", over, rule.r2)]
 
 
 _TESTS = {spec.Trend: _trend, spec.Peak: _peak, spec.Greater: _greater, spec.Close: _close,
@@ -257,15 +246,11 @@ def _left_out(sweep, rule, levels) -> str:
 
 
 def _picked(sweep, pick, quantity) -> dict[int, float]:
-    if is_number(pick):
-        return dict.fromkeys(sweep.seeds, float(pick))
     return sweep.by_seed(pick.stage, sweep.select(pick.where), pick.y or quantity)
 
 
 def _said(sweep, pick, quantity, beside=None) -> str:
     """A pick in words; the quantity is not repeated beside a pick with the same one."""
-    if is_number(pick):
-        return f"{pick:g}"
     where = ", ".join(f"{_name(sweep, name)} = {shown(value) if not isinstance(value, tuple) else ' or '.join(map(shown, value))}"
                       for name, value in pick.where.items())
     words = pick.label or (f"{pick.stage} ({where})" if where else pick.stage)

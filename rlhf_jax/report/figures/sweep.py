@@ -2,7 +2,9 @@
 
 import math
 
+import matplotlib.patheffects
 import matplotlib.ticker
+import matplotlib.transforms
 import numpy as np
 
 from rlhf_jax.report import spec
@@ -13,6 +15,7 @@ from rlhf_jax.report.sweep_tables import estimate
 from rlhf_jax.report.tables import quantity_of
 
 _MOST_LINES = len(LOOKS)
+_BESIDE = 10  # points between lines that would hide one another
 _SEED = {"markersize": 3, "alpha": 0.55, "linestyle": "none", "markeredgewidth": 0, "zorder": 2}
 _MEAN = {"markersize": 7, "elinewidth": 1.3, "capsize": 3, "zorder": 3, "markeredgecolor": "white", "markeredgewidth": 0.6}
 
@@ -40,22 +43,17 @@ def _curve(sweep, asked, path):
         _set_scale(axis, scale, places, levels)
         for n, (name, by_seed) in enumerate(lines.items()):
             colour, marker, line = LOOKS[n % _MOST_LINES]
-            shift = _shifts(len(lines))[n]
-            x = [_shifted(place, shift, places, scale) for place in places]
-            for place, found in zip(x, by_seed):
-                axis.plot([place] * len(found), quantity.scale * np.array(list(found.values())), marker, color=colour, **_SEED)
-            named = [(place, estimate(found)) for place, found in zip(x, by_seed) if found]
-            _with_bars(axis, [place for place, _ in named], [found for _, found in named], quantity.scale,
-                       fmt=marker, color=colour, linestyle=line, linewidth=1.5, label=name)
+            _means(axis, places, by_seed, quantity.scale, _BESIDE * (n - (len(lines) - 1) / 2), marker, colour,
+                   linestyle=line, linewidth=1.5, label=name)
         base = sweep.baseline(asked.baseline)
         if base is not None and base not in settings and (found := estimate(sweep.by_seed(asked.stage, [base], asked.y))):
             axis.axhline(quantity.scale * found["value"], color="#555555", linestyle=(0, (6, 3)), linewidth=1, zorder=1,
-                         label=f"baseline ({base.name})")
+                         label=f"baseline, {base.name}")
         axis.set_xlabel(asked.x_title or asked.axis)
         axis.set_ylabel(asked.y_title or quantity.title)
         _finish(figure, axis, asked.title, sweep.short.get(asked.by, asked.by))
     failed = _failed(sweep, settings)
-    return (f"{quantity.title} of {label(asked.stage)} over `{asked.axis}`: means over seeds with 95 % Student t intervals; "
+    return (f"{quantity.title} of {label(asked.stage)} over {asked.axis}: means over seeds with 95 % Student t intervals; "
             f"small points are seeds.{failed}")
 
 
@@ -91,9 +89,9 @@ def _plane(sweep, asked, path):
             for (setting, _, _), a, b in zip(points, x, y):
                 if part.axis:
                     axis.annotate(shown(sweep.level(setting, part.axis)), (a["value"], b["value"]), (5, 5),
-                                  textcoords="offset points", fontsize=7.5, color=colour, zorder=4)
-        root = "√" if asked.sqrt_x else ""
-        axis.set_xlabel(asked.x_title or f"{root}{x_of.title}")
+                                  textcoords="offset points", fontsize=7.5, color=colour, zorder=4,
+                                  path_effects=[matplotlib.patheffects.withStroke(linewidth=2, foreground="white")])
+        axis.set_xlabel(asked.x_title or _x_title(x_of, asked.sqrt_x))
         axis.set_ylabel(asked.y_title or y_of.title)
         _finish(figure, axis, asked.title, always=True)
     return (f"{y_of.title} against {x_of.title}: a point for each setting, with the 95 % Student t intervals of both; small "
@@ -126,8 +124,7 @@ def _history(sweep, asked, path):
             x = _root(mean[:, 1], asked.sqrt_x)
             axis.plot(x, mean[:, 2], line, color=colour, linewidth=2, label=name, marker=marker, markersize=5,
                       markevery=max(1, len(mean) // 6), markeredgecolor="white", markeredgewidth=0.5)
-        root = "√" if asked.sqrt_x else ""
-        axis.set_xlabel(asked.x_title or f"{root}{quantity_of(asked.x).title}")
+        axis.set_xlabel(asked.x_title or _x_title(quantity_of(asked.x), asked.sqrt_x))
         axis.set_ylabel(asked.y_title or quantity_of(asked.y).title)
         _finish(figure, axis, asked.title)
     return (f"{asked.y} of {label(asked.stage)} over {asked.x}: thin lines are seeds, thick ones their mean (moving averages of a "
@@ -150,14 +147,8 @@ def _dots(sweep, asked, path):
             axis.axhline(quantity.scale * asked.level, color="#555555", linestyle=(0, (6, 3)), linewidth=1, zorder=1)
         for n, (name, by_stage) in enumerate(groups.items()):
             colour, marker, _ = LOOKS[n % _MOST_LINES]
-            shift = _shifts(len(groups), 0.6)[n]
-            for place, stage in enumerate(stages):
-                if stage in by_stage:
-                    values = quantity.scale * np.array(list(by_stage[stage].values()))
-                    axis.plot([place + shift] * len(values), values, marker, color=colour, **_SEED)
-            found = [(place + shift, estimate(by_stage[stage])) for place, stage in enumerate(stages) if stage in by_stage]
-            _with_bars(axis, [place for place, _ in found], [value for _, value in found], quantity.scale, fmt=marker,
-                       color=colour, linestyle="none", label=name)
+            _means(axis, range(len(stages)), [by_stage.get(stage, {}) for stage in stages], quantity.scale,
+                   2.5 * _BESIDE * (n - (len(groups) - 1) / 2), marker, colour, linestyle="none", label=name)
         axis.set_xticks(range(len(stages)), [label(stage) for stage in stages])
         axis.set_xlim(-0.5, len(stages) - 0.5)
         axis.grid(axis="x", visible=False)
@@ -175,13 +166,23 @@ _DRAW = {spec.Curve: _curve, spec.Plane: _plane, spec.History: _history, spec.Do
 def _groups(sweep, settings, by) -> dict:
     """Name of a line -> its settings."""
     if by is None:
-        return {"": settings}
+        return {None: settings}
     return {shown(level): [s for s in settings if spec.same(sweep.level(s, by), level)] for level in sweep.levels(settings, by)}
 
 
-def _with_bars(axis, x, estimates, scale, **look) -> None:
-    arms = np.concatenate([scale * arms_of(_finite(found)) for found in estimates], axis=1)
-    axis.errorbar(x, [scale * found["value"] for found in estimates], yerr=arms, **_MEAN, **look)
+def _means(axis, places, by_seed, scale, beside, marker, colour, **line) -> None:
+    """Means with intervals over seeds at some places, `beside` points to the right of them, and seeds beside those."""
+    shown = [(place, scale * np.array(list(found.values())), estimate(found)) for place, found in zip(places, by_seed) if found]
+    for place, values, _ in shown:
+        axis.plot([place] * len(values), values, marker, color=colour, transform=_moved(axis, beside + _BESIDE / 2), **_SEED)
+    arms = np.concatenate([scale * arms_of(_finite(found)) for *_, found in shown], axis=1)
+    axis.errorbar([place for place, *_ in shown], [scale * found["value"] for *_, found in shown], yerr=arms, fmt=marker,
+                  color=colour, transform=_moved(axis, beside), **_MEAN, **line)
+
+
+def _moved(axis, points):
+    """The axis' transform, so many points to the right."""
+    return matplotlib.transforms.offset_copy(axis.transData, axis.figure, x=points, units="points")
 
 
 def _finite(found: dict) -> dict:
@@ -208,9 +209,13 @@ def _root(x, wanted):
     return np.sqrt(np.maximum(x, 0)) if wanted else x
 
 
+def _x_title(quantity, sqrt_x) -> str:
+    return f"√({quantity.title})" if sqrt_x else quantity.title
+
+
 def _failed(sweep, settings) -> str:
-    gone = [arm for arm in sweep.arms if arm.setting in settings and arm.status != "done"]
-    return f" {len(gone)} of its arms are not done and may be missing." if gone else ""
+    gone = sum(arm.setting in settings and arm.status != "done" for arm in sweep.arms)
+    return f" Arms that are not done: {gone} of {sum(arm.setting in settings for arm in sweep.arms)}." if gone else ""
 
 
 # --- the axis of a swept field -----------------------------------------------------------------------------------
@@ -240,29 +245,15 @@ def _set_scale(axis, scale, places, levels) -> None:
         axis.set_xlim(-0.5, len(places) - 0.5)
 
 
-def _shifts(count: int, width: float = 0.3) -> list[float]:
-    """So that lines at one place do not hide one another: fractions of the room between two places."""
-    return [width * ((n + 0.5) / count - 0.5) for n in range(count)]
-
-
-def _shifted(place, shift, places, scale) -> float:
-    if scale == "category" or len(places) < 2:
-        return place + shift * (scale == "category")
-    if scale in ("log", "symlog"):
-        ratio = min(b / a for a, b in zip(places, places[1:]) if a > 0) if sum(p > 0 for p in places) > 1 else 2.0
-        return place * ratio ** (0.4 * shift) if place > 0 else place + 0.4 * shift * min(p for p in places if p > 0)
-    return place + 0.4 * shift * min(b - a for a, b in zip(places, places[1:]))
-
-
 def _place(levels, level) -> int:
     return next(n for n, known in enumerate(levels) if spec.same(known, level))
 
 
 def _finish(figure, axis, title, by=None, always=False) -> None:
-    """Title and, above the data, the legend."""
+    """Title and, above the data, a legend of what has a name; `always`: also of one line alone."""
     handles, labels = axis.get_legend_handles_labels()
-    if len([name for name in labels if name]) > 1 or always and labels or by:
-        named = [(handle, name) for handle, name in zip(handles, labels) if name]
+    named = [(handle, name) for handle, name in zip(handles, labels) if name]
+    if len(named) > (0 if always or by or len(named) < len(labels) else 1):
         longest = max(len(name) for _, name in named)
         figure.legend(*zip(*named), loc="outside upper center", ncols=max(1, min(len(named), 90 // (longest + 6))), title=by)
     if title:
