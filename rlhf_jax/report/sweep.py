@@ -101,8 +101,7 @@ class Sweep:
             settings = {}
             for arm in arms:
                 fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}
-                called = ", ".join(f"{names[name]}={shown(value)}" for name, value in fields.items()) or "the config"
-                settings.setdefault(json.dumps(fields, sort_keys=True), Setting(called, fields))
+                settings.setdefault(json.dumps(fields, sort_keys=True), Setting(_called(fields, names), fields))
             self.arms = [self._arm(arm, settings, swept) for arm in arms]
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} does not describe a sweep: {type(error).__name__}: {error}") from error
@@ -140,6 +139,13 @@ class Sweep:
         found = [setting for setting in self.settings
                  if all(spec.chosen(self.level(setting, name), wanted) for name, wanted in (where or {}).items())]
         return found if axis is None else [setting for setting in found if axis in setting.overrides]
+
+    def names(self, settings) -> dict[Setting, str]:
+        """What to call settings beside one another: without the fields in which they agree."""
+        told = [name for name in self.swept if len({spec.key(self.level(setting, name)) for setting in settings}) > 1]
+        names = {setting: _called({name: value for name, value in setting.overrides.items() if name in told}, self.short)
+                 for setting in settings}  # fmt: skip
+        return names if len(set(names.values())) == len(names) > 1 else {setting: setting.name for setting in settings}
 
     def levels(self, settings, axis: str) -> list:
         """The values of a field among settings, numbers in their order, others as they come."""
@@ -278,6 +284,10 @@ def shown(value) -> str:
     if isinstance(value, (list, tuple)):
         return "+".join(map(shown, value))
     return str(value)
+
+
+def _called(fields: dict, names: dict[str, str]) -> str:
+    return ", ".join(f"{names[name]}={shown(value)}" for name, value in fields.items()) or "the config"
 
 
 def _short_names(arms) -> dict[str, str]:

@@ -28,7 +28,7 @@ def tables_of(sweep: Sweep) -> list[Drawn]:
 def draw(sweep: Sweep, table: spec.Table) -> Drawn:
     """Fills a table. A quantity that no arm has is left out."""
     settings = sweep.select(table.where)
-    baseline = sweep.baseline(table.baseline)
+    baseline, called = sweep.baseline(table.baseline), sweep.names(settings)
     rows = [(setting, stage) for setting in settings for stage in table.stages]
     values = {(setting, stage, name): sweep.by_seed(stage, [setting], name)
               for setting, stage in {*rows, *((baseline, stage) for stage in table.stages)} if setting is not None
@@ -37,7 +37,7 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
     heads = ["setting", *["stage"] * (len(table.stages) > 1), *(quantity_of(name).title for name in names)]
 
     def line(setting, stage, cells):
-        return [setting.name, *[label(stage)] * (len(table.stages) > 1), *cells]
+        return [called[setting], *[label(stage)] * (len(table.stages) > 1), *cells]
 
     means = Table(heads, [
         line(setting, stage, [_mean(sweep, setting, name, values[setting, stage, name]) for name in names])

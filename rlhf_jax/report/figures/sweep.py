@@ -43,16 +43,18 @@ def _curve(sweep, asked, path):
         _set_scale(axis, scale, places, levels)
         for n, (name, by_seed) in enumerate(lines.items()):
             colour, marker, line = LOOKS[n % _MOST_LINES]
-            _means(axis, places, by_seed, quantity.scale, _BESIDE * (n - (len(lines) - 1) / 2), marker, colour,
+            _means(axis, places, by_seed, quantity.scale, min(_BESIDE, 50 / len(lines)) * (n - (len(lines) - 1) / 2), marker, colour,
                    linestyle=line, linewidth=1.5, label=name)
         base = sweep.baseline(asked.baseline)
-        if base is not None and base not in settings and (found := estimate(sweep.by_seed(asked.stage, [base], asked.y))):
+        found = estimate(sweep.by_seed(asked.stage, [base], asked.y)) if base is not None and base not in settings else None
+        if found:
             axis.axhline(quantity.scale * found["value"], color="#555555", linestyle=(0, (6, 3)), linewidth=1, zorder=1,
                          label=f"baseline, {base.name}")
         axis.set_xlabel(asked.x_title or asked.axis)
         axis.set_ylabel(asked.y_title or quantity.title)
-        _finish(figure, axis, asked.title, sweep.short.get(asked.by, asked.by))
-    failed = _failed(sweep, settings)
+        _finish(figure, axis, asked.title, sweep.short.get(asked.by, asked.by), always=found is not None)
+    gone = [shown(level) for n, level in enumerate(levels) if not any(by_seed[n] for by_seed in lines.values())]
+    failed = (f" Without {', '.join(gone)}, where no seed has all arms." if gone else "") + _failed(sweep, settings)
     return (f"{quantity.title} of {label(asked.stage)} over {asked.axis}: means over seeds with 95 % Student t intervals; "
             f"small points are seeds.{failed}")
 
@@ -88,7 +90,7 @@ def _plane(sweep, asked, path):
                           color=colour, linestyle=line if part.axis else "none", linewidth=1.5, label=name)
             for (setting, _, _), a, b in zip(points, x, y):
                 if part.axis:
-                    axis.annotate(shown(sweep.level(setting, part.axis)), (a["value"], b["value"]), (5, 5),
+                    axis.annotate(shown(sweep.level(setting, part.axis)), (a["value"], b["value"]), (5, -10 if n % 2 else 4),
                                   textcoords="offset points", fontsize=7.5, color=colour, zorder=4,
                                   path_effects=[matplotlib.patheffects.withStroke(linewidth=2, foreground="white")])
         axis.set_xlabel(asked.x_title or _x_title(x_of, asked.sqrt_x))
@@ -100,7 +102,8 @@ def _plane(sweep, asked, path):
 
 def _history(sweep, asked, path):
     curves = {}
-    for setting in sweep.select(asked.where):
+    called = sweep.names(sweep.select(asked.where))
+    for setting in called:
         by_seed = {}
         for seed in sweep.seeds:
             arm = sweep.arm(setting, seed)
@@ -110,7 +113,7 @@ def _history(sweep, asked, path):
             if points:
                 by_seed[seed] = np.array(points, float)
         if by_seed:
-            curves[setting.name] = by_seed
+            curves[called[setting]] = by_seed
     if not curves:
         return None
     left = len(curves) - _MOST_LINES
@@ -148,7 +151,7 @@ def _dots(sweep, asked, path):
         for n, (name, by_stage) in enumerate(groups.items()):
             colour, marker, _ = LOOKS[n % _MOST_LINES]
             _means(axis, range(len(stages)), [by_stage.get(stage, {}) for stage in stages], quantity.scale,
-                   2.5 * _BESIDE * (n - (len(groups) - 1) / 2), marker, colour, linestyle="none", label=name)
+                   min(25, 270 / len(stages) / len(groups)) * (n - (len(groups) - 1) / 2), marker, colour, linestyle="none", label=name)
         axis.set_xticks(range(len(stages)), [label(stage) for stage in stages])
         axis.set_xlim(-0.5, len(stages) - 0.5)
         axis.grid(axis="x", visible=False)
@@ -178,6 +181,10 @@ def _means(axis, places, by_seed, scale, beside, marker, colour, **line) -> None
     arms = np.concatenate([scale * arms_of(_finite(found)) for *_, found in shown], axis=1)
     axis.errorbar([place for place, *_ in shown], [scale * found["value"] for *_, found in shown], yerr=arms, fmt=marker,
                   color=colour, transform=_moved(axis, beside), **_MEAN, **line)
+    for place, values, found in shown:  # what is moved does not count for the limits of an axis
+        ends = scale * found["value"] + scale * arms_of(_finite(found)).ravel() * (-1, 1)
+        axis.update_datalim([(place, y) for y in (*values, *ends)])
+    axis.autoscale_view()
 
 
 def _moved(axis, points):
@@ -253,8 +260,9 @@ def _finish(figure, axis, title, by=None, always=False) -> None:
     """Title and, above the data, a legend of what has a name; `always`: also of one line alone."""
     handles, labels = axis.get_legend_handles_labels()
     named = [(handle, name) for handle, name in zip(handles, labels) if name]
-    if len(named) > (0 if always or by or len(named) < len(labels) else 1):
-        longest = max(len(name) for _, name in named)
-        figure.legend(*zip(*named), loc="outside upper center", ncols=max(1, min(len(named), 90 // (longest + 6))), title=by)
+    if len(named) > (0 if always or by else 1):
+        columns = max(1, min(len(named), 90 // (max(len(name) for _, name in named) + 6)))
+        figure.legend(*zip(*named), loc="outside upper center", ncols=columns, title=by)
+        figure.set_figheight(figure.get_figheight() + 0.17 * (math.ceil(len(named) / columns) - 1))
     if title:
         figure.suptitle(title, fontsize=10)
