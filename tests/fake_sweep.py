@@ -72,6 +72,6 @@ def evaluation(numbers, kind):
                 "categories": {"chat": {"count": 2, "gold": {"value": 0.5, "low": 0.4, "high": 0.6}}}}  # fmt: skip
     nested = {}
     for name, value in estimates.items():
-        split, part = name.split("/", 1)
+        split, _, part = name.partition("/")
         nested.setdefault(split, {})[part] = value if part == "accuracy" else value["value"]
     return nested | {"demonstration_mean_before_bias": 0.1, "labelers": {"folds": {}}}

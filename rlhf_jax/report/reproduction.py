@@ -41,11 +41,11 @@ def write(path, publish=None) -> rich.console.Group:
     if publish is not None:
         target = pathlib.Path(publish)
         for page in pages:
-            _copy(page.sweep.path, target / page.sweep.path.name)
+            publish_sweep(page.sweep.path, target / page.sweep.path.name)
         write_text(target / PAGE, text_of(pages))
         written.append(target / PAGE)
-    table = Table(["sweep", "claim", "verdict"], [
-        [page.sweep.path.name, claim.text, verdict.verdict] for page in pages for claim, verdict in page.verdicts])  # fmt: skip
+    table = Table(["sweep", "verdict", "claim"], [
+        [page.sweep.path.name, verdict.verdict, claim.text] for page in pages for claim, verdict in page.verdicts])  # fmt: skip
     return rich.console.Group(table.rich("claims", wrap=True), *(Text(f"written to {file}") for file in written))
 
 
@@ -77,7 +77,7 @@ def text_of(pages) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
     """The small files of a sweep's report, in place of those of an earlier one."""
     fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -97,7 +97,7 @@ class History:
     x: str = "step"  # or another metric
     sqrt_x: bool = False
     where: dict = field(default_factory=dict)
-    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder
+    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder; "step" is then the line, if it has none
     name: str = ""
     title: str = ""
     x_title: str = ""
@@ -223,7 +223,7 @@ class Dominates:
 class Linear:
     """R^2 of a least-squares fit of y is at least r2.
 
-    Points are the steps of each run's metrics.jsonl, or with `axis` each seed's settings. d is x, or its root
+    Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's settings. d is x, or its root
     with sqrt_x. Forms: linear, c + m d; and without a constant (Gao et al. 2022, section 3) bon, d (alpha - beta d);
     rl, d (alpha - beta ln d).
     """
@@ -236,6 +236,7 @@ class Linear:
     axis: str | None = None
     form: str = "linear"
     where: dict = field(default_factory=dict)
+    file: str = "metrics.jsonl"
 
     def __post_init__(self):
         _one_of(self, "form", FORMS)
@@ -401,7 +402,7 @@ class _Words:
         self.stages = list(config["stages"])
         for arm in arms:
             self.stages += [stage for stage in arm.get("stages", ()) if stage not in self.stages]
-        self.swept = list(dict.fromkeys(name for arm in arms for name in arm))
+        self.swept = list(dict.fromkeys(name for arm in arms for name in arm if name != "seed"))
 
     def stage(self, at, name):
         if name not in self.stages:
@@ -413,6 +414,8 @@ class _Words:
 
     def where(self, at, fields):
         for name, wanted in fields.items():
+            if name == "seed":
+                raise InputError(f"{at}: 'seed' chooses no setting: the arms of a setting differ in it, and are averaged")
             values = [arm[name] for arm in self.arms if name in arm]
             try:
                 values.append(lookup(self.config, name))

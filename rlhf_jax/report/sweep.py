@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 
 from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.files import read_if_there, read_json
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.report import spec
@@ -219,10 +220,15 @@ class Sweep:
         return self._history(str(arm.path / stage / file))
 
     def _history(self, path):
+        path = pathlib.Path(path)
         try:
-            return read_metrics(path) if pathlib.Path(path).exists() else []
-        except InputError as error:
-            self.notes.append(f"{error}.")
+            if not path.exists():
+                return []
+            if path.name == "metrics.jsonl":
+                return read_metrics(path)
+            return [{"step": number} | row for number, row in enumerate(read_rows(path), 1)]
+        except (ValueError, TypeError, OSError) as error:
+            self.notes.append(f"{path if str(path) not in str(error) else ''} {error}.".lstrip())
             return []
 
     def _json(self, arm, stage, name):

@@ -46,12 +46,12 @@ def write(path) -> rich.console.Group:
         InputError: the path is no sweep, or cannot be written.
     """
     page = make(path)
-    table = Table(["claim", "verdict"], [[claim.text, verdict.verdict] for claim, verdict in page.verdicts])
+    verdicts = Table(["verdict", "claim"], [[verdict.verdict, claim.text] for claim, verdict in page.verdicts])
     return rich.console.Group(
         Text(f"{page.sweep.path.name}: {state(page.sweep)}"),
-        *(drawn.means.rich(f"{drawn.declared.title or name}, ± half of a 95 % interval over seeds", wrap=True)
+        *(drawn.means.rich(f"{drawn.declared.title or name}, ± half of a 95 % interval over seeds", wrap=True, most=6)
           for name, drawn in page.tables),
-        *[table.rich("claims", wrap=True)] * bool(page.verdicts),
+        *[verdicts.rich("claims", wrap=True)] * bool(page.verdicts),
         Text(f"Figures and more: {page.sweep.path / 'report.md'}"))  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep import Row, Setting, Sweep, shown
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, quantity_of
 
+_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # not the parts of another
+
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
@@ -62,12 +64,12 @@ def estimate(by_seed: dict[int, float]) -> dict | None:
 
 
 def _mean(sweep, setting, name, by_seed) -> str:
-    text = quantity_of(name).show(estimate(by_seed))
     arms = [arm for arm in sweep.arms if arm.setting == setting]
-    if by_seed and len(by_seed) < len(arms):
-        return f"{text} ({len(by_seed)} of {len(arms)})"
-    return text if by_seed or not arms or any(arm.status != arms[0].status for arm in arms) or arms[0].status == "done" \
-        else arms[0].status  # fmt: skip
+    if not by_seed:  # why, where all arms agree on it
+        states = {arm.status for arm in arms}
+        return states.pop() if len(states) == 1 and states != {"done"} else quantity_of(name).show(None)
+    text = quantity_of(name).show(estimate(by_seed))
+    return text if len(by_seed) == len(arms) else f"{text} ({len(by_seed)} of {len(arms)})"
 
 
 def _paired(values, baseline) -> dict[int, float]:
@@ -107,7 +109,7 @@ def _field(value):
 def _defaults(sweep) -> list[spec.Table]:
     found = []
     if policies := sweep.policies():
-        found.append(spec.Table(stages=(policies[-1],), quantities=tuple(q.name for q in QUANTITIES), title=f"{label(policies[-1])}"))
+        found.append(spec.Table(stages=(policies[-1],), quantities=_MAIN, title=label(policies[-1])))
     reward = [stage for stage in sweep.stages if any("valid/accuracy" in sweep.numbers(arm, stage) for arm in sweep.arms)]
     if reward:
         found.append(spec.Table(stages=(reward[-1],), quantities=tuple(q.name for q in REWARD_QUANTITIES), title="Reward model"))

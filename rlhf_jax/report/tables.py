@@ -105,13 +105,13 @@ class Table:
         lines += [rf"\caption{{{latex(caption)}}}"] * bool(caption) + [rf"\label{{{label}}}"] * bool(label)
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
-    def rich(self, title: str, wrap: bool = False) -> rich.table.Table:
-        """The same for a terminal; `wrap` breaks lines in cells where there is no room."""
+    def rich(self, title: str, wrap: bool = False, most: int | None = None) -> rich.table.Table:
+        """The same for a terminal; `wrap` breaks lines in cells where there is no room, `most` columns are shown."""
         table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
-        for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=not wrap)
+        for number, column in enumerate(self.columns[:most]):
+            table.add_column(column, justify="right" if number else "left", no_wrap=not wrap or not number)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*row[:most])
         return table
 
 

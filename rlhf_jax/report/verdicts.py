@@ -14,11 +14,11 @@ import numpy as np
 
 from rlhf_jax.evaluate.statistics import Estimate, mean_over_seeds
 from rlhf_jax.report import spec
+from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep import Sweep, is_number, shown
 from rlhf_jax.report.tables import title_of
 
 HOLDS, NOT, UNDECIDED = "holds", "does not hold", "undecided"
-_GRID = 101  # points at which two curves of a plane are compared
 
 
 class Contrast(NamedTuple):
@@ -122,6 +122,11 @@ def _trend(sweep, rule):
 
 
 def _peak(sweep, rule):
+    """Where an end is as good as the best inner value this says "holds" in at most 5 % (3 to 5 seeds, up to 8 values).
+
+    With the seed's own choice it would be up to 9 %. (Simulated; the choices of different seeds are not independent,
+    so it is a little more than the 2.5 % of one t test.)
+    """
     levels, values = _along(sweep, rule.stage, rule.axis, rule.y, rule.where)
     gaps = {0: {}, -1: {}}
     picked = []
@@ -163,7 +168,7 @@ def _dominates(sweep, rule):
         a, b = (_points(sweep, path, rule, seed) for path in (rule.a, rule.b))
         if (gap := mean_gap(a, b)) is not None:
             gaps[seed] = gap
-    a, b = (path.label or f"{path.stage} along {_name(sweep, path.axis)}" for path in (rule.a, rule.b))
+    a, b = (path.label or f"{label(path.stage)} along {_name(sweep, path.axis)}" for path in (rule.a, rule.b))
     return [Contrast(f"{title_of(rule.y)} of {a} over that of {b} at equal {title_of(rule.x)}", gaps)]
 
 
@@ -219,8 +224,8 @@ def mean_gap(a, b) -> float | None:
     low, high = max(ax[0], bx[0]), min(ax[-1], bx[-1])
     if not low < high:
         return None
-    grid = np.linspace(low, high, _GRID)
-    return float(np.mean(np.interp(grid, ax, ay) - np.interp(grid, bx, by)))
+    x = np.unique([low, high, *(x for x in (*ax, *bx) if low < x < high)])  # every kink: the mean is exact
+    return float(np.trapezoid(np.interp(x, ax, ay) - np.interp(x, bx, by), x) / (high - low))
 
 
 # --- what rules look at ------------------------------------------------------------------------------------------
@@ -253,7 +258,7 @@ def _said(sweep, pick, quantity, beside=None) -> str:
     """A pick in words; the quantity is not repeated beside a pick with the same one."""
     where = ", ".join(f"{_name(sweep, name)} = {shown(value) if not isinstance(value, tuple) else ' or '.join(map(shown, value))}"
                       for name, value in pick.where.items())
-    words = pick.label or (f"{pick.stage} ({where})" if where else pick.stage)
+    words = pick.label or (f"{label(pick.stage)} ({where})" if where else label(pick.stage))
     quantity = pick.y or quantity
     if beside is not None and (beside.y or quantity) == quantity:
         return f"that of {words}"
@@ -283,7 +288,7 @@ def _fit_points(sweep, rule, seed):
     fits = []
     for setting in settings:
         arm = sweep.arm(setting, seed)
-        rows = sweep.history(arm, rule.stage) if arm and sweep.finished(arm, rule.stage) else []
+        rows = sweep.history(arm, rule.stage, rule.file) if arm and sweep.finished(arm, rule.stage) else []
         points = [(row[rule.x], row[rule.y]) for row in rows if is_number(row.get(rule.x)) and is_number(row.get(rule.y))]
         points = [(max(x, 0.0), y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         x, y = map(np.array, zip(*points)) if points else ([], [])

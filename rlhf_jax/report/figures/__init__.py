@@ -39,6 +39,7 @@ def new_figure(path, columns: int, height: float, rows: int = 1, pdf: bool = Fal
         path.parent.mkdir(exist_ok=True)
         for file in (path, path.with_suffix(".pdf"))[: 1 + pdf]:
             _save(figure, file)
+            figure.set_layout_engine("none")  # the second looks as the first
 
 
 def _save(figure, path) -> None:
