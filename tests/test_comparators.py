@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import collect, dpo, pipeline, rankings, reward_model
 from rlhf_jax import run as run_lib
-from rlhf_jax.config import best_of_n_config, collect_config, reward_model_config
+from rlhf_jax.config import best_of_n_config, collect_config
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import best_of_n, policy
@@ -32,8 +32,7 @@ def get_config():
     config.feedback = collect_config()
     config.feedback.update(config.collect)
     config.feedback.update(labeler="reward_model", reward="reward_model", held_out_group="")
-    config.taught = reward_model_config()
-    config.taught.update(config.reward_model)
+    config.taught = config.reward_model.copy_and_resolve_references()
     config.taught.update(rankings="feedback", subset=":50%", epochs=1.0)
     config.dpo.update(batch_size=8, beta=0.5, epochs=2.0, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2)
     config.dpo.update(rankings="collect", label_smoothing=0.1, validate_epochs=0.5)
