@@ -155,6 +155,8 @@ def optimizer_config() -> ConfigDict:
 def _trained(**fields) -> ConfigDict:
     """What every trained stage has."""
     common = {
+        # None: the run's; a number: this stage is the same whatever the run's seed, as one pretrained model under all seeds.
+        "seed": config_dict.placeholder(int),
         "init": "",  # stage, or directory of released weights (relative to data.files.dir), to start from; empty: random
         "microbatches": 1,  # parts of a batch; no result depends on it
         "schedule": "cosine",

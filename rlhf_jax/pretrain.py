@@ -69,7 +69,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     run.report_data(stage, "documents", report)
     run.report_epochs(stage, "documents", mixture, section.steps * section.batch_size)
     held_out, *_ = run.packed_documents("valid", section.length)
-    loader = Loader(examples, section.batch_size, run.seed, name=stage, mixture=mixture)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
     return supervised.Training(
         run,

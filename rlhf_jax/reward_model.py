@@ -145,7 +145,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
         examples, longer = shorten(examples, section.length)
         print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
     examples, rated = _standardized(examples)
-    loader = Loader(examples, section.batch_size, run.seed, name=stage)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     shape = run.shape(stage)
     if section.packed and shape.attention == "splash":  # it cannot let all completions see the prompt

@@ -46,9 +46,14 @@ class Run:
     def seed(self) -> int:
         return self.config.seed
 
+    def seed_of(self, stage: str) -> int:
+        """config[stage].seed where there is one, else the run's."""
+        own = self.config[stage].get("seed") if stage in self.config else None
+        return self.seed if own is None else own
+
     def key(self, *names: str | int) -> jax.Array:
-        """The random key of one use, e.g. key("ppo", "sample", iteration)."""
-        return keys.named_key(self.seed, *names)
+        """The random key of one use, e.g. key("ppo", "sample", iteration); a stage's own begin with its name."""
+        return keys.named_key(self.seed_of(names[0]), *names)
 
     def folder(self, stage: str) -> pathlib.Path:
         return self.path / stage

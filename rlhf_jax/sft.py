@@ -63,7 +63,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     held_out, _ = batch(run.corpus.demonstrations("valid"))
     run.report_data(stage, "demonstrations", report)
     mixed = round(section.pretrain_mix * section.batch_size)  # rows of a batch
-    loader = Loader(examples, section.batch_size - mixed, run.seed, name=stage, mixture=mixture)
+    loader = Loader(examples, section.batch_size - mixed, run.seed_of(stage), name=stage, mixture=mixture)
     total, validate_every = loader.steps(section.epochs), loader.steps(section.validate_epochs)
     run.report_epochs(stage, "demonstrations", mixture, total * loader.batch_size)
     if section.packed:
@@ -74,7 +74,8 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     if mixed:
         documents, _, mixture = run.packed_documents("train", length)
         run.report_epochs(stage, "documents", mixture, total * mixed)
-        loader = MixedLoader(loader, Loader(documents, mixed, run.seed, name=f"{stage}/mix", mixture=mixture))
+        documents = Loader(documents, mixed, run.seed_of(stage), name=f"{stage}/mix", mixture=mixture)
+        loader = MixedLoader(loader, documents)
 
     selection = Selection(run, stage)
 

@@ -1,6 +1,7 @@
 """Arms one after another in one process; what became of each is in its arm.json.
 
-    {"status": "running" | "stopped" | "done" | "failed", "reason", "seconds", "attempts", "compilations", ...}
+    {"status": "running" | "stopped" | "done" | "failed", "reason", "seconds", "cpu_seconds", "attempts",
+     "compilations", "hardware", "versions", "commit", ...}
 
 An arm that failed stays failed: the same numbers would fail again. One that was stopped, or killed once, is
 resumed; killed twice, it counts as failed (a machine out of memory kills without a word).
@@ -22,6 +23,7 @@ from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import Store
 
 MOST_ATTEMPTS = 2  # that end without a word
+_CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # of all its starts together
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -87,7 +89,8 @@ class Account:
         if self.given_up:
             self._write("failed", f"killed {self._attempts - 1} times without a word, as when memory runs out")
             return self
-        self._seconds, self._started, self._compilations = before.get("seconds", 0.0), time.monotonic(), 0
+        self._spent = {name: before.get(name, 0.0) for name in _CLOCKS}
+        self._started, self._compilations = {name: clock() for name, clock in _CLOCKS.items()}, 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
         self._write("running")
         return self
@@ -126,7 +129,7 @@ class Account:
         facts = {"status": status, "reason": reason, "attempts": self._attempts, "host": socket.gethostname()}
         if not self.given_up:
             facts |= {
-                "seconds": round(self._seconds + time.monotonic() - self._started, 3),
+                **{name: round(self._spent[name] + clock() - self._started[name], 3) for name, clock in _CLOCKS.items()},
                 "compilations": self._compilations,
                 "commit": arms_lib.commit(),
                 **report.machine(),

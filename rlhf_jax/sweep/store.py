@@ -30,7 +30,7 @@ from rlhf_jax.progress import Stopped
 from rlhf_jax.run import Run
 
 # What every stage reads of a config; meshes and free fields change no result.
-COMMON = ("seed", "prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
+COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "template.txt")
 _JUDGED = ("score", "kl", "win_rate")  # estimates that depend on the judges
 
@@ -41,7 +41,10 @@ def identities(config: ConfigDict) -> dict[str, str]:
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)}
-        found[stage] = _digest([stage, common, config[stage], inputs])
+        own_seed = config[stage].get("seed")
+        seed = config.seed if own_seed is None else own_seed
+        section = config[stage].to_dict() | {"seed": seed}
+        found[stage] = _digest([stage, common, section, inputs])
     return found
 
 
@@ -49,7 +52,9 @@ def _inputs(config: ConfigDict, stage: str) -> list[str]:
     """The earlier stages that a stage names, and those that it reads unnamed."""
     earlier = config.stages[: list(config.stages).index(stage)]
     words = set()
-    for value in config[stage].to_dict().values():
+    for field, value in config[stage].to_dict().items():
+        if field == "kind":
+            continue
         values = value if isinstance(value, (tuple, list)) else [value]
         words |= {word.partition("@")[0] for word in values if isinstance(word, str)}
     rankings = [name for name in earlier if config[name].kind == "collect"]
