@@ -91,9 +91,22 @@ def default_config() -> ConfigDict:
             "skill_prompt_length": 96,
             "skill_completion_length": 12,
             "bootstrap": 1000,  # resamples
+            "document_rows": 1024,  # of held-out text at most, evenly spaced; 0: all there is
         }
     )
     return config
+
+
+def defaults_like(config: ConfigDict) -> ConfigDict:
+    """The defaults of a config that may have stages of other names than the default one."""
+    defaults, of_kind = default_config(), {}
+    for section in defaults.values():
+        if isinstance(section, ConfigDict) and "kind" in section:
+            of_kind.setdefault(section.kind, section)
+    for stage in config.stages:
+        if stage not in defaults and config[stage].get("kind") in of_kind:
+            defaults[stage] = of_kind[config[stage].kind]
+    return defaults
 
 
 def data_config() -> ConfigDict:

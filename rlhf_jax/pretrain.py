@@ -68,7 +68,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     examples, report, mixture = run.packed_documents("train", section.length)
     run.report_data(stage, "documents", report)
     run.report_epochs(stage, "documents", mixture, section.steps * section.batch_size)
-    held_out, *_ = run.packed_documents("valid", section.length)
+    held_out = run.held_out_documents(section.length)
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
     return supervised.Training(

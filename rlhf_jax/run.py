@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import attention, checkpoint, generate, hf, hosts, keys, model, progress, shapes, sharding
+from rlhf_jax.config import defaults_like
 from rlhf_jax.data import mixture, packing
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
@@ -120,6 +121,17 @@ class Run:
         folder = self.path / "tokens" if self.workdir else None
         pack = functools.partial(pack_documents, tokenizer=self.tokenizer, length=length, folder=folder)
         return mixture.build(self.corpus.mixed("documents", split), pack)
+
+    def held_out_documents(self, length: int) -> Batch:
+        """Held-out documents in rows of `length` tokens, config.evaluate.document_rows of them at most.
+
+        Raises:
+          InputError: the corpus has no documents.
+        """
+        packed, *_ = self.packed_documents("valid", length)
+        most = self.config.evaluate.document_rows or len(packed.tokens)
+        every = max(1, -(-len(packed.tokens) // most))
+        return jax.tree.map(lambda x: x[::every], packed)
 
     def shape(self, stage: str) -> TransformerConfig:
         """The model of a stage: the policy's, or what config[stage].model makes of it; or of a released model's folder."""
@@ -296,7 +308,8 @@ def start(
     """
     config = shapes.filled(config)
     plain = config.to_dict()
-    with Workdir(path, plain, overrides, ignore=FREE_FIELDS) as folder:
+    defaults = defaults_like(config).to_dict()
+    with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults) as folder:
         with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder
@@ -317,7 +330,17 @@ def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no work directory of a run: it has no config.json")
     config = ConfigDict(read_json(folder / "config.json"))
+    _complete(config, defaults_like(config))
     return _assemble(config, folder, progress.Interrupt(), mesh)
+
+
+def _complete(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Gives a config of an older version the fields that it did not have, with their defaults."""
+    for name, value in defaults.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
+            _complete(config[name], value)
 
 
 def _assemble(

@@ -22,7 +22,7 @@ from rlhf_jax.data.batches import Batch, batch_demonstrations
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
 from compare import assert_same_stage, saved_arrays, timeless
@@ -419,3 +419,30 @@ def test_sft_loss_does_not_depend_on_prompt_labels(demonstrations, monkeypatch):
     )
     assert prompt.any()
     jax.tree.map(np.testing.assert_array_equal, grad_and_loss(), expected)
+
+
+def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
+    """Its config.json lacks a field that came later; at its default that is no difference, otherwise it is one."""
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    older = read_json(path / "config.json")
+    del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
+    write_json(path / "config.json", older)
+    assert run_lib.open_run(path).config.ppo.lam == 0.95
+    config = toy_config()
+    with run_lib.start(config, path) as run:
+        assert run.done("ppo")
+    write_json(path / "config.json", older)
+    config.ppo.lam = 0.9
+    with pytest.raises(InputError, match="ppo.lam was 0.95 and is now 0.9"):
+        with run_lib.start(config, path):
+            pass
+
+
+def test_held_out_text_is_bounded(whole):
+    with run_lib.start(toy_config(), whole) as run:
+        everything = run.packed_documents("valid", 20)[0].tokens
+        assert np.array_equal(run.held_out_documents(20).tokens, everything)
+        run.config.evaluate.document_rows = 3
+        some = run.held_out_documents(20).tokens
+    assert 1 < len(some) <= 3 < len(everything) and np.array_equal(some, everything[:: -(-len(everything) // 3)])
