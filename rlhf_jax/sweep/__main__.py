@@ -10,6 +10,10 @@ The file has, beside get_config, a function sweep(h) that lists its arms:
 with h.sweep (values of a field), h.product, h.zipit (side by side) and h.chain (one after the other). Every arm
 is an ordinary run in WORKDIR/arms. The same command again does only what is missing.
 
+--runner=vectorized trains all arms of a small model as one program, spread over the devices: the same numbers to
+float tolerance, in a fraction of the time where one arm leaves an accelerator idle. Arms may be run by one runner
+and the next ones by the other.
+
 Exit status: 0 done; 2 bad input; 4 done, but arms failed (report.md has their reasons); 75 stopped by SIGTERM,
 130 by Ctrl-C: the same command goes on.
 """

@@ -4,7 +4,7 @@ The functions are those of a single run, so the numbers are too, to float tolera
 are the same make a group; they may differ in seed, data, coefficients, learning rates and (but for PPO)
 steps. The state of a group is stacked, and so are its checkpoints, in FOLDER/STAGE-HASH beside trials.json:
 
-    {"stage": "ppo", "members": [names of runs, by their place], "failed": [names]}
+    {"stage": "ppo", "members": [names of runs by their place, null where none is], "failed": [names]}
 """
 
 import collections
@@ -30,6 +30,7 @@ TRAINED = {
     "reward_model": reward_model.training_of,
     "ppo": ppo_stage.training_of,
 }
+_TRIALS = "trials"  # the axis of vmap
 Training = supervised.Training | ppo_stage.Training
 Failures = dict[int, Exception]
 
@@ -77,19 +78,28 @@ def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at
     """Those that an earlier call has saved states of, as they were; then the others."""
     rest, groups = dict(trainings), []
     name = lambda place: trainings[place].run.path.name
+    ways = next(iter(trainings.values())).run.mesh.size if trainings else 1
     for saved, members in hosts.on_first(_saved_groups, folder, stage):
+        if len(members) % ways:
+            print(f"{saved} is left as it is: {len(members)} trials do not divide over {ways} devices", flush=True)
+            continue
         places = [next((place for place in rest if name(place) == member), None) for member in members]
-        if any(place is not None for place in places):
-            groups.append(_Group(pathlib.Path(saved), {place: rest.pop(place) for place in places if place is not None}, places))
-    alike = collections.defaultdict(list)
+        if found := {place: rest.pop(place) for place in places if place is not None}:
+            groups.append(_Group(pathlib.Path(saved), found, places))
+    by_program = collections.defaultdict(lambda: collections.defaultdict(list))
     for place, training in rest.items():
-        alike[_program(training)].append(place)
-    for places in _with_ptx(alike, rest):
-        size = at_once or len(places)
-        for start in range(0, len(places), size):
-            chunk = places[start : start + size]
-            digest = hashlib.sha256("\n".join(map(name, chunk)).encode()).hexdigest()[:12]
-            groups.append(_Group(folder / f"{stage}-{digest}", {place: rest[place] for place in chunk}, chunk))
+        by_program[_program(training)][_ptx_sizes(training)].append(place)
+    for by_ptx in by_program.values():
+        without = by_ptx.pop(None, [])
+        several = list(by_ptx.values()) or [[]]
+        several[0] += without  # ptx_coef = 0 changes no number
+        for alike in map(sorted, several):
+            for start in range(0, len(alike), at_once or len(alike)):
+                chosen = alike[start : start + (at_once or len(alike))]
+                # Copies of the first trial, which nobody looks at, make the rest divide over the devices.
+                places = [*chosen, *[None] * (-len(chosen) % ways)]
+                digest = hashlib.sha256("\n".join([*map(name, chosen), str(len(places))]).encode()).hexdigest()[:12]
+                groups.append(_Group(folder / f"{stage}-{digest}", {place: rest[place] for place in chosen}, places))
     return groups
 
 
@@ -105,35 +115,24 @@ def _saved_groups(folder: pathlib.Path, stage: str) -> list[tuple[str, list]]:
 
 
 def _program(training: Training) -> tuple:
-    """What must be equal for trials to share programs and steps."""
+    """What must be equal for trials to share programs and checkpoints."""
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
     if isinstance(training, ppo_stage.Training):
         sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations
         lengths = run.config.prompt_length, run.config.completion_length
-        optimizers = ppo_stage.optimizers_of(section)
-        reward = run.shape(section.reward)
-        return training.config, reward, optimizers, sizes, lengths, section.kl_target is None, _ptx_sizes(training), *common
+        models = run.shape(section.reward), ppo_stage.optimizers_of(section)
+        return training.config, *models, sizes, lengths, section.kl_target is None, *common
     leaves, tree = jax.tree.flatten(training.loader.batch(0))
     kinds = tuple((leaf.ndim, leaf.dtype) for leaf in leaves)
     optimizer = optim.OptimizerConfig(**section.optimizer)
     return training.loss_fn, training.head, optimizer, section.microbatches, section.batch_size, tree, kinds, *common
 
 
-def _ptx_sizes(training: ppo_stage.Training) -> tuple | None:
-    return training.ptx and tuple(leaf.shape for leaf in jax.tree.leaves(training.ptx.batch(0)))
-
-
-def _with_ptx(alike: dict[tuple, list[int]], trainings: dict[int, Training]) -> list[list[int]]:
-    """Groups of places, those of PPO without ptx in a group with it if there is one: ptx_coef = 0 changes no number."""
-    merged = collections.defaultdict(list)
-    for program, places in alike.items():
-        without = isinstance(trainings[places[0]], ppo_stage.Training) and trainings[places[0]].ptx is None
-        if without:
-            same = lambda other: other[:6] == program[:6] and other[7:] == program[7:]
-            program = next((other for other in alike if other != program and same(other)), program)
-        merged[program] += places
-    return [sorted(places) for places in merged.values()]
+def _ptx_sizes(training: Training) -> tuple | None:
+    """Shapes of the pretraining batch of PPO, None without."""
+    loader = getattr(training, "ptx", None)
+    return loader and tuple(leaf.shape for leaf in jax.tree.leaves(loader.batch(0)))
 
 
 class _Group:
@@ -142,17 +141,14 @@ class _Group:
     Args:
       folder: of its checkpoints.
       trainings: by the caller's numbers.
-      places: of which trial each place in the stack is; None: of one that failed before.
+      places: of which trial each place in the stack is; None: of none that is still trained.
     """
 
     def __init__(self, folder: pathlib.Path, trainings: dict[int, Training], places: list[int | None]):
         self.folder, self.trainings, self.places = folder, trainings, places
         first = next(iter(trainings.values()))
         self.run, self.stage = first.run, first.stage
-        # A place without a trial, as one that fills up the devices, computes what the first one does.
-        ways = self.run.mesh.size
-        spare = -len(places) % ways
-        self.stacked = [trainings.get(place, first) for place in [*places, *[None] * spare]]
+        self.stacked = [trainings.get(place, first) for place in places]
 
     def fit(self) -> Failures:
         """Trains all of them, and writes what the stage leaves behind."""
@@ -203,10 +199,11 @@ class _Group:
 
     def _note(self, failures: Failures) -> None:
         before = read_if_there(self.folder / "trials.json") or {}
-        members = before.get("members") or [self.trainings[number].run.path.name for number in self.places]
-        failed = before.get("failed", []) + [self.trainings[number].run.path.name for number in failures]
+        names = {number: training.run.path.name for number, training in self.trainings.items()}
+        members = before.get("members") or [names.get(number) for number in self.places]
+        failed = {*before.get("failed", []), *(names[number] for number in failures)}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "trials.json", {"stage": self.stage, "members": members, "failed": sorted(set(failed))})
+        write_json(self.folder / "trials.json", {"stage": self.stage, "members": members, "failed": sorted(failed)})
 
 
 # ---------------------------------------------------------------------------- programs
@@ -215,7 +212,7 @@ class _Group:
 def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = (), **options) -> Callable:
     """A function of one trial as a program of many: each device has its own, and they never talk."""
     trials = sharding.over_trials(mesh).spec
-    batched = jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
+    batched = jax.shard_map(jax.vmap(function, axis_name=_TRIALS), mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
     return jax.jit(batched, donate_argnums=donate, **options)
 
 
@@ -331,7 +328,13 @@ class Programs:
     def __init__(self, config: ppo.PPOConfig, reward_fn, optimizers, sampling: tuple, sizes: tuple, mesh):
         completion_length, eos_id, pad_id, parts = sampling
         draw = functools.partial(
-            generate.sample, config.policy, completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts
+            generate.sample,
+            config.policy,
+            completion_length=completion_length,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            parts=parts,
+            trials=_TRIALS,
         )
         cast = lambda params: jax.tree.map(lambda x: x.astype(config.policy.dtype), params)
         sample = spread(lambda params, tokens, mask, key, heat: draw(cast(params), tokens, mask, key, heat), mesh)

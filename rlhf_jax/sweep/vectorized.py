@@ -5,6 +5,7 @@ another. Of arms that share a stage the first computes it, and the others adopt 
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import time
@@ -57,17 +58,15 @@ class _Running:
     def start(self, arm: Arm, stack: contextlib.ExitStack, interrupt: progress.Interrupt) -> None:
         """Opens an arm; its run stays open as long as `stack`."""
         folder = self._path / "arms" / arm.name
-        account = self._accounts[arm.name] = sequential.Account(folder)
-        account.__enter__()
-        if account.given_up:
-            return self._end(arm.name, None)
+        # What kills this process kills all arms, so that it says nothing of any.
+        self._accounts[arm.name] = sequential.Account(folder, most_attempts=math.inf)
+        self._accounts[arm.name].__enter__()
         with self.failing(arm.name):
             with self._store.tokenizer(arm.config, folder):
                 opened = run_lib.start(arm.config, os.fspath(folder), arm.overrides, self._store.corpora, interrupt)
                 run = stack.enter_context(opened)
             pipeline.check(run)
             self.runs[arm.name] = run
-        return None
 
     def run_stage(self, stage: str, at_once: int) -> None:
         """A stage of all arms that have it, and its evaluation."""
@@ -117,10 +116,9 @@ class _Running:
         except Exception as error:
             self._end(name, error)
 
-    def _end(self, name: str, error: BaseException | None) -> None:
+    def _end(self, name: str, error: Exception) -> None:
         self.runs.pop(name, None)
-        account = self._accounts.pop(name)
-        if not account.__exit__(type(error) if error else None, error, error and error.__traceback__) and error:
+        if not self._accounts.pop(name).__exit__(type(error), error, error.__traceback__):
             raise error
 
     def __enter__(self):
