@@ -24,6 +24,7 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.workdir import Workdir
 from rlhf_jax.world.corpus import WorldCorpus
 
+POLICIES = ("pretrain", "sft", "dpo", "ppo")  # kinds of stages that make one
 # Fields that may change between two starts of one run: they change no result.
 FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
 
@@ -70,7 +71,7 @@ class Run:
         return [name for name in self.config.stages if self.config[name].kind in kinds and self.done(name)]
 
     def policy_stages(self) -> list[str]:
-        return self.stages("pretrain", "sft", "ppo")
+        return self.stages(*POLICIES)
 
     def report_data(self, stage: str, records: str, report: LengthReport) -> None:
         """Prints what became of a stage's records, and keeps it in data_report.json with the files read so far.
@@ -205,7 +206,8 @@ class Run:
         section = self.config[stage]
         if section.get("init") and section.init not in self.config.stages:
             self._check_init(stage)
-        if section.get("reward") and section.reward not in self.config:
+        reads_text = section.kind in ("collect", "best_of_n")  # another run's reward model will do
+        if section.get("reward") and section.reward not in self.config and not (reads_text and is_run(section.reward)):
             self._check_folder(section.reward, self.shape(section.reward), "scalar")
 
     def _check_init(self, stage: str) -> str:
@@ -315,6 +317,11 @@ def start(
             run.workdir = folder
             with jax.set_mesh(run.mesh):
                 yield run
+
+
+def is_run(path) -> bool:
+    """Whether a folder is the work directory of a run (a released model's has a config.json too)."""
+    return (pathlib.Path(path) / "overrides.json").is_file()
 
 
 def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:

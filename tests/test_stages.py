@@ -16,7 +16,7 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, collect, loop, model, pipeline, ppo_stage, pretrain, reward_model, sft, sharding, supervised, train
+from rlhf_jax import checkpoint, collect, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations
 from rlhf_jax.data.loader import Loader, take
@@ -149,7 +149,7 @@ def test_one_of_the_completions_of_a_prompt_was_sampled_for_another(whole):
 
 def test_demonstrations_average_0_by_the_stored_reward_model(whole):
     run = run_lib.open_run(whole)
-    rows = reward_model._fitting(run, run.corpus.demonstrations("train"))
+    rows = rankings.fitting(run, run.corpus.demonstrations("train"))
     scores = reward_model.Scorer(run)([Prompt(row.prompt, row.row) for row in rows], [r.completion for r in rows], [True] * len(rows))
     assert np.std(scores) > 1e-3 and abs(scores.mean()) < 1e-5
     unbiased = read_json(whole / "reward_model" / "evaluation.json")["demonstration_mean_before_bias"]

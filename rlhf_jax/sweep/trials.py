@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, hosts, loop, optim, ppo, ppo_stage, pretrain, progress, reward_model, sft, sharding
+from rlhf_jax import dpo, generate, hosts, loop, optim, ppo, ppo_stage, pretrain, progress, reward_model, sft, sharding
 from rlhf_jax import supervised, train
 from rlhf_jax.files import read_if_there, write_json
 from rlhf_jax.run import Run
@@ -28,6 +28,7 @@ TRAINED = {
     "pretrain": pretrain.training_of,
     "sft": sft.training_of,
     "reward_model": reward_model.training_of,
+    "dpo": dpo.training_of,
     "ppo": ppo_stage.training_of,
 }
 _TRIALS = "trials"  # the axis of vmap
