@@ -74,18 +74,21 @@ class Account:
 
     An error ends the arm, not the sweep: it is recorded and goes no further. Only an interrupt does.
 
+    Args:
+      most_attempts: that end without a word.
+
     Attributes:
       given_up: the arm was killed too often to be tried again; there is nothing to do.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self._path = folder / "arm.json"
+    def __init__(self, folder: pathlib.Path, most_attempts: float = MOST_ATTEMPTS):
+        self._path, self._most_attempts = folder / "arm.json", most_attempts
 
     def __enter__(self):
         before = self._before = hosts.on_first(self._open)
         killed = before.get("status") == "running"
         self._attempts = before.get("attempts", 0) + 1
-        self.given_up = killed and self._attempts > MOST_ATTEMPTS
+        self.given_up = killed and self._attempts > self._most_attempts
         if self.given_up:
             self._write("failed", f"killed {self._attempts - 1} times without a word, as when memory runs out")
             return self
