@@ -22,7 +22,7 @@ LAYERS = (
     {"reward_model", "evaluate", "optimum", "bench", "plan"},
     {"report", "chat"},
     {"pipeline"},
-    {"sweep"},
+    {"job", "sweep"},
     {"main"},
 )
 # Statistics are arithmetic on arrays, wherever they are needed; SFT may select by a reward model.
