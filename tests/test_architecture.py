@@ -23,7 +23,7 @@ LAYERS = (
     {"reward_model", "dpo", "evaluate", "optimum", "plan"},
     {"report", "chat"},
     {"pipeline"},
-    {"sweep"},
+    {"job", "sweep"},
     {"main", "bench"},
 )
 # Statistics are arithmetic on arrays, wherever they are needed; SFT may select by a reward model.

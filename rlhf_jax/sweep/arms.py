@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.report.spec import Declared
+from rlhf_jax.files import read_json
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120
@@ -128,9 +129,28 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
         "commit": commit(),
         "overrides": overrides,
         "config": json.loads(json.dumps(config.to_dict())),
-        "arms": [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms],
+        "arms": json.loads(json.dumps(
+            [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms]
+        )),
         **experiment.declared.to_json(),
-    }
+    }  # fmt: skip
+
+
+def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDict, chosen: Sequence[Arm]) -> None:
+    """That these arms are still those of path/sweep.json, which was written when they were submitted.
+
+    Raises:
+      InputError: the experiment file or the command line has changed since.
+    """
+    known = read_json(path / "sweep.json")
+    now = describe(experiment, config, {})
+    arms = {arm["number"]: arm for arm in known["arms"]}
+    for arm in chosen:
+        if now["config"] != known["config"] or arms.get(arm.number) != now["arms"][arm.number]:
+            raise InputError(
+                f"arm {arm.number} is another one than when {path / 'sweep.json'} was written: {experiment.path} has "
+                "changed since; submit the sweep again"
+            )
 
 
 def commit() -> str | None:

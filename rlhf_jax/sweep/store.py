@@ -13,7 +13,6 @@ so of several equal stages the one with the same judges is taken, and otherwise 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, write_json
+from rlhf_jax.files import lock, read_if_there, write_json
 from rlhf_jax.progress import Stopped
 from rlhf_jax.run import Run
 
@@ -67,6 +66,11 @@ def _judges(config: ConfigDict, found: dict[str, str]) -> str:
     rewards = [(stage, found[stage]) for stage, kind in kinds.items() if kind == "reward_model"]
     references = [found[stage] for stage, kind in kinds.items() if kind == "sft"]
     return _digest([rewards, references[:1]])
+
+
+def held(path: pathlib.Path, identity: str) -> bool:
+    """Whether the store in `path` has a stage of this identity, by whomever it was judged."""
+    return any((path / identity).glob("*.json"))
 
 
 class Store:
@@ -180,24 +184,22 @@ class Store:
     @contextlib.contextmanager
     def _alone(self, identity: str, run: Run, stage: str):
         with contextlib.ExitStack() as stack:
-            if hosts.is_first():
-                lock = stack.enter_context(open(self.path / f"{identity}.lock", "w"))
-                _wait_for(lock, run, stage)
+            files = []
+
+            def take() -> bool:
+                if not files:
+                    files.append(stack.enter_context(open(self.path / f"{identity}.lock", "w")))
+                return lock(files[0])
+
+            stop, told = hosts.Stop(run.interrupt.asked), False
+            while not hosts.on_first(take):  # the others do not wait in one long call, which would time out
+                if not told:
+                    print(f"{stage}: waits for the arm that is computing it", flush=True)
+                    told = True
+                if signal := stop.agreed(wait=True):
+                    raise Stopped(stage, 0, signal)
+                time.sleep(1.0)
             yield
-
-
-def _wait_for(lock, run: Run, stage: str) -> None:
-    told = False
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not told:
-                print(f"{stage}: waits for the arm that is computing it", flush=True)
-                told = True
-            if signal := run.interrupt.asked():
-                raise Stopped(stage, 0, signal)
-            time.sleep(1.0)
 
 
 def _forget_judges(folder: pathlib.Path) -> None:
