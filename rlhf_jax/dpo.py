@@ -83,6 +83,11 @@ def check(run: Run, stage: str) -> None:
 
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] from its init, which is the reference too, and writes the policy's parameters."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
     check(run, stage)
     section = run.config[stage]
     rows = rankings.load(run, stage, "train")
@@ -96,18 +101,18 @@ def run_stage(run: Run, stage: str) -> None:
     held_out = held_out and with_reference(run, stage, start, prepare(run, stage, held_out)[0])
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
-    state = supervised.fit(
+    return supervised.Training(
         run,
         stage,
-        start,
+        functools.partial(run.start_params, stage),
         loss_of(run, stage),
         loader,
         loader.steps(section.epochs),
+        finish=lambda state: checkpoint.save_params(run.folder(stage) / "params", state.params),
         live={"loss": "loss", "accuracy": "accuracy", "held-out": "valid/accuracy"},
         validate=functools.partial(_validate, run, stage, held_out) if held_out else None,
         validate_every=loader.steps(section.validate_epochs),
     )
-    checkpoint.save_params(run.folder(stage) / "params", state.params)
 
 
 def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences, LengthReport]:

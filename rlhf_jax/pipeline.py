@@ -19,7 +19,7 @@ KINDS = {
     "ppo": ppo_stage.run_stage,
     "best_of_n": best_of_n_stage.run_stage,
 }
-CHECKS = {"dpo": dpo.check, "ppo": ppo_stage.check, "best_of_n": best_of_n_stage.check}  # the others: supervised.check
+_CHECKS = {"dpo": dpo.check, "ppo": ppo_stage.check, "best_of_n": best_of_n_stage.check}  # of others: supervised.check
 
 
 def run_stages(config, path: str, overrides: dict | None = None, store=None) -> None:
@@ -78,6 +78,6 @@ def check(run: run_lib.Run) -> None:
     """What a later stage would refuse is said before hours of the earlier ones."""
     for stage in run.config.stages:
         if not run.done(stage):
-            CHECKS.get(run.config[stage].kind, supervised.check)(run, stage)
+            _CHECKS.get(run.config[stage].kind, supervised.check)(run, stage)
             run.check_released(stage)
     sharding.check_parts("evaluate.batch_size", run.config.evaluate.batch_size, 1, run.mesh)

@@ -5,13 +5,14 @@ of a prompt one element of the batch, one epoch; afterwards a bias so that demon
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, generate, hosts, losses, model, ppo, rankings, sharding, supervised
+from rlhf_jax import checkpoint, generate, hosts, losses, model, ppo, rankings, sharding, supervised, train
 from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts, pack_rankings
 from rlhf_jax.data.loader import Loader, in_order, take
 from rlhf_jax.data.records import Prompt, Ranking
@@ -112,6 +113,11 @@ def shorten(examples: Comparisons, length: int, stage: str) -> tuple[Comparisons
 
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage], sets the bias, evaluates on validation rankings."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
     section = run.config[stage]
     loss_fn = loss_of(run, stage)
     rows = rankings.load(run, stage, "train")
@@ -134,16 +140,20 @@ def run_stage(run: Run, stage: str) -> None:
     shape = run.shape(stage)
     if section.packed and shape.attention == "splash":  # it cannot let all completions see the prompt
         shape = dataclasses.replace(shape, attention="xla")
-    state = supervised.fit(
+    return supervised.Training(
         run,
         stage,
-        run.with_scalar_head(shape, run.start_params(stage), run.key(stage, "head")),
+        lambda: run.with_scalar_head(shape, run.start_params(stage), run.key(stage, "head")),
         loss_fn,
         loader,
         loader.steps(section.epochs),
+        functools.partial(_finish, run, stage, rated),
         head="scalar",
         live={"loss": "loss", "accuracy": "accuracy"},
     )
+
+
+def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
     scorer = Scorer(run, stage, state.params)
     demonstrations = rankings.fitting(run, run.corpus.demonstrations("train"))
     prompts = [Prompt(row.prompt, row.row) for row in demonstrations]

@@ -295,17 +295,24 @@ def _as_released(folder: pathlib.Path, shape: TransformerConfig) -> TransformerC
 
 
 @contextlib.contextmanager
-def start(config: ConfigDict, path: str, overrides: dict | None = None, corpora: dict | None = None):
+def start(
+    config: ConfigDict,
+    path: str,
+    overrides: dict | None = None,
+    corpora: dict | None = None,
+    interrupt: progress.Interrupt | None = None,
+):
     """Opens or makes the work directory of a run, locked, and yields the Run.
 
     Args:
       corpora: where runs of one process that read the same data share them; filled here.
+      interrupt: that of runs that are open at the same time, entered by the caller; by default the run has its own.
     """
     config = shapes.filled(config)
     plain = config.to_dict()
     defaults = defaults_like(config).to_dict()
     with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults) as folder:
-        with progress.Interrupt() as interrupt:
+        with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder
             with jax.set_mesh(run.mesh):

@@ -8,13 +8,13 @@ The methods of `Workdir` are for all processes of a job to call, and act on the 
 
 import collections.abc
 import datetime
-import fcntl
 import json
 import os
 import pathlib
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import lock as lock_file
 from rlhf_jax.files import read_if_there, read_json, write_json
 
 _SHOWN_DIFFERENCES = 8
@@ -125,15 +125,13 @@ def _lock(path):
     except OSError as error:
         raise InputError(
             f"the work directory {path} is not writable: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock_file(lock):
         lock.seek(0)
         owner = lock.read().strip()
         lock.close()
         raise InUse(
             f"the work directory {path} is in use by process {owner or '(unknown)'}: wait until "
-            "it ends, stop it, or give another directory") from error
+            "it ends, stop it, or give another directory")
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

@@ -20,12 +20,12 @@ LAYERS = (
     {"pretrain"},
     {"sft", "collect", "ppo_stage"},
     {"rankings"},
-    {"reward_model", "dpo", "evaluate", "optimum", "bench", "plan"},
+    {"reward_model", "dpo", "evaluate", "optimum", "plan"},
     {"best_of_n_stage"},
     {"report", "chat"},
     {"pipeline"},
-    {"sweep"},
-    {"main"},
+    {"job", "sweep"},
+    {"main", "bench"},
 )
 # Statistics are arithmetic on arrays, wherever they are needed; SFT may select by a reward model.
 ALLOWED = {("sft", "reward_model"), ("collect", "reward_model"), ("reward_model", "evaluate"), ("data", "evaluate")}
