@@ -36,7 +36,7 @@ def get_config():
     config.dpo.update(rankings="collect", label_smoothing=0.1, validate_epochs=0.5)
     config.best_of_n.update(samples=5, batch_size=16, judges=("taught",))
     config.best_by_taught = best_of_n_config()
-    config.best_by_taught.update(reward="taught", samples=3, batch_size=16)
+    config.best_by_taught.update(reward="taught", samples=3, pool="best_of_n")
     return config
 
 
@@ -87,6 +87,15 @@ def test_every_comparator_is_evaluated_as_a_policy(whole):
     assert all(name in (whole / "report.md").read_text() for name in ("DPO", "best of n"))
 
 
+def test_a_pool_is_the_same_samples_scored_by_another(whole):
+    rows, ours = ([row for path in sorted((whole / stage / "candidates").iterdir()) for row in rows_of(path)]
+                  for stage in ("best_of_n", "best_by_taught"))  # fmt: skip
+    assert len(ours) == 8 * 3 and len(rows) == 8 * 5
+    assert [(row["index"], row["completion"]) for row in ours] == [(row["index"], row["completion"]) for row in rows[: 8 * 3]]
+    assert [row["score"] for row in ours] == pytest.approx([row["scores"]["taught"] for row in rows[: 8 * 3]], rel=1e-5)
+    assert {tuple(row["scores"]) for row in ours} == {("taught",)}
+
+
 def test_best_of_n_chooses_the_sample_that_its_reward_model_likes_best(whole):
     run = run_lib.open_run(whole)
     for stage, reward, count in (("best_of_n", "reward_model", 5), ("best_by_taught", "taught", 3)):
@@ -110,6 +119,14 @@ def test_best_of_n_chooses_the_sample_that_its_reward_model_likes_best(whole):
         for name, column in ((f"score/{reward}", "score"), ("gold/total", "gold"), *((name, name) for name in judges)):
             assert estimates[name]["value"] == pytest.approx(facts["curve"][-1][column]["value"])
         assert set(facts["curve"][0]) == {"n", "kl", "score", "gold", *judges}
+        plain = rows_of(whole / stage / "curve.jsonl")
+        assert plain[-1]["gold_gain"] == facts["curve"][-1]["gold"]["value"] - facts["curve"][0]["gold"]["value"]
+        kl, gain = (np.array([row[name] for row in plain]) for name in ("kl", "score_gain"))
+        law = evaluation["law"]["score"]
+        d = np.sqrt(kl)
+        left = lambda alpha, beta: np.sum((gain - d * (alpha - beta * d)) ** 2)
+        assert left(law["alpha"], law["beta"]) < min(left(law["alpha"] + 0.01, law["beta"]), left(law["alpha"], law["beta"] + 0.01))
+        assert evaluation["deviation"]["score"] == pytest.approx(np.std([row["score"] for row in rows]))
         assert facts["curve"][0]["score"]["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
 
 
@@ -201,6 +218,8 @@ def test_best_of_n_goes_on_where_it_was_stopped(whole, tmp_path):
         ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be at least 0 and below 0.5"),
         ({"best_of_n.samples": 0}, "best_of_n.samples=0 must be at least 1"),
         ({"best_of_n.temperature": 0.0}, "best_of_n.temperature=0.0 must be above 0"),
+        ({"best_by_taught.pool": "dpo"}, "best_by_taught.pool='dpo' is no best_of_n stage"),
+        ({"best_by_taught.samples": 6}, "init and temperature must be the same, and samples at most 5"),
     ],
 )
 def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message):
