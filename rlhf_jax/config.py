@@ -186,6 +186,7 @@ def _trained(**fields) -> ConfigDict:
 def pretrain_config() -> ConfigDict:
     return _trained(
         kind="pretrain",
+        model=ConfigDict(),  # fields of config.model that differ: the base of a reward model of another size
         length=2048,
         batch_size=256,
         steps=10_000,

@@ -446,3 +446,18 @@ def test_held_out_text_is_bounded(whole):
         run.config.evaluate.document_rows = 3
         some = run.held_out_documents(20).tokens
     assert 1 < len(some) <= 3 < len(everything) and np.array_equal(some, everything[:: -(-len(everything) // 3)])
+
+
+def test_a_smaller_reward_model_starts_from_a_base_of_its_own_size(whole, tmp_path):
+    """That base is no policy of the run: it is not evaluated as one."""
+    config = toy_config()
+    config.small_base = config.pretrain.copy_and_resolve_references()
+    config.small_base.model.embed_dim = config.reward_model.model.embed_dim = 16
+    config.reward_model.init = "small_base"
+    config.stages = ("pretrain", "sft", "collect", "small_base", "reward_model")
+    path = copy_until(whole, tmp_path / "run", "reward_model", config)
+    pipeline.run_stages(config, path)
+    assert (path / "small_base" / "done.json").exists() and not (path / "small_base" / "evaluation.json").exists()
+    assert read_json(path / "sft" / "evaluation.json")["estimates"]["score"] is not None
+    with run_lib.start(config, path) as run:
+        assert run.load_params("reward_model", "scalar")["embedding"].shape[-1] == 16
