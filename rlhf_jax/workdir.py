@@ -72,7 +72,7 @@ class Workdir:
         config = json.loads(json.dumps(config))  # tuples become lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            _refuse_other_config(self.path, read_json(file), config, ignore)
+            refuse_other_config(self.path, read_json(file), config, ignore)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 
@@ -136,7 +136,8 @@ def _lock(path):
     return lock
 
 
-def _refuse_other_config(path, old, new, ignore):
+def refuse_other_config(path, old, new, ignore) -> None:
+    """Raises InputError where two configs (as in config.json) differ in other fields than those to ignore."""
     old, new = dict(_flatten(old)), dict(_flatten(new))
     differences = [
         f"{name} was {_show(old, name)} and is now {_show(new, name)}"

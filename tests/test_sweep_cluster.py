@@ -79,7 +79,7 @@ def test_numbers_are_written_as_sbatch_reads_them():
 
 
 def submit(path, chosen, flags=("--config=experiments/quickstart.py", "--", "--submitted"), **options):
-    cluster.submit(chosen, path, path / "stages", {"arms": []}, list(flags), ["--gpus=0"], **options)
+    cluster.submit(chosen, path, path / "stages", {"config": {"seed": 0}}, list(flags), ["--gpus=0"], **options)
 
 
 def arrays(tools) -> list[tuple[str, str | None]]:
@@ -99,7 +99,7 @@ def test_only_what_is_missing_and_not_queued_is_submitted(tools, tmp_path, capsy
     assert "--dependency=afterany:FIRST" in capsys.readouterr().out
     submit(path, chosen)
     assert arrays(tools) == [("0-1", None), ("2-5", "afterany:41")]
-    assert read_json(path / "sweep.json") == {"arms": []}
+    assert read_json(path / "sweep.json") == {"config": {"seed": 0}}
     assert read_json(path / "slurm" / "jobs.json")["41"] == {"0": chosen[0].name, "1": chosen[1].name}
     assert "--submitted" in (tools / "submitted").read_text()
 
@@ -140,6 +140,20 @@ def test_a_job_runs_what_was_submitted_or_nothing(tmp_path):
         with pytest.raises(InputError, match="another one than when .* was written: figure.py has changed since"):
             whole = longer if found == longer[6:] else found
             arms.check_submitted(tmp_path, arms.Experiment("figure.py", "", whole, {}), config, found[:1])
+
+
+def test_arms_are_added_to_a_sweep_but_not_changed_under_it(tmp_path):
+    def described(config, settings):
+        return arms.describe(arms.Experiment("figure.py", "", arms.expand(config, settings), {}), config, {})
+
+    seeds, config = grid.sweep("seed", range(4)), toy_config()
+    arms.write(tmp_path / "new", described(config, seeds[:2]))
+    config.platform = "cpu"  # changes no result
+    arms.write(tmp_path / "new", described(config, seeds))
+    assert len(read_json(tmp_path / "new" / "sweep.json")["arms"]) == 4
+    config.sft.epochs = 9.0
+    with pytest.raises(InputError, match=r"sft.epochs was 2.0 and is now 9.0"):
+        arms.write(tmp_path / "new", described(config, seeds))
 
 
 # ---------------------------------------------------------------------------- arms that are killed

@@ -12,8 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhf_jax import run, workdir
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
+from rlhf_jax.files import read_if_there, read_json, write_json
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120
@@ -127,6 +128,22 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
             [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms]
         )),
     }  # fmt: skip
+
+
+def write(path: pathlib.Path, described: dict) -> None:
+    """Writes path/sweep.json, what `describe` gave. There may be more arms than before.
+
+    Raises:
+      InputError: it cannot be written, or the arms that are there have another config.
+    """
+    file = path / "sweep.json"
+    if before := read_if_there(file):
+        workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    write_json(file, described)
 
 
 def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDict, chosen: Sequence[Arm]) -> None:
