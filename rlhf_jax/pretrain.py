@@ -49,32 +49,37 @@ def _total_and_weight(config: TransformerConfig, params: dict, batch: Batch):
     return loss.total, loss.weight
 
 
-def mean_loss(run: Run, params: dict, examples: Batch, batch_size: int) -> float:
-    """Mean loss of many rows in nats per token, without dropout."""
+def mean_loss(run: Run, stage: str, params: dict, examples: Batch, batch_size: int) -> float:
+    """Mean loss of many rows in nats per token under a stage's model, without dropout."""
     batches = (sharding.put_batch(batch, run.mesh) for batch in in_order(examples, batch_size))
-    sums = [_total_and_weight(run.model, params, batch) for batch in batches]
+    sums = [_total_and_weight(run.shape(stage), params, batch) for batch in batches]
     total, weight = (sum(float(x) for x in column) for column in zip(*sums))
     return total / weight
 
 
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] and writes its parameters."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
     section = run.config[stage]
     examples, report, mixture = run.packed_documents("train", section.length)
     run.report_data(stage, "documents", report)
     run.report_epochs(stage, "documents", mixture, section.steps * section.batch_size)
-    held_out, *_ = run.packed_documents("valid", section.length)
+    held_out = run.held_out_documents(section.length)
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
-    state = supervised.fit(
+    return supervised.Training(
         run,
         stage,
-        run.start_params(stage),
+        functools.partial(run.start_params, stage),
         loss_of(run, stage),
         loader,
         section.steps,
+        finish=lambda state: checkpoint.save_params(run.folder(stage) / "params", state.params),
         live={"loss": "loss", "held-out": "valid/loss"},
-        validate=lambda state, _: {"valid/loss": mean_loss(run, state.params, held_out, section.batch_size)},
+        validate=lambda state, _: {"valid/loss": mean_loss(run, stage, state.params, held_out, section.batch_size)},
         validate_every=section.validate_every,
     )
-    checkpoint.save_params(run.folder(stage) / "params", state.params)

@@ -45,6 +45,11 @@ class MixedLoader:
 
 def run_stage(run: Run, stage: str) -> None:
     """Fine-tunes config[stage]; keeps the weights of the best validation."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
     section = run.config[stage]
     length = run.config.prompt_length + run.config.completion_length
     batch = functools.partial(
@@ -75,22 +80,25 @@ def run_stage(run: Run, stage: str) -> None:
     selection = Selection(run, stage)
 
     def validate(state, done):
-        loss = mean_loss(run, state.params, held_out, section.batch_size)
+        loss = mean_loss(run, stage, state.params, held_out, section.batch_size)
         return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
 
-    supervised.fit(
+    def finish(_):
+        chosen = selection.chosen()
+        print(f"{stage}: the weights of step {chosen['step']} are kept, validation {chosen['by']} {chosen['value']:.4g}")
+
+    return supervised.Training(
         run,
         stage,
-        run.start_params(stage),
+        functools.partial(run.start_params, stage),
         loss_of(run, stage),
         loader,
         total,
+        finish,
         live={"loss": "loss", "held-out": "valid/loss"},
         validate=validate,
         validate_every=validate_every,
     )
-    chosen = selection.chosen()
-    print(f"{stage}: the weights of step {chosen['step']} are kept, validation {chosen['by']} {chosen['value']:.4g}")
 
 
 class Selection:

@@ -34,6 +34,8 @@ class Workdir:
       config: the run's whole config, nested mappings of JSON values (`ConfigDict.to_dict()`).
       overrides: what was given on the command line, kept beside it for people.
       ignore: dotted prefixes of config fields that may change between runs of one directory.
+      defaults: the config's defaults: a field that an older version did not have is no difference
+        where it has its default.
 
     Raises:
       InputError: the path is a file or not writable; another live process works in it; it holds
@@ -41,18 +43,18 @@ class Workdir:
         bucket's URL; or not all processes of the job see it.
     """
 
-    def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = ()):
+    def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = (), defaults=None):
         if "://" in str(path):
             raise InputError(f"the work directory {path} is a URL: mount the bucket (gcsfuse for "
                              "gs://) and give the folder where it is mounted")
         self.path = pathlib.Path(path)
         self._lock = None
-        hosts.on_first(self._open, config, overrides or {}, ignore)
+        hosts.on_first(self._open, config, overrides or {}, ignore, defaults or {})
         if not (self.path / "config.json").exists():
             raise InputError(f"the work directory {self.path} is not the same folder on every host "
                              f"({hosts.describe()} does not find its config.json): give a shared one")
 
-    def _open(self, config, overrides, ignore):
+    def _open(self, config, overrides, ignore, defaults):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -63,16 +65,16 @@ class Workdir:
                 f"cannot make the work directory {self.path}: {error.strerror}") from error
         self._lock = _lock(self.path)
         try:
-            self._adopt(config, overrides, ignore)
+            self._adopt(config, overrides, ignore, defaults)
         except BaseException:
             self.close()
             raise
 
-    def _adopt(self, config, overrides, ignore):
-        config = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    def _adopt(self, config, overrides, ignore, defaults):
+        config, defaults = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            refuse_other_config(self.path, read_json(file), config, ignore)
+            refuse_other_config(self.path, read_json(file), config, ignore, defaults)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 
@@ -136,9 +138,13 @@ def _lock(path):
     return lock
 
 
-def refuse_other_config(path, old, new, ignore) -> None:
-    """Raises InputError where two configs (as in config.json) differ in other fields than those to ignore."""
-    old, new = dict(_flatten(old)), dict(_flatten(new))
+def refuse_other_config(path, old, new, ignore, defaults) -> None:
+    """Raises InputError where two configs (as in config.json) differ in other fields than those to ignore.
+
+    A field that the old one does not know counts as having been what it is in `defaults`.
+    """
+    old, new, defaults = (dict(_flatten(config)) for config in (old, new, defaults))
+    old |= {name: value for name, value in defaults.items() if name in new and name not in old}
     differences = [
         f"{name} was {_show(old, name)} and is now {_show(new, name)}"
         for name in sorted(old.keys() | new.keys())

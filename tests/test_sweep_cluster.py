@@ -3,6 +3,7 @@
 Stand-ins for sbatch, squeue and sacct; a real Slurm: test_launch_slurm.py.
 """
 
+import json
 import os
 import signal
 
@@ -11,10 +12,12 @@ import pytest
 from rlhf_jax import progress
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_json, write_json
+from rlhf_jax.report.spec import Declared
 from rlhf_jax.sweep import arms, cluster, grid, sequential, slurm
 from rlhf_jax.sweep.store import identities
 from toy import get_config as toy_config
 
+DESCRIBED = {"config": json.loads(json.dumps(toy_config().to_dict()))}
 # Each prints what the test wrote into the file of its name.
 SBATCH = """#!/bin/sh
 echo "$*" >> $CLUSTER/submitted
@@ -79,7 +82,7 @@ def test_numbers_are_written_as_sbatch_reads_them():
 
 
 def submit(path, chosen, flags=("--config=experiments/quickstart.py", "--", "--submitted"), **options):
-    cluster.submit(chosen, path, path / "stages", {"config": {"seed": 0}}, list(flags), ["--gpus=0"], **options)
+    cluster.submit(chosen, path, path / "stages", DESCRIBED, list(flags), ["--gpus=0"], **options)
 
 
 def arrays(tools) -> list[tuple[str, str | None]]:
@@ -99,7 +102,7 @@ def test_only_what_is_missing_and_not_queued_is_submitted(tools, tmp_path, capsy
     assert "--dependency=afterany:FIRST" in capsys.readouterr().out
     submit(path, chosen)
     assert arrays(tools) == [("0-1", None), ("2-5", "afterany:41")]
-    assert read_json(path / "sweep.json") == {"config": {"seed": 0}}
+    assert read_json(path / "sweep.json") == DESCRIBED
     assert read_json(path / "slurm" / "jobs.json")["41"] == {"0": chosen[0].name, "1": chosen[1].name}
     assert "--submitted" in (tools / "submitted").read_text()
 
@@ -128,23 +131,23 @@ def test_a_script_or_a_slurm_that_refuses_is_a_sentence(tools, tmp_path):
 
 def test_a_job_runs_what_was_submitted_or_nothing(tmp_path):
     chosen = made()
-    experiment = arms.Experiment("figure.py", "", chosen, {})
+    experiment = arms.Experiment("figure.py", "", chosen, Declared())
     write_json(tmp_path / "sweep.json", arms.describe(experiment, toy_config(), {}))
     arms.check_submitted(tmp_path, experiment, toy_config(), chosen)
     longer = arms.expand(toy_config(), [*[arm.overrides for arm in chosen], {"ppo_ptx.ptx_coef": 9.0, "seed": 0}])
-    arms.check_submitted(tmp_path, arms.Experiment("figure.py", "", longer, {}), toy_config(), longer[:6])
+    arms.check_submitted(tmp_path, arms.Experiment("figure.py", "", longer, Declared()), toy_config(), longer[:6])
     turned = arms.expand(toy_config(), [arm.overrides for arm in reversed(chosen)])
     other = toy_config()
     other.sft.epochs = 9.0
     for found, config in ((turned, toy_config()), (longer[6:], toy_config()), (chosen, other)):
         with pytest.raises(InputError, match="another one than when .* was written: figure.py has changed since"):
             whole = longer if found == longer[6:] else found
-            arms.check_submitted(tmp_path, arms.Experiment("figure.py", "", whole, {}), config, found[:1])
+            arms.check_submitted(tmp_path, arms.Experiment("figure.py", "", whole, Declared()), config, found[:1])
 
 
 def test_arms_are_added_to_a_sweep_but_not_changed_under_it(tmp_path):
     def described(config, settings):
-        return arms.describe(arms.Experiment("figure.py", "", arms.expand(config, settings), {}), config, {})
+        return arms.describe(arms.Experiment("figure.py", "", arms.expand(config, settings), Declared()), config, {})
 
     seeds, config = grid.sweep("seed", range(4)), toy_config()
     arms.write(tmp_path / "new", described(config, seeds[:2]))
@@ -164,7 +167,7 @@ def test_what_slurm_killed_is_said_with_its_reason(tools, tmp_path):
     running = {"status": "running", "attempts": 1, "seconds": 5.0}
     for arm, job in zip(chosen, ["41_0", "41_1", "42_2", None]):
         record(tmp_path, arm, **running, job=job)
-    record(tmp_path, chosen[1], **running | {"attempts": 2, "job": "41_1", "reached": {}})
+    record(tmp_path, chosen[1], **running | {"attempts": 2, "job": "41_1", "reached": {}, "last_try": True})
     (tools / "squeue.txt").write_text("42 2 44\n")
     (tools / "sacct.txt").write_text("FAILED\nCOMPLETED\nOUT_OF_MEMORY\n")  # the job, its script, its program
     cluster.settle(chosen, tmp_path)

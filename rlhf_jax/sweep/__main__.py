@@ -10,6 +10,10 @@ The file has, beside get_config, a function sweep(h) that lists its arms:
 with h.sweep (values of a field), h.product, h.zipit (side by side) and h.chain (one after the other). Every arm
 is an ordinary run in WORKDIR/arms. The same command again does only what is missing.
 
+--runner=vectorized trains all arms of a small model as one program, spread over the devices: the same numbers to
+float tolerance, in a fraction of the time where one arm leaves an accelerator idle. Arms may be run by one runner
+and the next ones by the other.
+
     python -m rlhf_jax.sweep --runner=cluster --config=... --workdir=/shared/fig33 -- --gpus=1 --time=4:00:00
 
 submits the arms to Slurm, a job each; what follows the lone -- is for launch/slurm.sh. On several hosts, where
@@ -27,11 +31,15 @@ from rlhf_jax import job
 from rlhf_jax.errors import InputError
 
 flags.adopt_module_key_flags(job)
-_RUNNER = flags.DEFINE_enum("runner", "sequential", ["sequential", "cluster"], "Who runs the arms: this job one after another, or a job each on Slurm.")
+_RUNNER = flags.DEFINE_enum(
+    "runner", "sequential", ["sequential", "vectorized", "cluster"],
+    "Who runs the arms: this job one after another, or small models all at once, or a job each on Slurm.",
+)  # fmt: skip
 _STAGES = flags.DEFINE_string("stages", None, "Where arms share stages (WORKDIR/stages); sweeps that name one folder share it.")
 _ARMS = flags.DEFINE_string("arms", "", "Only these arms: 3:7 (3 to 6), 5, or 0,4,8:.")
 _LIST = flags.DEFINE_bool("list", False, "List the arms and what became of them, and stop.")
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Say what would be computed, and stop.")
+_AT_ONCE = flags.DEFINE_integer("trials_at_once", 0, "Vectorized: the most arms of a program, for want of memory; 0: all.", lower_bound=0)
 _RETRY = flags.DEFINE_bool("retry", False, "Run arms that failed again.")
 _SUBMITTED = flags.DEFINE_bool("submitted", False, "This is a job of --runner=cluster: WORKDIR/sweep.json says what it runs.")
 
@@ -65,7 +73,7 @@ def work(given: job.Job) -> int:
 
 def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: pathlib.Path) -> int:
     from rlhf_jax import hosts, report
-    from rlhf_jax.sweep import arms, cluster, listing, sequential
+    from rlhf_jax.sweep import arms, cluster, listing, sequential, vectorized
     from rlhf_jax.sweep.store import Store
 
     given.join()
@@ -74,8 +82,10 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
         hosts.on_first(arms.check_submitted, path, experiment, given.config, chosen)
     else:
         hosts.on_first(lambda: arms.write(path, arms.describe(experiment, given.config, given.overrides)))
-    runners = {"sequential": sequential.run}
-    runners[_RUNNER.value](chosen, path, store, _RETRY.value)
+    if _RUNNER.value == "vectorized":
+        vectorized.run(chosen, path, store, _RETRY.value, _AT_ONCE.value)
+    else:
+        sequential.run(chosen, path, store, _RETRY.value)
 
     def report_if_last() -> dict[str, str]:
         cluster.settle(experiment.arms, path)

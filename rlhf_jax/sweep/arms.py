@@ -13,8 +13,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import run, workdir
+from rlhf_jax.config import defaults_like
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_if_there, read_json, write_json
+from rlhf_jax.report.spec import Declared
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120
@@ -45,13 +47,13 @@ class Experiment:
       path: of the file.
       about: its docstring.
       arms: of its sweep.
-      declared: FIGURES, TABLES and CLAIMS, for the report.
+      declared: its figures, tables and claims, for the report.
     """
 
     path: str
     about: str
     arms: list[Arm]
-    declared: dict[str, Any]
+    declared: Declared
 
 
 def load(path: str, config: ConfigDict) -> Experiment:
@@ -62,7 +64,7 @@ def load(path: str, config: ConfigDict) -> Experiment:
       config: what get_config gave, with the overrides of the command line.
 
     Raises:
-      InputError: the file has no sweep, or one that does not fit the config.
+      InputError: the file has no sweep, or one that does not fit the config, or declares what the sweep cannot show.
     """
     file = path.partition(":")[0]
     spec = importlib.util.spec_from_file_location("rlhf_jax_experiment", file)
@@ -70,8 +72,13 @@ def load(path: str, config: ConfigDict) -> Experiment:
     spec.loader.exec_module(module)
     if not hasattr(module, "sweep"):
         raise InputError(f"{file} has no function sweep(h); see experiments/figures/ for examples")
-    declared = {name.lower(): getattr(module, name, ()) for name in ("FIGURES", "TABLES", "CLAIMS")}
-    return Experiment(path, module.__doc__ or "", expand(config, module.sweep(grid), file), declared)
+    arms = expand(config, module.sweep(grid), file)
+    declared = Declared.of(module)
+    try:
+        declared.check(config.to_dict(), [arm.overrides for arm in arms])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return Experiment(path, module.__doc__ or "", arms, declared)
 
 
 def expand(config: ConfigDict, settings: grid.Grid, source: str = "sweep") -> list[Arm]:
@@ -127,6 +134,7 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
         "arms": json.loads(json.dumps(
             [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms]
         )),
+        **experiment.declared.to_json(),
     }  # fmt: skip
 
 
@@ -138,7 +146,8 @@ def write(path: pathlib.Path, described: dict) -> None:
     """
     file = path / "sweep.json"
     if before := read_if_there(file):
-        workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS)
+        defaults = json.loads(json.dumps(defaults_like(ConfigDict(described["config"])).to_dict()))
+        workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS, defaults)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -104,10 +104,7 @@ def settle(arms: list[Arm], path: pathlib.Path) -> None:
     for file, job in running.items():
         record = read_if_there(file)  # again: until it left the queue, the job may have written
         if job not in queue and record["status"] == "running" and record["job"] == job:
-            too_often = (
-                record["attempts"] >= sequential.MOST_ATTEMPTS
-                and record.get("reached") == sequential.reached(file.parent)
-            )
+            too_often = record.get("last_try") and record.get("reached") == sequential.reached(file.parent)
             reason = sequential.killed(record["attempts"], job) + f"; job {job}"
             write_json(file, record | {"status": "failed" if too_often else "stopped", "reason": reason})
 

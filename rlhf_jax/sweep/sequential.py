@@ -1,7 +1,7 @@
 """Arms one after another in one process; what became of each is in its arm.json.
 
     {"status": "running" | "stopped" | "done" | "failed", "reason", "seconds", "cpu_seconds", "attempts", "reached",
-     "compilations", "hardware", "versions", "commit", "job", ...}
+     "last_try", "compilations", "hardware", "versions", "commit", "job", ...}
 
 An arm that failed stays failed: the same numbers would fail again. One that was stopped, or killed, is resumed;
 killed twice without a new checkpoint between, it counts as failed (a machine out of memory kills without a word).
@@ -86,19 +86,22 @@ class Account:
     An error ends the arm, not the sweep: it is recorded and goes no further. Only an interrupt does, and what
     ended one process of several.
 
+    Args:
+      most_attempts: that end without a word.
+
     Attributes:
       given_up: the arm was killed too often to be tried again; there is nothing to do.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self._path = folder / "arm.json"
+    def __init__(self, folder: pathlib.Path, most_attempts: float = MOST_ATTEMPTS):
+        self._path, self._most_attempts = folder / "arm.json", most_attempts
 
     def __enter__(self):
         before, self._reached = hosts.on_first(self._open)
         self._before = before
         saved_more = before.get("reached", self._reached) != self._reached
         self._attempts = 1 if saved_more else before.get("attempts", 0) + 1
-        self.given_up = before.get("status") == "running" and self._attempts > MOST_ATTEMPTS
+        self.given_up = before.get("status") == "running" and self._attempts > self._most_attempts
         if self.given_up:
             self._write("failed", killed(self._attempts - 1, before.get("job")))
             return self
@@ -153,7 +156,7 @@ class Account:
     def _write(self, status: str, reason: str | None = None, together: bool = True):
         facts = {
             "status": status, "reason": reason, "attempts": self._attempts, "reached": self._reached,
-            "host": socket.gethostname(), "job": slurm.this_job(),
+            "last_try": self._attempts >= self._most_attempts, "host": socket.gethostname(), "job": slurm.this_job(),
         }  # fmt: skip
         if not self.given_up:
             facts |= {
