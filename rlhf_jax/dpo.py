@@ -99,7 +99,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     examples = with_reference(run, stage, start, examples)
     held_out = rankings.load(run, stage, "valid")
     held_out = held_out and with_reference(run, stage, start, prepare(run, stage, held_out)[0])
-    loader = Loader(examples, section.batch_size, run.seed, name=stage)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     return supervised.Training(
         run,

@@ -7,12 +7,11 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import collect, dpo, pipeline, rankings, reward_model
+from rlhf_jax import best_of_n_stage, collect, dpo, pipeline, rankings, reward_model
 from rlhf_jax import run as run_lib
-from rlhf_jax.config import best_of_n_config, collect_config
+from rlhf_jax.config import best_of_n_config
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import best_of_n, policy
 from rlhf_jax.files import read_json
 from rlhf_jax.progress import Stopped
 from rlhf_jax.report.record import Record
@@ -29,8 +28,7 @@ def get_config():
     config.stages = ("sft", "collect", "reward_model", "feedback", "taught", "dpo", "best_of_n", "best_by_taught")
     config.sft.update(init="", pretrain_mix=0.0)
     config.collect.update(models=("sft@1.0", "sft@0.7"))
-    config.feedback = collect_config()
-    config.feedback.update(config.collect)
+    config.feedback = config.collect.copy_and_resolve_references()
     config.feedback.update(labeler="reward_model", reward="reward_model", held_out_group="")
     config.taught = config.reward_model.copy_and_resolve_references()
     config.taught.update(rankings="feedback", subset=":50%", epochs=1.0)
@@ -185,12 +183,12 @@ def test_best_of_n_goes_on_where_it_was_stopped(whole, tmp_path):
         key = run.key
         run.key = lambda *names: setattr(run.interrupt, "requested", 2) or key(*names)
         with pytest.raises(Stopped):
-            best_of_n.run_stage(run, "best_of_n")
+            best_of_n_stage.run_stage(run, "best_of_n")
         kept = sorted((path / "best_of_n" / "candidates").iterdir())
         assert [file.name for file in kept] == ["0000.jsonl"]
         run.key, run.interrupt.requested = key, 0
         before = kept[0].stat().st_mtime_ns
-        best_of_n.run_stage(run, "best_of_n")
+        best_of_n_stage.run_stage(run, "best_of_n")
     assert kept[0].stat().st_mtime_ns == before
     for name in ("best_of_n.json", "samples.jsonl", "evaluation.json"):
         assert (path / "best_of_n" / name).read_text() == (whole / "best_of_n" / name).read_text()
