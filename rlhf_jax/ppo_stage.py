@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import checkpoint, loop, model, optim, ppo, sharding, train
+from rlhf_jax import checkpoint, generate, loop, model, optim, ppo, sharding, train
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
@@ -23,29 +23,61 @@ def coefficients(section: ConfigDict) -> ppo.Coefficients:
     return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
 
 
+_CHOICES = {
+    "missing_eos": ("replace", "subtract", "none"),
+    "advantage": adv.ESTIMATORS,
+    "kl_in": ("reward", "loss"),
+    "kl_estimator": adv.KL_ESTIMATORS,
+    "value": ("separate", "shared"),
+    "value_init": ("reward", "policy", "random", "zero"),
+    "whiten_advantages": ("batch", "minibatch", "none"),
+}
+
+
 def programs_config(
-    shape: TransformerConfig, value_shape: TransformerConfig, eos_id: int, section: ConfigDict
+    shape: TransformerConfig, value_shape: TransformerConfig | None, eos_id: int, section: ConfigDict
 ) -> ppo.PPOConfig:
     """What shapes the programs of a policy and a value model of these shapes, checked.
 
+    Args:
+      value_shape: of no use where the section has no value model of its own.
+
     Raises:
-      InputError: sizes that do not divide, or an unknown missing-EOS rule.
+      InputError: sizes that do not divide, an unknown choice, or choices that do not go together.
     """
-    if section.missing_eos not in ("replace", "subtract", "none"):
-        raise InputError(
-            f"ppo.missing_eos='{section.missing_eos}' is unknown; it can be 'replace', 'subtract' or 'none'"
-        )
-    batch, minibatch, parts = section.batch_size, section.minibatch_size, section.microbatches
+    for field, choices in _CHOICES.items():
+        if section[field] not in choices:
+            *others, last = map(repr, choices)
+            raise InputError(f"ppo.{field}={section[field]!r} is unknown; it can be {', '.join(others)} or {last}")
+    batch, minibatch, parts, samples = (
+        section[name] for name in ("batch_size", "minibatch_size", "microbatches", "samples_per_prompt")
+    )
     if batch % minibatch or minibatch % parts:
         raise InputError(
             f"ppo batch_size={batch} must be a multiple of minibatch_size={minibatch}, and that of microbatches={parts}"
         )
+    if samples < 1 or batch % samples:
+        raise InputError(f"ppo batch_size={batch} must be a multiple of samples_per_prompt={samples}")
+    if section.advantage in adv.GROUPED and samples == 1:
+        raise InputError(
+            f"ppo.advantage='{section.advantage}' compares the completions of a prompt, and there is one: give "
+            "ppo.samples_per_prompt 2 or more"
+        )
+    if section.kl_in == "loss" and section.kl_estimator == "k1":
+        raise InputError(
+            "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3': the gradient of 'k1' is 0 in expectation"
+        )
     steps_per_iteration = section.ppo_epochs * (batch // minibatch)
     return ppo.PPOConfig(
         policy=shape,
-        value=value_shape,
+        value=value_shape if has_value_model(section) else None,
         eos_id=eos_id,
         missing_eos=section.missing_eos,
+        advantage=section.advantage,
+        samples_per_prompt=samples,
+        kl_in=section.kl_in,
+        kl_estimator=section.kl_estimator,
+        entropy_bonus=section.entropy_coef != 0.0,
         whiten_rewards=section.whiten_rewards,
         whiten_advantages=section.whiten_advantages,
         score_parts=batch // minibatch * parts,
@@ -57,6 +89,11 @@ def programs_config(
         warmup_from=section.warmup_from,
         final_fraction=section.final_fraction,
     )
+
+
+def has_value_model(section: ConfigDict) -> bool:
+    """Whether there is a value model of its own: not on the policy's trunk, and not without values."""
+    return section.advantage == "gae" and section.value == "separate"
 
 
 class Programs:
@@ -90,19 +127,20 @@ def _summarize(steps: list[dict]) -> dict:
     }
 
 
-def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool):
+def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool, judge=None):
     """One iteration: a rollout, its experience, and ppo_epochs x batch/minibatch optimizer steps.
 
     Args:
       state: PPOState, donated. frozen: (ref params, reward params). batch: Prompts.
       ptx_batch: optimizer step within the iteration -> Batch on the mesh, or None.
+      judge: Rollout -> metrics of it that no program makes, or None.
 
     Returns:
       (state, metrics): those of the experience, and the mean of the updates'.
     """
-    rollout = programs.sample(state.policy.params, batch, jax.random.fold_in(key, 0), section.temperature)
+    rollout = programs.sample(state.language_model, batch, jax.random.fold_in(key, 0), section.temperature)
     experience, metrics = programs.score(
-        state.policy.params, state.value.params, *frozen, rollout, state.kl_coef, coefs
+        state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs
     )
     minibatches = section.batch_size // section.minibatch_size
     steps = []
@@ -121,11 +159,13 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
         None if fixed_kl else coefs.kl_target,
         coefs.kl_horizon,
     )
+    if judge:  # now that the devices have their work
+        metrics |= judge(rollout)
     return state.replace(kl_coef=kl_coef), metrics
 
 
 def build(run: Run, stage: str):
-    """((policy, value parameters, kl_coef) -> PPOState, jitted; Programs) of config[stage].
+    """((policy, value parameters, kl_coef) -> PPOState, jitted; Programs) of config[stage]; see state_maker.
 
     Stages of one process that differ in Coefficients, kl_coef or seed alone get the same ones, compiled once.
     """
@@ -145,7 +185,7 @@ def build(run: Run, stage: str):
 @functools.lru_cache(maxsize=16)
 def _programs(config: ppo.PPOConfig, reward_fn: ppo.RewardFn, optimizers: tuple, sampler, mesh, rules: tuple):
     optimizers = tuple(map(optim.make_optimizer, optimizers))
-    make, shardings = state_maker(config.policy, config.value, mesh, dict(rules), optimizers)
+    make, shardings = state_maker(config, mesh, dict(rules), optimizers)
     return make, Programs(config, reward_fn, optimizers, shardings, sampler, mesh)
 
 
@@ -155,7 +195,7 @@ def optimizers_of(section: ConfigDict) -> tuple[optim.OptimizerConfig, optim.Opt
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for sizes that do not fit one another or the mesh; computes nothing."""
+    """Raises InputError for what does not fit together, or not the mesh; computes nothing."""
     section = run.config[stage]
     programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
     for field, rows in {
@@ -164,12 +204,23 @@ def check(run: Run, stage: str) -> None:
         **({"ptx_microbatches": ptx_rows(section)} if section.ptx_coef and section.ptx_ratio else {}),
     }.items():
         sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
+    if section.advantage == "gae" and section.value == "shared" and section.value_init == "reward":
+        widths = run.shape(section.reward).embed_dim, run.model.embed_dim
+        if widths[0] != widths[1]:
+            raise InputError(
+                f"{stage}.value='shared' with value_init='reward' takes the head of a reward model of width {widths[0]}, "
+                f"and the policy's is {widths[1]}; choose value_init='random' or 'zero'"
+            )
+    if section.log_gold and run.config.data.source != "world":
+        raise InputError(f"{stage}.log_gold: data.source='{run.config.data.source}' has no gold labeler; only 'world' has")
 
 
-def value_shape_of(run: Run, stage: str) -> TransformerConfig:
-    """The value model has the shape of what it starts from: the reward model, or the policy."""
+def value_shape_of(run: Run, stage: str) -> TransformerConfig | None:
+    """A value model of its own has the shape of what it starts from: the reward model, or the policy."""
     section = run.config[stage]
-    return run.model if section.value_init == "policy" else run.shape(section.reward)
+    if not has_value_model(section):
+        return None
+    return run.model if section.value_init in ("policy", "zero") else run.shape(section.reward)
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -180,19 +231,21 @@ def run_stage(run: Run, stage: str) -> None:
         run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
     )
     run.report_data(stage, "prompts", report)
-    loader = Loader(arrays, section.batch_size, run.seed, name="ppo")  # one name: arms see the same prompts
+    # One name: arms see the same prompts.
+    loader = Loader(arrays, section.batch_size // section.samples_per_prompt, run.seed, name="ppo")
     steps_per_iteration = section.ppo_epochs * (section.batch_size // section.minibatch_size)
     ptx_batch = _ptx_batches(run, stage)
 
     ref = run.start_params(stage)
     reward = run.load_params(section.reward, "scalar")
-    value = _value_params(run, stage, value_shape_of(run, stage), reward, ref)
+    value = _value_params(run, stage, reward, ref)
     state = make(ref, value, jnp.float32(section.kl_coef))
     compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
     frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
     del ref, reward, value  # or their float32 copies would lie on the devices for the whole stage
 
     coefs = coefficients(section)
+    gold = functools.partial(_gold_metrics, run) if section.log_gold else None
 
     def advance(state, iteration):
         first_step = iteration * steps_per_iteration
@@ -200,12 +253,13 @@ def run_stage(run: Run, stage: str) -> None:
             programs,
             state,
             frozen,
-            sharding.put_rows(functools.partial(loader.batch, iteration), section.batch_size, run.mesh),
+            prompts_of(loader, iteration, section, run.mesh),
             lambda step: ptx_batch(first_step + step),
             coefs,
             run.key("ppo", iteration),
             section,
             fixed_kl=section.kl_target is None,
+            judge=gold and functools.partial(gold, arrays.index[loader.rows(iteration)]),
         )
 
     state = loop.fit(
@@ -219,7 +273,29 @@ def run_stage(run: Run, stage: str) -> None:
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
     output = state.policy.ema_params if section.output == "ema" else state.policy.params
-    checkpoint.save_params(run.folder(stage) / "params", output)
+    checkpoint.save_params(run.folder(stage) / "params", model.without_scalar_head(output))
+
+
+def prompts_of(loader: Loader, iteration: int, section: ConfigDict, mesh):
+    """The Prompts of an iteration on the mesh, batch_size rows: each of the loader's samples_per_prompt times in a row."""
+    gather = lambda places: loader.batch(iteration, places // section.samples_per_prompt)
+    return sharding.put_rows(gather, section.batch_size, mesh)
+
+
+def _gold_metrics(run: Run, index: np.ndarray, rollout) -> dict[str, float]:
+    """What the gold labeler says of a rollout: the mean, and its standard error over prompts, which are the sample.
+
+    Args:
+      index: i32[X], which prompts; they have equally many rows each.
+    """
+    texts, finished = generate.texts(rollout, run.tokenizer)
+    records = run.corpus.prompts("train", "ppo")
+    samples = len(texts) // len(index)
+    rows = zip(np.repeat(index, samples), texts, finished)
+    totals = np.array([run.corpus.gold(records[i], text, ended).total for i, text, ended in rows])
+    means = totals.reshape(-1, samples).mean(axis=1)
+    error = {"objective/gold_sem": means.std(ddof=1) / np.sqrt(len(means))} if len(means) > 1 else {}
+    return {"objective/gold": means.mean(), **error}
 
 
 def _ptx_batches(run: Run, stage: str):
@@ -240,40 +316,54 @@ def ptx_rows(section: ConfigDict) -> int:
     return section.ptx_ratio * section.minibatch_size // section.ppo_epochs
 
 
-def _value_params(run: Run, stage: str, shape: TransformerConfig, reward: dict, policy: dict) -> dict:
-    choice = run.config[stage].value_init
-    if choice == "reward":
-        return reward
-    if choice == "random":
-        return run.init_params(f"{stage}/value", shape, head="scalar")
-    if choice == "policy":
-        return run.with_scalar_head(shape, policy, run.key(stage, "value"))
-    raise InputError(f"{stage}.value_init='{choice}' is unknown; it can be 'reward', 'policy' or 'random'")
+def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict | None:
+    """What the value starts from: a model of its own, a head for the policy's trunk, or None."""
+    section = run.config[stage]
+    if section.advantage != "gae":
+        return None
+    separate = section.value == "separate"
+    if section.value_init == "reward":
+        return reward if separate else model.scalar_head_of(reward)
+    if separate and section.value_init == "random":
+        return run.init_params(f"{stage}/value", value_shape_of(run, stage), head="scalar")
+    value = run.with_scalar_head(run.model, policy, run.key(stage, "value"))
+    if section.value_init == "zero":
+        value |= jax.tree.map(jnp.zeros_like, model.scalar_head_of(value))
+    return value if separate else model.scalar_head_of(value)
 
 
-def state_maker(shape: TransformerConfig, value_shape: TransformerConfig, mesh, rules, optimizers):
+def state_maker(config: ppo.PPOConfig, mesh, rules, optimizers):
     """((policy, value parameters, kl_coef) -> PPOState on the mesh, jitted; its shardings).
 
-    The parameters are copied, because states are donated.
+    The value parameters are those of a model of its own, of a scalar head for the policy's trunk, or None, as the
+    config needs. Parameters are copied, because states are donated.
 
     Args:
-      optimizers: optax transformations, of the policy and of the value model.
+      optimizers: optax transformations, of the policy (with a shared trunk, of the head too) and of the value model.
     """
+    shape, value_shape = config.policy, config.value
 
     def make(policy, value, kl_coef):
-        copy = functools.partial(jax.tree.map, jnp.copy)
+        policy, value = jax.tree.map(jnp.copy, (policy, value))
+        if config.shared_value:
+            policy, value = policy | value, None
         return ppo.PPOState(
-            train.init_state(copy(policy), optimizers[0], ema=True),
-            train.init_state(copy(value), optimizers[1]),
+            train.init_state(policy, optimizers[0], ema=True),
+            value and train.init_state(value, optimizers[1]),
             kl_coef,
         )
 
-    kl_coef = jax.ShapeDtypeStruct((), jnp.float32)
-    shapes = jax.eval_shape(make, model.param_shapes(shape), model.param_shapes(value_shape, "scalar"), kl_coef)
+    axes, value_axes, value = model.logical_axes(shape), None, None
+    if config.shared_value:
+        axes |= model.scalar_head_of(model.logical_axes(shape, "scalar"))
+        value = model.scalar_head_of(model.param_shapes(shape, "scalar"))
+    elif value_shape:
+        value_axes, value = model.logical_axes(value_shape, "scalar"), model.param_shapes(value_shape, "scalar")
+    shapes = jax.eval_shape(make, model.param_shapes(shape), value, jax.ShapeDtypeStruct((), jnp.float32))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     shardings = ppo.PPOState(
-        shard(shapes.policy, optimizers[0], model.logical_axes(shape, "lm")),
-        shard(shapes.value, optimizers[1], model.logical_axes(value_shape, "scalar")),
+        shard(shapes.policy, optimizers[0], axes),
+        shapes.value and shard(shapes.value, optimizers[1], value_axes),
         sharding.replicated(mesh),
     )
     return jax.jit(make, out_shardings=shardings), shardings

@@ -335,7 +335,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
         ({"sft.microbatches": 3}, "sft.microbatches: 8 rows in 3 parts do not divide over data x fsdp = 1 devices"),
         ({"ppo.sample_parts": 3}, "ppo.sample_parts: 8 rows in 3 parts do not divide"),
         ({"ppo.minibatch_size": 3}, "batch_size=8 must be a multiple of minibatch_size=3"),
-        ({"ppo.value_init": "zero"}, "ppo.value_init='zero' is unknown"),
+        ({"ppo.value_init": "sft"}, "ppo.value_init='sft' is unknown; it can be 'reward', 'policy', 'random' or 'zero'"),
         ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' is unknown; it can be 'replace', 'subtract' or 'none'"),
         ({"sft.select": "luck"}, "sft.select='luck' is unknown; it can be 'loss' or 'reward'"),
         ({"collect.borrowed": 4}, "collect: borrowed=4 must be below min_completions=4"),
