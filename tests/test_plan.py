@@ -257,6 +257,22 @@ def test_runs_and_tokens_of_every_program():
     )  # both models, the average and the frozen ones, always
 
 
+@pytest.mark.parametrize("options", [dict(advantage="rloo", samples_per_prompt=2), dict(value="shared")])
+def test_without_a_value_model_none_is_planned(options):
+    config = tensor_config()
+    config.ppo_ptx.update(options)
+    run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
+    found = {p.name: p for p in programs.of_stage(run, "ppo_ptx", DATA)}
+    for program in found.values():
+        groups = program.passed | program.resident
+        assert not [name for name in groups if name.startswith("value")]
+        if program.name != "sample":
+            assert ("scalar_kernel" in groups["policy parameters"]) == ("value" in options)
+    assert "scalar_kernel" not in found["sample"].passed["decode copy"]
+    assert (found["score"].work.tokens, found["update"].work.tokens) == (3 * 16 * 16, 8 * 16 + 16 * 16)
+    found["update"].lower()
+
+
 def test_totals_of_stages(planned):
     sft, stage = planned["programs"][0], planned["stages"][0]
     assert stage["petaflop_s_days"] == pytest.approx(10 * sft["flops"] / estimate.PETAFLOP_S_DAY)
