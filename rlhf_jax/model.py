@@ -364,6 +364,11 @@ def scalar_head_of(params: dict) -> dict:
     return {name: params[name] for name in _SCALAR_HEAD}
 
 
+def is_scalar_head(params: dict) -> bool:
+    """Whether there is nothing but a head."""
+    return params.keys() == set(_SCALAR_HEAD)
+
+
 def without_scalar_head(params: dict) -> dict:
     """The language model of a policy that carries a scalar head on its trunk; any other stays as it is."""
     return {name: value for name, value in params.items() if name not in _SCALAR_HEAD}

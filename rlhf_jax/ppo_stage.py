@@ -232,7 +232,7 @@ def run_stage(run: Run, stage: str) -> None:
     )
     run.report_data(stage, "prompts", report)
     # One name: arms see the same prompts.
-    loader = Loader(arrays, section.batch_size // section.samples_per_prompt, run.seed, name="ppo")
+    loader = Loader(arrays, section.batch_size, run.seed, name="ppo", copies=section.samples_per_prompt)
     steps_per_iteration = section.ppo_epochs * (section.batch_size // section.minibatch_size)
     ptx_batch = _ptx_batches(run, stage)
 
@@ -245,7 +245,7 @@ def run_stage(run: Run, stage: str) -> None:
     del ref, reward, value  # or their float32 copies would lie on the devices for the whole stage
 
     coefs = coefficients(section)
-    gold = functools.partial(_gold_metrics, run) if section.log_gold else None
+    gold = functools.partial(gold_metrics, run, section.samples_per_prompt) if section.log_gold else None
 
     def advance(state, iteration):
         first_step = iteration * steps_per_iteration
@@ -253,7 +253,7 @@ def run_stage(run: Run, stage: str) -> None:
             programs,
             state,
             frozen,
-            prompts_of(loader, iteration, section, run.mesh),
+            sharding.put_rows(functools.partial(loader.batch, iteration), section.batch_size, run.mesh),
             lambda step: ptx_batch(first_step + step),
             coefs,
             run.key("ppo", iteration),
@@ -276,22 +276,16 @@ def run_stage(run: Run, stage: str) -> None:
     checkpoint.save_params(run.folder(stage) / "params", model.without_scalar_head(output))
 
 
-def prompts_of(loader: Loader, iteration: int, section: ConfigDict, mesh):
-    """The Prompts of an iteration on the mesh, batch_size rows: each of the loader's samples_per_prompt times in a row."""
-    gather = lambda places: loader.batch(iteration, places // section.samples_per_prompt)
-    return sharding.put_rows(gather, section.batch_size, mesh)
-
-
-def _gold_metrics(run: Run, index: np.ndarray, rollout) -> dict[str, float]:
+def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str, float]:
     """What the gold labeler says of a rollout: the mean, and its standard error over prompts, which are the sample.
 
     Args:
-      index: i32[X], which prompts; they have equally many rows each.
+      samples: of a prompt; they are neighbours.
+      index: i32[B], which prompt each row has.
     """
     texts, finished = generate.texts(rollout, run.tokenizer)
     records = run.corpus.prompts("train", "ppo")
-    samples = len(texts) // len(index)
-    rows = zip(np.repeat(index, samples), texts, finished)
+    rows = zip(index, texts, finished)
     totals = np.array([run.corpus.gold(records[i], text, ended).total for i, text, ended in rows])
     means = totals.reshape(-1, samples).mean(axis=1)
     error = {"objective/gold_sem": means.std(ddof=1) / np.sqrt(len(means))} if len(means) > 1 else {}
@@ -332,33 +326,33 @@ def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict | No
     return value if separate else model.scalar_head_of(value)
 
 
-def state_maker(config: ppo.PPOConfig, mesh, rules, optimizers):
-    """((policy, value parameters, kl_coef) -> PPOState on the mesh, jitted; its shardings).
-
-    The value parameters are those of a model of its own, of a scalar head for the policy's trunk, or None, as the
-    config needs. Parameters are copied, because states are donated.
+def make_state(optimizers, policy: dict, value: dict | None, kl_coef: jax.Array) -> ppo.PPOState:
+    """A fresh state; the parameters are copied, because states are donated.
 
     Args:
       optimizers: optax transformations, of the policy (with a shared trunk, of the head too) and of the value model.
+      value: parameters of a model of its own, of a head for the policy's trunk alone, or None.
     """
+    policy, value = jax.tree.map(jnp.copy, (policy, value))
+    if value and model.is_scalar_head(value):
+        policy, value = policy | value, None
+    return ppo.PPOState(
+        train.init_state(policy, optimizers[0], ema=True),
+        value and train.init_state(value, optimizers[1]),
+        kl_coef,
+    )
+
+
+def state_maker(config: ppo.PPOConfig, mesh, rules, optimizers):
+    """((policy, value parameters, kl_coef) -> PPOState on the mesh, jitted; its shardings); see make_state."""
     shape, value_shape = config.policy, config.value
-
-    def make(policy, value, kl_coef):
-        policy, value = jax.tree.map(jnp.copy, (policy, value))
-        if config.shared_value:
-            policy, value = policy | value, None
-        return ppo.PPOState(
-            train.init_state(policy, optimizers[0], ema=True),
-            value and train.init_state(value, optimizers[1]),
-            kl_coef,
-        )
-
     axes, value_axes, value = model.logical_axes(shape), None, None
     if config.shared_value:
         axes |= model.scalar_head_of(model.logical_axes(shape, "scalar"))
         value = model.scalar_head_of(model.param_shapes(shape, "scalar"))
     elif value_shape:
         value_axes, value = model.logical_axes(value_shape, "scalar"), model.param_shapes(value_shape, "scalar")
+    make = functools.partial(make_state, optimizers)
     shapes = jax.eval_shape(make, model.param_shapes(shape), value, jax.ShapeDtypeStruct((), jnp.float32))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     shardings = ppo.PPOState(
