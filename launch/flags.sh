@@ -3,10 +3,11 @@
 # run and fail. Common flags:
 #   --config=FILE    the experiment, a path in this project; required
 #   --workdir=DIR    where the run lives: a place that every machine of the run sees; required
+#   --program=sweep  run rlhf_jax.sweep, every arm on all the machines, instead of rlhf_jax.main (main)
 #   --dry-run        print every command, run none
-#   --config.*, --data=DIR, --heartbeat_seconds=N    passed on to rlhf_jax.main
+#   --config.*, --data=DIR, --heartbeat_seconds=N    passed on to the program
 #   -- FLAGS         passed on unchecked
-dry_run="" config="" workdir="" program_flags=()
+dry_run="" config="" workdir="" program=main program_flags=()
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 fail() {
@@ -16,10 +17,12 @@ fail() {
 
 # Reads one flag that all scripts know; false for another one.
 common_flag() {
+  # shellcheck disable=SC2034  # what the scripts run
   case "$1" in
     --config=*) config="${1#*=}" ;;
     --workdir=*) workdir="${1#*=}" ;;
     --dry-run) dry_run=yes ;;
+    --program=main | --program=sweep) program="${1#*=}" ;;
     --config.* | --noconfig.* | --data=* | --heartbeat_seconds=*) program_flags+=("$1") ;;
     *) return 1 ;;
   esac
@@ -27,8 +30,8 @@ common_flag() {
 
 # unknown FLAG KNOWN...: stops; a typing error must not cost an hour in a queue.
 unknown() {
-  fail "unknown flag '$1'; the flags are ${*:2} --config --workdir --dry-run --config.* --data" \
-    "--heartbeat_seconds; what follows a lone -- is passed on unchecked"
+  fail "unknown flag '$1'; the flags are ${*:2} --config --workdir --program=main|sweep --dry-run" \
+    "--config.* --data --heartbeat_seconds; what follows a lone -- is passed on unchecked"
 }
 
 # need FLAG VALUE MEANING: stops where the flag was not given.
@@ -74,9 +77,9 @@ mounted() {
   done
 }
 
-# for_good CODE: true where running again cannot help (done, bad input, not finite).
+# for_good CODE: true where running again cannot help (done, bad input, not finite, arms of a sweep that failed).
 for_good() {
-  [[ "$1" == 0 || "$1" == 2 || "$1" == 3 ]]
+  [[ "$1" == [0234] ]]
 }
 
 # The code of this project, without what is made here: for machines that do not see this disk.

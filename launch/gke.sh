@@ -88,16 +88,16 @@ esac
 mounted "$bucket" "/gs/$bucket"
 
 # `exec`: the program itself must get the SIGTERM of a preemption, and five minutes to save.
-command="$(quoted exec env EXTRAS=tpu bash launch/python.sh -m rlhf_jax.main --distributed=auto \
+command="$(quoted exec env EXTRAS=tpu bash launch/python.sh -m "rlhf_jax.$program" --distributed=auto \
   "--config=$config" "--workdir=$workdir" "${program_flags[@]}")"
 if [[ -n "$dry_run" ]] || ! lists "$name" xpk workload list "${where[@]}" "--filter-by-job=$name"; then
   code="$(mktemp -d)"
   trap 'rm -rf "$code"' EXIT
   pack_code "$code.tgz" && tar -xzf "$code.tgz" -C "$code" && rm "$code.tgz"
-  # Again after every code but 2 (bad input) and 3 (not finite).
+  # Again after every code but 2 (bad input), 3 (not finite) and 4 (arms of a sweep that failed).
   run xpk workload create "${where[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
     "--priority=$priority" "--base-docker-image=$image" "--script-dir=$code" "${storage[@]}" \
-    "--max-restarts=$max_restarts" --restart-on-exit-codes=1,4-255 --termination-grace-period-seconds=300 \
+    "--max-restarts=$max_restarts" --restart-on-exit-codes=1,5-255 --termination-grace-period-seconds=300 \
     "--command=$command"
 else
   echo "the workload $name is there: following it"

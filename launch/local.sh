@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a config as N processes on this machine, which work as N hosts do:
-#   bash launch/local.sh N CONFIG [--dry-run] [--workdir=DIR] [--config.field=value ...]
+#   bash launch/local.sh N CONFIG [--dry-run] [--program=sweep] [--workdir=DIR] [--config.field=value ...]
 #   bash launch/local.sh 2 experiments/quickstart.py --workdir=runs/two
 # Each has CPU devices of its own (LOCAL_DEVICES of them, default 1) and its output starts with its number.
 # Ctrl-C and SIGTERM are passed on to all. When one fails, the others have GRACE seconds (default 15) to see it and
@@ -17,10 +17,11 @@ if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then usage "the first argument is the numb
 if [[ -z "${2:-}" || "$2" == -* ]]; then usage "the second argument is the config, such as experiments/quickstart.py"; fi
 count=$1 config=$2
 shift 2
-dry_run=false has_workdir=false flags=()
+dry_run=false has_workdir=false program=main flags=()
 for flag in "$@"; do
   case "$flag" in
     --dry-run) dry_run=true ;;
+    --program=main | --program=sweep) program="${flag#*=}" ;;
     --workdir | --workdir=*) has_workdir=true; flags+=("$flag") ;;
     *) flags+=("$flag") ;;
   esac
@@ -37,7 +38,7 @@ if $dry_run; then port=${PORT:-PORT}; else port=${PORT:-$("${python[@]}" -c "$fi
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${LOCAL_DEVICES:-1}"
 
 command_of() {
-  command=("${python[@]}" -u -m rlhf_jax.main --config="$config" "${flags[@]}"
+  command=("${python[@]}" -u -m "rlhf_jax.$program" --config="$config" "${flags[@]}"
     --coordinator="127.0.0.1:$port" --num_processes="$count" --process_id="$1")
 }
 if $dry_run; then

@@ -10,6 +10,9 @@
 #                      under Slurm, where process k of a node takes GPU k; --processes=1 takes them all.
 #   --seeds=0-3,7      a run per seed, in WORKDIR/seed=0 and so on: one job array
 #   --sweep=FILE       a run per line of flags, in a folder named after them; with --seeds, each of each
+#   --arms=0-5,9       arms of the sweep that --config declares, a job each: task N of the array is arm N. Not to be
+#                      typed: python -m rlhf_jax.sweep --runner=cluster finds out which arms are missing
+#   --parallel=N       so many tasks of an array at a time (all)
 #   --time=D           per start of a job (24:00:00); five minutes before, the run saves and is queued again
 #   --max-restarts=N   starts in a row, each shorter than half an hour, before a crashing run is given up (5)
 #   --python=FILE      a Python with this project installed (.venv, which is made or updated first)
@@ -21,8 +24,8 @@ set -euo pipefail
 # shellcheck source=launch/flags.sh
 source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
-nodes=1 gpus=8 processes="" seeds="" sweep="" time=24:00:00 max_restarts=5 python="" sbatch_flags=()
-known=(--nodes --gpus --processes --seeds --sweep --time --max-restarts --python --sbatch)
+nodes=1 gpus=8 processes="" seeds="" sweep="" arms="" parallel="" time=24:00:00 max_restarts=5 python="" sbatch_flags=()
+known=(--nodes --gpus --processes --seeds --sweep --arms --parallel --time --max-restarts --python --sbatch)
 while (($#)); do
   case "$1" in
     --nodes=*) nodes="${1#*=}" ;;
@@ -30,6 +33,8 @@ while (($#)); do
     --processes=*) processes="${1#*=}" ;;
     --seeds=*) seeds="${1#*=}" ;;
     --sweep=*) sweep="${1#*=}" ;;
+    --arms=*) arms="${1#*=}" program=sweep ;;
+    --parallel=*) parallel="${1#*=}" ;;
     --time=*) time="${1#*=}" ;;
     --max-restarts=*) max_restarts="${1#*=}" ;;
     --python=*) python="${1#*=}" ;;
@@ -46,6 +51,11 @@ processes="${processes:-$((gpus > 0 ? gpus : 1))}"
 whole --processes "$processes"
 ((gpus == 0 || processes == gpus || processes == 1)) ||
   fail "--processes=$processes: with $gpus GPUs a node, give $gpus (one a GPU) or 1 (one process for all)"
+[[ -z "$parallel" ]] || whole --parallel "$parallel"
+if [[ -n "$arms" ]]; then
+  [[ "$arms" =~ ^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$ ]] || fail "--arms=$arms: give numbers and ranges, e.g. 0-5,9"
+  [[ -z "$seeds$sweep" ]] || fail "--arms=$arms: a sweep has its own seeds; leave out --seeds and --sweep"
+fi
 
 # The runs of the array: their folders and their flags, one line each.
 seed_list=()
@@ -78,8 +88,9 @@ options=(
   --signal=TERM@300 --requeue --open-mode=append
 )
 if ((gpus)); then options+=("--gpus-per-node=$gpus"); fi
-if [[ -n "$seeds$sweep" ]]; then
-  options+=("--array=0-$((${#runs[@]} - 1))" "--output=$workdir/slurm/%A_%a.log")
+if [[ -n "$arms" ]]; then runs=(); fi  # the number of a task says it all
+if [[ -n "$seeds$sweep$arms" ]]; then
+  options+=("--array=${arms:-0-$((${#runs[@]} - 1))}${parallel:+%$parallel}" "--output=$workdir/slurm/%A_%a.log")
 else
   options+=("--output=$workdir/slurm/%j.log")
 fi
@@ -95,5 +106,5 @@ if [[ -z "$python" ]]; then
 fi
 run mkdir -p "$workdir/slurm"
 run sbatch "${options[@]}" "${sbatch_flags[@]}" launch/slurm_job.sh "$workdir" "$max_restarts" "${runs[@]}" -- \
-  "$python" -m rlhf_jax.main --distributed=auto "--config=$config" "${program_flags[@]}"
+  "$python" -m "rlhf_jax.$program" --distributed=auto "--config=$config" "${program_flags[@]}"
 echo "logs: $workdir/slurm; to stop it: scancel JOB; the same command again goes on"

@@ -16,6 +16,11 @@
 #   --stop               without --config: let the run save and stop
 #   and the common flags, see flags.sh. WORKDIR is gs://BUCKET/... or a disk that you mounted on all workers.
 #
+# With --program=sweep, every arm of the sweep that --config declares runs on the whole slice, one after another:
+#
+#   bash launch/tpu_pod.sh --name=pod --zone=us-east5-a --type=v5litepod-16 --spot --program=sweep \
+#     --config=experiments/figures/fig33_ptx_coef.py --workdir=gs://bucket/fig33
+#
 # The program goes on when this machine does not: the same command follows it again. A bucket is mounted with
 # gcsfuse; make it with --enable-hierarchical-namespace, so that a checkpoint is renamed at once or not at all.
 set -euo pipefail
@@ -170,12 +175,12 @@ while true; do
   pack_code "$files/rlhf_jax.tgz"
   {
     run "${kind[@]}" scp "$files/rlhf_jax.tgz" launch/tpu_worker.sh "$name:" "${where[@]}" "${all[@]}" &&
-      on_all bash tpu_worker.sh run "$(date +%Y%m%dT%H%M%S)" "$bucket" --distributed=auto \
+      on_all bash tpu_worker.sh run "$(date +%Y%m%dT%H%M%S)" "$bucket" "rlhf_jax.$program" --distributed=auto \
         "--config=$config" "--workdir=$remote_workdir" "${program_flags[@]}"
   } | tee "$files/output" || code=${PIPESTATUS[0]}
   if [[ -n "$dry_run" ]]; then over 0; fi
   # gcloud gives the code of the first worker that failed; another one may know better why.
-  verdict="$(sed -n 's/^worker ended with exit code \([23]\)$/\1/p' "$files/output" | head -n 1)"
+  verdict="$(sed -n 's/^worker ended with exit code \([234]\)$/\1/p' "$files/output" | head -n 1)"
   code="${verdict:-$code}"
   if for_good "$code"; then over "$code"; fi
   echo "ended with exit code $code after $((SECONDS - began)) s"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What tpu_pod.sh calls on every worker of a slice. Not to be called by hand.
 #
-#   tpu_worker.sh run ATTEMPT BUCKET FLAGS...   starts rlhf_jax.main and follows it until it ends
-#   tpu_worker.sh stop                          asks it to save and stop, and waits until it has
+#   tpu_worker.sh run ATTEMPT BUCKET MODULE FLAGS...   starts MODULE, such as rlhf_jax.main, and follows it until it ends
+#   tpu_worker.sh stop                                 asks it to save and stop, and waits until it has
 #
 # The program runs apart from this shell, so that a lost connection does not end it: `run` follows what runs,
 # and starts something only where nothing does. ATTEMPT tells a call that is repeated after the connection was
@@ -51,7 +51,7 @@ start() {
   # The trap keeps this shell alive until it has written how the program ended.
   # shellcheck disable=SC2016
   nohup setsid bash -c 'trap : TERM; "${@:2}"; echo $? > "$1/code.new"; mv "$1/code.new" "$1/code"' \
-    worker "$here" bash launch/python.sh -m rlhf_jax.main "${@:3}" > "$here/log" 2>&1 < /dev/null 9>&- &
+    worker "$here" bash launch/python.sh -m "${@:3}" > "$here/log" 2>&1 < /dev/null 9>&- &
   echo $! > "$here/pid"
 }
 

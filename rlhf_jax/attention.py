@@ -119,7 +119,7 @@ def _splash(q, k, v, segment_ids, interpret: bool = False):
     heads_first = pad(q * q.shape[-1] ** -0.5), pad(k), pad(v)
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=_NOTHING)
     local = functools.partial(_splash_local, interpret=interpret)
-    if not jax.sharding.get_abstract_mesh().empty:
+    if sharding.mesh_to_fill() is not None:
         heads = jax.sharding.PartitionSpec(*sharding.BATCH, "tensor")
         specs = (heads, heads, heads, sharding.BATCH)
         local = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)

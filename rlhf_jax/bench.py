@@ -27,13 +27,14 @@ import numpy as np
 from absl import app
 from ml_collections import config_flags
 
-from rlhf_jax import checkpoint, generate, model, optim, ppo, pretrain, reward_model, sharding, train
+from rlhf_jax import checkpoint, generate, hosts, model, optim, ppo, ppo_stage, pretrain, reward_model, sharding, train
 from rlhf_jax.data import batches, packing
 from rlhf_jax.data import loader as loader_lib
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.data.records import Demonstration, Document, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.sweep import trials
 
 _NEVER = -1  # no token has this id: as eos_id it lets every completion run to its full length
 
@@ -149,6 +150,44 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
     return Work(run, tokens, {**_episode_shape(config), "minibatches": minibatches})
 
 
+def ppo_trials(config: ml_collections.ConfigDict) -> Work:
+    """An iteration of PPO of one run ("alone"), and of all `trials` of a sweep as one program ("at_once")."""
+    lm, mesh, count = _model(config), _mesh(), config.trials
+    sizes = config.episodes, config.episodes // config.minibatches, 1
+    section = ml_collections.ConfigDict(dict(zip(("batch_size", "minibatch_size", "ppo_epochs"), sizes)))
+    shape = ppo.PPOConfig(lm, lm, eos_id=_NEVER, missing_eos="none", score_parts=config.minibatches)
+    score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
+    make, shardings = ppo_stage.state_maker(lm, lm, mesh, sharding.DEFAULT_RULES, optimizers)
+    sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=_NEVER, pad_id=0)
+    alone = ppo_stage.Programs(shape, score, optimizers, shardings, sampler, mesh)
+    at_once = trials.Programs(shape, score, optimizers, (config.completion_length, _NEVER, 0, 1), sizes, mesh)
+
+    policy, value = (model.init_params(lm, jax.random.key(0), head) for head in ("lm", "scalar"))
+    tokens = _tokens(config, (config.episodes, config.prompt_length))
+    prompts = Prompts(tokens, np.ones(tokens.shape, bool), np.arange(len(tokens), dtype=np.int32))
+    given = (policy, value, jnp.float32(0.1)), (policy, value), prompts, _coefficients()
+    stack = lambda tree: sharding.put_trials([hosts.fetch(tree)] * count, mesh)
+    works = {"alone": (alone, make, given), "at_once": (at_once, at_once.make, [stack(tree) for tree in given])}
+    states = {part: make(*start) for part, (_, make, (start, *_)) in works.items()}
+    numbers = itertools.count()
+
+    def iteration(part, key):
+        programs, _, (_, frozen, prompts, coefs) = works[part]
+        states[part], metrics = ppo_stage.iterate(
+            programs, states[part], frozen, prompts, lambda step: None, coefs, key, section, fixed_kl=True
+        )
+        return states[part], metrics
+
+    def run():
+        key = jax.random.key(next(numbers))
+        keys = {"alone": key, "at_once": jax.random.split(key, count)}
+        parts = [_timed(part, iteration, part, keys[part])[1] for part in works]
+        return parts[0] | parts[1]
+
+    episode = config.prompt_length + config.completion_length
+    return Work(run, (1 + count) * config.episodes * episode, {**_episode_shape(config), "trials": count})
+
+
 def loading(config: ml_collections.ConfigDict) -> Work:
     """A batch of every kind, from the examples onto the device, as the stages get it; the parts are the kinds."""
     mesh, length, rng = _mesh(), config.model.max_length, np.random.default_rng(0)
@@ -206,7 +245,23 @@ def against_steps(lines: dict[str, dict]) -> dict | None:
     return {"work": "loading_against_steps", "kinds": kinds} if kinds else None
 
 
-WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration, saving, loading)}
+def gain_at_once(lines: dict[str, dict]) -> dict | None:
+    """Iterations per hour of all trials, one after another and as one program, from the line of ppo_trials."""
+    if "ppo_trials" not in lines:
+        return None
+    line = lines["ppo_trials"]
+    count, parts = line["shape"]["trials"], line["parts"]
+    per_hour = {"one_by_one": 3600 / parts["alone"], "at_once": 3600 * count / parts["at_once"]}
+    gain = per_hour["at_once"] / per_hour["one_by_one"]
+    return {
+        "work": "trials_at_once",
+        "trials": count,
+        "iterations_per_hour": {name: _rounded(value) for name, value in per_hour.items()},
+        "gain": _rounded(gain),
+    }
+
+
+WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration, ppo_trials, saving, loading)}
 
 
 def measure(name: str, config: ml_collections.ConfigDict) -> dict:
@@ -312,7 +367,7 @@ def main(config: ml_collections.ConfigDict) -> None:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as process:
             lines[name] = process.submit(measure, name, config).result()
             print(json.dumps(lines[name]), flush=True)
-    if compared := against_steps(lines):
+    for compared in filter(None, (against_steps(lines), gain_at_once(lines))):
         print(json.dumps(compared), flush=True)
 
 

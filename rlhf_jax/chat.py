@@ -21,7 +21,7 @@ from rich.text import Text
 from rlhf_jax import generate, run as run_lib
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.evaluate.policy import completion_logprob, reference_stage
 from rlhf_jax.report.record import label
 from rlhf_jax.reward_model import Scorer
@@ -171,7 +171,8 @@ def typed_turns():
         print()
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command("rlhf_jax.chat")
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.chat", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,18 +183,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest tokens")
     options = parser.parse_args(arguments)
     console = Console()
-    try:
-        run = run_lib.open_run(options.workdir)
-        with jax.set_mesh(run.mesh):
-            chat = Chat(run, options.stage)
-            if options.instruction is not None:
-                show(chat, console, options.instruction, options.input, options.temperature)
-            else:
-                converse(chat, typed_turns(), console, options.temperature)
-    except InputError as error:
-        print(f"rlhf_jax.chat: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run = run_lib.open_run(options.workdir)
+    with jax.set_mesh(run.mesh):
+        chat = Chat(run, options.stage)
+        if options.instruction is not None:
+            show(chat, console, options.instruction, options.input, options.temperature)
+        else:
+            converse(chat, typed_turns(), console, options.temperature)
 
 
 if __name__ == "__main__":

@@ -120,15 +120,16 @@ def run_stage(run: Run, stage: str) -> None:
     section = run.config[stage]
     folder = run.workdir.stage(stage)
     started = time.time()
+    if section.labeler == "reward_model" and not section.reward:
+        raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
     train, valid = (sample_completions(run, stage, split) for split in ("train", "valid"))
     if section.labeler == "reward_model":
-        from rlhf_jax.reward_model import Scorer
-        from rlhf_jax.run import open_run
+        from rlhf_jax.reward_model import scorer_of
 
-        scorer = Scorer(open_run(section.reward_run), mesh=run.mesh)
+        scorer = scorer_of(run, section.reward)
         for name, sampled in {"train": train, "valid": valid}.items():
             hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
-        facts = {"labeler": "reward_model", "prompts": len(train)}
+        facts = {"labeler": "reward_model", "reward": section.reward, "prompts": len(train)}
     elif section.labeler == "world":
         facts = _collect_from_world(run, section, folder, train, valid)
     else:

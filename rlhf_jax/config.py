@@ -82,6 +82,8 @@ def default_config() -> ConfigDict:
     config.ppo = ppo_config()
     config.ppo_ptx = ppo_config()
     config.ppo_ptx.ptx_coef = 27.8  # C.4
+    config.dpo = dpo_config()  # comparators: in config.stages where they are wanted
+    config.best_of_n = best_of_n_config()
     config.evaluate = ConfigDict(
         {
             "prompts": 256,
@@ -91,9 +93,22 @@ def default_config() -> ConfigDict:
             "skill_prompt_length": 96,
             "skill_completion_length": 12,
             "bootstrap": 1000,  # resamples
+            "document_rows": 1024,  # of held-out text at most, evenly spaced; 0: all there is
         }
     )
     return config
+
+
+def defaults_like(config: ConfigDict) -> ConfigDict:
+    """The defaults of a config that may have stages of other names than the default one."""
+    defaults, of_kind = default_config(), {}
+    for section in defaults.values():
+        if isinstance(section, ConfigDict) and "kind" in section:
+            of_kind.setdefault(section.kind, section)
+    for stage in config.stages:
+        if stage not in defaults and config[stage].get("kind") in of_kind:
+            defaults[stage] = of_kind[config[stage].kind]
+    return defaults
 
 
 def data_config() -> ConfigDict:
@@ -155,6 +170,8 @@ def optimizer_config() -> ConfigDict:
 def _trained(**fields) -> ConfigDict:
     """What every trained stage has."""
     common = {
+        # None: the run's; a number: this stage is the same whatever the run's seed, as one pretrained model under all seeds.
+        "seed": config_dict.placeholder(int),
         "init": "",  # stage, or directory of released weights (relative to data.files.dir), to start from; empty: random
         "microbatches": 1,  # parts of a batch; no result depends on it
         "schedule": "cosine",
@@ -202,8 +219,10 @@ def collect_config() -> ConfigDict:
             "min_completions": 4,  # K, section 3.5
             "max_completions": 9,
             "borrowed": 0,  # of the K, samples of other prompts: off the topic (Liu et al. 2024, arXiv 2409.13156)
-            "labeler": "world",  # or "reward_model": AI feedback by a finished run's reward model
-            "reward_run": "",
+            "labeler": "world",  # or "reward_model": AI feedback
+            # Whose: a stage of this run, the work directory of a finished one, or a released reward model's (relative to
+            # data.files.dir).
+            "reward": "",
             "held_out_group": "caution",  # of the world's labelers: never in training
             "agreement": 0.726,  # section 3.4, two training labelers
             "gap": 0.028,  # section 4.1, 72.4 - 69.6 %
@@ -217,12 +236,48 @@ def reward_model_config() -> ConfigDict:
         kind="reward_model",
         model=ConfigDict(),  # fields of config.model that differ in this model and the value model (C.2: 6B beside all)
         init="sft",  # section 3.5; C.2 says a 6B model tuned on public NLP sets, and that it matters little
+        rankings="",  # the collect stage whose rankings it learns from; empty: the first's, or without one the corpus's
+        subset="",  # of their prompts, in an order drawn by the seed: ":1000", ":50%", "50%:"; empty: all
         epochs=1.0,  # C.2: more epochs overfit
         batch_size=64,  # prompts, C.2
         packed=False,  # True: a prompt's completions share one row behind one copy of it; the scores are the same
         length=0,  # tokens of a row in training; 0: what the longest needs
         learning_rate=9e-6,  # C.2
         loss="kwise",  # or "pooled" (pairs shuffled into one pool), "regression"
+    )
+
+
+def dpo_config() -> ConfigDict:
+    """Rafailov et al. 2023, appendix B, but for the optimizer: theirs is RMSprop."""
+    return _trained(
+        kind="dpo",
+        init="sft",  # also the reference
+        rankings="",  # as in reward_model_config, and so is `subset`
+        subset="",
+        beta=0.1,  # the KL coefficient whose optimum is sought; 0.5 for TL;DR
+        label_smoothing=0.0,  # how often a label is taken to be wrong
+        epochs=1.0,
+        batch_size=64,  # prompts
+        length=0,  # tokens of a prompt and completion; 0: what the longest needs
+        learning_rate=1e-6,
+        schedule="constant",
+        warmup_steps=150,
+        validate_epochs=1.0,
+    )
+
+
+def best_of_n_config() -> ConfigDict:
+    """The best of n samples by a reward model, for all n up to `samples` (Stiennon et al. 2020; Nakano et al. 2021)."""
+    return ConfigDict(
+        {
+            "kind": "best_of_n",
+            "init": "sft",  # the policy: a stage
+            "reward": "reward_model",  # the proxy: a stage, or a directory of a released reward model
+            "judges": (),  # other reward models that say what its choice is worth, beside gold
+            "samples": 64,  # for each of the evaluation's test prompts
+            "temperature": 1.0,  # the KL of best of n is that to the policy at this temperature
+            "batch_size": 256,  # completions sampled at once
+        }
     )
 
 

@@ -1,8 +1,42 @@
-"""The one exception that means: the user can fix this, and the sentence says how."""
+"""The one exception that means: the user can fix this, and the sentence says how. And how a command says it."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+EXIT_BAD_INPUT, EXIT_STOPPED = 2, 130
 
 
 class InputError(ValueError):
     """Bad input: a file, line, field or flag. Its message is one sentence that names it.
 
-    `main` prints the sentence without a traceback and exits with status 2.
+    A command prints the sentence without a traceback and exits with status 2.
     """
+
+
+def as_command(name: str, stopped: str = "stopped") -> Callable:
+    """Decorates the main function of a command: bad input and Ctrl-C end it with a sentence and an exit status.
+
+    Args:
+      name: of the command, before every sentence.
+      stopped: what Ctrl-C has left; a KeyboardInterrupt with a text of its own says that instead.
+
+    Returns:
+      A function that returns the exit status: that of main (0 for None), 2 after InputError, 130 after Ctrl-C.
+    """
+
+    def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(*arguments) -> int:
+            try:
+                return main(*arguments) or 0
+            except InputError as error:
+                said, status = str(error), EXIT_BAD_INPUT
+            except KeyboardInterrupt as error:
+                said, status = str(error) or stopped, EXIT_STOPPED
+            print(f"{name}: {said}", file=sys.stderr)
+            return status
+
+        return run
+
+    return decorate

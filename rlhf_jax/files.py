@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and read with an error that names file and line."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -46,6 +47,24 @@ def read_json(path):
 def read_if_there(path):
     """What `read_json` reads, or None where there is no such file."""
     return read_json(path) if pathlib.Path(path).exists() else None
+
+
+def lock(file) -> bool:
+    """Locks an open file until it is closed or the process ends; False where another process has locked it.
+
+    Raises:
+      InputError: its disk has no locks; without them two jobs would not notice each other.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"{file.name} cannot be locked ({error.strerror}): give a folder on a disk with file locks; Lustre has them "
+            "when it is mounted with -o flock, NFS unless it is mounted with nolock"
+        ) from error
 
 
 @contextlib.contextmanager

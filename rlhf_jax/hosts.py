@@ -5,6 +5,8 @@ process alone; what depends on them (a stage is finished, a checkpoint is good) 
 told to the others, who would otherwise see a shared folder each at another moment.
 """
 
+import hashlib
+import itertools
 import json
 import os
 import signal
@@ -22,9 +24,15 @@ from rlhf_jax.errors import InputError
 # How errors read that come from another process's end, whichever library noticed it first.
 _LOST_PEER = ("gloo", "nccl", "closed by peer", "reset by peer", "coordination", "heartbeat", "unavailable:", "deadline_exceeded")
 
+_failures = itertools.count()  # that all processes went on from: the same number everywhere
+
 
 class NotJoined(Exception):
     """The processes of a job did not find each other in time; they may at the next start."""
+
+
+class Alone(Exception):
+    """This process failed, and not all others did: the job must be started again."""
 
 
 def start(
@@ -167,6 +175,25 @@ def leave(code: int) -> None:
     if is_first():
         time.sleep(2)  # it carries the coordination: those who fail with it may say so first
     os._exit(code)
+
+
+def all_failed(reason: str, seconds: float = 60.0) -> bool:
+    """Whether every process of the job failed for this reason: waits so long for the others to say so.
+
+    No device is asked: where one process failed alone, those of the others are busy with what it has left.
+    Processes that all failed may go on together.
+    """
+    if count() == 1:
+        return True
+    from jax._src import distributed  # what Orbax waits at, too; JAX has no public name for it
+
+    digest = hashlib.sha256(reason.encode()).hexdigest()[:16]
+    try:
+        barrier = f"rlhf_jax/failed/{next(_failures)}/{digest}"
+        distributed.global_state.client.wait_at_barrier(barrier, int(seconds * 1000))
+        return True
+    except jax.errors.JaxRuntimeError:
+        return False
 
 
 def describe() -> str:

@@ -1,7 +1,9 @@
 """The loop that drives every trained stage: resume, step, check, log, validate, save, stop."""
 
-import logging
+import contextlib
+import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -11,8 +13,6 @@ from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.progress import Progress, Stopped
 from rlhf_jax.run import Run
-
-_log = logging.getLogger(__name__)
 
 
 class NonFinite(Exception):
@@ -34,28 +34,42 @@ def each(run: Run, name: str, items: Iterable, total: int) -> Iterator:
                 raise Stopped(name, number, stopping)
 
 
-def fit(
-    run: Run,
-    stage: str,
-    state,
-    advance: Callable,
-    total: int,
-    *,
-    checkpoint_every: int,
-    rows: Callable[[int], list[int]],
-    live: dict[str, str],
-    validate: Callable | None = None,
-    validate_every: int = 0,
-):
-    """Runs steps 0..total of a stage, from its newest checkpoint if there is one.
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A stage of one run while it is trained: how long, and what of it is checked, shown and written.
+
+    Attributes:
+      total: steps.
+      rows: step -> the rows of its batch, named when a step is not finite.
+      live: label -> metric, shown while it runs.
+      validate: (state, steps done) -> metrics, every `validate_every` steps and at the end.
+    """
+
+    run: Run
+    stage: str
+    total: int
+    rows: Callable[[int], list[int]]
+    live: dict[str, str] = dataclasses.field(default_factory=dict)
+    validate: Callable | None = None
+    validate_every: int = 0
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return self.run.workdir.stage(self.stage)
+
+    def validates(self, done: int) -> bool:
+        """Whether there is a validation after so many steps."""
+        regular = self.validate_every and done % self.validate_every == 0
+        return self.validate is not None and bool(done == self.total or regular)
+
+
+def fit(trial: Trial, state, advance: Callable, *, checkpoint_every: int):
+    """Runs the steps of a stage, from its newest checkpoint if there is one.
 
     Args:
       state: the initial state, on the mesh; donated.
       advance: (state, step) -> (state, metrics of scalars). Everything random or read must depend
         on (seed, step) alone: that is what makes a resumed run the run never interrupted.
-      rows: step -> the rows of its batch, named when a step is not finite.
-      live: label -> metric, shown while it runs.
-      validate: (state, steps done) -> metrics, every `validate_every` steps and at the end.
 
     Returns:
       The final state.
@@ -64,55 +78,118 @@ def fit(
       Stopped: an interrupt was asked for; the state is saved.
       NonFinite: names the step, the rows and the last good checkpoint.
     """
-    folder = run.workdir.stage(stage)
+
+    def failed(_, error):
+        raise error
+
+    return fit_all(
+        {0: trial},
+        state,
+        lambda state, step, _: advance(state, step),
+        folder=trial.folder / "checkpoints",
+        checkpoint_every=checkpoint_every,
+        state_of=lambda state, _: state,
+        metrics_of=lambda metrics, _: metrics,
+        failed=failed,
+    )
+
+
+def fit_all(
+    trials: dict[int, Trial],
+    state,
+    advance: Callable,
+    *,
+    folder: pathlib.Path,
+    checkpoint_every: int,
+    state_of: Callable,
+    metrics_of: Callable,
+    failed: Callable[[int, NonFinite], None],
+):
+    """`fit` of several trials whose states are one: each has its own metrics, all have one checkpoint.
+
+    Args:
+      trials: by their place in the state; their runs share one interrupt.
+      advance: (state, step, places that are still trained) -> (state, metrics); the others must stay as they are.
+      folder: of the checkpoints.
+      state_of: (state, place) -> that of one trial.
+      metrics_of: (metrics as `metrics.compute` gives them, place) -> those of one trial.
+      failed: told of a trial that is not finite; it is then trained no more, and no other is touched.
+
+    Returns:
+      The final state; that of each trial after its own `total` steps.
+    """
+    run = next(iter(trials.values())).run
+    total = max(trial.total for trial in trials.values())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    with Checkpointer(folder / "checkpoints", run.config.checkpoints_kept, run.config.checkpoints_every) as checkpointer:
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(Checkpointer(folder, run.config.checkpoints_kept, run.config.checkpoints_every))
         restored = checkpointer.restore(abstract)
         first = 0
         if restored:
             first, state = restored
-        with (
-            metrics_lib.MetricsWriter(
-                folder / "metrics.jsonl", first if restored else None, run.config.tensorboard
-            ) as writer,
-            Progress(stage, total, first) as progress,
-        ):
+        writers = {
+            place: stack.enter_context(
+                metrics_lib.MetricsWriter(
+                    trial.folder / "metrics.jsonl", first if restored else None, trial.run.config.tensorboard
+                )
+            )
+            for place, trial in trials.items()
+        }
+        name = trials[min(trials)].stage + (f" x {len(trials)}" if len(trials) > 1 else "")
+        progress = stack.enter_context(Progress(name, total, first))
+        alive = set(trials)
 
-            def record(step, step_metrics):
-                """Fetches a step's metrics, one step late so that the device never waits; checks and writes them."""
-                values = metrics_lib.compute(step_metrics)
-                bad = [name for name, value in values.items() if not math.isfinite(value)]
+        def record(step, places, step_metrics, validated):
+            """Fetches a step's metrics, one step late so that the device never waits; checks and writes them."""
+            values, shown = metrics_lib.compute(step_metrics), []
+            for place in sorted(alive.intersection(places)):
+                trial, row = trials[place], {**metrics_of(values, place), **validated.get(place, {})}
+                bad = [name for name, value in row.items() if not math.isfinite(value)]
                 if bad:
-                    saved = checkpointer.latest_step()
-                    last = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved yet"
-                    shown = ", ".join(str(row) for row in rows(step - 1)[:16])
-                    raise NonFinite(
-                        f"{stage} step {step}: {', '.join(bad)} not finite; rows of its batch: {shown}; "
-                        f"{last} in {folder / 'checkpoints'}; lower the learning rate or look at these rows"
-                    )
-                writer.write(step, values)
-                shown = {label: values[name] for label, name in live.items() if name in values}
-                progress.update(step, shown)
+                    alive.remove(place)
+                    failed(place, _non_finite(trial, step, bad, checkpointer.latest_step(), folder))
+                else:
+                    writers[place].write(step, row)
+                    shown.append({label: row[name] for label, name in trial.live.items() if name in row})
+            if shown:
+                progress.update(step, {label: sum(row[label] for row in shown) / len(shown) for label in shown[0]})
 
-            stop = hosts.Stop(run.interrupt.asked)
-            pending = None
-            for step in range(first, total):
-                state, step_metrics = advance(state, step)
-                done, stopping = step + 1, stop.agreed()
-                if pending:
-                    record(*pending)
-                pending = (done, step_metrics)
-                validating = validate is not None and (done == total or validate_every and done % validate_every == 0)
-                saving = done == total or done % checkpoint_every == 0 or stopping
-                if validating or saving:
-                    if validating:
-                        pending = (done, {**step_metrics, **validate(state, done)})
-                    record(*pending)
-                    pending = None
-                if saving:
+        stop = hosts.Stop(run.interrupt.asked)
+        pending = None
+        for step in range(first, total):
+            places = sorted(place for place in alive if trials[place].total > step)
+            if not places:
+                break
+            state, step_metrics = advance(state, step, places)
+            done, stopping = step + 1, stop.agreed()
+            if pending:
+                record(*pending)
+            validated = {
+                place: metrics_lib.compute(trials[place].validate(state_of(state, place), done))
+                for place in sorted(alive.intersection(places))
+                if trials[place].validates(done)
+            }
+            pending = (done, places, step_metrics, validated)
+            saving = done == total or done % checkpoint_every == 0 or stopping
+            if validated or saving:
+                record(*pending)
+                pending = None
+            if saving and alive:
+                for writer in writers.values():
                     writer.sync()
-                    checkpointer.save(done, state)
-                if stopping and done < total:
-                    checkpointer.wait()
-                    raise Stopped(stage, done, stopping)
+                checkpointer.save(done, state)
+            if stopping and done < total:
+                checkpointer.wait()
+                raise Stopped(name, done, stopping)
+        if pending:
+            record(*pending)
     return state
+
+
+def _non_finite(trial: Trial, step: int, bad: list[str], saved: int | None, folder: pathlib.Path) -> NonFinite:
+    last = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved yet"
+    shown = ", ".join(str(row) for row in trial.rows(step - 1)[:16])
+    return NonFinite(
+        f"{trial.stage} step {step}: {', '.join(bad)} not finite; rows of its batch: {shown}; "
+        f"{last} in {folder}; lower the learning rate or look at these rows"
+    )

@@ -137,6 +137,45 @@ def score_regression(scores: jax.Array, targets: jax.Array, valid: jax.Array) ->
     return Loss(jnp.sum(errors**2), jnp.sum(_float32(valid)), {}, {})
 
 
+def direct_preference(
+    log_ratios: jax.Array,
+    ranks: jax.Array,
+    valid: jax.Array,
+    beta: jax.Array,
+    label_smoothing: jax.Array,
+) -> Loss:
+    """`bradley_terry_kwise` of the implicit rewards beta log(pi / pi_ref): a policy from comparisons, without RL.
+
+    Rafailov et al. 2023 (DPO), equation 7, for rankings: all pairs of a prompt weigh together as one.
+    With label_smoothing e a pair counts as reversed with probability e: (1 - e) -log sigmoid(margin)
+    + e -log sigmoid(-margin). Where e is the true probability of the worse one winning, that is the
+    loss expected over infinitely many comparisons.
+
+    Args:
+        log_ratios: [B,K], log pi - log pi_ref of whole completions, nats.
+        ranks: i32[B,K], 1 is best, equal ranks tie.
+        valid: bool[B,K], False where a prompt has fewer than K completions.
+        beta: [B], how dear a nat is; the reward whose optimum under KL coefficient beta is sought.
+        label_smoothing: [B], in [0, 1/2].
+
+    Returns:
+        total, weight and statistics as in `bradley_terry_kwise`; also over pairs "chosen_reward" and
+        "rejected_reward", implicit rewards of the better and the worse; over completions "log_ratio".
+    """
+    rewards = _float32(beta)[:, None] * _select(valid, log_ratios)
+    loss = bradley_terry_kwise(rewards, ranks, valid)
+    margins, kept = _ordered_pairs(rewards, ranks, valid)
+    pairs = jnp.sum(kept, axis=(1, 2))
+    # -log sigmoid(-m) = m - log sigmoid(m): what smoothing adds is its share of the margin.
+    smoothed = jnp.sum(label_smoothing * jnp.sum(kept * margins, axis=(1, 2)) / jnp.maximum(pairs, 1))
+    statistics = {
+        "chosen_reward": (jnp.sum(jnp.sum(kept, axis=2) * rewards), jnp.sum(pairs)),
+        "rejected_reward": (jnp.sum(jnp.sum(kept, axis=1) * rewards), jnp.sum(pairs)),
+        "log_ratio": _sum_and_count(log_ratios, valid),
+    }
+    return loss._replace(total=loss.total + smoothed, sums=loss.sums | statistics)
+
+
 def rank_targets(ranks: jax.Array, valid: jax.Array) -> jax.Array:
     """Regression targets f32[B,K] in [-1, 1], from ranks.
 

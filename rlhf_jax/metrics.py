@@ -15,12 +15,12 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.files import write_text
 
 
-def compute(metrics: dict) -> dict[str, float]:
-    """Fetches scalars from the devices, in one transfer, as floats.
+def compute(metrics: dict) -> dict[str, float | list[float]]:
+    """Fetches scalars from the devices, in one transfer, as floats; arrays of several trials as lists of them.
 
     This waits for the program that makes them: call it for one step when the next is dispatched.
     """
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return {name: np.asarray(value, np.float64).tolist() for name, value in jax.device_get(metrics).items()}
 
 
 class MetricsWriter:

@@ -3,10 +3,10 @@
 import contextlib
 import time
 
-from rlhf_jax import collect, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised
+from rlhf_jax import collect, dpo, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import best_of_n, policy
 
 KINDS = {
     "pretrain": pretrain.run_stage,
@@ -14,8 +14,10 @@ KINDS = {
     "collect": collect.run_stage,
     "reward_model": reward_model.run_stage,
     "ppo": ppo_stage.run_stage,
+    "dpo": dpo.run_stage,
+    "best_of_n": best_of_n.run_stage,
 }
-POLICIES = ("pretrain", "sft", "ppo")  # kinds whose output is a policy to evaluate
+_CHECKS = {"ppo": ppo_stage.check, "dpo": dpo.check, "best_of_n": best_of_n.check}  # of others: supervised.check
 
 
 def run_stages(config, path: str, overrides: dict | None = None, store=None) -> None:
@@ -54,7 +56,7 @@ def run_stage(run: run_lib.Run, stage: str) -> None:
 def evaluate(run: run_lib.Run, stage: str) -> None:
     """Evaluates the policy of a finished stage, also where an earlier start was stopped before it; else nothing."""
     kind = run.config[stage].kind
-    if kind in POLICIES and not run.evaluated(stage):
+    if kind in run_lib.POLICIES and not run.evaluated(stage):
         started = time.time()
         policy.evaluate_policy(run, stage)
         run.workdir.mark_evaluated(stage, time.time() - started)
@@ -74,6 +76,6 @@ def check(run: run_lib.Run) -> None:
     """What a later stage would refuse is said before hours of the earlier ones."""
     for stage in run.config.stages:
         if not run.done(stage):
-            (ppo_stage.check if run.config[stage].kind == "ppo" else supervised.check)(run, stage)
+            _CHECKS.get(run.config[stage].kind, supervised.check)(run, stage)
             run.check_released(stage)
     sharding.check_parts("evaluate.batch_size", run.config.evaluate.batch_size, 1, run.mesh)

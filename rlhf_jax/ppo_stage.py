@@ -1,5 +1,6 @@
 """Step 3, the stage: iterations of sample -> score -> minibatch updates (the programs are in ppo.py)."""
 
+import dataclasses
 import functools
 
 import jax
@@ -115,10 +116,19 @@ class Programs:
             compiler_options=rounding,
         )
         self.take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), out_shardings=rows)
-        self.summarize = jax.jit(_summarize)
+        self.randomness, self.summarize = jax.jit(randomness, static_argnums=(1, 2, 3)), jax.jit(summarize)
 
 
-def _summarize(steps: list[dict]) -> dict:
+def randomness(key: jax.Array, rows: int, minibatch: int, epochs: int) -> tuple[jax.Array, list[jax.Array]]:
+    """What is random in an iteration: the key of its samples, and the rows of each optimizer step, i32[minibatch].
+
+    Every epoch goes through all rows in an order of its own.
+    """
+    orders = [jax.random.permutation(jax.random.fold_in(key, 1 + epoch), rows) for epoch in range(epochs)]
+    return jax.random.fold_in(key, 0), [part for order in orders for part in jnp.split(order, rows // minibatch)]
+
+
+def summarize(steps: list[dict]) -> dict:
     """The metrics of an iteration's optimizer steps as one: their means, and what only one step tells."""
     columns = jax.tree.map(lambda *values: jnp.stack(values), *steps)
     return {name: jnp.mean(values) for name, values in columns.items()} | {
@@ -130,6 +140,8 @@ def _summarize(steps: list[dict]) -> dict:
 def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool, judge=None):
     """One iteration: a rollout, its experience, and ppo_epochs x batch/minibatch optimizer steps.
 
+    Of one run, or of several trials at once if all arguments (and the programs) have a leading axis of trials.
+
     Args:
       state: PPOState, donated. frozen: (ref params, reward params). batch: Prompts.
       ptx_batch: optimizer step within the iteration -> Batch on the mesh, or None.
@@ -138,19 +150,17 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
     Returns:
       (state, metrics): those of the experience, and the mean of the updates'.
     """
-    rollout = programs.sample(state.language_model, batch, jax.random.fold_in(key, 0), section.temperature)
+    sample_key, minibatches = programs.randomness(
+        key, section.batch_size, section.minibatch_size, section.ppo_epochs
+    )
+    rollout = programs.sample(state.language_model, batch, sample_key, coefs.temperature)
     experience, metrics = programs.score(
         state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs
     )
-    minibatches = section.batch_size // section.minibatch_size
     steps = []
-    for epoch in range(section.ppo_epochs):
-        order = jax.random.permutation(jax.random.fold_in(key, 1 + epoch), section.batch_size)
-        for rows in np.split(np.asarray(order), minibatches):
-            state, step_metrics = programs.update(
-                state, programs.take(experience, rows), ptx_batch(len(steps)), coefs
-            )
-            steps.append(step_metrics)
+    for rows in minibatches:
+        state, step_metrics = programs.update(state, programs.take(experience, rows), ptx_batch(len(steps)), coefs)
+        steps.append(step_metrics)
     metrics |= programs.summarize(steps)
     kl_coef = adv.update_kl_coef(
         state.kl_coef,
@@ -223,57 +233,98 @@ def value_shape_of(run: Run, stage: str) -> TransformerConfig | None:
     return run.model if section.value_init in ("policy", "zero") else run.shape(section.reward)
 
 
-def run_stage(run: Run, stage: str) -> None:
-    """Trains config[stage] and writes the policy's parameters (by default their moving average)."""
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A stage that is ready to be trained: iterations over prompts, and what its programs are given.
+
+    Attributes:
+      prompts, ptx: batch(iteration) and batch(optimizer step); ptx is None without it.
+      trial: how it is logged; its steps are iterations.
+    """
+
+    run: Run
+    stage: str
+    config: ppo.PPOConfig
+    prompts: Loader
+    ptx: Loader | None
+    trial: loop.Trial
+
+    @property
+    def steps_per_iteration(self) -> int:
+        section = self.run.config[self.stage]
+        return section.ppo_epochs * (section.batch_size // section.minibatch_size)
+
+    def start(self) -> tuple[dict, dict, dict | None]:
+        """The parameters of reference and reward model, and what make_state takes of a value; the policy is the reference."""
+        run, stage = self.run, self.stage
+        ref = run.start_params(stage)
+        reward = run.load_params(run.config[stage].reward, "scalar")
+        return ref, reward, _value_params(run, stage, reward, ref)
+
+    def judge(self, iteration: int):
+        """What iterate asks for metrics of the rollout; None where the gold labeler is not asked."""
+        section = self.run.config[self.stage]
+        if not section.log_gold:
+            return None
+        index = self.prompts.batch(iteration).index
+        return functools.partial(gold_metrics, self.run, section.samples_per_prompt, index)
+
+    def finish(self, state: ppo.PPOState) -> None:
+        """Writes the policy's parameters, by default their moving average."""
+        output = state.policy.ema_params if self.run.config[self.stage].output == "ema" else state.policy.params
+        checkpoint.save_params(self.run.folder(self.stage) / "params", model.without_scalar_head(output))
+
+
+def training_of(run: Run, stage: str) -> Training:
+    """What run_stage trains, and how it ends."""
+    check(run, stage)
     section = run.config[stage]
-    make, programs = build(run, stage)
     arrays, report = batch_prompts(
         run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
     )
     run.report_data(stage, "prompts", report)
     # One name: arms see the same prompts.
     loader = Loader(arrays, section.batch_size, run.seed, name="ppo", copies=section.samples_per_prompt)
-    steps_per_iteration = section.ppo_epochs * (section.batch_size // section.minibatch_size)
-    ptx_batch = _ptx_batches(run, stage)
+    trial = loop.Trial(
+        run,
+        stage,
+        section.iterations,
+        rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
+        live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
+    )
+    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
+    return Training(run, stage, config, loader, _ptx_loader(run, stage), trial)
 
-    ref = run.start_params(stage)
-    reward = run.load_params(section.reward, "scalar")
-    value = _value_params(run, stage, reward, ref)
+
+def run_stage(run: Run, stage: str) -> None:
+    """Trains config[stage] and writes the policy's parameters (by default their moving average)."""
+    training = training_of(run, stage)
+    section, mesh = run.config[stage], run.mesh
+    make, programs = build(run, stage)
+    ref, reward, value = training.start()
     state = make(ref, value, jnp.float32(section.kl_coef))
-    compute = lambda tree: jax.tree.map(lambda x: x.astype(run.model.dtype), tree)  # frozen: no master weights
-    frozen = (compute(ref), compute(reward)) if run.model.dtype != "float32" else (ref, reward)
+    frozen = frozen_params(run.model, ref, reward)
     del ref, reward, value  # or their float32 copies would lie on the devices for the whole stage
 
     coefs = coefficients(section)
-    gold = functools.partial(gold_metrics, run, section.samples_per_prompt) if section.log_gold else None
+    put = lambda loader, step: sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, mesh)
 
     def advance(state, iteration):
-        first_step = iteration * steps_per_iteration
+        first_step = iteration * training.steps_per_iteration
         return iterate(
             programs,
             state,
             frozen,
-            sharding.put_rows(functools.partial(loader.batch, iteration), section.batch_size, run.mesh),
-            lambda step: ptx_batch(first_step + step),
+            put(training.prompts, iteration),
+            lambda step: training.ptx and put(training.ptx, first_step + step),
             coefs,
             run.key("ppo", iteration),
             section,
             fixed_kl=section.kl_target is None,
-            judge=gold and functools.partial(gold, arrays.index[loader.rows(iteration)]),
+            judge=training.judge(iteration),
         )
 
-    state = loop.fit(
-        run,
-        stage,
-        state,
-        advance,
-        section.iterations,
-        checkpoint_every=section.checkpoint_every,
-        rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
-        live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
-    )
-    output = state.policy.ema_params if section.output == "ema" else state.policy.params
-    checkpoint.save_params(run.folder(stage) / "params", model.without_scalar_head(output))
+    training.finish(loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every))
 
 
 def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str, float]:
@@ -292,17 +343,24 @@ def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str
     return {"objective/gold": means.mean(), **error}
 
 
-def _ptx_batches(run: Run, stage: str):
-    """Optimizer step -> ptx_ratio x minibatch_size pretraining sequences on the mesh; None without ptx."""
+def frozen_params(shape: TransformerConfig, *params: dict) -> tuple[dict, ...]:
+    """Parameters in the model's compute dtype: frozen models need no master weights."""
+    if shape.dtype == "float32":
+        return params
+    return jax.tree.map(lambda x: x.astype(shape.dtype), params)
+
+
+def _ptx_loader(run: Run, stage: str) -> Loader | None:
+    """Batches of ptx_ratio x minibatch_size pretraining sequences by optimizer step; None without ptx."""
     section = run.config[stage]
     if section.ptx_coef == 0.0 or section.ptx_ratio == 0:
-        return lambda step: None
+        return None
     length = section.ptx_length or run.config.prompt_length + run.config.completion_length
     examples, _, mixture = run.packed_documents("train", length)
     loader = Loader(examples, ptx_rows(section), run.seed, name="ptx", mixture=mixture)
     steps = section.iterations * section.ppo_epochs * (section.batch_size // section.minibatch_size)
     run.report_epochs(stage, "documents", mixture, steps * loader.batch_size)
-    return lambda step: sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, run.mesh)
+    return loader
 
 
 def ptx_rows(section: ConfigDict) -> int:

@@ -59,22 +59,27 @@ def mean_loss(run: Run, params: dict, examples: Batch, batch_size: int) -> float
 
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] and writes its parameters."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
     section = run.config[stage]
     examples, report, mixture = run.packed_documents("train", section.length)
     run.report_data(stage, "documents", report)
     run.report_epochs(stage, "documents", mixture, section.steps * section.batch_size)
-    held_out, *_ = run.packed_documents("valid", section.length)
-    loader = Loader(examples, section.batch_size, run.seed, name=stage, mixture=mixture)
+    held_out = run.held_out_documents(section.length)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
-    state = supervised.fit(
+    return supervised.Training(
         run,
         stage,
-        run.start_params(stage),
+        functools.partial(run.start_params, stage),
         loss_of(run, stage),
         loader,
         section.steps,
+        finish=lambda state: checkpoint.save_params(run.folder(stage) / "params", state.params),
         live={"loss": "loss", "held-out": "valid/loss"},
         validate=lambda state, _: {"valid/loss": mean_loss(run, state.params, held_out, section.batch_size)},
         validate_every=section.validate_every,
     )
-    checkpoint.save_params(run.folder(stage) / "params", state.params)

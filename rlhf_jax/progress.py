@@ -110,6 +110,9 @@ class Interrupt:
     def __exit__(self, *_):
         for number, handler in zip(self._SIGNALS, self._previous):
             signal.signal(number, handler)
+        outer = getattr(self._previous[0], "__self__", None)
+        if self.requested and isinstance(outer, Interrupt):  # of a sweep, around that of an arm
+            outer.requested, outer._signal = True, self._signal
 
 
 def _duration(seconds):

@@ -5,24 +5,22 @@ of a prompt one element of the batch, one epoch; afterwards a bias so that demon
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, generate, hosts, losses, model, ppo, sharding, supervised
-from rlhf_jax.collect import read_rankings
-from rlhf_jax.data.batches import (
-    Comparisons, LengthReport, PackedComparisons, batch_prompts, batch_rankings, pack_rankings,
-)  # fmt: skip
+from rlhf_jax import checkpoint, generate, hosts, losses, model, ppo, rankings, sharding, supervised, train
+from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts, pack_rankings
 from rlhf_jax.data.loader import Loader, in_order, take
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import bag_of_words, calibration, statistics
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.run import Run, open_run
+from rlhf_jax.run import Run, is_run, open_run
 
 LOSSES = ("kwise", "pooled", "regression")
 
@@ -80,10 +78,10 @@ def loss_of(run: Run, stage: str) -> RewardLoss:
     return RewardLoss(run.shape(stage), kind)
 
 
-def split_into_pairs(rankings: list[Ranking]) -> list[Ranking]:
+def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
     """Every untied pair as a ranking of its own: what the paper found to overfit when shuffled."""
     pairs = []
-    for ranking in rankings:
+    for ranking in rows:
         for i, j in itertools.combinations(range(len(ranking.completions)), 2):
             if ranking.ranks[i] != ranking.ranks[j]:
                 pick = lambda column: column and (column[i], column[j])
@@ -103,64 +101,66 @@ def split_into_pairs(rankings: list[Ranking]) -> list[Ranking]:
     return pairs
 
 
-def shorten(examples: Comparisons, length: int) -> tuple[Comparisons, int]:
+def shorten(examples: Comparisons, length: int, stage: str) -> tuple[Comparisons, int]:
     """Rows cut to `length` tokens without loss: rankings with a longer sequence are left out, and counted."""
     fits = examples.mask.sum(-1).max(-1) <= length
     if not fits.any():
-        raise InputError(f"reward_model.length = {length} leaves no ranking; raise it")
+        raise InputError(f"{stage}.length = {length} leaves no ranking; raise it")
     kept = take(examples, fits)
     kept = kept.replace(tokens=kept.tokens[..., :length], mask=kept.mask[..., :length])
     return kept, int((~fits).sum())
 
 
-def load_rankings(run: Run, name: str) -> list[Ranking]:
-    """The collected comparisons ("train", "valid", "heldout"), else the corpus's own; [] if there are none."""
-    for stage in run.stages("collect"):
-        path = run.folder(stage) / f"comparisons.{name}.jsonl"
-        return read_rankings(path) if hosts.on_first(path.exists) else []
-    return run.corpus.rankings(name)
-
-
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage], sets the bias, evaluates on validation rankings."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
     section = run.config[stage]
     loss_fn = loss_of(run, stage)
-    rankings = load_rankings(run, "train")
-    rows = split_into_pairs(rankings) if section.loss == "pooled" else rankings
+    rows = rankings.load(run, stage, "train")
+    if section.loss == "pooled":
+        rows = split_into_pairs(rows)
     length = run.config.prompt_length + run.config.completion_length
     if section.packed:
         examples, report = pack_rankings(
             rows, run.tokenizer, length, run.config.prompt_length, section.length, run.config.too_long
         )
     else:
-        examples, report = _batch(run, rows)
+        examples, report = rankings.batch(run, rows)
     run.report_data(stage, "rankings", report)
     if section.length and not section.packed:
-        examples, longer = shorten(examples, section.length)
+        examples, longer = shorten(examples, section.length, stage)
         print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
     examples, rated = _standardized(examples)
-    loader = Loader(examples, section.batch_size, run.seed, name=stage)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     shape = run.shape(stage)
     if section.packed and shape.attention == "splash":  # it cannot let all completions see the prompt
         shape = dataclasses.replace(shape, attention="xla")
-    state = supervised.fit(
+    return supervised.Training(
         run,
         stage,
-        run.with_scalar_head(shape, run.start_params(stage), run.key(stage, "head")),
+        lambda: run.with_scalar_head(shape, run.start_params(stage), run.key(stage, "head")),
         loss_fn,
         loader,
         loader.steps(section.epochs),
+        functools.partial(_finish, run, stage, rated),
         head="scalar",
         live={"loss": "loss", "accuracy": "accuracy"},
     )
+
+
+def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
     scorer = Scorer(run, stage, state.params)
-    demonstrations = _fitting(run, run.corpus.demonstrations("train"))
+    demonstrations = rankings.fitting(run, run.corpus.demonstrations("train"))
     prompts = [Prompt(row.prompt, row.row) for row in demonstrations]
     scores = scorer(prompts, [row.completion for row in demonstrations], [True] * len(prompts))
     params = state.params | {"scalar_bias": state.params["scalar_bias"] - np.float32(scores.mean())}
     checkpoint.save_params(run.folder(stage) / "params", params)
-    facts = evaluate(run, Scorer(run, stage, params))
+    facts = evaluate(run, stage, Scorer(run, stage, params))
     facts |= {"demonstration_mean_before_bias": float(scores.mean())} | rated
     hosts.on_first(write_json, run.folder(stage) / "evaluation.json", facts)
 
@@ -204,7 +204,7 @@ class Scorer:
             for prompt, text, end in zip(prompts, completions, finished)
         ]
         config = self._run.config
-        arrays, report = _batch(self._run, rows)
+        arrays, report = rankings.batch(self._run, rows)
         if report.dropped:
             raise InputError(f"{report.dropped} prompts are longer than prompt_length = {config.prompt_length}")
         return self.score_arrays(arrays)[:, 0]
@@ -221,25 +221,42 @@ class Scorer:
         return np.concatenate(parts)[: len(arrays.ranks)]
 
 
-def evaluate(run: Run, scorer: Scorer) -> dict:
+def scorer_of(run: Run, name: str) -> Scorer:
+    """The scorer of a reward model: of a stage, of a released one's folder, or of another run's work directory."""
+    if name not in run.config and is_run(name):
+        return Scorer(open_run(name), mesh=run.mesh)
+    return Scorer(run, name)
+
+
+def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's.
 
     Beside it the accuracy of a bag of words that is fitted to the same training rankings.
     """
-    bag = bag_of_words.fit(load_rankings(run, "train"))
-    facts = {name: _evaluate_rankings(run, scorer, bag, load_rankings(run, name)) for name in ("valid", "heldout")}
+    bag = bag_of_words.fit(rankings.load(run, stage, "train"))
+    facts = {name: _evaluate_rankings(run, scorer, bag, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
     facts = {name: value for name, value in facts.items() if value}
-    collected = run.stages("collect")
-    if collected:
-        facts["labelers"] = hosts.on_first(read_json, run.folder(collected[0]) / "evaluation.json")
+    if collected := rankings.source(run, stage):
+        facts["labelers"] = hosts.on_first(read_json, run.folder(collected) / "evaluation.json")
+        facts |= _labeler_gap(facts)
     return facts
 
 
-def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, rankings: list[Ranking]) -> dict:
-    if not rankings:
+def _labeler_gap(facts: dict) -> dict:
+    """How much more accurate it is on labelers who labelled for training than on the group held out, beside what the
+    world planted: the same for a model that knows what the mean labeler of the other groups wants."""
+    fold = facts["labelers"].get("folds", {}).get(facts["labelers"].get("held_out_group"))
+    if fold is None or not {"valid", "heldout"} <= facts.keys():
         return {}
-    fitting = _fitting(run, rankings)
-    arrays, _ = _batch(run, fitting)
+    found = facts["valid"]["accuracy"]["value"] - facts["heldout"]["accuracy"]["value"]
+    return {"labeler_gap": {"value": found, "planted": fold["in_group"] - fold["held_out"]}}
+
+
+def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, rows: list[Ranking]) -> dict:
+    if not rows:
+        return {}
+    fitting = rankings.fitting(run, rows)
+    arrays, _ = rankings.batch(run, fitting)
     scores = scorer.score_arrays(arrays)
     lengths = arrays.mask.sum(-1)
     margins, longer, prompt_of = [], [], []
@@ -277,20 +294,6 @@ def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, r
         "by_margin": _bins(calibration.accuracy_by(np.abs(margins), right, [0, 0.5, 1, 2, 4, np.inf])),
         "by_length_difference": _bins(calibration.accuracy_by(longer, right, [-1000, -8, -2, 3, 9, 1000])),
     }
-
-
-def _batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
-    config = run.config
-    length = config.prompt_length + config.completion_length
-    return batch_rankings(rows, run.tokenizer, length, config.prompt_length, too_long=config.too_long)
-
-
-def _fitting(run: Run, rows: list) -> list:
-    """The rows that the training arrays have too: without those whose prompt is too long, if these are dropped."""
-    if run.config.too_long == "cut_left":
-        return rows
-    lengths = map(len, run.tokenizer.encode_prompts([row.prompt for row in rows]))
-    return [row for row, length in zip(rows, lengths) if length <= run.config.prompt_length]
 
 
 def _bins(rows) -> list[dict]:

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import attention, checkpoint, generate, hf, hosts, keys, model, progress, shapes, sharding
+from rlhf_jax.config import defaults_like
 from rlhf_jax.data import mixture, packing
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
@@ -23,6 +24,7 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.workdir import Workdir
 from rlhf_jax.world.corpus import WorldCorpus
 
+POLICIES = ("pretrain", "sft", "dpo", "ppo")  # kinds of stages that make one
 # Fields that may change between two starts of one run: they change no result.
 FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
 
@@ -46,9 +48,14 @@ class Run:
     def seed(self) -> int:
         return self.config.seed
 
+    def seed_of(self, stage: str) -> int:
+        """config[stage].seed where there is one, else the run's."""
+        own = self.config[stage].get("seed") if stage in self.config else None
+        return self.seed if own is None else own
+
     def key(self, *names: str | int) -> jax.Array:
-        """The random key of one use, e.g. key("ppo", "sample", iteration)."""
-        return keys.named_key(self.seed, *names)
+        """The random key of one use, e.g. key("ppo", "sample", iteration); a stage's own begin with its name."""
+        return keys.named_key(self.seed_of(names[0]), *names)
 
     def folder(self, stage: str) -> pathlib.Path:
         return self.path / stage
@@ -64,7 +71,7 @@ class Run:
         return [name for name in self.config.stages if self.config[name].kind in kinds and self.done(name)]
 
     def policy_stages(self) -> list[str]:
-        return self.stages("pretrain", "sft", "ppo")
+        return self.stages(*POLICIES)
 
     def report_data(self, stage: str, records: str, report: LengthReport) -> None:
         """Prints what became of a stage's records, and keeps it in data_report.json with the files read so far.
@@ -115,6 +122,17 @@ class Run:
         folder = self.path / "tokens" if self.workdir else None
         pack = functools.partial(pack_documents, tokenizer=self.tokenizer, length=length, folder=folder)
         return mixture.build(self.corpus.mixed("documents", split), pack)
+
+    def held_out_documents(self, length: int) -> Batch:
+        """Held-out documents in rows of `length` tokens, config.evaluate.document_rows of them at most.
+
+        Raises:
+          InputError: the corpus has no documents.
+        """
+        packed, *_ = self.packed_documents("valid", length)
+        most = self.config.evaluate.document_rows or len(packed.tokens)
+        every = max(1, -(-len(packed.tokens) // most))
+        return jax.tree.map(lambda x: x[::every], packed)
 
     def shape(self, stage: str) -> TransformerConfig:
         """The model of a stage: the policy's, or what config[stage].model makes of it; or of a released model's folder."""
@@ -188,7 +206,8 @@ class Run:
         section = self.config[stage]
         if section.get("init") and section.init not in self.config.stages:
             self._check_init(stage)
-        if section.get("reward") and section.reward not in self.config:
+        reads_text = section.kind in ("collect", "best_of_n")  # another run's reward model will do
+        if section.get("reward") and section.reward not in self.config and not (reads_text and is_run(section.reward)):
             self._check_folder(section.reward, self.shape(section.reward), "scalar")
 
     def _check_init(self, stage: str) -> str:
@@ -276,20 +295,33 @@ def _as_released(folder: pathlib.Path, shape: TransformerConfig) -> TransformerC
 
 
 @contextlib.contextmanager
-def start(config: ConfigDict, path: str, overrides: dict | None = None, corpora: dict | None = None):
+def start(
+    config: ConfigDict,
+    path: str,
+    overrides: dict | None = None,
+    corpora: dict | None = None,
+    interrupt: progress.Interrupt | None = None,
+):
     """Opens or makes the work directory of a run, locked, and yields the Run.
 
     Args:
       corpora: where runs of one process that read the same data share them; filled here.
+      interrupt: that of runs that are open at the same time, entered by the caller; by default the run has its own.
     """
     config = shapes.filled(config)
     plain = config.to_dict()
-    with Workdir(path, plain, overrides, ignore=FREE_FIELDS) as folder:
-        with progress.Interrupt() as interrupt:
+    defaults = defaults_like(config).to_dict()
+    with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults) as folder:
+        with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder
             with jax.set_mesh(run.mesh):
                 yield run
+
+
+def is_run(path) -> bool:
+    """Whether a folder is the work directory of a run (a released model's has a config.json too)."""
+    return (pathlib.Path(path) / "overrides.json").is_file()
 
 
 def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
@@ -305,7 +337,17 @@ def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no work directory of a run: it has no config.json")
     config = ConfigDict(read_json(folder / "config.json"))
+    _complete(config, defaults_like(config))
     return _assemble(config, folder, progress.Interrupt(), mesh)
+
+
+def _complete(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Gives a config of an older version the fields that it did not have, with their defaults."""
+    for name, value in defaults.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
+            _complete(config[name], value)
 
 
 def _assemble(

@@ -45,6 +45,11 @@ class MixedLoader:
 
 def run_stage(run: Run, stage: str) -> None:
     """Fine-tunes config[stage]; keeps the weights of the best validation."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
     section = run.config[stage]
     length = run.config.prompt_length + run.config.completion_length
     batch = functools.partial(
@@ -58,7 +63,7 @@ def run_stage(run: Run, stage: str) -> None:
     held_out, _ = batch(run.corpus.demonstrations("valid"))
     run.report_data(stage, "demonstrations", report)
     mixed = round(section.pretrain_mix * section.batch_size)  # rows of a batch
-    loader = Loader(examples, section.batch_size - mixed, run.seed, name=stage, mixture=mixture)
+    loader = Loader(examples, section.batch_size - mixed, run.seed_of(stage), name=stage, mixture=mixture)
     total, validate_every = loader.steps(section.epochs), loader.steps(section.validate_epochs)
     run.report_epochs(stage, "demonstrations", mixture, total * loader.batch_size)
     if section.packed:
@@ -69,7 +74,8 @@ def run_stage(run: Run, stage: str) -> None:
     if mixed:
         documents, _, mixture = run.packed_documents("train", length)
         run.report_epochs(stage, "documents", mixture, total * mixed)
-        loader = MixedLoader(loader, Loader(documents, mixed, run.seed, name=f"{stage}/mix", mixture=mixture))
+        documents = Loader(documents, mixed, run.seed_of(stage), name=f"{stage}/mix", mixture=mixture)
+        loader = MixedLoader(loader, documents)
 
     selection = Selection(run, stage)
 
@@ -77,19 +83,22 @@ def run_stage(run: Run, stage: str) -> None:
         loss = mean_loss(run, state.params, held_out, section.batch_size)
         return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
 
-    supervised.fit(
+    def finish(_):
+        chosen = selection.chosen()
+        print(f"{stage}: the weights of step {chosen['step']} are kept, validation {chosen['by']} {chosen['value']:.4g}")
+
+    return supervised.Training(
         run,
         stage,
-        run.start_params(stage),
+        functools.partial(run.start_params, stage),
         loss_of(run, stage),
         loader,
         total,
+        finish,
         live={"loss": "loss", "held-out": "valid/loss"},
         validate=validate,
         validate_every=validate_every,
     )
-    chosen = selection.chosen()
-    print(f"{stage}: the weights of step {chosen['step']} are kept, validation {chosen['by']} {chosen['value']:.4g}")
 
 
 class Selection:

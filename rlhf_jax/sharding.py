@@ -180,6 +180,27 @@ def check_parts(name: str, rows: int, parts: int, mesh: Mesh) -> None:
         )
 
 
+def over_trials(mesh: Mesh) -> NamedSharding:
+    """First axis, of trials, over all devices."""
+    return NamedSharding(mesh, PartitionSpec(MESH_AXES))
+
+
+def put_trials(trees: Sequence, mesh: Mesh):
+    """Host trees, one a trial, the same on every process -> a global tree with a first axis of trials.
+
+    Arrays that differ in size get zeros at the end of their axes: rows and tokens that no mask selects.
+    """
+
+    def put(*leaves):
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        largest = np.max([leaf.shape for leaf in leaves], axis=0).astype(int)
+        fill = lambda leaf: np.pad(leaf, [(0, size - own) for own, size in zip(leaf.shape, largest)])
+        whole = np.stack([leaf if (largest == leaf.shape).all() else fill(leaf) for leaf in leaves])
+        return jax.make_array_from_callback(whole.shape, over_trials(mesh), lambda index: whole[index])
+
+    return jax.tree.map(put, *trees)
+
+
 def put_rows(gather: Callable, rows: int, mesh: Mesh):
     """A global batch of which each process gathers only the rows that its devices hold.
 
@@ -204,13 +225,19 @@ def put_rows(gather: Callable, rows: int, mesh: Mesh):
     return jax.tree.map(put, gather(mine))
 
 
+def mesh_to_fill() -> jax.sharding.AbstractMesh | None:
+    """The mesh that the program being traced is split over; None where there is none, or each device has its own work."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.manual_axes else mesh
+
+
 def whole_rows(table: jax.Array, axis: str | None = "tensor") -> jax.Array:
     """A table [V, D] split over its rows alone, along this mesh axis, or not at all.
 
     One that is split along D makes XLA replicate what is looked up in it, and add up logits over devices.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or (axis and table.shape[0] % mesh.shape[axis]):
+    mesh = mesh_to_fill()
+    if mesh is None or (axis and table.shape[0] % mesh.shape[axis]):
         return table
     return jax.lax.with_sharding_constraint(table, PartitionSpec(axis))
 
@@ -221,8 +248,8 @@ def constrain_batch(x: jax.Array, *axes: str | None) -> jax.Array:
     Without a mesh it does nothing, and an axis that does not divide stays whole: it is a matter of
     memory, not of results.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    mesh = mesh_to_fill()
+    if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     fitting = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, x.shape[1:])]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *fitting))

@@ -1,45 +1,64 @@
 """What pretraining, SFT and the reward model share: the train step of a loss, over the batches of a loader."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from rlhf_jax import loop, model, optim, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
 
-def fit(run: Run, stage: str, params: dict, loss_fn: train.LossFn, loader, total: int, *, head: str = "lm", **loop_options):
-    """Trains `params` for `total` steps with the optimizer and schedule of config[stage].
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A stage that is ready to be trained.
 
-    Args:
+    Attributes:
+      start: makes the parameters that it starts from.
+      loss_fn: hashable by value.
       loader: has batch(step, places), a tree of arrays, batch_size, and rows(step), which examples these are.
+      total: steps.
+      finish: (final TrainState) -> None; writes what the stage leaves behind.
       head: of the model, "lm" or "scalar".
-      loop_options: what is shown and how it is validated; see loop.fit.
-
-    Returns:
-      The final TrainState.
+      live, validate, validate_every: what is shown and how it is validated; see loop.Trial.
     """
+
+    run: Run
+    stage: str
+    start: Callable[[], dict]
+    loss_fn: train.LossFn
+    loader: Any
+    total: int
+    finish: Callable[[train.TrainState], None]
+    head: str = "lm"
+    live: dict[str, str] = dataclasses.field(default_factory=dict)
+    validate: Callable | None = None
+    validate_every: int = 0
+
+    @property
+    def trial(self) -> loop.Trial:
+        rows = lambda step: self.loader.rows(step).tolist()
+        return loop.Trial(self.run, self.stage, self.total, rows, self.live, self.validate, self.validate_every)
+
+
+def fit(training: Training) -> None:
+    """Trains a stage with the optimizer and schedule of config[stage], to its end."""
+    run, stage, loader = training.run, training.stage, training.loader
     section = run.config[stage]
-    make, program = build(run, stage, loss_fn, total, head)
-    state = make(params)
+    make, program = build(run, stage, training.loss_fn, training.total, training.head)
+    state = make(training.start())
     learning_rate = jnp.float32(section.learning_rate)
 
     def advance(state, step):
         batch = sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, run.mesh)
         return program(state, batch, learning_rate, run.key(stage, step))
 
-    return loop.fit(
-        run,
-        stage,
-        state,
-        advance,
-        total,
-        checkpoint_every=section.checkpoint_every,
-        rows=lambda step: loader.rows(step).tolist(),
-        **loop_options,
-    )
+    training.finish(loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every))
 
 
 def check(run: Run, stage: str) -> None:
@@ -60,12 +79,14 @@ def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "
     """
     section = run.config[stage]
     check(run, stage)
-    schedule = optim.Schedule(
-        section.schedule, total, section.warmup_steps, section.warmup_from, section.final_fraction
-    )
     optimizer = optim.OptimizerConfig(**section.optimizer)
-    rules = tuple(run.rules.items())
+    rules, schedule = tuple(run.rules.items()), schedule_of(section, total)
     return _programs(run.shape(stage), head, loss_fn, optimizer, schedule, section.microbatches, run.mesh, rules)
+
+
+def schedule_of(section: ConfigDict, total: int) -> optim.Schedule:
+    """Of the learning rate of a stage of `total` steps."""
+    return optim.Schedule(section.schedule, total, section.warmup_steps, section.warmup_from, section.final_fraction)
 
 
 @functools.lru_cache(maxsize=32)

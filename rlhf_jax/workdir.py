@@ -8,13 +8,13 @@ The methods of `Workdir` are for all processes of a job to call, and act on the 
 
 import collections.abc
 import datetime
-import fcntl
 import json
 import os
 import pathlib
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import lock as lock_file
 from rlhf_jax.files import read_if_there, read_json, write_json
 
 _SHOWN_DIFFERENCES = 8
@@ -34,6 +34,8 @@ class Workdir:
       config: the run's whole config, nested mappings of JSON values (`ConfigDict.to_dict()`).
       overrides: what was given on the command line, kept beside it for people.
       ignore: dotted prefixes of config fields that may change between runs of one directory.
+      defaults: the config's defaults: a field that an older version did not have is no difference
+        where it has its default.
 
     Raises:
       InputError: the path is a file or not writable; another live process works in it; it holds
@@ -41,18 +43,18 @@ class Workdir:
         bucket's URL; or not all processes of the job see it.
     """
 
-    def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = ()):
+    def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = (), defaults=None):
         if "://" in str(path):
             raise InputError(f"the work directory {path} is a URL: mount the bucket (gcsfuse for "
                              "gs://) and give the folder where it is mounted")
         self.path = pathlib.Path(path)
         self._lock = None
-        hosts.on_first(self._open, config, overrides or {}, ignore)
+        hosts.on_first(self._open, config, overrides or {}, ignore, defaults or {})
         if not (self.path / "config.json").exists():
             raise InputError(f"the work directory {self.path} is not the same folder on every host "
                              f"({hosts.describe()} does not find its config.json): give a shared one")
 
-    def _open(self, config, overrides, ignore):
+    def _open(self, config, overrides, ignore, defaults):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -63,16 +65,16 @@ class Workdir:
                 f"cannot make the work directory {self.path}: {error.strerror}") from error
         self._lock = _lock(self.path)
         try:
-            self._adopt(config, overrides, ignore)
+            self._adopt(config, overrides, ignore, defaults)
         except BaseException:
             self.close()
             raise
 
-    def _adopt(self, config, overrides, ignore):
-        config = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    def _adopt(self, config, overrides, ignore, defaults):
+        config, defaults = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            _refuse_other_config(self.path, read_json(file), config, ignore)
+            _refuse_other_config(self.path, read_json(file), config, ignore, defaults)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 
@@ -123,23 +125,22 @@ def _lock(path):
     except OSError as error:
         raise InputError(
             f"the work directory {path} is not writable: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock_file(lock):
         lock.seek(0)
         owner = lock.read().strip()
         lock.close()
         raise InUse(
             f"the work directory {path} is in use by process {owner or '(unknown)'}: wait until "
-            "it ends, stop it, or give another directory") from error
+            "it ends, stop it, or give another directory")
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
 
 
-def _refuse_other_config(path, old, new, ignore):
-    old, new = dict(_flatten(old)), dict(_flatten(new))
+def _refuse_other_config(path, old, new, ignore, defaults):
+    old, new, defaults = (dict(_flatten(config)) for config in (old, new, defaults))
+    old |= {name: value for name, value in defaults.items() if name in new and name not in old}
     differences = [
         f"{name} was {_show(old, name)} and is now {_show(new, name)}"
         for name in sorted(old.keys() | new.keys())

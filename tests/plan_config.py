@@ -12,7 +12,7 @@ def get_config(size: str = "tiny"):
         num_layers=2, embed_dim=32, num_heads=4, max_length=16, dtype="float32", attention="xla"
     )
     config.sft.update(batch_size=8, epochs=2.0)
-    config.reward_model.batch_size = 8
+    config.reward_model.batch_size = config.dpo.batch_size = 8
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(batch_size=16, minibatch_size=8, iterations=3, ptx_ratio=2)
     if size == "large":  # so much memory that a process shows it

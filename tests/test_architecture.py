@@ -19,11 +19,12 @@ LAYERS = (
     {"supervised"},
     {"pretrain"},
     {"sft", "collect", "ppo_stage"},
-    {"reward_model", "evaluate", "optimum", "bench", "plan"},
+    {"rankings"},
+    {"reward_model", "dpo", "evaluate", "optimum", "plan"},
     {"report", "chat"},
     {"pipeline"},
-    {"sweep"},
-    {"main"},
+    {"job", "sweep"},
+    {"main", "bench"},
 )
 # Statistics are arithmetic on arrays, wherever they are needed; SFT may select by a reward model.
 ALLOWED = {("sft", "reward_model"), ("collect", "reward_model"), ("reward_model", "evaluate"), ("data", "evaluate")}

@@ -27,7 +27,7 @@ CONFIG = {
     "pretrain": {"kind": "pretrain"}, "sft": {"kind": "sft"}, "ppo": {"kind": "ppo"},
     "reward_model": {"kind": "reward_model"},
     "evaluate": {"prompts": 20, "batch_size": 8, "temperature": 1.0, "skill_items": 3,
-                 "skill_prompt_length": 64, "skill_completion_length": 4, "bootstrap": 50},
+                 "skill_prompt_length": 64, "skill_completion_length": 4, "bootstrap": 50, "document_rows": 0},
 }
 WORLD = {"seed": 0, "documents": 20, "valid_documents": 12, "demonstrations": 4,
          "valid_demonstrations": 4, "rm_prompts": 4, "ppo_prompts": 4, "valid_prompts": 4,
@@ -95,12 +95,12 @@ def make_run(tmp_path, shared, corpus):
 class LengthScorer:
     """Stands for the reward model: the length of the text, and of the prompt it was given."""
 
-    def __init__(self, run):
-        pass
+    def __init__(self, run, stage=None):
+        self.sign = -1 if stage == "other" else 1
 
     def __call__(self, prompts, completions, finished):
         assert all(isinstance(prompt, Prompt) for prompt in prompts)
-        return np.float32([len(prompt.prompt) + len(completion) / 100 - ended
+        return self.sign * np.float32([len(prompt.prompt) + len(completion) / 100 - ended
                            for prompt, completion, ended in zip(prompts, completions, finished)])
 
 
@@ -275,6 +275,22 @@ def test_rescore_fills_in_what_was_missing_and_keeps_the_rest(make_run):
     assert fresh["estimates"]["kl"]["value"] == pytest.approx(after["estimates"]["kl"]["value"])
     assert fresh["estimates"]["win_rate"] == after["estimates"]["win_rate"]
     assert fresh["estimates"]["score"] == after["estimates"]["score"]
+
+
+def test_several_reward_models_all_score_and_the_first_is_what_policies_compare_by(make_run):
+    run = make_run("sft", "reward_model")
+    before = policy.evaluate_policy(run, "sft")["estimates"]
+    assert not [name for name in before if name.startswith("score/")]
+    run = dataclasses.replace(run, config=ConfigDict(CONFIG | {"other": {"kind": "reward_model"}}))
+    run.config.stages = (*CONFIG["stages"], "other")
+    run.finished = ("sft", "reward_model", "other", "ppo")
+    policy.rescore(run)
+    policy.evaluate_policy(run, "ppo")
+    for stage in ("sft", "ppo"):
+        found = json.loads((run.folder(stage) / "evaluation.json").read_text())["estimates"]
+        assert found["score"] == found["score/reward_model"]
+        assert found["score/other"]["value"] == pytest.approx(-found["score"]["value"])
+        assert stage == "ppo" or found["score"] == before["score"]
 
 
 def test_policies_answer_the_same_prompts_with_the_same_noise(make_run):

@@ -43,7 +43,7 @@ def test_dry_run_of_a_tpu_slice():
         "--version=v2-alpha-tpuv5 --spot",
         "gcloud compute tpus tpu-vm scp /tmp/X/rlhf_jax.tgz launch/tpu_worker.sh pod: --zone=us-east5-a --worker=all",
         "gcloud compute tpus tpu-vm ssh pod --zone=us-east5-a --worker=all '--command=bash tpu_worker.sh run ATTEMPT "
-        "bucket --distributed=auto --config=experiments/quickstart.py --workdir=../buckets/bucket/runs/a "
+        "bucket rlhf_jax.main --distributed=auto --config=experiments/quickstart.py --workdir=../buckets/bucket/runs/a "
         r"""--config.seed=1 '\''--x=it'\''\'\'''\''s so'\'''""",
         "gcloud compute tpus tpu-vm delete pod --zone=us-east5-a --quiet",
     ]
@@ -58,7 +58,7 @@ def test_dry_run_of_several_slices_through_a_queued_resource():
         "--accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e",
         f"gcloud compute tpus queued-resources scp /tmp/X/rlhf_jax.tgz launch/tpu_worker.sh pod: {everywhere}",
         f"gcloud compute tpus queued-resources ssh pod {everywhere} '--command=bash tpu_worker.sh run ATTEMPT "
-        r"'\'''\'' --distributed=auto --config=experiments/quickstart.py --workdir=/nfs/a'",
+        r"'\'''\'' rlhf_jax.main --distributed=auto --config=experiments/quickstart.py --workdir=/nfs/a'",
     ]
 
 
@@ -78,7 +78,7 @@ def test_dry_run_of_a_gke_workload():
         "--mount-options=implicit-dirs,rename-dir-limit=1000000",
         "xpk workload create --cluster=research --zone=us-east5-a --workload=beta --tpu-type=v5p-128 --num-slices=1 "
         "--priority=medium --base-docker-image=python:3.12 --script-dir=/tmp/X --storage=bucket --max-restarts=100 "
-        "--restart-on-exit-codes=1,4-255 --termination-grace-period-seconds=300 "
+        "--restart-on-exit-codes=1,5-255 --termination-grace-period-seconds=300 "
         "'--command=exec env EXTRAS=tpu bash launch/python.sh -m rlhf_jax.main --distributed=auto "
         "--config=experiments/quickstart.py --workdir=/gs/bucket/runs/a --data=/gs/bucket/text'",
         "xpk workload list --cluster=research --zone=us-east5-a --wait-for-job-completion=beta",
@@ -102,6 +102,28 @@ def test_dry_run_of_slurm():
         "launch/slurm_job.sh /shared/runs/a 5 'seed=0 --config.seed=0' 'seed=1 --config.seed=1' 'seed=7 --config.seed=7' "
         f"-- {program.replace(f'{PROJECT}/.venv/bin/python', '/opt/python')}",
     ]
+
+
+def test_dry_run_of_the_arms_of_a_sweep():
+    """A task has the number of its arm, and the program is told no more than that."""
+    fixed = "--time=4:00:00 --signal=TERM@300 --requeue --open-mode=append --gpus-per-node=1"
+    flags = ["--arms=0-2,7", "--parallel=2", "--gpus=1", "--time=4:00:00", "--python=/opt/python", "--", "--submitted"]
+    assert commands(*SLURM, *flags) == [
+        "export JAX_LOCAL_DEVICE_IDS=0",
+        "mkdir -p /shared/runs/a/slurm",
+        f"sbatch --job-name=a --nodes=1 --ntasks-per-node=1 {fixed} --array=0-2,7%2 --output=/shared/runs/a/slurm/%A_%a.log "
+        "launch/slurm_job.sh /shared/runs/a 5 -- /opt/python -m rlhf_jax.sweep --distributed=auto "
+        "--config=experiments/quickstart.py --submitted",
+    ]
+
+
+def test_dry_run_of_a_whole_sweep_in_one_job():
+    programs = {}
+    for script, *flags in ([*POD, "--type=v5p-32", *RUN], [*GKE, *RUN], SLURM):
+        (programs[script],) = [line for line in commands(script, *flags, "--program=sweep") if "rlhf_jax.sweep " in line]
+    assert "run ATTEMPT bucket rlhf_jax.sweep --distributed=auto " in programs["tpu_pod.sh"]
+    assert "--array" not in programs["slurm.sh"] and " 5 ' ' -- " in programs["slurm.sh"]
+    assert "python.sh -m rlhf_jax.sweep --distributed=auto " in programs["gke.sh"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +150,10 @@ def test_dry_run_of_slurm():
         ([*SLURM, "--sweep=nothing"], "--sweep=nothing: no such file in "),
         ([*SLURM, "--sweep=/dev/null"], "--sweep=/dev/null"),
         ([*SLURM, "--processes=3"], "--processes=3: with 8 GPUs a node, give 8 (one a GPU) or 1"),
+        ([*SLURM, "--arms=3:7"], "--arms=3:7: give numbers and ranges, e.g. 0-5,9"),
+        ([*SLURM, "--arms=3", "--seeds=0"], "--arms=3: a sweep has its own seeds"),
+        ([*SLURM, "--arms=3", "--parallel=x"], "--parallel=x is not a whole number"),
+        ([*SLURM, "--program=chat"], "unknown flag '--program=chat'"),
         ([*SLURM, "--gpus=all"], "--gpus=all is not a whole number"),
     ],
 )  # fmt: skip
@@ -295,7 +321,7 @@ def test_a_preempted_slice_is_replaced_and_the_run_goes_on(slice_of_two):
     assert len(slice_of_two.starts(0)) == len(slice_of_two.starts(1)) == 4
 
 
-@pytest.mark.parametrize("workers, expected", [(("2", "2"), 2), (("134", "2"), 2), (("3", "134"), 3)])
+@pytest.mark.parametrize("workers, expected", [(("2", "2"), 2), (("134", "2"), 2), (("3", "134"), 3), (("4", "4"), 4)])
 def test_what_cannot_get_better_is_not_run_again(slice_of_two, workers, expected):
     slice_of_two.plan([workers[0], "0"], [workers[1], "0"])
     code, output = slice_of_two.launch("--type=v5p-16", *RUN)
@@ -338,7 +364,7 @@ def test_a_call_repeated_after_a_lost_connection_starts_nothing(slice_of_two, tm
     subprocess.run(["tar", "-czf", home / "rlhf_jax.tgz", "launch", "setup.cfg"], cwd=PROJECT, check=True)
     command = ["bash", PROJECT / "launch" / "tpu_worker.sh", "run"]
     env = slice_of_two.env | {"HOME": str(home)}
-    codes = [subprocess.run([*command, attempt, "", "--x"], env=env).returncode for attempt in ("1", "1", "2")]
+    codes = [subprocess.run([*command, attempt, "", "rlhf_jax.main", "--x"], env=env).returncode for attempt in ("1", "1", "2")]
     assert codes == [134, 134, 0] and len(slice_of_two.starts()) == 2
 
 

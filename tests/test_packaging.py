@@ -12,7 +12,7 @@ import sys
 import pytest
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGES = {"google": "protobuf", "orbax": "orbax-checkpoint", "absl": "absl-py"}  # import name -> distribution
+PACKAGES = {"google": "protobuf", "orbax": "orbax-checkpoint", "absl": "absl-py", "markdown_it": "markdown-it-py"}  # import name -> distribution
 THROUGH_JAX = {"scipy"}  # jax itself needs it
 
 

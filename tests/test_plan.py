@@ -20,6 +20,7 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.plan import estimate, hlo, programs, search, tables, topology
 from rlhf_jax.plan.programs import Data
 from tests import plan_config, tiny
+from tests.test_dpo import preferences_of
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 DATA = Data(demonstrations=40, rankings=16, completions=4, vocab_size=300)
@@ -203,7 +204,7 @@ def test_everything_on_the_device_is_counted(planned):
     )  # keys and values, layers, width, rows, length, bytes
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo_ptx"])
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo", "ppo_ptx"])
 def test_training_gathers_one_layers_weights_at_a_time(stage):
     """Never those of all layers, nor their gradients: 216 GiB a device for one array at 175B."""
     layers = 11  # no other size is
@@ -270,7 +271,21 @@ def test_without_a_value_model_none_is_planned(options):
             assert ("scalar_kernel" in groups["policy parameters"]) == ("value" in options)
     assert "scalar_kernel" not in found["sample"].passed["decode copy"]
     assert (found["score"].work.tokens, found["update"].work.tokens) == (3 * 16 * 16, 8 * 16 + 16 * 16)
-    found["update"].lower()
+    with jax.set_mesh(run.mesh):
+        found["update"].lower()
+
+
+def test_dpo_reads_its_rankings_once_more_for_the_reference():
+    run = run_lib.without_data(tensor_config(), DATA, tiny.mesh_of("2x2x2"))
+    reference, step = programs.of_stage(run, "dpo", DATA)
+    assert [(p.name, p.runs, p.work.tokens) for p in (reference, step)] == [
+        ("reference", 2, 8 * 4 * 16), ("train step", 2, 8 * 4 * 16),
+    ]  # fmt: skip
+    assert step.work.flops == 3 * reference.work.flops and set(reference.passed) == {"parameters", "batch"}
+    real = preferences_of(0)
+    assert jax.tree.map(lambda x: (x.ndim, x.dtype), reference.passed["batch"]) == jax.tree.map(lambda x: (x.ndim, x.dtype), real)
+    with jax.set_mesh(run.mesh):
+        reference.lower()
 
 
 def test_totals_of_stages(planned):

@@ -13,6 +13,7 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import calibration, policy, skills, statistics
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import figures, seeds, tables
+from rlhf_jax.report import run as run_report
 from rlhf_jax.report.record import Record
 
 STAGES = {  # kind, gold, skill, held-out loss
@@ -141,7 +142,7 @@ def test_tax_is_paired_by_item_and_recovery_is_its_share(run):
     scores = {stage: np.array([row["score"] for row in rows[stage]]) for stage in rows}
     tax = np.mean(scores["sft"] - scores["ppo"])
     share = np.mean(scores["ppo_ptx"] - scores["ppo"]) / tax
-    plain, mixed = report.tax_lines(record)
+    plain, mixed = run_report.tax_lines(record)
     assert f"PPO lost {100 * tax:.1f} ± " in plain and "+0.400 nats per token" in plain
     assert f"recovered {100 * share:.0f} % [" in mixed
     half = float(re.search(r"± ([\d.]+) points", plain)[1])
@@ -308,7 +309,7 @@ def test_cells_show_any_text():
 
 
 def test_arms_of_an_interval_that_excludes_its_value():
-    arms = figures._arms({"value": 1.0, "low": 1.2, "high": 3.0})
+    arms = figures.arms_of({"value": 1.0, "low": 1.2, "high": 3.0})
     assert arms.tolist() == [[0.0], [2.0]]
 
 
@@ -324,7 +325,7 @@ def test_the_data_section_tells_of_splits_mixtures_and_packing():
         "packing": {"sft": {"demonstrations": {"rows_before": 32, "rows_after": 13, "padding_before": 0.788,
                                                "padding_after": 0.479}}},
     }  # fmt: skip
-    page = "\n".join(report._data_sections(types.SimpleNamespace(data=data)))
+    page = "\n".join(run_report._data_sections(types.SimpleNamespace(data=data)))
     assert "| SFT | demonstrations | 9 | 1 | 3 | 2 | 30 |" in page
     assert "| demonstrations | 7 | 2 | 0 | 0 | 2 | 4: they repeat another row |" in page
     assert "| SFT | documents: a.txt | 0.0123 |" in page

@@ -16,13 +16,13 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, collect, generate, loop, model, pipeline, ppo_stage, pretrain, reward_model, sft, sharding, supervised, train
+from rlhf_jax import checkpoint, collect, generate, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
 from compare import assert_same_stage, saved_arrays, timeless
@@ -149,7 +149,7 @@ def test_one_of_the_completions_of_a_prompt_was_sampled_for_another(whole):
 
 def test_demonstrations_average_0_by_the_stored_reward_model(whole):
     run = run_lib.open_run(whole)
-    rows = reward_model._fitting(run, run.corpus.demonstrations("train"))
+    rows = rankings.fitting(run, run.corpus.demonstrations("train"))
     scores = reward_model.Scorer(run)([Prompt(row.prompt, row.row) for row in rows], [r.completion for r in rows], [True] * len(rows))
     assert np.std(scores) > 1e-3 and abs(scores.mean()) < 1e-5
     unbiased = read_json(whole / "reward_model" / "evaluation.json")["demonstration_mean_before_bias"]
@@ -483,3 +483,30 @@ def test_sft_loss_does_not_depend_on_prompt_labels(demonstrations, monkeypatch):
     )
     assert prompt.any()
     jax.tree.map(np.testing.assert_array_equal, grad_and_loss(), expected)
+
+
+def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
+    """Its config.json lacks a field that came later; at its default that is no difference, otherwise it is one."""
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    older = read_json(path / "config.json")
+    del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
+    write_json(path / "config.json", older)
+    assert run_lib.open_run(path).config.ppo.lam == 0.95
+    config = toy_config()
+    with run_lib.start(config, path) as run:
+        assert run.done("ppo")
+    write_json(path / "config.json", older)
+    config.ppo.lam = 0.9
+    with pytest.raises(InputError, match="ppo.lam was 0.95 and is now 0.9"):
+        with run_lib.start(config, path):
+            pass
+
+
+def test_held_out_text_is_bounded(whole):
+    with run_lib.start(toy_config(), whole) as run:
+        everything = run.packed_documents("valid", 20)[0].tokens
+        assert np.array_equal(run.held_out_documents(20).tokens, everything)
+        run.config.evaluate.document_rows = 3
+        some = run.held_out_documents(20).tokens
+    assert 1 < len(some) <= 3 < len(everything) and np.array_equal(some, everything[:: -(-len(everything) // 3)])

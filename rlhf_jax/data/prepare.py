@@ -22,7 +22,7 @@ import rich.status
 from rlhf_jax.data import download, folders, prepared, rows
 from rlhf_jax.data.public import DATASETS, Dataset, LeftOut
 from rlhf_jax.data.records import parse_row
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.files import write_json
 
 SPLITS = ('train', 'valid', 'test')
@@ -193,7 +193,8 @@ def _described(dataset: Dataset) -> str:
             f'      files: {", ".join(names)}').replace('; \n', '\n').replace('|', ' or ')
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command('rlhf_jax.data.prepare', stopped='stopped, nothing is written')
+def main(arguments: list[str] | None = None) -> None:
     listed = '\n'.join(map(_described, DATASETS.values()))
     parser = argparse.ArgumentParser(
         prog='python -m rlhf_jax.data.prepare', description=__doc__, epilog=f'datasets:\n{listed}',
@@ -210,26 +211,18 @@ def main(arguments: list[str] | None = None) -> int:
                         help='rows that break the format: stop at the first, or skip, count and list them')
     parser.add_argument('--download', action='store_true', help='fetch what is missing into --source first')
     options = parser.parse_args(arguments)
-    try:
-        if options.dataset not in DATASETS:
-            raise InputError(f"--dataset: '{options.dataset}' is none of {', '.join(DATASETS)}")
-        dataset = DATASETS[options.dataset]
-        if wrong := [pair for pair in options.where if '=' not in pair]:
-            raise InputError(f"--where: '{wrong[0]}' must be COLUMN=VALUE")
-        if options.download:
-            download.fetch(dataset, options.source)
-        if options.chat:
-            dataset = dataset.as_chat()
-        folder, report = prepare(dataset, options.source, options.out, on_bad_row=options.on_bad_row,
-                                 where=dict(pair.split('=', 1) for pair in options.where), name=options.name)
-    except InputError as error:
-        print(f'rlhf_jax.data.prepare: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('rlhf_jax.data.prepare: stopped, nothing is written', file=sys.stderr)
-        return 130
+    if options.dataset not in DATASETS:
+        raise InputError(f"--dataset: '{options.dataset}' is none of {', '.join(DATASETS)}")
+    dataset = DATASETS[options.dataset]
+    if wrong := [pair for pair in options.where if '=' not in pair]:
+        raise InputError(f"--where: '{wrong[0]}' must be COLUMN=VALUE")
+    if options.download:
+        download.fetch(dataset, options.source)
+    if options.chat:
+        dataset = dataset.as_chat()
+    folder, report = prepare(dataset, options.source, options.out, on_bad_row=options.on_bad_row,
+                             where=dict(pair.split('=', 1) for pair in options.where), name=options.name)
     print(f'{folder}: {dataset.kind}\n{report}')
-    return 0
 
 
 if __name__ == '__main__':

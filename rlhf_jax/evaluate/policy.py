@@ -7,6 +7,7 @@ compared on pairs. A stage's folder gets
     skills.jsonl      a row for each few-shot item
     evaluation.json   the estimates, each {value, low, high} with its 95 % bootstrap interval
 
+`score` is by the run's first reward model, and `score/NAME` by each where there are several.
 `reference` is the first SFT stage: `kl` is log pi - log pi_ref of the sampled tokens, summed over
 the completion, in nats, and `win_rate` is against its completions, paired on prompts.
 """
@@ -73,7 +74,8 @@ def rescore(run) -> None:
 def _complete(run, evaluation: dict) -> bool:
     """Whether everything is there that the finished stages allow."""
     known, reference = evaluation["estimates"], reference_stage(run)
-    wanted = ["score"] if run.stages("reward_model") else []
+    rewards = run.stages("reward_model")
+    wanted = ["score"] if len(rewards) == 1 else [f"score/{name}" for name in rewards]
     if reference:
         wanted += ["kl"] if reference == evaluation["stage"] else ["kl", "win_rate"]
     return evaluation["reference"] == reference and not any(known.get(name) is None for name in wanted)
@@ -88,34 +90,42 @@ def sample(run, params: dict) -> list[dict]:
     """One completion for each test prompt that is not too long, with its gold parts and log pi."""
     config = run.config.evaluate
     records = run.corpus.prompts("test", "ppo")[: config.prompts]
-    prompts = _prompt_arrays(run, records)
+    prompts = prompt_arrays(run, records)
     sampler = run.sampler(run.config.completion_length)
     rows = []
     work = loader.in_order(prompts, config.batch_size)
     work = loop.each(run, "evaluation, samples", work, -(-len(prompts.index) // config.batch_size))
     for number, batch in enumerate(work):
         rollout = sampler(params, batch, run.key("evaluate", number), config.temperature)
-        logprobs = hosts.fetch(completion_logprob(run.model, params, rollout, config.temperature))
-        rollout = hosts.fetch(rollout)
-        completions, finished = generate.texts(rollout, run.tokenizer)
-        tokens, mask = rollout.completions, rollout.completion_mask
-        for i, index in enumerate(prompts.index[len(rows) : len(rows) + config.batch_size]):
-            record = records[index]
-            gold = run.corpus.gold(record, completions[i], finished[i])
-            rows.append({
-                "index": int(index),
-                "prompt": record.prompt,
-                "completion": completions[i],
-                "finished": finished[i],
-                "category": record.row.get("category"),
-                "kind": record.row.get("kind"),
-                "gold": gold and gold._asdict(),
-                "score": None,
-                "kl": None,
-                "logprob": float(logprobs[i]),
-                "length": int(mask[i].sum()),
-                "tokens": tokens[i][mask[i]].tolist(),
-            })
+        logprobs = completion_logprob(run.model, params, rollout, config.temperature)
+        indices = prompts.index[len(rows) : len(rows) + config.batch_size]
+        rows += describe(run, records, indices, hosts.fetch(rollout), hosts.fetch(logprobs))
+    return rows
+
+
+def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
+    """The rows of completions, not yet scored: completion i answers records[indices[i]], and has log pi logprobs[i]."""
+    completions, finished = generate.texts(rollout, run.tokenizer)
+    tokens, mask = rollout.completions, rollout.completion_mask
+    rows = []
+    for i, index in enumerate(indices):
+        record = records[index]
+        gold = run.corpus.gold(record, completions[i], finished[i])
+        rows.append({
+            "index": int(index),
+            "prompt": record.prompt,
+            "completion": completions[i],
+            "finished": finished[i],
+            "category": record.row.get("category"),
+            "kind": record.row.get("kind"),
+            "gold": gold and gold._asdict(),
+            "score": None,
+            "scores": {},
+            "kl": None,
+            "logprob": float(logprobs[i]),
+            "length": int(mask[i].sum()),
+            "tokens": tokens[i][mask[i]].tolist(),
+        })
     return rows
 
 
@@ -140,6 +150,8 @@ def summarize(rows: list[dict], rivals: list[dict] | None, resamples: int) -> di
     found = {f"gold/{part}": mean([row["gold"] and row["gold"][part] for row in rows])
              for part in parts}
     found["score"] = mean([row["score"] for row in rows])
+    if len(rows[0]["scores"]) > 1:
+        found |= {f"score/{name}": mean([row["scores"][name] for row in rows]) for name in rows[0]["scores"]}
     found["kl"] = mean([row["kl"] for row in rows])
     found["completion_length"] = mean([row["length"] for row in rows])
     found["eos"] = mean([float(row["finished"]) for row in rows])
@@ -173,12 +185,7 @@ def _judge(run, stage: str, rows: list[dict], temperature: float) -> None:
     """Fills in the score and the KL of rows that lack them, where the run has what they need."""
     prompts = run.corpus.prompts("test", "ppo")
     records = [prompts[row["index"]] for row in rows]
-    if rows[0]["score"] is None and run.stages("reward_model"):
-        completions = [row["completion"] for row in rows]
-        finished = [row["finished"] for row in rows]
-        scores = reward_model.Scorer(run)(records, completions, finished)
-        for row, score in zip(rows, scores):
-            row["score"] = float(score)
+    add_scores(run, rows)
     reference = reference_stage(run)
     if rows[0]["kl"] is None and reference == stage:
         for row in rows:
@@ -189,9 +196,24 @@ def _judge(run, stage: str, rows: list[dict], temperature: float) -> None:
             row["kl"] = row["logprob"] - float(logprob)
 
 
+def add_scores(run, rows: list[dict]) -> None:
+    """Fills in what each finished reward model says of rows, `scores`; `score`, which all compare by, is the first's."""
+    prompts = run.corpus.prompts("test", "ppo")
+    records = [prompts[row["index"]] for row in rows]
+    completions, finished = ([row[name] for row in rows] for name in ("completion", "finished"))
+    names = run.stages("reward_model")
+    for name in names:
+        if name not in rows[0]["scores"]:
+            scores = reward_model.Scorer(run, name)(records, completions, finished)
+            for row, score in zip(rows, scores):
+                row["scores"][name] = float(score)
+    for row in rows if names else []:
+        row["score"] = row["scores"][names[0]]
+
+
 def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) -> np.ndarray:
     """log pi f32[N] of the sampled tokens of rows, under any parameters."""
-    prompts = _prompt_arrays(run, records)
+    prompts = prompt_arrays(run, records)
     tokens = np.full((len(rows), run.config.completion_length), run.tokenizer.pad_id, np.int32)
     mask = np.arange(tokens.shape[1]) < np.array([[len(row["tokens"])] for row in rows])
     tokens[mask] = np.concatenate([row["tokens"] for row in rows])
@@ -204,7 +226,8 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
     return np.concatenate(found)[: len(rows)]
 
 
-def _prompt_arrays(run, records) -> batches.Prompts:
+def prompt_arrays(run, records) -> batches.Prompts:
+    """The prompts of records that are not too long."""
     config = run.config
     return batches.batch_prompts(
         records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]

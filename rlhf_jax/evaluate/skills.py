@@ -119,7 +119,7 @@ def valid_loss(run, params: dict) -> Estimate | None:
     """
     length = run.config.prompt_length + run.config.completion_length
     try:
-        packed, *_ = run.packed_documents("valid", length)
+        packed = run.held_out_documents(length)
     except InputError:  # a run on files need not have documents
         return None
     config = run.config.evaluate

@@ -4,6 +4,7 @@ Every interval function returns an `Estimate` and takes one value per *independe
 a seed. Pairs of one prompt are not independent: give their mean per prompt, and `weights`.
 """
 
+import functools
 import math
 import statistics
 from typing import NamedTuple
@@ -92,6 +93,7 @@ def mean_over_seeds(values, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half_width, mean + half_width)
 
 
+@functools.lru_cache
 def student_t_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t with `freedom` (a whole number) degrees of freedom, above 1/2."""
     if not 0.5 <= probability < 1 or freedom < 1:

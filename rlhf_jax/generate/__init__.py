@@ -51,6 +51,7 @@ def sample(
     eos_id: int | tuple[int, ...],
     pad_id: int,
     parts: int = 1,
+    trials: str | None = None,
 ) -> Rollout:
     """Sample one completion a row.
 
@@ -62,8 +63,12 @@ def sample(
       eos_id: ends a completion; or all that do.
       parts: in which the batch is sampled one after another, so that the keys and values of one part
         exist at once; the tokens do not depend on it.
+      trials: the axis of a vmap over whole batches. All go on until the last has ended: a step that only some
+        make would copy the keys and values of all.
     """
-    fixed = dict(truncation=truncation, completion_length=completion_length, eos_id=eos_id, pad_id=pad_id)
+    fixed = dict(
+        truncation=truncation, completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, trials=trials
+    )
     noise = lambda step: jax.random.uniform(jax.random.fold_in(key, step), (len(prompts), 1))
     if parts == 1:
         return _sample(config, params, prompts, prompt_mask, noise, temperature, **fixed)
@@ -80,7 +85,7 @@ def sample(
 
 
 def _sample(
-    config, params, prompts, prompt_mask, noise, temperature, *, truncation, completion_length: int, eos_id, pad_id: int
+    config, params, prompts, prompt_mask, noise, temperature, *, truncation, completion_length, eos_id, pad_id, trials
 ):
     batch, prompt_length = prompts.shape
     greedy = temperature <= 0.0
@@ -108,7 +113,10 @@ def _sample(
 
     def cond(carry):
         (step, _, done, *_), _ = carry
-        return (step < completion_length) & ~jnp.all(done)
+        unfinished = jnp.any(~done)
+        if trials:
+            unfinished = jax.lax.psum(unfinished.astype(jnp.int32), trials) > 0
+        return (step < completion_length) & unfinished
 
     def body(carry):
         (step, token, done, *written), cache = carry

@@ -32,7 +32,7 @@ from rlhf_jax.data.chat_template import LITERAL, ChatTemplate
 from rlhf_jax.data.records import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.files import read_json
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig
@@ -272,7 +272,8 @@ def new_tokens(context: int) -> int:
     return min(128, context // 2)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command("rlhf_jax.generate")
+def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         if options.out and pathlib.Path(options.out).is_dir():
@@ -290,16 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
                 texts = [prompt.text for prompt in prompts]
                 identity = options.model, options.dtype, asked, completer.batch_size, texts
                 write_lines(completer, options.out, repr(identity))
-    except InputError as error:
-        print(f"rlhf_jax.generate: {error}", file=sys.stderr)
-        return 2
     except progress.Stopped as error:
-        print(f"rlhf_jax.generate: {error}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("rlhf_jax.generate: stopped", file=sys.stderr)
-        return 130
-    return 0
+        raise KeyboardInterrupt(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import shutil
 import sys
 
 from rlhf_jax import hf
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.files import new_folder, read_json
 
 # What else there is in a model folder, beside config.json and the tensors.
@@ -26,7 +26,8 @@ _BESIDE = (
 )  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command("rlhf_jax.hf", stopped="stopped; nothing was written")
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,20 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it is")
         command.add_argument("--shard_gb", type=float, default=5.0, help="largest file, in GB; default: 5")
     options = parser.parse_args(arguments)
-    try:
-        if options.shard_gb <= 0:
-            raise InputError(f"--shard_gb={options.shard_gb} must be positive")
-        if options.command == "import":
-            print(import_model(options))
-        else:
-            print(export_model(options))
-    except InputError as error:
-        print(f"rlhf_jax.hf: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rlhf_jax.hf: stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    if options.shard_gb <= 0:
+        raise InputError(f"--shard_gb={options.shard_gb} must be positive")
+    if options.command == "import":
+        print(import_model(options))
+    else:
+        print(export_model(options))
 
 
 def import_model(options) -> str:

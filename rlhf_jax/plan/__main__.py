@@ -18,7 +18,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import as_command
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True
@@ -53,7 +53,7 @@ _VOCAB = flags.DEFINE_integer(
 )
 flags.mark_flags_as_required(["config", "topology"])
 
-EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT = 1, 2
+EXIT_DOES_NOT_FIT = 1
 _PAPER_DATA = {
     "demonstrations": 12_725,
     "rankings": 33_207,
@@ -61,15 +61,11 @@ _PAPER_DATA = {
 }  # InstructGPT, Table 6; GPT-3
 
 
-def main(argv) -> None:
+@as_command("rlhf_jax.plan")
+def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument '{argv[1]}'")
-    try:
-        fits = _plan_all()
-    except InputError as error:
-        print(f"rlhf_jax.plan: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    sys.exit(0 if fits else EXIT_DOES_NOT_FIT)
+    return 0 if _plan_all() else EXIT_DOES_NOT_FIT
 
 
 def _plan_all() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import model, ppo_stage, pretrain, reward_model, sharding, supervised
+from rlhf_jax import dpo, model, ppo_stage, pretrain, reward_model, sharding, supervised
 from rlhf_jax.data.batches import Batch, Comparisons, PackedComparisons
 from rlhf_jax.errors import InputError
 from rlhf_jax.plan import estimate
@@ -139,6 +139,30 @@ def _reward_model(run: Run, stage: str, data: Data) -> list[Program]:
     return [_supervised(run, stage, reward_model.loss_of(run, stage), batch, steps, head="scalar")]
 
 
+def _dpo(run: Run, stage: str, data: Data) -> list[Program]:
+    section, k = run.config[stage], data.completions
+    shape, rows, length = run.shape(stage), section.batch_size, section.length or _whole_length(run)
+    ranked, number = _abstract(run, (rows, k), jnp.int32), _abstract(run, (rows,), jnp.float32)
+    batch = dpo.Preferences(
+        tokens=_abstract(run, (rows, k, length), jnp.int32),
+        mask=_abstract(run, (rows, k, length), jnp.bool_),
+        starts=_abstract(run, (rows,), jnp.int32),
+        ranks=ranked,
+        valid=_abstract(run, (rows, k), jnp.bool_),
+        ref_logprobs=_abstract(run, (rows, k), jnp.float32),
+        beta=number,
+        label_smoothing=number,
+    )
+    params = _params(run, shape, "lm")
+    reference = Program(
+        stage, "reference", lambda: dpo.logprobs.lower(shape, params, batch),
+        {"parameters": params, "batch": batch}, {},
+        estimate.forward(shape, rows * k, length, rows * k * length), math.ceil(data.rankings / rows),
+    )  # fmt: skip
+    steps = max(1, math.ceil(section.epochs * data.rankings / rows))
+    return [reference, _supervised(run, stage, dpo.loss_of(run, stage), batch, steps)]
+
+
 def _supervised(run: Run, stage: str, loss_fn, batch, steps: int, head: str = "lm") -> Program:
     shape = run.shape(stage)
     sharding.check_batch(batch, run.mesh)
@@ -224,7 +248,7 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
     ]  # fmt: skip
 
 
-_STAGES = {"pretrain": _pretrain, "sft": _sft, "reward_model": _reward_model, "ppo": _ppo}
+_STAGES = {"pretrain": _pretrain, "sft": _sft, "reward_model": _reward_model, "dpo": _dpo, "ppo": _ppo}
 
 
 # ---------------------------------------------------------------------------- abstract inputs

@@ -18,6 +18,7 @@ _BYTES_OF_A_WEIGHT = {
     "pretrain": 12,
     "sft": 12,
     "reward_model": 12,
+    "dpo": 12,
     "ppo": 16,
 }  # float32: it, Adam's two, the average
 _SAVED = {

@@ -1,81 +1,43 @@
-"""What a run, or one run with several seeds, has shown:
+"""What a run, one run with several seeds, or a sweep has shown:
 
     python -m rlhf_jax.report runs/quickstart
     python -m rlhf_jax.report runs/seed0 runs/seed1 runs/seed2 --out=report_seeds.md
+    python -m rlhf_jax.report sweeps/fig33_ptx_coef --open
+    python -m rlhf_jax.report --all sweeps --publish=docs/reproduction
 
-One directory gets `report.md` and `figures/` inside it; several are averaged (see seeds.py).
-Everything is read from the files of the run; what a run does not have is left out.
+A run gets `report.md` and `figures/` inside its directory; a sweep `tables/` and `verdicts.json`, too;
+several runs are averaged. --all judges every sweep of a directory: REPRODUCTION.md. Everything is read
+from files, and what is not there is left out, or named where somebody waits for it.
 """
 
 import importlib.metadata
-import json
-import math
 import os
+import pathlib
 import platform
 import resource
-import statistics
 import sys
 
-import rich.console
-from rich.text import Text
-
-from rlhf_jax.evaluate import skills
-from rlhf_jax.evaluate.statistics import bootstrap
-from rlhf_jax.files import write_text
-from rlhf_jax.report import figures
-from rlhf_jax.report.record import SPLITS, Record, label
-from rlhf_jax.report.tables import QUANTITIES, Table
-
-_SAMPLES = 8
-_SHOWN_CHARACTERS = 280
-_MOST_GROUPS = 12  # named one by one
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
-def write(path) -> rich.console.Group:
-    """Writes report.md and figures/ into a run's directory.
+def write(path):
+    """Writes the report of a run or of a sweep (a directory with a sweep.json) into its directory.
 
     Returns:
-        The table of policies and what else belongs on a terminal, for rich's `print`.
+        What belongs on a terminal, for `show`.
 
     Raises:
-        InputError: the path is no run, or cannot be written.
+        InputError: the path is neither, or cannot be written.
     """
-    record = Record.load(path)
-    drawn = figures.draw_run(record, record.path / "figures")
-    policies, tax = policy_table(record), tax_lines(record)
-    sections = [
-        f"# Report of {record.path.name}",
-        "± is half of a 95 % interval: bootstrap over test prompts, and over few-shot items for "
-        "skills. Win rate is "
-        f"by {_judge(record)}, on the same prompts; KL is log π − log π of SFT of the sampled "
-        "tokens, summed over the completion.",
-        "## Policies",
-        policies.markdown() if record.evaluations else "No policy is evaluated yet.",
-    ]
-    if tax:
-        sections += ["## Alignment tax", "\n".join(f"- {line}" for line in tax)]
-    if record.reward:
-        sections += ["## Reward model", *_reward_sections(record)]
-    if drawn:
-        sections += ["## Figures", *(f"![{name}](figures/{name})\n\n*{caption}*"
-                                     for name, caption in drawn)]
-    if samples := sample_table(record):
-        sections += ["## Completions", "Sampled at temperature "
-                     f"{next(iter(record.evaluations.values()))['temperature']:g}; the gold score "
-                     "(or, without one, the reward score) in brackets.",
-                     samples.markdown(numbers=False)]
-    if record.data["stages"]:
-        sections += ["## Data", *_data_sections(record)]
-    sections += ["## How it was made", *_made_sections(record)]
-    write_text(record.path / "report.md", "\n\n".join(sections) + "\n")
-    return rich.console.Group(
-        policies.rich(f"{record.path.name}, ± half of a 95 % interval"), *map(Text, tax),
-        Text(f"Figures and more: {record.path / 'report.md'}"))
+    from rlhf_jax.report import run, sweep_page  # not at import: the pipeline needs `machine` alone
+
+    return (sweep_page if (pathlib.Path(path) / "sweep.json").is_file() else run).write(path)
 
 
-def show(report: rich.console.Group) -> None:
+def show(report) -> None:
     """Prints what `write` returned; a log file or a narrow terminal gets whole numbers all the same."""
+    import rich.console
+
     console = rich.console.Console()
     rich.console.Console(width=max(console.width, 100)).print(report, soft_wrap=True)
 
@@ -96,203 +58,3 @@ def machine() -> dict:
         "versions": {"python": platform.python_version()}
                     | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-
-
-def policy_table(record: Record) -> Table:
-    """Quantities down, policies across; quantities that no policy has are left out."""
-    rows = []
-    for quantity in QUANTITIES:
-        found = [record.estimate(stage, quantity.name) for stage in record.evaluations]
-        if any(found):
-            rows.append([quantity.title, *map(quantity.show, found)])
-    return Table(["", *map(label, record.evaluations)], rows)
-
-
-def tax_lines(record: Record) -> list[str]:
-    """What PPO lost of SFT's skills, and what share of it each PPO-ptx policy kept.
-
-    Differences are paired by few-shot item.
-    """
-    rows = {stage: found for stage, found in record.rows("skills.jsonl").items() if found}
-    if record.reference not in rows or record.plain not in rows:
-        return []
-    sft, weights = skills.scores_and_weights(rows[record.reference])
-    ppo, _ = skills.scores_and_weights(rows[record.plain])
-    lines = [f"{label(record.plain)} lost {_points(bootstrap(sft - ppo, weights))} of SFT's "
-             f"retained skills{_loss_change(record, record.plain)}."]
-    for stage in record.mixed:
-        if stage in rows:
-            ptx, _ = skills.scores_and_weights(rows[stage])
-            line = (f"{label(stage)} lost {_points(bootstrap(sft - ptx, weights))}"
-                    f"{_loss_change(record, stage)}")
-            share = skills.recovered_share(sft, ppo, ptx, weights)
-            if not math.isnan(share.value):
-                line += (f": it recovered {100 * share.value:.0f} % "
-                         f"[{100 * share.low:.0f}, {100 * share.high:.0f}] of the loss")
-            lines.append(f"{line}.")
-    return lines
-
-
-def sample_table(record: Record) -> Table | None:
-    """A few test prompts, of as many categories as possible, with the completions side by side."""
-    samples = record.rows("samples.jsonl")
-    if not samples:
-        return None
-    by_index = [{row["index"]: row for row in rows} for rows in samples.values()]
-    shared = [row for row in next(iter(samples.values()))
-              if all(row["index"] in rows for rows in by_index)]
-    rank = {}  # of a row within its category: firsts of all categories come before seconds
-    counts = {}
-    for row in shared:
-        rank[row["index"]] = counts[row["category"]] = counts.get(row["category"], 0) + 1
-    chosen = sorted(shared, key=lambda row: rank[row["index"]])[:_SAMPLES]
-    return Table(
-        ["prompt", *map(label, samples)],
-        [[_shorten(row["prompt"]), *(_judged(rows[row["index"]]) for rows in by_index)]
-         for row in chosen])
-
-
-def _judge(record):
-    kinds = {found["win_rate_by"] for found in record.evaluations.values()}
-    return "reward score (this text has no gold score)" if kinds == {"score"} else "gold score"
-
-
-def _points(estimate) -> str:
-    half = 50 * (estimate.high - estimate.low)
-    return f"{100 * estimate.value:.1f} ± {half:.1f} points"
-
-
-def _loss_change(record, stage) -> str:
-    losses = [record.estimate(name, "valid_loss") for name in (stage, record.reference)]
-    if None in losses:
-        return ""
-    return f" (held-out loss {losses[0]['value'] - losses[1]['value']:+.3f} nats per token)"
-
-
-def _judged(row) -> str:
-    worth = row["gold"]["total"] if row["gold"] else row["score"]
-    text = _shorten(row["completion"]) + ("" if row["finished"] else " …")
-    return text if worth is None else f"{text} ({worth:.2f})"
-
-
-def _shorten(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 2] + " …"
-
-
-def _data_sections(record: Record) -> list[str]:
-    """What was read from files, then what was too long for each stage."""
-    files = [[name, str(read["kept"]), str(len(read["skipped"])), str(read["all_tied"])]
-             for name, read in record.data["files"].items()]
-    lengths = [[label(stage), records, *(str(found.get(name, 0)) for name in _FATES)]
-               for stage, reports in record.data["stages"].items() for records, found in reports.items()]
-    tables = [Table(["stage", "records", "given", "dropped", "prompt cut left", "cut", "longest (tokens)"], lengths)]
-    if files:
-        tables.insert(0, Table(["file", "rows", "bad rows skipped", "rankings without a preference"], files))
-    if splits := record.data.get("splits"):
-        names = ("train", "valid", "test", "heldout")
-        tables.append(Table(
-            ["rows", *names, "near-duplicate prompts", "left out"],
-            [[kind, *(str(found["rows"].get(name, 0)) for name in names), str(found["near_duplicates"]["in_clusters"]),
-              "; ".join(f"{count}: {reason}" for reason, count in found["left_out"].items()) or "–"]
-             for kind, found in splits.items()],
-        ))  # fmt: skip
-    if mixed := record.data.get("epochs"):
-        tables.append(Table(["stage", "source", "epochs"], [
-            [label(stage), f"{records}: {name}", f"{epochs:.3g}"]
-            for stage, kinds in mixed.items() for records, found in kinds.items() for name, epochs in found.items()]))
-    if packed := record.data.get("packing"):
-        tables.append(Table(["packed", "rows of a batch", "padding (%)", "without packing"], [
-            [label(stage), str(found["rows_after"]), f"{100 * found['padding_after']:.1f}",
-             f"{found['rows_before']} rows, {100 * found['padding_before']:.1f} %"]
-            for stage, kinds in packed.items() for found in kinds.values()]))
-    return [table.markdown() for table in tables]
-
-
-_FATES = ("given", "dropped", "prompts_cut", "cut", "longest")
-
-
-def _reward_sections(record: Record) -> list[str]:
-    """The table by split, then accuracy by labeler group, then what the labelers allow."""
-    splits, labelers = record.reward_splits, record.reward.get("labelers", {})
-    fold = labelers.get("folds", {}).get(labelers.get("held_out_group")) or {}
-    ceilings = {"valid": fold.get("in_group"), "heldout": fold.get("held_out")}
-    rows = [["accuracy (%)", *(_percent(facts["accuracy"]) for facts in splits.values())]]
-    if any(ceilings.get(name) for name in splits):
-        rows.append(["accuracy that the labelers' noise allows (%)",
-                     *(_percent(ceilings.get(name)) for name in splits)])
-    if any("bag_of_words_accuracy" in facts for facts in splits.values()):
-        rows.append(["accuracy of a bag of words (%)",
-                     *(_percent(facts.get("bag_of_words_accuracy")) for facts in splits.values())])
-    rows += [[title, *(_plain(facts.get(name)) for facts in splits.values())]
-             for name, title in {
-                 "log_loss": "log-loss (nats per pair)", "ece": "expected calibration error",
-                 "pairs": "pairs", "prompts": "prompts",
-             }.items() if any(name in facts for facts in splits.values())]
-    sections = [Table(["", *(SPLITS.get(name, name) for name in splits)], rows).markdown()]
-    groups = {group: value for facts in splits.values()
-              for group, value in facts.get("by_group", {}).items() if group}
-    if len(groups) > _MOST_GROUPS:  # such as a group for each question
-        low, *_, high = sorted(groups.values())
-        sections.append(f"Accuracy in {len(groups)} groups: {_percent(low)} to {_percent(high)} %, "
-                        f"median {_percent(statistics.median(groups.values()))} %.")
-    elif groups:
-        sections.append("Accuracy by group of labelers (%): " + ", ".join(
-            f"{group} {_percent(value)}" for group, value in groups.items()) + ".")
-    known = {
-        "agreement_in_group": "two labelers of one group agree on",
-        "agreement_across": "two of different groups on",
-        "ceiling_each_labeler_known": "a judge who knew each labeler would be right on",
-    }
-    stated = [f"{text} {_percent(labelers[name])} %" for name, text in known.items()
-              if name in labelers]
-    return sections + (["Of the validation pairs, " + "; ".join(stated) + "."] if stated else [])
-
-
-def _percent(value) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, dict):
-        half = 50 * (value["high"] - value["low"])
-        return f"{100 * value['value']:.1f} ± {half:.1f}"
-    return f"{100 * value:.1f}"
-
-
-def _plain(value) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _made_sections(record: Record) -> list[str]:
-    """Seed, overrides, time and memory by stage, versions."""
-    model = ", ".join(f"{name} {record.config['model'][name]}"
-                      for name in ("num_layers", "embed_dim", "num_heads")
-                      if name in record.config.get("model", {}))
-    facts = [f"seed: {record.config.get('seed')}", f"model: {model}",
-             f"overrides: `{json.dumps(record.overrides)}`" if record.overrides else
-             "overrides: none"]
-    hardware = {done["hardware"]: None for done in record.done.values() if "hardware" in done}
-    versions = {json.dumps(done["versions"]): done["versions"] for done in record.done.values()
-                if "versions" in done}
-    facts += [f"hardware: {name}" for name in hardware]
-    facts += ["versions: " + ", ".join(f"{name} {number}" for name, number in found.items())
-              for found in versions.values()]
-    rows = [[stage, _duration(done["seconds"]), _duration(done.get("evaluation_seconds")),
-             _memory(done), done["finished_at"]] for stage, done in record.done.items()]
-    seconds = [done["seconds"] + done.get("evaluation_seconds", 0)
-               for done in record.done.values()]
-    rows.append(["all", _duration(sum(seconds)), "", "", ""])
-    columns = ["stage", "time", "evaluation", "peak memory so far", "finished"]
-    return ["\n".join(f"- {fact}" for fact in facts), Table(columns, rows).markdown()]
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
-def _memory(done) -> str:
-    return f"{done['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in done else "–"

@@ -1,30 +1,57 @@
 """See rlhf_jax.report."""
 
 import argparse
+import pathlib
 import sys
+import webbrowser
 
 from rlhf_jax import report
 from rlhf_jax.errors import InputError
-from rlhf_jax.report import seeds
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.report", description=report.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dirs", nargs="+", metavar="DIR", help="work directories of runs")
+    parser.add_argument("dirs", nargs="+", metavar="DIR", help="a run, a sweep, several runs")
     parser.add_argument("--out", default="report_seeds.md", help="file for several runs")
+    parser.add_argument("--all", action="store_true", help="DIR holds sweeps: report each, and REPRODUCTION.md")
+    parser.add_argument("--publish", metavar="DOCS", help="with --all: copy what is small (PNG, CSV, pages) into this folder")
+    parser.add_argument("--html", action="store_true", help="also write one HTML file with everything in it")
+    parser.add_argument("--open", action="store_true", help="and show it in a browser")
     options = parser.parse_args(arguments)
     try:
-        if len(options.dirs) == 1:
-            shown = report.write(options.dirs[0])
-        else:
-            shown = seeds.write(options.dirs, options.out)
+        shown, page = _write(options)
+        report.show(shown)
+        if options.html or options.open:
+            from rlhf_jax.report import html_page
+
+            page = html_page.write(page)
+            print(f"One file with everything: {page}")
+            if options.open and not webbrowser.open(page.absolute().as_uri()):
+                print("No browser could be opened here: open that file in one.")
     except InputError as error:
         print(f"rlhf_jax.report: {error}", file=sys.stderr)
         return 2
-    report.show(shown)
     return 0
+
+
+def _write(options):
+    """(what to show, the Markdown file) of what was asked for."""
+    from rlhf_jax.report import reproduction, seeds
+
+    first = pathlib.Path(options.dirs[0])
+    if options.publish and not options.all:
+        raise InputError("--publish goes with --all: it copies what the page of all sweeps links to")
+    if len(options.dirs) == 1:
+        if options.all:
+            return reproduction.write(first, options.publish), first / reproduction.PAGE
+        return report.write(first), first / "report.md"
+    sweeps = [name for name in options.dirs if (pathlib.Path(name) / "sweep.json").is_file()]
+    if options.all or sweeps:
+        what = "--all takes" if options.all else f"{sweeps[0]} is a sweep: give"
+        raise InputError(f"{what} one directory, not {len(options.dirs)}; --all with the folder above takes several sweeps")
+    return seeds.write(options.dirs, options.out), pathlib.Path(options.out)
 
 
 if __name__ == "__main__":

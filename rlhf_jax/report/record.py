@@ -8,8 +8,9 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.files import read_json
 from rlhf_jax.metrics import read_metrics
+from rlhf_jax.run import POLICIES
 
-_LABELS = {"pretrain": "base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+_LABELS = {"pretrain": "base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "dpo": "DPO", "best_of_n": "best of n"}
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
 
 
@@ -52,7 +53,7 @@ class Record:
             config=config,
             overrides=read_json(overrides) if overrides.exists() else {},
             done=read("done.json"),
-            evaluations=read("evaluation.json", "pretrain", "sft", "ppo"),
+            evaluations=read("evaluation.json", *POLICIES, "best_of_n"),
             reward=next(iter(read("evaluation.json", "reward_model").values()), None),
         )
 

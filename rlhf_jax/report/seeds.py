@@ -12,7 +12,7 @@ from rich.text import Text
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.files import write_text
-from rlhf_jax.report import figures
+from rlhf_jax.report.figures import run as figures
 from rlhf_jax.report.record import Record, label
 from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
 

@@ -1,8 +1,11 @@
-"""The tables of a report: rows of text, for a Markdown file and for a terminal."""
+"""The tables of a report: rows of text, for a Markdown file, a terminal, LaTeX, and numbers for CSV."""
 
+import csv
 import dataclasses
 import html
+import io
 import math
+import re
 
 import rich.box
 import rich.table
@@ -10,20 +13,21 @@ import rich.table
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """A row of a table: an estimate of evaluation.json and how it is printed."""
+    """A number of evaluation.json or metrics.jsonl, and how it is printed."""
 
     title: str
     name: str
-    digits: int = 3
+    digits: int | None = 3  # after the point; None: four significant ones
     scale: float = 1.0
 
-    def show(self, estimate: dict | None) -> str:
+    def show(self, estimate: dict | None, sign: bool = False) -> str:
         """`value ± half the width of its interval`; a dash for nothing."""
         if estimate is None:
             return "–"
-        value = f"{self.scale * estimate['value']:.{self.digits}f}"
+        form = f"{'+' if sign else ''}{'.4g' if self.digits is None else f'.{self.digits}f'}"
+        value = f"{self.scale * estimate['value']:{form}}"
         half = self.scale * (estimate["high"] - estimate["low"]) / 2
-        return f"{value} ± {half:.{self.digits}f}" if math.isfinite(half) else value
+        return f"{value} ± {half:{'.2g' if self.digits is None else form.lstrip('+')}}" if math.isfinite(half) else value
 
 
 QUANTITIES = (
@@ -44,6 +48,38 @@ QUANTITIES = (
     Quantity("  arithmetic (exact match)", "skills/arithmetic", 1, 100),
     Quantity("held-out loss (nats/token)", "valid_loss"),
 )
+REWARD_QUANTITIES = tuple(
+    Quantity(f"{title}, {labelers}{unit}", f"{split}/{name}", digits, scale)
+    for split, labelers in (("valid", "training labelers"), ("heldout", "held-out labelers"))
+    for name, title, unit, digits, scale in (("accuracy", "accuracy", " (%)", 1, 100), ("log_loss", "log loss", " (nats)", 3, 1),
+                                             ("ece", "calibration error", " (%)", 1, 100)))  # fmt: skip
+_MORE = (
+    Quantity("time (s)", "seconds", 1),
+    Quantity("time of the evaluation (s)", "evaluation_seconds", 1),
+    Quantity("peak memory (GiB)", "peak_memory_gib", 2),
+    Quantity("reward score of the batch", "objective/scores", None),
+    Quantity("KL to SFT of the batch (nats)", "objective/kl", None),
+    Quantity("share of arms that failed (%)", "failed", 0, 100),
+)
+_BY_NAME = {quantity.name: dataclasses.replace(quantity, title=quantity.title.strip())
+            for quantity in (*QUANTITIES, *REWARD_QUANTITIES, *_MORE)}  # fmt: skip
+
+
+def quantity_of(name: str) -> Quantity:
+    """How a quantity (see spec.py) is called and printed; one that is not known here by its own name."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if name.startswith("history:"):
+        metric, _, how = name.removeprefix("history:").partition("@")
+        return dataclasses.replace(quantity_of(metric), title=f"{quantity_of(metric).title}, {how.replace('_', ' ')}", name=name)
+    if name.startswith("skills/"):
+        return Quantity(f"{name.removeprefix('skills/').replace('_', ' ')} (%)", name, 1, 100)
+    return Quantity(name.removeprefix("evaluation:"), name, None)
+
+
+def title_of(name: str) -> str:
+    """A quantity's title without a percent sign, for sentences, where shares are shares."""
+    return quantity_of(name).title.removesuffix(" (%)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +96,22 @@ class Table:
                  *([cell(text) for text in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def rich(self, title: str) -> rich.table.Table:
-        """The same for a terminal."""
+    def latex(self, caption: str = "", label: str = "") -> str:
+        """A table with the rules of the package booktabs; any text is escaped, for pdfLaTeX and newer engines."""
+        width = len(self.columns)
+        lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
+        rows = [" & ".join(map(latex, row)) + r" \\" for row in (self.columns, *self.rows)]
+        lines += [rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\caption{{{latex(caption)}}}"] * bool(caption) + [rf"\label{{{label}}}"] * bool(label)
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def rich(self, title: str, wrap: bool = False, most: int | None = None) -> rich.table.Table:
+        """The same for a terminal; `wrap` breaks lines in cells where there is no room, `most` columns are shown."""
         table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
-        for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        for number, column in enumerate(self.columns[:most]):
+            table.add_column(column, justify="right" if number else "left", no_wrap=not wrap or not number)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*row[:most])
         return table
 
 
@@ -77,3 +122,29 @@ def cell(text: str) -> str:
     for mark in "\\`*_[]":
         text = text.replace(mark, f"\\{mark}")
     return "&nbsp;" * indent + "<br>".join(text.splitlines())
+
+
+def latex(text: str) -> str:
+    """Any text as LaTeX that shows it as it is; leading spaces stay, line ends become spaces."""
+    indent = len(text) - len(text.lstrip(" "))
+    return r"\quad " * (indent // 2) + re.sub(_SPECIAL, lambda match: _LATEX[match[0]], " ".join(text.split()))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "`": r"\textasciigrave{}",
+    "[": "{[}", "]": "{]}",  # else the optional argument of a line end
+    "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---", "×": r"$\times$", "·": r"$\cdot$", "…": r"\ldots{}", "√": r"$\surd$",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "π": r"$\pi$", "²": "$^2$",
+}  # fmt: skip
+_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
+
+
+def csv_text(columns: list[str], rows: list[list]) -> str:
+    """Comma-separated values with a line of names; None is an empty field, a float has all its digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if value is None else value for value in row] for row in rows])
+    return text.getvalue()

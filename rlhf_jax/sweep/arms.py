@@ -13,6 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import InputError
+from rlhf_jax.report.spec import Declared
+from rlhf_jax.files import read_json
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120
@@ -43,13 +45,13 @@ class Experiment:
       path: of the file.
       about: its docstring.
       arms: of its sweep.
-      declared: FIGURES, TABLES and CLAIMS, for the report.
+      declared: its figures, tables and claims, for the report.
     """
 
     path: str
     about: str
     arms: list[Arm]
-    declared: dict[str, Any]
+    declared: Declared
 
 
 def load(path: str, config: ConfigDict) -> Experiment:
@@ -60,7 +62,7 @@ def load(path: str, config: ConfigDict) -> Experiment:
       config: what get_config gave, with the overrides of the command line.
 
     Raises:
-      InputError: the file has no sweep, or one that does not fit the config.
+      InputError: the file has no sweep, or one that does not fit the config, or declares what the sweep cannot show.
     """
     file = path.partition(":")[0]
     spec = importlib.util.spec_from_file_location("rlhf_jax_experiment", file)
@@ -68,8 +70,13 @@ def load(path: str, config: ConfigDict) -> Experiment:
     spec.loader.exec_module(module)
     if not hasattr(module, "sweep"):
         raise InputError(f"{file} has no function sweep(h); see experiments/figures/ for examples")
-    declared = {name.lower(): getattr(module, name, ()) for name in ("FIGURES", "TABLES", "CLAIMS")}
-    return Experiment(path, module.__doc__ or "", expand(config, module.sweep(grid), file), declared)
+    arms = expand(config, module.sweep(grid), file)
+    declared = Declared.of(module)
+    try:
+        declared.check(config.to_dict(), [arm.overrides for arm in arms])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return Experiment(path, module.__doc__ or "", arms, declared)
 
 
 def expand(config: ConfigDict, settings: grid.Grid, source: str = "sweep") -> list[Arm]:
@@ -122,8 +129,28 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
         "commit": commit(),
         "overrides": overrides,
         "config": json.loads(json.dumps(config.to_dict())),
-        "arms": [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms],
-    }
+        "arms": json.loads(json.dumps(
+            [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms]
+        )),
+        **experiment.declared.to_json(),
+    }  # fmt: skip
+
+
+def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDict, chosen: Sequence[Arm]) -> None:
+    """That these arms are still those of path/sweep.json, which was written when they were submitted.
+
+    Raises:
+      InputError: the experiment file or the command line has changed since.
+    """
+    known = read_json(path / "sweep.json")
+    now = describe(experiment, config, {})
+    arms = {arm["number"]: arm for arm in known["arms"]}
+    for arm in chosen:
+        if now["config"] != known["config"] or arms.get(arm.number) != now["arms"][arm.number]:
+            raise InputError(
+                f"arm {arm.number} is another one than when {path / 'sweep.json'} was written: {experiment.path} has "
+                "changed since; submit the sweep again"
+            )
 
 
 def commit() -> str | None:

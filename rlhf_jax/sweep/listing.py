@@ -9,7 +9,7 @@ import rich.table
 
 from rlhf_jax.files import read_if_there
 from rlhf_jax.sweep.arms import Arm
-from rlhf_jax.sweep.store import identities
+from rlhf_jax.sweep.store import held, identities
 
 
 def show_arms(arms: list[Arm], path: pathlib.Path) -> None:
@@ -32,8 +32,7 @@ def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None
         for stage, identity in identities(arm.config).items():
             wanted[stage].add(identity)
             arms_of[stage] += 1
-            held = any((stages / identity).glob("*.json"))
-            if held or (path / "arms" / arm.name / stage / "done.json").exists():
+            if held(stages, identity) or (path / "arms" / arm.name / stage / "done.json").exists():
                 finished.add(identity)
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for column in ("stage", "arms", "to compute", "finished before"):
@@ -47,6 +46,13 @@ def failures(arms: list[Arm], path: pathlib.Path) -> dict[str, str]:
     """Name -> reason of the arms that failed."""
     records = {arm.name: _record(arm, path) for arm in arms}
     return {name: record["reason"] for name, record in records.items() if record.get("status") == "failed"}
+
+
+def unfinished(arms: list[Arm], path: pathlib.Path, begun: bool) -> list[Arm]:
+    """The arms that are neither done nor failed; with `begun` only those that a job is at work on."""
+    ended = ("done", "failed")
+    status = {arm.name: _record(arm, path).get("status") for arm in arms}
+    return [arm for arm in arms if (status[arm.name] == "running" if begun else status[arm.name] not in ended)]
 
 
 def _record(arm: Arm, path: pathlib.Path) -> dict:

@@ -1,9 +1,13 @@
 """Arms one after another in one process; what became of each is in its arm.json.
 
-    {"status": "running" | "stopped" | "done" | "failed", "reason", "seconds", "attempts", "compilations", ...}
+    {"status": "running" | "stopped" | "done" | "failed", "reason", "seconds", "cpu_seconds", "attempts", "reached",
+     "compilations", "hardware", "versions", "commit", "job", ...}
 
-An arm that failed stays failed: the same numbers would fail again. One that was stopped, or killed once, is
-resumed; killed twice, it counts as failed (a machine out of memory kills without a word).
+An arm that failed stays failed: the same numbers would fail again. One that was stopped, or killed, is resumed;
+killed twice without a new checkpoint between, it counts as failed (a machine out of memory kills without a word).
+
+Several processes of a job run an arm together. What they all fail of is the end of the arm alone; where one fails
+and others do not, the job ends, and its next start goes on with the next arm.
 """
 
 import os
@@ -18,10 +22,12 @@ from rlhf_jax import hosts, loop, pipeline, progress, report, workdir
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_if_there, write_json, write_text
 from rlhf_jax.sweep import arms as arms_lib
+from rlhf_jax.sweep import slurm
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import Store
 
-MOST_ATTEMPTS = 2  # that end without a word
+MOST_ATTEMPTS = 2  # in a row that end without a word, and without having saved anything new
+_CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # of all its starts together
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -33,22 +39,28 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
 
     Raises:
       progress.Stopped: an interrupt was asked for; the same call goes on.
+      hosts.Alone: an arm failed on this process and not on all; the same call on all goes on.
     """
     started, did = time.monotonic(), 0
-    for place, arm in enumerate(chosen):
-        folder = path / "arms" / arm.name
-        if not missing(folder, retry):
-            continue
-        left = len([later for later in chosen[place:] if missing(path / "arms" / later.name, retry)])
-        rate = f", about {(time.monotonic() - started) / did * left / 60:.0f} min left" if did else ""
-        print(f"\narm {arm.number} of {len(chosen)}, {arm.name} ({left} to do{rate})", flush=True)
-        run_arm(arm, folder, store)
-        did += 1
+    with progress.Interrupt() as interrupt:  # around those of the arms: between two of them, it is asked here
+        stop = hosts.Stop(interrupt.asked)
+        for place, arm in enumerate(chosen):
+            folders = [path / "arms" / later.name for later in chosen[place:]]
+            to_do = hosts.on_first(lambda folders=folders: [missing(folder, retry) for folder in folders])
+            if not to_do[0]:
+                continue
+            if signal := stop.agreed(wait=True):
+                raise progress.Stopped(f"arm {arm.number}", 0, signal)
+            left = sum(to_do)
+            rate = f", about {(time.monotonic() - started) / did * left / 60:.0f} min left" if did else ""
+            print(f"\narm {arm.number}, {arm.name} ({left} to do{rate})", flush=True)
+            run_arm(arm, folders[0], store)
+            did += 1
 
 
 def missing(folder: pathlib.Path, retry: bool = False) -> bool:
     """Whether an arm is to be run: not if it is done or has failed, unless failures are to be tried again."""
-    record = hosts.on_first(read_if_there, folder / "arm.json") or {}
+    record = read_if_there(folder / "arm.json") or {}
     if record.get("status") == "failed":
         return retry
     return record.get("status") != "done"
@@ -59,6 +71,7 @@ def run_arm(arm: Arm, folder: pathlib.Path, store: Store) -> None:
 
     Raises:
       progress.Stopped: an interrupt was asked for.
+      hosts.Alone: it failed on this process and not on all.
     """
     with Account(folder) as account:
         if account.given_up:
@@ -70,24 +83,30 @@ def run_arm(arm: Arm, folder: pathlib.Path, store: Store) -> None:
 class Account:
     """The arm.json of an arm, from its start to its end; use as a context manager.
 
-    An error ends the arm, not the sweep: it is recorded and goes no further. Only an interrupt does.
+    An error ends the arm, not the sweep: it is recorded and goes no further. Only an interrupt does, and what
+    ended one process of several.
+
+    Args:
+      most_attempts: that end without a word.
 
     Attributes:
       given_up: the arm was killed too often to be tried again; there is nothing to do.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self._path = folder / "arm.json"
+    def __init__(self, folder: pathlib.Path, most_attempts: float = MOST_ATTEMPTS):
+        self._path, self._most_attempts = folder / "arm.json", most_attempts
 
     def __enter__(self):
-        before = self._before = hosts.on_first(self._open)
-        killed = before.get("status") == "running"
-        self._attempts = before.get("attempts", 0) + 1
-        self.given_up = killed and self._attempts > MOST_ATTEMPTS
+        before, self._reached = hosts.on_first(self._open)
+        self._before = before
+        saved_more = before.get("reached", self._reached) != self._reached
+        self._attempts = 1 if saved_more else before.get("attempts", 0) + 1
+        self.given_up = before.get("status") == "running" and self._attempts > self._most_attempts
         if self.given_up:
-            self._write("failed", f"killed {self._attempts - 1} times without a word, as when memory runs out")
+            self._write("failed", killed(self._attempts - 1, before.get("job")))
             return self
-        self._seconds, self._started, self._compilations = before.get("seconds", 0.0), time.monotonic(), 0
+        self._spent = {name: before.get(name, 0.0) for name in _CLOCKS}
+        self._started, self._compilations = {name: clock() for name, clock in _CLOCKS.items()}, 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
         self._write("running")
         return self
@@ -98,40 +117,82 @@ class Account:
         jax.monitoring.unregister_event_duration_listener(self._count)
         if error is None:
             self._write("done")
-        elif isinstance(error, workdir.InUse):  # another job's arm: its account is not ours
-            hosts.on_first(write_json, self._path, self._before)
-            print(f"rlhf_jax.sweep: {error}; this arm is left to it", flush=True)
-            return True
         elif isinstance(error, (progress.Stopped, KeyboardInterrupt)):
             self._attempts -= 1
-            self._write("stopped")
+            # A second Ctrl-C comes to one process alone.
+            self._write("stopped", together=isinstance(error, progress.Stopped))
         elif isinstance(error, Exception) and not hosts.lost_peer(error):
-            reason = explain(error)
-            self._write("failed", reason)
-            print(f"rlhf_jax.sweep: the arm failed: {reason}", flush=True)
-            if not isinstance(error, (InputError, loop.NonFinite)):
-                trace = "".join(traceback.format_exception(error))
-                hosts.on_first(write_text, self._path.with_name("traceback.txt"), trace)
+            self._failed(error)
             return True
         return False
 
+    def _failed(self, error: Exception):
+        reason = explain(error)
+        together = hosts.all_failed(reason)
+        if together and hosts.on_first(lambda: isinstance(error, workdir.InUse)):
+            hosts.on_first(self._leave_to_other)
+            print(f"rlhf_jax.sweep: {reason}; this arm is left to it", flush=True)
+            return
+        self._write("failed", reason if together else f"{reason} ({hosts.describe()})", together)
+        if not isinstance(error, (InputError, loop.NonFinite)):
+            trace = "".join(traceback.format_exception(error))
+            self._save(write_text, self._path.with_name("traceback.txt"), trace, together)
+        if not together:
+            raise hosts.Alone(f"{hosts.describe()} failed alone, start the same command on all hosts again: {reason}") from error
+        print(f"rlhf_jax.sweep: the arm failed: {reason}", flush=True)
+
+    def _leave_to_other(self):
+        """Another job's arm: its account is not ours, unless it has been written since."""
+        if read_if_there(self._path) == self._written:
+            write_json(self._path, self._before)
+
     def _open(self):
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        return read_if_there(self._path) or {}
+        return read_if_there(self._path) or {}, reached(self._path.parent)
 
     def _count(self, event, seconds, **_):
         self._compilations += event == _COMPILED
 
-    def _write(self, status: str, reason: str | None = None):
-        facts = {"status": status, "reason": reason, "attempts": self._attempts, "host": socket.gethostname()}
+    def _write(self, status: str, reason: str | None = None, together: bool = True):
+        facts = {
+            "status": status, "reason": reason, "attempts": self._attempts, "reached": self._reached,
+            "host": socket.gethostname(), "job": slurm.this_job(),
+        }  # fmt: skip
         if not self.given_up:
             facts |= {
-                "seconds": round(self._seconds + time.monotonic() - self._started, 3),
+                **{name: round(self._spent[name] + clock() - self._started[name], 3) for name, clock in _CLOCKS.items()},
                 "compilations": self._compilations,
                 "commit": arms_lib.commit(),
                 **report.machine(),
             }
-        hosts.on_first(write_json, self._path, facts)
+        self._written = facts
+        self._save(write_json, self._path, facts, together)
+
+    def _save(self, write, path, content, together):
+        """`together`: all processes are here; else this one writes, the last one to know the arm."""
+        if together:
+            hosts.on_first(write, path, content)
+        else:
+            write(path, content)
+
+
+def reached(folder: pathlib.Path) -> dict[str, str]:
+    """Stage -> "evaluated", "done" or the step of its newest checkpoint."""
+    found = {}
+    for stage in sorted(path for path in folder.iterdir() if path.is_dir()):
+        steps = [int(path.name) for path in stage.glob("checkpoints/*") if path.name.isdigit()]
+        marks = {"evaluation.json": "evaluated", "done.json": "done"}
+        said = [word for file, word in marks.items() if (stage / file).exists()]
+        if said or steps:
+            found[stage.name] = said[0] if said else str(max(steps))
+    return found
+
+
+def killed(times: int, job: str | None) -> str:
+    """Why an arm whose process ended without a word counts as failed; Slurm may know of its job."""
+    end = job and slurm.end_of(job)
+    count = "once" if times == 1 else f"{times} times"
+    return f"killed {count}{f': {end}' if end else ' without a word, as when memory runs out'}"
 
 
 def explain(error: Exception) -> str:

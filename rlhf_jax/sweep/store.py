@@ -3,7 +3,7 @@
 A stage's identity is a hash of what its result depends on: the common fields of the config, its own
 section, and the identities of the stages it reads. An arm whose stage has the identity of a finished
 one adopts it: the parameters are linked, the small files copied. What a policy is worth depends
-besides on who judges it (the reward model that scores, the SFT policy that KL and win rate refer to),
+besides on who judges it (the reward models that score, the SFT policy that KL and win rate refer to),
 so of several equal stages the one with the same judges is taken, and otherwise judged anew.
 
     DIR/IDENTITY/JUDGES.json   {"folder": where that stage lies}, relative to DIR
@@ -13,7 +13,6 @@ so of several equal stages the one with the same judges is taken, and otherwise 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -25,14 +24,13 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, write_json
+from rlhf_jax.files import lock, read_if_there, write_json
 from rlhf_jax.progress import Stopped
 from rlhf_jax.run import Run
 
 # What every stage reads of a config; meshes and free fields change no result.
-COMMON = ("seed", "prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
+COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "template.txt")
-_JUDGED = ("score", "kl", "win_rate")  # estimates that depend on the judges
 
 
 def identities(config: ConfigDict) -> dict[str, str]:
@@ -41,7 +39,10 @@ def identities(config: ConfigDict) -> dict[str, str]:
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)}
-        found[stage] = _digest([stage, common, config[stage], inputs])
+        own_seed = config[stage].get("seed")
+        seed = config.seed if own_seed is None else own_seed
+        section = config[stage].to_dict() | {"seed": seed}
+        found[stage] = _digest([stage, common, section, inputs])
     return found
 
 
@@ -49,20 +50,27 @@ def _inputs(config: ConfigDict, stage: str) -> list[str]:
     """The earlier stages that a stage names, and those that it reads unnamed."""
     earlier = config.stages[: list(config.stages).index(stage)]
     words = set()
-    for value in config[stage].to_dict().values():
+    for field, value in config[stage].to_dict().items():
+        if field == "kind":
+            continue
         values = value if isinstance(value, (tuple, list)) else [value]
         words |= {word.partition("@")[0] for word in values if isinstance(word, str)}
-    rankings = [name for name in earlier if config[name].kind == "collect"]
-    learns_from_rankings = config[stage].kind not in ("pretrain", "sft", "collect", "ppo")
-    return [name for name in earlier if name in words or (learns_from_rankings and name in rankings)]
+    if config[stage].kind in ("reward_model", "dpo") and not config[stage].rankings:  # the first's, see rankings.load
+        words |= set([name for name in earlier if config[name].kind == "collect"][:1])
+    return [name for name in earlier if name in words]
 
 
 def _judges(config: ConfigDict, found: dict[str, str]) -> str:
-    """Of the reward model that scores and the policy that KL and win rate refer to."""
+    """Of the reward models that score and the policy that KL and win rate refer to."""
     kinds = {stage: config[stage].kind for stage in config.stages}
-    rewards = [found[stage] for stage, kind in kinds.items() if kind == "reward_model"]
+    rewards = [(stage, found[stage]) for stage, kind in kinds.items() if kind == "reward_model"]
     references = [found[stage] for stage, kind in kinds.items() if kind == "sft"]
-    return _digest([rewards[-1:], references[:1]])
+    return _digest([rewards, references[:1]])
+
+
+def held(path: pathlib.Path, identity: str) -> bool:
+    """Whether the store in `path` has a stage of this identity, by whomever it was judged."""
+    return any((path / identity).glob("*.json"))
 
 
 class Store:
@@ -136,6 +144,8 @@ class Store:
         source, same_judges = self._holder(identity, judges)
         if (folder / "done.json").exists() or source is None or source == folder.resolve():
             return False
+        if not same_judges and (source / "best_of_n.json").exists():  # it is made of what its judges say
+            return False
         folder.mkdir(parents=True, exist_ok=True)
         if (source / "params").exists():
             params = folder / "params"
@@ -174,24 +184,22 @@ class Store:
     @contextlib.contextmanager
     def _alone(self, identity: str, run: Run, stage: str):
         with contextlib.ExitStack() as stack:
-            if hosts.is_first():
-                lock = stack.enter_context(open(self.path / f"{identity}.lock", "w"))
-                _wait_for(lock, run, stage)
+            files = []
+
+            def take() -> bool:
+                if not files:
+                    files.append(stack.enter_context(open(self.path / f"{identity}.lock", "w")))
+                return lock(files[0])
+
+            stop, told = hosts.Stop(run.interrupt.asked), False
+            while not hosts.on_first(take):  # the others do not wait in one long call, which would time out
+                if not told:
+                    print(f"{stage}: waits for the arm that is computing it", flush=True)
+                    told = True
+                if signal := stop.agreed(wait=True):
+                    raise Stopped(stage, 0, signal)
+                time.sleep(1.0)
             yield
-
-
-def _wait_for(lock, run: Run, stage: str) -> None:
-    told = False
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not told:
-                print(f"{stage}: waits for the arm that is computing it", flush=True)
-                told = True
-            if signal := run.interrupt.asked():
-                raise Stopped(stage, 0, signal)
-            time.sleep(1.0)
 
 
 def _forget_judges(folder: pathlib.Path) -> None:
@@ -199,10 +207,11 @@ def _forget_judges(folder: pathlib.Path) -> None:
     samples, evaluation = folder / "samples.jsonl", folder / "evaluation.json"
     if samples.exists():
         rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-        rows = [row | {"score": None, "kl": None} for row in rows]
+        rows = [row | {"score": None, "scores": {}, "kl": None} for row in rows]
         samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         found = read_if_there(evaluation)
-        found["estimates"] |= dict.fromkeys(_JUDGED)
+        known = {name: value for name, value in found["estimates"].items() if not name.startswith("score/")}
+        found["estimates"] = known | dict.fromkeys(("score", "kl", "win_rate"))
         write_json(evaluation, found)
 
 

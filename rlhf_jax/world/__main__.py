@@ -7,7 +7,7 @@ import pathlib
 import statistics
 import sys
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.world import World
 
 _DOCUMENTS = {"train": 40000, "valid": 2000}
@@ -67,17 +67,14 @@ def write_world(world: World, out: pathlib.Path) -> None:
         print(f"{category:16s} {100 * count / categories.total():5.1f} %")
 
 
+@as_command("rlhf_jax.world")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.world", description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0, help="which world")
     options = parser.parse_args(arguments)
-    try:
-        write_world(World(options.seed), options.out)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    write_world(World(options.seed), options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

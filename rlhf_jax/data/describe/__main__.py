@@ -24,7 +24,7 @@ from rlhf_jax.data import describe, files, prepared, rows
 from rlhf_jax.data.describe import picture, tables
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.files import read_json, write_json, write_text
 
 
@@ -135,7 +135,8 @@ def _tokenizer(path: str | None, data: str) -> Tokenizer | None:
     return Tokenizer.load(path)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command("rlhf_jax.data.describe", stopped="stopped; nothing was left half written")
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.data.describe", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -150,29 +151,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompt_length", type=int, help="count longer prompts; default: the run's")
     parser.add_argument("--out", help="folder for report.md, lengths.png and facts.json")
     options = parser.parse_args(arguments)
-    try:
-        corpus, kinds = open_data(options.data, options.kind)
-        tokenizer = _tokenizer(options.tokenizer, options.data)
-        names = options.categories.split(",") if options.categories else describe.CATEGORY_FIELDS
-        limit = options.prompt_length
-        if limit is None and _is_run(pathlib.Path(options.data)):
-            limit = _run_config(pathlib.Path(options.data)).prompt_length
-        facts, lengths = describe.describe(corpus, kinds, tokenizer, names, limit)
-        text = tables.markdown(facts, options.data)
-        rich.console.Console().print(rich.markdown.Markdown(text))
-        if options.out:
-            folder = pathlib.Path(options.out)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "facts.json", facts)
-            picture.draw(lengths, facts["unit"], folder / "lengths.png")
-            write_text(folder / "report.md", text + "\n![length distributions](lengths.png)\n")
-    except InputError as error:
-        print(f"rlhf_jax.data.describe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was left half written", file=sys.stderr)
-        return 130
-    return 0
+    corpus, kinds = open_data(options.data, options.kind)
+    tokenizer = _tokenizer(options.tokenizer, options.data)
+    names = options.categories.split(",") if options.categories else describe.CATEGORY_FIELDS
+    limit = options.prompt_length
+    if limit is None and _is_run(pathlib.Path(options.data)):
+        limit = _run_config(pathlib.Path(options.data)).prompt_length
+    facts, lengths = describe.describe(corpus, kinds, tokenizer, names, limit)
+    text = tables.markdown(facts, options.data)
+    rich.console.Console().print(rich.markdown.Markdown(text))
+    if options.out:
+        folder = pathlib.Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "facts.json", facts)
+        picture.draw(lengths, facts["unit"], folder / "lengths.png")
+        write_text(folder / "report.md", text + "\n![length distributions](lengths.png)\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""The figures of a report, as PNG files.
+"""The figures of one run, and of one run with several seeds.
 
-Okabe and Ito's palette, and a marker of its own for every policy, so that they can be told apart
-without colours. A figure whose data a run does not have is not drawn.
+A figure whose data a run does not have is not drawn.
 """
 
-import contextlib
 import math
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from rlhf_jax.evaluate.statistics import mean_over_seeds, wilson
+from rlhf_jax.report.figures import arms_of, legend_above, new_figure
 from rlhf_jax.report.record import SPLITS, label
 
 _LOOKS = {
@@ -20,29 +17,12 @@ _LOOKS = {
 }
 _MORE_LOOKS = [("#CC79A7", "v", "-."), ("#E69F00", "P", ":"), ("#56B4E9", "X", "-."),
                ("#000000", "*", ":")]
-_STYLE = {
-    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 170,
-}
-_WIDTH = 7.0  # inches
 
 
 def _look(stage: str, stages) -> tuple[str, str, str]:
     """Colour, marker and line of a stage's policy among all stages shown."""
     others = [name for name in stages if name not in _LOOKS]
     return _LOOKS.get(stage) or _MORE_LOOKS[others.index(stage) % len(_MORE_LOOKS)]
-
-
-@contextlib.contextmanager
-def _figure(path, columns: int, height: float, rows: int = 1, **axes):
-    """A figure with its axes; saved at the end."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        yield figure, figure.subplots(rows, columns, squeeze=False, **axes)
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path)
 
 
 def draw_run(record, folder) -> list[tuple[str, str]]:
@@ -67,7 +47,7 @@ def _plane(record, path) -> bool:
               if record.estimate(stage, "gold/total") and record.estimate(stage, "skills/mean")]
     if len(stages) < 2:
         return False
-    with _figure(path, 1, 3.6) as (figure, axes):
+    with new_figure(path, 1, 3.6) as (figure, axes):
         axis = axes[0, 0]
         points = {}
         for stage in stages:
@@ -75,7 +55,7 @@ def _plane(record, path) -> bool:
             colour, marker, _ = _look(stage, stages)
             points[stage] = 100 * x["value"], y["value"]
             axis.errorbar(
-                *points[stage], xerr=100 * _arms(x), yerr=_arms(y), fmt=marker, color=colour,
+                *points[stage], xerr=100 * arms_of(x), yerr=arms_of(y), fmt=marker, color=colour,
                 markersize=8, elinewidth=1, capsize=2.5, label=label(stage), zorder=3)
         for stage in stages:
             if record.reference in points and record.kind(stage) == "ppo":
@@ -85,7 +65,7 @@ def _plane(record, path) -> bool:
                                 "shrinkB": 8})
         axis.set_xlabel("retained skills, mean of three tasks (%)")
         axis.set_ylabel("gold score")
-        _legend_above(figure, axis)
+        legend_above(figure, axis)
     return True
 
 
@@ -95,7 +75,7 @@ def _categories(record, path) -> bool:
         return False
     found = record.evaluations[stages[-1]]["categories"]
     categories = dict(sorted(found.items(), key=lambda item: -item[1]["count"]))
-    with _figure(path, 1, 1.0 + 0.36 * len(categories)) as (figure, axes):
+    with new_figure(path, 1, 1.0 + 0.36 * len(categories)) as (figure, axes):
         axis = axes[0, 0]
         for n, stage in enumerate(stages):
             colour, marker, _ = _look(stage, stages)
@@ -106,7 +86,7 @@ def _categories(record, path) -> bool:
             axis.errorbar(
                 [value["value"] for value in gold],
                 rows + 0.62 * ((n + 0.5) / len(stages) - 0.5),
-                xerr=np.concatenate([_arms(value) for value in gold], axis=1),
+                xerr=np.concatenate([arms_of(value) for value in gold], axis=1),
                 fmt=marker, color=colour, markersize=4.5, elinewidth=1, label=label(stage))
         axis.set_yticks(range(len(categories)),
                         [f"{name.replace('_', ' ')} ({found['count']})"
@@ -116,7 +96,7 @@ def _categories(record, path) -> bool:
         for row in range(len(categories) - 1):
             axis.axhline(row + 0.5, color="#DDDDDD", linewidth=0.6)
         axis.set_xlabel("gold score")
-        _legend_above(figure, axis)
+        legend_above(figure, axis)
     return True
 
 
@@ -133,7 +113,7 @@ def _learning(record, path) -> bool:
              if any(name in rows[0] for rows in curves.values())}
     if not names:
         return False
-    with _figure(path, 2, 0.3 + 2.0 * math.ceil(len(names) / 2), math.ceil(len(names) / 2),
+    with new_figure(path, 2, 0.3 + 2.0 * math.ceil(len(names) / 2), math.ceil(len(names) / 2),
                  sharex=True) as (figure, axes):
         for axis, (name, title) in zip(axes.flat, names.items()):
             for stage, rows in curves.items():
@@ -144,7 +124,7 @@ def _learning(record, path) -> bool:
             axis.remove()
         for axis in axes[-1]:
             axis.set_xlabel("iteration")
-        _legend_above(figure, axes[0, 0])
+        legend_above(figure, axes[0, 0])
     return True
 
 
@@ -155,7 +135,7 @@ def _losses(record, path) -> bool:
         return False
     titles = {"pretrain": "nats per token", "sft": "nats per completion token",
               "reward_model": "nats per prompt"}
-    with _figure(path, len(curves), 2.5) as (figure, axes):
+    with new_figure(path, len(curves), 2.5) as (figure, axes):
         for axis, (stage, rows) in zip(axes[0], curves.items()):
             _curve(axis, rows, "loss", "#0072B2", "training")
             valid = [(row["step"], row["valid/loss"]) for row in rows if "valid/loss" in row]
@@ -167,7 +147,7 @@ def _losses(record, path) -> bool:
             ceiling = np.quantile([row["loss"] for row in rows], 0.98)
             floor = min([row["loss"] for row in rows] + [value for _, value in valid])
             axis.set_ylim(floor - 0.1 * (ceiling - floor), ceiling + 0.1 * (ceiling - floor))
-        _legend_above(figure, axes[0, 0])
+        legend_above(figure, axes[0, 0])
     return True
 
 
@@ -176,7 +156,7 @@ def _reward_model(record, path) -> bool:
     if not splits:
         return False
     looks = dict(zip(splits, [("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "D")]))
-    with _figure(path, 2, 3.0) as (figure, (axes,)):
+    with new_figure(path, 2, 3.0) as (figure, (axes,)):
         axes[0].plot([0.5, 1], [0.5, 1], color="#888888", linewidth=1, linestyle=":")
         for name, facts in splits.items():
             colour, marker = looks[name]
@@ -184,7 +164,7 @@ def _reward_model(record, path) -> bool:
             shares = [wilson(row["frequency"] * row["count"], row["count"]) for row in rows]
             axes[0].errorbar(
                 [row["probability"] for row in rows], [share.value for share in shares],
-                yerr=np.concatenate([_arms(share._asdict()) for share in shares], axis=1),
+                yerr=np.concatenate([arms_of(share._asdict()) for share in shares], axis=1),
                 fmt=f"{marker}-", color=colour, markersize=5, elinewidth=1, capsize=2,
                 label=f"{SPLITS.get(name, name)} ({facts['pairs']} pairs)")
         axes[0].set_xlabel("stated probability of being right")
@@ -199,13 +179,13 @@ def _reward_model(record, path) -> bool:
                 [bins.index((row["low"], row["high"])) + 0.16 * (n - (len(splits) - 1) / 2)
                  for row in rows],
                 [row["accuracy"]["value"] for row in rows],
-                yerr=np.concatenate([_arms(row["accuracy"]) for row in rows], axis=1)
+                yerr=np.concatenate([arms_of(row["accuracy"]) for row in rows], axis=1)
                 if rows else None, fmt=marker, color=colour, markersize=5, elinewidth=1, capsize=2)
         axes[1].axhline(0.5, color="#888888", linewidth=1, linestyle=":")
         axes[1].set_xticks(range(len(bins)), [_interval(*edges) for edges in bins])
         axes[1].set_xlabel("difference of scores")
         axes[1].set_ylabel("accuracy")
-        _legend_above(figure, axes[0])
+        legend_above(figure, axes[0])
     return True
 
 
@@ -216,7 +196,7 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
         values: axis title -> stage -> one value a seed, in the same order of seeds.
     """
     rows = math.ceil(len(values) / 2)
-    with _figure(path, 2, 2.5 * rows, rows) as (_, axes):
+    with new_figure(path, 2, 2.5 * rows, rows) as (_, axes):
         for axis in axes.flat[len(values):]:
             axis.remove()
         for axis, (title, by_stage) in zip(axes.flat, values.items()):
@@ -227,7 +207,7 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
             for n, stage in enumerate(shown):
                 colour, marker, _ = _look(stage, stages)
                 mean = mean_over_seeds(by_stage[stage])
-                arms = _arms(mean._asdict())
+                arms = arms_of(mean._asdict())
                 axis.errorbar(n, mean.value, yerr=arms if np.isfinite(arms).all() else None,
                               fmt=marker, color=colour, markersize=7, capsize=4, elinewidth=1.4,
                               zorder=3)
@@ -249,16 +229,5 @@ def _curve(axis, rows, name, colour, title, line="-") -> None:
     axis.plot(steps, smooth, line, color=colour, linewidth=1.6, label=title)
 
 
-def _arms(estimate: dict) -> np.ndarray:
-    """f64[2, 1], how far an interval reaches below and above its value."""
-    value = estimate["value"]
-    return np.array([[value - estimate["low"]], [estimate["high"] - value]]).clip(0)
-
-
 def _interval(low: float, high: float) -> str:
     return f"over {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
-
-
-def _legend_above(figure, axis) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)))

@@ -1,0 +1,42 @@
+"""Twice as many episodes: does PPO-ptx keep what it has?
+
+    python -m rlhf_jax.sweep --config=experiments/figures/fig35_longer_training.py --workdir=runs/figures/fig35_longer_training
+
+Ouyang et al. 2022, Fig. 35 (E.8): PPO-ptx for 512k episodes begins above GPT-3 on DROP and SQuADv2 and ends slightly
+below; more than 256k episodes do not help.
+"""
+
+from experiments.figures.world import get_config
+from rlhf_jax.report import spec
+
+AXIS = "ppo_ptx.iterations"
+VALUES = (15, 30, 60)
+
+
+def sweep(h):
+    return h.product([h.sweep(AXIS, VALUES), h.sweep("seed", range(4))])
+
+
+BASELINE = {AXIS: 30}
+FIGURES = (
+    spec.Curve("skills/mean", "ppo_ptx", AXIS, name="skills"),
+    spec.Curve("gold/total", "ppo_ptx", AXIS, name="gold"),
+    spec.History("objective/scores", "ppo_ptx", where={AXIS: 60}, name="learning"),
+)
+TABLES = (spec.Table(("sft", "ppo_ptx"), ("gold/total", "score", "kl", "skills/mean", "valid_loss")),)
+CLAIMS = (
+    spec.Claim(
+        "Ouyang et al. 2022, Fig. 35, E.8",
+        "Retained skills drift down with more training.",
+        spec.Trend("skills/mean", "ppo_ptx", AXIS, "falls"),
+        figure="skills",
+    ),
+    spec.Claim(
+        "Ouyang et al. 2022, Fig. 35, E.8",
+        "Training for twice as long does not help: the gold score gains less than 0.05.",
+        spec.Greater(
+            spec.Pick("ppo_ptx", {AXIS: 30}), spec.Pick("ppo_ptx", {AXIS: 60}), "gold/total", by=-0.05,
+        ),
+        figure="gold",
+    ),
+)  # fmt: skip

@@ -1,0 +1,157 @@
+"""DPO: a policy from the comparisons themselves, without a reward model and without sampling.
+
+Rafailov et al. 2023. It learns from the rankings that the reward model learns from (section `rankings`
+and `subset`), and a prompt weighs the same whatever its K, as there. It starts from its reference.
+
+Shapes: B prompts, K completions of a prompt, T tokens of prompt and completion.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from rlhf_jax import checkpoint, hosts, losses, model, rankings, reward_model, sharding, supervised, train
+from rlhf_jax.data.batches import LengthReport
+from rlhf_jax.data.loader import Loader, in_order
+from rlhf_jax.data.records import Ranking
+from rlhf_jax.errors import InputError
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.run import Run
+
+
+@struct.dataclass
+class Preferences:
+    """Ranked completions, and what the reference model says of them.
+
+    The swept numbers ride with the rows: another value is other data, and compiles nothing.
+    """
+
+    tokens: jax.Array  # i32[B, K, T], prompt and completion
+    mask: jax.Array  # bool[B, K, T], True on real tokens
+    starts: jax.Array  # i32[B], the place of the completions' first token
+    ranks: jax.Array  # i32[B, K], 1 = best, equal = tie; 0 where not valid
+    valid: jax.Array  # bool[B, K], False where a prompt has fewer than K completions
+    ref_logprobs: jax.Array  # f32[B, K], of whole completions
+    beta: jax.Array  # f32[B]
+    label_smoothing: jax.Array  # f32[B]
+
+
+def completion_logprobs(config: TransformerConfig, params: dict, batch: Preferences) -> jax.Array:
+    """log pi f32[B, K] of whole completions, in nats, at temperature 1."""
+    tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask))
+    hidden = model.masked_hidden_states(config, params, tokens, mask)
+    logprobs = model.target_logprobs(config, params, hidden[:, :-1], tokens[:, 1:])
+    places = jnp.arange(1, tokens.shape[1])
+    completion = batch.mask[..., 1:] & (places >= batch.starts[:, None, None])
+    return jnp.sum(jnp.where(completion, logprobs.reshape(completion.shape), 0.0), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceLoss:
+    """losses.direct_preference of a policy of this shape, as supervised.fit takes a loss."""
+
+    config: TransformerConfig
+
+    def __call__(self, params: dict, batch: Preferences, key: jax.Array | None) -> losses.Loss:
+        del key  # no dropout
+        log_ratios = completion_logprobs(self.config, params, batch) - batch.ref_logprobs
+        return losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
+
+
+logprobs = jax.jit(completion_logprobs, static_argnums=0)  # of the reference
+_loss = jax.jit(lambda loss_fn, params, batch: loss_fn(params, batch, None), static_argnums=0)
+
+
+def loss_of(run: Run, stage: str) -> PreferenceLoss:
+    """The loss that config[stage] minimises."""
+    return PreferenceLoss(run.shape(stage))
+
+
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
+    section = run.config[stage]
+    if section.beta <= 0:
+        raise InputError(f"{stage}.beta={section.beta} must be above 0: it is the KL coefficient whose optimum is sought")
+    if not 0 <= section.label_smoothing < 0.5:
+        raise InputError(f"{stage}.label_smoothing={section.label_smoothing} must be at least 0 and below 0.5")
+    supervised.check(run, stage)
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Trains config[stage] from its init, which is the reference too, and writes the policy's parameters."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
+    check(run, stage)
+    section = run.config[stage]
+    rows = rankings.load(run, stage, "train")
+    if not rows:
+        raise InputError(f"{stage}: there are no rankings to learn from; add a collect stage, or data.files.rankings")
+    start = run.start_params(stage)
+    examples, report = prepare(run, stage, rows)
+    run.report_data(stage, "rankings", report)
+    examples = with_reference(run, stage, start, examples)
+    held_out = rankings.load(run, stage, "valid")
+    held_out = held_out and with_reference(run, stage, start, prepare(run, stage, held_out)[0])
+    loader = Loader(examples, section.batch_size, run.seed, name=stage)
+
+    return supervised.Training(
+        run,
+        stage,
+        functools.partial(run.start_params, stage),
+        loss_of(run, stage),
+        loader,
+        loader.steps(section.epochs),
+        finish=lambda state: checkpoint.save_params(run.folder(stage) / "params", state.params),
+        live={"loss": "loss", "accuracy": "accuracy", "held-out": "valid/accuracy"},
+        validate=functools.partial(_validate, run, stage, held_out) if held_out else None,
+        validate_every=loader.steps(section.validate_epochs),
+    )
+
+
+def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences, LengthReport]:
+    """Rankings as arrays, with ref_logprobs of 0; those that the length rules drop are left out."""
+    section, longest = run.config[stage], run.config.prompt_length
+    arrays, report = rankings.batch(run, rows)
+    prompts = run.tokenizer.encode_prompts([row.prompt for row in rankings.fitting(run, rows)])
+    each = functools.partial(np.full, len(arrays.ranks), dtype=np.float32)
+    examples = Preferences(
+        arrays.tokens,
+        arrays.mask,
+        np.array([min(len(ids), longest) for ids in prompts], np.int32),
+        arrays.ranks,
+        arrays.valid,
+        np.zeros(arrays.ranks.shape, np.float32),
+        each(fill_value=section.beta),
+        each(fill_value=section.label_smoothing),
+    )
+    if section.length:
+        examples, longer = reward_model.shorten(examples, section.length, stage)
+        print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
+    return examples, report
+
+
+def with_reference(run: Run, stage: str, params: dict, examples: Preferences) -> Preferences:
+    """The examples with the reference's log-probabilities: computed once, batched and sharded as training is."""
+    shape = run.shape(stage)
+    parts = [
+        hosts.fetch(logprobs(shape, params, sharding.put_batch(batch, run.mesh)))
+        for batch in in_order(examples, run.config[stage].batch_size)
+    ]
+    return examples.replace(ref_logprobs=np.concatenate(parts)[: len(examples.ranks)])
+
+
+def _validate(run: Run, stage: str, examples: Preferences, state: train.TrainState, done: int) -> dict:
+    """Loss and statistics on rankings of other prompts, as "valid/...": f32[] each."""
+    del done
+    loss_fn = loss_of(run, stage)
+    batches = in_order(examples, run.config[stage].batch_size)
+    parts = [_loss(loss_fn, state.params, sharding.put_batch(batch, run.mesh)) for batch in batches]
+    found = train.loss_metrics(functools.reduce(losses.combine, parts))
+    return {f"valid/{name}": value for name, value in found.items()}

@@ -1,0 +1,152 @@
+"""Over-optimisation: gold reward against the distance a policy went for a proxy (Gao, Schulman and Hilton 2022).
+
+With d = sqrt(KL(pi || pi_init)), in nats, and the reward R gained over the initial policy,
+
+    best of n   R = d (alpha - beta d)
+    RL          R = d (alpha - beta ln d)
+
+Both are linear in alpha and beta, so a fit is least squares in closed form. alpha says how fast the
+reward rises at first, beta how soon the proxy misleads. In units of the standard deviation of gold under
+the initial policy, a proxy of correlation rho can give at most sqrt(2) rho d to first order, which is what
+tilting by the proxy gives; best of n gives 1.28 to 1.35 rho d where scores are normal.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.evaluate import statistics
+from rlhf_jax.evaluate.statistics import Estimate
+
+_FALLOFF = {"best_of_n": lambda d: d, "rl": np.log}  # what beta multiplies
+FORMS = tuple(_FALLOFF)
+
+
+class Fit(NamedTuple):
+    """A law of one form: gain = d (alpha - beta falloff(d))."""
+
+    form: str  # of FORMS
+    alpha: float
+    beta: float
+    r_squared: float  # share of the gain's variance over the points that were fitted
+
+    def gain(self, kl) -> np.ndarray:
+        """What the law says is gained at KLs f[M], in nats, above 0."""
+        d = np.sqrt(np.asarray(kl, np.float64))
+        return d * (self.alpha - self.beta * _FALLOFF[self.form](d))
+
+    @property
+    def peak(self) -> tuple[float, float] | None:
+        """(KL, gain) where more optimisation starts to hurt: d = alpha / 2 beta, or exp(alpha / beta - 1) for RL.
+
+        None: it never does, or there is nothing to gain.
+        """
+        if self.beta <= 0 or (self.form == "best_of_n" and self.alpha <= 0):
+            return None
+        d = self.alpha / (2 * self.beta) if self.form == "best_of_n" else np.exp(self.alpha / self.beta - 1)
+        return float(d**2), float(self.gain(d**2))
+
+    def numbers(self) -> dict[str, float]:
+        """alpha, beta, r_squared, peak_kl and peak_gain; infinite where there is no peak."""
+        peak_kl, peak_gain = self.peak or (np.inf, np.inf)
+        return {"alpha": self.alpha, "beta": self.beta, "r_squared": self.r_squared, "peak_kl": peak_kl, "peak_gain": peak_gain}
+
+
+def fit(kl, gain, form: str) -> Fit:
+    """Least squares of one curve.
+
+    Args:
+        kl: f[M], nats; points at 0, where every law says 0, are left out.
+        gain: f[M], reward over that of the initial policy.
+        form: one of FORMS.
+
+    Raises:
+        ValueError: fewer than two distinct KLs above 0.
+    """
+    kl, gain = np.asarray(kl, np.float64), np.asarray(gain, np.float64)
+    kl, gain = kl[kl > 0], gain[kl > 0]
+    if len(np.unique(kl)) < 2:
+        raise ValueError(f"a law of two coefficients needs two distinct KLs above 0, not {np.unique(kl).tolist()}")
+    d = np.sqrt(kl)
+    (alpha, beta), *_ = np.linalg.lstsq(np.stack([d, -d * _FALLOFF[form](d)], axis=1), gain)
+    law = Fit(form, float(alpha), float(beta), np.nan)
+    return law._replace(r_squared=r_squared(gain, law.gain(kl)))
+
+
+def r_squared(found, said) -> float:
+    """1 - squared error of `said` over the variance of `found`, f[M] each; below 0 where the mean says more."""
+    found = np.asarray(found, np.float64)
+    variance = np.sum((found - found.mean()) ** 2)
+    return float(1 - np.sum((found - said) ** 2) / variance) if variance else float("nan")
+
+
+def over_seeds(fits: list[Fit]) -> dict[str, Estimate | None]:
+    """Each number of `Fit.numbers` with its interval over seeds, one fit each; None where one of them has no peak."""
+    columns = {name: [law.numbers()[name] for law in fits] for name in fits[0].numbers()}
+    return {name: statistics.mean_over_seeds(v) if np.isfinite(v).all() else None for name, v in columns.items()}
+
+
+def over_prompts(kl, gains, form: str, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Each number of `Fit.numbers` of the mean curve, with a 95 % bootstrap interval over prompts.
+
+    Args:
+        kl: f[M]. gains: f[P, M], each prompt's own.
+    """
+    gains = np.asarray(gains, np.float64)
+    rng = np.random.default_rng(seed)
+    drawn = [fit(kl, gains[rng.integers(len(gains), size=len(gains))].mean(0), form).numbers() for _ in range(resamples)]
+    found = fit(kl, gains.mean(0), form).numbers()
+    quantile = lambda name, share: float(np.quantile([row[name] for row in drawn], share, method="nearest"))
+    return {name: Estimate(value, quantile(name, 0.025), quantile(name, 0.975)) for name, value in found.items()}
+
+
+class Extrapolation(NamedTuple):
+    """What a law that was fitted to the near points says of the far ones."""
+
+    law: Fit
+    points: int  # beyond
+    r_squared: float  # over them
+    largest_error: float  # over them, in units of reward
+
+
+def extrapolate(kl, gain, form: str, until: float) -> Extrapolation:
+    """Fits the points of KL <= `until` and checks those beyond: the paper fits to 6 nats and confirms at 10.
+
+    Raises:
+        ValueError: too few points on one of the two sides.
+    """
+    kl, gain = np.asarray(kl, np.float64), np.asarray(gain, np.float64)
+    beyond = kl > until
+    if not beyond.any():
+        raise ValueError(f"no point has a KL above {until}")
+    law = fit(kl[~beyond], gain[~beyond], form)
+    said = law.gain(kl[beyond])
+    error = float(np.abs(gain[beyond] - said).max())
+    return Extrapolation(law, int(beyond.sum()), r_squared(gain[beyond], said), error)
+
+
+class Line(NamedTuple):
+    """reward = intercept + slope sqrt(KL)."""
+
+    slope: float
+    intercept: float
+    r_squared: float
+
+
+def line(kl, reward) -> Line:
+    """Least squares of reward in sqrt(KL): what Bai et al. 2022, section 4.3, find during RLHF.
+
+    Raises:
+        ValueError: fewer than two distinct KLs.
+    """
+    d = np.sqrt(np.maximum(np.asarray(kl, np.float64), 0))
+    if len(np.unique(d)) < 2:
+        raise ValueError("a line needs two distinct KLs")
+    slope, intercept = np.polyfit(d, np.asarray(reward, np.float64), 1)
+    return Line(float(slope), float(intercept), r_squared(reward, intercept + slope * d))
+
+
+def gains(curve: list[dict], name: str = "gold") -> tuple[np.ndarray, np.ndarray]:
+    """(KL f64[M], gain f64[M]) of the rows of a curve, whose first is the initial policy; see best_of_n.curve."""
+    values = np.array([row[name]["value"] for row in curve])
+    return np.array([row["kl"] for row in curve]), values - values[0]

@@ -1,0 +1,86 @@
+"""The rankings that a reward model or DPO learns from: whose, and which part of them."""
+
+import hashlib
+
+from rlhf_jax import hosts
+from rlhf_jax.collect import read_rankings
+from rlhf_jax.data.batches import Comparisons, LengthReport, batch_rankings
+from rlhf_jax.data.records import Ranking
+from rlhf_jax.errors import InputError
+from rlhf_jax.run import Run
+
+
+def source(run: Run, stage: str) -> str | None:
+    """The collect stage that config[stage] learns from; None: it learns from the corpus's own rankings.
+
+    Raises:
+      InputError: config[stage].rankings is no finished collect stage.
+    """
+    name = run.config[stage].get("rankings", "")
+    finished = run.stages("collect")
+    if name and name not in finished:
+        raise InputError(
+            f"{stage}.rankings='{name}' is no finished collect stage; finished ones: {', '.join(finished) or 'none'}"
+        )
+    return name or next(iter(finished), None)
+
+
+def load(run: Run, stage: str, name: str) -> list[Ranking]:
+    """What config[stage] learns from ("train") or is tested on ("valid", "heldout"); [] if there is nothing.
+
+    Raises:
+      InputError: config[stage].rankings or .subset is wrong.
+    """
+    collected = source(run, stage)
+    if collected is None:
+        found = run.corpus.rankings(name)
+    else:
+        path = run.folder(collected) / f"comparisons.{name}.jsonl"
+        found = read_rankings(path) if hosts.on_first(path.exists) else []
+    text = run.config[stage].get("subset", "")
+    return subset(found, text, run.seed_of(stage), f"{stage}.subset") if text and name == "train" else found
+
+
+def subset(rankings: list[Ranking], text: str, seed: int, field: str = "subset") -> list[Ranking]:
+    """The rankings of a part of the prompts, which stand in an order that the seed draws.
+
+    Of one seed ":100" lies within ":200", and ":50%" and "50%:" have no prompt in common.
+
+    Args:
+      text: "BEGIN:END", each a number of prompts, a share of them as "50%", or empty.
+
+    Raises:
+      InputError: the text is written otherwise, or asks for no prompt or for more than there are.
+    """
+    units = list(dict.fromkeys(ranking.unit for ranking in rankings))
+    units.sort(key=lambda unit: hashlib.blake2b(f"{seed}/{unit}".encode()).digest())
+    begin, colon, end = text.partition(":")
+    try:
+        first, last = _place(begin or "0", len(units)), _place(end or "100%", len(units))
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise InputError(f"{field}='{text}' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'")
+    if not 0 <= first < last <= len(units):
+        raise InputError(f"{field}='{text}' of {len(units)} prompts with rankings takes none, or more than there are")
+    chosen = set(units[first:last])
+    return [ranking for ranking in rankings if ranking.unit in chosen]
+
+
+def _place(text: str, total: int) -> int:
+    return round(float(text[:-1]) / 100 * total) if text.endswith("%") else int(text)
+
+
+def batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
+    """Rankings as arrays, by the length rules of the run."""
+    config = run.config
+    length = config.prompt_length + config.completion_length
+    return batch_rankings(rows, run.tokenizer, length, config.prompt_length, too_long=config.too_long)
+
+
+def fitting(run: Run, rows: list) -> list:
+    """The rows that the arrays have too: without those whose prompt is too long, if these are dropped."""
+    if run.config.too_long == "cut_left":
+        return rows
+    lengths = map(len, run.tokenizer.encode_prompts([row.prompt for row in rows]))
+    return [row for row, length in zip(rows, lengths) if length <= run.config.prompt_length]

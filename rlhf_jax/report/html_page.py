@@ -1,0 +1,68 @@
+"""A report as one HTML file that needs no other: images inside, light and dark, good to print."""
+
+import base64
+import html
+import mimetypes
+import pathlib
+import re
+import urllib.parse
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.files import write_text
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1a1a1a; --line: #ddd; --soft: #f5f5f5; --link: #0072b2 }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #16181b; --text: #e4e4e4; --line: #3a3d42; --soft: #22252a; --link: #56b4e9 }
+  img { background: #fff; padding: 4px; border-radius: 4px }
+}
+body { background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif; max-width: 64rem;
+  margin: 2rem auto; padding: 0 1rem }
+h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .7rem } a { color: var(--link) } img { max-width: 100% }
+.wide { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap }
+td:first-child, .prose td { white-space: normal } th { border-bottom: 2px solid var(--text); text-align: left }
+code, pre { background: var(--soft); font-size: .85rem; border-radius: 3px } pre { padding: .7rem; overflow-x: auto } code { padding: 0 .2rem }
+@media print { body { max-width: none; margin: 0; font-size: 10pt; background: #fff; color: #000 }
+  table, img, pre { break-inside: avoid } .wide { overflow: visible } td, th { white-space: normal } }
+"""
+
+
+def write(markdown) -> pathlib.Path:
+    """Writes NAME.html beside NAME.md and returns its path.
+
+    Images become data: URIs, so the file can be sent; links to files that are not images stay relative.
+
+    Raises:
+        InputError: the file or an image of it cannot be read, or the page not be written.
+    """
+    markdown = pathlib.Path(markdown)
+    try:
+        text = markdown.read_text(encoding="utf-8")
+        page = render(text, markdown.parent)
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+    target = markdown.with_suffix(".html")
+    write_text(target, page)
+    return target
+
+
+def render(text: str, folder) -> str:
+    """Markdown as a whole HTML page; `folder` is where its images are."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    # Our Markdown escapes text with entities and uses <br> alone as a tag (see tables.cell).
+    body = parser.render(text).replace("&lt;br&gt;", "<br>")
+    for name in set(re.findall(r'<img src="([^"]+)"', body)):  # a link to a figure jumps to it
+        body = body.replace(f'<a href="{name}"', f'<a href="#{name}"')
+        body = body.replace(f'<img src="{name}"', f'<img id="{name}" src="{_inline(folder, urllib.parse.unquote(name))}"')
+    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    title = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "report")
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+            f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n<body>\n{body}</body></html>\n')
+
+
+def _inline(folder, name: str) -> str:
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode((pathlib.Path(folder) / name).read_bytes()).decode()}"

@@ -1,0 +1,100 @@
+"""REPRODUCTION.md: every claim of every sweep of a directory, with its figure, numbers and verdict."""
+
+import os
+import pathlib
+import re
+import shutil
+
+import rich.console
+from rich.text import Text
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.files import write_text
+from rlhf_jax.report import sweep_page
+from rlhf_jax.report.tables import Table, cell
+from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED
+
+PAGE = "REPRODUCTION.md"
+
+
+def write(path, publish=None) -> rich.console.Group:
+    """Reports every sweep of a directory and assembles their claims in its REPRODUCTION.md.
+
+    Args:
+        path: holds directories of sweeps; others in it are passed over.
+        publish: a folder of the project, which gets the page too, and of every sweep a folder with what is small:
+            figures as PNG, tables as CSV, verdicts and the report. None: none.
+
+    Returns:
+        The verdicts for a terminal.
+
+    Raises:
+        InputError: the path has no sweep, or something cannot be read or written.
+    """
+    path = pathlib.Path(path)
+    found = sorted(file.parent for file in path.glob("*/sweep.json"))
+    if not found:
+        raise InputError(f"{path} holds no directory of a sweep: none in it has a sweep.json")
+    pages = [sweep_page.make(folder) for folder in found]
+    write_text(path / PAGE, text_of(pages))
+    written = [path / PAGE]
+    if publish is not None:
+        target = pathlib.Path(publish)
+        for page in pages:
+            publish_sweep(page.sweep.path, target / page.sweep.path.name)
+        write_text(target / PAGE, text_of(pages))
+        written.append(target / PAGE)
+    table = Table(["sweep", "verdict", "claim"], [
+        [page.sweep.path.name, verdict.verdict, claim.text] for page in pages for claim, verdict in page.verdicts])  # fmt: skip
+    return rich.console.Group(table.rich("claims", wrap=True), *(Text(f"written to {file}") for file in written))
+
+
+def text_of(pages) -> str:
+    """The page; links go to a folder of each sweep's name beside it."""
+    counts = {verdict: sum(found.verdict == verdict for page in pages for _, found in page.verdicts)
+              for verdict in (HOLDS, NOT, UNDECIDED)}  # fmt: skip
+    sections = [
+        "# Reproduction", f"{sum(counts.values())} claims of {len(pages)} sweeps: "
+        + ", ".join(f"{verdict} {count}" for verdict, count in counts.items()) + ".",
+        "Each verdict follows from one rule: the claim becomes a number for each seed, positive where the seed agrees, and the "
+        "95 % Student t interval of its mean over seeds decides. Above 0 the claim holds, below it does not hold, around it "
+        "it is undecided. A claim that does not hold stays here, with what is known of why."]  # fmt: skip
+    lines = ["| the paper's claim | source | verdict | numbers | our figure | what is known of why |", "| --- " * 6 + "|"]
+    for page in pages:
+        name = page.sweep.path.absolute().name
+        for claim, verdict in page.verdicts:
+            figure = sweep_page.figure_of(page, claim)
+            link = f"[{cell(figure)}]({name}/figures/{figure}.png)" if figure else "–"
+            lines.append(f"| {cell(claim.text)} | {cell(claim.source)} | **{verdict.verdict}** | {cell(verdict.sentence)} | "
+                         f"{link} | {cell(claim.note) or '–'} |")
+    sections += ["\n".join(lines)]
+    for page in pages:
+        name = page.sweep.path.absolute().name
+        sections += [f"## {name}", f"{sweep_page.state(page.sweep)}. [Report]({name}/report.md).",
+                     *(f"![{figure}]({name}/figures/{figure}.png)" for figure, _, _ in page.figures),
+                     f"```\n{sweep_page.command(page.sweep)}\n```"]  # fmt: skip
+    sections += ["## This page", "```\npython -m rlhf_jax.report --all sweeps --publish=docs/reproduction\n```"]
+    return "\n\n".join(sections) + "\n"
+
+
+def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
+    """The small files of a sweep's report, in place of those of an earlier one."""
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for pattern in ("verdicts.json", "figures/*.png", "tables/*.csv", "tables/*.tex"):
+            for file in source.glob(pattern):
+                if file.name != sweep_page.EVERYTHING:
+                    copy = fresh / file.relative_to(source)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, copy)
+        # Without the links to what is not copied.
+        text = (source / "report.md").read_text(encoding="utf-8")
+        write_text(fresh / "report.md", re.sub(rf" \[PDF\]\([^)]*\)|, of every arm: \[[^)]*{sweep_page.EVERYTHING}\)", "", text))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(fresh, target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -1,0 +1,520 @@
+"""What an experiment file wants to see of its sweep, and what it claims:
+
+    BASELINE = {"ppo_ptx.ptx_coef": 0.0}
+    FIGURES = (spec.Curve(y="gold/total", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", scale="log"),)
+    TABLES = (spec.Table(stages=("ppo", "ppo_ptx"), quantities=("gold/total", "skills/mean")),)
+    CLAIMS = (spec.Claim(source="Ouyang et al. 2022, Fig. 33", text="reward falls as gamma grows",
+                         rule=spec.Trend(y="score", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", direction="falls")),)
+
+A *setting* is the overrides of an arm without its seed. Fields are named as in overrides, "ppo_ptx.ptx_coef".
+`where` chooses settings by the values of fields, one value or a tuple of them, whether a setting overrides the
+field or has the config's value; an empty one chooses all. A *quantity* is
+
+    "gold/total", "score", "kl", "skills/mean", "valid_loss", ...    an estimate of a policy's evaluation.json
+    "valid/accuracy", "heldout/log_loss", "valid/by_group/detail"    of a reward model's
+    "evaluation:categories/chat/gold"                                any other number there, by its path
+    "history:objective/kl@last"                                      of the stage's metrics.jsonl; or @first, @min,
+                                                                     @max, @mean_last_10%
+    "seconds", "evaluation_seconds", "peak_memory_gib"               of the stage's done.json
+    "failed"                                                         1 where the arm failed, 0 where it is done
+
+Nothing here needs JAX. Everything is JSON both ways, and wrong words are refused when the sweep is defined.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import field
+from typing import Any
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.report.tables import QUANTITIES
+
+SUMMARIES = ("last", "first", "min", "max", "mean_last_10%")
+SCALES = ("auto", "linear", "log", "symlog", "category")
+FORMS = ("linear", "bon", "rl")
+_OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
+_OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
+_NO_POLICY = ("collect", "reward_model")
+
+
+# --- figures and tables ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A quantity over a swept field: means with intervals, seeds as small points, a line for each value of `by`."""
+
+    y: str
+    stage: str
+    axis: str
+    by: str | None = None
+    where: dict = field(default_factory=dict)
+    scale: str = "auto"  # of the axis, see SCALES; auto: log where values span more than a factor of 20
+    baseline: dict | None = None  # drawn as a dashed level; None: BASELINE of the experiment file
+    name: str = ""  # of the file; empty: made of the fields
+    title: str = ""
+    x_title: str = ""
+    y_title: str = ""
+
+    def __post_init__(self):
+        _one_of(self, "scale", SCALES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """The settings of one stage, joined along a field (None: points alone)."""
+
+    stage: str
+    axis: str | None = None
+    where: dict = field(default_factory=dict)
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plane:
+    """One quantity against another: a point for each setting with both intervals, seeds as small points."""
+
+    x: str
+    y: str
+    paths: tuple[Path, ...]
+    sqrt_x: bool = False
+    name: str = ""
+    title: str = ""
+    x_title: str = ""
+    y_title: str = ""
+
+    def __post_init__(self):
+        _tuple_of(self, "paths", Path)
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """A metric during training: thin lines for seeds, a thick one for their mean, a colour for each setting."""
+
+    y: str  # a metric of metrics.jsonl, without "history:"
+    stage: str
+    x: str = "step"  # or another metric
+    sqrt_x: bool = False
+    where: dict = field(default_factory=dict)
+    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder; "step" is then the line, if it has none
+    name: str = ""
+    title: str = ""
+    x_title: str = ""
+    y_title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dots:
+    """A quantity by stage (the preference ladder): means with intervals, seeds, a colour for each value of `by`."""
+
+    y: str
+    stages: tuple[str, ...]
+    by: str | None = None
+    where: dict = field(default_factory=dict)
+    level: float | None = None  # a line across, such as the 0.5 of a win rate
+    name: str = ""
+    title: str = ""
+    y_title: str = ""
+
+    def __post_init__(self):
+        _tuple_of(self, "stages", str)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows are settings (with several stages: settings and stages), columns quantities; then the paired differences."""
+
+    stages: tuple[str, ...]
+    quantities: tuple[str, ...]
+    where: dict = field(default_factory=dict)
+    baseline: dict | None = None  # None: BASELINE of the experiment file
+    name: str = ""
+    title: str = ""
+
+    def __post_init__(self):
+        _tuple_of(self, "stages", str)
+        _tuple_of(self, "quantities", str)
+
+
+# --- rules: what a claim says, so that it can be wrong -----------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pick:
+    """For each seed the mean of a quantity over the settings chosen; `y` overrides the rule's quantity."""
+
+    stage: str
+    where: dict = field(default_factory=dict)
+    y: str | None = None
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trend:
+    """y rises, or falls, with the field: the slope of y over the rank of the field's values, of each seed."""
+
+    y: str
+    stage: str
+    axis: str
+    direction: str
+    where: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        _one_of(self, "direction", ("rises", "falls"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """Inverted U: a value inside the axis is better than both ends; for each seed the *other* seeds choose it."""
+
+    y: str
+    stage: str
+    axis: str
+    where: dict = field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Greater:
+    """a > factor * b + by, paired over seeds; `b` may be a number."""
+
+    a: Pick
+    b: Pick | float
+    y: str
+    by: float = 0.0
+    factor: float = 1.0
+
+    def __post_init__(self):
+        _pick(self, "a", Pick)
+        _pick(self, "b", (Pick, int, float))
+
+
+@dataclasses.dataclass(frozen=True)
+class Close:
+    """|a - b - difference| < margin (equivalence), paired over seeds; `b` may be a number."""
+
+    a: Pick
+    b: Pick | float
+    y: str
+    margin: float
+    difference: float = 0.0
+
+    def __post_init__(self):
+        _pick(self, "a", Pick)
+        _pick(self, "b", (Pick, int, float))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dominates:
+    """The path a lies above the path b on a plane: mean gap of y at equal x over the range both cover, by seed."""
+
+    a: Path
+    b: Path
+    x: str
+    y: str
+    sqrt_x: bool = False
+
+    def __post_init__(self):
+        _pick(self, "a", Path)
+        _pick(self, "b", Path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """R^2 of a least-squares fit of y is at least r2.
+
+    Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's settings. d is x, or its root
+    with sqrt_x. Forms: linear, c + m d; and without a constant (Gao et al. 2022, section 3) bon, d (alpha - beta d);
+    rl, d (alpha - beta ln d).
+    """
+
+    y: str
+    x: str
+    stage: str
+    r2: float
+    sqrt_x: bool = False
+    axis: str | None = None
+    form: str = "linear"
+    where: dict = field(default_factory=dict)
+    file: str = "metrics.jsonl"
+
+    def __post_init__(self):
+        _one_of(self, "form", FORMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class All:
+    """Every rule holds; it does not hold as soon as one does not."""
+
+    rules: tuple
+
+    def __post_init__(self):
+        _tuple_of(self, "rules", RULES)
+
+
+RULES = (Trend, Peak, Greater, Close, Dominates, Linear, All)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a paper says, and the rule that decides whether this sweep says so too."""
+
+    source: str  # "Ouyang et al. 2022, Fig. 33, E.6"
+    text: str  # the claim in our words
+    rule: Any
+    figure: str = ""  # name of the figure that shows it; empty: the first
+    note: str = ""  # what is known of why it holds or does not
+
+    def __post_init__(self):
+        _pick(self, "rule", RULES)
+
+
+# --- the declarations of one experiment file ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """FIGURES, TABLES, CLAIMS and BASELINE of an experiment file; all may be absent."""
+
+    figures: tuple = ()
+    tables: tuple = ()
+    claims: tuple = ()
+    baseline: dict | None = None  # chooses the setting that others are compared with; None: the config's own values
+
+    def __post_init__(self):
+        _tuple_of(self, "figures", FIGURES)
+        _tuple_of(self, "tables", Table)
+        _tuple_of(self, "claims", Claim)
+
+    @classmethod
+    def of(cls, module) -> "Declared":
+        """Those of an imported experiment file.
+
+        Raises:
+            InputError: one is of the wrong kind.
+        """
+        return cls(getattr(module, "FIGURES", ()), getattr(module, "TABLES", ()), getattr(module, "CLAIMS", ()),
+                   getattr(module, "BASELINE", None))  # fmt: skip
+
+    def to_json(self) -> dict:
+        """{"figures": [...], "tables": [...], "claims": [...], "baseline": ...}, for sweep.json."""
+        return {name: to_json(getattr(self, name)) for name in ("figures", "tables", "claims", "baseline")}
+
+    @classmethod
+    def from_json(cls, value: dict) -> "Declared":
+        """What `to_json` gave; other keys of `value` do not matter, missing ones are empty."""
+        read = {name: from_json(value.get(name) or []) for name in ("figures", "tables", "claims")}
+        return cls(**read, baseline=value.get("baseline"))
+
+    def check(self, config: dict, arms: list[dict]) -> None:
+        """Refuses what the sweep cannot answer, before it runs.
+
+        Args:
+            config: the base config, nested.
+            arms: the overrides of every arm.
+
+        Raises:
+            InputError: a stage, field, value or quantity that the sweep does not have; the sentence names it.
+        """
+        sweep = _Words(config, arms)
+        sweep.where("BASELINE", self.baseline or {})
+        for item in (*self.figures, *self.tables, *self.claims):
+            _check(item, sweep, (type(item).__name__,), stages=())
+        names = [item.name for item in (*self.figures, *self.tables) if item.name]
+        for name in names:
+            if names.count(name) > 1 or not name.replace("_", "").replace("-", "").isalnum():
+                raise InputError(f"name='{name}': a figure's or table's name is one of its own, of letters, digits, - and _")
+        for claim in self.claims:
+            if claim.figure and claim.figure not in names:
+                raise InputError(f"Claim '{claim.text}': figure='{claim.figure}' is the name of no figure ({_list(names)})")
+
+
+FIGURES = (Curve, Plane, History, Dots)
+_CLASSES = {kind.__name__: kind for kind in (*FIGURES, Table, Path, Pick, *RULES, Claim)}
+
+
+def to_json(value):
+    """JSON of specs: a dataclass becomes its fields and "is", its name."""
+    if dataclasses.is_dataclass(value):
+        return {"is": type(value).__name__} | {
+            item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return {key: to_json(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def from_json(value):
+    """Specs of JSON; lists become tuples.
+
+    Raises:
+        InputError: an unknown name or field, as of another version's file.
+    """
+    if isinstance(value, dict):
+        fields = {key: from_json(item) for key, item in value.items() if key != "is"}
+        if "is" not in value:
+            return fields
+        try:
+            return _CLASSES[value["is"]](**fields)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{value['is']} with {_list(fields)} is nothing this version can report: {error}") from None
+    return tuple(map(from_json, value)) if isinstance(value, list) else value
+
+
+def of_metrics(item) -> bool:
+    """Whether the x and y of a spec are metrics of each step, not quantities."""
+    return isinstance(item, History) or isinstance(item, Linear) and item.axis is None
+
+
+def lookup(config: dict, name: str):
+    """The value of a dotted field in nested dicts; KeyError where there is none."""
+    for part in name.split("."):
+        if not isinstance(config, dict):
+            raise KeyError(name)
+        config = config[part]
+    return config
+
+
+def same(first, second) -> bool:
+    """Equal as JSON: 1 is 1.0, a tuple is a list."""
+    return key(first) == key(second)
+
+
+def chosen(value, wanted) -> bool:
+    """Whether `where` with `wanted` for a field takes a setting that has `value` there."""
+    if isinstance(wanted, (tuple, list)) and not isinstance(value, (tuple, list)):
+        return any(same(value, item) for item in wanted)
+    return same(value, wanted)
+
+
+def key(value) -> str:
+    """What is the same for values that are the same."""
+    return json.dumps(float(value) if type(value) is int else value, sort_keys=True)
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+class _Words:
+    """The stages, fields and quantities that a sweep knows."""
+
+    def __init__(self, config, arms):
+        self.config, self.arms = config, arms
+        self.stages = list(config["stages"])
+        for arm in arms:
+            self.stages += [stage for stage in arm.get("stages", ()) if stage not in self.stages]
+        self.swept = list(dict.fromkeys(name for arm in arms for name in arm if name != "seed"))
+
+    def stage(self, at, name):
+        if name not in self.stages:
+            raise InputError(f"{at}='{name}' is no stage of the sweep{_instead(name, self.stages)}")
+
+    def axis(self, at, name):
+        if name not in self.swept:
+            raise InputError(f"{at}='{name}' is no field that the sweep varies{_instead(name, self.swept)}")
+
+    def where(self, at, fields):
+        for name, wanted in fields.items():
+            if name == "seed":
+                raise InputError(f"{at}: 'seed' chooses no setting: the arms of a setting differ in it, and are averaged")
+            values = [arm[name] for arm in self.arms if name in arm]
+            try:
+                values.append(lookup(self.config, name))
+            except KeyError:
+                if not values:
+                    raise InputError(f"{at}: '{name}' is no field of the config{_instead(name, self.swept)}") from None
+            values = list({key(value): value for value in values}.values())
+            each = wanted if isinstance(wanted, (tuple, list)) and not chosen_whole(values, wanted) else (wanted,)
+            for value in each:
+                if not any(same(value, known) for known in values):
+                    raise InputError(f"{at}: no arm has {name}={value!r}; there are {_list(values)}")
+
+    def quantity(self, at, name, stages):
+        for stage in stages:
+            try:
+                kind = lookup(self.config, f"{stage}.kind")
+            except KeyError:
+                continue  # a stage that only some arms define
+            if not known_quantity(name, kind):
+                known = [quantity.name for quantity in QUANTITIES]
+                if kind in _NO_POLICY:
+                    known = [f"{split}/{part}" for split in ("valid", "heldout") for part in _OF_SPLITS]
+                raise InputError(f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; any "
+                                 "number of its evaluation.json is 'evaluation:PATH', of a metric 'history:NAME@last'")
+
+
+def chosen_whole(values, wanted) -> bool:
+    """Whether a field's values are lists themselves, so that `wanted` is one of them and not several."""
+    return any(isinstance(value, (tuple, list)) for value in values)
+
+
+def known_quantity(name: str, kind: str) -> bool:
+    """Whether a stage of this kind can have the quantity."""
+    if name in (*_OF_DONE, "failed") or name.startswith("evaluation:"):
+        return True
+    if name.startswith("history:"):
+        return name.partition("@")[2] in SUMMARIES
+    parts = name.split("/")
+    if kind in _NO_POLICY:
+        splits = parts[0] in ("valid", "heldout") and len(parts) > 1
+        return splits and (parts[1] in _OF_SPLITS or parts[1] == "by_group" and len(parts) > 2)
+    return name in {quantity.name for quantity in QUANTITIES} or parts[0] == "skills" and len(parts) == 2
+
+
+def _check(item, sweep: _Words, at: tuple, stages: tuple) -> None:
+    """Every field of a spec by its name; `stages`: those that its quantities are of, from the specs around it."""
+    fields = {entry.name: getattr(item, entry.name) for entry in dataclasses.fields(item)}
+    if "stage" in fields:
+        stages = (fields["stage"],)
+    stages = fields.get("stages", stages)
+    for name, value in fields.items():
+        here = ".".join((*at, name))
+        if name in ("stage", "stages"):
+            for stage in stages:
+                sweep.stage(here, stage)
+        elif name in ("axis", "by") and isinstance(value, str):
+            sweep.axis(here, value)
+        elif name in ("where", "baseline") and value:
+            sweep.where(here, value)
+        elif name in ("x", "y", "quantities") and not of_metrics(item):
+            inner = stages or tuple(spec.stage for spec in fields.values() if isinstance(spec, (Pick, Path))
+                                    and getattr(spec, "y", None) is None)
+            inner = inner or tuple(path.stage for path in fields.get("paths", ()))
+            for quantity in value if name == "quantities" else (value,) if value else ():
+                if name == "quantities":  # a table of several stages: one of them has it
+                    if any(known_quantity(quantity, lookup(sweep.config, f"{stage}.kind")) for stage in stages):
+                        continue
+                sweep.quantity(here, quantity, inner)
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                _check(part, sweep, (*at, type(part).__name__), ())
+
+
+def _one_of(item, name, choices):
+    value = getattr(item, name)
+    if value not in choices:
+        raise InputError(f"{type(item).__name__}: {name}='{value}' is none of {_list(choices)}")
+
+
+def _tuple_of(item, name, kinds):
+    value = getattr(item, name)
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, (tuple, list)) or not all(isinstance(part, kinds) for part in value):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"{type(item).__name__}: {name} must be a tuple of {names}, not {value!r}")
+    object.__setattr__(item, name, tuple(value))
+
+
+def _pick(item, name, kinds):
+    value = getattr(item, name)
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise InputError(f"{type(item).__name__}: {name} must be {names}, not {value!r}")
+
+
+def _instead(name, known) -> str:
+    close = difflib.get_close_matches(name, known, 3)
+    return f"; did you mean {' or '.join(close)}?" if close else f": there are {_list(known)}"
+
+
+def _list(values) -> str:
+    return ", ".join(str(value) for value in values) or "none"

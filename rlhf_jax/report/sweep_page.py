@@ -1,0 +1,236 @@
+"""The report of a sweep, written into its directory:
+
+    report.md        claims with verdicts, figures, tables, what failed, how to repeat it
+    figures/         PNG and PDF
+    tables/          of every table NAME.csv, a line a setting, and NAME.tex; a line a number: seeds.csv has what
+                     tables, figures and claims ask for, all.csv everything
+    verdicts.json    the verdicts with their tests
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shlex
+
+import rich.console
+from rich.text import Text
+
+from rlhf_jax.files import write_json, write_text
+from rlhf_jax.report import spec
+from rlhf_jax.report.figures import sweep as figures
+from rlhf_jax.report.record import label
+from rlhf_jax.report.sweep import Sweep
+from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
+from rlhf_jax.report.tables import Table, cell, quantity_of
+from rlhf_jax.report.verdicts import Verdict, judge
+
+EVERYTHING = "all.csv"
+_MOST_SHOWN = 40  # reasons and commands, one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What a report of a sweep has come to."""
+
+    sweep: Sweep
+    figures: list[tuple[str, spec.Curve, str]]  # name of the file without its ending, figure, caption
+    tables: list[tuple[str, Drawn]]
+    verdicts: list[tuple[spec.Claim, Verdict]]
+
+
+def write(path) -> rich.console.Group:
+    """Writes the report of a sweep; what a terminal should see is returned.
+
+    Raises:
+        InputError: the path is no sweep, or cannot be written.
+    """
+    page = make(path)
+    verdicts = Table(["verdict", "claim"], [[verdict.verdict, claim.text] for claim, verdict in page.verdicts])
+    return rich.console.Group(
+        Text(f"{page.sweep.path.name}: {state(page.sweep)}"),
+        *(drawn.means.rich(f"{drawn.declared.title or name}, ± half of a 95 % interval over seeds", wrap=True, most=6)
+          for name, drawn in page.tables),
+        *[verdicts.rich("claims", wrap=True)] * bool(page.verdicts),
+        Text(f"Figures and more: {page.sweep.path / 'report.md'}"))  # fmt: skip
+
+
+def make(path) -> Page:
+    """Reads a sweep, judges its claims and writes everything of its report."""
+    sweep = Sweep(path)
+    drawn, declared = tables_of(sweep), sweep.declared.figures or _default_figures(sweep)
+    names = _names([table.declared for table in drawn], "table")
+    tables = dict(zip(names, drawn))
+    (sweep.path / "tables").mkdir(exist_ok=True)
+    for name, table in tables.items():
+        caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
+        text = table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
+        if table.differences:
+            text += "\n" + table.differences.latex(f"Differences to {table.baseline.name}, paired by seed.",
+                                                   f"tab:{sweep.path.name}-{name}-differences")
+        write_text(sweep.path / "tables" / f"{name}.tex", text)
+        write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
+    asked = _asked([*(figure for figure in declared), *(table.declared for table in drawn), *sweep.declared.claims])
+    rows = sweep.rows(asked["quantity"])
+    write_text(sweep.path / "tables" / EVERYTHING, long_csv(rows))
+    write_text(sweep.path / "tables" / "seeds.csv", long_csv([
+        row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]))  # fmt: skip
+    page = Page(sweep, _draw(sweep, declared), list(tables.items()),
+                [(claim, judge(sweep, claim.rule)) for claim in sweep.declared.claims])  # fmt: skip
+    write_json(sweep.path / "verdicts.json", [
+        {"source": claim.source, "text": claim.text, "note": claim.note, **verdict.to_json(), "rule": spec.to_json(claim.rule)}
+        for claim, verdict in page.verdicts])  # fmt: skip
+    write_text(sweep.path / "report.md", "\n\n".join(_sections(page)) + "\n")
+    return page
+
+
+def figure_of(page: Page, claim: spec.Claim) -> str | None:
+    """The name of the figure that shows a claim: the one it names, else the first; None where it is not drawn."""
+    if claim.figure:
+        return next((name for name, figure, _ in page.figures if figure.name == claim.figure), None)
+    return page.figures[0][0] if page.figures else None
+
+
+def state(sweep: Sweep) -> str:
+    """How many arms ended how, in words."""
+    counts = {}
+    for arm in sweep.arms:
+        counts[arm.status] = counts.get(arm.status, 0) + 1
+    parts = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return f"{len(sweep.arms)} arms ({parts}): {len(sweep.settings)} settings x {len(sweep.seeds)} seeds"
+
+
+def command(sweep: Sweep) -> str:
+    """What runs the sweep again."""
+    config = f"{sweep.experiment}{f':{sweep.argument}' if sweep.argument else ''}"
+    parts = [f"--config={config}", f"--workdir=sweeps/{sweep.path.absolute().name}",
+             *(f"--config.{name}={_given(value)}" for name, value in sweep.overrides.items())]  # fmt: skip
+    return " ".join(["python -m rlhf_jax.sweep", *map(shlex.quote, parts)])
+
+
+def _draw(sweep, declared):
+    drawn = []
+    for name, figure in zip(_names(declared, "figure"), declared):
+        caption = figures.draw(sweep, figure, sweep.path / "figures" / f"{name}.png")
+        if caption:
+            drawn.append((name, figure, caption))
+    return drawn
+
+
+def _default_figures(sweep) -> list[spec.Curve]:
+    """The main quantity of the last policy over every field that takes several values."""
+    if not (policies := sweep.policies()):
+        return []
+    known = {name for arm in sweep.arms for name in sweep.numbers(arm, policies[-1])}
+    y = next((name for name in ("gold/total", "score", "valid_loss") if name in known), None)
+    axes = [name for name in sweep.swept if len(sweep.levels(sweep.select(axis=name), name)) > 1]
+    return [spec.Curve(y=y, stage=policies[-1], axis=name) for name in axes] if y else []
+
+
+def _names(items, kind) -> list[str]:
+    """A file name for each: its own, or one made of its kind, number and what it shows."""
+    return [item.name or re.sub(r"[^a-z0-9]+", "_", "_".join(
+        [f"{kind}{n}", type(item).__name__.lower(), getattr(item, "y", "")]).lower()).strip("_")
+        for n, item in enumerate(items, 1)]
+
+
+def _asked(specs) -> dict[str, list[str]]:
+    """The "stage"s and the "quantity"s that figures, tables and claims ask for, wherever they stand in them."""
+    found = {"stage": [], "quantity": []}
+    kinds = {"stage": "stage", "stages": "stage", "x": "quantity", "y": "quantity", "quantities": "quantity"}
+
+    def walk(item):
+        if isinstance(item, (tuple, list)):
+            for part in item:
+                walk(part)
+        elif dataclasses.is_dataclass(item):
+            for field in dataclasses.fields(item):
+                value = getattr(item, field.name)
+                if field.name in kinds and value and not (field.name in "xy" and spec.of_metrics(item)):
+                    found[kinds[field.name]].extend((value,) if isinstance(value, str) else value)
+                else:
+                    walk(value)
+
+    walk(specs)
+    return {kind: list(dict.fromkeys(names)) for kind, names in found.items()}
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def _sections(page) -> list[str]:
+    sweep = page.sweep
+    sections = [f"# {sweep.path.absolute().name}", *[_about(sweep.about)] * bool(sweep.about), f"{state(sweep)}.",
+                "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have no "
+                "such number; differences are paired by seed."]  # fmt: skip
+    if page.verdicts:
+        sections += ["## Claims", *_claims(page)]
+    if page.figures:
+        sections += ["## Figures", *(f"![{name}](figures/{name}.png)\n\n*{cell(caption)}* [PDF](figures/{name}.pdf)"
+                                     for name, _, caption in page.figures)]
+    sections += ["## Tables"]
+    for name, table in page.tables:
+        stages = ", ".join(map(label, table.declared.stages))
+        sections += [f"### {table.declared.title or name}", f"Stage: {stages}. [CSV](tables/{name}.csv), "
+                     f"[LaTeX](tables/{name}.tex).", table.means.markdown()]
+        if table.differences:
+            sections += [f"Differences to {cell(table.baseline.name)}, paired by seed:", table.differences.markdown()]
+    sections += ["Numbers of every seed: [seeds.csv](tables/seeds.csv), of every arm: [all.csv](tables/all.csv)."]
+    if unfinished := [arm for arm in sweep.arms if arm.status != "done"]:
+        rows = [[arm.name, arm.status, arm.reason] for arm in unfinished[:_MOST_SHOWN]]
+        sections += ["## Arms that are not done", Table(["arm", "status", "reason"], rows).markdown(numbers=False)]
+        if len(unfinished) > _MOST_SHOWN:
+            sections += [f"And {len(unfinished) - _MOST_SHOWN} more: [seeds.csv](tables/seeds.csv)."]
+    return [*sections, *[f"Not read: {cell(note)}" for note in sweep.notes], "## How to repeat this", *_repeat(sweep)]
+
+
+def _claims(page) -> list[str]:
+    sections = ["A rule becomes one number for each seed, positive where the seed agrees with the claim. The 95 % Student t "
+                "interval of its mean over seeds decides: above 0 the claim holds, below it does not, around it (or with "
+                "one seed) it is undecided; no correction for the number of claims."]  # fmt: skip
+    for claim, verdict in page.verdicts:
+        figure = figure_of(page, claim)
+        see = f" See [{figure}](figures/{figure}.png)." if figure else ""
+        note = f"\n  What is known of why: {cell(claim.note)}" if claim.note else ""
+        sections.append(f"- **{verdict.verdict}**: {cell(claim.text)} ({cell(claim.source)}).\n  {cell(verdict.sentence)}.{see}{note}")
+    return sections
+
+
+def _repeat(sweep) -> list[str]:
+    done = [arm for arm in sweep.arms if arm.facts]
+    facts = [f"commit: {sweep.commit or 'unknown'}",
+             f"overrides of the config: {_code(json.dumps(sweep.overrides)) if sweep.overrides else 'none'}",
+             f"seeds: {', '.join(map(str, sweep.seeds))}",
+             *(f"{name}: {', '.join(dict.fromkeys(map(_said, found)))}" for name, found in (
+                 ("hardware", [arm.facts["hardware"] for arm in done if arm.facts.get("hardware")]),
+                 ("versions", [arm.facts["versions"] for arm in done if arm.facts.get("versions")]),
+                 ("arms ran at other commits", [arm.facts["commit"] for arm in done
+                                                if arm.facts.get("commit") not in (None, sweep.commit)])) if found)]  # fmt: skip
+    seconds = sum(arm.facts.get("seconds") or 0 for arm in done)
+    facts.append(f"time of all arms: {seconds / 3600:.2f} h, {len(done)} of {len(sweep.arms)} arms begun")
+    rows = [[setting.name, f"`{json.dumps(setting.overrides)}`".replace("|", r"\|"),
+             ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)] for setting in sweep.settings]
+    lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |",
+             *(f"| {cell(name)} | {code} | {numbers} |" for name, code, numbers in rows)]
+    return [f"```\n{command(sweep)}\npython -m rlhf_jax.report sweeps/{sweep.path.absolute().name}\n```",
+            "\n".join(f"- {fact}" for fact in facts), "\n".join(lines)]  # fmt: skip
+
+
+def _about(text: str) -> str:
+    """A docstring as Markdown: its indented commands are code as they are."""
+    lines = text.strip().splitlines()
+    indents = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
+    shift = min(indents, default=0) if indents and min(indents) < 4 else 0
+    return "\n".join([lines[0], *(line[shift:] for line in lines[1:])])
+
+
+def _said(value) -> str:
+    return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _given(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,135 @@
+"""All arms side by side in one process: each stage is trained for many of them as one program (see trials).
+
+What an arm leaves behind is what the sequential runner writes; collecting and evaluating go one arm after
+another. Of arms that share a stage the first computes it, and the others adopt it.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import time
+
+from rlhf_jax import pipeline, progress, report
+from rlhf_jax import run as run_lib
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import policy
+from rlhf_jax.run import Run
+from rlhf_jax.sweep import sequential, trials
+from rlhf_jax.sweep.arms import Arm
+from rlhf_jax.sweep.store import Store, identities
+
+
+def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False, at_once: int = 0) -> None:
+    """Runs what is missing of these arms, in path/arms/NAME.
+
+    Args:
+      retry: also those that failed.
+      at_once: the most arms of a program, for want of memory; 0: as many as fit together.
+
+    Raises:
+      progress.Stopped: an interrupt was asked for; the same call goes on.
+    """
+    todo = [arm for arm in chosen if sequential.missing(path / "arms" / arm.name, retry)]
+    with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(progress.Interrupt())
+        running = stack.enter_context(_Running(store, path))
+        for arm in todo:
+            running.start(arm, stack, interrupt)
+        for stage in dict.fromkeys(stage for arm in todo for stage in arm.config.stages):
+            running.run_stage(stage, at_once)
+        for arm in list(running.runs):
+            with running.failing(arm):
+                policy.rescore(running.runs[arm])
+
+
+class _Running:
+    """The arms that have neither failed nor come to their end; use as a context manager.
+
+    Attributes:
+      runs: of them, by the name of the arm.
+    """
+
+    def __init__(self, store: Store, path: pathlib.Path):
+        self._store, self._path = store, path
+        self._accounts: dict[str, sequential.Account] = {}
+        self.runs: dict[str, Run] = {}
+
+    def start(self, arm: Arm, stack: contextlib.ExitStack, interrupt: progress.Interrupt) -> None:
+        """Opens an arm; its run stays open as long as `stack`."""
+        folder = self._path / "arms" / arm.name
+        # What kills this process kills all arms, so that it says nothing of any.
+        self._accounts[arm.name] = sequential.Account(folder, most_attempts=math.inf)
+        self._accounts[arm.name].__enter__()
+        with self.failing(arm.name):
+            with self._store.tokenizer(arm.config, folder):
+                opened = run_lib.start(arm.config, os.fspath(folder), arm.overrides, self._store.corpora, interrupt)
+                run = stack.enter_context(opened)
+            pipeline.check(run)
+            self.runs[arm.name] = run
+
+    def run_stage(self, stage: str, at_once: int) -> None:
+        """A stage of all arms that have it, and its evaluation."""
+        having = [name for name, run in self.runs.items() if stage in run.config.stages]
+        alike = {}
+        for name in having:
+            alike.setdefault(identities(self.runs[name].config)[stage], []).append(name)
+        with contextlib.ExitStack() as locks:
+            # In one order everywhere: two processes that wait for each other's stages would wait forever.
+            for identity in sorted(alike):
+                locks.enter_context(self._store.shared(self.runs[alike[identity][0]], stage))
+            self._train([names[0] for names in alike.values()], stage, at_once)
+            for first, *_ in alike.values():
+                with self.failing(first):
+                    if first in self.runs:
+                        _complete(self.runs[first], stage)
+        for first, *others in alike.values():
+            for name in others:
+                with self.failing(name):
+                    if first not in self.runs:
+                        raise InputError(f"stage {stage} failed in {first}, and is the same here")
+                    with self._store.shared(self.runs[name], stage):
+                        _complete(self.runs[name], stage)
+
+    def _train(self, names: list[str], stage: str, at_once: int) -> None:
+        names = [name for name in names if not self.runs[name].done(stage)]
+        names = [name for name in names if self.runs[name].config[stage].kind in trials.TRAINED]
+        if not names:
+            return
+        print(f"\n{stage}: {len(names)} arms", flush=True)
+        started = time.time()
+        failures = trials.fit_stage([self.runs[name] for name in names], stage, self._path / "trials", at_once)
+        seconds = (time.time() - started) / len(names)
+        for place, name in enumerate(names):
+            with self.failing(name):
+                if place in failures:
+                    raise failures[place]
+                self.runs[name].workdir.mark_done(stage, seconds, trials=len(names), **report.machine())
+
+    @contextlib.contextmanager
+    def failing(self, name: str):
+        """What goes wrong in here is the end of one arm."""
+        try:
+            yield
+        except progress.Stopped:
+            raise
+        except Exception as error:
+            self._end(name, error)
+
+    def _end(self, name: str, error: Exception) -> None:
+        self.runs.pop(name, None)
+        if not self._accounts.pop(name).__exit__(type(error), error, error.__traceback__):
+            raise error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for name in list(self._accounts):
+            self.runs.pop(name, None)
+            self._accounts.pop(name).__exit__(kind, error, trace)
+        return False
+
+
+def _complete(run: Run, stage: str) -> None:
+    (pipeline.evaluate if run.done(stage) else pipeline.run_stage)(run, stage)

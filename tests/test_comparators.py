@@ -1,0 +1,236 @@
+"""What stands beside PPO, as stages of one run: DPO, best of n, and a reward model that learned from another one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import collect, dpo, pipeline, rankings, reward_model
+from rlhf_jax import run as run_lib
+from rlhf_jax.config import best_of_n_config, collect_config
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import best_of_n, policy
+from rlhf_jax.files import read_json
+from rlhf_jax.progress import Stopped
+from rlhf_jax.report.record import Record
+from rlhf_jax.reward_model import Scorer
+from compare import assert_same_stage, timeless
+from toy import get_config as toy_config
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def get_config():
+    """The toy's first steps; then feedback by its reward model, one that learns from it, DPO, and best of n by both."""
+    config = toy_config()
+    config.stages = ("sft", "collect", "reward_model", "feedback", "taught", "dpo", "best_of_n", "best_by_taught")
+    config.sft.update(init="", pretrain_mix=0.0)
+    config.collect.update(models=("sft@1.0", "sft@0.7"))
+    config.feedback = collect_config()
+    config.feedback.update(config.collect)
+    config.feedback.update(labeler="reward_model", reward="reward_model", held_out_group="")
+    config.taught = config.reward_model.copy_and_resolve_references()
+    config.taught.update(rankings="feedback", subset=":50%", epochs=1.0)
+    config.dpo.update(batch_size=8, beta=0.5, epochs=2.0, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2)
+    config.dpo.update(rankings="collect", label_smoothing=0.1, validate_epochs=0.5)
+    config.best_of_n.update(samples=5, batch_size=16, judges=("taught",))
+    config.best_by_taught = best_of_n_config()
+    config.best_by_taught.update(reward="taught", samples=3, batch_size=16)
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    pipeline.run_stages(get_config(), path)
+    return path
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_reward_model_ranks_for_another_one(whole):
+    run = run_lib.open_run(whole)
+    ranked = rankings.load(run, "taught", "valid")
+    assert {row.labeler for row in ranked} == {"reward_model"}
+    assert {row.labeler for row in rankings.load(run, "reward_model", "valid")}.isdisjoint({"reward_model"})
+    scorer = Scorer(run, "reward_model")
+    for row in ranked[:5]:
+        scores = scorer([Prompt(row.prompt, {})] * len(row.completions), row.completions, row.finished)
+        assert [sorted(set(scores), reverse=True).index(score) + 1 for score in scores] == list(row.ranks)
+    facts = read_json(whole / "taught" / "evaluation.json")
+    assert facts["labelers"]["reward"] == "reward_model" and "heldout" not in facts
+    data = read_json(whole / "data_report.json")["stages"]
+    assert 2 * data["taught"]["rankings"]["given"] == data["reward_model"]["rankings"]["given"] == data["dpo"]["rankings"]["given"]
+
+
+def test_dpo_starts_at_its_reference_and_learns(whole):
+    rows = timeless(whole / "dpo")
+    assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-5) and rows[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert rows[-1]["margin"] > 0.05 and rows[-1]["accuracy"] > 0.6 and rows[-1]["loss"] < np.log(2)
+    assert len(rows) == 6 and [row["step"] for row in rows if "valid/loss" in row] == [2, 4, 6]
+    row = rows[-1]
+    assert row["chosen_reward"] - row["rejected_reward"] == pytest.approx(row["margin"], abs=1e-5)
+
+
+def test_every_comparator_is_evaluated_as_a_policy(whole):
+    record = Record.load(whole)
+    assert list(record.evaluations) == ["sft", "dpo", "best_of_n", "best_by_taught"]
+    for stage in ("dpo", "best_of_n", "best_by_taught"):
+        assert all(record.estimate(stage, name) for name in ("gold/total", "score", "kl", "win_rate", "completion_length"))
+        assert record.evaluations[stage]["reference"] == "sft"
+    assert record.estimate("dpo", "skills/mean") and not record.estimate("best_of_n", "skills/mean")
+    assert record.estimate("dpo", "kl")["value"] != 0
+    assert all(name in (whole / "report.md").read_text() for name in ("DPO", "best of n"))
+
+
+def test_best_of_n_chooses_the_sample_that_its_reward_model_likes_best(whole):
+    run = run_lib.open_run(whole)
+    for stage, reward, count in (("best_of_n", "reward_model", 5), ("best_by_taught", "taught", 3)):
+        rows = [row for path in sorted((whole / stage / "candidates").iterdir()) for row in rows_of(path)]
+        facts, evaluation = (read_json(whole / stage / name) for name in ("best_of_n.json", "evaluation.json"))
+        by_prompt = {}
+        for row in rows:
+            by_prompt.setdefault(row["index"], []).append(row)
+        assert len(by_prompt) == facts["prompts"] == 8 and {len(own) for own in by_prompt.values()} == {count}
+        assert len({row["completion"] for row in rows}) > len(rows) / 2  # each sample has noise of its own
+        scores = Scorer(run, reward)([Prompt(row["prompt"], {}) for row in rows], *zip(*((r["completion"], r["finished"]) for r in rows)))
+        np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-5, atol=1e-6)
+        best = {index: max(own, key=lambda row: row["score"]) for index, own in by_prompt.items()}
+        chosen = rows_of(whole / stage / "samples.jsonl")
+        assert [row["completion"] for row in chosen] == [best[row["index"]]["completion"] for row in chosen]
+        estimates = evaluation["estimates"]
+        assert estimates["kl"]["value"] == pytest.approx(np.log(count) - 1 + 1 / count)
+        assert estimates["score"] == estimates["score/reward_model"]
+        assert facts["curve"] == evaluation["curve"] and [point["n"] for point in facts["curve"]] == list(range(1, count + 1))
+        judges = ("score/taught",) if stage == "best_of_n" else ()
+        for name, column in ((f"score/{reward}", "score"), ("gold/total", "gold"), *((name, name) for name in judges)):
+            assert estimates[name]["value"] == pytest.approx(facts["curve"][-1][column]["value"])
+        assert set(facts["curve"][0]) == {"n", "kl", "score", "gold", *judges}
+        assert facts["curve"][0]["score"]["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
+
+
+def test_the_group_held_out_changes_who_labels_and_nothing_else(whole, tmp_path):
+    config = get_config()
+    assert config.collect.held_out_group == "caution"
+    config.collect.held_out_group = "warmth"
+    path = again(whole, tmp_path / "run", "collect")
+    with run_lib.start(config, path) as run:
+        collect.run_stage(run, "collect")
+    read = lambda path, name: rows_of(path / "collect" / f"comparisons.{name}.jsonl")
+    for name in ("train", "valid", "heldout"):
+        ours, theirs = read(path, name), read(whole, name)
+        assert [row["completions"] for row in ours] == [row["completions"] for row in theirs]
+        assert [row["ranks"] for row in ours] != [row["ranks"] for row in theirs]
+        groups = {row["group"] for row in ours}
+        assert groups == {"warmth"} if name == "heldout" else "warmth" not in groups
+    ours, theirs = (read_json(place / "collect" / "evaluation.json") for place in (path, whole))
+    assert ours["folds"] == theirs["folds"] and ours["panel"] == theirs["panel"]
+    facts = read_json(whole / "reward_model" / "evaluation.json")
+    assert facts["labeler_gap"] == {
+        "value": facts["valid"]["accuracy"]["value"] - facts["heldout"]["accuracy"]["value"],
+        "planted": theirs["folds"]["caution"]["in_group"] - theirs["folds"]["caution"]["held_out"],
+    }
+
+
+@pytest.mark.parametrize("packed, shape", [
+    (True, dict(num_layers=3, embed_dim=16)),
+    pytest.param(False, dict(embed_dim=48, num_heads=3, mlp_dim=20), marks=pytest.mark.slow),
+    pytest.param(True, dict(num_layers=2, embed_dim=8, num_heads=1), marks=pytest.mark.slow),
+    pytest.param(False, dict(embed_dim=64, num_heads=8), marks=pytest.mark.slow),
+])  # fmt: skip
+def test_proxies_of_any_size_learn_from_any_number_of_prompts(whole, tmp_path, packed, shape):
+    config = get_config()
+    config.reward_model.update(init="", packed=packed, subset=":10", model=ConfigDict(shape))
+    path = again(whole, tmp_path / "run", "reward_model")
+    with run_lib.start(config, path) as run:
+        reward_model.run_stage(run, "reward_model")
+        run.workdir.mark_done("reward_model", 0.0)
+        found = run.shape("reward_model")
+        assert {name: getattr(found, name) for name in shape} == shape
+        scores = Scorer(run)(*zip(*[(row, "yes", True) for row in run.corpus.prompts("test", "ppo")[:3]]))
+    assert len(timeless(path / "reward_model")) == 3  # two epochs of 10 prompts, in batches of 8
+    assert np.isfinite(scores).all() and len(set(scores.tolist())) == 3
+
+
+def again(whole, path, stage):
+    """A run that has finished what comes before `stage`."""
+    path.mkdir()
+    for name in ["template.txt", "tokenizer.json", *get_config().stages[: get_config().stages.index(stage)]]:
+        (path / name).symlink_to(whole / name)
+    return path
+
+
+def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
+    path = again(whole, tmp_path / "run", "dpo")
+    with run_lib.start(get_config(), path) as run:
+        key = run.key
+        run.key = lambda *names: setattr(run.interrupt, "requested", names == ("dpo", 3) and 2) or key(*names)
+        with pytest.raises(Stopped, match="dpo step 4; run the same command to go on"):
+            dpo.run_stage(run, "dpo")
+    assert len(timeless(path / "dpo")) == 4
+    with run_lib.start(get_config(), path) as run:
+        dpo.run_stage(run, "dpo")
+    assert_same_stage(path, whole, "dpo")
+
+
+def test_best_of_n_goes_on_where_it_was_stopped(whole, tmp_path):
+    path = again(whole, tmp_path / "run", "best_of_n")
+    with run_lib.start(get_config(), path) as run:
+        key = run.key
+        run.key = lambda *names: setattr(run.interrupt, "requested", 2) or key(*names)
+        with pytest.raises(Stopped):
+            best_of_n.run_stage(run, "best_of_n")
+        kept = sorted((path / "best_of_n" / "candidates").iterdir())
+        assert [file.name for file in kept] == ["0000.jsonl"]
+        run.key, run.interrupt.requested = key, 0
+        before = kept[0].stat().st_mtime_ns
+        best_of_n.run_stage(run, "best_of_n")
+    assert kept[0].stat().st_mtime_ns == before
+    for name in ("best_of_n.json", "samples.jsonl", "evaluation.json"):
+        assert (path / "best_of_n" / name).read_text() == (whole / "best_of_n" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dpo.beta": 0.0}, "dpo.beta=0.0 must be above 0"),
+        ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be at least 0 and below 0.5"),
+        ({"best_of_n.samples": 0}, "best_of_n.samples=0 must be at least 1"),
+        ({"best_of_n.temperature": 0.0}, "best_of_n.temperature=0.0 must be above 0"),
+    ],
+)
+def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message):
+    config = get_config()
+    config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=message):
+        pipeline.run_stages(config, tmp_path / "run")
+
+
+def test_rankings_of_a_stage_that_collects_none_are_refused(whole):
+    run = run_lib.open_run(whole)
+    run.config.dpo.rankings = "sft"
+    with pytest.raises(InputError, match="dpo.rankings='sft' is no finished collect stage; finished ones: collect, feedback"):
+        rankings.load(run, "dpo", "train")
+
+
+def test_subsets_are_nested_and_halves_disjoint(whole):
+    run = run_lib.open_run(whole)
+    rows = rankings.load(run, "reward_model", "train")
+    part = lambda text, seed=0: [row.prompt for row in rankings.subset(rows, text, seed)]
+    everything = part(":")
+    assert everything == [row.prompt for row in rows]
+    assert len(part(":7")) == 7 and set(part(":7")) < set(part(":12")) and part(":12") == [p for p in everything if p in part(":12")]
+    halves = set(part(":50%")), set(part("50%:"))
+    assert not halves[0] & halves[1] and halves[0] | halves[1] == set(everything) and len(halves[0]) == round(len(everything) / 2)
+    assert part(":7") != part(":7", seed=1) and part(":7") != everything[:7]
+    doubled = rankings.subset(rows + rows, ":7", 0)  # rankings of one prompt stay together
+    assert len(doubled) == 14 and {row.prompt for row in doubled} == set(part(":7"))
+    for wrong, said in (("7", "is no part of the prompts"), (":x", "is no part"), ("5:3", "takes none"), (":100000", "more than there are")):
+        with pytest.raises(InputError, match=f"taught.subset='{wrong}'.*{said}"):
+            rankings.subset(rows, wrong, 0, "taught.subset")

@@ -1,0 +1,133 @@
+"""Over-optimisation: planted coefficients come back, peaks are where a grid finds them, and the laws of normal scores hold."""
+
+import numpy as np
+import pytest
+
+from rlhf_jax.evaluate import best_of_n, overoptimization
+from rlhf_jax.evaluate.overoptimization import Fit, extrapolate, fit, gains, line, over_prompts, over_seeds
+
+KL = np.geomspace(0.05, 10, 25)
+# Gao et al. 2022, figure 3, as read off: proxies of 3M and 3B parameters.
+PLANTED = [("best_of_n", 0.490, 0.120), ("best_of_n", 0.662, 0.090), ("rl", 0.345, 0.175), ("rl", 0.345, 0.118)]
+
+
+def law(form, alpha, beta, kl):
+    """The paper's formulas, written out."""
+    d = np.sqrt(kl)
+    return d * (alpha - beta * d) if form == "best_of_n" else d * (alpha - beta * np.log(d))
+
+
+@pytest.mark.parametrize("form, alpha, beta", PLANTED)
+def test_planted_coefficients_come_back(form, alpha, beta):
+    found = fit(np.append(0, KL), np.append(0, law(form, alpha, beta, KL)), form)
+    assert (found.alpha, found.beta, found.r_squared) == pytest.approx((alpha, beta, 1))
+    np.testing.assert_allclose(found.gain(KL), law(form, alpha, beta, KL))
+
+
+@pytest.mark.parametrize("form, alpha, beta", PLANTED)
+def test_the_peak_is_where_a_grid_finds_it(form, alpha, beta):
+    grid = np.linspace(0.01, 200, 400_000)
+    values = law(form, alpha, beta, grid)
+    kl, gain = Fit(form, alpha, beta, 1.0).peak
+    assert kl == pytest.approx(grid[values.argmax()], rel=2e-3) and gain == pytest.approx(values.max(), rel=1e-6)
+
+
+def test_peaks_are_those_of_the_papers_first_figure():
+    """Read off: best of n with the proxy of 3M has its best gold, 0.50, at 4 to 5 nats; with that of 3B it still rises at 10."""
+    kl, gain = Fit("best_of_n", 0.490, 0.120, 1.0).peak
+    assert 3.9 < kl < 5.1 and gain == pytest.approx(0.50, abs=0.005)
+    assert Fit("best_of_n", 0.662, 0.090, 1.0).peak[0] > 10
+    for never in (("best_of_n", 1, 0), ("best_of_n", 1, -0.1), ("best_of_n", -1, 0.1), ("rl", 1, -0.1)):
+        assert Fit(*never, 1.0).peak is None
+    assert Fit("rl", 1, 0, 1.0).numbers()["peak_kl"] == np.inf
+
+
+def test_r_squared_against_its_definition():
+    rng = np.random.default_rng(0)
+    noisy = law(*PLANTED[0], KL) + rng.normal(0, 0.05, len(KL))
+    found = fit(KL, noisy, "best_of_n")
+    residual = noisy - law("best_of_n", found.alpha, found.beta, KL)
+    assert found.r_squared == pytest.approx(1 - residual.var() / noisy.var() - residual.mean() ** 2 / noisy.var())
+    for change in (0.01, -0.01):  # it is the least
+        assert ((noisy - law("best_of_n", found.alpha + change, found.beta, KL)) ** 2).sum() > (residual**2).sum()
+
+
+def test_the_other_form_fits_worse_than_its_own():
+    for form, other in (("best_of_n", "rl"), ("rl", "best_of_n")):
+        curve = law(form, 0.6, 0.12, KL)
+        assert fit(KL, curve, other).r_squared < 0.999 < fit(KL, curve, form).r_squared
+
+
+def test_intervals_over_seeds_are_students():
+    fits = [fit(KL, law("rl", alpha, beta, KL), "rl") for alpha, beta in ((0.3, 0.1), (0.4, 0.1), (0.5, 0.1))]
+    found = over_seeds(fits)
+    assert found["alpha"].value == pytest.approx(0.4)
+    assert found["alpha"].high - 0.4 == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-4)  # t of 2 degrees of freedom
+    assert found["beta"].low == pytest.approx(0.1) and found["peak_kl"] is not None
+    assert over_seeds([*fits, Fit("rl", 1.0, -1.0, 1.0)])["peak_kl"] is None
+
+
+def test_intervals_over_prompts_cover_what_was_planted():
+    covered, trials = 0, 60
+    for seed in range(trials):
+        rng = np.random.default_rng(seed)
+        alphas = rng.normal(0.5, 0.2, (40, 1))  # each prompt has a law of its own
+        found = over_prompts(KL, law("best_of_n", alphas, 0.1, KL), "best_of_n", resamples=100, seed=seed)
+        covered += found["alpha"].low <= 0.5 <= found["alpha"].high
+        assert found["beta"].value == pytest.approx(0.1)
+    assert 0.85 < covered / trials < 1
+
+
+def test_extrapolation_holds_for_the_law_and_fails_for_another():
+    good = extrapolate(KL, law("best_of_n", 0.6, 0.1, KL), "best_of_n", 6)
+    assert good.points == (KL > 6).sum() and good.r_squared == pytest.approx(1) and good.largest_error < 1e-9
+    bad = extrapolate(KL, law("rl", 0.6, 0.1, KL), "best_of_n", 3)
+    assert bad.r_squared < 0.9 and bad.largest_error > 0.01 and bad.law.r_squared > 0.99
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(ValueError, match="two distinct KLs above 0"):
+        fit([0, 1, 1], [0, 1, 1], "rl")
+    with pytest.raises(ValueError, match="no point has a KL above 20"):
+        extrapolate(KL, KL, "rl", 20)
+    with pytest.raises(ValueError, match="two distinct KLs"):
+        line([2, 2], [1, 1])
+
+
+def test_a_line_in_sqrt_kl():
+    found = line(KL, 0.3 + 2 * np.sqrt(KL))
+    assert found == pytest.approx((2, 0.3, 1))
+    assert line(KL, KL).r_squared < 0.99
+
+
+def normal_world(rho: float, deviation: float, samples: int, seed: int = 0):
+    """proxy, gold f64[samples]: normal, of correlation rho; gold has this standard deviation."""
+    rng = np.random.default_rng(seed)
+    proxy = rng.normal(size=samples)
+    return proxy, deviation * (rho * proxy + np.sqrt(1 - rho**2) * rng.normal(size=samples))
+
+
+def test_tilting_by_the_proxy_gains_sqrt_2_rho_deviation_d():
+    """pi_t proportional to pi_0 exp(t proxy), weighed exactly on many samples: alpha = sqrt(2) rho sd, beta = 0."""
+    rho, deviation = 0.4, 3.0
+    proxy, gold = normal_world(rho, deviation, 1_000_000)
+    kls, found = [], []
+    for t in np.linspace(0.05, 1, 12):
+        weights = np.exp(t * proxy)
+        weights /= weights.sum()
+        kls.append((weights * np.log(weights * len(weights))).sum())
+        found.append((weights * gold).sum() - gold.mean())
+    for form in overoptimization.FORMS:
+        fitted = fit(kls, found, form)
+        assert fitted.alpha == pytest.approx(np.sqrt(2) * rho * deviation, rel=0.02), form
+        assert abs(fitted.beta) < 0.05 and fitted.r_squared > 0.999
+
+
+def test_best_of_n_gains_1_28_to_1_35_rho_d():
+    rho = 0.5
+    proxy, gold = (x.reshape(4000, 250) for x in normal_world(rho, 1.0, 1_000_000, seed=1))
+    kl, gain = gains(best_of_n.curve(proxy, {"gold": gold}, resamples=2))
+    assert kl[0] == gain[0] == 0
+    slopes = gain[1:] / np.sqrt(kl[1:])
+    assert 1.27 * rho < slopes.min() and slopes.max() < 1.36 * rho
+    assert fit(kl, gain, "best_of_n").r_squared > 0.99

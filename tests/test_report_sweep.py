@@ -1,0 +1,411 @@
+"""The report of a sweep: every arm kept, numbers that plain loops give, files that a reader can use."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+import webbrowser
+
+import fake_sweep
+import numpy as np
+import pytest
+import rich.console
+from test_report import write_run
+
+from rlhf_jax import report
+from rlhf_jax.errors import InputError
+from rlhf_jax.report import __main__ as command
+from rlhf_jax.report import html_page, reproduction, spec, sweep_page, tables
+from rlhf_jax.report.sweep import Sweep
+
+PTX, KL = "ppo_ptx.ptx_coef", "ppo_ptx.kl_coef"
+SEEDS = (0, 1, 2)
+ARMS = (fake_sweep.product(seed=SEEDS, ppo_ptx__ptx_coef=(0.0, 0.5, 2.0, 20.0), ppo_ptx__kl_coef=(0.08,))
+        + fake_sweep.product(seed=SEEDS, ppo_ptx__ptx_coef=(0.0,), ppo_ptx__kl_coef=(0.0, 0.3)))  # fmt: skip
+GAMMA = spec.Path("ppo_ptx", PTX, {KL: 0.08}, "γ")
+BETA = spec.Path("ppo_ptx", KL, {PTX: 0.0}, "β")
+DECLARED = spec.Declared(
+    figures=(
+        spec.Curve("gold/total", "ppo_ptx", PTX, where={KL: 0.08}, name="gamma", title="A <title> & more"),
+        spec.Curve("valid/accuracy", "reward_model", KL, by=PTX),
+        spec.Plane("skills/mean", "gold/total", (GAMMA, BETA, spec.Path("sft")), name="plane"),
+        spec.History("objective/scores", "ppo_ptx", x="objective/kl", sqrt_x=True, name="history"),
+        spec.Dots("win_rate", ("sft", "ppo", "ppo_ptx"), by=PTX, where={KL: 0.08}, level=0.5, name="ladder"),
+        spec.History("no/such", "ppo_ptx", name="nothing"),
+    ),
+    tables=(
+        spec.Table(("ppo_ptx",), ("gold/total", "skills/mean", "history:objective/kl@last"), name="main", title="PPO-ptx"),
+        spec.Table(("sft", "ppo_ptx"), ("gold/total", "failed"), where={KL: 0.08}, name="stages"),
+    ),
+    claims=(
+        spec.Claim("Ouyang et al. 2022, Fig. 33", "skills recover | as γ grows",
+                   spec.Trend("skills/mean", "ppo_ptx", PTX, "rises", {KL: 0.08}), figure="plane"),
+        spec.Claim("Ouyang et al. 2022, Fig. 34", "β does it, too", spec.Dominates(BETA, GAMMA, "skills/mean", "gold/total"),
+                   note="It does not: the paper says so."),
+    ),
+    baseline={PTX: 0.0, KL: 0.08},
+)  # fmt: skip
+
+LIGHT = dataclasses.replace(DECLARED, figures=(spec.Curve("gold/total", "ppo_ptx", PTX, name="plane"),))  # drawing is slow
+
+
+def measure(overrides, stage):
+    shared = 0.05 * overrides["seed"]
+    if stage == "reward_model":
+        return {"valid/accuracy": 0.66 + shared, "heldout/accuracy": 0.63 + shared}
+    if stage != "ppo_ptx":
+        return {"gold/total": 0.4 + shared, "skills/mean": 0.7, "win_rate": 0.5}
+    ptx, kl = overrides[PTX], overrides[KL]
+    noise = np.random.default_rng([overrides["seed"], int(10 * ptx), int(100 * kl)]).normal(0, 0.01)
+    skills = 0.5 + 0.1 * np.log1p(ptx) + 0.2 * kl
+    return {"gold/total": 0.8 - 0.1 * np.log1p(ptx) - kl + shared + noise, "skills/mean": skills, "win_rate": 0.7 + shared}
+
+
+def fate(overrides):
+    if overrides[PTX] == 20.0 and overrides["seed"] == 1:
+        return "failed", "NonFinite: ppo_ptx, iteration 3: the loss is nan | inf"
+    return "missing" if overrides[KL] == 0.3 and overrides["seed"] == 2 else "done"
+
+
+def history(overrides, stage, step):
+    return {"objective/kl": 0.1 * step, "objective/scores": np.sqrt(0.1 * step), "loss": 1 / step}
+
+
+def make(path, declared=LIGHT, arms=ARMS, measured=measure, **more):
+    declared.check(more.get("config", fake_sweep.CONFIG), arms)
+    return fake_sweep.write(path, arms, measured, declared, **{"fate": fate, "history": history} | more)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    path = make(tmp_path_factory.mktemp("sweeps") / "ptx_coef", DECLARED)
+    report.write(path)
+    return path
+
+
+def cells(text, *first):
+    """The cells of the table row that starts with these."""
+    start = "| " + " | ".join(first) + " |"
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in line.strip("| ").split(" | ")][len(first) :]
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def test_every_arm_is_in_the_long_list(done):
+    sweep = Sweep(done)
+    assert len(sweep.arms) == 18 and len(sweep.settings) == 6 and sweep.seeds == [0, 1, 2]
+    rows = sweep.rows(["history:objective/kl@first"])
+    assert {row.arm for row in rows} == {arm.name for arm in sweep.arms}
+    failed = [row for row in rows if row.status == "failed"]
+    assert {row.stage for row in failed} == {"sft", "reward_model", "ppo"}  # what it finished before
+    assert all(row.reason.startswith("NonFinite") for row in failed)
+    (missing,) = [row for row in rows if row.status == "missing"]
+    assert missing.stage == "" and missing.value is None and missing.reason == "it has not begun"
+    for arm in sweep.arms:
+        found = {row.value for row in rows if (row.arm, row.stage, row.quantity) == (arm.name, "ppo_ptx", "gold/total")}
+        assert found == ({measure(arm.overrides, "ppo_ptx")["gold/total"]} if arm.status == "done" else set())
+    known = {row.quantity for row in rows if row.stage == "reward_model"}
+    assert known >= {"valid/accuracy", "heldout/accuracy", "demonstration_mean_before_bias", "seconds", "history:objective/kl@first"}
+    assert not any("categories" in row.quantity for row in rows)
+
+
+def test_quantities(done):
+    sweep = Sweep(done)
+    arm = sweep.arms[0]
+    for quantity, value in {
+        "history:objective/kl@last": 4.0, "history:objective/kl@first": 0.1, "history:loss@min": 1 / 40, "history:loss@max": 1,
+        "history:objective/kl@mean_last_10%": (3.7 + 3.8 + 3.9 + 4.0) / 4, "seconds": 30, "failed": 0, "prompts": 3,
+        "evaluation:categories/chat/gold": 0.5, "evaluation:gold/total": measure(arm.overrides, "ppo_ptx")["gold/total"],
+        "history:nothing@last": None, "gold/nothing": None,
+    }.items():  # fmt: skip
+        assert sweep.value(arm, "ppo_ptx", quantity) == (None if value is None else pytest.approx(value)), quantity
+    failed = next(arm for arm in sweep.arms if arm.status == "failed")
+    assert sweep.value(failed, "ppo_ptx", "failed") == 1
+    assert sweep.value(failed, "ppo_ptx", "history:loss@last") is None and sweep.history(failed, "ppo_ptx")
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path):
+    path = make(tmp_path / "sweep", fate=lambda _: "done")
+    arms = sorted((path / "arms").iterdir())
+    (arms[0] / "ppo_ptx" / "evaluation.json").write_text("{")
+    (arms[1] / "ppo_ptx" / "metrics.jsonl").write_text("no json\n" * 2)
+    (arms[2] / "arm.json").write_text("[")
+    (arms[3] / "ppo_ptx" / "evaluation.json").write_text('{"estimates": {"gold/total": {"value": NaN}}}')
+    (arms[4] / "ppo_ptx" / "evaluation.json").unlink()
+    (arms[5] / "ppo_ptx" / "metrics.jsonl").write_text('{"step": 1, "objective/kl": "nan"}\n')
+    report.write(path)
+    text = (path / "report.md").read_text()
+    assert text.count("Not read: ") == 3 and "evaluation.json, line 1" in text and "metrics.jsonl, line 1" in text
+    assert "its arm.json cannot be read" in text
+
+
+def test_settings_have_short_names_and_a_baseline(tmp_path):
+    arms = fake_sweep.product(seed=(0, 1), ppo__kl_coef=(0.08, 0.1), ppo_ptx__kl_coef=(0.08, 1.0))
+    sweep = Sweep(make(tmp_path / "a", spec.Declared(), arms, lambda *_: {"score": 1.0}, fate=lambda _: "done"))
+    assert [setting.name for setting in sweep.settings] == [
+        "ppo.kl_coef=0.08, ppo_ptx.kl_coef=0.08", "ppo.kl_coef=0.08, ppo_ptx.kl_coef=1",
+        "ppo.kl_coef=0.1, ppo_ptx.kl_coef=0.08", "ppo.kl_coef=0.1, ppo_ptx.kl_coef=1"]  # fmt: skip
+    assert sweep.baseline() == sweep.settings[0]  # the config's own values
+    assert sweep.baseline({"ppo.kl_coef": 0.1}) == sweep.settings[2]  # and otherwise the config's
+    assert list(sweep.names(sweep.settings[:2]).values()) == ["ppo_ptx.kl_coef=0.08", "ppo_ptx.kl_coef=1"]
+    assert [s.overrides["ppo.kl_coef"] for s in sweep.select({"ppo_ptx.kl_coef": (1, 7)})] == [0.08, 0.1]
+    chained = Sweep(make(tmp_path / "b", spec.Declared(), [{"seed": 0, "ppo.kl_coef": 0.5}, {"seed": 0, "ppo_ptx.ptx_coef": 2}],
+                         lambda *_: {}, fate=lambda _: "done"))  # fmt: skip
+    assert [s.name for s in chained.select(axis="ppo.kl_coef")] == ["kl_coef=0.5"]
+    assert [s.name for s in chained.select({"ppo_ptx.ptx_coef": 2.0})] == ["kl_coef=0.5", "ptx_coef=2"]  # the config's
+
+
+# --- what it writes ----------------------------------------------------------------------------------------------
+
+
+def loop_interval(values):
+    mean = sum(values) / len(values)
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return mean, {2: 12.706205, 3: 4.302653}[len(values)] * spread / len(values) ** 0.5
+
+
+def test_tables_are_means_and_paired_differences(done):
+    text = (done / "report.md").read_text()
+    means, differences = text.split("Differences to")[:2]
+
+    def gold(ptx, kl=0.08, seeds=SEEDS):
+        return [measure({"seed": seed, PTX: ptx, KL: kl}, "ppo_ptx")["gold/total"] for seed in seeds]
+
+    mean, half = loop_interval(gold(0.5))
+    assert cells(means.split("## Tables")[1], "kl\\_coef=0.08, ptx\\_coef=0.5")[0] == f"{mean:.3f} ± {half:.3f}"
+    mean, half = loop_interval(gold(20.0, seeds=(0, 2)))  # one seed failed
+    assert cells(means.split("## Tables")[1], "kl\\_coef=0.08, ptx\\_coef=20")[0] == f"{mean:.3f} ± {half:.3f} (2 of 3)"
+    mean, half = loop_interval(np.subtract(gold(0.5), gold(0.0)))
+    assert cells(differences, "kl\\_coef=0.08, ptx\\_coef=0.5")[0] == f"{mean:+.3f} ± {half:.3f}"
+    assert half < 0.2 * loop_interval(gold(0.5))[1]  # what seeds share cancels
+    mean, _ = loop_interval(np.subtract(gold(0.0, 0.3, (0, 1)), gold(0.0, 0.08, (0, 1))))
+    assert cells(differences, "kl\\_coef=0.3, ptx\\_coef=0")[0].startswith(f"{mean:+.3f} ± ")
+    stages = text.split("### stages")[1]
+    assert cells(stages, "ptx\\_coef=20", "SFT")[0].startswith("0.450 ± ")
+    assert cells(stages, "ptx\\_coef=20", "PPO-ptx")[1] == "33 ± 143"  # one of three failed
+
+
+def test_csv_files_hold_the_numbers_in_full(done):
+    rows = list(csv.DictReader(io.StringIO((done / "tables" / "main.csv").read_text())))
+    row = next(row for row in rows if row[PTX] == "2.0")
+    gold = [measure({"seed": seed, PTX: 2.0, KL: 0.08}, "ppo_ptx")["gold/total"] for seed in SEEDS]
+    assert float(row["gold/total mean"]) == pytest.approx(np.mean(gold), rel=1e-12)
+    assert row["gold/total seeds"] == "3" and row["stage"] == "ppo_ptx" and row[KL] == "0.08"
+    rows = list(csv.DictReader(io.StringIO((done / "tables" / "all.csv").read_text())))
+    assert {row["status"] for row in rows} == {"done", "failed", "missing"}
+    few = list(csv.DictReader(io.StringIO((done / "tables" / "seeds.csv").read_text())))
+    assert {row["quantity"] for row in few} == {"gold/total", "skills/mean", "win_rate", "valid/accuracy",
+                                                "history:objective/kl@last", ""}  # fmt: skip
+    assert all(row in rows for row in few) and len(few) < len(rows)
+
+
+def test_latex_is_escaped(done):
+    text = (done / "tables" / "main.tex").read_text()
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2 and r"\toprule" in text
+    body = [line for line in text.splitlines() if "&" in line]
+    assert len({line.count("&") for line in body}) == 1 and all(line.endswith(r"\\") for line in body)
+    assert r"kl\_coef=0.08, ptx\_coef=0.5 & " in text and r"retained skills, mean (\%)" in text
+    assert text.isascii()
+    every = tables.latex("\\ { } $ & # % _ ^ ~ < > | ± − – [x] γ")
+    assert every == (r"\textbackslash{} \{ \} \$ \& \# \% \_ \textasciicircum{} \textasciitilde{} \textless{} \textgreater{} "
+                     r"\textbar{} $\pm$ $-$ -- {[}x{]} $\gamma$")  # fmt: skip
+
+
+def test_figures_are_drawn_for_screen_and_print(done):
+    text = (done / "report.md").read_text()
+    names = ["gamma", "figure2_curve_valid_accuracy", "plane", "history", "ladder"]
+    assert re.findall(r"!\[(\w+)\]", text) == names
+    for name in names:
+        assert (done / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        pdf = (done / "figures" / f"{name}.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf and b"/CIDFontType2" in pdf  # a font that is inside
+    assert not list((done / "figures").glob(".*")) and not (done / "figures" / "nothing.png").exists()
+    assert "Arms that are not done: 1 of 12." in text
+
+
+def test_claims_have_verdicts(done):
+    text = (done / "report.md").read_text()
+    assert "- **holds**: skills recover &#124; as γ grows (Ouyang et al. 2022, Fig. 33)." in text
+    assert "See [plane](figures/plane.png)" in text and "What is known of why: It does not" in text
+    found = json.loads((done / "verdicts.json").read_text())
+    assert [row["verdict"] for row in found] == ["holds", "does not hold"]
+    assert spec.from_json(found[0]["rule"]) == DECLARED.claims[0].rule
+    test = found[0]["tests"][0]
+    assert test["df"] == 1 and test["by_seed"].keys() == {"0", "2"} and "without seed 1" in found[0]["sentence"]
+
+
+def test_the_page_says_how_to_repeat_it(done):
+    text = (done / "report.md").read_text()
+    assert "python -m rlhf_jax.sweep --config=experiments/figures/fake.py --workdir=sweeps/ptx_coef --config.ppo.iterations=5" in text
+    for fact in ("commit: abc123", "seeds: 0, 1, 2", "hardware: 1 x cpu, 2 cores", "versions: jax 0.10.2, python 3.11.7",
+                 "18 arms (16 done, 1 failed, 1 missing): 6 settings x 3 seeds", "the loss is nan &#124; inf", "it has not begun"):  # fmt: skip
+        assert fact in text, fact
+    assert '`{"ppo_ptx.kl_coef": 0.08, "ppo_ptx.ptx_coef": 0.5}`' in text
+
+
+def test_a_sweep_that_declares_nothing_gets_tables_and_curves(tmp_path):
+    path = make(tmp_path / "plain", spec.Declared(), ARMS, fate=lambda _: "done")
+    report.write(path)
+    text = (path / "report.md").read_text()
+    assert "### PPO-ptx" in text and "### Reward model" in text and len(re.findall(r"!\[", text)) == 2
+    assert "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 2  # the config's own
+
+
+@pytest.mark.parametrize("ending", ["missing", "running", ("failed", None), "stopped"])
+def test_a_sweep_without_results_is_reported(tmp_path, ending):
+    path = make(tmp_path / "sweep", fate=lambda _: ending, history=None)
+    console = rich.console.Console(width=100, record=True, file=io.StringIO())
+    console.print(report.write(path))
+    assert "undecided" in console.export_text() and "holds" not in json.loads((path / "verdicts.json").read_text())[0]["verdict"]
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    arms = fake_sweep.product(seed=(0,), ppo_ptx__ptx_coef=(0.0, 0.5, 2.0, 20.0), ppo_ptx__kl_coef=(0.08, 0.3, 0.0))
+    path = make(tmp_path / "sweep", arms=arms, fate=lambda _: "done")
+    report.write(path)
+    text = (path / "report.md").read_text()
+    assert cells(text, "kl\\_coef=0.08, ptx\\_coef=0.5")[0].count("±") == 0 and "an interval needs two" in text
+
+
+# --- pages -------------------------------------------------------------------------------------------------------
+
+
+def test_html_needs_no_other_file(done, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
+    shown = rich.console.Group()
+    monkeypatch.setattr(report, "write", lambda path: shown)  # it is written
+    assert command.main([str(done), "--open"]) == 0
+    assert opened == [(done / "report.html").absolute().as_uri()]
+    page = (done / "report.html").read_text()
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 5 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page and "<script" not in page and "<link" not in page and "@import" not in page
+    assert '<a href="#figures/plane.png">' in page and 'id="figures/plane.png"' in page
+    assert "prefers-color-scheme: dark" in page and "@media print" in page
+    assert page.count("<table>") == page.count("</table>") == (done / "report.md").read_text().count("\n| ---")
+    assert "&lt;b&gt;" not in page and "skills recover | as γ grows" in page
+    monkeypatch.setattr(webbrowser, "open", lambda url: False)
+    assert command.main([str(done), "--open"]) == 0 and "No browser" in capsys.readouterr().out
+
+
+def test_html_of_a_run(tmp_path, capsys):
+    path = write_run(tmp_path / "quickstart", prompts=12, items=3)
+    assert command.main([str(path), "--html"]) == 0
+    page = (path / "report.html").read_text()
+    assert "data:image/png" in page and "&lt;b&gt;0&lt;/b&gt;" in page and "<b>0" not in page and "<br>" in page
+    (path / "report.md").write_text("![gone](figures/gone.png)\n")
+    with pytest.raises(InputError, match="gone.png"):
+        html_page.write(path / "report.md")
+
+
+def test_all_sweeps_become_one_page(done, tmp_path, capsys):
+    second = dataclasses.replace(LIGHT, claims=DECLARED.claims[1:])
+    folder = tmp_path / "sweeps"
+    make(folder / "again", second, fate=lambda _: "missing", history=None)
+    make(folder / "ptx_coef")
+    (folder / "other").mkdir()
+    docs = tmp_path / "docs" / "reproduction"
+    assert command.main(["--all", str(folder), f"--publish={docs}"]) == 0
+    assert "does not hold" in capsys.readouterr().out
+    text = (docs / "REPRODUCTION.md").read_text()
+    assert text == (folder / "REPRODUCTION.md").read_text()
+    assert "3 claims of 2 sweeps: holds 1, does not hold 1, undecided 1." in text
+    assert "| skills recover &#124; as γ grows | Ouyang et al. 2022, Fig. 33 | **holds** |" in text
+    assert "[plane](ptx_coef/figures/plane.png) | – |" in text and "It does not: the paper says so." in text
+    for page in docs.rglob("*.md"):
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+    assert not list(docs.rglob("all.csv")) and not list(docs.rglob("*.pdf")) and list(docs.rglob("seeds.csv"))
+    stale = docs / "again" / "old.csv"
+    stale.write_text("")
+    reproduction.publish_sweep(sweep_page.make(folder / "again").sweep.path, docs / "again")  # in place of the old
+    assert not stale.exists() and not list(docs.rglob(".*"))
+
+
+def test_wrong_arguments_are_one_sentence(done, tmp_path, capsys):
+    for arguments, words in (([str(done), str(done)], "is a sweep: give one directory"), (["--all", str(tmp_path)], "sweep.json"),
+                             ([str(done), "--publish=x"], "--publish goes with --all"), (["--all", "a", "b"], "--all takes one")):  # fmt: skip
+        assert command.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for text in ("{", "[]", '{"config": {}, "arms": [{}]}', '{"config": {}, "arms": [], "figures": [{"is": "Pie"}]}'):
+        (broken / "sweep.json").write_text(text)
+        with pytest.raises(InputError):
+            sweep_page.make(broken)
+
+
+# --- what an experiment file may say -----------------------------------------------------------------------------
+
+
+def test_specs_are_json_both_ways():
+    text = json.dumps(DECLARED.to_json())
+    assert spec.Declared.from_json(json.loads(text)) == DECLARED
+    nested = spec.All((spec.Greater(spec.Pick("ppo", {PTX: (1.0, 2.0)}, label="a"), 0.5, "score"),
+                       spec.Close(spec.Pick("ppo"), spec.Pick("sft"), "kl", 0.1), spec.Peak("kl", "ppo", PTX),
+                       spec.Linear("score", "kl", "ppo", 0.9, form="rl")))  # fmt: skip
+    assert spec.from_json(json.loads(json.dumps(spec.to_json(nested)))) == nested
+
+
+@pytest.mark.parametrize("make_spec,words", [
+    (lambda: spec.Curve("gold/totl", "ppo_ptx", PTX), "Curve.y='gold/totl' is no quantity of ppo_ptx.*did you mean gold/total"),
+    (lambda: spec.Curve("score", "ppo_pt", PTX), "Curve.stage='ppo_pt' is no stage of the sweep; did you mean ppo_ptx"),
+    (lambda: spec.Curve("score", "ppo_ptx", "ppo_ptx.lam"), "Curve.axis='ppo_ptx.lam' is no field that the sweep varies"),
+    (lambda: spec.Curve("score", "ppo_ptx", PTX, by="seed"), "Curve.by='seed' is no field"),
+    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={"seed": 0}), "Curve.where: 'seed' chooses no setting"),
+    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={KL: 7.0}), "Curve.where: no arm has ppo_ptx.kl_coef=7.0; there are"),
+    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={"ppo.nothing": 7.0}), "'ppo.nothing' is no field of the config"),
+    (lambda: spec.Curve("score", "ppo_ptx", PTX, scale="logg"), "Curve: scale='logg' is none of auto, linear"),
+    (lambda: spec.Curve("history:objective/kl@median", "ppo_ptx", PTX), "is no quantity of ppo_ptx"),
+    (lambda: spec.Curve("gold/total", "reward_model", PTX), "no quantity of reward_model"),
+    (lambda: spec.Curve("valid/accuracy", "ppo", PTX), "no quantity of ppo"),
+    (lambda: spec.Plane("kl", "score", (spec.Path("ppo", "x"),)), "Plane.Path.axis='x'"),
+    (lambda: spec.Plane("kl", "scores", (GAMMA,)), "Plane.y='scores' is no quantity"),
+    (lambda: spec.Plane("kl", "score", GAMMA), "Plane: paths must be a tuple of Path"),
+    (lambda: spec.Dots("score", "ppo"), "Dots: stages must be a tuple of str, not 'ppo'"),
+    (lambda: spec.History("score", "pp"), "History.stage='pp'"),
+    (lambda: spec.Table(("ppo",), ("gold/total", "skil")), "Table.quantities='skil' is no quantity"),
+    (lambda: spec.Claim("a", "b", spec.Trend("kl", "ppo", PTX, "up")), "Trend: direction='up' is none of rises, falls"),
+    (lambda: spec.Claim("a", "b", spec.Trend("kls", "ppo", PTX, "falls")), "Claim.Trend.y='kls'"),
+    (lambda: spec.Claim("a", "b", "rises"), "Claim: rule must be Trend or Peak"),
+    (lambda: spec.Claim("a", "b", spec.All((spec.Greater(spec.Pick("pp"), 0.0, "kl"),))), "Claim.All.Greater.Pick.stage='pp'"),
+    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo"), spec.Pick("sft"), "klx")), "Claim.Greater.y='klx'"),
+    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", y="klx"), 1.0, "kl")), "Claim.Greater.Pick.y='klx'"),
+    (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo", PTX), figure="x"), "figure='x' is the name of no figure"),
+])  # fmt: skip
+def test_wrong_words_are_refused_when_a_sweep_is_defined(make_spec, words):
+    with pytest.raises(InputError, match=words) as error:
+        made = make_spec()
+        kind = {spec.Table: "tables", spec.Claim: "claims"}.get(type(made), "figures")
+        spec.Declared(**{kind: (made,)}).check(fake_sweep.CONFIG, ARMS)
+    assert "\n" not in str(error.value)
+
+
+def test_right_words_pass():
+    for quantity in ("skills/anything", "seconds", "failed", "evaluation:any/thing", "history:any/thing@mean_last_10%"):
+        spec.Declared(figures=(spec.Curve(quantity, "ppo_ptx", PTX),)).check(fake_sweep.CONFIG, ARMS)
+    spec.Declared(figures=(spec.Curve("valid/by_group/detail", "reward_model", PTX),)).check(fake_sweep.CONFIG, ARMS)
+    both = spec.Table(("reward_model", "ppo"), ("valid/accuracy", "gold/total"))
+    spec.Declared(tables=(both,)).check(fake_sweep.CONFIG, ARMS)
+    with pytest.raises(InputError, match="a figure's or table's name"):
+        same = spec.Curve("kl", "ppo_ptx", PTX, name="a")
+        spec.Declared(figures=(same, same)).check(fake_sweep.CONFIG, ARMS)
+
+
+def test_an_experiment_file_needs_no_jax():
+    code = "import sys; from rlhf_jax.report import spec; assert not {'jax', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    module = type("experiment", (), {"FIGURES": DECLARED.figures, "BASELINE": {PTX: 0.0}})
+    assert spec.Declared.of(module) == spec.Declared(figures=DECLARED.figures, baseline={PTX: 0.0})
+
+
+def test_a_folder_without_sweeps_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no directory of a sweep"):
+        reproduction.write(tmp_path)

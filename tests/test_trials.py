@@ -1,0 +1,236 @@
+"""Many trials as one program: the numbers of one run after another, also when one fails and when all are stopped."""
+
+import contextlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import checkpoint, loop, ppo_stage, pretrain, progress, reward_model, sft, sharding
+from rlhf_jax import run as run_lib
+from rlhf_jax.files import read_json, write_json
+from rlhf_jax.sweep import arms, grid, trials
+from rlhf_jax.sweep.store import Store
+from compare import timeless
+from toy import get_config as toy_config
+
+pytestmark = pytest.mark.usefixtures("one_device")
+RUN_STAGE = {"pretrain": pretrain, "sft": sft, "reward_model": reward_model, "ppo": ppo_stage}
+SETTINGS = {
+    "pretrain": grid.product([grid.sweep("seed", [0, 1]), grid.sweep("pretrain.learning_rate", [1e-2, 3e-3])])
+    + [{"seed": 0, "pretrain.steps": 3}],
+    "sft": grid.product([grid.sweep("seed", [0, 1]), grid.sweep("sft.epochs", [1.0, 2.0])]),
+    "reward_model": [{"seed": 0}, {"seed": 1}, {"seed": 2, "reward_model.learning_rate": 3e-3}],
+    "ppo": grid.product(
+        [
+            grid.sweep("seed", [0, 1]),
+            grid.zipit(
+                [grid.sweep("ppo.ptx_coef", [0.0, 0.5, 0.5]), grid.sweep("ppo.learning_rate", [1e-2, 1e-2, 3e-3])]
+            ),
+        ]
+    ),
+}  # fmt: skip
+DIVERGING = {"seed": 1, "ppo.learning_rate": 1e38}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture
+def open_runs(store):
+    """(folder, settings of a stage's arms) -> their runs, open, with untrained models in place of the earlier stages."""
+    with contextlib.ExitStack() as stack:
+
+        def start(path, settings, **changes):
+            interrupt = stack.enter_context(progress.Interrupt())
+            config = toy_config("ppo")
+            for stage in SETTINGS:  # without it Adam makes steps out of gradients that are rounding errors
+                optimizers = [name for name in config[stage] if name.endswith("optimizer")]
+                for name in optimizers:
+                    config[stage][name].eps = 1e-4
+            config.update_from_flattened_dict(changes)
+            runs = []
+            for arm in arms.expand(config, settings):
+                folder = path / arm.name
+                with store.tokenizer(arm.config, folder):
+                    opened = run_lib.start(arm.config, folder, None, store.corpora, interrupt)
+                    runs.append(stack.enter_context(opened))
+                stand_in(runs[-1])
+            return runs
+
+        yield start
+
+
+def stand_in(run):
+    for stage, head in {"pretrain": "lm", "sft": "lm", "reward_model": "scalar"}.items():
+        if not run.done(stage):
+            params = jax.tree.map(lambda x: 10 * x, run.init_params(stage, run.shape(stage), head=head))
+            checkpoint.save_params(run.workdir.stage(stage) / "params", params)
+            write_json(run.folder(stage) / "done.json", {})
+    folder = run.workdir.stage("collect")
+    for name in ("train", "valid", "heldout"):
+        rng = np.random.default_rng([run.seed, len(name)])
+        word = lambda: "".join(rng.choice(list("abcdefgh "), rng.integers(2, 9 + run.seed)))
+        sizes = rng.integers(2, 4 + run.seed, 20 + run.seed)
+        rows = [
+            {"prompt": word(), "completions": [word() + str(k) for k in range(size)], "ranks": rng.integers(1, 4, size).tolist(), "group": "people"}
+            for size in sizes.tolist()
+        ]
+        (folder / f"comparisons.{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json(folder / "evaluation.json", {})
+    write_json(folder / "done.json", {})
+
+
+def close(path, expected, stage):
+    """The same outputs and metrics to float tolerance."""
+    found, wanted = timeless(path / stage), timeless(expected / stage)
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    for row, other in zip(found, wanted):
+        assert row.keys() == other.keys()
+        for name in row.keys() - {"ppo/ptx/cosine"}:
+            np.testing.assert_allclose(row[name], other[name], rtol=2e-3, atol=2e-4, err_msg=f"{name} of step {row['step']}")
+    for name, value in params_of(expected / stage).items():
+        np.testing.assert_allclose(params_of(path / stage)[name], value, rtol=1e-3, atol=2e-3, err_msg=name)
+
+
+def params_of(folder) -> dict:
+    tree = checkpoint.load_params(folder / "params", _abstract(folder / "params"))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _abstract(path):
+    arrays = read_json(path / "manifest.json")["arrays"]
+    tree = {}
+    for name, facts in arrays.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jax.ShapeDtypeStruct(facts["shape"], facts["dtype"])
+    return tree
+
+
+def compare(open_runs, tmp_path, stage, settings, **changes):
+    one_by_one = open_runs(tmp_path / "one", settings, **changes)
+    together = open_runs(tmp_path / "all", settings, **changes)
+    for run in one_by_one + together:
+        (run.folder(stage) / "done.json").unlink(missing_ok=True)
+    for run in one_by_one:
+        RUN_STAGE[stage].run_stage(run, stage)
+    assert trials.fit_stage(together, stage, tmp_path / "trials") == {}
+    for run, other in zip(together, one_by_one):
+        close(run.path, other.path, stage)
+    assert not list((tmp_path / "trials").iterdir())  # nothing is left to be resumed
+    return together
+
+
+def test_pretraining_at_once_is_pretraining_one_by_one(open_runs, tmp_path):
+    trials._supervised_programs.cache_clear()
+    together = compare(open_runs, tmp_path, "pretrain", SETTINGS["pretrain"])
+    assert trials._supervised_programs.cache_info().currsize == 1
+    losses = {timeless(run.folder("pretrain"))[-1]["loss"] for run in together}
+    assert len(losses) == 5  # no two are alike
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("stage", ["sft", "reward_model"])
+def test_sft_and_reward_models_at_once_are_those_one_by_one(open_runs, tmp_path, stage, packed):
+    changes = {f"{stage}.packed": packed}
+    if packed:
+        changes["sft.dropout_rate"] = 0.0  # the noise depends on the rows of a batch, which differ between trials
+    together = compare(open_runs, tmp_path, stage, SETTINGS[stage], **changes)
+    if stage == "reward_model":
+        for run in together:
+            found, wanted = (
+                read_json(path / stage / "evaluation.json")["valid"] for path in (run.path, tmp_path / "one" / run.path.name)
+            )
+            assert found["log_loss"] == pytest.approx(wanted["log_loss"], rel=1e-3)
+            assert found["accuracy"]["value"] == pytest.approx(wanted["accuracy"]["value"], abs=0.05)
+
+
+@pytest.fixture
+def ppo(open_runs, tmp_path):
+    """(PPO one run after another, the folder of) all of SETTINGS."""
+    runs = open_runs(tmp_path / "one", SETTINGS["ppo"])
+    for run in runs:
+        ppo_stage.run_stage(run, "ppo")
+    return runs
+
+
+def test_ppo_at_once_is_ppo_one_by_one_and_a_trial_that_diverges_harms_no_other(ppo, open_runs, tmp_path, monkeypatch):
+    """Then stopped, and killed: the same bits as never interrupted."""
+    trials._ppo_programs.cache_clear()
+    settings = SETTINGS["ppo"] + [DIVERGING]
+    together = open_runs(tmp_path / "all", settings)
+    failures = trials.fit_stage(together, "ppo", tmp_path / "trials")
+    assert failures.keys() == {6} and isinstance(failures[6], loop.NonFinite)
+    assert "ppo step 1: " in str(failures[6]) and "not finite; rows of its batch: " in str(failures[6])
+    assert not (together[6].folder("ppo") / "params").exists() and timeless(together[6].folder("ppo")) == []
+    for run, other in zip(together, ppo):
+        close(run.path, other.path, "ppo")
+        assert timeless(run.folder("ppo"))[0]["objective/kl"] == 0.0
+        assert all(row["ppo/policy/first_approxkl"] == 0.0 for row in timeless(run.folder("ppo")))
+    assert trials._ppo_programs.cache_info().currsize == 1  # also for the arms without ptx
+    program = trials._ppo_programs(*_arguments_of_ppo(together[0]))
+    sizes = [getattr(program, name)._cache_size() for name in ("score", "update", "take", "summarize")]
+    assert sizes == [1, 1, 1, 1] and trials._ppo_programs.cache_info().currsize == 1
+
+    iterate = ppo_stage.iterate
+    calls = []
+
+    def disturbed(*arguments, **keywords):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            again[0].interrupt.requested = True
+        if len(calls) == 4:  # the first after iteration 2
+            raise KeyboardInterrupt  # as a kill: nothing is saved
+        return iterate(*arguments, **keywords)
+
+    again = open_runs(tmp_path / "again", settings)
+    monkeypatch.setattr(ppo_stage, "iterate", disturbed)
+    with pytest.raises(progress.Stopped, match="ppo x 7 step 2; run the same command to go on"):
+        trials.fit_stage(again, "ppo", tmp_path / "again_trials")
+    again[0].interrupt.requested = False
+    (saved,) = (tmp_path / "again_trials").iterdir()
+    assert read_json(saved / "trials.json")["failed"] == [again[6].path.name]
+    rest = again[:6]  # the failed arm is not tried again
+    with pytest.raises(KeyboardInterrupt):
+        trials.fit_stage(rest, "ppo", tmp_path / "again_trials")
+    assert trials.fit_stage(rest[:5], "ppo", tmp_path / "again_trials") == {}
+    for run, other in zip(rest[:5], together):
+        assert timeless(run.folder("ppo")) == timeless(other.folder("ppo"))
+        for name, value in params_of(other.folder("ppo")).items():
+            np.testing.assert_array_equal(params_of(run.folder("ppo"))[name], value, name)
+
+
+def _arguments_of_ppo(run):
+    section, tokenizer = run.config.ppo, run.tokenizer
+    return (
+        ppo_stage.programs_config(run.model, ppo_stage.value_shape_of(run, "ppo"), tokenizer.eos_id, section),
+        trials.ppo.SequenceScore(run.shape(section.reward)),
+        ppo_stage.optimizers_of(section),
+        (run.config.completion_length, tokenizer.eos_id, tokenizer.pad_id, section.sample_parts),
+        (section.batch_size, section.minibatch_size, section.ppo_epochs),
+        run.mesh,
+    )
+
+
+@pytest.mark.slow
+def test_on_eight_devices_each_has_its_own_trials(open_runs, ppo, tmp_path, monkeypatch):
+    """6 trials in groups of 4 on 8 devices: places that nobody asked for fill up the rest."""
+    eight = sharding.make_mesh.func
+    monkeypatch.setattr(sharding, "make_mesh", eight)
+    sizes = {"ppo.batch_size": 8, "ppo.minibatch_size": 8, "ppo.ptx_ratio": 1}
+    with jax.set_mesh(eight()):
+        assert eight().size == 8
+        together = open_runs(tmp_path / "all", SETTINGS["ppo"], **sizes)
+        assert trials.fit_stage(together, "ppo", tmp_path / "trials", at_once=4) == {}
+    monkeypatch.undo()
+    for run in (alone := open_runs(tmp_path / "small", SETTINGS["ppo"], **sizes)):
+        ppo_stage.run_stage(run, "ppo")
+    for run, other in zip(together, alone):
+        close(run.path, other.path, "ppo")

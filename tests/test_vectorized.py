@@ -1,0 +1,80 @@
+"""The vectorized runner leaves behind what the sequential one does; see test_trials for the numbers."""
+
+import pytest
+
+from rlhf_jax import progress
+from rlhf_jax.files import read_json
+from rlhf_jax.sweep import arms, sequential, trials, vectorized
+from rlhf_jax.sweep.store import Store
+from compare import timeless
+from toy import get_config as toy_config
+
+pytestmark = pytest.mark.usefixtures("one_device")
+SETTINGS = [
+    {"seed": 0, "pretrain.learning_rate": 1e-2, "ppo.kl_coef": 0.02},
+    {"seed": 0, "pretrain.learning_rate": 1e-2, "ppo.kl_coef": 0.3},  # has the first one's pretrained model
+    {"seed": 0, "pretrain.learning_rate": 1e38, "ppo.kl_coef": 0.02},  # ends in NaN
+    {"seed": 0, "pretrain.learning_rate": 1e38, "ppo.kl_coef": 0.3},  # and has no model either
+    {"seed": 1, "pretrain.learning_rate": 1e-2, "ppo.kl_coef": 0.02},
+]
+
+
+def accounts(path, chosen) -> list[dict]:
+    return [read_json(path / "arms" / arm.name / "arm.json") for arm in chosen]
+
+
+def test_arms_share_stages_fail_alone_and_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    chosen = arms.expand(toy_config("pretrain"), SETTINGS)
+    fit_stage, calls = trials.fit_stage, []
+
+    def stopped_at_first(runs, stage, folder, at_once):
+        calls.append([run.path.name for run in runs])
+        if len(calls) == 1:
+            raise progress.Stopped(stage, 1)
+        return fit_stage(runs, stage, folder, at_once)
+
+    monkeypatch.setattr(trials, "fit_stage", stopped_at_first)
+    store = Store(tmp_path / "stages")
+    with pytest.raises(progress.Stopped):
+        vectorized.run(chosen, tmp_path, store)
+    assert {account["status"] for account in accounts(tmp_path, chosen)} == {"stopped"}
+    vectorized.run(chosen, tmp_path, store)
+    assert calls == [[chosen[number].name for number in (0, 2, 4)]] * 2  # once for each identity
+    found = accounts(tmp_path, chosen)
+    assert [account["status"] for account in found] == ["done", "done", "failed", "failed", "done"]
+    assert found[2]["reason"].startswith("diverged: pretrain step 2: ")
+    assert found[3]["reason"] == f"stage pretrain failed in {chosen[2].name}, and is the same here"
+    folders = [tmp_path / "arms" / arm.name / "pretrain" for arm in chosen]
+    assert read_json(folders[0] / "done.json")["trials"] == 3
+    assert read_json(folders[1] / "done.json")["shared_from"].endswith(f"{chosen[0].name}/pretrain")
+    for number in (0, 1, 4):
+        assert {"params", "metrics.jsonl", "evaluation.json", "samples.jsonl"} <= {file.name for file in folders[number].iterdir()}
+    assert not (folders[2] / "done.json").exists() and not (tmp_path / "trials").exists() or not list((tmp_path / "trials").iterdir())
+    vectorized.run(chosen, tmp_path, store)
+    assert len(calls) == 2  # nothing is missing
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_gives_the_rows_and_estimates_of_the_sequential_runner(tmp_path):
+    config = toy_config("ppo")
+    for stage in ("pretrain", "sft", "reward_model", "ppo"):
+        for name in [name for name in config[stage] if name.endswith("optimizer")]:
+            config[stage][name].eps = 1e-4  # or Adam makes steps out of rounding errors
+    settings = [{"seed": seed, "ppo.ptx_coef": value} for seed in (0, 1) for value in (0.0, 0.5)]
+    chosen = arms.expand(config, settings)
+    for name, runner in {"all": vectorized, "one": sequential}.items():
+        runner.run(chosen, tmp_path / name, Store(tmp_path / name / "stages"))
+        assert {account["status"] for account in accounts(tmp_path / name, chosen)} == {"done"}
+    for arm in chosen:
+        folder, other = (tmp_path / name / "arms" / arm.name for name in ("all", "one"))
+        for stage in config.stages:
+            names = lambda path: {file.name for file in (path / stage).iterdir()} - {"checkpoints"}
+            assert names(folder) == names(other), stage
+            if stage != "collect":
+                rows, others = timeless(folder / stage), timeless(other / stage)
+                assert [row.keys() for row in rows] == [row.keys() for row in others]
+                loss = "ppo/val/loss" if stage == "ppo" else "loss"
+                assert rows[0][loss] == pytest.approx(others[0][loss], rel=0.01)
+        found, wanted = (read_json(path / "ppo" / "evaluation.json")["estimates"] for path in (folder, other))
+        assert found.keys() == wanted.keys()
+        assert found["valid_loss"]["value"] == pytest.approx(wanted["valid_loss"]["value"], rel=0.01)
