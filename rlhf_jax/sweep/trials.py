@@ -133,7 +133,7 @@ def _program(training: Training) -> tuple:
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
     if isinstance(training, ppo_stage.Training):
-        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations
+        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations, section.log_gold
         lengths = run.config.prompt_length, run.config.completion_length
         models = run.shape(section.reward), ppo_stage.optimizers_of(section)
         return training.config, *models, sizes, lengths, section.kl_target is None, *common
@@ -345,9 +345,24 @@ def _ppo(trainings: Sequence[ppo_stage.Training], mesh):
             programs.keys(keys, np.full(len(trainings), iteration, np.int32)),
             section,
             fixed_kl=section.kl_target is None,
+            judge=_judge(trainings, iteration),
         )
 
     return state, advance
+
+
+def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
+    """ppo_stage.Training.judge of all: stacked rollouts -> stacked metrics; None where none judges."""
+    judges = [training.judge(iteration) for training in trainings]
+    if not judges[0]:
+        return None
+
+    def judge(rollout):
+        rollout = hosts.fetch(rollout)
+        found = [one(jax.tree.map(lambda x: x[place], rollout)) for place, one in enumerate(judges)]
+        return jax.tree.map(lambda *values: np.stack(values), *found)
+
+    return judge
 
 
 class Programs:
