@@ -58,7 +58,8 @@ def run_stage(run: run_lib.Run, stage: str) -> None:
 def evaluate(run: run_lib.Run, stage: str) -> None:
     """Evaluates the policy of a finished stage, also where an earlier start was stopped before it; else nothing."""
     kind = run.config[stage].kind
-    if kind in run_lib.POLICIES and not run.evaluated(stage):
+    is_policy = kind in run_lib.POLICIES and run.shape(stage) == run.model  # or what a smaller reward model starts from
+    if is_policy and not run.evaluated(stage):
         started = time.time()
         policy.evaluate_policy(run, stage)
         run.workdir.mark_evaluated(stage, time.time() - started)

@@ -49,10 +49,10 @@ def _total_and_weight(config: TransformerConfig, params: dict, batch: Batch):
     return loss.total, loss.weight
 
 
-def mean_loss(run: Run, params: dict, examples: Batch, batch_size: int) -> float:
-    """Mean loss of many rows in nats per token, without dropout."""
+def mean_loss(run: Run, stage: str, params: dict, examples: Batch, batch_size: int) -> float:
+    """Mean loss of many rows in nats per token under a stage's model, without dropout."""
     batches = (sharding.put_batch(batch, run.mesh) for batch in in_order(examples, batch_size))
-    sums = [_total_and_weight(run.model, params, batch) for batch in batches]
+    sums = [_total_and_weight(run.shape(stage), params, batch) for batch in batches]
     total, weight = (sum(float(x) for x in column) for column in zip(*sums))
     return total / weight
 
@@ -80,6 +80,6 @@ def training_of(run: Run, stage: str) -> supervised.Training:
         section.steps,
         finish=lambda state: checkpoint.save_params(run.folder(stage) / "params", state.params),
         live={"loss": "loss", "held-out": "valid/loss"},
-        validate=lambda state, _: {"valid/loss": mean_loss(run, state.params, held_out, section.batch_size)},
+        validate=lambda state, _: {"valid/loss": mean_loss(run, stage, state.params, held_out, section.batch_size)},
         validate_every=section.validate_every,
     )

@@ -80,7 +80,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     selection = Selection(run, stage)
 
     def validate(state, done):
-        loss = mean_loss(run, state.params, held_out, section.batch_size)
+        loss = mean_loss(run, stage, state.params, held_out, section.batch_size)
         return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
 
     def finish(_):

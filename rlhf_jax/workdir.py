@@ -74,7 +74,7 @@ class Workdir:
         config, defaults = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            _refuse_other_config(self.path, read_json(file), config, ignore, defaults)
+            refuse_other_config(self.path, read_json(file), config, ignore, defaults)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 
@@ -138,7 +138,11 @@ def _lock(path):
     return lock
 
 
-def _refuse_other_config(path, old, new, ignore, defaults):
+def refuse_other_config(path, old, new, ignore, defaults) -> None:
+    """Raises InputError where two configs (as in config.json) differ in other fields than those to ignore.
+
+    A field that the old one does not know counts as having been what it is in `defaults`.
+    """
     old, new, defaults = (dict(_flatten(config)) for config in (old, new, defaults))
     old |= {name: value for name, value in defaults.items() if name in new and name not in old}
     differences = [

@@ -92,18 +92,21 @@ def local(count, config, workdir, environment, *flags) -> Job:
     return Job(["bash", "launch/local.sh", str(count), config, f"--workdir={workdir}", *flags], environment)
 
 
-def alone(config, workdir, environment, *flags, devices=1) -> Job:
-    command = [sys.executable, "-u", "-m", "rlhf_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+def alone(config, workdir, environment, *flags, devices=1, program="main") -> Job:
+    command = [sys.executable, "-u", "-m", f"rlhf_jax.{program}", f"--config={config}", f"--workdir={workdir}", *flags]
     return Job(command, environment | {"JAX_NUM_CPU_DEVICES": str(devices)})
 
 
-def side_by_side(count, config, workdir, environment, *flags, own=lambda i: []) -> list[Job]:
+def side_by_side(count, config, workdir, environment, *flags, own=lambda i: [], program="main") -> list[Job]:
     """As on hosts of their own: nothing ends one when another fails. `own`: number -> more flags of that one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     joined = f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"
-    return [alone(config, workdir, environment, *flags, *joined, f"--process_id={i}", *own(i)) for i in range(count)]
+    return [
+        alone(config, workdir, environment, *flags, *joined, f"--process_id={i}", *own(i), program=program)
+        for i in range(count)
+    ]
 
 
 # ---------------------------------------------------------------------------- launch/local.sh
@@ -418,6 +421,71 @@ def test_a_folder_that_not_every_host_sees_is_refused(tmp_path, environment):
     assert "other is not the same folder on every host (process 1 of 2 does not find its config.json)" in jobs[1].output
     assert jobs[0].end(120) in (76, -signal.SIGABRT), jobs[0].output
     assert not (tmp_path / "other").exists()
+
+
+# ---------------------------------------------------------------------------- sweeps
+
+SWEEP = """
+import sys
+
+import toy
+from rlhf_jax import pipeline, pretrain
+
+
+def get_config():
+    return toy.get_config("pretrain")
+
+
+def sweep(h):
+    return {arms}
+
+
+def run_stage(run, stage):
+    if run.seed == 9 and "--process_id=1" in sys.argv:
+        raise OSError("its disk is gone")
+    pretrain.run_stage(run, stage)
+
+
+pipeline.KINDS["pretrain"] = run_stage
+"""
+
+
+def accounts(path) -> list[tuple[str, str | None]]:
+    """(status, reason) of every arm of a sweep, in their order; None for one that has not begun."""
+    arms = json.loads((path / "sweep.json").read_text())["arms"]
+    files = [path / "arms" / arm["name"] / "arm.json" for arm in arms]
+    found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    return [(facts.get("status"), facts.get("reason")) for facts in found]
+
+
+@pytest.mark.slow
+def test_arms_that_fail_on_all_hosts_are_rows_and_the_next_ones_run(tmp_path, environment):
+    """One that diverges, which all learn from the devices, and one that each finds out for itself."""
+    arms = '[{"pretrain.learning_rate": 1e38, "seed": 0}, {"pretrain.batch_size": 7, "seed": 0}, {"seed": 1}]'
+    (tmp_path / "sweep.py").write_text(SWEEP.format(arms=arms))
+    job = local(2, str(tmp_path / "sweep.py"), tmp_path / "sweep", environment, "--program=sweep")
+    assert job.end() == 4, job.output
+    (first, diverged), (second, refused), last = accounts(tmp_path / "sweep")
+    assert (first, second, last) == ("failed", "failed", ("done", None))
+    assert diverged.startswith("diverged: pretrain step ") and "pretrain.batch_size" in refused
+    assert "Traceback" not in job.output and (tmp_path / "sweep" / "report.md").exists()
+    assert json.loads((tmp_path / "sweep" / "arms" / "seed=1" / "arm.json").read_text())["hardware"].startswith("2 x cpu on 2 hosts")
+
+
+@pytest.mark.slow
+def test_an_arm_that_fails_on_one_host_alone_ends_the_job_and_the_next_start_goes_on_after_it(tmp_path, environment):
+    (tmp_path / "sweep.py").write_text(SWEEP.format(arms='h.sweep("seed", [0, 9, 1])'))
+    arguments = str(tmp_path / "sweep.py"), tmp_path / "sweep", environment
+    jobs = side_by_side(2, *arguments, "--heartbeat_seconds=10", program="sweep")
+    assert jobs[1].end(240) == 76, jobs[1].output
+    assert "process 1 of 2 failed alone" in jobs[1].output and "its disk is gone" in jobs[1].output
+    assert jobs[0].end(120) in (76, -signal.SIGABRT), jobs[0].output
+    failed = ("failed", "OSError: its disk is gone (process 1 of 2)")
+    assert accounts(tmp_path / "sweep") == [("done", None), failed, (None, None)]
+    assert "OSError" in (tmp_path / "sweep" / "arms" / "seed=9" / "traceback.txt").read_text()
+    job = local(2, *arguments, "--program=sweep")
+    assert job.end() == 4, job.output
+    assert accounts(tmp_path / "sweep") == [("done", None), failed, ("done", None)]
 
 
 @pytest.mark.slow

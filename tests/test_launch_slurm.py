@@ -174,6 +174,54 @@ def get_config():
 """
 
 
+# Two settings x two seeds, one of which diverges; arms of one seed share the pretrained model.
+SWEEP = TOY.replace('("pretrain",)', '("pretrain", "sft")') + """
+
+def sweep(h):
+    arms = h.product([h.sweep("sft.learning_rate", [1e-2, 3e-3]), h.sweep("seed", range(2))])
+    arms[3]["sft.learning_rate"] = 1e38
+    return arms
+"""
+
+
+def test_a_sweep_runs_side_by_side_and_is_resumed_by_the_same_command(cluster, tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    path = tmp_path / "run"
+    program = [sys.executable, "-m", "rlhf_jax.sweep", f"--config={tmp_path}/sweep.py", f"--workdir={path}"]
+    program += ["--config.data.world.demonstrations=24", "--config.data.world.valid_demonstrations=8"]
+
+    def submit() -> tuple[str, list[str]]:
+        command = [*program, "--runner=cluster", "--", "--gpus=0", "--max-restarts=1"]
+        done = subprocess.run(command, cwd=PROJECT, env=cluster, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout, re.findall(r"Submitted batch job (\d+)", done.stdout)
+
+    _, (first, rest) = submit()
+    arms = [path / "arms" / arm["name"] for arm in json.loads((path / "sweep.json").read_text())["arms"]]
+    metrics = [arm / "pretrain" / "metrics.jsonl" for arm in arms]
+    wait_for(lambda: all(file.exists() for file in metrics[:2]), 400)
+    assert not (arms[0] / "pretrain" / "done.json").exists()  # the two are at it together
+    subprocess.run(["scancel", "--signal=TERM", f"{first}_0"], env=cluster, check=True)
+    wait_for(lambda: "exit code 75" in (path / "slurm" / f"{first}_0.log").read_text(), 120)
+    assert slurm_cluster.job(cluster, rest)["JobState"] == "PENDING"  # what is queued again is waited for
+    subprocess.run(["scancel", rest], env=cluster, check=True)
+    said, (again,) = submit()
+    assert "in Slurm's queue before: 0-1" in said and "--array=2-3 " in said
+    tasks = [f"{first}_0", f"{first}_1", f"{again}_2", f"{again}_3"]
+    codes = [slurm_cluster.wait(cluster, task, seconds=600)["ExitCode"] for task in tasks]
+    logs = "".join(file.read_text() for file in (path / "slurm").glob("*.log"))
+    assert codes == ["0:0", "0:0", "0:0", "4:0"], logs
+    found = [json.loads((arm / "arm.json").read_text()) for arm in arms]
+    assert [facts["status"] for facts in found] == ["done", "done", "done", "failed"]
+    assert [facts["job"] for facts in found] == tasks and found[3]["reason"].startswith("diverged: sft step ")
+    shared = ["shared_from" in json.loads((arm / "pretrain" / "done.json").read_text()) for arm in arms]
+    assert sorted(shared[0::2]) == sorted(shared[1::2]) == [False, True]
+    steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 150
+    assert (path / "report.md").exists()  # by the last one
+    assert submit()[0].strip() == "nothing to submit"
+
+
 def test_a_real_run_on_two_nodes_is_stopped_and_goes_on(cluster, submit, tmp_path):
     if "distributed" not in (PROJECT / "rlhf_jax" / "main.py").read_text():
         pytest.skip("rlhf_jax.main knows no --distributed yet")

@@ -18,7 +18,7 @@ from test_report import write_run
 from rlhf_jax import report
 from rlhf_jax.errors import InputError
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import html_page, reproduction, spec, sweep_page, tables
+from rlhf_jax.report import html_page, reproduction, spec, sweep_page, sweep_tables, tables
 from rlhf_jax.report.sweep import Sweep
 
 PTX, KL = "ppo_ptx.ptx_coef", "ppo_ptx.kl_coef"
@@ -252,8 +252,13 @@ def test_a_sweep_that_declares_nothing_gets_tables_and_curves(tmp_path):
     path = make(tmp_path / "plain", spec.Declared(), ARMS, fate=lambda _: "done")
     report.write(path)
     text = (path / "report.md").read_text()
-    assert "### PPO-ptx" in text and "### Reward model" in text and len(re.findall(r"!\[", text)) == 2
-    assert "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 2  # the config's own
+    assert "### PPO-ptx" in text and "### reward model" not in text and len(re.findall(r"!\[", text)) == 2
+    assert "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 1  # the config's own
+    for folder in (path / "arms").glob("*kl_coef=0.3"):
+        facts = json.loads((folder / "reward_model" / "evaluation.json").read_text())
+        facts["valid"]["accuracy"]["value"] += 0.1
+        (folder / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
+    assert [table.title for table in sweep_tables.default_tables(Sweep(path))] == ["PPO-ptx", "reward model"]
 
 
 @pytest.mark.parametrize("ending", ["missing", "running", ("failed", None), "stopped"])

@@ -135,6 +135,26 @@ def test_pretraining_at_once_is_pretraining_one_by_one(open_runs, tmp_path):
     assert len(losses) == 5  # no two are alike
 
 
+def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, monkeypatch):
+    runs = open_runs(tmp_path / "all", SETTINGS["pretrain"])
+    sizes = []
+
+    def fit(group):
+        sizes.append(len(group.trainings))
+        if sizes[-1] > fitting:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes")
+        return {}
+
+    monkeypatch.setattr(trials._Group, "fit", fit)
+    fitting = 2
+    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials") == {} and sizes == [5, 3, 2, 1, 2]
+    sizes.clear()
+    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials", at_once=2) == {} and sizes == [2, 2, 1]
+    fitting = 0
+    failures = trials.fit_stage(runs, "pretrain", tmp_path / "trials")
+    assert failures.keys() == set(range(5)) and "RESOURCE_EXHAUSTED" in str(failures[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("stage", ["sft", "reward_model"])

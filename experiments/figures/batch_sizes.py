@@ -3,14 +3,14 @@
     python -m rlhf_jax.sweep --config=experiments/figures/batch_sizes.py --workdir=runs/figures/batch_sizes
 
 Ouyang et al. 2022, E.11: of batches of 64 to 1,024 episodes 512 was best, and of minibatches of 8 to 64 then 32 by a
-little. Here 2,880 episodes in batches of 48 to 192, and minibatches of 12 to 96 of a batch of 96.
+little. Here 2,304 episodes in batches of 48 to 192, and minibatches of 12 to 96 of a batch of 96.
 """
 
 from experiments.figures.world import get_config
 from rlhf_jax.report import spec
 
 BATCH, MINIBATCH, ITERATIONS = "ppo_ptx.batch_size", "ppo_ptx.minibatch_size", "ppo_ptx.iterations"
-EPISODES = 2880
+EPISODES = 2304
 
 
 def sweep(h):

@@ -73,7 +73,6 @@ def work(given: job.Job) -> int:
 
 def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: pathlib.Path) -> int:
     from rlhf_jax import hosts, report
-    from rlhf_jax.files import write_json
     from rlhf_jax.sweep import arms, cluster, listing, sequential, vectorized
     from rlhf_jax.sweep.store import Store
 
@@ -82,8 +81,7 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
     if _SUBMITTED.value:
         hosts.on_first(arms.check_submitted, path, experiment, given.config, chosen)
     else:
-        described = arms.describe(experiment, given.config, given.overrides)
-        hosts.on_first(write_json, path / "sweep.json", described)
+        hosts.on_first(lambda: arms.write(path, arms.describe(experiment, given.config, given.overrides)))
     if _RUNNER.value == "vectorized":
         vectorized.run(chosen, path, store, _RETRY.value, _AT_ONCE.value)
     else:

@@ -12,9 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhf_jax import run, workdir
+from rlhf_jax.config import defaults_like
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import read_if_there, read_json, write_json
 from rlhf_jax.report.spec import Declared
-from rlhf_jax.files import read_json
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120
@@ -134,6 +136,23 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
         )),
         **experiment.declared.to_json(),
     }  # fmt: skip
+
+
+def write(path: pathlib.Path, described: dict) -> None:
+    """Writes path/sweep.json, what `describe` gave. There may be more arms than before.
+
+    Raises:
+      InputError: it cannot be written, or the arms that are there have another config.
+    """
+    file = path / "sweep.json"
+    if before := read_if_there(file):
+        defaults = json.loads(json.dumps(defaults_like(ConfigDict(described["config"])).to_dict()))
+        workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS, defaults)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    write_json(file, described)
 
 
 def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDict, chosen: Sequence[Arm]) -> None:

@@ -17,6 +17,7 @@ import sys
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_if_there, write_json
+from rlhf_jax.sweep import arms as arms_lib
 from rlhf_jax.sweep import sequential, slurm
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import held, identities
@@ -39,7 +40,7 @@ def submit(
       dry_run: only print the commands.
 
     Raises:
-      InputError: there is no launch/slurm.sh, or it or Slurm refuses.
+      InputError: there is no launch/slurm.sh, it or Slurm refuses, or the arms that are there have another config.
     """
     if not _SCRIPT.is_file():
         raise InputError(f"--runner=cluster submits jobs with {_SCRIPT}, which is not there: run it from a checkout")
@@ -55,8 +56,7 @@ def submit(
         print("nothing to submit")
         return
     if not dry_run:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "sweep.json", described)
+        arms_lib.write(path, described)
     first, rest = waves(todo, stages)
     job = _submit_array(first or rest, path, flags, slurm_flags, dry_run)
     if first and rest:
@@ -104,10 +104,7 @@ def settle(arms: list[Arm], path: pathlib.Path) -> None:
     for file, job in running.items():
         record = read_if_there(file)  # again: until it left the queue, the job may have written
         if job not in queue and record["status"] == "running" and record["job"] == job:
-            too_often = (
-                record["attempts"] >= sequential.MOST_ATTEMPTS
-                and record.get("reached") == sequential.reached(file.parent)
-            )
+            too_often = record.get("last_try") and record.get("reached") == sequential.reached(file.parent)
             reason = sequential.killed(record["attempts"], job) + f"; job {job}"
             write_json(file, record | {"status": "failed" if too_often else "stopped", "reason": reason})
 

@@ -1,7 +1,7 @@
 """Arms one after another in one process; what became of each is in its arm.json.
 
     {"status": "running" | "stopped" | "done" | "failed", "reason", "seconds", "cpu_seconds", "attempts", "reached",
-     "compilations", "hardware", "versions", "commit", "job", ...}
+     "last_try", "compilations", "hardware", "versions", "commit", "job", ...}
 
 An arm that failed stays failed: the same numbers would fail again. One that was stopped, or killed, is resumed;
 killed twice without a new checkpoint between, it counts as failed (a machine out of memory kills without a word).
@@ -156,7 +156,7 @@ class Account:
     def _write(self, status: str, reason: str | None = None, together: bool = True):
         facts = {
             "status": status, "reason": reason, "attempts": self._attempts, "reached": self._reached,
-            "host": socket.gethostname(), "job": slurm.this_job(),
+            "last_try": self._attempts >= self._most_attempts, "host": socket.gethostname(), "job": slurm.this_job(),
         }  # fmt: skip
         if not self.given_up:
             facts |= {

@@ -56,13 +56,20 @@ def fit_stage(runs: Sequence[Run], stage: str, folder: pathlib.Path, at_once: in
             trainings[place] = TRAINED[run.config[stage].kind](run, stage)
         except Exception as error:  # of one run: the others go on
             failures[place] = _unless_lost(error)
-    for group in _groups(trainings, stage, folder, at_once):
+    waiting = _groups(trainings, stage, folder, at_once)
+    while waiting:
+        group = waiting.pop(0)
         try:
             failures |= group.fit()
         except progress.Stopped:
             raise
         except Exception as error:
-            failures |= dict.fromkeys(group.trainings, _unless_lost(error))
+            halves = group.halves(folder) if "RESOURCE_EXHAUSTED" in str(error) else []
+            if halves:
+                print(f"{stage}: no memory for {len(group.trainings)} trials at once: {' and then '.join(map(str, halves))}")
+            else:
+                failures |= dict.fromkeys(group.trainings, _unless_lost(error))
+            waiting = halves + waiting
     return failures
 
 
@@ -97,11 +104,17 @@ def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at
         for alike in map(sorted, several):
             for start in range(0, len(alike), at_once or len(alike)):
                 chosen = alike[start : start + (at_once or len(alike))]
-                # Copies of the first trial, which nobody looks at, make the rest divide over the devices.
-                places = [*chosen, *[None] * (-len(chosen) % ways)]
-                digest = hashlib.sha256("\n".join([*map(name, chosen), str(len(places))]).encode()).hexdigest()[:12]
-                groups.append(_Group(folder / f"{stage}-{digest}", {place: rest[place] for place in chosen}, places))
+                groups.append(_new_group({place: rest[place] for place in chosen}, folder))
     return groups
+
+
+def _new_group(trainings: dict[int, Training], folder: pathlib.Path) -> "_Group":
+    first = next(iter(trainings.values()))
+    # Copies of the first trial, which nobody looks at, make the number divide over the devices.
+    places = [*trainings, *[None] * (-len(trainings) % first.run.mesh.size)]
+    names = [training.run.path.name for training in trainings.values()]
+    digest = hashlib.sha256("\n".join([*names, str(len(places))]).encode()).hexdigest()[:12]
+    return _Group(folder / f"{first.stage}-{digest}", trainings, places)
 
 
 def _saved_groups(folder: pathlib.Path, stage: str) -> list[tuple[str, list]]:
@@ -120,7 +133,7 @@ def _program(training: Training) -> tuple:
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
     if isinstance(training, ppo_stage.Training):
-        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations
+        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations, section.log_gold
         lengths = run.config.prompt_length, run.config.completion_length
         models = run.shape(section.reward), ppo_stage.optimizers_of(section)
         return training.config, *models, sizes, lengths, section.kl_target is None, *common
@@ -150,6 +163,20 @@ class _Group:
         first = next(iter(trainings.values()))
         self.run, self.stage = first.run, first.stage
         self.stacked = [trainings.get(place, first) for place in places]
+
+    def __str__(self):
+        return str(len(self.trainings))
+
+    def halves(self, folder: pathlib.Path) -> list["_Group"]:
+        """Two groups of half as many trials, from the start.
+
+        None for a single trial, where there is something to lose, and where other hosts would have to agree.
+        """
+        if len(self.trainings) == 1 or any((self.folder / "checkpoints").glob("*")) or hosts.count() > 1:
+            return []
+        shutil.rmtree(self.folder, ignore_errors=True)
+        items, half = list(self.trainings.items()), (len(self.trainings) + 1) // 2
+        return [_new_group(dict(part), folder) for part in (items[:half], items[half:])]
 
     def fit(self) -> Failures:
         """Trains all of them, and writes what the stage leaves behind."""
@@ -318,9 +345,24 @@ def _ppo(trainings: Sequence[ppo_stage.Training], mesh):
             programs.keys(keys, np.full(len(trainings), iteration, np.int32)),
             section,
             fixed_kl=section.kl_target is None,
+            judge=_judge(trainings, iteration),
         )
 
     return state, advance
+
+
+def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
+    """ppo_stage.Training.judge of all: stacked rollouts -> stacked metrics; None where none judges."""
+    judges = [training.judge(iteration) for training in trainings]
+    if not judges[0]:
+        return None
+
+    def judge(rollout):
+        rollout = hosts.fetch(rollout)
+        found = [one(jax.tree.map(lambda x: x[place], rollout)) for place, one in enumerate(judges)]
+        return jax.tree.map(lambda *values: np.stack(values), *found)
+
+    return judge
 
 
 class Programs:

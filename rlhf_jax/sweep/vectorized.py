@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 
-from rlhf_jax import pipeline, progress, report
+from rlhf_jax import hosts, pipeline, progress, report
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import policy
@@ -30,7 +30,8 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
     Raises:
       progress.Stopped: an interrupt was asked for; the same call goes on.
     """
-    todo = [arm for arm in chosen if sequential.missing(path / "arms" / arm.name, retry)]
+    missing = hosts.on_first(lambda: [sequential.missing(path / "arms" / arm.name, retry) for arm in chosen])
+    todo = [arm for arm, to_do in zip(chosen, missing) if to_do]
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(progress.Interrupt())
         running = stack.enter_context(_Running(store, path))
