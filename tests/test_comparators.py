@@ -152,6 +152,9 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
     "change, message",
     [
         ({"dpo.beta": 0.0}, "dpo.beta=0.0 must be above 0"),
+        ({"dpo.rankings": "sft"}, "dpo.rankings='sft' is no collect stage that comes before it"),
+        ({"reward_model.rankings": "feedback"}, "reward_model.rankings='feedback' is no collect stage that comes before it"),
+        ({"taught.subset": "half"}, "taught.subset='half' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'"),
         ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be at least 0 and below 0.5"),
     ],
 )

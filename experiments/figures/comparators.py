@@ -5,14 +5,14 @@
 One world, one set of rankings, one budget of episodes: PPO; RLOO and GRPO in its program (4 completions of a prompt);
 PPO by a reward model that regresses scores, by one that learned from the first one's labels (AI feedback: no other
 people's), and straight from the base model; DPO; best of n.
-Each goes to three distances: by its KL coefficient, DPO by beta, best of n by n.
+Each goes to two distances: by its KL coefficient, DPO by beta, best of n by n.
 """
 
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
 POLICIES = ("ppo", "rloo", "grpo", "by_regression", "by_feedback", "from_base")  # arms of PPO's program
-KL_COEFS, BETAS, SAMPLES = (0.02, 0.08, 0.3), (0.05, 0.2, 0.8), (64, 16, 4)
+KL_COEFS, BETAS, SAMPLES = (0.04, 0.2), (0.1, 0.5), (64, 8)
 AXIS = "ppo.kl_coef"  # names the distance of all
 
 
@@ -56,7 +56,7 @@ LABELS = {
     "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "by_regression": "PPO, regressed scores", "by_feedback": "PPO, AI feedback",
     "from_base": "PPO from the base model", "dpo": "DPO", "best_of_n": "best of n",
 }  # fmt: skip
-BASELINE = {AXIS: 0.08}
+BASELINE = {AXIS: 0.04}
 FIGURES = (
     spec.Plane("kl", "gold/total", tuple(path(stage, label) for stage, label in LABELS.items()), sqrt_x=True, name="frontier",
                title="gold score against distance"),
