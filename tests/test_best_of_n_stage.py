@@ -1,9 +1,10 @@
-"""Best of n as a stage, on random parameters: what is kept, a pool that others score, resuming, and other judges."""
+"""Best of n as a stage, of a policy that writes random tokens: what is kept, a pool, resuming, and other judges."""
 
 import dataclasses
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from rlhf_jax import best_of_n_stage
 from rlhf_jax.config import best_of_n_config
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import best_of_n, overoptimization, policy
+from rlhf_jax.generate import Rollout
 from rlhf_jax.progress import Stopped
 from test_evaluate import CONFIG, LengthScorer, corpus, make_run, scorer, shared  # noqa: F401 (fixtures)
 
@@ -33,8 +35,24 @@ def run(make_run):  # noqa: F811
         return made.folder(stage)
 
     made.workdir = types.SimpleNamespace(stage=folder)
-    policy.evaluate_policy(made, "sft")
+    made.load_params, made.sampler = lambda stage: None, lambda length: lambda *asked: random_rollout(made, length, *asked)
+    records = made.corpus.prompts("test", "ppo")[: made.config.evaluate.prompts]
+    prompts = policy.prompt_arrays(made, records)
+    rollout = random_rollout(made, 6, None, prompts, made.key("sft"), 1.0)
+    rows = policy.describe(made, records, prompts.index, rollout, np.zeros(len(prompts.index)))
+    policy.judge(made, "sft", rows, 1.0)
+    policy.write_rows(made.folder("sft") / "samples.jsonl", rows)
+    policy.conclude(made, "sft", rows, {}, 1.0)
     return made
+
+
+def random_rollout(run, length, params, prompts, key, temperature):
+    """Tokens by the key alone, as a sampler gives them."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    shape = len(prompts.tokens), length
+    mask = np.arange(length) < rng.integers(1, length + 1, (shape[0], 1))
+    tokens = np.where(mask, rng.integers(300, run.tokenizer.vocab_size, shape), run.tokenizer.pad_id).astype(np.int32)
+    return Rollout(np.concatenate([prompts.tokens, tokens], axis=1), prompts.mask, mask, -mask.astype(np.float32))
 
 
 def candidates(run, stage):
