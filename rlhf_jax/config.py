@@ -208,7 +208,7 @@ def sft_config() -> ConfigDict:
         pretrain_mix=0.0,  # share of a batch; 0.1 for the "PPO init" of C.3
         validate_epochs=1.0,
         select="loss",  # by validation "loss", or "reward" with a reward model, as the paper does
-        reward_run="",  # the finished run whose reward model selects
+        reward="",  # whose reward model selects: an earlier stage, or the work directory of a finished run
     )
 
 

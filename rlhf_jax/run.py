@@ -206,7 +206,7 @@ class Run:
         section = self.config[stage]
         if section.get("init") and section.init not in self.config.stages:
             self._check_init(stage)
-        reads_text = section.kind in ("collect", "best_of_n")  # another run's reward model will do
+        reads_text = section.kind in ("sft", "collect", "best_of_n")  # another run's reward model will do
         if section.get("reward") and section.reward not in self.config and not (reads_text and is_run(section.reward)):
             self._check_folder(section.reward, self.shape(section.reward), "scalar")
 
