@@ -133,10 +133,10 @@ def _program(training: Training) -> tuple:
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
     if isinstance(training, ppo_stage.Training):
-        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations, section.log_gold
+        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations
         lengths = run.config.prompt_length, run.config.completion_length
         models = run.shape(section.reward), ppo_stage.optimizers_of(section)
-        return training.config, *models, sizes, lengths, section.kl_target is None, *common
+        return training.config, *models, sizes, lengths, section.kl_target is None, section.log_gold, *common
     leaves, tree = jax.tree.flatten(training.loader.batch(0))
     kinds = tuple((leaf.ndim, leaf.dtype) for leaf in leaves)
     optimizer = optim.OptimizerConfig(**section.optimizer)
