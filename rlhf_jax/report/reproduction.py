@@ -80,7 +80,9 @@ def text_of(pages) -> str:
 
 
 def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
-    """The small files of a sweep's report, in place of those of an earlier one."""
+    """Copies the small files of a sweep's report, in place of those of an earlier one, and of nothing else."""
+    if target.exists() and not (target / "verdicts.json").is_file():
+        raise InputError(f"{target} exists and is no copy of a sweep's report: give --publish another folder")
     fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(fresh, ignore_errors=True)

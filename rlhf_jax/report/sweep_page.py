@@ -15,6 +15,7 @@ import shlex
 import rich.console
 from rich.text import Text
 
+from rlhf_jax.errors import InputError
 from rlhf_jax.files import write_json, write_text
 from rlhf_jax.report import spec
 from rlhf_jax.report.figures import sweep as figures
@@ -38,7 +39,7 @@ class Page:
     """What a report of a sweep has come to."""
 
     sweep: Sweep
-    figures: list[tuple[str, spec.Curve, str]]  # name of the file without its ending, figure, caption
+    figures: list[tuple]  # (name of the file without its ending, what was declared, caption)
     tables: list[tuple[str, Drawn]]
     verdicts: list[tuple[spec.Claim, Verdict]]
 
@@ -65,16 +66,21 @@ def make(path) -> Page:
     drawn, declared = tables_of(sweep), sweep.declared.figures or _default_figures(sweep)
     names = _names([table.declared for table in drawn], "table")
     tables = dict(zip(names, drawn))
-    (sweep.path / "tables").mkdir(exist_ok=True)
+    try:
+        for folder in ("figures", "tables"):
+            (sweep.path / folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}") from error
     for name, table in tables.items():
         caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
-        text = table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
+        text = "".join(f"% {fact}\n" for fact in (command(sweep), *_facts(sweep)))
+        text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
         if table.differences:
             text += "\n" + table.differences.latex(f"Differences to {table.baseline.name}, paired by seed.",
                                                    f"tab:{sweep.path.name}-{name}-differences")
         write_text(sweep.path / "tables" / f"{name}.tex", text)
         write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
-    asked = _asked([*(figure for figure in declared), *(table.declared for table in drawn), *sweep.declared.claims])
+    asked = _asked([*declared, *(table.declared for table in drawn), *sweep.declared.claims])
     rows = sweep.rows(asked["quantity"])
     write_text(sweep.path / "tables" / EVERYTHING, long_csv(rows))
     few = [row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]
@@ -164,7 +170,7 @@ def _asked(specs) -> dict[str, list[str]]:
 
 def _sections(page) -> list[str]:
     sweep = page.sweep
-    sections = [f"# {sweep.path.absolute().name}", *[_about(sweep.about)] * bool(sweep.about), f"{state(sweep)}.",
+    sections = [f"# {sweep.path.absolute().name}", *[sweep.about.strip()] * bool(sweep.about), f"{state(sweep)}.",
                 "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have "
                 "no such number; differences are paired by seed."]  # fmt: skip
     if page.verdicts:
@@ -199,31 +205,26 @@ def _claims(page) -> list[str]:
     return sections
 
 
-def _repeat(sweep) -> list[str]:
+def _facts(sweep) -> list[str]:
+    """Commit, overrides, seeds, hardware and versions, as any table needs them to be repeated."""
     done = [arm for arm in sweep.arms if arm.facts]
-    overrides = f"`{json.dumps(sweep.overrides)}`" if sweep.overrides else "none"
-    facts = [f"commit: {sweep.commit or 'unknown'}", f"overrides of the config: {overrides}",
+    facts = [f"commit: {sweep.commit or 'unknown'}", f"overrides of the config: {json.dumps(sweep.overrides)}",
              f"seeds: {', '.join(map(str, sweep.seeds))}"]  # fmt: skip
     for name in ("hardware", "versions", "commit"):
         found = dict.fromkeys(_said(arm.facts[name]) for arm in done if arm.facts.get(name) not in (None, sweep.commit))
         if found:
             facts.append(f"{'arms of other commits' if name == 'commit' else name}: {'; '.join(found)}")
     seconds = sum(arm.facts.get("seconds") or 0 for arm in done)
-    facts.append(f"time of all arms: {seconds / 3600:.2f} h, {len(done)} of {len(sweep.arms)} arms begun")
+    return [*facts, f"time of all arms: {seconds / 3600:.2f} h, {len(done)} of {len(sweep.arms)} arms begun"]
+
+
+def _repeat(sweep) -> list[str]:
     rows = [[setting.name, f"`{json.dumps(setting.overrides)}`".replace("|", r"\|"),
              ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)] for setting in sweep.settings]
     lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |",
              *(f"| {cell(name)} | {code} | {numbers} |" for name, code, numbers in rows)]
     return [f"```\n{command(sweep)}\npython -m rlhf_jax.report sweeps/{sweep.path.absolute().name}\n```",
-            "\n".join(f"- {fact}" for fact in facts), "\n".join(lines)]  # fmt: skip
-
-
-def _about(text: str) -> str:
-    """A docstring as Markdown: its indented commands are code as they are."""
-    lines = text.strip().splitlines()
-    indents = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
-    shift = min(indents, default=0) if indents and min(indents) < 4 else 0
-    return "\n".join([lines[0], *(line[shift:] for line in lines[1:])])
+            "\n".join(f"- {cell(fact)}" for fact in _facts(sweep)), "\n".join(lines)]  # fmt: skip
 
 
 def _said(value) -> str:
