@@ -111,6 +111,14 @@ def defaults_like(config: ConfigDict) -> ConfigDict:
     return defaults
 
 
+def upgraded(config: dict) -> dict:
+    """A config.json of an older version with the values that today's fields would have."""
+    for section in config.values():
+        if isinstance(section, dict) and isinstance(section.get("whiten_advantages"), bool):
+            section["whiten_advantages"] = "batch" if section["whiten_advantages"] else "none"
+    return config
+
+
 def data_config() -> ConfigDict:
     return ConfigDict(
         {

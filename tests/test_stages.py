@@ -491,8 +491,10 @@ def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
     shutil.copytree(whole, path)
     older = read_json(path / "config.json")
     del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
+    older["ppo"]["whiten_advantages"] = True  # what "batch" was called
     write_json(path / "config.json", older)
-    assert run_lib.open_run(path).config.ppo.lam == 0.95
+    found = run_lib.open_run(path).config.ppo
+    assert (found.lam, found.whiten_advantages) == (0.95, "batch")
     config = toy_config()
     with run_lib.start(config, path) as run:
         assert run.done("ppo")
