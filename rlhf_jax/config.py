@@ -283,6 +283,7 @@ def best_of_n_config() -> ConfigDict:
             "init": "sft",  # the policy: a stage
             "reward": "reward_model",  # the proxy: a stage, or a directory of a released reward model
             "judges": (),  # other reward models that say what its choice is worth, beside gold
+            "pool": "",  # another best_of_n stage whose samples are scored again, instead of sampling
             "samples": 64,  # for each of the evaluation's test prompts
             "temperature": 1.0,  # the KL of best of n is that to the policy at this temperature
             "batch_size": 256,  # completions sampled at once

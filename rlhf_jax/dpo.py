@@ -78,6 +78,7 @@ def check(run: Run, stage: str) -> None:
         raise InputError(f"{stage}.beta={section.beta} must be above 0: it is the KL coefficient whose optimum is sought")
     if not 0 <= section.label_smoothing < 0.5:
         raise InputError(f"{stage}.label_smoothing={section.label_smoothing} must be at least 0 and below 0.5")
+    rankings.check(run, stage)
     supervised.check(run, stage)
 
 

@@ -19,7 +19,12 @@ KINDS = {
     "ppo": ppo_stage.run_stage,
     "best_of_n": best_of_n_stage.run_stage,
 }
-_CHECKS = {"dpo": dpo.check, "ppo": ppo_stage.check, "best_of_n": best_of_n_stage.check}  # of others: supervised.check
+_CHECKS = {  # of others: supervised.check
+    "reward_model": reward_model.check,
+    "dpo": dpo.check,
+    "ppo": ppo_stage.check,
+    "best_of_n": best_of_n_stage.check,
+}
 
 
 def run_stages(config, path: str, overrides: dict | None = None, store=None) -> None:

@@ -78,6 +78,13 @@ def loss_of(run: Run, stage: str) -> RewardLoss:
     return RewardLoss(run.shape(stage), kind)
 
 
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
+    loss_of(run, stage)
+    rankings.check(run, stage)
+    supervised.check(run, stage)
+
+
 def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
     """Every untied pair as a ranking of its own: what the paper found to overfit when shuffled."""
     pairs = []
