@@ -157,7 +157,7 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Work:
     section = ml_collections.ConfigDict(dict(zip(("batch_size", "minibatch_size", "ppo_epochs"), sizes)))
     shape = ppo.PPOConfig(lm, lm, eos_id=_NEVER, missing_eos="none", score_parts=config.minibatches)
     score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
-    make, shardings = ppo_stage.state_maker(lm, lm, mesh, sharding.DEFAULT_RULES, optimizers)
+    make, shardings = ppo_stage.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=_NEVER, pad_id=0)
     alone = ppo_stage.Programs(shape, score, optimizers, shardings, sampler, mesh)
     at_once = trials.Programs(shape, score, optimizers, (config.completion_length, _NEVER, 0, 1), sizes, mesh)

@@ -111,6 +111,14 @@ def defaults_like(config: ConfigDict) -> ConfigDict:
     return defaults
 
 
+def upgraded(config: dict) -> dict:
+    """A config.json of an older version with the values that today's fields would have."""
+    for section in config.values():
+        if isinstance(section, dict) and isinstance(section.get("whiten_advantages"), bool):
+            section["whiten_advantages"] = "batch" if section["whiten_advantages"] else "none"
+    return config
+
+
 def data_config() -> ConfigDict:
     return ConfigDict(
         {
@@ -208,7 +216,7 @@ def sft_config() -> ConfigDict:
         pretrain_mix=0.0,  # share of a batch; 0.1 for the "PPO init" of C.3
         validate_epochs=1.0,
         select="loss",  # by validation "loss", or "reward" with a reward model, as the paper does
-        reward_run="",  # the finished run whose reward model selects
+        reward="",  # whose reward model selects: an earlier stage, or the work directory of a finished run
     )
 
 

@@ -313,9 +313,9 @@ def _bins(rows) -> list[dict]:
 class ValidationReward:
     """Mean reward score of a policy's samples on validation prompts: how the paper selects SFT models."""
 
-    def __init__(self, run: Run, reward_run: str):
+    def __init__(self, run: Run, reward: str):
         self._run = run
-        self._scorer = Scorer(open_run(reward_run), mesh=run.mesh)
+        self._scorer = scorer_of(run, reward)
         self._prompts = run.corpus.prompts("valid", "ppo")
         self._arrays, _ = batch_prompts(self._prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
 

@@ -425,11 +425,15 @@ def test_a_folder_that_not_every_host_sees_is_refused(tmp_path, environment):
 
 # ---------------------------------------------------------------------------- sweeps
 
+# A sweep whose stage says how it ends instead of training, so that what is seen is the sweep around it.
 SWEEP = """
+import functools
 import sys
 
 import toy
-from rlhf_jax import pipeline, pretrain
+from rlhf_jax import hosts, loop, pipeline, report
+
+SECOND = "--process_id=1" in sys.argv
 
 
 def get_config():
@@ -437,55 +441,52 @@ def get_config():
 
 
 def sweep(h):
-    return {arms}
+    return h.sweep("seed", [0, 5, 6, 9, 1])
 
 
 def run_stage(run, stage):
-    if run.seed == 9 and "--process_id=1" in sys.argv:
+    if run.seed == 5:
+        raise loop.NonFinite("pretrain step 3: loss not finite")
+    if run.seed == 6:
+        raise ValueError("no program fits")
+    if run.seed == 9 and SECOND:
         raise OSError("its disk is gone")
-    pretrain.run_stage(run, stage)
+    hosts.on_first(int)
 
 
 pipeline.KINDS["pretrain"] = run_stage
+pipeline.evaluate = pipeline.policy.rescore = lambda *_: None
+report.write, report.show = str, print
+hosts.all_failed = functools.partial(hosts.all_failed, seconds=20)
 """
 
 
-def accounts(path) -> list[tuple[str, str | None]]:
-    """(status, reason) of every arm of a sweep, in their order; None for one that has not begun."""
-    arms = json.loads((path / "sweep.json").read_text())["arms"]
-    files = [path / "arms" / arm["name"] / "arm.json" for arm in arms]
-    found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
-    return [(facts.get("status"), facts.get("reason")) for facts in found]
-
-
 @pytest.mark.slow
-def test_arms_that_fail_on_all_hosts_are_rows_and_the_next_ones_run(tmp_path, environment):
-    """One that diverges, which all learn from the devices, and one that each finds out for itself."""
-    arms = '[{"pretrain.learning_rate": 1e38, "seed": 0}, {"pretrain.batch_size": 7, "seed": 0}, {"seed": 1}]'
-    (tmp_path / "sweep.py").write_text(SWEEP.format(arms=arms))
-    job = local(2, str(tmp_path / "sweep.py"), tmp_path / "sweep", environment, "--program=sweep")
-    assert job.end() == 4, job.output
-    (first, diverged), (second, refused), last = accounts(tmp_path / "sweep")
-    assert (first, second, last) == ("failed", "failed", ("done", None))
-    assert diverged.startswith("diverged: pretrain step ") and "pretrain.batch_size" in refused
-    assert "Traceback" not in job.output and (tmp_path / "sweep" / "report.md").exists()
-    assert json.loads((tmp_path / "sweep" / "arms" / "seed=1" / "arm.json").read_text())["hardware"].startswith("2 x cpu on 2 hosts")
+def test_arms_that_fail_on_all_hosts_end_alone_and_one_that_fails_on_one_host_ends_the_job(tmp_path, environment):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    path = tmp_path / "sweep"
 
+    def accounts() -> list[tuple]:
+        """(status, reason) of every arm, in their order."""
+        arms = json.loads((path / "sweep.json").read_text())["arms"]
+        files = [path / "arms" / arm["name"] / "arm.json" for arm in arms]
+        found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+        return [(facts.get("status"), facts.get("reason")) for facts in found]
 
-@pytest.mark.slow
-def test_an_arm_that_fails_on_one_host_alone_ends_the_job_and_the_next_start_goes_on_after_it(tmp_path, environment):
-    (tmp_path / "sweep.py").write_text(SWEEP.format(arms='h.sweep("seed", [0, 9, 1])'))
-    arguments = str(tmp_path / "sweep.py"), tmp_path / "sweep", environment
-    jobs = side_by_side(2, *arguments, "--heartbeat_seconds=10", program="sweep")
-    assert jobs[1].end(240) == 76, jobs[1].output
+    jobs = side_by_side(2, str(tmp_path / "sweep.py"), path, environment, program="sweep")
+    assert jobs[1].end(400) == 76, jobs[1].output
     assert "process 1 of 2 failed alone" in jobs[1].output and "its disk is gone" in jobs[1].output
-    assert jobs[0].end(120) in (76, -signal.SIGABRT), jobs[0].output
-    failed = ("failed", "OSError: its disk is gone (process 1 of 2)")
-    assert accounts(tmp_path / "sweep") == [("done", None), failed, (None, None)]
-    assert "OSError" in (tmp_path / "sweep" / "arms" / "seed=9" / "traceback.txt").read_text()
-    job = local(2, *arguments, "--program=sweep")
-    assert job.end() == 4, job.output
-    assert accounts(tmp_path / "sweep") == [("done", None), failed, ("done", None)]
+    assert jobs[0].end(200) in (76, -signal.SIGABRT), jobs[0].output
+    ended = [
+        ("done", None), ("failed", "diverged: pretrain step 3: loss not finite"), ("failed", "ValueError: no program fits"),
+        ("failed", "OSError: its disk is gone (process 1 of 2)"),
+    ]  # fmt: skip
+    assert accounts() == [*ended, (None, None)]
+    assert "OSError" in (path / "arms" / "seed=9" / "traceback.txt").read_text()
+    job = local(2, str(tmp_path / "sweep.py"), path, environment, "--program=sweep")
+    assert job.end(400) == 4, job.output
+    assert accounts() == [*ended, ("done", None)] and f"[0] {path}\n" in job.lines  # the report, by the first alone
+    assert job.output.count(": seed=5 failed: diverged") == 2
 
 
 @pytest.mark.slow

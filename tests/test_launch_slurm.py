@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 PROGRAM = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
 flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[3:])
-process, workdir = int(os.environ["SLURM_PROCID"]), pathlib.Path(flags["workdir"])
+process, workdir = int(os.environ["SLURM_PROCID"]), pathlib.Path(flags["workdir"], flags.get("arms", ""))
 workdir.mkdir(parents=True, exist_ok=True)
 with open(workdir / f"starts-{{process}}", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -41,7 +41,7 @@ if flags["data"] == "sum":  # real JAX over both nodes, found by itself
     from jax.experimental import multihost_utils
     found = multihost_utils.process_allgather(jax.numpy.array([jax.process_index()]))
     (workdir / f"found-{{process}}").write_text(str(found.ravel().tolist()))
-elif flags["data"] == "wait" and first:
+elif flags["data"] == "wait" and first or flags.get("arms") == "0" and first:
     time.sleep(600)
 elif flags["data"] == "crash" or flags["data"] == "crash-once" and first:
     sys.exit(1) if process else lost_its_peer()
@@ -49,6 +49,8 @@ elif flags["data"] == "bad" and process:
     sys.exit(2)
 elif flags["data"] == "bad":
     lost_its_peer()
+elif flags.get("arms") == "7":
+    sys.exit(4)
 """
 
 
@@ -155,6 +157,25 @@ def test_bad_input_of_one_process_ends_the_job(cluster, submit, tmp_path):
     number = submit("--data=bad")
     assert slurm_cluster.wait(cluster, number)["ExitCode"] == "2:0"
     assert starts(tmp_path / "run") == 1
+
+
+def test_the_tasks_of_an_array_are_the_arms_of_a_sweep(cluster, submit, tmp_path):
+    """One that is queued again is waited for, and one whose arm failed is not run again."""
+    first = submit("--data=arms", "--arms=0-1", nodes=1)
+    rest = submit("--data=arms", "--arms=7", f"--sbatch=--dependency=afterany:{first}", nodes=1)
+    run = tmp_path / "run"
+    wait_for(lambda: starts(run / "0") == 1 and starts(run / "1") == 1)
+    subprocess.run(["scancel", "--signal=TERM", f"{first}_0"], env=cluster, check=True)
+    wait_for(lambda: "exit code 75" in (run / "slurm" / f"{first}_0.log").read_text())
+    assert slurm_cluster.wait(cluster, f"{first}_1")["ExitCode"] == "0:0"
+    assert slurm_cluster.job(cluster, rest)["JobState"] == "PENDING" and starts(run / "7") == 0
+    assert slurm_cluster.wait(cluster, f"{first}_0")["ExitCode"] == "0:0"
+    assert slurm_cluster.wait(cluster, f"{rest}_7")["ExitCode"] == "4:0"
+    assert [starts(run / arm) for arm in ("0", "1", "7")] == [2, 1, 1]
+    assert json.loads((run / "7" / "starts-0").read_text()) == [
+        "-m", "rlhf_jax.sweep", "--distributed=auto", "--config=experiments/quickstart.py", "--data=arms",
+        f"--workdir={run}", "--arms=7",
+    ]  # fmt: skip
 
 
 TOY = """

@@ -491,8 +491,10 @@ def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
     shutil.copytree(whole, path)
     older = read_json(path / "config.json")
     del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
+    older["ppo"]["whiten_advantages"] = True  # what "batch" was called
     write_json(path / "config.json", older)
-    assert run_lib.open_run(path).config.ppo.lam == 0.95
+    found = run_lib.open_run(path).config.ppo
+    assert (found.lam, found.whiten_advantages) == (0.95, "batch")
     config = toy_config()
     with run_lib.start(config, path) as run:
         assert run.done("ppo")
@@ -525,3 +527,19 @@ def test_a_smaller_reward_model_starts_from_a_base_of_its_own_size(whole, tmp_pa
     assert read_json(path / "sft" / "evaluation.json")["estimates"]["score"] is not None
     with run_lib.start(config, path) as run:
         assert run.load_params("reward_model", "scalar")["embedding"].shape[-1] == 16
+
+
+def test_sft_is_selected_by_a_reward_model_of_its_own_run(whole, tmp_path):
+    config = toy_config()
+    config.sft_long = config.sft.copy_and_resolve_references()
+    config.sft_long.update(select="reward", reward="reward_model", epochs=3.0)
+    config.stages = (*config.stages[:4], "sft_long")
+    path = copy_until(whole, tmp_path / "run", "ppo", config)
+    pipeline.run_stages(config, path)
+    scores = [row["valid/score"] for row in timeless(path / "sft_long") if "valid/score" in row]
+    chosen = read_json(path / "sft_long" / "selection.json")
+    assert len(scores) == 3 and chosen["value"] == max(scores) and chosen["by"] == "reward"
+    config.sft_long.reward = ""
+    with pytest.raises(InputError, match="sft_long.select='reward' needs sft_long.reward"):
+        with run_lib.start(config, tmp_path / "other") as run:
+            sft.Selection(run, "sft_long")

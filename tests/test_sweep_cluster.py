@@ -3,18 +3,20 @@
 Stand-ins for sbatch, squeue and sacct; a real Slurm: test_launch_slurm.py.
 """
 
+import errno
 import json
 import os
 import signal
 
 import pytest
 
-from rlhf_jax import progress
+from rlhf_jax import files, progress
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.report.spec import Declared
 from rlhf_jax.sweep import arms, cluster, grid, sequential, slurm
 from rlhf_jax.sweep.store import identities
+from rlhf_jax.workdir import InUse, Workdir
 from toy import get_config as toy_config
 
 DESCRIBED = {"config": json.loads(json.dumps(toy_config().to_dict()))}
@@ -219,8 +221,6 @@ def test_an_arm_that_is_killed_is_given_up_only_where_it_saves_nothing_new(tools
 
 
 def test_an_arm_of_another_job_keeps_that_job_s_account(tmp_path):
-    from rlhf_jax.workdir import InUse
-
     theirs = {"status": "running", "attempts": 1, "job": "7"}
     write_json(tmp_path / "arm.json", theirs)
     assert attempt(tmp_path, InUse("in use by process 7")) == theirs
@@ -229,6 +229,15 @@ def test_an_arm_of_another_job_keeps_that_job_s_account(tmp_path):
     write_json(tmp_path / "arm.json", theirs | {"status": "done"})  # they came to their end meanwhile
     account.__exit__(InUse, InUse("in use by process 7"), None)
     assert read_json(tmp_path / "arm.json")["status"] == "done"
+
+
+def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"\.lock cannot be locked \(No locks available\): give a folder on a disk with"):
+        Workdir(tmp_path, {})
 
 
 # ---------------------------------------------------------------------------- signals between arms

@@ -8,7 +8,7 @@ from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep import Row, Setting, Sweep, shown
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, quantity_of
 
-_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # not the parts of another
+_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # no parts of another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,5 +115,6 @@ def default_tables(sweep: Sweep) -> list[spec.Table]:
         reward = [{arm.seed: value for arm in sweep.arms if arm.setting == setting
                    and (value := sweep.value(arm, stage, "valid/accuracy")) is not None} for setting in sweep.settings]
         if any(reward) and (not policies or any(one != reward[0] for one in reward)):
-            found.append(spec.Table(stages=(stage,), quantities=tuple(q.name for q in REWARD_QUANTITIES), title=label(stage)))
+            names = tuple(quantity.name for quantity in REWARD_QUANTITIES)
+            found.append(spec.Table(stages=(stage,), quantities=names, title=label(stage)))
     return found

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import dpo, generate, hosts, loop, optim, ppo, ppo_stage, pretrain, progress, reward_model, sft, sharding
-from rlhf_jax import supervised, train
+from rlhf_jax import dpo, generate, hosts, loop, optim, ppo, ppo_stage, pretrain, progress, reward_model, sft
+from rlhf_jax import sharding, supervised, train
 from rlhf_jax.files import read_if_there, write_json
 from rlhf_jax.run import Run
 
@@ -66,7 +66,7 @@ def fit_stage(runs: Sequence[Run], stage: str, folder: pathlib.Path, at_once: in
         except Exception as error:
             halves = group.halves(folder) if "RESOURCE_EXHAUSTED" in str(error) else []
             if halves:
-                print(f"{stage}: no memory for {len(group.trainings)} trials at once: {' and then '.join(map(str, halves))}")
+                print(f"{stage}: no memory for {group} trials at once: {halves[0]} and then {halves[1]}", flush=True)
             else:
                 failures |= dict.fromkeys(group.trainings, _unless_lost(error))
             waiting = halves + waiting
@@ -133,14 +133,16 @@ def _program(training: Training) -> tuple:
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
     if isinstance(training, ppo_stage.Training):
-        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations, section.log_gold
+        names = "batch_size", "minibatch_size", "ppo_epochs", "sample_parts", "iterations", "log_gold"
+        sizes = tuple(section[name] for name in names)
         lengths = run.config.prompt_length, run.config.completion_length
         models = run.shape(section.reward), ppo_stage.optimizers_of(section)
         return training.config, *models, sizes, lengths, section.kl_target is None, *common
     leaves, tree = jax.tree.flatten(training.loader.batch(0))
     kinds = tuple((leaf.ndim, leaf.dtype) for leaf in leaves)
     optimizer = optim.OptimizerConfig(**section.optimizer)
-    return training.loss_fn, training.head, optimizer, section.microbatches, section.batch_size, tree, kinds, *common
+    sizes = section.batch_size, section.microbatches
+    return training.loss_fn, training.head, optimizer, sizes, tree, kinds, *common
 
 
 def _ptx_sizes(training: Training) -> tuple | None:
@@ -240,8 +242,9 @@ class _Group:
 def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = (), **options) -> Callable:
     """A function of one trial as a program of many: each device has its own, and they never talk."""
     trials = sharding.over_trials(mesh).spec
-    batched = jax.shard_map(jax.vmap(function, axis_name=_TRIALS), mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
-    return jax.jit(batched, donate_argnums=donate, **options)
+    batched = jax.vmap(function, axis_name=_TRIALS)
+    local = jax.shard_map(batched, mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
+    return jax.jit(local, donate_argnums=donate, **options)
 
 
 @functools.lru_cache
@@ -253,7 +256,8 @@ def _whole(mesh: jax.sharding.Mesh) -> Callable:
 @functools.lru_cache
 def _one(mesh: jax.sharding.Mesh) -> Callable:
     """(stacked state, place) -> the state of one trial, on every device."""
-    return jax.jit(lambda tree, place: jax.tree.map(lambda x: x[place], tree), out_shardings=sharding.replicated(mesh))
+    pick = lambda tree, place: jax.tree.map(lambda x: x[place], tree)
+    return jax.jit(pick, out_shardings=sharding.replicated(mesh))
 
 
 def _stack_of(function: Callable, trainings: Sequence[Training], mesh):
@@ -279,8 +283,9 @@ def _supervised(trainings: Sequence[supervised.Training], mesh):
     keys, rates = _keys(trainings, first.stage, mesh), [_rates(training) for training in trainings]
 
     def advance(state, step, active):
-        steps = [min(step, training.total - 1) for training in trainings]  # a finished one makes its last step, in vain
-        batch = _stack_of(lambda training: training.loader.batch(min(step, training.total - 1)), trainings, mesh)
+        own_step = lambda training: min(step, training.total - 1)  # a finished one makes its last step, in vain
+        steps = [own_step(training) for training in trainings]
+        batch = _stack_of(lambda training: training.loader.batch(own_step(training)), trainings, mesh)
         rate = np.array([rates[step] for rates, step in zip(rates, steps)])
         return program(state, batch, rate, keys, np.array(steps, np.int32), active)
 
@@ -387,7 +392,7 @@ class Programs:
         self.freeze = spread(functools.partial(ppo_stage.frozen_params, config.policy), mesh)
         self.keys = spread(lambda key, number: jax.random.fold_in(jax.random.wrap_key_data(key), number), mesh)
         self.randomness = lambda key, *_: randomness(key)
-        self.sample = lambda params, batch, key, temperature: sample(params, batch.tokens, batch.mask, key, temperature)
+        self.sample = lambda params, batch, *noise: sample(params, batch.tokens, batch.mask, *noise)
         self.score = spread(ppo.make_score(config, reward_fn), mesh, compiler_options=rounding)
         self.update = spread(ppo.make_update(config, *optimizers), mesh, donate=0, compiler_options=rounding)
         self.take = spread(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), mesh)
@@ -395,5 +400,5 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def _ppo_programs(config: ppo.PPOConfig, reward_fn: ppo.RewardFn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
+def _ppo_programs(config: ppo.PPOConfig, reward_fn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
     return Programs(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), sampling, sizes, mesh)

@@ -92,7 +92,7 @@ class History:
     x: str = "step"  # or another metric
     sqrt_x: bool = False
     where: dict = field(default_factory=dict)
-    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder; "step" is then the line, if it has none
+    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder; its "step" is the line, if it has none
     name: str = ""
     title: str = ""
     x_title: str = ""
@@ -218,9 +218,9 @@ class Dominates:
 class Linear:
     """R^2 of a least-squares fit of y is at least r2.
 
-    Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's settings. d is x, or its root
-    with sqrt_x. Forms: linear, c + m d; and without a constant (Gao et al. 2022, section 3) bon, d (alpha - beta d);
-    rl, d (alpha - beta ln d).
+    Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's
+    settings. d is x, or its root with sqrt_x. Forms: linear, c + m d; and without a constant (Gao et al. 2022,
+    section 3) bon, d (alpha - beta d); rl, d (alpha - beta ln d).
     """
 
     y: str
@@ -343,7 +343,8 @@ def from_json(value):
         try:
             return _CLASSES[value["is"]](**fields)
         except (KeyError, TypeError) as error:
-            raise InputError(f"{value['is']} with {listed(fields)} is nothing this version can report: {error}") from None
+            what = f"{value['is']} with {listed(fields)}"
+            raise InputError(f"{what} is nothing that this version can report: {error}") from None
     return tuple(map(from_json, value)) if isinstance(value, list) else value
 
 
@@ -361,6 +362,16 @@ def lookup(config: dict, name: str):
     return config
 
 
+def level(config: dict, overrides: dict, name: str):
+    """The value that a field has with some overrides: theirs, or the config's; None where it has none."""
+    if name in overrides:
+        return overrides[name]
+    try:
+        return lookup(config, name)
+    except KeyError:
+        return None
+
+
 def same(first, second) -> bool:
     """Equal as JSON: 1 is 1.0, a tuple is a list."""
     return key(first) == key(second)
@@ -368,9 +379,8 @@ def same(first, second) -> bool:
 
 def chosen(value, wanted) -> bool:
     """Whether `where` with `wanted` for a field takes a setting that has `value` there."""
-    if isinstance(wanted, (tuple, list)) and not isinstance(value, (tuple, list)):
-        return any(same(value, item) for item in wanted)
-    return same(value, wanted)
+    several = wanted if isinstance(wanted, (tuple, list)) else ()
+    return same(value, wanted) or any(same(value, item) for item in several)
 
 
 def key(value) -> str:

@@ -21,11 +21,12 @@ def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
     names = [item.name for item in (*declared.figures, *declared.tables) if item.name]
     for name in names:
         if names.count(name) > 1 or not name.replace("_", "").replace("-", "").isalnum():
-            raise InputError(f"name='{name}': a figure's or table's name is one of its own, of letters, digits, - and _")
+            raise InputError(f"name='{name}': a figure's or table's name is its own, of letters, digits, - and _")
     drawn = [figure.name for figure in declared.figures if figure.name]
     for claim in declared.claims:
         if claim.figure and claim.figure not in drawn:
-            raise InputError(f"Claim '{claim.text}': figure='{claim.figure}' is the name of no figure ({spec.listed(drawn)})")
+            known = spec.listed(drawn)
+            raise InputError(f"Claim '{claim.text}': figure='{claim.figure}' is the name of no figure ({known})")
 
 
 class _Words:
@@ -42,14 +43,18 @@ class _Words:
         if name not in self.stages:
             raise InputError(f"{at}='{name}' is no stage of the sweep{_instead(name, self.stages)}")
 
-    def axis(self, at, name):
+    def axis(self, at, name, where, least):
         if name not in self.swept:
             raise InputError(f"{at}='{name}' is no field that the sweep varies{_instead(name, self.swept)}")
+        values = {spec.key(arm[name]) for arm in self._matching(where) if name in arm}
+        if len(values) < least:
+            among = f" among those with {where}" if where else ""
+            raise InputError(f"{at}='{name}': the arms{among} have {len(values)} of its values; {least} are needed")
 
     def where(self, at, fields):
         for name, wanted in fields.items():
             if name == "seed":
-                raise InputError(f"{at}: 'seed' chooses no setting: the arms of a setting differ in it, and are averaged")
+                raise InputError(f"{at}: 'seed' chooses no setting: arms of a setting differ in it and are averaged")
             values = [arm[name] for arm in self.arms if name in arm]
             try:
                 values.append(spec.lookup(self.config, name))
@@ -60,6 +65,12 @@ class _Words:
             for value in wanted if isinstance(wanted, (tuple, list)) else (wanted,):
                 if not any(spec.chosen(known, choice) for known in values for choice in (value, wanted)):
                     raise InputError(f"{at}: no arm has {name}={value!r}; there are {spec.listed(values)}")
+        if not self._matching(fields):
+            raise InputError(f"{at}: no arm has all of {fields}")
+
+    def _matching(self, where) -> list[dict]:
+        return [arm for arm in self.arms if all(
+            spec.chosen(spec.level(self.config, arm, name), wanted) for name, wanted in where.items())]  # fmt: skip
 
     def has(self, stage, quantity) -> bool:
         kind = self._kind(stage)
@@ -98,14 +109,14 @@ def known_quantity(name: str, kind: str) -> bool:
 
 def _check(item, sweep: _Words, at: tuple) -> None:
     """A spec and those inside it, each field by its name; `at`: where it stands."""
-    for field in dataclasses.fields(item):
+    for field in sorted(dataclasses.fields(item), key=lambda field: field.name != "where"):  # axes are of what it takes
         name, value = field.name, getattr(item, field.name)
         here = ".".join((*at, name))
         if name in ("stage", "stages"):
             for stage in (value,) if name == "stage" else value:
                 sweep.stage(here, stage)
         elif name in ("axis", "by") and isinstance(value, str):  # `by` of Greater is a number
-            sweep.axis(here, value)
+            sweep.axis(here, value, item.where, 3 if isinstance(item, spec.Peak) else 2)
         elif name in ("where", "baseline") and value:
             sweep.where(here, value)
         elif name == "quantities":
