@@ -58,7 +58,7 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
         near_duplicates="drop",  # 3.2; where rows have a user: group_field=user (A.2) and per_user=200 (3.2)
     )
 
-    config.sft.update(  # C.1; the paper selects by reward score: --config.sft.select=reward with sft.reward_run
+    config.sft.update(  # C.1; the paper selects by reward score: --config.sft.select=reward with sft.reward
         init="gpt3",
         epochs=16.0,
         schedule="cosine",

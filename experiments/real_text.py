@@ -49,7 +49,7 @@ def get_config(which: str = "truthfulqa"):
         config.stages = ("sft", "reward_model")
         config.model.shape, config.tokenizer.path, config.sft.init = MODEL, f"{MODEL}/tokenizer.json", MODEL
         config.data.files.rankings = rankings
-        config.sft.update(epochs=1.0, learning_rate=3e-4, dropout_rate=0.0)
-        config.reward_model.update(learning_rate=3e-4, warmup_steps=20, epochs=1.0 if which == "truthfulqa" else 2.0)
+        config.sft.update(epochs=1.0, learning_rate=3e-4, dropout_rate=0.0, packed=True)
+        config.reward_model.update(packed=True, learning_rate=3e-4, warmup_steps=20, epochs=1.0 if which == "truthfulqa" else 2.0)
         config.evaluate.prompts = 64
     return config

@@ -1,6 +1,6 @@
 """From log-probabilities, scores and values to advantages, and the coefficient of the KL.
 
-KL, shaped rewards, GAE, whitening: arrays in, float32 arrays out. Masks are True on the tokens of
+KL, shaped rewards, GAE, estimators without a value model, whitening: arrays in, float32 arrays out. Masks are True on the tokens of
 the completion. Elsewhere results are 0, and whatever stands there, NaN included, changes nothing.
 
 Shapes: B batch, C tokens of a completion.
@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 
 WHITEN_EPSILON = 1e-8  # as in OpenAI's lm-human-preferences
+ESTIMATORS = ("gae", "rloo", "grpo", "reinforce")  # of advantages; all but the first do without values
+GROUPED = ("rloo", "grpo")  # compare the completions of one prompt
+KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 class KLEstimates(NamedTuple):
@@ -84,11 +87,12 @@ def shaped_rewards(
     ref_logprobs: jax.Array,
     mask: jax.Array,
     kl_coef: jax.Array | float,
+    estimator: str = "k1",
 ) -> jax.Array:
     """Rewards f32[B,C]: -kl_coef x KL on every token, and the score on the last real one.
 
-    InstructGPT, section 3.5. The rewards of a completion sum to score - kl_coef x `sequence_kl`; a
-    completion without a real token gets none.
+    InstructGPT, section 3.5. With k1 the rewards of a completion sum to score - kl_coef x
+    `sequence_kl`; a completion without a real token gets none.
 
     Args:
         scores: [B].
@@ -96,9 +100,10 @@ def shaped_rewards(
         ref_logprobs: [B,C].
         mask: bool[B,C].
         kl_coef: scalar.
+        estimator: of the KL of a token, a field of `KLEstimates`.
     """
     scores = jnp.asarray(scores, jnp.float32)[:, None]
-    penalties = kl_coef * kl_per_token(logprobs, ref_logprobs, mask)
+    penalties = kl_coef * getattr(kl_estimates(logprobs, ref_logprobs, mask), estimator)
     return jnp.where(last_token(mask), scores, 0) - penalties
 
 
@@ -133,6 +138,53 @@ def gae(
     return advantages.T, advantages.T + values
 
 
+def of_completions(rewards: jax.Array, mask: jax.Array, estimator: str, samples: int = 1) -> jax.Array:
+    """Advantages f32[B,C] without a value model: a completion is one action, and all its tokens share its advantage.
+
+    What a completion is worth is the sum of its rewards, not discounted: the KL is in it where it is in
+    the rewards.
+
+    Args:
+        rewards: [B,C].
+        mask: bool[B,C].
+        estimator: "rloo", "grpo" or "reinforce".
+        samples: completions of a prompt; they are neighbours: rows 0 to samples - 1 are of the first.
+
+    Raises:
+        ValueError: an unknown estimator.
+    """
+    totals = jnp.sum(_select(mask, rewards), axis=1)
+    if estimator == "rloo":
+        advantages = rloo(totals.reshape(-1, samples))
+    elif estimator == "grpo":
+        advantages = grpo(totals.reshape(-1, samples))
+    elif estimator == "reinforce":
+        advantages = totals - jnp.mean(totals)
+    else:
+        raise ValueError(f"estimator must be 'rloo', 'grpo' or 'reinforce', got {estimator!r}")
+    return _select(mask, advantages.reshape(-1, 1))
+
+
+def rloo(totals: jax.Array) -> jax.Array:
+    """REINFORCE leave-one-out, of [X,K] completions of X prompts: less the mean of the prompt's other completions.
+
+    Kool et al. 2019; Ahmadian et al. 2024 (arXiv 2402.14740). What is subtracted does not depend on the
+    completion, so the gradient is unbiased. It is K / (K - 1) x what is left over the mean of all K.
+    """
+    samples = totals.shape[1]
+    return (totals - jnp.mean(totals, axis=1, keepdims=True)) * (samples / (samples - 1))
+
+
+def grpo(totals: jax.Array) -> jax.Array:
+    """Group-relative, of [X,K]: less the prompt's mean, over its standard deviation.
+
+    Shao et al. 2024 (arXiv 2402.03300), section 4.1.2. The variance is biased and `WHITEN_EPSILON` is
+    added to it, so that completions which are worth the same get 0.
+    """
+    centred = totals - jnp.mean(totals, axis=1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=1, keepdims=True) + WHITEN_EPSILON)
+
+
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean f32[] over all that the mask selects, not row by row; 0 if it selects nothing."""
     return jnp.sum(_select(mask, x)) / jnp.maximum(jnp.sum(mask), 1)
@@ -144,7 +196,7 @@ def masked_var(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True) -> jax.Array:
-    """`x` f32[B,C] scaled to variance 1 over all its real tokens, so give it the global batch.
+    """`x` f32[B,C] scaled to variance 1 over all its real tokens: give it the global batch, or a global minibatch.
 
     The variance is biased (Huang et al., detail 18), and `WHITEN_EPSILON` is added to it.
 

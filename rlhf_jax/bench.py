@@ -157,7 +157,7 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Work:
     section = ml_collections.ConfigDict(dict(zip(("batch_size", "minibatch_size", "ppo_epochs"), sizes)))
     shape = ppo.PPOConfig(lm, lm, eos_id=_NEVER, missing_eos="none", score_parts=config.minibatches)
     score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
-    make, shardings = ppo_stage.state_maker(lm, lm, mesh, sharding.DEFAULT_RULES, optimizers)
+    make, shardings = ppo_stage.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=_NEVER, pad_id=0)
     alone = ppo_stage.Programs(shape, score, optimizers, shardings, sampler, mesh)
     at_once = trials.Programs(shape, score, optimizers, (config.completion_length, _NEVER, 0, 1), sizes, mesh)
@@ -343,7 +343,7 @@ def _episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
 def _coefficients() -> ppo.Coefficients:
     numbers = dict(
         ptx_coef=0.0, learning_rate=1e-5, value_learning_rate=1e-5, temperature=1.0, cliprange=0.2, cliprange_value=0.2,
-        vf_coef=1.0, gamma=1.0, lam=0.95, missing_eos_value=0.0, ema_decay=0.0, kl_target=6.0, kl_horizon=1e4,
+        vf_coef=1.0, entropy_coef=0.0, gamma=1.0, lam=0.95, missing_eos_value=0.0, ema_decay=0.0, kl_target=6.0, kl_horizon=1e4,
     )  # fmt: skip
     return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
 

@@ -111,6 +111,14 @@ def defaults_like(config: ConfigDict) -> ConfigDict:
     return defaults
 
 
+def upgraded(config: dict) -> dict:
+    """A config.json of an older version with the values that today's fields would have."""
+    for section in config.values():
+        if isinstance(section, dict) and isinstance(section.get("whiten_advantages"), bool):
+            section["whiten_advantages"] = "batch" if section["whiten_advantages"] else "none"
+    return config
+
+
 def data_config() -> ConfigDict:
     return ConfigDict(
         {
@@ -208,7 +216,7 @@ def sft_config() -> ConfigDict:
         pretrain_mix=0.0,  # share of a batch; 0.1 for the "PPO init" of C.3
         validate_epochs=1.0,
         select="loss",  # by validation "loss", or "reward" with a reward model, as the paper does
-        reward_run="",  # the finished run whose reward model selects
+        reward="",  # whose reward model selects: an earlier stage, or the work directory of a finished run
     )
 
 
@@ -275,6 +283,7 @@ def best_of_n_config() -> ConfigDict:
             "init": "sft",  # the policy: a stage
             "reward": "reward_model",  # the proxy: a stage, or a directory of a released reward model
             "judges": (),  # other reward models that say what its choice is worth, beside gold
+            "pool": "",  # another best_of_n stage whose samples are scored again, instead of sampling
             "samples": 64,  # for each of the evaluation's test prompts
             "temperature": 1.0,  # the KL of best of n is that to the policy at this temperature
             "batch_size": 256,  # completions sampled at once
@@ -288,7 +297,10 @@ def ppo_config() -> ConfigDict:
             "kind": "ppo",
             "init": "sft",  # the policy and the KL reference (C.3's "PPO init")
             "reward": "reward_model",  # a stage, or a directory of a released reward model (relative to data.files.dir)
-            "value_init": "reward",  # section 3.5; or "policy", "random"
+            "advantage": "gae",  # or without a value model: "rloo", "grpo", "reinforce"; see advantages.of_completions
+            "samples_per_prompt": 1,  # completions of a prompt in a batch; "rloo" and "grpo" compare them
+            "value": "separate",  # section 3.5: a model of its own; or "shared": a head on the policy's trunk, one optimizer
+            "value_init": "reward",  # section 3.5; or "policy" (its trunk, a fresh head), "zero" (a head of 0), "random"
             "iterations": 500,  # 256k episodes of 512 (C.4)
             "batch_size": 512,  # C.4
             "minibatch_size": 64,  # C.4
@@ -296,6 +308,8 @@ def ppo_config() -> ConfigDict:
             "sample_parts": 1,  # in which an iteration's prompts are sampled, to save memory; no result depends on it
             "ppo_epochs": 1,  # C.4
             "kl_coef": 0.02,  # C.4 (beta)
+            "kl_in": "reward",  # section 3.5; or "loss" (Shao et al. 2024): its token mean beside the policy loss
+            "kl_estimator": "k1",  # of a token's penalty; or "k2", "k3", see advantages.KLEstimates; objective/kl is k1
             "kl_target": config_dict.placeholder(float),  # nats; set: adaptive coefficient (Ziegler et al. 2019)
             "kl_horizon": 10_000.0,  # episodes, Ziegler et al.
             "ptx_coef": 0.0,  # C.4: 27.8 for PPO-ptx (gamma); of the token mean, see ppo.ptx_loss
@@ -304,7 +318,8 @@ def ppo_config() -> ConfigDict:
             "ptx_microbatches": 1,
             "cliprange": 0.2,  # C.4
             "cliprange_value": 0.2,  # unstated; Stiennon et al., OpenAI's code
-            "vf_coef": 1.0,  # unstated; the value has its own optimizer, so this matters only with clipping
+            "vf_coef": 1.0,  # unstated; a value model has its own optimizer: it matters with clipping, or a shared trunk
+            "entropy_coef": 0.0,  # unstated; of the token mean of the entropy, in nats
             "learning_rate": 8.05e-6,  # not printed; the largest that did not diverge without ptx (Fig. 38)
             "value_learning_rate": 9e-6,  # C.4; 5e-6 at 175B
             "schedule": "constant",  # C.4; or "linear", "cosine", down to final_fraction
@@ -315,13 +330,14 @@ def ppo_config() -> ConfigDict:
             "gamma": 1.0,  # C.4: no discount
             "lam": 0.95,  # unstated; Stiennon et al.
             "whiten_rewards": False,  # unstated; off in Stiennon et al. and Huang et al.
-            "whiten_advantages": True,  # unstated; on in OpenAI's code, here over the global batch
+            "whiten_advantages": "batch",  # unstated; or "minibatch" (OpenAI's code, Huang et al. detail 18), "none"
             "missing_eos": "replace",  # unstated; Ziegler et al.: a fixed score instead; or "subtract", "none"
             "missing_eos_value": -1.0,
             "ema_decay": 0.992,  # C.4, per optimizer step (unstated whether per step or iteration)
             "output": "ema",  # unstated; which weights are evaluated and handed on: or "params"
             "optimizer": optimizer_config(),
             "value_optimizer": optimizer_config(),
+            "log_gold": False,  # the world's labeler judges each rollout: objective/gold, objective/gold_sem
             "checkpoint_every": 10,  # iterations
         }
     )

@@ -78,6 +78,7 @@ def check(run: Run, stage: str) -> None:
         raise InputError(f"{stage}.beta={section.beta} must be above 0: it is the KL coefficient whose optimum is sought")
     if not 0 <= section.label_smoothing < 0.5:
         raise InputError(f"{stage}.label_smoothing={section.label_smoothing} must be at least 0 and below 0.5")
+    rankings.check(run, stage)
     supervised.check(run, stage)
 
 
@@ -99,7 +100,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     examples = with_reference(run, stage, start, examples)
     held_out = rankings.load(run, stage, "valid")
     held_out = held_out and with_reference(run, stage, start, prepare(run, stage, held_out)[0])
-    loader = Loader(examples, section.batch_size, run.seed, name=stage)
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     return supervised.Training(
         run,

@@ -122,7 +122,8 @@ def fit_all(
     total = max(trial.total for trial in trials.values())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(Checkpointer(folder, run.config.checkpoints_kept, run.config.checkpoints_every))
+        kept, kept_every = run.config.checkpoints_kept, run.config.checkpoints_every
+        checkpointer = stack.enter_context(Checkpointer(folder, kept, kept_every))
         restored = checkpointer.restore(abstract)
         first = 0
         if restored:

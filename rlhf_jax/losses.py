@@ -40,6 +40,24 @@ def combine(a: Loss, b: Loss) -> Loss:
     )
 
 
+def plus(loss: Loss, name: str, coefficient: jax.Array | float, x: jax.Array, mask: jax.Array) -> Loss:
+    """`loss`, whose elements are the tokens of `mask`, and `coefficient` x the token mean of x, kept as a statistic.
+
+    Args:
+        x: [B,C].
+        mask: bool[B,C].
+    """
+    total, count = _sum_and_count(x, mask)
+    return loss._replace(total=loss.total + coefficient * total, sums=loss.sums | {name: (total, count)})
+
+
+def labelled(loss: Loss, label: str) -> Loss:
+    """The same, its statistics called "label/...", the loss itself among them as "label/loss"."""
+    sums = {f"{label}/{name}": value for name, value in loss.sums.items()}
+    maxima = {f"{label}/{name}": value for name, value in loss.maxima.items()}
+    return Loss(loss.total, loss.weight, {f"{label}/loss": (loss.total, loss.weight), **sums}, maxima)
+
+
 def token_cross_entropy(logprobs: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of the target tokens, in nats.
 

@@ -356,6 +356,24 @@ def with_scalar_head(config: TransformerConfig, params: dict, key: jax.Array) ->
     return {name: params.get(name, value) for name, value in fresh.items()}
 
 
+_SCALAR_HEAD = ("scalar_kernel", "scalar_bias")
+
+
+def scalar_head_of(params: dict) -> dict:
+    """The head of a reward or value model, without its trunk."""
+    return {name: params[name] for name in _SCALAR_HEAD}
+
+
+def is_scalar_head(params: dict) -> bool:
+    """Whether there is nothing but a head."""
+    return params.keys() == set(_SCALAR_HEAD)
+
+
+def without_scalar_head(params: dict) -> dict:
+    """The language model of a policy that carries a scalar head on its trunk; any other stays as it is."""
+    return {name: value for name, value in params.items() if name not in _SCALAR_HEAD}
+
+
 def positions_from_mask(mask: jax.Array) -> jax.Array:
     """bool[B, T] -> i32[B, T]: how many real tokens stand before; padding anywhere does not count."""
     counts = jnp.cumsum(mask.astype(jnp.int32), axis=-1)

@@ -69,11 +69,14 @@ def compare(config: ConfigDict, game: Bandit) -> Iterator[Comparison]:
     log_policy = functools.partial(_log_policy, game, jax.jit(functools.partial(ppo.completion_logprobs, shape)))
     with jax.set_mesh(mesh):
         optimizers = tuple(map(optim.make_optimizer, ppo_stage.optimizers_of(section)))
-        make, shardings = ppo_stage.state_maker(shape, shape, mesh, sharding.DEFAULT_RULES, optimizers)
-        programs = _programs(shape, mesh, section, game, optimizers, shardings)
+        programs_config = ppo_stage.programs_config(shape, shape, bandit.EOS_ID, section)
+        make, shardings = ppo_stage.state_maker(programs_config, mesh, sharding.DEFAULT_RULES, optimizers)
+        programs = _programs(programs_config, mesh, game, optimizers, shardings)
         for seed in config.seeds:
             reference = model.init_params(shape, keys.named_key(seed, "policy"))
             value = model.init_params(shape, keys.named_key(seed, "value"), "scalar")
+            if not programs_config.value:
+                value = model.scalar_head_of(value) if programs_config.shared_value else None
             for kl_coef in config.kl_coefs:
                 started = time.perf_counter()
                 state = make(reference, value, jnp.float32(kl_coef))
@@ -96,15 +99,14 @@ def compare(config: ConfigDict, game: Bandit) -> Iterator[Comparison]:
 _WEIGHTS = {"ema": "ema_params", "params": "params"}
 
 
-def _programs(shape, mesh, section, game: Bandit, optimizers, shardings) -> ppo_stage.Programs:
+def _programs(config: ppo.PPOConfig, mesh, game: Bandit, optimizers, shardings) -> ppo_stage.Programs:
     sampler = generate.Sampler(
-        shape,
+        config.policy,
         mesh,
         completion_length=bandit.COMPLETION_LENGTH,
         eos_id=bandit.EOS_ID,
         pad_id=bandit.PAD_ID,
     )
-    config = ppo_stage.programs_config(shape, shape, bandit.EOS_ID, section)
     return ppo_stage.Programs(config, lambda _, rollout: game.score(rollout.tokens), optimizers, shardings, sampler, mesh)
 
 

@@ -3,21 +3,28 @@
 import contextlib
 import time
 
-from rlhf_jax import collect, dpo, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised
+from rlhf_jax import (
+    best_of_n_stage, collect, dpo, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised,
+)  # fmt: skip
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import best_of_n, policy
+from rlhf_jax.evaluate import policy
 
 KINDS = {
     "pretrain": pretrain.run_stage,
     "sft": sft.run_stage,
     "collect": collect.run_stage,
     "reward_model": reward_model.run_stage,
-    "ppo": ppo_stage.run_stage,
     "dpo": dpo.run_stage,
-    "best_of_n": best_of_n.run_stage,
+    "ppo": ppo_stage.run_stage,
+    "best_of_n": best_of_n_stage.run_stage,
 }
-_CHECKS = {"ppo": ppo_stage.check, "dpo": dpo.check, "best_of_n": best_of_n.check}  # of others: supervised.check
+_CHECKS = {  # of others: supervised.check
+    "reward_model": reward_model.check,
+    "dpo": dpo.check,
+    "ppo": ppo_stage.check,
+    "best_of_n": best_of_n_stage.check,
+}
 
 
 def run_stages(config, path: str, overrides: dict | None = None, store=None) -> None:

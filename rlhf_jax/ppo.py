@@ -30,11 +30,16 @@ class PPOConfig:
     """What shapes the programs; everything that is only a number is in Coefficients."""
 
     policy: TransformerConfig
-    value: TransformerConfig
+    value: TransformerConfig | None  # None: no value model of its own
     eos_id: int
     missing_eos: str = "replace"  # or "subtract", "none"
+    advantage: str = "gae"  # or "rloo", "grpo", "reinforce", which know no value; see advantages.of_completions
+    samples_per_prompt: int = 1  # neighbouring rows of a batch
+    kl_in: str = "reward"  # or "loss"
+    kl_estimator: str = "k1"  # of a token's penalty: or "k2", "k3"
+    entropy_bonus: bool = False  # Coefficients.entropy_coef counts
     whiten_rewards: bool = False
-    whiten_advantages: bool = True
+    whiten_advantages: str = "batch"  # or "minibatch", "none"
     score_parts: int = 1  # score runs the batch in so many parts, each the size of an update's microbatch
     microbatches: int = 1  # parts of a minibatch
     ptx_microbatches: int = 1  # parts of the pretraining batch of a minibatch
@@ -43,6 +48,11 @@ class PPOConfig:
     warmup_steps: int = 0
     warmup_from: float = 0.1
     final_fraction: float = 0.0  # of the peak, where a decay ends
+
+    @property
+    def shared_value(self) -> bool:
+        """The value is a scalar head on the policy's trunk, among the policy's parameters."""
+        return self.advantage == "gae" and self.value is None
 
 
 @struct.dataclass
@@ -55,7 +65,8 @@ class Coefficients:
     temperature: jax.Array
     cliprange: jax.Array
     cliprange_value: jax.Array
-    vf_coef: jax.Array  # scales the value loss; its optimizer is its own
+    vf_coef: jax.Array  # scales the value loss; a value model of its own has its own optimizer
+    entropy_coef: jax.Array  # weight of the entropy, nats per token
     gamma: jax.Array  # discount
     lam: jax.Array  # of GAE
     missing_eos_value: jax.Array
@@ -68,9 +79,18 @@ class Coefficients:
 class PPOState:
     """Everything an iteration changes."""
 
-    policy: TrainState
-    value: TrainState
+    policy: TrainState  # with a shared trunk, its parameters include the scalar head
+    value: TrainState | None  # None: no value model of its own
     kl_coef: jax.Array  # f32[], the state of the KL controller (the paper's beta)
+
+    @property
+    def language_model(self) -> dict:
+        """The parameters to sample from."""
+        return model.without_scalar_head(self.policy.params)
+
+    @property
+    def value_params(self) -> dict | None:
+        return self.value and self.value.params
 
 
 @struct.dataclass
@@ -80,10 +100,10 @@ class Experience:
     rollout: Rollout
     logprobs: jax.Array  # f32[B, C] of the sampling policy, recomputed by teacher forcing
     ref_logprobs: jax.Array  # f32[B, C]
-    values: jax.Array  # f32[B, C], before each token is chosen
+    values: jax.Array | None  # f32[B, C], before each token is chosen
     rewards: jax.Array  # f32[B, C], KL-shaped
     advantages: jax.Array  # f32[B, C]
-    returns: jax.Array  # f32[B, C]
+    returns: jax.Array | None  # f32[B, C]
     scores: jax.Array  # f32[B], after the missing-EOS rule
 
 
@@ -106,8 +126,11 @@ def _divisor(temperature):
 
 def completion_values(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
     """V(s_t) f32[B, C] before each completion token is chosen; 0 on padding."""
-    values = model.scalar_head(config, params, completion_states(config, params, rollout))
-    return jnp.where(rollout.completion_mask, values, 0.0)
+    return _values_at(config, params, completion_states(config, params, rollout), rollout.completion_mask)
+
+
+def _values_at(config: TransformerConfig, params: dict, states: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask, model.scalar_head(config, params, states), 0.0)
 
 
 def sequence_scores(config: TransformerConfig, params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -136,7 +159,7 @@ RewardFn = Callable[[dict, Rollout], jax.Array]  # (reward params, rollout) -> f
 
 
 def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
-    """The program (policy, value, ref, reward params, rollout, kl_coef, coefs) -> (Experience, metrics)."""
+    """The program (policy, value or None, ref, reward params, rollout, kl_coef, coefs) -> (Experience, metrics)."""
 
     def read(params, rollout, temperature):
         """What the models say of one part of the batch."""
@@ -156,11 +179,12 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
 
         states, ref_states = (completion_states(config.policy, x, rollout) for x in (policy, ref))
         compared = model.by_chunks(config.policy, compare, states, ref_states, rollout.completions)
-        return {
-            **{name: jnp.where(rollout.completion_mask, x, 0.0) for name, x in compared.items()},
-            "values": completion_values(config.value, value, rollout),
-            "scores": reward_fn(reward, rollout),
-        }
+        said = {name: jnp.where(rollout.completion_mask, x, 0.0) for name, x in compared.items()}
+        if config.shared_value:
+            said["values"] = _values_at(config.policy, policy, states, rollout.completion_mask)
+        elif config.advantage == "gae":
+            said["values"] = completion_values(config.value, value, rollout)
+        return said | {"scores": reward_fn(reward, rollout)}
 
     def score(policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients):
         params = (policy, value, ref, reward)
@@ -172,11 +196,17 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
         ended = has_eos(rollout, config.eos_id)
         raw_scores, logprobs, ref_logprobs = said["scores"], said["logprobs"], said["ref_logprobs"]
         scores = adv.apply_missing_eos(raw_scores, ended, config.missing_eos, coefs.missing_eos_value)
-        rewards = adv.shaped_rewards(scores, logprobs, ref_logprobs, mask, kl_coef)
+        penalty = kl_coef if config.kl_in == "reward" else 0.0
+        rewards = adv.shaped_rewards(scores, logprobs, ref_logprobs, mask, penalty, config.kl_estimator)
         if config.whiten_rewards:
             rewards = adv.whiten(rewards, mask, shift_mean=False)
-        advantages, returns = adv.gae(rewards, said["values"], mask, coefs.gamma, coefs.lam)
-        if config.whiten_advantages:
+        values = said.get("values")
+        if config.advantage == "gae":
+            advantages, returns = adv.gae(rewards, values, mask, coefs.gamma, coefs.lam)
+        else:
+            advantages = adv.of_completions(rewards, mask, config.advantage, config.samples_per_prompt)
+            returns = None
+        if config.whiten_advantages == "batch":
             advantages = adv.whiten(advantages, mask)
         kl = adv.sequence_kl(logprobs, ref_logprobs, mask)
         sampling_gap = jnp.abs(logprobs - rollout.logprobs)
@@ -194,24 +224,53 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
             "objective/eos": jnp.mean(ended, dtype=jnp.float32),
             "objective/logprob_gap_max": jnp.max(jnp.where(mask, sampling_gap, 0.0)),
         }
-        experience = Experience(rollout, logprobs, ref_logprobs, said["values"], rewards, advantages, returns, scores)
+        experience = Experience(rollout, logprobs, ref_logprobs, values, rewards, advantages, returns, scores)
         return experience, metrics
 
     return score
 
 
-def policy_loss(config: PPOConfig, coefs: Coefficients, params: dict, part: Experience) -> losses.Loss:
-    """The clipped policy loss of a minibatch (or of a microbatch of it)."""
-    new_logprobs = completion_logprobs(config.policy, params, part.rollout, coefs.temperature)
-    mask = part.rollout.completion_mask
-    return losses.clipped_policy_loss(new_logprobs, part.logprobs, part.advantages, mask, coefs.cliprange)
+def policy_loss(config: PPOConfig, coefs: Coefficients, kl_coef, params: dict, part: Experience) -> losses.Loss:
+    """The loss of the policy's parameters on a minibatch (or on a microbatch of it).
+
+    The clipped policy loss; where the config says so, plus kl_coef times the token mean of the KL (Shao et al. 2024,
+    section 4.1.1, with k3), less entropy_coef times the token mean of the entropy; and on a shared trunk plus vf_coef
+    times the value loss (Schulman et al. 2017, equation 9).
+    """
+    rollout, mask = part.rollout, part.rollout.completion_mask
+    states = completion_states(config.policy, params, rollout)
+    divisor = _divisor(coefs.temperature)
+    new_logprobs = model.target_logprobs(config.policy, params, states, rollout.completions, divisor)
+    new_logprobs = jnp.where(mask, new_logprobs, 0.0)
+    loss = losses.clipped_policy_loss(new_logprobs, part.logprobs, part.advantages, mask, coefs.cliprange)
+    loss = losses.labelled(loss, "policy")
+    if config.kl_in == "loss":
+        kl = getattr(adv.kl_estimates(new_logprobs, part.ref_logprobs, mask), config.kl_estimator)
+        loss = losses.plus(loss, "policy/kl", kl_coef, kl, mask)
+    if config.entropy_bonus:
+        entropy = model.by_chunks(config.policy, lambda x: _entropy(model.lm_logits(config.policy, params, x, divisor)), states)
+        loss = losses.plus(loss, "policy/entropy", -coefs.entropy_coef, entropy, mask)
+    if config.shared_value:
+        v_loss = _value_loss(coefs, _values_at(config.policy, params, states, mask), part)
+        loss = loss._replace(total=loss.total + coefs.vf_coef * v_loss.total, sums=loss.sums | v_loss.sums)
+    return loss
+
+
+def _entropy(logits: jax.Array) -> jax.Array:
+    """Nats f32[...] of the distributions [..., V]."""
+    all_logprobs = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(all_logprobs) * all_logprobs, axis=-1)
 
 
 def value_loss(config: PPOConfig, coefs: Coefficients, params: dict, part: Experience) -> losses.Loss:
-    """The clipped value loss of a minibatch (or of a microbatch of it)."""
-    new_values = completion_values(config.value, params, part.rollout)
+    """The clipped value loss of a minibatch (or of a microbatch of it), of a value model of its own."""
+    return _value_loss(coefs, completion_values(config.value, params, part.rollout), part)
+
+
+def _value_loss(coefs: Coefficients, new_values: jax.Array, part: Experience) -> losses.Loss:
     mask = part.rollout.completion_mask
-    return losses.clipped_value_loss(new_values, part.values, part.returns, mask, coefs.cliprange_value)
+    loss = losses.clipped_value_loss(new_values, part.values, part.returns, mask, coefs.cliprange_value)
+    return losses.labelled(loss, "val")
 
 
 def ptx_loss(config: TransformerConfig, params: dict, batch: Batch) -> losses.Loss:
@@ -232,19 +291,22 @@ def make_update(
 
     def update(state: PPOState, minibatch: Experience, ptx: Batch | None, coefs: Coefficients):
         no_key = jax.random.key(0)  # dropout is off
-        policy_loss_fn = lambda params, part, _: policy_loss(config, coefs, params, part)
-        value_loss_fn = lambda params, part, _: value_loss(config, coefs, params, part)
+        if config.whiten_advantages == "minibatch":
+            whitened = adv.whiten(minibatch.advantages, minibatch.rollout.completion_mask)
+            minibatch = minibatch.replace(advantages=whitened)
+        policy_loss_fn = lambda params, part, _: policy_loss(config, coefs, state.kl_coef, params, part)
         grads, loss = train.gradients(policy_loss_fn, state.policy.params, minibatch, no_key, config.microbatches)
-        value_grads, v_loss = train.gradients(
-            value_loss_fn, state.value.params, minibatch, no_key, config.microbatches
-        )
-        metrics = {f"ppo/policy/{name}": value for name, value in train.loss_metrics(loss).items()}
-        v_metrics = {f"ppo/val/{name}": value for name, value in train.loss_metrics(v_loss).items()}
-        metrics |= v_metrics | {
-            "ppo/val/explained_variance": losses.explained_variance(
-                v_metrics["ppo/val/error"], v_metrics["ppo/val/returns"], v_metrics["ppo/val/returns_squared"]
+        found = train.loss_metrics(loss)
+        if state.value is not None:
+            value_loss_fn = lambda params, part, _: value_loss(config, coefs, params, part)
+            value_grads, v_loss = train.gradients(
+                value_loss_fn, state.value.params, minibatch, no_key, config.microbatches
             )
-        }
+            found |= train.loss_metrics(v_loss)
+        metrics = {f"ppo/{name}": value for name, value in found.items() if name != "loss"}
+        if config.advantage == "gae":
+            of_returns = (metrics[f"ppo/val/{name}"] for name in ("error", "returns", "returns_squared"))
+            metrics["ppo/val/explained_variance"] = losses.explained_variance(*of_returns)
         if ptx is not None:
             # The barrier keeps the two gradients two computations: PPO's is the same bits with and without ptx.
             grads = jax.lax.optimization_barrier(grads)
@@ -263,16 +325,16 @@ def make_update(
             warmup_from=config.warmup_from,
             final=config.final_fraction,
         )
-        value_grads = jax.tree.map(lambda g: coefs.vf_coef * g, value_grads)
         policy, norm = train.apply_gradients(
             state.policy, grads, optimizer, coefs.learning_rate * rate, coefs.ema_decay
         )
-        value, v_norm = train.apply_gradients(state.value, value_grads, value_optimizer, coefs.value_learning_rate * rate)
-        metrics |= {
-            "ppo/policy/grad_norm": norm,
-            "ppo/val/grad_norm": v_norm,
-            "ppo/learning_rate": coefs.learning_rate * rate,
-        }
+        metrics |= {"ppo/policy/grad_norm": norm, "ppo/learning_rate": coefs.learning_rate * rate}
+        value = None
+        if state.value is not None:
+            value_grads = jax.tree.map(lambda g: coefs.vf_coef * g, value_grads)
+            value, metrics["ppo/val/grad_norm"] = train.apply_gradients(
+                state.value, value_grads, value_optimizer, coefs.value_learning_rate * rate
+            )
         return PPOState(policy, value, state.kl_coef), metrics
 
     return update

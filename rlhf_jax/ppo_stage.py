@@ -5,10 +5,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import checkpoint, loop, model, optim, ppo, sharding, train
+from rlhf_jax import checkpoint, generate, loop, model, optim, ppo, sharding, train
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
@@ -23,29 +24,61 @@ def coefficients(section: ConfigDict) -> ppo.Coefficients:
     return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
 
 
+_CHOICES = {
+    "missing_eos": ("replace", "subtract", "none"),
+    "advantage": adv.ESTIMATORS,
+    "kl_in": ("reward", "loss"),
+    "kl_estimator": adv.KL_ESTIMATORS,
+    "value": ("separate", "shared"),
+    "value_init": ("reward", "policy", "random", "zero"),
+    "whiten_advantages": ("batch", "minibatch", "none"),
+}
+
+
 def programs_config(
-    shape: TransformerConfig, value_shape: TransformerConfig, eos_id: int, section: ConfigDict
+    shape: TransformerConfig, value_shape: TransformerConfig | None, eos_id: int, section: ConfigDict
 ) -> ppo.PPOConfig:
     """What shapes the programs of a policy and a value model of these shapes, checked.
 
+    Args:
+      value_shape: of no use where the section has no value model of its own.
+
     Raises:
-      InputError: sizes that do not divide, or an unknown missing-EOS rule.
+      InputError: sizes that do not divide, an unknown choice, or choices that do not go together.
     """
-    if section.missing_eos not in ("replace", "subtract", "none"):
-        raise InputError(
-            f"ppo.missing_eos='{section.missing_eos}' is unknown; it can be 'replace', 'subtract' or 'none'"
-        )
-    batch, minibatch, parts = section.batch_size, section.minibatch_size, section.microbatches
+    for field, choices in _CHOICES.items():
+        if section[field] not in choices:
+            *others, last = map(repr, choices)
+            raise InputError(f"ppo.{field}={section[field]!r} is unknown; it can be {', '.join(others)} or {last}")
+    batch, minibatch, parts, samples = (
+        section[name] for name in ("batch_size", "minibatch_size", "microbatches", "samples_per_prompt")
+    )
     if batch % minibatch or minibatch % parts:
         raise InputError(
             f"ppo batch_size={batch} must be a multiple of minibatch_size={minibatch}, and that of microbatches={parts}"
         )
+    if samples < 1 or batch % samples:
+        raise InputError(f"ppo batch_size={batch} must be a multiple of samples_per_prompt={samples}")
+    if section.advantage in adv.GROUPED and samples == 1:
+        raise InputError(
+            f"ppo.advantage='{section.advantage}' compares the completions of a prompt, and there is one: give "
+            "ppo.samples_per_prompt 2 or more"
+        )
+    if section.kl_in == "loss" and section.kl_estimator == "k1":
+        raise InputError(
+            "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3': the gradient of 'k1' is 0 in expectation"
+        )
     steps_per_iteration = section.ppo_epochs * (batch // minibatch)
     return ppo.PPOConfig(
         policy=shape,
-        value=value_shape,
+        value=value_shape if has_value_model(section) else None,
         eos_id=eos_id,
         missing_eos=section.missing_eos,
+        advantage=section.advantage,
+        samples_per_prompt=samples,
+        kl_in=section.kl_in,
+        kl_estimator=section.kl_estimator,
+        entropy_bonus=section.entropy_coef != 0.0,
         whiten_rewards=section.whiten_rewards,
         whiten_advantages=section.whiten_advantages,
         score_parts=batch // minibatch * parts,
@@ -57,6 +90,11 @@ def programs_config(
         warmup_from=section.warmup_from,
         final_fraction=section.final_fraction,
     )
+
+
+def has_value_model(section: ConfigDict) -> bool:
+    """Whether there is a value model of its own: not on the policy's trunk, and not without values."""
+    return section.advantage == "gae" and section.value == "separate"
 
 
 class Programs:
@@ -99,7 +137,7 @@ def summarize(steps: list[dict]) -> dict:
     }
 
 
-def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool):
+def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool, judge=None):
     """One iteration: a rollout, its experience, and ppo_epochs x batch/minibatch optimizer steps.
 
     Of one run, or of several trials at once if all arguments (and the programs) have a leading axis of trials.
@@ -107,6 +145,7 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
     Args:
       state: PPOState, donated. frozen: (ref params, reward params). batch: Prompts.
       ptx_batch: optimizer step within the iteration -> Batch on the mesh, or None.
+      judge: Rollout -> metrics of it that no program makes, or None.
 
     Returns:
       (state, metrics): those of the experience, and the mean of the updates'.
@@ -114,9 +153,9 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
     sample_key, minibatches = programs.randomness(
         key, section.batch_size, section.minibatch_size, section.ppo_epochs
     )
-    rollout = programs.sample(state.policy.params, batch, sample_key, coefs.temperature)
+    rollout = programs.sample(state.language_model, batch, sample_key, coefs.temperature)
     experience, metrics = programs.score(
-        state.policy.params, state.value.params, *frozen, rollout, state.kl_coef, coefs
+        state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs
     )
     steps = []
     for rows in minibatches:
@@ -130,11 +169,13 @@ def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, sec
         None if fixed_kl else coefs.kl_target,
         coefs.kl_horizon,
     )
+    if judge:  # now that the devices have their work
+        metrics |= judge(rollout)
     return state.replace(kl_coef=kl_coef), metrics
 
 
 def build(run: Run, stage: str):
-    """((policy, value parameters, kl_coef) -> PPOState, jitted; Programs) of config[stage].
+    """((policy, value parameters, kl_coef) -> PPOState, jitted; Programs) of config[stage]; see state_maker.
 
     Stages of one process that differ in Coefficients, kl_coef or seed alone get the same ones, compiled once.
     """
@@ -154,7 +195,7 @@ def build(run: Run, stage: str):
 @functools.lru_cache(maxsize=16)
 def _programs(config: ppo.PPOConfig, reward_fn: ppo.RewardFn, optimizers: tuple, sampler, mesh, rules: tuple):
     optimizers = tuple(map(optim.make_optimizer, optimizers))
-    make, shardings = state_maker(config.policy, config.value, mesh, dict(rules), optimizers)
+    make, shardings = state_maker(config, mesh, dict(rules), optimizers)
     return make, Programs(config, reward_fn, optimizers, shardings, sampler, mesh)
 
 
@@ -164,7 +205,7 @@ def optimizers_of(section: ConfigDict) -> tuple[optim.OptimizerConfig, optim.Opt
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for sizes that do not fit one another or the mesh; computes nothing."""
+    """Raises InputError for what does not fit together, or not the mesh; computes nothing."""
     section = run.config[stage]
     programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
     for field, rows in {
@@ -173,12 +214,23 @@ def check(run: Run, stage: str) -> None:
         **({"ptx_microbatches": ptx_rows(section)} if section.ptx_coef and section.ptx_ratio else {}),
     }.items():
         sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
+    if section.advantage == "gae" and section.value == "shared" and section.value_init == "reward":
+        widths = run.shape(section.reward).embed_dim, run.model.embed_dim
+        if widths[0] != widths[1]:
+            raise InputError(
+                f"{stage}.value='shared' with value_init='reward' takes the head of a reward model of width {widths[0]}, "
+                f"and the policy's is {widths[1]}; choose value_init='random' or 'zero'"
+            )
+    if section.log_gold and run.config.data.source != "world":
+        raise InputError(f"{stage}.log_gold: data.source='{run.config.data.source}' has no gold labeler; only 'world' has")
 
 
-def value_shape_of(run: Run, stage: str) -> TransformerConfig:
-    """The value model has the shape of what it starts from: the reward model, or the policy."""
+def value_shape_of(run: Run, stage: str) -> TransformerConfig | None:
+    """A value model of its own has the shape of what it starts from: the reward model, or the policy."""
     section = run.config[stage]
-    return run.model if section.value_init == "policy" else run.shape(section.reward)
+    if not has_value_model(section):
+        return None
+    return run.model if section.value_init in ("policy", "zero") else run.shape(section.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,17 +254,25 @@ class Training:
         section = self.run.config[self.stage]
         return section.ppo_epochs * (section.batch_size // section.minibatch_size)
 
-    def start(self) -> tuple[dict, dict, dict]:
-        """The parameters of reference, reward and value model; the policy starts as the reference."""
+    def start(self) -> tuple[dict, dict, dict | None]:
+        """The parameters of reference and reward model, and what make_state takes of a value; the policy is the reference."""
         run, stage = self.run, self.stage
         ref = run.start_params(stage)
         reward = run.load_params(run.config[stage].reward, "scalar")
-        return ref, reward, _value_params(run, stage, self.config.value, reward, ref)
+        return ref, reward, _value_params(run, stage, reward, ref)
+
+    def judge(self, iteration: int):
+        """What iterate asks for metrics of the rollout; None where the gold labeler is not asked."""
+        section = self.run.config[self.stage]
+        if not section.log_gold:
+            return None
+        index = self.prompts.batch(iteration).index
+        return functools.partial(gold_metrics, self.run, section.samples_per_prompt, index)
 
     def finish(self, state: ppo.PPOState) -> None:
         """Writes the policy's parameters, by default their moving average."""
         output = state.policy.ema_params if self.run.config[self.stage].output == "ema" else state.policy.params
-        checkpoint.save_params(self.run.folder(self.stage) / "params", output)
+        checkpoint.save_params(self.run.folder(self.stage) / "params", model.without_scalar_head(output))
 
 
 def training_of(run: Run, stage: str) -> Training:
@@ -223,7 +283,8 @@ def training_of(run: Run, stage: str) -> Training:
         run.corpus.prompts("train", "ppo"), run.tokenizer, run.config.prompt_length, run.config.too_long
     )
     run.report_data(stage, "prompts", report)
-    loader = Loader(arrays, section.batch_size, run.seed, name="ppo")  # one name: arms see the same prompts
+    # One name: arms see the same prompts.
+    loader = Loader(arrays, section.batch_size, run.seed, name="ppo", copies=section.samples_per_prompt)
     trial = loop.Trial(
         run,
         stage,
@@ -260,9 +321,26 @@ def run_stage(run: Run, stage: str) -> None:
             run.key("ppo", iteration),
             section,
             fixed_kl=section.kl_target is None,
+            judge=training.judge(iteration),
         )
 
     training.finish(loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every))
+
+
+def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str, float]:
+    """What the gold labeler says of a rollout: the mean, and its standard error over prompts, which are the sample.
+
+    Args:
+      samples: of a prompt; they are neighbours.
+      index: i32[B], which prompt each row has.
+    """
+    texts, finished = generate.texts(rollout, run.tokenizer)
+    records = run.corpus.prompts("train", "ppo")
+    rows = zip(index, texts, finished)
+    totals = np.array([run.corpus.gold(records[i], text, ended).total for i, text, ended in rows])
+    means = totals.reshape(-1, samples).mean(axis=1)
+    error = {"objective/gold_sem": means.std(ddof=1) / np.sqrt(len(means))} if len(means) > 1 else {}
+    return {"objective/gold": means.mean(), **error}
 
 
 def frozen_params(shape: TransformerConfig, *params: dict) -> tuple[dict, ...]:
@@ -290,40 +368,54 @@ def ptx_rows(section: ConfigDict) -> int:
     return section.ptx_ratio * section.minibatch_size // section.ppo_epochs
 
 
-def _value_params(run: Run, stage: str, shape: TransformerConfig, reward: dict, policy: dict) -> dict:
-    choice = run.config[stage].value_init
-    if choice == "reward":
-        return reward
-    if choice == "random":
-        return run.init_params(f"{stage}/value", shape, head="scalar")
-    if choice == "policy":
-        return run.with_scalar_head(shape, policy, run.key(stage, "value"))
-    raise InputError(f"{stage}.value_init='{choice}' is unknown; it can be 'reward', 'policy' or 'random'")
+def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict | None:
+    """What the value starts from: a model of its own, a head for the policy's trunk, or None."""
+    section = run.config[stage]
+    if section.advantage != "gae":
+        return None
+    separate = section.value == "separate"
+    if section.value_init == "reward":
+        return reward if separate else model.scalar_head_of(reward)
+    if separate and section.value_init == "random":
+        return run.init_params(f"{stage}/value", value_shape_of(run, stage), head="scalar")
+    value = run.with_scalar_head(run.model, policy, run.key(stage, "value"))
+    if section.value_init == "zero":
+        value |= jax.tree.map(jnp.zeros_like, model.scalar_head_of(value))
+    return value if separate else model.scalar_head_of(value)
 
 
-def make_state(optimizers, policy: dict, value: dict, kl_coef: jax.Array) -> ppo.PPOState:
+def make_state(optimizers, policy: dict, value: dict | None, kl_coef: jax.Array) -> ppo.PPOState:
     """A fresh state; the parameters are copied, because states are donated.
 
     Args:
-      optimizers: optax transformations, of the policy and of the value model.
+      optimizers: optax transformations, of the policy (with a shared trunk, of the head too) and of the value model.
+      value: parameters of a model of its own, of a head for the policy's trunk alone, or None.
     """
-    copy = functools.partial(jax.tree.map, jnp.copy)
+    policy, value = jax.tree.map(jnp.copy, (policy, value))
+    if value and model.is_scalar_head(value):
+        policy, value = policy | value, None
     return ppo.PPOState(
-        train.init_state(copy(policy), optimizers[0], ema=True),
-        train.init_state(copy(value), optimizers[1]),
+        train.init_state(policy, optimizers[0], ema=True),
+        value and train.init_state(value, optimizers[1]),
         kl_coef,
     )
 
 
-def state_maker(shape: TransformerConfig, value_shape: TransformerConfig, mesh, rules, optimizers):
-    """((policy, value parameters, kl_coef) -> PPOState on the mesh, jitted; its shardings)."""
+def state_maker(config: ppo.PPOConfig, mesh, rules, optimizers):
+    """((policy, value parameters, kl_coef) -> PPOState on the mesh, jitted; its shardings); see make_state."""
+    shape, value_shape = config.policy, config.value
+    axes, value_axes, value = model.logical_axes(shape), None, None
+    if config.shared_value:
+        axes |= model.scalar_head_of(model.logical_axes(shape, "scalar"))
+        value = model.scalar_head_of(model.param_shapes(shape, "scalar"))
+    elif value_shape:
+        value_axes, value = model.logical_axes(value_shape, "scalar"), model.param_shapes(value_shape, "scalar")
     make = functools.partial(make_state, optimizers)
-    kl_coef = jax.ShapeDtypeStruct((), jnp.float32)
-    shapes = jax.eval_shape(make, model.param_shapes(shape), model.param_shapes(value_shape, "scalar"), kl_coef)
+    shapes = jax.eval_shape(make, model.param_shapes(shape), value, jax.ShapeDtypeStruct((), jnp.float32))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     shardings = ppo.PPOState(
-        shard(shapes.policy, optimizers[0], model.logical_axes(shape, "lm")),
-        shard(shapes.value, optimizers[1], model.logical_axes(value_shape, "scalar")),
+        shard(shapes.policy, optimizers[0], axes),
+        shapes.value and shard(shapes.value, optimizers[1], value_axes),
         sharding.replicated(mesh),
     )
     return jax.jit(make, out_shardings=shardings), shardings

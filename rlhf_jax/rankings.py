@@ -10,6 +10,17 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.run import Run
 
 
+def check(run: Run, stage: str) -> None:
+    """Raises InputError where config[stage] names no earlier collect stage, or no part of its prompts; computes nothing."""
+    name, text = run.config[stage].get("rankings", ""), run.config[stage].get("subset", "")
+    stages = list(run.config.stages)
+    earlier = stages[: stages.index(stage)] if stage in stages else stages
+    if name and (name not in earlier or run.config[name].kind != "collect"):
+        raise InputError(f"{stage}.rankings='{name}' is no collect stage that comes before it")
+    if text:
+        _part(text, 1, f"{stage}.subset")
+
+
 def source(run: Run, stage: str) -> str | None:
     """The collect stage that config[stage] learns from; None: it learns from the corpus's own rankings.
 
@@ -54,21 +65,24 @@ def subset(rankings: list[Ranking], text: str, seed: int, field: str = "subset")
     """
     units = list(dict.fromkeys(ranking.unit for ranking in rankings))
     units.sort(key=lambda unit: hashlib.blake2b(f"{seed}/{unit}".encode()).digest())
-    begin, colon, end = text.partition(":")
-    try:
-        first, last = _place(begin or "0", len(units)), _place(end or "100%", len(units))
-    except ValueError:
-        colon = ""
-    if not colon:
-        raise InputError(f"{field}='{text}' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'")
+    first, last = _part(text, len(units), field)
     if not 0 <= first < last <= len(units):
         raise InputError(f"{field}='{text}' of {len(units)} prompts with rankings takes none, or more than there are")
     chosen = set(units[first:last])
     return [ranking for ranking in rankings if ranking.unit in chosen]
 
 
-def _place(text: str, total: int) -> int:
-    return round(float(text[:-1]) / 100 * total) if text.endswith("%") else int(text)
+def _part(text: str, total: int, field: str) -> tuple[int, int]:
+    """Where a part begins and ends."""
+    begin, colon, end = text.partition(":")
+    place = lambda x: round(float(x[:-1]) / 100 * total) if x.endswith("%") else int(x)
+    try:
+        first, last = place(begin or "0"), place(end or "100%")
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise InputError(f"{field}='{text}' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'")
+    return first, last
 
 
 def batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:

@@ -78,6 +78,13 @@ def loss_of(run: Run, stage: str) -> RewardLoss:
     return RewardLoss(run.shape(stage), kind)
 
 
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
+    loss_of(run, stage)
+    rankings.check(run, stage)
+    supervised.check(run, stage)
+
+
 def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
     """Every untied pair as a ranking of its own: what the paper found to overfit when shuffled."""
     pairs = []
@@ -306,9 +313,9 @@ def _bins(rows) -> list[dict]:
 class ValidationReward:
     """Mean reward score of a policy's samples on validation prompts: how the paper selects SFT models."""
 
-    def __init__(self, run: Run, reward_run: str):
+    def __init__(self, run: Run, reward: str):
         self._run = run
-        self._scorer = Scorer(open_run(reward_run), mesh=run.mesh)
+        self._scorer = scorer_of(run, reward)
         self._prompts = run.corpus.prompts("valid", "ppo")
         self._arrays, _ = batch_prompts(self._prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
 

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import attention, checkpoint, generate, hf, hosts, keys, model, progress, shapes, sharding
-from rlhf_jax.config import defaults_like
+from rlhf_jax.config import defaults_like, upgraded
 from rlhf_jax.data import mixture, packing
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
@@ -206,7 +206,7 @@ class Run:
         section = self.config[stage]
         if section.get("init") and section.init not in self.config.stages:
             self._check_init(stage)
-        reads_text = section.kind in ("collect", "best_of_n")  # another run's reward model will do
+        reads_text = section.kind in ("sft", "collect", "best_of_n")  # another run's reward model will do
         if section.get("reward") and section.reward not in self.config and not (reads_text and is_run(section.reward)):
             self._check_folder(section.reward, self.shape(section.reward), "scalar")
 
@@ -336,7 +336,7 @@ def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
     folder = pathlib.Path(path)
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no work directory of a run: it has no config.json")
-    config = ConfigDict(read_json(folder / "config.json"))
+    config = ConfigDict(upgraded(read_json(folder / "config.json")))
     _complete(config, defaults_like(config))
     return _assemble(config, folder, progress.Interrupt(), mesh)
 

@@ -105,13 +105,15 @@ class Selection:
     """Keeps the weights of the best validation in the stage's output folder.
 
     The paper chooses SFT models by reward score on validation prompts (C.1): it predicts people's
-    preferences better than the loss. That needs the reward model of a finished run.
+    preferences better than the loss. That needs a reward model, of an earlier stage or of a finished run.
     """
 
     def __init__(self, run: Run, stage: str):
         section = run.config[stage]
         if section.select not in ("loss", "reward"):
             raise InputError(f"{stage}.select='{section.select}' is unknown; it can be 'loss' or 'reward'")
+        if section.select == "reward" and not section.reward:
+            raise InputError(f"{stage}.select='reward' needs {stage}.reward: an earlier stage, or a finished run")
         self._run, self._by = run, section.select
         self._params = run.folder(stage) / "params"
         self._record = run.folder(stage) / "selection.json"
@@ -119,7 +121,7 @@ class Selection:
         if self._by == "reward":
             from rlhf_jax.reward_model import ValidationReward
 
-            self._reward = ValidationReward(run, section.reward_run)
+            self._reward = ValidationReward(run, section.reward)
 
     def offer(self, params: dict, step: int, loss: float) -> dict[str, float]:
         """Compares weights with the best so far; returns metrics to log."""

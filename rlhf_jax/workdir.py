@@ -13,6 +13,7 @@ import os
 import pathlib
 
 from rlhf_jax import hosts
+from rlhf_jax.config import upgraded
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import lock as lock_file
 from rlhf_jax.files import read_if_there, read_json, write_json
@@ -74,7 +75,7 @@ class Workdir:
         config, defaults = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            refuse_other_config(self.path, read_json(file), config, ignore, defaults)
+            refuse_other_config(self.path, upgraded(read_json(file)), config, ignore, defaults)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 

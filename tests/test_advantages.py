@@ -306,3 +306,70 @@ def test_results_are_float32_whatever_comes_in():
         advantages.masked_var(x, mask),
     ]
     assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype(jnp.float32)}
+
+
+# --- Without values -------------------------------------------------------------------------------
+
+of_completions = jax.jit(advantages.of_completions, static_argnames=("estimator", "samples"))
+
+
+@seeds
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce"])
+def test_a_constant_on_the_scores_of_a_prompt_changes_nothing(seed, estimator):
+    rewards, mask = arrays(seed, 1)
+    bonus = np.array([5.0, 5.0, -2.0, -2.0] if estimator != "reinforce" else [5.0] * 4, np.float32)
+    more = rewards + np.where(advantages.last_token(mask), bonus[:, None], 0)
+    found = [of_completions(x, mask, estimator, 2) for x in (rewards, more)]
+    np.testing.assert_allclose(*found, atol=2e-5)
+    assert np.abs(found[0]).max() > 0.1 and np.all(np.asarray(found[0])[~mask] == 0)
+    # On one of its completions it does.
+    one = rewards + mask * np.float32([[1], [0], [0], [0]])
+    found = [of_completions(x, mask, estimator, 4) for x in (rewards, one)]
+    assert np.abs(found[0] - found[1]).max() > 0.01
+
+
+@seeds
+def test_the_samples_of_a_prompt_have_advantages_that_sum_to_0(seed):
+    totals = np.random.default_rng(seed).normal(size=(5, 4)).astype(np.float32)
+    for estimator in (advantages.rloo, advantages.grpo):
+        np.testing.assert_allclose(estimator(totals).sum(1), np.zeros(5), atol=1e-5)
+    np.testing.assert_allclose(np.var(advantages.grpo(totals), axis=1), np.ones(5), rtol=1e-5)
+
+
+def test_completions_that_are_worth_the_same_get_no_advantage():
+    for estimator in (advantages.rloo, advantages.grpo):
+        np.testing.assert_array_equal(estimator(np.full((2, 3), 0.5, np.float32)), np.zeros((2, 3)))
+
+
+def test_two_completions_by_hand():
+    np.testing.assert_allclose(advantages.rloo(np.float32([[1, 4]])), [[-3, 3]])
+    np.testing.assert_allclose(advantages.rloo(np.float32([[1, 4, 7]])), [[-4.5, 0, 4.5]])
+    np.testing.assert_allclose(advantages.grpo(np.float32([[1, 4]])), [[-1, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.nan])
+def test_padding_has_no_part_in_what_a_completion_is_worth(garbage):
+    rewards, mask = arrays(0, 1)
+    for estimator in ("rloo", "grpo", "reinforce"):
+        found = [of_completions(dirty(rewards, mask, x), mask, estimator, 2) for x in (0.0, garbage)]
+        np.testing.assert_array_equal(*found)
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(ValueError, match="estimator must be"):
+        advantages.of_completions(np.zeros((2, 3)), np.ones((2, 3), bool), "a2c")
+
+
+@seeds
+def test_the_penalty_can_be_any_estimate_of_the_kl(seed):
+    logprobs, ref_logprobs, mask = arrays(seed, 2)
+    scores = np.float32([1.5, -0.25, 0.0, 2.0])
+    for estimator in advantages.KL_ESTIMATORS:
+        expected = scores.astype(np.float64)
+        for b in range(B):
+            for t in range(C):
+                if mask[b, t]:
+                    d = float(logprobs[b, t]) - float(ref_logprobs[b, t])
+                    expected[b] -= 0.3 * {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[estimator]
+        rewards = advantages.shaped_rewards(scores, logprobs, ref_logprobs, mask, 0.3, estimator)
+        np.testing.assert_allclose(rewards.sum(1), expected, rtol=1e-4, atol=1e-5)

@@ -39,6 +39,15 @@ def test_ppo_reaches_the_optimum(config):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [dict(advantage="rloo", samples_per_prompt=8), dict(value="shared")])
+def test_other_kinds_of_ppo_come_near_the_optimum(config, options):
+    config.seeds, config.kl_coefs = (0,), (0.2,)
+    config.ppo.update(iterations=50, **options)
+    (row,) = optimum.compare(config, bandit.make_bandit(config.bandit_seed))
+    assert 0.9 <= row.gain_ratio <= 1, row
+
+
+@pytest.mark.slow
 def test_ppo_reaches_the_optimum_at_all_kl_coefs_and_seeds_with_one_compilation(config, monkeypatch):
     made, programs = [], optimum._programs
     monkeypatch.setattr(optimum, "_programs", lambda *arguments: made.append(programs(*arguments)) or made[-1])

@@ -9,10 +9,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import collect, dpo, pipeline, rankings, reward_model
 from rlhf_jax import run as run_lib
-from rlhf_jax.config import best_of_n_config, collect_config
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import best_of_n, policy
 from rlhf_jax.files import read_json
 from rlhf_jax.progress import Stopped
 from rlhf_jax.report.record import Record
@@ -24,21 +22,18 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def get_config():
-    """The toy's first steps; then feedback by its reward model, one that learns from it, DPO, and best of n by both."""
+    """The toy's first steps; then feedback by its reward model, one that learns from it, DPO, and best of n."""
     config = toy_config()
-    config.stages = ("sft", "collect", "reward_model", "feedback", "taught", "dpo", "best_of_n", "best_by_taught")
+    config.stages = ("sft", "collect", "reward_model", "feedback", "taught", "dpo", "best_of_n")
     config.sft.update(init="", pretrain_mix=0.0)
     config.collect.update(models=("sft@1.0", "sft@0.7"))
-    config.feedback = collect_config()
-    config.feedback.update(config.collect)
+    config.feedback = config.collect.copy_and_resolve_references()
     config.feedback.update(labeler="reward_model", reward="reward_model", held_out_group="")
     config.taught = config.reward_model.copy_and_resolve_references()
     config.taught.update(rankings="feedback", subset=":50%", epochs=1.0)
     config.dpo.update(batch_size=8, beta=0.5, epochs=2.0, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2)
     config.dpo.update(rankings="collect", label_smoothing=0.1, validate_epochs=0.5)
     config.best_of_n.update(samples=5, batch_size=16, judges=("taught",))
-    config.best_by_taught = best_of_n_config()
-    config.best_by_taught.update(reward="taught", samples=3, batch_size=16)
     return config
 
 
@@ -80,39 +75,13 @@ def test_dpo_starts_at_its_reference_and_learns(whole):
 
 def test_every_comparator_is_evaluated_as_a_policy(whole):
     record = Record.load(whole)
-    assert list(record.evaluations) == ["sft", "dpo", "best_of_n", "best_by_taught"]
-    for stage in ("dpo", "best_of_n", "best_by_taught"):
+    assert list(record.evaluations) == ["sft", "dpo", "best_of_n"]
+    for stage in ("dpo", "best_of_n"):
         assert all(record.estimate(stage, name) for name in ("gold/total", "score", "kl", "win_rate", "completion_length"))
         assert record.evaluations[stage]["reference"] == "sft"
     assert record.estimate("dpo", "skills/mean") and not record.estimate("best_of_n", "skills/mean")
     assert record.estimate("dpo", "kl")["value"] != 0
     assert all(name in (whole / "report.md").read_text() for name in ("DPO", "best of n"))
-
-
-def test_best_of_n_chooses_the_sample_that_its_reward_model_likes_best(whole):
-    run = run_lib.open_run(whole)
-    for stage, reward, count in (("best_of_n", "reward_model", 5), ("best_by_taught", "taught", 3)):
-        rows = [row for path in sorted((whole / stage / "candidates").iterdir()) for row in rows_of(path)]
-        facts, evaluation = (read_json(whole / stage / name) for name in ("best_of_n.json", "evaluation.json"))
-        by_prompt = {}
-        for row in rows:
-            by_prompt.setdefault(row["index"], []).append(row)
-        assert len(by_prompt) == facts["prompts"] == 8 and {len(own) for own in by_prompt.values()} == {count}
-        assert len({row["completion"] for row in rows}) > len(rows) / 2  # each sample has noise of its own
-        scores = Scorer(run, reward)([Prompt(row["prompt"], {}) for row in rows], *zip(*((r["completion"], r["finished"]) for r in rows)))
-        np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-5, atol=1e-6)
-        best = {index: max(own, key=lambda row: row["score"]) for index, own in by_prompt.items()}
-        chosen = rows_of(whole / stage / "samples.jsonl")
-        assert [row["completion"] for row in chosen] == [best[row["index"]]["completion"] for row in chosen]
-        estimates = evaluation["estimates"]
-        assert estimates["kl"]["value"] == pytest.approx(np.log(count) - 1 + 1 / count)
-        assert estimates["score"] == estimates["score/reward_model"]
-        assert facts["curve"] == evaluation["curve"] and [point["n"] for point in facts["curve"]] == list(range(1, count + 1))
-        judges = ("score/taught",) if stage == "best_of_n" else ()
-        for name, column in ((f"score/{reward}", "score"), ("gold/total", "gold"), *((name, name) for name in judges)):
-            assert estimates[name]["value"] == pytest.approx(facts["curve"][-1][column]["value"])
-        assert set(facts["curve"][0]) == {"n", "kl", "score", "gold", *judges}
-        assert facts["curve"][0]["score"]["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
 
 
 def test_the_group_held_out_changes_who_labels_and_nothing_else(whole, tmp_path):
@@ -179,30 +148,14 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
     assert_same_stage(path, whole, "dpo")
 
 
-def test_best_of_n_goes_on_where_it_was_stopped(whole, tmp_path):
-    path = again(whole, tmp_path / "run", "best_of_n")
-    with run_lib.start(get_config(), path) as run:
-        key = run.key
-        run.key = lambda *names: setattr(run.interrupt, "requested", 2) or key(*names)
-        with pytest.raises(Stopped):
-            best_of_n.run_stage(run, "best_of_n")
-        kept = sorted((path / "best_of_n" / "candidates").iterdir())
-        assert [file.name for file in kept] == ["0000.jsonl"]
-        run.key, run.interrupt.requested = key, 0
-        before = kept[0].stat().st_mtime_ns
-        best_of_n.run_stage(run, "best_of_n")
-    assert kept[0].stat().st_mtime_ns == before
-    for name in ("best_of_n.json", "samples.jsonl", "evaluation.json"):
-        assert (path / "best_of_n" / name).read_text() == (whole / "best_of_n" / name).read_text()
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"dpo.beta": 0.0}, "dpo.beta=0.0 must be above 0"),
+        ({"dpo.rankings": "sft"}, "dpo.rankings='sft' is no collect stage that comes before it"),
+        ({"reward_model.rankings": "feedback"}, "reward_model.rankings='feedback' is no collect stage that comes before it"),
+        ({"taught.subset": "half"}, "taught.subset='half' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'"),
         ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be at least 0 and below 0.5"),
-        ({"best_of_n.samples": 0}, "best_of_n.samples=0 must be at least 1"),
-        ({"best_of_n.temperature": 0.0}, "best_of_n.temperature=0.0 must be above 0"),
     ],
 )
 def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message):

@@ -445,3 +445,21 @@ def test_another_cliprange_does_not_recompile():
         program = jax.jit(lambda *args: (traces.append(1), loss(*args))[1])
         totals = {float(program(*arrays, mask, cliprange).total) for cliprange in (0.1, 0.2, 0.3)}
         assert len(traces) == 1 and len(totals) == 3
+
+
+# --- Put together ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("garbage", [0.0, math.nan])
+def test_a_term_is_added_as_a_token_mean_and_logged_without_its_coefficient(garbage):
+    *arrays, mask = experience(0)
+    rng = np.random.default_rng(9)
+    x = np.where(mask, rng.normal(size=mask.shape), garbage).astype(np.float32)
+    loss = losses.labelled(policy_loss(*arrays, mask, 0.2), "policy")
+    more = losses.plus(loss, "policy/kl", 0.3, x, mask)
+    expected = np.mean([float(value) for value, real in zip(x.ravel(), mask.ravel()) if real])
+    assert mean(more.sums["policy/kl"]) == pytest.approx(expected, rel=1e-5)
+    assert float((more.total - loss.total) / loss.weight) == pytest.approx(0.3 * expected, abs=1e-5)
+    assert mean(more.sums["policy/loss"]) == pytest.approx(float(loss.total / loss.weight))
+    assert more.sums.keys() == {"policy/kl", "policy/loss", *(f"policy/{name}" for name in policy_loss(*arrays, mask, 0.2).sums)}
+    assert more.maxima.keys() == {"policy/ratio_max"}

@@ -85,9 +85,22 @@ def test_extrapolation_holds_for_the_law_and_fails_for_another():
     assert bad.r_squared < 0.9 and bad.largest_error > 0.01 and bad.law.r_squared > 0.99
 
 
+def test_where_a_policy_started_can_be_fitted_too():
+    rows = [{"objective/kl_exact": kl, "objective/gold": 0.7 + law("rl", 0.3, 0.1, kl)} for kl in KL]
+    kl, reward = overoptimization.of_training([{"objective/kl_exact": 0.0, "objective/gold": 0.7}, *rows])
+    found = fit(kl, reward, "rl", start=True)
+    assert (found.alpha, found.beta, found.r_squared, found.start) == pytest.approx((0.3, 0.1, 1, 0.7))
+    assert fit(kl, reward, "rl").r_squared < 0.5
+    kl, reward = overoptimization.of_training(rows, window=4)
+    assert len(kl) == 6 and kl[0] == pytest.approx(KL[:4].mean()) and reward[5] == pytest.approx(
+        np.mean([row["objective/gold"] for row in rows[20:24]])
+    )
+
+
 def test_too_few_points_are_refused():
-    with pytest.raises(ValueError, match="two distinct KLs above 0"):
-        fit([0, 1, 1], [0, 1, 1], "rl")
+    for start, points in ((False, [0, 1, 1]), (True, [1, 2, 2])):
+        with pytest.raises(ValueError, match=f"a law of {2 + start} coefficients needs as many distinct KLs above 0, not {1 + start}"):
+            fit(points, points, "rl", start=start)
     with pytest.raises(ValueError, match="no point has a KL above 20"):
         extrapolate(KL, KL, "rl", 20)
     with pytest.raises(ValueError, match="two distinct KLs"):

@@ -258,6 +258,23 @@ def test_runs_and_tokens_of_every_program():
     )  # both models, the average and the frozen ones, always
 
 
+@pytest.mark.parametrize("options", [dict(advantage="rloo", samples_per_prompt=2), dict(value="shared")])
+def test_without_a_value_model_none_is_planned(options):
+    config = tensor_config()
+    config.ppo_ptx.update(options)
+    run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
+    found = {p.name: p for p in programs.of_stage(run, "ppo_ptx", DATA)}
+    for program in found.values():
+        groups = program.passed | program.resident
+        assert not [name for name in groups if name.startswith("value")]
+        if program.name != "sample":
+            assert ("scalar_kernel" in groups["policy parameters"]) == ("value" in options)
+    assert "scalar_kernel" not in found["sample"].passed["decode copy"]
+    assert (found["score"].work.tokens, found["update"].work.tokens) == (3 * 16 * 16, 8 * 16 + 16 * 16)
+    with jax.set_mesh(run.mesh):
+        found["update"].lower()
+
+
 def test_dpo_reads_its_rankings_once_more_for_the_reference():
     run = run_lib.without_data(tensor_config(), DATA, tiny.mesh_of("2x2x2"))
     reference, step = programs.of_stage(run, "dpo", DATA)

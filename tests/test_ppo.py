@@ -197,8 +197,8 @@ def test_the_temperature_divides_the_logits():
 
 def test_the_value_model_starts_as_the_reward_model_and_gives_the_reward_after_the_last_token():
     s = stage()
-    run = types.SimpleNamespace(config={"ppo": types.SimpleNamespace(value_init="reward")})
-    value = ppo_stage._value_params(run, "ppo", s.config, s.reward, s.policy)
+    run = types.SimpleNamespace(config={"ppo": types.SimpleNamespace(advantage="gae", value="separate", value_init="reward")})
+    value = ppo_stage._value_params(run, "ppo", s.reward, s.policy)
     assert value is s.reward
     scores = jax.jit(s.reward_fn)(s.reward, rollout())
     # A value stands before its token; so let every completion have one token more.

@@ -18,7 +18,7 @@ from test_report import write_run
 from rlhf_jax import report
 from rlhf_jax.errors import InputError
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import html_page, reproduction, spec, sweep_page, tables
+from rlhf_jax.report import html_page, reproduction, spec, sweep_page, sweep_tables, tables
 from rlhf_jax.report.sweep import Sweep
 
 PTX, KL = "ppo_ptx.ptx_coef", "ppo_ptx.kl_coef"
@@ -141,7 +141,10 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path):
     report.write(path)
     text = (path / "report.md").read_text()
     assert text.count("Not read: ") == 3 and "evaluation.json, line 1" in text and "metrics.jsonl, line 1" in text
-    assert "its arm.json cannot be read" in text
+    assert "its arm.json cannot be read" in text and "nan" not in text
+    sweep = Sweep(path)
+    arm = next(arm for arm in sweep.arms if arm.path == arms[3])
+    assert sweep.value(arm, "ppo_ptx", "gold/total") is None and sweep.value(arm, "sft", "gold/total") is not None
 
 
 def test_settings_have_short_names_and_a_baseline(tmp_path):
@@ -207,10 +210,10 @@ def test_csv_files_hold_the_numbers_in_full(done):
 def test_latex_is_escaped(done):
     text = (done / "tables" / "main.tex").read_text()
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2 and r"\toprule" in text
-    body = [line for line in text.splitlines() if "&" in line]
+    body = [line for line in text.splitlines() if "&" in line and not line.startswith("%")]
     assert len({line.count("&") for line in body}) == 1 and all(line.endswith(r"\\") for line in body)
     assert r"kl\_coef=0.08, ptx\_coef=0.5 & " in text and r"retained skills, mean (\%)" in text
-    assert text.isascii()
+    assert text.isascii() and text.startswith("% python -m rlhf_jax.sweep ") and "\n% commit: abc123\n" in text
     every = tables.latex("\\ { } $ & # % _ ^ ~ < > | ± − – [x] γ")
     assert every == (r"\textbackslash{} \{ \} \$ \& \# \% \_ \textasciicircum{} \textasciitilde{} \textless{} \textgreater{} "
                      r"\textbar{} $\pm$ $-$ -- {[}x{]} $\gamma$")  # fmt: skip
@@ -252,8 +255,13 @@ def test_a_sweep_that_declares_nothing_gets_tables_and_curves(tmp_path):
     path = make(tmp_path / "plain", spec.Declared(), ARMS, fate=lambda _: "done")
     report.write(path)
     text = (path / "report.md").read_text()
-    assert "### PPO-ptx" in text and "### Reward model" in text and len(re.findall(r"!\[", text)) == 2
-    assert "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 2  # the config's own
+    assert "### PPO-ptx" in text and "### reward model" not in text and len(re.findall(r"!\[", text)) == 2
+    assert "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 1  # the config's own
+    for folder in (path / "arms").glob("*kl_coef=0.3"):
+        facts = json.loads((folder / "reward_model" / "evaluation.json").read_text())
+        facts["valid"]["accuracy"]["value"] += 0.1
+        (folder / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
+    assert [table.title for table in sweep_tables.default_tables(Sweep(path))] == ["PPO-ptx", "reward model"]
 
 
 @pytest.mark.parametrize("ending", ["missing", "running", ("failed", None), "stopped"])
@@ -326,6 +334,10 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     stale.write_text("")
     reproduction.publish_sweep(sweep_page.make(folder / "again").sweep.path, docs / "again")  # in place of the old
     assert not stale.exists() and not list(docs.rglob(".*"))
+    (docs / "again" / "verdicts.json").unlink()  # somebody else's folder now
+    with pytest.raises(InputError, match="is no copy of a sweep's report"):
+        reproduction.publish_sweep(folder / "again", docs / "again")
+    assert (docs / "again" / "report.md").exists()
 
 
 def test_wrong_arguments_are_one_sentence(done, tmp_path, capsys):
@@ -362,6 +374,9 @@ def test_specs_are_json_both_ways():
     (lambda: spec.Curve("score", "ppo_ptx", PTX, where={"seed": 0}), "Curve.where: 'seed' chooses no setting"),
     (lambda: spec.Curve("score", "ppo_ptx", PTX, where={KL: 7.0}), "Curve.where: no arm has ppo_ptx.kl_coef=7.0; there are"),
     (lambda: spec.Curve("score", "ppo_ptx", PTX, where={"ppo.nothing": 7.0}), "'ppo.nothing' is no field of the config"),
+    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={PTX: 2.0, KL: 0.3}), "no arm has all of"),
+    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={KL: 0.3}), "with {'ppo_ptx.kl_coef': 0.3} have 1 of its values; 2"),
+    (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo_ptx", PTX, {PTX: (0.0, 2.0)})), "Peak.axis='ppo_ptx.ptx_coef': .* 3 are"),
     (lambda: spec.Curve("score", "ppo_ptx", PTX, scale="logg"), "Curve: scale='logg' is none of auto, linear"),
     (lambda: spec.Curve("history:objective/kl@median", "ppo_ptx", PTX), "is no quantity of ppo_ptx"),
     (lambda: spec.Curve("gold/total", "reward_model", PTX), "no quantity of reward_model"),

@@ -16,9 +16,9 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, collect, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
+from rlhf_jax import checkpoint, collect, generate, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
-from rlhf_jax.data.batches import Batch, batch_demonstrations
+from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
 from rlhf_jax.errors import InputError
@@ -267,6 +267,51 @@ def test_a_learning_rate_that_breaks_the_model_is_found_at_once(whole, tmp_path)
 # ---------------------------------------------------------------------------- other settings, and refusals
 
 
+OTHER_PPOS = {
+    "rloo": dict(advantage="rloo", samples_per_prompt=2, log_gold=True),
+    "grpo": dict(advantage="grpo", samples_per_prompt=4, kl_in="loss", kl_estimator="k3", kl_target=0.1, kl_horizon=40.0),
+    "shared": dict(value="shared", value_init="reward", entropy_coef=0.01, whiten_advantages="minibatch"),
+}
+
+
+@pytest.mark.parametrize("name", ["rloo", pytest.param("grpo", marks=pytest.mark.slow), pytest.param("shared", marks=pytest.mark.slow)])
+def test_other_kinds_of_ppo_resume_and_write_a_plain_policy(whole, tmp_path, name):
+    config = toy_config()
+    config.ppo.update(OTHER_PPOS[name])
+    path, again = (copy_until(whole, tmp_path / copy, "ppo", config) for copy in ("one", "two"))
+    run_stage(path, "ppo", config)
+    with pytest.raises(Stopped):
+        run_stage(again, "ppo", config, before_step=stop_at(1))
+    run_stage(again, "ppo", config)
+    assert_same_stage(again, path, "ppo")
+    rows = timeless(path / "ppo")
+    assert len(rows) == 4 and rows[0]["objective/kl"] == 0.0 and rows[-1]["objective/kl_exact"] > 1e-4
+    assert all(row["ppo/policy/first_approxkl"] == 0.0 for row in rows)
+    assert ("ppo/val/loss" in rows[0], "ppo/val/grad_norm" in rows[0]) == (name == "shared", False)
+    saved, plain = saved_arrays(path / "ppo"), saved_arrays(whole / "ppo")
+    assert [x for x in saved if x.startswith("['params']")] == [x for x in plain if x.startswith("['params']")]
+    assert any("['policy']['params']['scalar_kernel']" in x for x in saved) == (name == "shared")
+    if name == "rloo":
+        assert_gold(path, rows[0])
+
+
+def assert_gold(path, row):
+    """The first rollout, which is the reference's, judged again: 4 prompts, each twice, with noise of its own."""
+    run = run_lib.open_run(path)
+    records = run.corpus.prompts("train", "ppo")
+    arrays, _ = batch_prompts(records, run.tokenizer, 64, "drop")
+    chosen = Loader(arrays, 4, run.seed, name="ppo").rows(0).repeat(2)
+    with jax.set_mesh(run.mesh):
+        key = jax.random.fold_in(run.key("ppo", 0), 0)
+        rollout = run.sampler(8)(run.load_params("sft"), take(arrays, chosen), key, 1.0)
+    texts, finished = generate.texts(rollout, run.tokenizer)
+    golds = [run.corpus.gold(records[arrays.index[i]], *said).total for i, *said in zip(chosen, texts, finished)]
+    means = [(golds[i] + golds[i + 1]) / 2 for i in range(0, 8, 2)]
+    assert row["objective/gold"] == pytest.approx(np.mean(means), abs=1e-6)
+    assert row["objective/gold_sem"] == pytest.approx(math.sqrt(sum((x - np.mean(means)) ** 2 for x in means) / 3 / 4), abs=1e-6)
+    assert any(texts[i] != texts[i + 1] for i in range(0, 8, 2))
+
+
 @pytest.mark.parametrize("loss", ["pooled", "regression"])
 def test_the_other_losses_of_the_reward_model_train(whole, tmp_path, loss):
     config = toy_config()
@@ -292,6 +337,25 @@ def test_reward_and_value_models_may_have_another_shape_than_the_policy(whole, t
     assert state["['state']['policy']['params']['embedding']"].shape[1] == 32
     assert state["['state']['value']['params']['layers']['wq']"].shape[:2] == (2, 16)
     assert saved_arrays(path / "reward_model")["['params']['embedding']"].shape[1] == 16
+    with run_lib.start(config, path) as run:
+        reward, policy = run.load_params("reward_model", "scalar"), run.load_params("sft")
+        for choice, width in {"reward": 16, "random": 16, "policy": 32, "zero": 32}.items():
+            run.config.ppo.value_init = choice
+            value = ppo_stage._value_params(run, "ppo", reward, policy)
+            shapes = model.param_shapes(ppo_stage.value_shape_of(run, "ppo"), "scalar")
+            assert jax.tree.map(jnp.shape, value) == jax.tree.map(lambda x: x.shape, shapes)
+            assert value["scalar_kernel"].shape == (width,)
+            assert np.array_equal(value["embedding"], policy["embedding"]) == (width == 32)
+            assert np.all(value["scalar_kernel"] == 0) == (choice == "zero")
+        run.config.ppo.value = "shared"
+        for choice in ("policy", "random", "zero"):
+            run.config.ppo.value_init = choice
+            ppo_stage.check(run, "ppo")
+            head = ppo_stage._value_params(run, "ppo", reward, policy)
+            assert jax.tree.map(jnp.shape, head) == {"scalar_kernel": (32,), "scalar_bias": ()}
+        run.config.ppo.value_init = "reward"
+        with pytest.raises(InputError, match="takes the head of a reward model of width 16, and the policy's is 32"):
+            ppo_stage.check(run, "ppo")
 
 
 @pytest.mark.slow
@@ -335,7 +399,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
         ({"sft.microbatches": 3}, "sft.microbatches: 8 rows in 3 parts do not divide over data x fsdp = 1 devices"),
         ({"ppo.sample_parts": 3}, "ppo.sample_parts: 8 rows in 3 parts do not divide"),
         ({"ppo.minibatch_size": 3}, "batch_size=8 must be a multiple of minibatch_size=3"),
-        ({"ppo.value_init": "zero"}, "ppo.value_init='zero' is unknown"),
+        ({"ppo.value_init": "sft"}, "ppo.value_init='sft' is unknown; it can be 'reward', 'policy', 'random' or 'zero'"),
         ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' is unknown; it can be 'replace', 'subtract' or 'none'"),
         ({"sft.select": "luck"}, "sft.select='luck' is unknown; it can be 'loss' or 'reward'"),
         ({"collect.borrowed": 4}, "collect: borrowed=4 must be below min_completions=4"),
@@ -427,8 +491,10 @@ def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
     shutil.copytree(whole, path)
     older = read_json(path / "config.json")
     del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
+    older["ppo"]["whiten_advantages"] = True  # what "batch" was called
     write_json(path / "config.json", older)
-    assert run_lib.open_run(path).config.ppo.lam == 0.95
+    found = run_lib.open_run(path).config.ppo
+    assert (found.lam, found.whiten_advantages) == (0.95, "batch")
     config = toy_config()
     with run_lib.start(config, path) as run:
         assert run.done("ppo")
@@ -461,3 +527,19 @@ def test_a_smaller_reward_model_starts_from_a_base_of_its_own_size(whole, tmp_pa
     assert read_json(path / "sft" / "evaluation.json")["estimates"]["score"] is not None
     with run_lib.start(config, path) as run:
         assert run.load_params("reward_model", "scalar")["embedding"].shape[-1] == 16
+
+
+def test_sft_is_selected_by_a_reward_model_of_its_own_run(whole, tmp_path):
+    config = toy_config()
+    config.sft_long = config.sft.copy_and_resolve_references()
+    config.sft_long.update(select="reward", reward="reward_model", epochs=3.0)
+    config.stages = (*config.stages[:4], "sft_long")
+    path = copy_until(whole, tmp_path / "run", "ppo", config)
+    pipeline.run_stages(config, path)
+    scores = [row["valid/score"] for row in timeless(path / "sft_long") if "valid/score" in row]
+    chosen = read_json(path / "sft_long" / "selection.json")
+    assert len(scores) == 3 and chosen["value"] == max(scores) and chosen["by"] == "reward"
+    config.sft_long.reward = ""
+    with pytest.raises(InputError, match="sft_long.select='reward' needs sft_long.reward"):
+        with run_lib.start(config, tmp_path / "other") as run:
+            sft.Selection(run, "sft_long")

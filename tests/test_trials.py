@@ -75,10 +75,10 @@ def stand_in(run):
         rng = np.random.default_rng([run.seed, len(name)])
         word = lambda: "".join(rng.choice(list("abcdefgh "), rng.integers(2, 9 + run.seed)))
         sizes = rng.integers(2, 4 + run.seed, 20 + run.seed)
-        rows = [
-            {"prompt": word(), "completions": [word() + str(k) for k in range(size)], "ranks": rng.integers(1, 4, size).tolist(), "group": "people"}
-            for size in sizes.tolist()
-        ]
+        completions = [[word() + str(k) for k in range(size)] for size in sizes.tolist()]
+        ranks = [rng.integers(1, 4, size).tolist() for size in sizes.tolist()]
+        columns = zip(completions, ranks)
+        rows = [{"prompt": word(), "completions": texts, "ranks": order, "group": "people"} for texts, order in columns]
         (folder / f"comparisons.{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_json(folder / "evaluation.json", {})
     write_json(folder / "done.json", {})
@@ -91,7 +91,8 @@ def close(path, expected, stage):
     for row, other in zip(found, wanted):
         assert row.keys() == other.keys()
         for name in row.keys() - {"ppo/ptx/cosine"}:
-            np.testing.assert_allclose(row[name], other[name], rtol=2e-3, atol=2e-4, err_msg=f"{name} of step {row['step']}")
+            where = f"{name} of step {row['step']}"
+            np.testing.assert_allclose(row[name], other[name], rtol=2e-3, atol=2e-4, err_msg=where)
     for name, value in params_of(expected / stage).items():
         np.testing.assert_allclose(params_of(path / stage)[name], value, rtol=1e-3, atol=2e-3, err_msg=name)
 
@@ -135,6 +136,26 @@ def test_pretraining_at_once_is_pretraining_one_by_one(open_runs, tmp_path):
     assert len(losses) == 5  # no two are alike
 
 
+def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, monkeypatch):
+    runs = open_runs(tmp_path / "all", SETTINGS["pretrain"])
+    sizes = []
+
+    def fit(group):
+        sizes.append(len(group.trainings))
+        if sizes[-1] > fitting:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes")
+        return {}
+
+    monkeypatch.setattr(trials._Group, "fit", fit)
+    fitting = 2
+    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials") == {} and sizes == [5, 3, 2, 1, 2]
+    sizes.clear()
+    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials", at_once=2) == {} and sizes == [2, 2, 1]
+    fitting = 0
+    failures = trials.fit_stage(runs, "pretrain", tmp_path / "trials")
+    assert failures.keys() == set(range(5)) and "RESOURCE_EXHAUSTED" in str(failures[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("stage", ["sft", "reward_model"])
@@ -145,9 +166,8 @@ def test_sft_and_reward_models_at_once_are_those_one_by_one(open_runs, tmp_path,
     together = compare(open_runs, tmp_path, stage, SETTINGS[stage], **changes)
     if stage == "reward_model":
         for run in together:
-            found, wanted = (
-                read_json(path / stage / "evaluation.json")["valid"] for path in (run.path, tmp_path / "one" / run.path.name)
-            )
+            folders = run.path, tmp_path / "one" / run.path.name
+            found, wanted = (read_json(path / stage / "evaluation.json")["valid"] for path in folders)
             assert found["log_loss"] == pytest.approx(wanted["log_loss"], rel=1e-3)
             assert found["accuracy"]["value"] == pytest.approx(wanted["accuracy"]["value"], abs=0.05)
 
@@ -161,7 +181,7 @@ def ppo(open_runs, tmp_path):
     return runs
 
 
-def test_ppo_at_once_is_ppo_one_by_one_and_a_trial_that_diverges_harms_no_other(ppo, open_runs, tmp_path, monkeypatch):
+def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open_runs, tmp_path, monkeypatch):
     """Then stopped, and killed: the same bits as never interrupted."""
     trials._ppo_programs.cache_clear()
     settings = SETTINGS["ppo"] + [DIVERGING]

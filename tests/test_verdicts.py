@@ -175,6 +175,8 @@ def test_a_seed_without_a_number_is_left_out_and_named(empty):
     values = np.tile([0.0, 1.0, 2.0], (4, 1)) + np.arange(4)[:, None]
     found = verdicts.judge(give(sweep, values, missing={(3, 1)}), TREND)
     assert list(found.tests[0].by_seed) == [0, 1, 2] and "without seed 3" in found.sentence
+    found = verdicts.judge(sweep, spec.Greater(at(1.0, 2.0), at(0.0), "score"))  # no mean of what is left
+    assert list(found.tests[0].by_seed) == [0, 1, 2]
     gone = {(seed, 2) for seed in range(4)}
     found = verdicts.judge(give(sweep, values, missing=gone), TREND)
     assert found.verdict == "holds" and "without 2, which no arm has" in found.sentence

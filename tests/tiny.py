@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import generate, model, ppo, ppo_stage, sharding, train
+from rlhf_jax import generate, model, ppo, ppo_stage, sharding
 from rlhf_jax.data.batches import Batch, Prompts
 
 PAD, EOS, VOCAB = 0, 1, 61  # 61 is padded to 64: the padding of the vocabulary is there in every test
@@ -69,7 +69,7 @@ def documents_of(rows: int, length: int, seed: int = 0) -> Batch:
 
 COEFFICIENTS = dict(
     ptx_coef=0.5, learning_rate=1e-2, value_learning_rate=1e-2, temperature=1.0, cliprange=0.2, cliprange_value=0.2,
-    vf_coef=0.5, gamma=1.0, lam=0.95, missing_eos_value=-1.0, ema_decay=0.9, kl_target=6.0, kl_horizon=100.0,
+    vf_coef=0.5, entropy_coef=0.0, gamma=1.0, lam=0.95, missing_eos_value=-1.0, ema_decay=0.9, kl_target=6.0, kl_horizon=100.0,
 )  # fmt: skip
 
 
@@ -102,38 +102,28 @@ class PPO:
 
     rows, minibatch = 32, 16
 
-    def __init__(self, mesh: str, *, config=SCANNED, microbatches: int = 1, optimizer=None, score_parts=None, **fields):
+    def __init__(
+        self, mesh: str, *, config=SCANNED, microbatches: int = 1, optimizer=None, score_parts=None, shared=False, **fields
+    ):
         self.config, self.mesh = config, mesh_of(mesh)
         self.optimizer = optimizer or optax.identity()
         if score_parts is None:
             score_parts = self.rows // self.minibatch * microbatches
+        value_config = None if shared or fields.get("advantage", "gae") != "gae" else config
         self.ppo_config = ppo.PPOConfig(
-            config, config, EOS, score_parts=score_parts, microbatches=microbatches, **fields
+            config, value_config, EOS, score_parts=score_parts, microbatches=microbatches, **fields
         )
         policy, reward = params_of(config, 1), params_of(config, 3, "scalar")
         ref = jax.tree.map(lambda x, noise: x + 0.1 * noise, policy, params_of(config, 2))
         self.policy, self.ref = place(policy, config, self.mesh), place(ref, config, self.mesh)
         self.reward = place(reward, config, self.mesh, "scalar")
-        self.value = place(params_of(config, 4, "scalar"), config, self.mesh, "scalar")
-        shapes = jax.eval_shape(self._make, self.policy, self.value)
-        shard = functools.partial(train.state_shardings, mesh=self.mesh)
-        self.shardings = ppo.PPOState(
-            shard(shapes.policy, self.optimizer, model.logical_axes(config)),
-            shard(shapes.value, self.optimizer, model.logical_axes(config, "scalar")),
-            sharding.replicated(self.mesh),
-        )
-        self._init = jax.jit(self._make, out_shardings=self.shardings)
+        value = place(params_of(config, 4, "scalar"), config, self.mesh, "scalar")
+        self.value = value if value_config else model.scalar_head_of(value) if shared else None
+        optimizers = (self.optimizer,) * 2
+        self._init, shardings = ppo_stage.state_maker(self.ppo_config, self.mesh, sharding.DEFAULT_RULES, optimizers)
         sampler = generate.Sampler(config, self.mesh, completion_length=8, eos_id=EOS, pad_id=PAD)
         self.programs = ppo_stage.Programs(
-            self.ppo_config, self.reward_fn, (self.optimizer,) * 2, self.shardings, sampler, self.mesh
-        )
-
-    def _make(self, policy, value):
-        copy = functools.partial(jax.tree.map, jnp.copy)  # states are donated
-        return ppo.PPOState(
-            train.init_state(copy(policy), self.optimizer, ema=True),
-            train.init_state(copy(value), self.optimizer),
-            jnp.float32(0.1),
+            self.ppo_config, self.reward_fn, optimizers, shardings, sampler, self.mesh
         )
 
     def reward_fn(self, params, rollout):
@@ -141,12 +131,12 @@ class PPO:
 
     def state(self) -> ppo.PPOState:
         with jax.set_mesh(self.mesh):
-            return self._init(self.policy, self.value)
+            return self._init(self.policy, self.value, jnp.float32(0.1))
 
     def score(self, state, rollout, coefs, ref=None):
         with jax.set_mesh(self.mesh):
             rollout = sharding.put_batch(rollout, self.mesh)
-            models = state.policy.params, state.value.params, self.ref if ref is None else ref, self.reward
+            models = state.policy.params, state.value_params, self.ref if ref is None else ref, self.reward
             return self.programs.score(*models, rollout, state.kl_coef, coefs)
 
     def update(self, state, experience, rows, coefs, ptx=None):

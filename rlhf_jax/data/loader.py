@@ -21,11 +21,12 @@ class Loader:
 
     Every example comes exactly once per epoch; a batch may straddle epochs. Loaders of different
     names go through the same examples in unrelated orders although they share the seed. With a
-    `mixture` every source has epochs of its own, and its share of each batch.
+    `mixture` every source has epochs of its own, and its share of each batch. `copies` of an example
+    come together, as neighbours; `batch_size` counts them all.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int, *, name: str,
-                 shuffle: bool = True, mixture: Mixture | None = None):
+                 shuffle: bool = True, mixture: Mixture | None = None, copies: int = 1):
         sizes = {len(leaf) for leaf in jax.tree.leaves(examples)}
         if len(sizes) != 1:
             raise ValueError(f'the arrays of {name} differ in their leading axis: {sizes}')
@@ -34,7 +35,9 @@ class Loader:
             raise InputError(f'{name}: {self.num_examples} examples in batches of {batch_size}; '
                              'both must be at least 1')
         self._examples = examples
-        self.batch_size = batch_size
+        if batch_size % copies:
+            raise InputError(f'{name}: a batch of {batch_size} does not hold every example {copies} times')
+        self.batch_size, self._copies = batch_size, copies
         self._key = f'{seed}/{name}' if shuffle else None
         self.mixture = mixture
         # A batch needs the epochs that it straddles and the next batch needs the last of them.
@@ -51,7 +54,12 @@ class Loader:
 
     def rows(self, step: int) -> np.ndarray:
         """i64[batch_size]: which examples make the batch of a step."""
-        places = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        different = self.batch_size // self._copies
+        places = step * different + np.arange(different, dtype=np.int64)
+        return np.repeat(self._examples_of(places), self._copies)
+
+    def _examples_of(self, places: np.ndarray) -> np.ndarray:
+        """The examples of places in the walk, from 0."""
         if self.mixture is None:
             return self._at(places, self.num_examples, '')
         rows, start = np.empty_like(places), 0
@@ -67,7 +75,7 @@ class Loader:
 
         With a mixture, an epoch is as many draws as there are examples; see `Mixture.epochs`.
         """
-        return max(1, math.ceil(epochs * self.num_examples / self.batch_size))
+        return max(1, math.ceil(epochs * self.num_examples * self._copies / self.batch_size))
 
     def _at(self, places: np.ndarray, size: int, source: str) -> np.ndarray:
         """The examples of draws from one source of `size` examples."""

@@ -28,7 +28,8 @@ class Fit(NamedTuple):
     form: str  # of FORMS
     alpha: float
     beta: float
-    r_squared: float  # share of the gain's variance over the points that were fitted
+    r_squared: float  # share of the reward's variance over the points that were fitted
+    start: float = 0.0  # the initial policy's reward, where it was fitted too
 
     def gain(self, kl) -> np.ndarray:
         """What the law says is gained at KLs f[M], in nats, above 0."""
@@ -52,25 +53,28 @@ class Fit(NamedTuple):
         return {"alpha": self.alpha, "beta": self.beta, "r_squared": self.r_squared, "peak_kl": peak_kl, "peak_gain": peak_gain}
 
 
-def fit(kl, gain, form: str) -> Fit:
+def fit(kl, gain, form: str, *, start: bool = False) -> Fit:
     """Least squares of one curve.
 
     Args:
-        kl: f[M], nats; points at 0, where every law says 0, are left out.
+        kl: f[M], nats; points at 0 or below, where every law says 0, are left out.
         gain: f[M], reward over that of the initial policy.
         form: one of FORMS.
+        start: `gain` is the reward itself, and the initial policy's is a third coefficient: for curves of
+            training, whose first iteration is as noisy as any other.
 
     Raises:
-        ValueError: fewer than two distinct KLs above 0.
+        ValueError: fewer distinct KLs above 0 than coefficients.
     """
     kl, gain = np.asarray(kl, np.float64), np.asarray(gain, np.float64)
     kl, gain = kl[kl > 0], gain[kl > 0]
-    if len(np.unique(kl)) < 2:
-        raise ValueError(f"a law of two coefficients needs two distinct KLs above 0, not {np.unique(kl).tolist()}")
+    if (distinct := len(np.unique(kl))) < 2 + start:
+        raise ValueError(f"a law of {2 + start} coefficients needs as many distinct KLs above 0, not {distinct}")
     d = np.sqrt(kl)
-    (alpha, beta), *_ = np.linalg.lstsq(np.stack([d, -d * _FALLOFF[form](d)], axis=1), gain)
-    law = Fit(form, float(alpha), float(beta), np.nan)
-    return law._replace(r_squared=r_squared(gain, law.gain(kl)))
+    columns = np.stack([d, -d * _FALLOFF[form](d), np.ones_like(d)][: 2 + start], axis=1)
+    (alpha, beta, *rest), *_ = np.linalg.lstsq(columns, gain)
+    law = Fit(form, float(alpha), float(beta), np.nan, float(rest[0]) if start else 0.0)
+    return law._replace(r_squared=r_squared(gain, law.start + law.gain(kl)))
 
 
 def r_squared(found, said) -> float:
@@ -150,3 +154,15 @@ def gains(curve: list[dict], name: str = "gold") -> tuple[np.ndarray, np.ndarray
     """(KL f64[M], gain f64[M]) of the rows of a curve, whose first is the initial policy; see best_of_n.curve."""
     values = np.array([row[name]["value"] for row in curve])
     return np.array([row["kl"] for row in curve]), values - values[0]
+
+
+def of_training(rows: list[dict], name: str = "objective/gold", window: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(KL f64[M], reward f64[M]) of the metrics.jsonl of a PPO stage, each the mean of `window` iterations.
+
+    For `fit(..., "rl", start=True)`. The KL is the exact one of each token's distribution, whose noise is least.
+    A rest of fewer iterations is left out.
+    """
+    whole = len(rows) // window * window
+    table = np.array([(row["objective/kl_exact"], row[name]) for row in rows[:whole]], np.float64)
+    kl, reward = table.reshape(-1, window, 2).mean(1).T
+    return kl, reward

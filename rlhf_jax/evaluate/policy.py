@@ -21,11 +21,12 @@ import numpy as np
 
 from rlhf_jax import generate, hosts, loop, ppo, reward_model, sharding
 from rlhf_jax.data import batches, loader
-from rlhf_jax.evaluate import skills
+from rlhf_jax.evaluate import best_of_n, skills
 from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
 from rlhf_jax.files import read_if_there, write_json, write_text
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.run import POLICIES
 
 
 def evaluate_policy(run, stage: str) -> dict:
@@ -43,7 +44,7 @@ def evaluate_policy(run, stage: str) -> dict:
     retained["valid_loss"] = skills.valid_loss(run, params)
     retained = {name: _plain(value) for name, value in retained.items()}
     temperature = run.config.evaluate.temperature
-    _judge(run, stage, samples, temperature)
+    judge(run, stage, samples, temperature)
     hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", samples)
     return conclude(run, stage, samples, retained, temperature)
 
@@ -54,30 +55,33 @@ def rescore(run) -> None:
     Scores need the reward model, KL and win rate the SFT stage. Completions are not sampled again.
     Does nothing where nothing is missing.
     """
-    found = [hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json") for stage in run.policy_stages()]
+    stages = run.stages(*POLICIES, "best_of_n")
+    found = [hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json") for stage in stages]
     if all(_complete(run, evaluation) for evaluation in found if evaluation):
         return
     evaluations, samples = {}, {}
-    for stage in run.policy_stages():
+    for stage in stages:
         evaluation = hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json")
         if evaluation:
             evaluations[stage] = evaluation
             samples[stage] = hosts.on_first(read_rows, run.folder(stage) / "samples.jsonl")
-            _judge(run, stage, samples[stage], evaluations[stage]["temperature"])
+            judge(run, stage, samples[stage], evaluations[stage]["temperature"])
             hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", samples[stage])
     for stage, evaluation in evaluations.items():
         retained = {name: value for name, value in evaluation["estimates"].items()
                     if name.startswith("skills/") or name == "valid_loss"}
-        conclude(run, stage, samples[stage], retained, evaluation["temperature"])
+        conclude(run, stage, samples[stage], retained, evaluation["temperature"], evaluation)
 
 
 def _complete(run, evaluation: dict) -> bool:
     """Whether everything is there that the finished stages allow."""
     known, reference = evaluation["estimates"], reference_stage(run)
-    rewards = run.stages("reward_model")
-    wanted = ["score"] if len(rewards) == 1 else [f"score/{name}" for name in rewards]
+    scorers, stage = run.stages("reward_model"), evaluation["stage"]
+    wanted = ["score"] if scorers else []
+    wanted += [f"score/{name}" for name in scorers] if len(scorers) > 1 else []
     if reference:
-        wanted += ["kl"] if reference == evaluation["stage"] else ["kl", "win_rate"]
+        wanted += ["kl"] if _kl_is_known(run, stage, reference) else []
+        wanted += ["win_rate"] if stage != reference else []
     return evaluation["reference"] == reference and not any(known.get(name) is None for name in wanted)
 
 
@@ -181,16 +185,25 @@ def judged_by(rows: list[dict]) -> str | None:
     return None if rows[0]["score"] is None else "score"
 
 
-def _judge(run, stage: str, rows: list[dict], temperature: float) -> None:
-    """Fills in the score and the KL of rows that lack them, where the run has what they need."""
+def _kl_is_known(run, stage: str, reference: str) -> bool:
+    """Whether a stage's policy has a KL to the reference: best of n has one to what it draws from, by formula."""
+    section = run.config[stage]
+    return section.kind != "best_of_n" or section.init == reference
+
+
+def judge(run, stage: str, rows: list[dict], temperature: float) -> None:
+    """Fills in the scores and the KL of rows that lack them, where the run has what they need."""
     prompts = run.corpus.prompts("test", "ppo")
     records = [prompts[row["index"]] for row in rows]
     add_scores(run, rows)
     reference = reference_stage(run)
-    if rows[0]["kl"] is None and reference == stage:
+    if rows[0]["kl"] is not None or not reference or not _kl_is_known(run, stage, reference):
+        return
+    if reference == stage or run.config[stage].kind == "best_of_n":
+        nats = 0.0 if reference == stage else float(best_of_n.kl(run.config[stage].samples))
         for row in rows:
-            row["kl"] = 0.0
-    elif rows[0]["kl"] is None and reference:
+            row["kl"] = nats
+    else:
         params = run.load_params(reference)
         for row, logprob in zip(rows, _logprobs(run, params, records, rows, temperature)):
             row["kl"] = row["logprob"] - float(logprob)
@@ -202,6 +215,8 @@ def add_scores(run, rows: list[dict]) -> None:
     records = [prompts[row["index"]] for row in rows]
     completions, finished = ([row[name] for row in rows] for name in ("completion", "finished"))
     names = run.stages("reward_model")
+    for row in rows:
+        row.setdefault("scores", {})  # rows of an older version have none
     for name in names:
         if name not in rows[0]["scores"]:
             scores = reward_model.Scorer(run, name)(records, completions, finished)
@@ -233,15 +248,15 @@ def prompt_arrays(run, records) -> batches.Prompts:
         records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
 
 
-def conclude(run, stage: str, rows, retained: dict, temperature: float) -> dict:
-    """Summarises judged samples, adds what is known of retained skills, writes evaluation.json."""
+def conclude(run, stage: str, rows, retained: dict, temperature: float, others: dict | None = None) -> dict:
+    """Summarises judged samples, adds what is known of retained skills and other facts, writes evaluation.json."""
     reference = reference_stage(run)
     rivals = None
     if reference not in (None, stage):
         rivals = hosts.on_first(_read_rows_if_there, run.folder(reference) / "samples.jsonl")
     resamples = run.config.evaluate.bootstrap
     estimates = summarize(rows, rivals, resamples)
-    evaluation = {
+    evaluation = (others or {}) | {
         "stage": stage,
         "reference": reference,
         "prompts": len(rows),

@@ -186,16 +186,19 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
     policy, value, reward = run.model, ppo_stage.value_shape_of(run, stage), run.shape(section.reward)
     rows, prompt, completion = section.batch_size, config.prompt_length, config.completion_length
     make, programs = ppo_stage.build(run, stage)
-    state = make.eval_shape(_params(run, policy, "lm"), _params(run, value, "scalar"), _scalar())
+    value_params = value and _params(run, value, "scalar")
+    if section.advantage == "gae" and not value:  # a head on the policy's trunk
+        value_params = model.scalar_head_of(_params(run, policy, "scalar"))
+    state = make.eval_shape(_params(run, policy, "lm"), value_params, _scalar())
     ref, reward_params = _frozen(run, policy, "lm"), _frozen(run, reward, "scalar")
     frozen = {"frozen": (ref, reward_params)}
     prompts = _abstract(run, (rows, prompt), jnp.int32), _abstract(run, (rows, prompt), jnp.bool_)
     sharding.check_batch(prompts, run.mesh)
-    copy = programs.sample.layout.eval_shape(state.policy.params)
+    copy = programs.sample.layout.eval_shape(state.language_model)
     sampled = copy, *prompts, _key(), _scalar()
     rollout = programs.sample.program.eval_shape(*sampled)
     coefs = jax.eval_shape(lambda: ppo_stage.coefficients(section))
-    read = state.policy.params, state.value.params, ref, reward_params, rollout, state.kl_coef, coefs
+    read = state.policy.params, state.value_params, ref, reward_params, rollout, state.kl_coef, coefs
     experience, _ = programs.score.eval_shape(*read)
     picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
     minibatch = programs.take.eval_shape(experience, picked)
@@ -208,17 +211,18 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
         sharding.check_batch(ptx, run.mesh)
         ptx_work = estimate.training(policy, ptx_rows, ptx_length, ptx_rows * ptx_length)
 
-    held = _groups(state.policy, "policy ") | _groups(state.value, "value ")
+    held = _groups(state.policy, "policy ") | (_groups(state.value, "value ") if value else {})
     length, part = prompt + completion, section.minibatch_size
-    passed = {name: held[name] for name in ("policy parameters", "value parameters")}
+    passed = {name: tree for name, tree in held.items() if name in ("policy parameters", "value parameters")}
     rest = {name: tree for name, tree in held.items() if name not in passed}
     once = {"policy parameters": passed["policy parameters"]}
     others = {name: tree for name, tree in held.items() if name not in once}
     updates = section.ppo_epochs * (rows // part)
     forward = lambda shape, logits: estimate.forward(shape, rows, length, logits)
+    value_work = (forward(value, 0), estimate.training(value, part, length)) if value else (Work(), Work())
     return [
         Program(
-            stage, "decode layout", lambda: programs.sample.layout.lower(state.policy.params),
+            stage, "decode layout", lambda: programs.sample.layout.lower(state.language_model),
             once, others | frozen, Work(), section.iterations,
         ),
         Program(
@@ -230,14 +234,14 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
         Program(
             stage, "score", lambda: programs.score.lower(*read),
             passed | frozen | {"batch": rollout}, rest,
-            forward(policy, rows * completion) + forward(policy, rows * completion) + forward(value, 0) + forward(reward, 0),
+            forward(policy, rows * completion) + forward(policy, rows * completion) + value_work[0] + forward(reward, 0),
             section.iterations,
         ),
         Program(
             stage, "update", lambda: programs.update.lower(state, minibatch, ptx, coefs),
             held | {"batch": (minibatch, ptx)}, frozen | {"experience": experience},
             estimate.training(policy, part, length, part * completion)
-            + estimate.training(value, part, length)
+            + value_work[1]
             + ptx_work,
             section.iterations * updates,
         ),

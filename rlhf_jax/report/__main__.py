@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dirs", nargs="+", metavar="DIR", help="a run, a sweep, several runs")
     parser.add_argument("--out", default="report_seeds.md", help="file for several runs")
     parser.add_argument("--all", action="store_true", help="DIR holds sweeps: report each, and REPRODUCTION.md")
-    parser.add_argument("--publish", metavar="DOCS", help="with --all: copy what is small (PNG, CSV, pages) into this folder")
+    parser.add_argument("--publish", metavar="DOCS", help="with --all: copy what is small (PNG, CSV, pages) there")
     parser.add_argument("--html", action="store_true", help="also write one HTML file with everything in it")
     parser.add_argument("--open", action="store_true", help="and show it in a browser")
     options = parser.parse_args(arguments)
@@ -50,7 +50,7 @@ def _write(options):
     sweeps = [name for name in options.dirs if (pathlib.Path(name) / "sweep.json").is_file()]
     if options.all or sweeps:
         what = "--all takes" if options.all else f"{sweeps[0]} is a sweep: give"
-        raise InputError(f"{what} one directory, not {len(options.dirs)}; --all with the folder above takes several sweeps")
+        raise InputError(f"{what} one directory, not {len(options.dirs)}; --all with the folder above takes several")
     return seeds.write(options.dirs, options.out), pathlib.Path(options.out)
 
 

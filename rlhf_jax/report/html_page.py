@@ -19,10 +19,12 @@ _STYLE = """
 body { background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif; max-width: 64rem;
   margin: 2rem auto; padding: 0 1rem }
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .7rem } a { color: var(--link) } img { max-width: 100% }
-.wide { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap }
 td:first-child, .prose td { white-space: normal } th { border-bottom: 2px solid var(--text); text-align: left }
-code, pre { background: var(--soft); font-size: .85rem; border-radius: 3px } pre { padding: .7rem; overflow-x: auto } code { padding: 0 .2rem }
+code, pre { background: var(--soft); font-size: .85rem; border-radius: 3px }
+pre { padding: .7rem; overflow-x: auto } code { padding: 0 .2rem }
 @media print { body { max-width: none; margin: 0; font-size: 10pt; background: #fff; color: #000 }
   table, img, pre { break-inside: avoid } .wide { overflow: visible } td, th { white-space: normal } }
 """
@@ -56,11 +58,13 @@ def render(text: str, folder) -> str:
     body = parser.render(text).replace("&lt;br&gt;", "<br>")
     for name in set(re.findall(r'<img src="([^"]+)"', body)):  # a link to a figure jumps to it
         body = body.replace(f'<a href="{name}"', f'<a href="#{name}"')
-        body = body.replace(f'<img src="{name}"', f'<img id="{name}" src="{_inline(folder, urllib.parse.unquote(name))}"')
+        data = _inline(folder, urllib.parse.unquote(name))
+        body = body.replace(f'<img src="{name}"', f'<img id="{name}" src="{data}"')
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     title = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "report")
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-            f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n<body>\n{body}</body></html>\n')
+            f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n'
+            f'<body>\n{body}</body></html>\n')
 
 
 def _inline(folder, name: str) -> str:

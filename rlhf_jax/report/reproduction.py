@@ -35,7 +35,10 @@ def write(path, publish=None) -> rich.console.Group:
     found = sorted(file.parent for file in path.glob("*/sweep.json"))
     if not found:
         raise InputError(f"{path} holds no directory of a sweep: none in it has a sweep.json")
-    pages = [sweep_page.make(folder) for folder in found]
+    pages = []
+    for folder in found:
+        pages.append(sweep_page.make(folder))
+        print(f"{folder.name}: {sweep_page.state(pages[-1].sweep)}", flush=True)
     write_text(path / PAGE, text_of(pages))
     written = [path / PAGE]
     if publish is not None:
@@ -44,8 +47,8 @@ def write(path, publish=None) -> rich.console.Group:
             publish_sweep(page.sweep.path, target / page.sweep.path.name)
         write_text(target / PAGE, text_of(pages))
         written.append(target / PAGE)
-    table = Table(["sweep", "verdict", "claim"], [
-        [page.sweep.path.name, verdict.verdict, claim.text] for page in pages for claim, verdict in page.verdicts])  # fmt: skip
+    rows = [[page.sweep.path.name, verdict.verdict, claim.text] for page in pages for claim, verdict in page.verdicts]
+    table = Table(["sweep", "verdict", "claim"], rows)
     return rich.console.Group(table.rich("claims", wrap=True), *(Text(f"written to {file}") for file in written))
 
 
@@ -56,17 +59,16 @@ def text_of(pages) -> str:
     sections = [
         "# Reproduction", f"{sum(counts.values())} claims of {len(pages)} sweeps: "
         + ", ".join(f"{verdict} {count}" for verdict, count in counts.items()) + ".",
-        "Each verdict follows from one rule: the claim becomes a number for each seed, positive where the seed agrees, and the "
-        "95 % Student t interval of its mean over seeds decides. Above 0 the claim holds, below it does not hold, around it "
-        "it is undecided. A claim that does not hold stays here, with what is known of why."]  # fmt: skip
-    lines = ["| the paper's claim | source | verdict | numbers | our figure | what is known of why |", "| --- " * 6 + "|"]
+        f"{sweep_page.DECISION} A claim that does not hold stays here, with what is known of why."]  # fmt: skip
+    heads = ("the paper's claim", "source", "verdict", "numbers", "our figure", "what is known of why")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for page in pages:
         name = page.sweep.path.absolute().name
         for claim, verdict in page.verdicts:
             figure = sweep_page.figure_of(page, claim)
             link = f"[{cell(figure)}]({name}/figures/{figure}.png)" if figure else "–"
-            lines.append(f"| {cell(claim.text)} | {cell(claim.source)} | **{verdict.verdict}** | {cell(verdict.sentence)} | "
-                         f"{link} | {cell(claim.note) or '–'} |")
+            lines.append(f"| {cell(claim.text)} | {cell(claim.source)} | **{verdict.verdict}** | "
+                         f"{cell(verdict.sentence)} | {link} | {cell(claim.note) or '–'} |")
     sections += ["\n".join(lines)]
     for page in pages:
         name = page.sweep.path.absolute().name
@@ -78,7 +80,9 @@ def text_of(pages) -> str:
 
 
 def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
-    """The small files of a sweep's report, in place of those of an earlier one."""
+    """Copies the small files of a sweep's report, in place of those of an earlier one, and of nothing else."""
+    if target.exists() and not (target / "verdicts.json").is_file():
+        raise InputError(f"{target} exists and is no copy of a sweep's report: give --publish another folder")
     fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -90,8 +94,8 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
                     copy.parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, copy)
         # Without the links to what is not copied.
-        text = (source / "report.md").read_text(encoding="utf-8")
-        write_text(fresh / "report.md", re.sub(rf" \[PDF\]\([^)]*\)|, of every arm: \[[^)]*{sweep_page.EVERYTHING}\)", "", text))
+        links = rf" \[PDF\]\([^)]*\)|, of every arm: \[[^)]*{sweep_page.EVERYTHING}\)"
+        write_text(fresh / "report.md", re.sub(links, "", (source / "report.md").read_text(encoding="utf-8")))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
     except OSError as error:

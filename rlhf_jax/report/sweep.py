@@ -1,6 +1,6 @@
 """A sweep's directory, read for its report: every arm and every number of it, in one long list.
 
-    sweep.json   the experiment, its base config, the arms, and what the experiment file declares (see spec.py)
+    sweep.json   the experiment, its base config, the arms, and what the experiment file declares (see spec)
     arms/NAME/   the work directory of a run, and arm.json: how it ended
 
 Arms that failed, stopped or never began are there like the others, with their reason.
@@ -128,12 +128,7 @@ class Sweep:
 
     def level(self, setting: Setting, name: str):
         """The value that a field has in a setting: overridden, or the config's; None where it has none."""
-        if name in setting.overrides:
-            return setting.overrides[name]
-        try:
-            return spec.lookup(self.config, name)
-        except KeyError:
-            return None
+        return spec.level(self.config, setting.overrides, name)
 
     def select(self, where: dict | None = None, axis: str | None = None) -> list[Setting]:
         """The settings that `where` takes; with `axis`, those of them that give that field a value themselves."""
@@ -144,13 +139,15 @@ class Sweep:
     def names(self, settings) -> dict[Setting, str]:
         """What to call settings beside one another: without the fields in which they agree."""
         told = [name for name in self.swept if len({spec.key(self.level(setting, name)) for setting in settings}) > 1]
-        names = {setting: _called({name: value for name, value in setting.overrides.items() if name in told}, self.short)
-                 for setting in settings}  # fmt: skip
+        names = {}
+        for setting in settings:
+            names[setting] = _called({name: setting.overrides[name] for name in setting.overrides if name in told}, self.short)
         return names if len(set(names.values())) == len(names) > 1 else {setting: setting.name for setting in settings}
 
     def levels(self, settings, axis: str) -> list:
         """The values of a field among settings, numbers in their order, others as they come."""
-        values = list({json.dumps(value): value for value in (self.level(setting, axis) for setting in settings)}.values())
+        levels = [self.level(setting, axis) for setting in settings]
+        values = list({spec.key(level): level for level in levels}.values())
         return sorted(values) if all(map(is_number, values)) else values
 
     def baseline(self, where: dict | None = None) -> Setting | None:
@@ -166,14 +163,11 @@ class Sweep:
                 rest = [s for s in found if all(name in where or self._own(s, name) for name in s.overrides)]
                 found = rest or found
         else:
-            found = [setting for setting in self.settings if all(self._own(setting, name) for name in setting.overrides)]
+            found = [s for s in self.settings if all(self._own(s, name) for name in s.overrides)]
         return found[0] if len(found) == 1 else None
 
     def _own(self, setting, name) -> bool:
-        try:
-            return spec.same(setting.overrides[name], spec.lookup(self.config, name))
-        except KeyError:
-            return False
+        return spec.same(setting.overrides[name], spec.level(self.config, {}, name))
 
     # --- numbers ---
 
@@ -181,7 +175,7 @@ class Sweep:
         return self._by_setting.get((setting, seed))
 
     def value(self, arm: Arm, stage: str, quantity: str) -> float | None:
-        """A number of a finished stage of an arm (see spec.py for names); None where there is none, or it is not finite."""
+        """A quantity (see spec) of a finished stage of an arm; None where there is none, or it is not finite."""
         if quantity == "failed":
             return {"done": 0.0, "failed": 1.0}.get(arm.status)
         if not self.finished(arm, stage):
@@ -212,7 +206,7 @@ class Sweep:
         return found
 
     def numbers(self, arm: Arm, stage: str) -> dict[str, float]:
-        """Every number of a stage's evaluation.json by its path; of an interval its value, of a policy by its estimate."""
+        """Every number of a stage's evaluation.json by its path (estimates of policies by name); of an interval its value."""
         return _flat(self._json(arm, stage, "evaluation.json") or {})
 
     def history(self, arm: Arm, stage: str, file: str = "metrics.jsonl") -> list[dict]:
@@ -261,7 +255,7 @@ class Sweep:
         """A row for every number of every finished stage of every arm.
 
         Args:
-            quantities: what is asked for beyond the estimates: histories and paths, as in spec.py.
+            quantities: what is asked for beyond the estimates: histories and paths, as in spec.
         """
         rows = []
         for arm in self.arms:
@@ -304,7 +298,7 @@ def _short_names(arms) -> dict[str, str]:
         parts = name.split(".")
         tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
         short[name] = next(tail for tail in tails
-                           if not any(other != name and (other == tail or other.endswith(f".{tail}")) for other in names))
+                           if not any(other != name and f".{other}".endswith(f".{tail}") for other in names))
     return short
 
 
@@ -315,7 +309,7 @@ def _summary(values, how) -> float | None:
 
 
 def _flat(value, at=()) -> dict[str, float]:
-    """Numbers of nested dicts by path; {value, low, high} is one number, and estimates are named without "estimates"."""
+    """Numbers of nested dicts by path; {value, low, high} is one, and those of "estimates" are named without it."""
     if isinstance(value, dict):
         if is_number(value.get("value")):
             return {"/".join(at): value["value"]}

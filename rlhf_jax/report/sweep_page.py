@@ -9,23 +9,28 @@
 
 import dataclasses
 import json
-import pathlib
 import re
 import shlex
 
 import rich.console
 from rich.text import Text
 
+from rlhf_jax.errors import InputError
 from rlhf_jax.files import write_json, write_text
 from rlhf_jax.report import spec
 from rlhf_jax.report.figures import sweep as figures
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep import Sweep
 from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
-from rlhf_jax.report.tables import Table, cell, quantity_of
+from rlhf_jax.report.tables import Table, cell
 from rlhf_jax.report.verdicts import Verdict, judge
 
 EVERYTHING = "all.csv"
+DECISION = (
+    "A claim becomes a number for each seed, and the 95 % Student t interval of its mean over seeds decides: entirely on the "
+    "claim's side (above 0, or what is asked) it holds, entirely on the other it does not hold, else, and with fewer than two "
+    "seeds, it is undecided. Claims are judged one by one, without correction for their number."
+)
 _MOST_SHOWN = 40  # reasons and commands, one by one
 
 
@@ -34,7 +39,7 @@ class Page:
     """What a report of a sweep has come to."""
 
     sweep: Sweep
-    figures: list[tuple[str, spec.Curve, str]]  # name of the file without its ending, figure, caption
+    figures: list[tuple]  # (name of the file without its ending, what was declared, caption)
     tables: list[tuple[str, Drawn]]
     verdicts: list[tuple[spec.Claim, Verdict]]
 
@@ -61,25 +66,30 @@ def make(path) -> Page:
     drawn, declared = tables_of(sweep), sweep.declared.figures or _default_figures(sweep)
     names = _names([table.declared for table in drawn], "table")
     tables = dict(zip(names, drawn))
-    (sweep.path / "tables").mkdir(exist_ok=True)
+    try:
+        for folder in ("figures", "tables"):
+            (sweep.path / folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}") from error
     for name, table in tables.items():
         caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
-        text = table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
+        text = "".join(f"% {fact}\n" for fact in (command(sweep), *_facts(sweep)))
+        text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
         if table.differences:
             text += "\n" + table.differences.latex(f"Differences to {table.baseline.name}, paired by seed.",
                                                    f"tab:{sweep.path.name}-{name}-differences")
         write_text(sweep.path / "tables" / f"{name}.tex", text)
         write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
-    asked = _asked([*(figure for figure in declared), *(table.declared for table in drawn), *sweep.declared.claims])
+    asked = _asked([*declared, *(table.declared for table in drawn), *sweep.declared.claims])
     rows = sweep.rows(asked["quantity"])
     write_text(sweep.path / "tables" / EVERYTHING, long_csv(rows))
-    write_text(sweep.path / "tables" / "seeds.csv", long_csv([
-        row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]))  # fmt: skip
+    few = [row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]
+    write_text(sweep.path / "tables" / "seeds.csv", long_csv(few))
     page = Page(sweep, _draw(sweep, declared), list(tables.items()),
                 [(claim, judge(sweep, claim.rule)) for claim in sweep.declared.claims])  # fmt: skip
     write_json(sweep.path / "verdicts.json", [
-        {"source": claim.source, "text": claim.text, "note": claim.note, **verdict.to_json(), "rule": spec.to_json(claim.rule)}
-        for claim, verdict in page.verdicts])  # fmt: skip
+        {"source": claim.source, "text": claim.text, "note": claim.note, "rule": spec.to_json(claim.rule),
+         **verdict.to_json()} for claim, verdict in page.verdicts])  # fmt: skip
     write_text(sweep.path / "report.md", "\n\n".join(_sections(page)) + "\n")
     return page
 
@@ -160,9 +170,9 @@ def _asked(specs) -> dict[str, list[str]]:
 
 def _sections(page) -> list[str]:
     sweep = page.sweep
-    sections = [f"# {sweep.path.absolute().name}", *[_about(sweep.about)] * bool(sweep.about), f"{state(sweep)}.",
-                "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have no "
-                "such number; differences are paired by seed."]  # fmt: skip
+    sections = [f"# {sweep.path.absolute().name}", *[sweep.about.strip()] * bool(sweep.about), f"{state(sweep)}.",
+                "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have "
+                "no such number; differences are paired by seed."]  # fmt: skip
     if page.verdicts:
         sections += ["## Claims", *_claims(page)]
     if page.figures:
@@ -185,51 +195,40 @@ def _sections(page) -> list[str]:
 
 
 def _claims(page) -> list[str]:
-    sections = ["A rule becomes one number for each seed, positive where the seed agrees with the claim. The 95 % Student t "
-                "interval of its mean over seeds decides: above 0 the claim holds, below it does not, around it (or with "
-                "one seed) it is undecided; no correction for the number of claims."]  # fmt: skip
+    sections = [DECISION]
     for claim, verdict in page.verdicts:
         figure = figure_of(page, claim)
         see = f" See [{figure}](figures/{figure}.png)." if figure else ""
         note = f"\n  What is known of why: {cell(claim.note)}" if claim.note else ""
-        sections.append(f"- **{verdict.verdict}**: {cell(claim.text)} ({cell(claim.source)}).\n  {cell(verdict.sentence)}.{see}{note}")
+        sections.append(f"- **{verdict.verdict}**: {cell(claim.text)} ({cell(claim.source)}).\n"
+                        f"  {cell(verdict.sentence)}.{see}{note}")
     return sections
 
 
-def _repeat(sweep) -> list[str]:
+def _facts(sweep) -> list[str]:
+    """Commit, overrides, seeds, hardware and versions, as any table needs them to be repeated."""
     done = [arm for arm in sweep.arms if arm.facts]
-    facts = [f"commit: {sweep.commit or 'unknown'}",
-             f"overrides of the config: {_code(json.dumps(sweep.overrides)) if sweep.overrides else 'none'}",
-             f"seeds: {', '.join(map(str, sweep.seeds))}",
-             *(f"{name}: {', '.join(dict.fromkeys(map(_said, found)))}" for name, found in (
-                 ("hardware", [arm.facts["hardware"] for arm in done if arm.facts.get("hardware")]),
-                 ("versions", [arm.facts["versions"] for arm in done if arm.facts.get("versions")]),
-                 ("arms ran at other commits", [arm.facts["commit"] for arm in done
-                                                if arm.facts.get("commit") not in (None, sweep.commit)])) if found)]  # fmt: skip
+    facts = [f"commit: {sweep.commit or 'unknown'}", f"overrides of the config: {json.dumps(sweep.overrides)}",
+             f"seeds: {', '.join(map(str, sweep.seeds))}"]  # fmt: skip
+    for name in ("hardware", "versions", "commit"):
+        found = dict.fromkeys(_said(arm.facts[name]) for arm in done if arm.facts.get(name) not in (None, sweep.commit))
+        if found:
+            facts.append(f"{'arms of other commits' if name == 'commit' else name}: {'; '.join(found)}")
     seconds = sum(arm.facts.get("seconds") or 0 for arm in done)
-    facts.append(f"time of all arms: {seconds / 3600:.2f} h, {len(done)} of {len(sweep.arms)} arms begun")
+    return [*facts, f"time of all arms: {seconds / 3600:.2f} h, {len(done)} of {len(sweep.arms)} arms begun"]
+
+
+def _repeat(sweep) -> list[str]:
     rows = [[setting.name, f"`{json.dumps(setting.overrides)}`".replace("|", r"\|"),
              ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)] for setting in sweep.settings]
     lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |",
              *(f"| {cell(name)} | {code} | {numbers} |" for name, code, numbers in rows)]
     return [f"```\n{command(sweep)}\npython -m rlhf_jax.report sweeps/{sweep.path.absolute().name}\n```",
-            "\n".join(f"- {fact}" for fact in facts), "\n".join(lines)]  # fmt: skip
-
-
-def _about(text: str) -> str:
-    """A docstring as Markdown: its indented commands are code as they are."""
-    lines = text.strip().splitlines()
-    indents = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
-    shift = min(indents, default=0) if indents and min(indents) < 4 else 0
-    return "\n".join([lines[0], *(line[shift:] for line in lines[1:])])
+            "\n".join(f"- {cell(fact)}" for fact in _facts(sweep)), "\n".join(lines)]  # fmt: skip
 
 
 def _said(value) -> str:
     return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _code(text: str) -> str:
-    return f"`{text}`"
 
 
 def _given(value) -> str:

@@ -8,7 +8,7 @@ from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep import Row, Setting, Sweep, shown
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, quantity_of
 
-_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # not the parts of another
+_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # no parts of another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Drawn:
 
 def tables_of(sweep: Sweep) -> list[Drawn]:
     """Those of the experiment file, else one of all settings for the last policy and one for the reward model."""
-    return [draw(sweep, table) for table in sweep.declared.tables or _defaults(sweep)]
+    return [draw(sweep, table) for table in sweep.declared.tables or default_tables(sweep)]
 
 
 def draw(sweep: Sweep, table: spec.Table) -> Drawn:
@@ -106,11 +106,15 @@ def _field(value):
     return shown(value) if isinstance(value, (list, tuple)) else value
 
 
-def _defaults(sweep) -> list[spec.Table]:
+def default_tables(sweep: Sweep) -> list[spec.Table]:
+    """All settings by the main quantities of the last policy, and of the reward model where settings differ in it."""
     found = []
     if policies := sweep.policies():
         found.append(spec.Table(stages=(policies[-1],), quantities=_MAIN, title=label(policies[-1])))
-    reward = [stage for stage in sweep.stages if any("valid/accuracy" in sweep.numbers(arm, stage) for arm in sweep.arms)]
-    if reward:
-        found.append(spec.Table(stages=(reward[-1],), quantities=tuple(q.name for q in REWARD_QUANTITIES), title="Reward model"))
+    for stage in sweep.stages:  # a reward model that all arms of a seed share is no table of settings
+        reward = [{arm.seed: value for arm in sweep.arms if arm.setting == setting
+                   and (value := sweep.value(arm, stage, "valid/accuracy")) is not None} for setting in sweep.settings]
+        if any(reward) and (not policies or any(one != reward[0] for one in reward)):
+            names = tuple(quantity.name for quantity in REWARD_QUANTITIES)
+            found.append(spec.Table(stages=(stage,), quantities=names, title=label(stage)))
     return found

@@ -27,7 +27,9 @@ class Quantity:
         form = f"{'+' if sign else ''}{'.4g' if self.digits is None else f'.{self.digits}f'}"
         value = f"{self.scale * estimate['value']:{form}}"
         half = self.scale * (estimate["high"] - estimate["low"]) / 2
-        return f"{value} ± {half:{'.2g' if self.digits is None else form.lstrip('+')}}" if math.isfinite(half) else value
+        if not math.isfinite(half):
+            return value
+        return f"{value} ± {half:{'.2g' if self.digits is None else form.lstrip('+')}}"
 
 
 QUANTITIES = (
@@ -51,8 +53,9 @@ QUANTITIES = (
 REWARD_QUANTITIES = tuple(
     Quantity(f"{title}, {labelers}{unit}", f"{split}/{name}", digits, scale)
     for split, labelers in (("valid", "training labelers"), ("heldout", "held-out labelers"))
-    for name, title, unit, digits, scale in (("accuracy", "accuracy", " (%)", 1, 100), ("log_loss", "log loss", " (nats)", 3, 1),
-                                             ("ece", "calibration error", " (%)", 1, 100)))  # fmt: skip
+    for name, title, unit, digits, scale in (
+        ("accuracy", "accuracy", " (%)", 1, 100), ("log_loss", "log loss", " (nats)", 3, 1),
+        ("ece", "calibration error", " (%)", 1, 100)))  # fmt: skip
 _MORE = (
     Quantity("time (s)", "seconds", 1),
     Quantity("time of the evaluation (s)", "evaluation_seconds", 1),
@@ -71,7 +74,8 @@ def quantity_of(name: str) -> Quantity:
         return _BY_NAME[name]
     if name.startswith("history:"):
         metric, _, how = name.removeprefix("history:").partition("@")
-        return dataclasses.replace(quantity_of(metric), title=f"{quantity_of(metric).title}, {how.replace('_', ' ')}", name=name)
+        title = f"{quantity_of(metric).title}, {how.replace('_', ' ')}"
+        return dataclasses.replace(quantity_of(metric), title=title, name=name)
     if name.startswith("skills/"):
         return Quantity(f"{name.removeprefix('skills/').replace('_', ' ')} (%)", name, 1, 100)
     return Quantity(name.removeprefix("evaluation:"), name, None)
@@ -135,8 +139,8 @@ _LATEX = {
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "`": r"\textasciigrave{}",
     "[": "{[}", "]": "{]}",  # else the optional argument of a line end
-    "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---", "×": r"$\times$", "·": r"$\cdot$", "…": r"\ldots{}", "√": r"$\surd$",
-    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "π": r"$\pi$", "²": "$^2$",
+    "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---", "×": r"$\times$", "·": r"$\cdot$", "…": r"\ldots{}",
+    "√": r"$\surd$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "π": r"$\pi$", "²": "$^2$",
 }  # fmt: skip
 _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 

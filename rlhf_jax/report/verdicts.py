@@ -85,7 +85,8 @@ class Verdict:
 
         return {"verdict": self.verdict, "sentence": self.sentence, "tests": [
             {"what": test.what, "verdict": test.verdict, "by_seed": test.by_seed, "seeds": len(test.by_seed),
-             "df": max(0, len(test.by_seed) - 1), "t": finite(test.t), "threshold": test.threshold, "margin": test.margin,
+             "df": max(0, len(test.by_seed) - 1), "t": finite(test.t), "threshold": test.threshold,
+             "margin": test.margin,
              **({} if test.estimate is None else {name: finite(v) for name, v in test.estimate._asdict().items()})}
             for test in self.tests]}
 
@@ -118,7 +119,8 @@ def _trend(sweep, rule):
     slopes = {seed: sign * slope(ranks, y) for seed, y in values.items()} if len(levels) > 1 else {}
     left = _left_out(sweep, rule, levels)
     what = "rise" if sign > 0 else "fall"
-    return [Contrast(f"{what} of {title_of(rule.y)} from one value of {_name(sweep, rule.axis)} to the next{left}", slopes)]
+    name = _name(sweep, rule.axis)
+    return [Contrast(f"{what} of {title_of(rule.y)} from one value of {name} to the next{left}", slopes)]
 
 
 def _peak(sweep, rule):
@@ -179,8 +181,8 @@ def _linear(sweep, rule):
         if found and not any(map(math.isnan, found)):
             over[seed] = float(np.mean(found))
     d = f"√({title_of(rule.x)})" if rule.sqrt_x else title_of(rule.x)
-    form = {"linear": f"linear in {d}", "bon": f"of d (α − β d), d = {d}", "rl": f"of d (α − β ln d), d = {d}"}[rule.form]
-    return [Contrast(f"R² of {title_of(rule.y)} {form}", over, rule.r2)]
+    forms = {"linear": f"linear in {d}", "bon": f"of d (α − β d), d = {d}", "rl": f"of d (α − β ln d), d = {d}"}
+    return [Contrast(f"R² of {title_of(rule.y)} {forms[rule.form]}", over, rule.r2)]
 
 
 _TESTS = {spec.Trend: _trend, spec.Peak: _peak, spec.Greater: _greater, spec.Close: _close,
@@ -256,7 +258,7 @@ def _picked(sweep, pick, quantity) -> dict[int, float]:
 
 def _said(sweep, pick, quantity, beside=None) -> str:
     """A pick in words; the quantity is not repeated beside a pick with the same one."""
-    where = ", ".join(f"{_name(sweep, name)} = {shown(value) if not isinstance(value, tuple) else ' or '.join(map(shown, value))}"
+    where = ", ".join(f"{_name(sweep, name)} = {' or '.join(map(shown, value if isinstance(value, tuple) else (value,)))}"
                       for name, value in pick.where.items())
     words = pick.label or (f"{label(pick.stage)} ({where})" if where else label(pick.stage))
     quantity = pick.y or quantity
@@ -289,8 +291,8 @@ def _fit_points(sweep, rule, seed):
     for setting in settings:
         arm = sweep.arm(setting, seed)
         rows = sweep.history(arm, rule.stage, rule.file) if arm and sweep.finished(arm, rule.stage) else []
-        points = [(row[rule.x], row[rule.y]) for row in rows if is_number(row.get(rule.x)) and is_number(row.get(rule.y))]
-        points = [(max(x, 0.0), y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+        points = [(row.get(rule.x), row.get(rule.y)) for row in rows]
+        points = [(x, y) for x, y in points if is_number(x) and is_number(y) and math.isfinite(x) and math.isfinite(y)]
         x, y = map(np.array, zip(*points)) if points else ([], [])
-        fits.append((np.sqrt(x) if rule.sqrt_x else x, y))
+        fits.append((np.sqrt(np.maximum(x, 0)) if rule.sqrt_x else x, y))  # an estimate of KL can be below 0
     return fits

@@ -144,13 +144,12 @@ class Store:
         source, same_judges = self._holder(identity, judges)
         if (folder / "done.json").exists() or source is None or source == folder.resolve():
             return False
-        if not same_judges and (source / "best_of_n.json").exists():  # it is made of what its judges say
-            return False
         folder.mkdir(parents=True, exist_ok=True)
-        if (source / "params").exists():
-            params = folder / "params"
-            shutil.rmtree(params, ignore_errors=True) if not params.is_symlink() else params.unlink()
-            params.symlink_to(os.path.relpath((source / "params").resolve(), folder.resolve()))
+        for name in ("params", "candidates"):  # what is large
+            if (source / name).exists():
+                ours = folder / name
+                shutil.rmtree(ours, ignore_errors=True) if not ours.is_symlink() else ours.unlink()
+                ours.symlink_to(os.path.relpath((source / name).resolve(), folder.resolve()))
         for file in source.iterdir():
             if file.suffix in (".json", ".jsonl") and file.name != "done.json":
                 shutil.copy(file, folder)

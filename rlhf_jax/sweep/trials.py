@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import dpo, generate, hosts, loop, optim, ppo, ppo_stage, pretrain, progress, reward_model, sft, sharding
-from rlhf_jax import supervised, train
+from rlhf_jax import dpo, generate, hosts, loop, optim, ppo, ppo_stage, pretrain, progress, reward_model, sft
+from rlhf_jax import sharding, supervised, train
 from rlhf_jax.files import read_if_there, write_json
 from rlhf_jax.run import Run
 
@@ -56,13 +56,20 @@ def fit_stage(runs: Sequence[Run], stage: str, folder: pathlib.Path, at_once: in
             trainings[place] = TRAINED[run.config[stage].kind](run, stage)
         except Exception as error:  # of one run: the others go on
             failures[place] = _unless_lost(error)
-    for group in _groups(trainings, stage, folder, at_once):
+    waiting = _groups(trainings, stage, folder, at_once)
+    while waiting:
+        group = waiting.pop(0)
         try:
             failures |= group.fit()
         except progress.Stopped:
             raise
         except Exception as error:
-            failures |= dict.fromkeys(group.trainings, _unless_lost(error))
+            halves = group.halves(folder) if "RESOURCE_EXHAUSTED" in str(error) else []
+            if halves:
+                print(f"{stage}: no memory for {group} trials at once: {halves[0]} and then {halves[1]}", flush=True)
+            else:
+                failures |= dict.fromkeys(group.trainings, _unless_lost(error))
+            waiting = halves + waiting
     return failures
 
 
@@ -97,11 +104,17 @@ def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at
         for alike in map(sorted, several):
             for start in range(0, len(alike), at_once or len(alike)):
                 chosen = alike[start : start + (at_once or len(alike))]
-                # Copies of the first trial, which nobody looks at, make the rest divide over the devices.
-                places = [*chosen, *[None] * (-len(chosen) % ways)]
-                digest = hashlib.sha256("\n".join([*map(name, chosen), str(len(places))]).encode()).hexdigest()[:12]
-                groups.append(_Group(folder / f"{stage}-{digest}", {place: rest[place] for place in chosen}, places))
+                groups.append(_new_group({place: rest[place] for place in chosen}, folder))
     return groups
+
+
+def _new_group(trainings: dict[int, Training], folder: pathlib.Path) -> "_Group":
+    first = next(iter(trainings.values()))
+    # Copies of the first trial, which nobody looks at, make the number divide over the devices.
+    places = [*trainings, *[None] * (-len(trainings) % first.run.mesh.size)]
+    names = [training.run.path.name for training in trainings.values()]
+    digest = hashlib.sha256("\n".join([*names, str(len(places))]).encode()).hexdigest()[:12]
+    return _Group(folder / f"{first.stage}-{digest}", trainings, places)
 
 
 def _saved_groups(folder: pathlib.Path, stage: str) -> list[tuple[str, list]]:
@@ -120,14 +133,16 @@ def _program(training: Training) -> tuple:
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
     if isinstance(training, ppo_stage.Training):
-        sizes = section.batch_size, section.minibatch_size, section.ppo_epochs, section.sample_parts, section.iterations
+        names = "batch_size", "minibatch_size", "ppo_epochs", "sample_parts", "iterations", "log_gold"
+        sizes = tuple(section[name] for name in names)
         lengths = run.config.prompt_length, run.config.completion_length
         models = run.shape(section.reward), ppo_stage.optimizers_of(section)
         return training.config, *models, sizes, lengths, section.kl_target is None, *common
     leaves, tree = jax.tree.flatten(training.loader.batch(0))
     kinds = tuple((leaf.ndim, leaf.dtype) for leaf in leaves)
     optimizer = optim.OptimizerConfig(**section.optimizer)
-    return training.loss_fn, training.head, optimizer, section.microbatches, section.batch_size, tree, kinds, *common
+    sizes = section.batch_size, section.microbatches
+    return training.loss_fn, training.head, optimizer, sizes, tree, kinds, *common
 
 
 def _ptx_sizes(training: Training) -> tuple | None:
@@ -150,6 +165,20 @@ class _Group:
         first = next(iter(trainings.values()))
         self.run, self.stage = first.run, first.stage
         self.stacked = [trainings.get(place, first) for place in places]
+
+    def __str__(self):
+        return str(len(self.trainings))
+
+    def halves(self, folder: pathlib.Path) -> list["_Group"]:
+        """Two groups of half as many trials, from the start.
+
+        None for a single trial, where there is something to lose, and where other hosts would have to agree.
+        """
+        if len(self.trainings) == 1 or any((self.folder / "checkpoints").glob("*")) or hosts.count() > 1:
+            return []
+        shutil.rmtree(self.folder, ignore_errors=True)
+        items, half = list(self.trainings.items()), (len(self.trainings) + 1) // 2
+        return [_new_group(dict(part), folder) for part in (items[:half], items[half:])]
 
     def fit(self) -> Failures:
         """Trains all of them, and writes what the stage leaves behind."""
@@ -213,8 +242,9 @@ class _Group:
 def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = (), **options) -> Callable:
     """A function of one trial as a program of many: each device has its own, and they never talk."""
     trials = sharding.over_trials(mesh).spec
-    batched = jax.shard_map(jax.vmap(function, axis_name=_TRIALS), mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
-    return jax.jit(batched, donate_argnums=donate, **options)
+    batched = jax.vmap(function, axis_name=_TRIALS)
+    local = jax.shard_map(batched, mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
+    return jax.jit(local, donate_argnums=donate, **options)
 
 
 @functools.lru_cache
@@ -226,7 +256,8 @@ def _whole(mesh: jax.sharding.Mesh) -> Callable:
 @functools.lru_cache
 def _one(mesh: jax.sharding.Mesh) -> Callable:
     """(stacked state, place) -> the state of one trial, on every device."""
-    return jax.jit(lambda tree, place: jax.tree.map(lambda x: x[place], tree), out_shardings=sharding.replicated(mesh))
+    pick = lambda tree, place: jax.tree.map(lambda x: x[place], tree)
+    return jax.jit(pick, out_shardings=sharding.replicated(mesh))
 
 
 def _stack_of(function: Callable, trainings: Sequence[Training], mesh):
@@ -252,8 +283,9 @@ def _supervised(trainings: Sequence[supervised.Training], mesh):
     keys, rates = _keys(trainings, first.stage, mesh), [_rates(training) for training in trainings]
 
     def advance(state, step, active):
-        steps = [min(step, training.total - 1) for training in trainings]  # a finished one makes its last step, in vain
-        batch = _stack_of(lambda training: training.loader.batch(min(step, training.total - 1)), trainings, mesh)
+        own_step = lambda training: min(step, training.total - 1)  # a finished one makes its last step, in vain
+        steps = [own_step(training) for training in trainings]
+        batch = _stack_of(lambda training: training.loader.batch(own_step(training)), trainings, mesh)
         rate = np.array([rates[step] for rates, step in zip(rates, steps)])
         return program(state, batch, rate, keys, np.array(steps, np.int32), active)
 
@@ -318,9 +350,24 @@ def _ppo(trainings: Sequence[ppo_stage.Training], mesh):
             programs.keys(keys, np.full(len(trainings), iteration, np.int32)),
             section,
             fixed_kl=section.kl_target is None,
+            judge=_judge(trainings, iteration),
         )
 
     return state, advance
+
+
+def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
+    """ppo_stage.Training.judge of all: stacked rollouts -> stacked metrics; None where none judges."""
+    judges = [training.judge(iteration) for training in trainings]
+    if not judges[0]:
+        return None
+
+    def judge(rollout):
+        rollout = hosts.fetch(rollout)
+        found = [one(jax.tree.map(lambda x: x[place], rollout)) for place, one in enumerate(judges)]
+        return jax.tree.map(lambda *values: np.stack(values), *found)
+
+    return judge
 
 
 class Programs:
@@ -345,7 +392,7 @@ class Programs:
         self.freeze = spread(functools.partial(ppo_stage.frozen_params, config.policy), mesh)
         self.keys = spread(lambda key, number: jax.random.fold_in(jax.random.wrap_key_data(key), number), mesh)
         self.randomness = lambda key, *_: randomness(key)
-        self.sample = lambda params, batch, key, temperature: sample(params, batch.tokens, batch.mask, key, temperature)
+        self.sample = lambda params, batch, *noise: sample(params, batch.tokens, batch.mask, *noise)
         self.score = spread(ppo.make_score(config, reward_fn), mesh, compiler_options=rounding)
         self.update = spread(ppo.make_update(config, *optimizers), mesh, donate=0, compiler_options=rounding)
         self.take = spread(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), mesh)
@@ -353,5 +400,5 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def _ppo_programs(config: ppo.PPOConfig, reward_fn: ppo.RewardFn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
+def _ppo_programs(config: ppo.PPOConfig, reward_fn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
     return Programs(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), sampling, sizes, mesh)

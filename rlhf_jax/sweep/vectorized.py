@@ -30,8 +30,8 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
     Raises:
       progress.Stopped: an interrupt was asked for; the same call goes on.
     """
-    to_do = hosts.on_first(lambda: [sequential.missing(path / "arms" / arm.name, retry) for arm in chosen])
-    todo = [arm for arm, missing in zip(chosen, to_do) if missing]
+    missing = hosts.on_first(lambda: [sequential.missing(path / "arms" / arm.name, retry) for arm in chosen])
+    todo = [arm for arm, to_do in zip(chosen, missing) if to_do]
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(progress.Interrupt())
         running = stack.enter_context(_Running(store, path))

@@ -17,7 +17,8 @@ from rlhf_jax.report.tables import quantity_of
 _MOST_LINES = len(LOOKS)
 _BESIDE = 10  # points between lines that would hide one another
 _SEED = {"markersize": 3, "alpha": 0.55, "linestyle": "none", "markeredgewidth": 0, "zorder": 2}
-_MEAN = {"markersize": 7, "elinewidth": 1.3, "capsize": 3, "zorder": 3, "markeredgecolor": "white", "markeredgewidth": 0.6}
+_MEAN = {"markersize": 7, "elinewidth": 1.3, "capsize": 3, "zorder": 3, "markeredgecolor": "white",
+         "markeredgewidth": 0.6}  # fmt: skip
 
 
 def draw(sweep: Sweep, figure, path) -> str | None:
@@ -43,10 +44,11 @@ def _curve(sweep, asked, path):
         _set_scale(axis, scale, places, levels)
         for n, (name, by_seed) in enumerate(lines.items()):
             colour, marker, line = LOOKS[n % _MOST_LINES]
-            _means(axis, places, by_seed, quantity.scale, min(_BESIDE, 50 / len(lines)) * (n - (len(lines) - 1) / 2), marker, colour,
-                   linestyle=line, linewidth=1.5, label=name)
+            beside = min(_BESIDE, 50 / len(lines)) * (n - (len(lines) - 1) / 2)
+            _means(axis, places, by_seed, quantity.scale, beside, marker, colour, linestyle=line, linewidth=1.5, label=name)
         base = sweep.baseline(asked.baseline)
-        found = estimate(sweep.by_seed(asked.stage, [base], asked.y)) if base is not None and base not in settings else None
+        outside = base is not None and base not in settings
+        found = estimate(sweep.by_seed(asked.stage, [base], asked.y)) if outside else None
         if found:
             axis.axhline(quantity.scale * found["value"], color="#555555", linestyle=(0, (6, 3)), linewidth=1, zorder=1,
                          label=f"baseline, {base.name}")
@@ -55,8 +57,8 @@ def _curve(sweep, asked, path):
         _finish(figure, axis, asked.title, sweep.short.get(asked.by, asked.by), always=found is not None)
     gone = [shown(level) for n, level in enumerate(levels) if not any(by_seed[n] for by_seed in lines.values())]
     failed = (f" Without {', '.join(gone)}, where no seed has all arms." if gone else "") + _failed(sweep, settings)
-    return (f"{quantity.title} of {label(asked.stage)} over {asked.axis}: means over seeds with 95 % Student t intervals; "
-            f"small points are seeds.{failed}")
+    return (f"{quantity.title} of {label(asked.stage)} over {asked.axis}: means over seeds with 95 % Student t "
+            f"intervals; small points are seeds.{failed}")
 
 
 def _plane(sweep, asked, path):
@@ -65,7 +67,8 @@ def _plane(sweep, asked, path):
     for part in asked.paths:
         settings = sweep.select(part.where, part.axis)
         if part.axis:
-            settings = sorted(settings, key=lambda s: _place(sweep.levels(settings, part.axis), sweep.level(s, part.axis)))
+            keys = list(map(spec.key, sweep.levels(settings, part.axis)))
+            settings.sort(key=lambda setting: keys.index(spec.key(sweep.level(setting, part.axis))))
         points = []
         for setting in settings:
             xs, ys = (sweep.by_seed(part.stage, [setting], name) for name in (asked.x, asked.y))
@@ -85,19 +88,19 @@ def _plane(sweep, asked, path):
                 axis.plot(list(xs.values()), list(ys.values()), marker, color=colour, **_SEED)
             ends = {f"{name}err": np.concatenate([arms_of(_finite(found)) for found in all_], axis=1)
                     for name, all_ in (("x", x), ("y", y))}
-            name = part.label or (f"{label(part.stage)}, {sweep.short.get(part.axis, part.axis)}" if part.axis else label(part.stage))
+            name = label(part.stage) + (f", {sweep.short.get(part.axis, part.axis)}" if part.axis else "")
             axis.errorbar([found["value"] for found in x], [found["value"] for found in y], **ends, **_MEAN, fmt=marker,
-                          color=colour, linestyle=line if part.axis else "none", linewidth=1.5, label=name)
+                          color=colour, linestyle=line if part.axis else "none", linewidth=1.5, label=part.label or name)
             for (setting, _, _), a, b in zip(points, x, y):
                 if part.axis:
-                    axis.annotate(shown(sweep.level(setting, part.axis)), (a["value"], b["value"]), (5, -10 if n % 2 else 4),
-                                  textcoords="offset points", fontsize=7.5, color=colour, zorder=4,
-                                  path_effects=[matplotlib.patheffects.withStroke(linewidth=2, foreground="white")])
+                    axis.annotate(shown(sweep.level(setting, part.axis)), (a["value"], b["value"]),
+                                  (5, -10 if n % 2 else 4), textcoords="offset points", fontsize=7.5, color=colour,
+                                  zorder=4, path_effects=[matplotlib.patheffects.withStroke(linewidth=2, foreground="white")])
         axis.set_xlabel(asked.x_title or _x_title(x_of, asked.sqrt_x))
         axis.set_ylabel(asked.y_title or y_of.title)
         _finish(figure, axis, asked.title, always=True)
-    return (f"{y_of.title} against {x_of.title}: a point for each setting, with the 95 % Student t intervals of both; small "
-            f"points are seeds, small numbers the values of the swept field.")
+    return (f"{y_of.title} against {x_of.title}: a point for each setting, with the 95 % Student t intervals of both; "
+            "small points are seeds, small numbers the values of the swept field.")
 
 
 def _history(sweep, asked, path):
@@ -130,8 +133,8 @@ def _history(sweep, asked, path):
         axis.set_xlabel(asked.x_title or _x_title(quantity_of(asked.x), asked.sqrt_x))
         axis.set_ylabel(asked.y_title or quantity_of(asked.y).title)
         _finish(figure, axis, asked.title)
-    return (f"{asked.y} of {label(asked.stage)} over {asked.x}: thin lines are seeds, thick ones their mean (moving averages of a "
-            f"twentieth of the run).{f' {left} further settings are not drawn.' if left > 0 else ''}"
+    return (f"{asked.y} of {label(asked.stage)} over {asked.x}: thin lines are seeds, thick ones their mean (moving "
+            f"averages of a twentieth of the run).{f' {left} further settings are not drawn.' if left > 0 else ''}"
             f"{_failed(sweep, sweep.select(asked.where))}")
 
 
@@ -150,8 +153,9 @@ def _dots(sweep, asked, path):
             axis.axhline(quantity.scale * asked.level, color="#555555", linestyle=(0, (6, 3)), linewidth=1, zorder=1)
         for n, (name, by_stage) in enumerate(groups.items()):
             colour, marker, _ = LOOKS[n % _MOST_LINES]
-            _means(axis, range(len(stages)), [by_stage.get(stage, {}) for stage in stages], quantity.scale,
-                   min(25, 270 / len(stages) / len(groups)) * (n - (len(groups) - 1) / 2), marker, colour, linestyle="none", label=name)
+            beside = min(25, 270 / len(stages) / len(groups)) * (n - (len(groups) - 1) / 2)
+            _means(axis, range(len(stages)), [by_stage.get(stage, {}) for stage in stages], quantity.scale, beside, marker,
+                   colour, linestyle="none", label=name)
         axis.set_xticks(range(len(stages)), [label(stage) for stage in stages])
         axis.set_xlim(-0.5, len(stages) - 0.5)
         axis.grid(axis="x", visible=False)
@@ -170,18 +174,21 @@ def _groups(sweep, settings, by) -> dict:
     """Name of a line -> its settings."""
     if by is None:
         return {None: settings}
-    return {shown(level): [s for s in settings if spec.same(sweep.level(s, by), level)] for level in sweep.levels(settings, by)}
+    return {shown(level): [setting for setting in settings if spec.same(sweep.level(setting, by), level)]
+            for level in sweep.levels(settings, by)}  # fmt: skip
 
 
 def _means(axis, places, by_seed, scale, beside, marker, colour, **line) -> None:
     """Means with intervals over seeds at some places, `beside` points to the right of them, and seeds beside those."""
-    shown = [(place, scale * np.array(list(found.values())), estimate(found)) for place, found in zip(places, by_seed) if found]
-    for place, values, _ in shown:
-        axis.plot([place] * len(values), values, marker, color=colour, transform=_moved(axis, beside + _BESIDE / 2), **_SEED)
-    arms = np.concatenate([scale * arms_of(_finite(found)) for *_, found in shown], axis=1)
-    axis.errorbar([place for place, *_ in shown], [scale * found["value"] for *_, found in shown], yerr=arms, fmt=marker,
-                  color=colour, transform=_moved(axis, beside), **_MEAN, **line)
-    for place, values, found in shown:  # what is moved does not count for the limits of an axis
+    there = [(place, scale * np.array(list(found.values())), estimate(found))
+             for place, found in zip(places, by_seed) if found]  # fmt: skip
+    for place, values, _ in there:
+        axis.plot([place] * len(values), values, marker, color=colour, transform=_moved(axis, beside + _BESIDE / 2),
+                  **_SEED)
+    arms = np.concatenate([scale * arms_of(_finite(found)) for *_, found in there], axis=1)
+    axis.errorbar([place for place, *_ in there], [scale * found["value"] for *_, found in there], yerr=arms,
+                  fmt=marker, color=colour, transform=_moved(axis, beside), **_MEAN, **line)
+    for place, values, found in there:  # what is moved does not count for the limits of an axis
         ends = scale * found["value"] + scale * arms_of(_finite(found)).ravel() * (-1, 1)
         axis.update_datalim([(place, y) for y in (*values, *ends)])
     axis.autoscale_view()
@@ -250,10 +257,6 @@ def _set_scale(axis, scale, places, levels) -> None:
         axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     if scale == "category":
         axis.set_xlim(-0.5, len(places) - 0.5)
-
-
-def _place(levels, level) -> int:
-    return next(n for n, known in enumerate(levels) if spec.same(known, level))
 
 
 def _finish(figure, axis, title, by=None, always=False) -> None:

@@ -22,20 +22,15 @@ Nothing here needs JAX. Everything is JSON both ways, and wrong words are refuse
 """
 
 import dataclasses
-import difflib
 import json
 from dataclasses import field
 from typing import Any
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.report.tables import QUANTITIES
 
 SUMMARIES = ("last", "first", "min", "max", "mean_last_10%")
 SCALES = ("auto", "linear", "log", "symlog", "category")
 FORMS = ("linear", "bon", "rl")
-_OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
-_OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
-_NO_POLICY = ("collect", "reward_model")
 
 
 # --- figures and tables ------------------------------------------------------------------------------------------
@@ -97,7 +92,7 @@ class History:
     x: str = "step"  # or another metric
     sqrt_x: bool = False
     where: dict = field(default_factory=dict)
-    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder; "step" is then the line, if it has none
+    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder; its "step" is the line, if it has none
     name: str = ""
     title: str = ""
     x_title: str = ""
@@ -223,9 +218,9 @@ class Dominates:
 class Linear:
     """R^2 of a least-squares fit of y is at least r2.
 
-    Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's settings. d is x, or its root
-    with sqrt_x. Forms: linear, c + m d; and without a constant (Gao et al. 2022, section 3) bon, d (alpha - beta d);
-    rl, d (alpha - beta ln d).
+    Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's
+    settings. d is x, or its root with sqrt_x. Forms: linear, c + m d; and without a constant (Gao et al. 2022,
+    section 3) bon, d (alpha - beta d); rl, d (alpha - beta ln d).
     """
 
     y: str
@@ -316,17 +311,9 @@ class Declared:
         Raises:
             InputError: a stage, field, value or quantity that the sweep does not have; the sentence names it.
         """
-        sweep = _Words(config, arms)
-        sweep.where("BASELINE", self.baseline or {})
-        for item in (*self.figures, *self.tables, *self.claims):
-            _check(item, sweep, (type(item).__name__,), stages=())
-        names = [item.name for item in (*self.figures, *self.tables) if item.name]
-        for name in names:
-            if names.count(name) > 1 or not name.replace("_", "").replace("-", "").isalnum():
-                raise InputError(f"name='{name}': a figure's or table's name is one of its own, of letters, digits, - and _")
-        for claim in self.claims:
-            if claim.figure and claim.figure not in names:
-                raise InputError(f"Claim '{claim.text}': figure='{claim.figure}' is the name of no figure ({_list(names)})")
+        from rlhf_jax.report.spec import check  # it reads these classes
+
+        check.check(self, config, arms)
 
 
 FIGURES = (Curve, Plane, History, Dots)
@@ -356,7 +343,8 @@ def from_json(value):
         try:
             return _CLASSES[value["is"]](**fields)
         except (KeyError, TypeError) as error:
-            raise InputError(f"{value['is']} with {_list(fields)} is nothing this version can report: {error}") from None
+            what = f"{value['is']} with {listed(fields)}"
+            raise InputError(f"{what} is nothing that this version can report: {error}") from None
     return tuple(map(from_json, value)) if isinstance(value, list) else value
 
 
@@ -374,6 +362,16 @@ def lookup(config: dict, name: str):
     return config
 
 
+def level(config: dict, overrides: dict, name: str):
+    """The value that a field has with some overrides: theirs, or the config's; None where it has none."""
+    if name in overrides:
+        return overrides[name]
+    try:
+        return lookup(config, name)
+    except KeyError:
+        return None
+
+
 def same(first, second) -> bool:
     """Equal as JSON: 1 is 1.0, a tuple is a list."""
     return key(first) == key(second)
@@ -381,118 +379,24 @@ def same(first, second) -> bool:
 
 def chosen(value, wanted) -> bool:
     """Whether `where` with `wanted` for a field takes a setting that has `value` there."""
-    if isinstance(wanted, (tuple, list)) and not isinstance(value, (tuple, list)):
-        return any(same(value, item) for item in wanted)
-    return same(value, wanted)
+    several = wanted if isinstance(wanted, (tuple, list)) else ()
+    return same(value, wanted) or any(same(value, item) for item in several)
 
 
 def key(value) -> str:
     """What is the same for values that are the same."""
-    return json.dumps(float(value) if type(value) is int else value, sort_keys=True)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(key, value))}]"
+    return json.dumps(float(value) if type(value) is int else value)
 
 
-# --- checks ------------------------------------------------------------------------------------------------------
-
-
-class _Words:
-    """The stages, fields and quantities that a sweep knows."""
-
-    def __init__(self, config, arms):
-        self.config, self.arms = config, arms
-        self.stages = list(config["stages"])
-        for arm in arms:
-            self.stages += [stage for stage in arm.get("stages", ()) if stage not in self.stages]
-        self.swept = list(dict.fromkeys(name for arm in arms for name in arm if name != "seed"))
-
-    def stage(self, at, name):
-        if name not in self.stages:
-            raise InputError(f"{at}='{name}' is no stage of the sweep{_instead(name, self.stages)}")
-
-    def axis(self, at, name):
-        if name not in self.swept:
-            raise InputError(f"{at}='{name}' is no field that the sweep varies{_instead(name, self.swept)}")
-
-    def where(self, at, fields):
-        for name, wanted in fields.items():
-            if name == "seed":
-                raise InputError(f"{at}: 'seed' chooses no setting: the arms of a setting differ in it, and are averaged")
-            values = [arm[name] for arm in self.arms if name in arm]
-            try:
-                values.append(lookup(self.config, name))
-            except KeyError:
-                if not values:
-                    raise InputError(f"{at}: '{name}' is no field of the config{_instead(name, self.swept)}") from None
-            values = list({key(value): value for value in values}.values())
-            each = wanted if isinstance(wanted, (tuple, list)) and not chosen_whole(values, wanted) else (wanted,)
-            for value in each:
-                if not any(same(value, known) for known in values):
-                    raise InputError(f"{at}: no arm has {name}={value!r}; there are {_list(values)}")
-
-    def quantity(self, at, name, stages):
-        for stage in stages:
-            try:
-                kind = lookup(self.config, f"{stage}.kind")
-            except KeyError:
-                continue  # a stage that only some arms define
-            if not known_quantity(name, kind):
-                known = [quantity.name for quantity in QUANTITIES]
-                if kind in _NO_POLICY:
-                    known = [f"{split}/{part}" for split in ("valid", "heldout") for part in _OF_SPLITS]
-                raise InputError(f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; any "
-                                 "number of its evaluation.json is 'evaluation:PATH', of a metric 'history:NAME@last'")
-
-
-def chosen_whole(values, wanted) -> bool:
-    """Whether a field's values are lists themselves, so that `wanted` is one of them and not several."""
-    return any(isinstance(value, (tuple, list)) for value in values)
-
-
-def known_quantity(name: str, kind: str) -> bool:
-    """Whether a stage of this kind can have the quantity."""
-    if name in (*_OF_DONE, "failed") or name.startswith("evaluation:"):
-        return True
-    if name.startswith("history:"):
-        return name.partition("@")[2] in SUMMARIES
-    parts = name.split("/")
-    if kind in _NO_POLICY:
-        splits = parts[0] in ("valid", "heldout") and len(parts) > 1
-        return splits and (parts[1] in _OF_SPLITS or parts[1] == "by_group" and len(parts) > 2)
-    return name in {quantity.name for quantity in QUANTITIES} or parts[0] == "skills" and len(parts) == 2
-
-
-def _check(item, sweep: _Words, at: tuple, stages: tuple) -> None:
-    """Every field of a spec by its name; `stages`: those that its quantities are of, from the specs around it."""
-    fields = {entry.name: getattr(item, entry.name) for entry in dataclasses.fields(item)}
-    if "stage" in fields:
-        stages = (fields["stage"],)
-    stages = fields.get("stages", stages)
-    for name, value in fields.items():
-        here = ".".join((*at, name))
-        if name in ("stage", "stages"):
-            for stage in stages:
-                sweep.stage(here, stage)
-        elif name in ("axis", "by") and isinstance(value, str):
-            sweep.axis(here, value)
-        elif name in ("where", "baseline") and value:
-            sweep.where(here, value)
-        elif name in ("x", "y", "quantities") and not of_metrics(item):
-            inner = stages or tuple(spec.stage for spec in fields.values() if isinstance(spec, (Pick, Path))
-                                    and getattr(spec, "y", None) is None)
-            inner = inner or tuple(path.stage for path in fields.get("paths", ()))
-            for quantity in value if name == "quantities" else (value,) if value else ():
-                if name == "quantities":  # a table of several stages: one of them has it
-                    if any(known_quantity(quantity, lookup(sweep.config, f"{stage}.kind")) for stage in stages):
-                        continue
-                sweep.quantity(here, quantity, inner)
-        for part in value if isinstance(value, tuple) else (value,):
-            if dataclasses.is_dataclass(part):
-                _check(part, sweep, (*at, type(part).__name__), ())
+# --- fields of the right kind -----------------------------------------------------------------------------------
 
 
 def _one_of(item, name, choices):
     value = getattr(item, name)
     if value not in choices:
-        raise InputError(f"{type(item).__name__}: {name}='{value}' is none of {_list(choices)}")
+        raise InputError(f"{type(item).__name__}: {name}='{value}' is none of {listed(choices)}")
 
 
 def _tuple_of(item, name, kinds):
@@ -511,10 +415,6 @@ def _pick(item, name, kinds):
         raise InputError(f"{type(item).__name__}: {name} must be {names}, not {value!r}")
 
 
-def _instead(name, known) -> str:
-    close = difflib.get_close_matches(name, known, 3)
-    return f"; did you mean {' or '.join(close)}?" if close else f": there are {_list(known)}"
-
-
-def _list(values) -> str:
+def listed(values) -> str:
+    """Values of a sentence."""
     return ", ".join(str(value) for value in values) or "none"

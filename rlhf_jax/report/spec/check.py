@@ -1,0 +1,145 @@
+"""Refuses what a sweep cannot answer when it is defined, not after hours: stages, fields, values, quantities."""
+
+import dataclasses
+import difflib
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.report import spec
+from rlhf_jax.report.tables import QUANTITIES
+
+_OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
+_OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
+_NO_POLICY = ("collect", "reward_model")
+
+
+def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
+    """See Declared.check."""
+    sweep = _Words(config, arms)
+    sweep.where("BASELINE", declared.baseline or {})
+    for item in (*declared.figures, *declared.tables, *declared.claims):
+        _check(item, sweep, (type(item).__name__,))
+    names = [item.name for item in (*declared.figures, *declared.tables) if item.name]
+    for name in names:
+        if names.count(name) > 1 or not name.replace("_", "").replace("-", "").isalnum():
+            raise InputError(f"name='{name}': a figure's or table's name is its own, of letters, digits, - and _")
+    drawn = [figure.name for figure in declared.figures if figure.name]
+    for claim in declared.claims:
+        if claim.figure and claim.figure not in drawn:
+            known = spec.listed(drawn)
+            raise InputError(f"Claim '{claim.text}': figure='{claim.figure}' is the name of no figure ({known})")
+
+
+class _Words:
+    """The stages, fields and quantities that a sweep knows."""
+
+    def __init__(self, config, arms):
+        self.config, self.arms = config, arms
+        self.stages = list(config["stages"])
+        for arm in arms:
+            self.stages += [stage for stage in arm.get("stages", ()) if stage not in self.stages]
+        self.swept = list(dict.fromkeys(name for arm in arms for name in arm if name != "seed"))
+
+    def stage(self, at, name):
+        if name not in self.stages:
+            raise InputError(f"{at}='{name}' is no stage of the sweep{_instead(name, self.stages)}")
+
+    def axis(self, at, name, where, least):
+        if name not in self.swept:
+            raise InputError(f"{at}='{name}' is no field that the sweep varies{_instead(name, self.swept)}")
+        values = {spec.key(arm[name]) for arm in self._matching(where) if name in arm}
+        if len(values) < least:
+            among = f" among those with {where}" if where else ""
+            raise InputError(f"{at}='{name}': the arms{among} have {len(values)} of its values; {least} are needed")
+
+    def where(self, at, fields):
+        for name, wanted in fields.items():
+            if name == "seed":
+                raise InputError(f"{at}: 'seed' chooses no setting: arms of a setting differ in it and are averaged")
+            values = [arm[name] for arm in self.arms if name in arm]
+            try:
+                values.append(spec.lookup(self.config, name))
+            except KeyError:
+                if not values:
+                    raise InputError(f"{at}: '{name}' is no field of the config{_instead(name, self.swept)}") from None
+            values = list({spec.key(value): value for value in values}.values())
+            for value in wanted if isinstance(wanted, (tuple, list)) else (wanted,):
+                if not any(spec.chosen(known, choice) for known in values for choice in (value, wanted)):
+                    raise InputError(f"{at}: no arm has {name}={value!r}; there are {spec.listed(values)}")
+        if not self._matching(fields):
+            raise InputError(f"{at}: no arm has all of {fields}")
+
+    def _matching(self, where) -> list[dict]:
+        return [arm for arm in self.arms if all(
+            spec.chosen(spec.level(self.config, arm, name), wanted) for name, wanted in where.items())]  # fmt: skip
+
+    def has(self, stage, quantity) -> bool:
+        kind = self._kind(stage)
+        return kind is None or known_quantity(quantity, kind)
+
+    def quantity(self, at, name, stages):
+        for stage in stages:
+            if not self.has(stage, name):
+                kind = self._kind(stage)
+                known = [quantity.name for quantity in QUANTITIES]
+                if kind in _NO_POLICY:
+                    known = [f"{split}/{part}" for split in ("valid", "heldout") for part in _OF_SPLITS]
+                raise InputError(f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; any "
+                                 "number of its evaluation.json is 'evaluation:PATH', of a metric 'history:NAME@last'")
+
+    def _kind(self, stage) -> str | None:
+        """None of a stage that only some arms define."""
+        try:
+            return spec.lookup(self.config, f"{stage}.kind")
+        except KeyError:
+            return None
+
+
+def known_quantity(name: str, kind: str) -> bool:
+    """Whether a stage of this kind can have the quantity."""
+    if name in (*_OF_DONE, "failed") or name.startswith("evaluation:"):
+        return True
+    if name.startswith("history:"):
+        return name.partition("@")[2] in spec.SUMMARIES
+    parts = name.split("/")
+    if kind in _NO_POLICY:
+        splits = parts[0] in ("valid", "heldout") and len(parts) > 1
+        return splits and (parts[1] in _OF_SPLITS or parts[1] == "by_group" and len(parts) > 2)
+    return name in {quantity.name for quantity in QUANTITIES} or parts[0] == "skills" and len(parts) == 2
+
+
+def _check(item, sweep: _Words, at: tuple) -> None:
+    """A spec and those inside it, each field by its name; `at`: where it stands."""
+    for field in sorted(dataclasses.fields(item), key=lambda field: field.name != "where"):  # axes are of what it takes
+        name, value = field.name, getattr(item, field.name)
+        here = ".".join((*at, name))
+        if name in ("stage", "stages"):
+            for stage in (value,) if name == "stage" else value:
+                sweep.stage(here, stage)
+        elif name in ("axis", "by") and isinstance(value, str):  # `by` of Greater is a number
+            sweep.axis(here, value, item.where, 3 if isinstance(item, spec.Peak) else 2)
+        elif name in ("where", "baseline") and value:
+            sweep.where(here, value)
+        elif name == "quantities":
+            for quantity in value:  # of one of the stages
+                if not any(sweep.has(stage, quantity) for stage in item.stages):
+                    sweep.quantity(here, quantity, item.stages)
+        elif name in ("x", "y") and value and not spec.of_metrics(item):
+            sweep.quantity(here, value, _stages(item))
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                _check(part, sweep, (*at, type(part).__name__))
+
+
+def _stages(item) -> list[str]:
+    """Those that the x and y of a spec are quantities of."""
+    parts = [item]
+    if isinstance(item, spec.Plane):
+        parts = item.paths
+    elif isinstance(item, (spec.Greater, spec.Close, spec.Dominates)):
+        parts = [part for part in (item.a, item.b) if dataclasses.is_dataclass(part) and not getattr(part, "y", None)]
+    return [stage for part in parts for stage in (part.stages if hasattr(part, "stages") else (part.stage,))]
+
+
+def _instead(name, known) -> str:
+    close = difflib.get_close_matches(name, known, 3)
+    return f"; did you mean {' or '.join(close)}?" if close else f": there are {spec.listed(known)}"

@@ -1,0 +1,140 @@
+"""Best of n as a stage, on random parameters: what is kept, a pool that others score, resuming, and other judges."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from rlhf_jax import best_of_n_stage
+from rlhf_jax.config import best_of_n_config
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import best_of_n, overoptimization, policy
+from rlhf_jax.progress import Stopped
+from test_evaluate import CONFIG, LengthScorer, corpus, make_run, scorer, shared  # noqa: F401 (fixtures)
+
+STAGES = ("sft", "reward_model", "other", "best", "by_other")
+
+
+@pytest.fixture
+def run(make_run):  # noqa: F811
+    """SFT and two reward models are finished: one likes long texts, the other short ones."""
+    sections = {"other": {"kind": "reward_model"}, "best": best_of_n_config(), "by_other": best_of_n_config()}
+    made = dataclasses.replace(make_run("sft", batch_size=8), config=ConfigDict(CONFIG | sections))
+    made.config.stages = STAGES
+    made.config.best.update(samples=4, batch_size=24, judges=("other",))
+    made.config.by_other.update(samples=3, reward="other", pool="best")
+    made.finished = ("sft", "reward_model", "other")
+
+    def folder(stage):
+        made.folder(stage).mkdir(exist_ok=True)
+        return made.folder(stage)
+
+    made.workdir = types.SimpleNamespace(stage=folder)
+    policy.evaluate_policy(made, "sft")
+    return made
+
+
+def candidates(run, stage):
+    return [row for path in sorted((run.folder(stage) / "candidates").iterdir()) for row in policy.read_rows(path)]
+
+
+def contents(run, stage):
+    return {path.name: path.read_bytes() for path in run.folder(stage).rglob("*") if path.is_file()}
+
+
+def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
+    for stage in ("best", "by_other"):
+        best_of_n_stage.run_stage(run, stage)
+        run.finished += (stage,)
+    rows, ours = candidates(run, "best"), candidates(run, "by_other")
+    prompts = len({row["index"] for row in rows})
+    assert len(rows) == 4 * prompts and len(ours) == 3 * prompts and prompts > 8
+    assert [row["completion"] for row in ours] == [row["completion"] for row in rows[: len(ours)]]
+    assert all(row["score"] == -other["score"] for row, other in zip(ours, rows))
+    assert len({row["completion"] for row in rows}) > prompts  # each sample has noise of its own
+
+    for stage, own, chooses in (("best", rows, max), ("by_other", ours, min)):
+        count = run.config[stage].samples
+        by_prompt = {}
+        for row in own:
+            by_prompt.setdefault(row["index"], []).append(row["scores"]["other" if stage == "by_other" else "reward_model"])
+        evaluation = json.loads((run.folder(stage) / "evaluation.json").read_text())
+        estimates, points = evaluation["estimates"], evaluation["curve"]
+        chosen = policy.read_rows(run.folder(stage) / "samples.jsonl")
+        assert [row["scores"][run.config[stage].reward] for row in chosen] == [max(by_prompt[row["index"]]) for row in chosen]
+        assert [point["n"] for point in points] == list(range(1, count + 1))
+        assert estimates["kl"]["value"] == pytest.approx(np.log(count) - 1 + 1 / count)
+        assert estimates["score"] == estimates["score/reward_model"]  # all compare by the first
+        assert estimates["score/other"]["value"] == pytest.approx(-estimates["score"]["value"])
+        assert points[-1]["score"]["value"] == pytest.approx(estimates[f"score/{run.config[stage].reward}"]["value"])
+        assert points[-1]["gold"]["value"] == pytest.approx(estimates["gold/total"]["value"])
+        assert estimates["win_rate"] is not None and evaluation["reference"] == "sft"
+        plain = policy.read_rows(run.folder(stage) / "curve.jsonl")
+        assert plain[-1]["gold_gain"] == pytest.approx(points[-1]["gold"]["value"] - points[0]["gold"]["value"])
+        assert plain[0]["kl"] == plain[0]["score_gain"] == 0
+        law = overoptimization.fit(*overoptimization.gains(points, "score"), "best_of_n")
+        assert evaluation["law"]["score"]["alpha"] == pytest.approx(law.alpha)
+        assert evaluation["deviation"]["score"] == pytest.approx(np.std([row["score"] for row in own]))
+    points = json.loads((run.folder("best") / "best_of_n.json").read_text())["curve"]
+    assert points[-1]["score/other"]["value"] == pytest.approx(-points[-1]["score"]["value"])  # the judge's opposite view
+
+
+def test_stopped_it_goes_on_with_the_samples_that_are_there(run):
+    best_of_n_stage.run_stage(run, "best")
+    whole = contents(run, "best")
+    for path in run.folder("best").rglob("*.json*"):
+        path.unlink()
+    run.interrupt.requested = 2
+    with pytest.raises(Stopped, match="best step 1"):
+        best_of_n_stage.run_stage(run, "best")
+    assert {name: data for name, data in contents(run, "best").items()} == {"0000.jsonl": whole["0000.jsonl"]}
+    run.interrupt.requested = 0
+    before = (run.folder("best") / "candidates" / "0000.jsonl").stat().st_mtime_ns
+    best_of_n_stage.run_stage(run, "best")
+    assert contents(run, "best") == whole
+    assert (run.folder("best") / "candidates" / "0000.jsonl").stat().st_mtime_ns == before
+
+
+def test_under_other_judges_it_is_judged_anew_and_keeps_its_curve(run):
+    """As where an arm of a sweep adopts it: scores and KL are forgotten, and come back."""
+    from rlhf_jax.sweep import store
+
+    best_of_n_stage.run_stage(run, "best")
+    before = json.loads((run.folder("best") / "evaluation.json").read_text())
+    store._forget_judges(run.folder("best"))
+    forgotten = json.loads((run.folder("best") / "evaluation.json").read_text())["estimates"]
+    assert forgotten["kl"] is forgotten["score"] is None and "score/other" not in forgotten
+    run.finished += ("best",)
+    policy.rescore(run)
+    assert json.loads((run.folder("best") / "evaluation.json").read_text()) == before
+
+
+def test_of_another_policy_than_the_reference_no_kl_to_it_is_claimed(run):
+    run.config.best.init, run.finished = "ppo", (*run.finished, "ppo")
+    run.config.stages = (*STAGES, "ppo")
+    best_of_n_stage.run_stage(run, "best")
+    evaluation = json.loads((run.folder("best") / "evaluation.json").read_text())
+    assert evaluation["estimates"]["kl"] is None and evaluation["curve"][-1]["kl"] == pytest.approx(best_of_n.kl(4))
+    run.finished += ("best",)
+    time = (run.folder("best") / "evaluation.json").stat().st_mtime_ns
+    policy.rescore(run)  # nothing is missing that could be known
+    assert (run.folder("best") / "evaluation.json").stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"best.samples": 0}, "best.samples=0 must be at least 1"),
+        ({"best.temperature": 0.0}, "best.temperature=0.0 must be above 0"),
+        ({"by_other.pool": "sft"}, "by_other.pool='sft' is no best_of_n stage"),
+        ({"by_other.samples": 6}, "init and temperature must be the same, and samples at most 4"),
+        ({"by_other.init": "ppo"}, "init and temperature must be the same"),
+    ],
+)
+def test_a_wrong_field_is_named(run, change, message):
+    run.config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=message):
+        best_of_n_stage.check(run, next(iter(change)).partition(".")[0])
