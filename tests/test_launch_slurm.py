@@ -210,6 +210,7 @@ def test_a_sweep_runs_side_by_side_and_is_resumed_by_the_same_command(cluster, t
     path = tmp_path / "run"
     program = [sys.executable, "-m", "rlhf_jax.sweep", f"--config={tmp_path}/sweep.py", f"--workdir={path}"]
     program += ["--config.data.world.demonstrations=24", "--config.data.world.valid_demonstrations=8"]
+    program += ["--config.sft.batch_size=8", "--config.sft.epochs=2", "--config.pretrain.steps=600"]
 
     def submit() -> tuple[str, list[str]]:
         command = [*program, "--runner=cluster", "--", "--gpus=0", "--max-restarts=1"]
@@ -238,7 +239,7 @@ def test_a_sweep_runs_side_by_side_and_is_resumed_by_the_same_command(cluster, t
     shared = ["shared_from" in json.loads((arm / "pretrain" / "done.json").read_text()) for arm in arms]
     assert sorted(shared[0::2]) == sorted(shared[1::2]) == [False, True]
     steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == 150
+    assert steps == sorted(set(steps)) and steps[-1] == 600
     assert (path / "report.md").exists()  # by the last one
     assert submit()[0].strip() == "nothing to submit"
 
