@@ -104,7 +104,8 @@ def known_quantity(name: str, kind: str) -> bool:
     if kind in _NO_POLICY:
         splits = parts[0] in ("valid", "heldout") and len(parts) > 1
         return splits and (parts[1] in _OF_SPLITS or parts[1] == "by_group" and len(parts) > 2)
-    return name in {quantity.name for quantity in QUANTITIES} or parts[0] == "skills" and len(parts) == 2
+    # score/NAME: by each reward model of a run that has several.
+    return name in {quantity.name for quantity in QUANTITIES} or parts[0] in ("skills", "score") and len(parts) == 2
 
 
 def _check(item, sweep: _Words, at: tuple) -> None:
