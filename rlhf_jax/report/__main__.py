@@ -6,10 +6,11 @@ import sys
 import webbrowser
 
 from rlhf_jax import report
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, as_command
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command("rlhf_jax.report")
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.report", description=report.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,20 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--html", action="store_true", help="also write one HTML file with everything in it")
     parser.add_argument("--open", action="store_true", help="and show it in a browser")
     options = parser.parse_args(arguments)
-    try:
-        shown, page = _write(options)
-        report.show(shown)
-        if options.html or options.open:
-            from rlhf_jax.report import html_page
+    shown, page = _write(options)
+    report.show(shown)
+    if options.html or options.open:
+        from rlhf_jax.report import html_page
 
-            page = html_page.write(page)
-            print(f"One file with everything: {page}")
-            if options.open and not webbrowser.open(page.absolute().as_uri()):
-                print("No browser could be opened here: open that file in one.")
-    except InputError as error:
-        print(f"rlhf_jax.report: {error}", file=sys.stderr)
-        return 2
-    return 0
+        page = html_page.write(page)
+        print(f"One file with everything: {page}")
+        if options.open and not webbrowser.open(page.absolute().as_uri()):
+            print("No browser could be opened here: open that file in one.")
 
 
 def _write(options):
