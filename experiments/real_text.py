@@ -9,7 +9,7 @@ The first two make the model, which the others start from. `:truthfulqa` are pai
 `:hh` Anthropic's harmlessness dialogues. The reward model's evaluation.json has its accuracy on questions that it
 has not seen, with a 95 % interval, and beside it that of a bag of words.
 
-Hardware: 2 CPU cores. Time: pretraining 15 minutes, each of the others 10.
+Hardware: 2 CPU cores. Time: 15 to 25 minutes each. docs/measurements.md has what came out.
 """
 
 from rlhf_jax.config import default_config
