@@ -418,10 +418,13 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
     taken, asked = [], []
     take = s.programs.take
     s.programs.take = lambda tree, rows: taken.append(rows) or take(tree, rows)
-    rates = []
+    rates, compiled = [], []
+    is_compiled = "/jax/core/compile/backend_compile_duration"
+    count = lambda event, seconds, fun_name="", **_: event == is_compiled and compiled.append(fun_name)
+    jax.monitoring.register_event_duration_secs_listener(count)
     with jax.set_mesh(s.mesh):
         for iteration in range(2):
-            before = float(state.kl_coef)
+            before, compiled[:] = float(state.kl_coef), []
             state, metrics = ppo_stage.iterate(
                 s.programs, state, (s.policy, s.reward), tiny.prompts_of(ROWS, P, iteration), asked.append, coefs,
                 jax.random.key(iteration), section, fixed_kl=False,
@@ -440,5 +443,6 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
         assert sorted(epoch) == list(range(ROWS))
     assert len(np.unique(epochs, axis=0)) == 4
     np.testing.assert_allclose(rates, [1e-2 * np.mean([0.1, 0.325, 0.55, 0.775]), 1e-2], rtol=1e-5)
-    programs = s.programs.sample.program, s.programs.score, s.programs.update, take
-    assert [program._cache_size() for program in programs] == [1, 1, 1, 1]
+    jax.monitoring.unregister_event_duration_listener(count)
+    assert not {"jit(program)", "jit(score)", "jit(update)"} & set(compiled), "in the second iteration"
+    assert [program._cache_size() for program in (s.programs.score, s.programs.update, take)] == [1, 1, 1]

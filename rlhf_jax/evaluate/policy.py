@@ -154,7 +154,7 @@ def summarize(rows: list[dict], rivals: list[dict] | None, resamples: int) -> di
     found = {f"gold/{part}": mean([row["gold"] and row["gold"][part] for row in rows])
              for part in parts}
     found["score"] = mean([row["score"] for row in rows])
-    if len(rows[0]["scores"]) > 1:
+    if len(rows[0].get("scores", ())) > 1:
         found |= {f"score/{name}": mean([row["scores"][name] for row in rows]) for name in rows[0]["scores"]}
     found["kl"] = mean([row["kl"] for row in rows])
     found["completion_length"] = mean([row["length"] for row in rows])
