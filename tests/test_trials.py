@@ -1,5 +1,6 @@
 """Many trials as one program: the numbers of one run after another, also when one fails and when all are stopped."""
 
+import collections
 import contextlib
 import json
 
@@ -21,12 +22,12 @@ SETTINGS = {
     "pretrain": grid.product([grid.sweep("seed", [0, 1]), grid.sweep("pretrain.learning_rate", [1e-2, 3e-3])])
     + [{"seed": 0, "pretrain.steps": 3}],
     "sft": grid.product([grid.sweep("seed", [0, 1]), grid.sweep("sft.epochs", [1.0, 2.0])]),
-    "reward_model": [{"seed": 0}, {"seed": 1}, {"seed": 2, "reward_model.learning_rate": 3e-3}],
+    "reward_model": [{"seed": 0}, {"seed": 1}, {"seed": 2, "reward_model.learning_rate": 3e-4}],
     "ppo": grid.product(
         [
             grid.sweep("seed", [0, 1]),
             grid.zipit(
-                [grid.sweep("ppo.ptx_coef", [0.0, 0.5, 0.5]), grid.sweep("ppo.learning_rate", [1e-2, 1e-2, 3e-3])]
+                [grid.sweep("ppo.ptx_coef", [0.0, 0.5, 0.5]), grid.sweep("ppo.learning_rate", [1e-3, 1e-3, 3e-4])]
             ),
         ]
     ),
@@ -47,6 +48,8 @@ def open_runs(store):
         def start(path, settings, **changes):
             interrupt = stack.enter_context(progress.Interrupt())
             config = toy_config("ppo")
+            # Large steps of a wild model amplify rounding until nothing is the same.
+            config.sft.learning_rate = config.reward_model.learning_rate = config.ppo.value_learning_rate = 1e-3
             for stage in SETTINGS:  # without it Adam makes steps out of gradients that are rounding errors
                 optimizers = [name for name in config[stage] if name.endswith("optimizer")]
                 for name in optimizers:
@@ -67,7 +70,7 @@ def open_runs(store):
 def stand_in(run):
     for stage, head in {"pretrain": "lm", "sft": "lm", "reward_model": "scalar"}.items():
         if not run.done(stage):
-            params = jax.tree.map(lambda x: 10 * x, run.init_params(stage, run.shape(stage), head=head))
+            params = jax.tree.map(lambda x: 3 * x, run.init_params(stage, run.shape(stage), head=head))
             checkpoint.save_params(run.workdir.stage(stage) / "params", params)
             write_json(run.folder(stage) / "done.json", {})
     folder = run.workdir.stage("collect")
@@ -186,7 +189,12 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
     trials._ppo_programs.cache_clear()
     settings = SETTINGS["ppo"] + [DIVERGING]
     together = open_runs(tmp_path / "all", settings)
+    compiled = collections.Counter()
+    is_compiled = "/jax/core/compile/backend_compile_duration"
+    count = lambda event, seconds, fun_name="", **_: compiled.update([fun_name] * (event == is_compiled))
+    jax.monitoring.register_event_duration_secs_listener(count)
     failures = trials.fit_stage(together, "ppo", tmp_path / "trials")
+    jax.monitoring.unregister_event_duration_listener(count)
     assert failures.keys() == {6} and isinstance(failures[6], loop.NonFinite)
     assert "ppo step 1: " in str(failures[6]) and "not finite; rows of its batch: " in str(failures[6])
     assert not (together[6].folder("ppo") / "params").exists() and timeless(together[6].folder("ppo")) == []
@@ -195,9 +203,7 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
         assert timeless(run.folder("ppo"))[0]["objective/kl"] == 0.0
         assert all(row["ppo/policy/first_approxkl"] == 0.0 for row in timeless(run.folder("ppo")))
     assert trials._ppo_programs.cache_info().currsize == 1  # also for the arms without ptx
-    program = trials._ppo_programs(*_arguments_of_ppo(together[0]))
-    sizes = [getattr(program, name)._cache_size() for name in ("score", "update", "take", "summarize")]
-    assert sizes == [1, 1, 1, 1] and trials._ppo_programs.cache_info().currsize == 1
+    assert all(compiled[f"jit({name})"] <= 1 for name in ("score", "update", "take", "summarize")), compiled
 
     iterate = ppo_stage.iterate
     calls = []
@@ -225,18 +231,6 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
         assert timeless(run.folder("ppo")) == timeless(other.folder("ppo"))
         for name, value in params_of(other.folder("ppo")).items():
             np.testing.assert_array_equal(params_of(run.folder("ppo"))[name], value, name)
-
-
-def _arguments_of_ppo(run):
-    section, tokenizer = run.config.ppo, run.tokenizer
-    return (
-        ppo_stage.programs_config(run.model, ppo_stage.value_shape_of(run, "ppo"), tokenizer.eos_id, section),
-        trials.ppo.SequenceScore(run.shape(section.reward)),
-        ppo_stage.optimizers_of(section),
-        (run.config.completion_length, tokenizer.eos_id, tokenizer.pad_id, section.sample_parts),
-        (section.batch_size, section.minibatch_size, section.ppo_epochs),
-        run.mesh,
-    )
 
 
 @pytest.mark.slow
