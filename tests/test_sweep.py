@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pathlib
 import shutil
 
@@ -194,6 +195,7 @@ def test_an_arm_that_is_killed_twice_is_given_up(swept, tmp_path, capsys):
 
 
 def _run_arm(path: pathlib.Path, number: int) -> None:
+    os.environ["XLA_FLAGS"] = ""  # one device
     sequential.run(arms.expand(small_config(), SETTINGS)[number : number + 1], path, Store(path / "stages"))
 
 
