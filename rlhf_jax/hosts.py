@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """launch/slurm.sh against a real Slurm of two nodes on this machine."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess

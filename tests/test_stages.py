@@ -16,7 +16,7 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, collect, generate, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
+from rlhf_jax import collect, generate, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
 from rlhf_jax.data.loader import Loader, take

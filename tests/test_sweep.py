@@ -1,6 +1,5 @@
 """Sweeps: their arms, what arms share, and what becomes of one that fails."""
 
-import json
 import multiprocessing
 import os
 import pathlib

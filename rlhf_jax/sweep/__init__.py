@@ -1,1 +1,1 @@
-"""Sweeps: the arms of an experiment file (arms, grid), what they share (store), and who runs them (sequential, vectorized)."""
+"""Sweeps: the arms of an experiment file (arms, grid), what they share (store), and who runs them (sequential, vectorized, cluster)."""

@@ -25,7 +25,6 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from rlhf_jax import job
 from rlhf_jax.errors import InputError

@@ -10,7 +10,6 @@ steps. The state of a group is stacked, and so are its checkpoints, in FOLDER/ST
 import collections
 import functools
 import hashlib
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
