@@ -20,7 +20,7 @@ def get_config(arg: str = ""):
 
 
 def sweep(h):
-    return h.sweep("seed", range(4))
+    return h.sweep("seed", range(3))
 
 
 def of_history(name):

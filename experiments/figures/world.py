@@ -13,6 +13,6 @@ def get_config(arg: str = ""):
     config.pretrain.update(seed=0, steps=1500)
     config.data.world.update(rm_prompts=2500)
     for ppo in (config.ppo, config.ppo_ptx):
-        ppo.update(iterations=24, batch_size=96, minibatch_size=24)
+        ppo.update(iterations=20, batch_size=64, minibatch_size=16)
     config.evaluate.update(prompts=256, skill_items=120, bootstrap=200)
     return config
