@@ -423,3 +423,43 @@ def test_a_workload_is_made_once_and_followed(xpk, tmp_path):
     (tmp_path / "ended").write_text("125")
     assert xpk() == (125, ["storage list", "workload list", "workload list"])
     assert xpk("--delete") == (125, ["storage list", "workload list", "workload list", "workload delete"])
+
+
+# ---------------------------------------------------------------------------- launch/figures.sh
+
+
+@pytest.fixture
+def figures(tmp_path):
+    """A project of three experiment files, whose Python writes down what it is asked and ends as STATUS says."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "experiments/figures").mkdir(parents=True)
+    shutil.copy(PROJECT / "launch/figures.sh", tmp_path / "launch")
+    (tmp_path / "launch/python.sh").write_text('echo "$*" >> asked\n[[ "$*" != *fig2.py* ]] || exit "${STATUS:-0}"\n')
+    for name in ("fig1", "fig2", "world"):
+        (tmp_path / f"experiments/figures/{name}.py").write_text("" if name == "world" else "def sweep(h):\n    pass\n")
+
+    def run(*flags, **env):
+        done = subprocess.run(["bash", tmp_path / "launch/figures.sh", *flags], env=os.environ | env, capture_output=True, text=True)
+        asked = tmp_path / "asked"
+        return done, [line.removeprefix("-m rlhf_jax.") for line in asked.read_text().splitlines()] if asked.exists() else []
+
+    return run
+
+
+def test_all_figures_share_their_stages_and_end_in_one_page(figures):
+    where = "--workdir=here/{0} --stages=here/stages"
+    assert figures("--retry", RUNS="here", STATUS="4")[1] == [  # failed arms are a result
+        f"sweep --config=experiments/figures/{name}.py {where.format(name)} --retry" for name in ("fig1", "fig2")
+    ] + ["report --all here"]
+
+
+def test_figures_can_be_chosen_and_an_unknown_one_is_refused(figures):
+    done, asked = figures("fig1", "fig3")
+    assert done.returncode == 2 and not asked
+    assert done.stderr == "there is no experiments/figures/fig3.py; the names are those of the files there\n"
+    assert len(figures("fig1")[1]) == 2
+
+
+def test_figures_that_are_stopped_go_no_further(figures):
+    done, asked = figures(STATUS="130")
+    assert done.returncode != 0 and len(asked) == 2
