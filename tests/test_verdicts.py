@@ -218,3 +218,26 @@ def test_history_and_failures(tmp_path):
     assert verdicts.judge(sweep, spec.Greater(at(2.0), at(0.0), "score")).verdict == "undecided"  # 0.0 never ended
     plain = found.to_json()
     assert plain["tests"][0]["t"] is None and plain["tests"][0]["df"] == 2  # seeds do not differ: t is infinite
+
+
+def test_steps_of_runs_are_compared_at_equal_kl(tmp_path):
+    """A penalty that only slows: the same gold at each KL, at other steps; the proxy's score 0.5 higher."""
+    arms = fake_sweep.product(seed=(0, 1, 2), ppo_ptx__ptx_coef=(0.0, 2.0))
+
+    def history(arm, stage, step):
+        kl = step * (1.0 if arm[AXIS] else 3.0)
+        noise = 0.02 * np.cos(7 * arm["seed"] + step)
+        return {"objective/kl": kl, "objective/gold": kl * 0.1 + noise, "objective/scores": kl * 0.1 + (0.5 if arm[AXIS] else 0)}
+
+    sweep = Sweep(fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history))
+    slow, fast = spec.Path("ppo_ptx", where={AXIS: 2.0}), spec.Path("ppo_ptx", where={AXIS: 0.0})
+
+    def judged(kind, y, *margin):
+        return verdicts.judge(sweep, kind(slow, fast, "objective/kl", y, *margin, file="metrics.jsonl"))
+
+    assert judged(spec.Coincides, "objective/gold", 0.05).verdict == "holds"
+    assert judged(spec.Coincides, "objective/scores", 0.05).verdict == "does not hold"
+    found = judged(spec.Dominates, "objective/scores")
+    assert found.verdict == "holds" and list(found.tests[0].by_seed.values()) == pytest.approx([0.5] * 3)
+    assert judged(spec.Dominates, "objective/gold").verdict == "undecided"
+    assert judged(spec.Dominates, "no/metric").verdict == "undecided"

@@ -171,7 +171,8 @@ def _dominates(sweep, rule):
         if (gap := mean_gap(a, b)) is not None:
             gaps[seed] = gap
     a, b = (path.label or f"{label(path.stage)} along {_name(sweep, path.axis)}" for path in (rule.a, rule.b))
-    return [Contrast(f"{title_of(rule.y)} of {a} over that of {b} at equal {title_of(rule.x)}", gaps)]
+    margin = rule.margin if isinstance(rule, spec.Coincides) else None
+    return [Contrast(f"{title_of(rule.y)} of {a} over that of {b} at equal {title_of(rule.x)}", gaps, margin=margin)]
 
 
 def _linear(sweep, rule):
@@ -186,7 +187,8 @@ def _linear(sweep, rule):
 
 
 _TESTS = {spec.Trend: _trend, spec.Peak: _peak, spec.Greater: _greater, spec.Close: _close,
-          spec.Dominates: _dominates, spec.Linear: _linear}  # fmt: skip
+          spec.Dominates: _dominates, spec.Coincides: _dominates,
+          spec.Linear: _linear}  # fmt: skip
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -274,6 +276,9 @@ def _name(sweep, axis) -> str:
 def _points(sweep, path, rule, seed) -> list[tuple[float, float]]:
     points = []
     for setting in sweep.select(path.where, path.axis):
+        if spec.of_metrics(rule):
+            points += zip(*_steps(sweep, path, rule, setting, seed))
+            continue
         arm = sweep.arm(setting, seed)
         x, y = (arm and sweep.value(arm, path.stage, name) for name in (rule.x, rule.y))
         if x is not None and y is not None and not (rule.sqrt_x and x < 0):
@@ -287,12 +292,14 @@ def _fit_points(sweep, rule, seed):
     if rule.axis is not None:
         points = _points(sweep, rule, rule, seed)
         return [tuple(map(np.array, zip(*points)))] if points else []
-    fits = []
-    for setting in settings:
-        arm = sweep.arm(setting, seed)
-        rows = sweep.history(arm, rule.stage, rule.file) if arm and sweep.finished(arm, rule.stage) else []
-        points = [(row.get(rule.x), row.get(rule.y)) for row in rows]
-        points = [(x, y) for x, y in points if is_number(x) and is_number(y) and math.isfinite(x) and math.isfinite(y)]
-        x, y = map(np.array, zip(*points)) if points else ([], [])
-        fits.append((np.sqrt(np.maximum(x, 0)) if rule.sqrt_x else x, y))  # an estimate of KL can be below 0
-    return fits
+    return [_steps(sweep, rule, rule, setting, seed) for setting in settings]
+
+
+def _steps(sweep, path, rule, setting, seed) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the steps of one run; both empty where it is not finished."""
+    arm = sweep.arm(setting, seed)
+    rows = sweep.history(arm, path.stage, rule.file) if arm and sweep.finished(arm, path.stage) else []
+    points = [(row.get(rule.x), row.get(rule.y)) for row in rows]
+    points = [(x, y) for x, y in points if is_number(x) and is_number(y) and math.isfinite(x) and math.isfinite(y)]
+    x, y = np.array(points, float).reshape(-1, 2).T
+    return (np.sqrt(np.maximum(x, 0)) if rule.sqrt_x else x), y  # an estimate of KL can be below 0

@@ -201,13 +201,34 @@ class Close:
 
 @dataclasses.dataclass(frozen=True)
 class Dominates:
-    """The path a lies above the path b on a plane: mean gap of y at equal x over the range both cover, by seed."""
+    """The path a lies above the path b on a plane: mean gap of y at equal x over the range both cover, by seed.
+
+    With `file` the points of a path are not its settings but the steps of their runs, x and y metrics of that file.
+    """
 
     a: Path
     b: Path
     x: str
     y: str
     sqrt_x: bool = False
+    file: str = ""  # "metrics.jsonl", or another file of JSON lines
+
+    def __post_init__(self):
+        _pick(self, "a", Path)
+        _pick(self, "b", Path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coincides:
+    """The paths a and b lie together: the mean gap of Dominates is within +-margin (equivalence)."""
+
+    a: Path
+    b: Path
+    x: str
+    y: str
+    margin: float
+    sqrt_x: bool = False
+    file: str = ""
 
     def __post_init__(self):
         _pick(self, "a", Path)
@@ -247,7 +268,7 @@ class All:
         _tuple_of(self, "rules", RULES)
 
 
-RULES = (Trend, Peak, Greater, Close, Dominates, Linear, All)
+RULES = (Trend, Peak, Greater, Close, Dominates, Coincides, Linear, All)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,6 +371,8 @@ def from_json(value):
 
 def of_metrics(item) -> bool:
     """Whether the x and y of a spec are metrics of each step, not quantities."""
+    if isinstance(item, (Dominates, Coincides)):
+        return bool(item.file)
     return isinstance(item, History) or isinstance(item, Linear) and item.axis is None
 
 
