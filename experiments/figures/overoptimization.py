@@ -2,49 +2,71 @@
 
     python -m rlhf_jax.sweep --config=experiments/figures/overoptimization.py --workdir=runs/figures/overoptimization
 
-Gao et al. 2022: with RL against a proxy reward model gold rises and then falls, later and from higher for a proxy of
-more data; a KL penalty moves the proxy's frontier but not gold's, and acts like stopping early. Bai et al. 2022,
+Gao et al. 2022: with RL against a proxy reward model gold rises and then falls, later and from higher for a larger
+proxy and for one of more data; a KL penalty raises what the proxy says at a given KL, but not gold. Bai et al. 2022,
 section 4.3: the score grows linearly in the root of the KL; section 4.2: a second reward model that learned from the
 other half of the rankings agrees at first, and less and less as the score rises. No pretraining mix; gold is what the
-world's labeler says of every rollout.
+world's labeler says of every rollout. Every value model starts as the policy, so that only the proxy differs.
 """
 
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
-DATA, BETA = "reward_model.subset", "ppo.kl_coef"
-WEAK, STRONG = ":150", ":1250"  # prompts; the test model learns from the other half
+DATA, WIDTH, BETA = "reward_model.subset", "reward_model.model.embed_dim", "ppo.kl_coef"
+AMOUNTS = (":40", ":150", ":450", ":1250")  # prompts; the test model learns from the other half
+WIDTHS = (16, 32, 64, 128)
+WEAK, MOST, LARGEST = ":150", ":1250", 128
 
 
 def get_config(arg: str = ""):
     config = world()
-    config.stages = ("pretrain", "sft", "collect", "reward_model", "test_model", "ppo")
-    config.reward_model.subset = STRONG
+    config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model", "test_model", "ppo")
+    config.rm_base = config.pretrain.copy_and_resolve_references()
     config.test_model = config.reward_model.copy_and_resolve_references()
     config.test_model.subset = "1250:"
-    config.ppo.update(iterations=40, log_gold=True)
+    config.reward_model.init = "rm_base"
+    config.rm_base.model.embed_dim = config.reward_model.model.embed_dim = LARGEST
+    config.ppo.update(iterations=40, log_gold=True, value_init="policy")
     return config
 
 
 def sweep(h):
-    return h.product([h.sweep(DATA, [WEAK, STRONG]), h.sweep(BETA, [0.0, 0.1]), h.sweep("seed", range(3))])
+    sizes = h.zipit([h.sweep(WIDTH, WIDTHS), h.sweep("rm_base.model.embed_dim", WIDTHS)])
+    by_data = h.product([h.sweep(DATA, AMOUNTS), sizes[-1:], h.sweep(BETA, [0.0])])
+    by_size = h.product([h.sweep(DATA, [MOST]), sizes[:-1], h.sweep(BETA, [0.0])])
+    penalised = h.product([h.sweep(DATA, [WEAK, MOST]), sizes[-1:], h.sweep(BETA, [0.1])])
+    return h.product([by_data + by_size + penalised, h.sweep("seed", range(3))])
 
 
 def at(data, beta, y=None):
-    return spec.Pick("ppo", {DATA: data, BETA: beta}, y=y)
+    return spec.Pick("ppo", {DATA: data, WIDTH: LARGEST, BETA: beta}, y=y)
 
 
-BASELINE = {DATA: STRONG, BETA: 0.1}
+def course(beta, label):
+    return spec.Path("ppo", where={DATA: WEAK, WIDTH: LARGEST, BETA: beta}, label=label)
+
+
+def curves(y, name, title, **where):
+    return spec.History(f"objective/{y}", "ppo", x="objective/kl", sqrt_x=True, where=where, name=name, title=title)
+
+
+BY_DATA, BY_SIZE = {WIDTH: LARGEST, BETA: 0.0}, {DATA: MOST, BETA: 0.0}
+PENALTY, FREE = course(0.1, "beta 0.1"), course(0.0, "beta 0")
+BASELINE = BY_DATA | BY_SIZE
 FIGURES = (
-    spec.History("objective/gold", "ppo", x="objective/kl", sqrt_x=True, name="gold", title="gold score of rollouts"),
-    spec.History("objective/scores", "ppo", x="objective/kl", sqrt_x=True, name="proxy", title="proxy score of rollouts"),
+    curves("gold", "gold_by_data", "gold of rollouts, by rankings that the proxy learned from", **BY_DATA),
+    curves("scores", "proxy_by_data", "what the proxy itself says", **BY_DATA),
+    curves("gold", "gold_by_size", "gold of rollouts, by size of the proxy", **BY_SIZE),
+    curves("gold", "gold_by_beta", "gold of rollouts, with and without a KL penalty", **{DATA: WEAK, WIDTH: LARGEST}),
+    curves("scores", "proxy_by_beta", "what the proxy itself says", **{DATA: WEAK, WIDTH: LARGEST}),
 )
 TABLES = (
     spec.Table(
-        ("sft", "ppo"),
+        ("ppo",),
         ("gold/total", "score/reward_model", "score/test_model", "kl", "history:objective/gold@max",
          "history:objective/gold@mean_last_10%"),
     ),
+    spec.Table(("reward_model",), ("valid/accuracy", "valid/log_loss"), name="proxies"),
 )  # fmt: skip
 CLAIMS = (
     spec.Claim(
@@ -62,24 +84,42 @@ CLAIMS = (
                 ),
             )
         ),
-        figure="gold",
+        figure="gold_by_data",
     ),
     spec.Claim(
-        "Gao et al. 2022, Fig. 1 and 4",
+        "Gao et al. 2022, section 3.3",
         "A proxy of more data ends with more gold.",
-        spec.Greater(at(STRONG, 0.0), at(WEAK, 0.0), "history:objective/gold@mean_last_10%"),
-        figure="gold",
+        spec.Trend("history:objective/gold@mean_last_10%", "ppo", DATA, "rises", where=BY_DATA),
+        figure="gold_by_data",
+    ),
+    spec.Claim(
+        "Gao et al. 2022, Fig. 1",
+        "A larger proxy reaches more gold at its best.",
+        spec.Trend("history:objective/gold@max", "ppo", WIDTH, "rises", where=BY_SIZE),
+        figure="gold_by_size",
+    ),
+    spec.Claim(
+        "Gao et al. 2022, section 3.6",
+        "A KL penalty does not move gold at a given KL (by less than 0.05).",
+        spec.Coincides(PENALTY, FREE, "objective/kl", "objective/gold", 0.05, sqrt_x=True, file="metrics.jsonl"),
+        figure="gold_by_beta",
+    ),
+    spec.Claim(
+        "Gao et al. 2022, section 3.6",
+        "A KL penalty raises what the proxy says at a given KL.",
+        spec.Dominates(PENALTY, FREE, "objective/kl", "objective/scores", sqrt_x=True, file="metrics.jsonl"),
+        figure="proxy_by_beta",
     ),
     spec.Claim(
         "Bai et al. 2022, 4.3",
         "The proxy's score is linear in the root of the KL: R^2 of at least 0.9.",
-        spec.Linear("objective/scores", "objective/kl", "ppo", r2=0.9, sqrt_x=True, where={DATA: STRONG, BETA: 0.1}),
-        figure="proxy",
+        spec.Linear("objective/scores", "objective/kl", "ppo", r2=0.9, sqrt_x=True, where={DATA: MOST, BETA: 0.1}),
+        figure="proxy_by_data",
     ),
     spec.Claim(
         "Bai et al. 2022, 4.2",
         "After PPO the reward model it was trained on says more of it than one that learned from other prompts.",
         spec.Greater(at(WEAK, 0.0, "score/reward_model"), at(WEAK, 0.0, "score/test_model"), "score/reward_model"),
-        figure="proxy",
+        figure="proxy_by_data",
     ),
 )  # fmt: skip
