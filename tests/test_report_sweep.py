@@ -221,7 +221,7 @@ def test_latex_is_escaped(done):
 
 def test_figures_are_drawn_for_screen_and_print(done):
     text = (done / "report.md").read_text()
-    names = ["gamma", "figure2_curve_valid_accuracy", "plane", "history", "ladder"]
+    names = ["gamma", "figure2_valid_accuracy", "plane", "history", "ladder"]
     assert re.findall(r"!\[(\w+)\]", text) == names
     for name in names:
         assert (done / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -244,7 +244,7 @@ def test_claims_have_verdicts(done):
 
 def test_the_page_says_how_to_repeat_it(done):
     text = (done / "report.md").read_text()
-    assert "python -m rlhf_jax.sweep --config=experiments/figures/fake.py --workdir=sweeps/ptx_coef --config.ppo.iterations=5" in text
+    assert "python -m rlhf_jax.sweep --config=experiments/figures/fake.py --workdir=runs/figures/ptx_coef --config.ppo.iterations=5" in text
     for fact in ("commit: abc123", "seeds: 0, 1, 2", "hardware: 1 x cpu, 2 cores", "versions: jax 0.10.2, python 3.11.7",
                  "18 arms (16 done, 1 failed, 1 missing): 6 settings x 3 seeds", "the loss is nan &#124; inf", "it has not begun"):  # fmt: skip
         assert fact in text, fact

@@ -2,8 +2,8 @@
 
     python -m rlhf_jax.report runs/quickstart
     python -m rlhf_jax.report runs/seed0 runs/seed1 runs/seed2 --out=report_seeds.md
-    python -m rlhf_jax.report sweeps/fig33_ptx_coef --open
-    python -m rlhf_jax.report --all sweeps --publish=docs/reproduction
+    python -m rlhf_jax.report runs/figures/fig33_ptx_coef --open
+    python -m rlhf_jax.report --all runs/figures --publish=docs/reproduction
 
 A run gets `report.md` and `figures/` inside its directory; a sweep `tables/` and `verdicts.json`, too;
 several runs are averaged. --all judges every sweep of a directory: REPRODUCTION.md. Everything is read

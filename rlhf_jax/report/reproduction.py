@@ -75,7 +75,7 @@ def text_of(pages) -> str:
         sections += [f"## {name}", f"{sweep_page.state(page.sweep)}. [Report]({name}/report.md).",
                      *(f"![{figure}]({name}/figures/{figure}.png)" for figure, _, _ in page.figures),
                      f"```\n{sweep_page.command(page.sweep)}\n```"]  # fmt: skip
-    sections += ["## This page", "```\npython -m rlhf_jax.report --all sweeps --publish=docs/reproduction\n```"]
+    sections += ["## This page", "```\npython -m rlhf_jax.report --all runs/figures --publish=docs/reproduction\n```"]
     return "\n\n".join(sections) + "\n"
 
 

@@ -54,8 +54,8 @@ def write(path) -> rich.console.Group:
     verdicts = Table(["verdict", "claim"], [[verdict.verdict, claim.text] for claim, verdict in page.verdicts])
     return rich.console.Group(
         Text(f"{page.sweep.path.name}: {state(page.sweep)}"),
-        *(drawn.means.rich(f"{drawn.declared.title or name}, ± half of a 95 % interval over seeds", wrap=True, most=6)
-          for name, drawn in page.tables),
+        *(drawn.means.rich(f"{_heading(drawn)}, ± half of a 95 % interval over seeds", wrap=True, most=6)
+          for _, drawn in page.tables),
         *[verdicts.rich("claims", wrap=True)] * bool(page.verdicts),
         Text(f"Figures and more: {page.sweep.path / 'report.md'}"))  # fmt: skip
 
@@ -113,7 +113,7 @@ def state(sweep: Sweep) -> str:
 def command(sweep: Sweep) -> str:
     """What runs the sweep again."""
     config = f"{sweep.experiment}{f':{sweep.argument}' if sweep.argument else ''}"
-    parts = [f"--config={config}", f"--workdir=sweeps/{sweep.path.absolute().name}",
+    parts = [f"--config={config}", f"--workdir=runs/figures/{sweep.path.absolute().name}",
              *(f"--config.{name}={_given(value)}" for name, value in sweep.overrides.items())]  # fmt: skip
     return " ".join(["python -m rlhf_jax.sweep", *map(shlex.quote, parts)])
 
@@ -139,9 +139,12 @@ def _default_figures(sweep) -> list[spec.Curve]:
 
 def _names(items, kind) -> list[str]:
     """A file name for each: its own, or one made of its kind, number and what it shows."""
-    return [item.name or re.sub(r"[^a-z0-9]+", "_", "_".join(
-        [f"{kind}{n}", type(item).__name__.lower(), getattr(item, "y", "")]).lower()).strip("_")
+    return [item.name or re.sub(r"[^a-z0-9]+", "_", "_".join([f"{kind}{n}", getattr(item, "y", "")]).lower()).strip("_")
         for n, item in enumerate(items, 1)]
+
+
+def _heading(table: Drawn) -> str:
+    return table.declared.title or table.declared.name or ", ".join(map(label, table.declared.stages))
 
 
 def _asked(specs) -> dict[str, list[str]]:
@@ -180,9 +183,8 @@ def _sections(page) -> list[str]:
                                      for name, _, caption in page.figures)]
     sections += ["## Tables"]
     for name, table in page.tables:
-        stages = ", ".join(map(label, table.declared.stages))
-        sections += [f"### {table.declared.title or name}", f"Stage: {stages}. [CSV](tables/{name}.csv), "
-                     f"[LaTeX](tables/{name}.tex).", table.means.markdown()]
+        sections += [f"### {_heading(table)}", f"[CSV](tables/{name}.csv), [LaTeX](tables/{name}.tex).",
+                     table.means.markdown()]  # fmt: skip
         if table.differences:
             sections += [f"Differences to {cell(table.baseline.name)}, paired by seed:", table.differences.markdown()]
     sections += ["Numbers of every seed: [seeds.csv](tables/seeds.csv), of every arm: [all.csv](tables/all.csv)."]
@@ -223,7 +225,7 @@ def _repeat(sweep) -> list[str]:
              ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)] for setting in sweep.settings]
     lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |",
              *(f"| {cell(name)} | {code} | {numbers} |" for name, code, numbers in rows)]
-    return [f"```\n{command(sweep)}\npython -m rlhf_jax.report sweeps/{sweep.path.absolute().name}\n```",
+    return [f"```\n{command(sweep)}\npython -m rlhf_jax.report runs/figures/{sweep.path.absolute().name}\n```",
             "\n".join(f"- {cell(fact)}" for fact in _facts(sweep)), "\n".join(lines)]  # fmt: skip
 
 

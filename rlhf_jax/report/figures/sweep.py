@@ -45,7 +45,8 @@ def _curve(sweep, asked, path):
         for n, (name, by_seed) in enumerate(lines.items()):
             colour, marker, line = LOOKS[n % _MOST_LINES]
             beside = min(_BESIDE, 50 / len(lines)) * (n - (len(lines) - 1) / 2)
-            _means(axis, places, by_seed, quantity.scale, beside, marker, colour, linestyle=line, linewidth=1.5, label=name)
+            _means(axis, places, by_seed, quantity.scale, beside, marker, colour, linewidth=1.5, label=name,
+                   linestyle="none" if scale == "category" else line)  # nothing lies between names
         base = sweep.baseline(asked.baseline)
         outside = base is not None and base not in settings
         found = estimate(sweep.by_seed(asked.stage, [base], asked.y)) if outside else None
