@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     config.test_model.subset = "1250:"
     config.reward_model.init = "rm_base"
     config.rm_base.model.embed_dim = config.reward_model.model.embed_dim = LARGEST
-    config.ppo.update(iterations=40, log_gold=True, value_init="policy")
+    config.ppo.update(iterations=30, log_gold=True, value_init="policy")
     return config
 
 
