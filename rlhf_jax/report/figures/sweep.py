@@ -17,6 +17,7 @@ from rlhf_jax.report.tables import quantity_of
 _MOST_LINES = len(LOOKS)
 _BESIDE = 10  # points between lines that would hide one another
 _SEED = {"markersize": 3, "alpha": 0.55, "linestyle": "none", "markeredgewidth": 0, "zorder": 2}
+_JOINED = {"linewidth": 0.7, "alpha": 0.4, "zorder": 1.5}  # what is compared within a seed is seen within it
 _MEAN = {"markersize": 7, "elinewidth": 1.3, "capsize": 3, "zorder": 3, "markeredgecolor": "white",
          "markeredgewidth": 0.6}  # fmt: skip
 
@@ -45,8 +46,9 @@ def _curve(sweep, asked, path):
         for n, (name, by_seed) in enumerate(lines.items()):
             colour, marker, line = LOOKS[n % _MOST_LINES]
             beside = min(_BESIDE, 50 / len(lines)) * (n - (len(lines) - 1) / 2)
-            _means(axis, places, by_seed, quantity.scale, beside, marker, colour, linewidth=1.5, label=name,
-                   linestyle="none" if scale == "category" else line)  # nothing lies between names
+            along = scale != "category"  # nothing lies between names
+            _means(axis, places, by_seed, quantity.scale, beside, marker, colour, joined=along,
+                   linestyle=line if along else "none", linewidth=1.5, label=name)  # fmt: skip
         base = sweep.baseline(asked.baseline)
         outside = base is not None and base not in settings
         found = estimate(sweep.by_seed(asked.stage, [base], asked.y)) if outside else None
@@ -59,7 +61,7 @@ def _curve(sweep, asked, path):
     gone = [shown(level) for n, level in enumerate(levels) if not any(by_seed[n] for by_seed in lines.values())]
     failed = (f" Without {', '.join(gone)}, where no seed has all arms." if gone else "") + _failed(sweep, settings)
     return (f"{quantity.title} of {label(asked.stage)} over {asked.axis}: means over seeds with 95 % Student t "
-            f"intervals; small points are seeds.{failed}")
+            f"intervals; small points are seeds{', joined by thin lines' if scale != 'category' else ''}.{failed}")
 
 
 def _plane(sweep, asked, path):
@@ -87,6 +89,9 @@ def _plane(sweep, asked, path):
             x, y = ([estimate(point[which]) for point in points] for which in (1, 2))
             for _, xs, ys in points:
                 axis.plot(list(xs.values()), list(ys.values()), marker, color=colour, **_SEED)
+            for seed in sweep.seeds if part.axis else ():
+                of_seed = [(xs[seed], ys[seed]) for _, xs, ys in points if seed in ys]
+                axis.plot(*zip(*of_seed or [((), ())]), color=colour, **_JOINED)
             ends = {f"{name}err": np.concatenate([arms_of(_finite(found)) for found in all_], axis=1)
                     for name, all_ in (("x", x), ("y", y))}
             name = label(part.stage) + (f", {sweep.short.get(part.axis, part.axis)}" if part.axis else "")
@@ -101,7 +106,7 @@ def _plane(sweep, asked, path):
         axis.set_ylabel(asked.y_title or y_of.title)
         _finish(figure, axis, asked.title, always=True)
     return (f"{y_of.title} against {x_of.title}: a point for each setting, with the 95 % Student t intervals of both; "
-            "small points are seeds, small numbers the values of the swept field.")
+            "small points are seeds, joined by thin lines, small numbers the values of the swept field.")
 
 
 def _history(sweep, asked, path):
@@ -179,8 +184,11 @@ def _groups(sweep, settings, by) -> dict:
             for level in sweep.levels(settings, by)}  # fmt: skip
 
 
-def _means(axis, places, by_seed, scale, beside, marker, colour, **line) -> None:
+def _means(axis, places, by_seed, scale, beside, marker, colour, joined=False, **line) -> None:
     """Means with intervals over seeds at some places, `beside` points to the right of them, and seeds beside those."""
+    for seed in sorted(set().union(*by_seed)) if joined else ():
+        points = [(place, scale * found[seed]) for place, found in zip(places, by_seed) if seed in found]
+        axis.plot(*zip(*points), color=colour, transform=_moved(axis, beside + _BESIDE / 2), **_JOINED)
     there = [(place, scale * np.array(list(found.values())), estimate(found))
              for place, found in zip(places, by_seed) if found]  # fmt: skip
     for place, values, _ in there:
@@ -269,4 +277,4 @@ def _finish(figure, axis, title, by=None, always=False) -> None:
         figure.legend(*zip(*named), loc="outside upper center", ncols=columns, title=by)
         figure.set_figheight(figure.get_figheight() + 0.17 * (math.ceil(len(named) / columns) - 1))
     if title:
-        figure.suptitle(title, fontsize=10)
+        axis.set_title(title, fontsize=10)
