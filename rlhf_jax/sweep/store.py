@@ -151,7 +151,7 @@ class Store:
                 shutil.rmtree(ours, ignore_errors=True) if not ours.is_symlink() else ours.unlink()
                 ours.symlink_to(os.path.relpath((source / name).resolve(), folder.resolve()))
         for file in source.iterdir():
-            if file.suffix in (".json", ".jsonl") and file.name != "done.json":
+            if file.suffix in (".json", ".jsonl", ".txt") and file.name != "done.json":
                 shutil.copy(file, folder)
         if not same_judges:
             _forget_judges(folder)
