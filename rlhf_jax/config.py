@@ -84,6 +84,7 @@ def default_config() -> ConfigDict:
     config.ppo_ptx.ptx_coef = 27.8  # C.4
     config.dpo = dpo_config()  # comparators: in config.stages where they are wanted
     config.best_of_n = best_of_n_config()
+    config.prompted = prompted_config()
     config.evaluate = ConfigDict(
         {
             "prompts": 256,
@@ -287,6 +288,20 @@ def best_of_n_config() -> ConfigDict:
             "samples": 64,  # for each of the evaluation's test prompts
             "temperature": 1.0,  # the KL of best of n is that to the policy at this temperature
             "batch_size": 256,  # completions sampled at once
+        }
+    )
+
+
+def prompted_config() -> ConfigDict:
+    """A model that is not trained but shown demonstrations before every prompt: the prompted GPT-3 of section 3.5."""
+    return ConfigDict(
+        {
+            "kind": "prompted",
+            "init": "pretrain",  # the model: a stage
+            "reward": "reward_model",  # a stage, or a released one's directory: chooses the prefix on validation prompts
+            "candidates": 8,  # prefixes, of demonstrations drawn by the seed
+            "shots": 2,  # demonstrations of a prefix
+            "length": 0,  # tokens of prefix and prompt: the shots that fit are shown; 0: all that model.max_length leaves
         }
     )
 

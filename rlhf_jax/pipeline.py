@@ -4,7 +4,7 @@ import contextlib
 import time
 
 from rlhf_jax import (
-    best_of_n_stage, collect, dpo, hosts, ppo_stage, pretrain, report, reward_model, sft, sharding, supervised,
+    best_of_n_stage, collect, dpo, hosts, ppo_stage, pretrain, prompted, report, reward_model, sft, sharding, supervised,
 )  # fmt: skip
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError
@@ -18,12 +18,14 @@ KINDS = {
     "dpo": dpo.run_stage,
     "ppo": ppo_stage.run_stage,
     "best_of_n": best_of_n_stage.run_stage,
+    "prompted": prompted.run_stage,
 }
 _CHECKS = {  # of others: supervised.check
     "reward_model": reward_model.check,
     "dpo": dpo.check,
     "ppo": ppo_stage.check,
     "best_of_n": best_of_n_stage.check,
+    "prompted": prompted.check,
 }
 
 

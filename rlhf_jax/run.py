@@ -25,6 +25,7 @@ from rlhf_jax.workdir import Workdir
 from rlhf_jax.world.corpus import WorldCorpus
 
 POLICIES = ("pretrain", "sft", "dpo", "ppo")  # kinds of stages that make one
+JUDGED = (*POLICIES, "best_of_n", "prompted")  # kinds whose completions of the test prompts are judged
 # Fields that may change between two starts of one run: they change no result.
 FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
 
@@ -206,7 +207,7 @@ class Run:
         section = self.config[stage]
         if section.get("init") and section.init not in self.config.stages:
             self._check_init(stage)
-        reads_text = section.kind in ("sft", "collect", "best_of_n")  # another run's reward model will do
+        reads_text = section.kind in ("sft", "collect", "best_of_n", "prompted")  # another run's reward model will do
         if section.get("reward") and section.reward not in self.config and not (reads_text and is_run(section.reward)):
             self._check_folder(section.reward, self.shape(section.reward), "scalar")
 
@@ -243,10 +244,15 @@ class Run:
             )
         return folder
 
-    def sampler(self, completion_length: int, parts: int = 1) -> generate.Sampler:
-        """The sampler of this model, one for each length and split: its programs are compiled once a process."""
+    def sampler(self, completion_length: int, parts: int = 1, ends: tuple[int, ...] = ()) -> generate.Sampler:
+        """The sampler of this model, one for each length and split: its programs are compiled once a process.
+
+        Args:
+          ends: tokens that end a completion beside EOS.
+        """
         tokenizer, rules = self.tokenizer, tuple(self.rules.items())
-        return _sampler(self.model, self.mesh, rules, completion_length, tokenizer.eos_id, tokenizer.pad_id, parts)
+        eos_id = (tokenizer.eos_id, *ends) if ends else tokenizer.eos_id
+        return _sampler(self.model, self.mesh, rules, completion_length, eos_id, tokenizer.pad_id, parts)
 
 
 # The programs of runs that differ in numbers alone are the same: the arms of a sweep compile them once.

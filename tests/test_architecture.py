@@ -21,7 +21,7 @@ LAYERS = (
     {"sft", "collect", "ppo_stage"},
     {"rankings"},
     {"reward_model", "dpo", "evaluate", "optimum", "plan"},
-    {"best_of_n_stage"},
+    {"best_of_n_stage", "prompted"},
     {"report", "chat"},
     {"pipeline"},
     {"job", "sweep"},

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from rlhf_jax import pipeline
+from rlhf_jax import pipeline, shapes
+from rlhf_jax.config import default_config
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.sweep import arms, grid, listing, sequential
@@ -94,6 +95,24 @@ def test_a_stage_s_identity_is_what_it_reads_and_what_its_inputs_read():
     first, second = (identities(arm.config) for arm in arms.expand(fixed, grid.sweep("seed", range(2))))
     assert [stage for stage in first if first[stage] == second[stage]] == ["pretrain", "sft"]
     assert changed(mesh__data=2) == changed(checkpoints_kept=1) == changed(tensorboard=True) == set()
+
+
+def test_a_stage_of_its_own_model_is_the_same_for_policies_of_all_sizes():
+    config = toy_config()
+    config.base = config.pretrain.copy_and_resolve_references()
+    config.base.model.embed_dim = 8
+    config.stages = ("base", *config.stages)
+    small, large = (identities(arm.config) for arm in arms.expand(config, grid.product(
+        [grid.sweep("model.embed_dim", [8, 32]), grid.sweep("seed", [0])])))  # fmt: skip
+    assert [stage for stage in small if small[stage] == large[stage]] == ["base"]
+    config.base.model.embed_dim = 16
+    assert identities(config)["base"] != small["base"]
+
+
+def test_before_a_run_has_filled_in_its_shape_a_stage_has_the_same_identity():
+    config = default_config()
+    config.model.shape = "gpt3_125m"
+    assert identities(config) == identities(shapes.filled(config))
 
 
 # ---------------------------------------------------------------------------- sweeps that run

@@ -1,11 +1,14 @@
 """Verdicts: numbers that can be worked out by hand, and how often a rule is wrong where nothing is there."""
 
+import dataclasses
 import math
 
 import fake_sweep
 import numpy as np
 import pytest
 
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import overoptimization
 from rlhf_jax.report import spec, verdicts
 from rlhf_jax.report.sweep import Sweep
 
@@ -170,6 +173,19 @@ def test_r_squared_of_each_form():
     assert math.isnan(verdicts.r_squared([], []))
 
 
+def test_where_a_policy_starts_is_fitted_where_it_is_asked():
+    x = np.array([0.0, 0.5, 1.0, 2.0, 3.0, 4.0])
+    log = np.log(np.where(x > 0, x, 1))
+    for form, gain in (("rl", x * (0.9 - 0.2 * log)), ("bon", x * (0.9 - 0.1 * x))):
+        assert verdicts.r_squared(x, 5.0 + gain, form, start=True) == pytest.approx(1)
+        assert verdicts.r_squared(x, 5.0 + gain, form) < 0.5
+    assert verdicts.r_squared(x, x, "linear", start=True) == pytest.approx(1)
+    noisy = 5.0 + x * (0.9 - 0.2 * log) + np.array([0.1, -0.2, 0.05, 0.15, -0.1, 0.0])
+    law = overoptimization.fit(x[1:] ** 2, noisy[1:], "rl", start=True)
+    assert verdicts.r_squared(x[1:], noisy[1:], "rl", start=True) == pytest.approx(law.r_squared)
+    assert math.isnan(verdicts.r_squared(x[:3], noisy[:3], "rl", start=True))  # as many points as coefficients
+
+
 def test_a_seed_without_a_number_is_left_out_and_named(empty):
     sweep = empty((0.0, 1.0, 2.0), 4)
     values = np.tile([0.0, 1.0, 2.0], (4, 1)) + np.arange(4)[:, None]
@@ -201,7 +217,8 @@ def test_history_and_failures(tmp_path):
     arms = fake_sweep.product(seed=(0, 1, 2), ppo_ptx__ptx_coef=(0.0, 2.0))
 
     def history(overrides, stage, step):
-        return {"objective/kl": step**2 / 100, "objective/scores": 3.0 * step / 10 - 1}
+        jagged = 100.0 if step % 2 else -100.0
+        return {"objective/kl": step**2 / 100, "objective/scores": 3.0 * step / 10 - 1, "jagged": step**2 + jagged}
 
     path = fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history,
                             fate=lambda arm: ("failed", "nan") if arm[AXIS] == 0.0 else "done")  # fmt: skip
@@ -213,6 +230,16 @@ def test_history_and_failures(tmp_path):
     bent = spec.Linear("objective/scores", "objective/kl", "ppo_ptx", 0.99, where=kept)
     assert verdicts.judge(sweep, bent).verdict == "does not hold"
     assert verdicts.judge(sweep, spec.Linear("objective/scores", "no/metric", "ppo_ptx", 0.9)).verdict == "undecided"
+    jagged = spec.Linear("jagged", "objective/kl", "ppo_ptx", 0.99, where=kept)
+    assert verdicts.judge(sweep, jagged).tests[0].estimate.value < 0.99
+    smooth = dataclasses.replace(jagged, window=2)
+    assert verdicts.judge(sweep, smooth).tests[0].estimate.value == pytest.approx(1)
+    with pytest.raises(InputError, match="window=0 must be at least 1"):
+        dataclasses.replace(jagged, window=0)
+    started = spec.Linear("objective/scores", "objective/kl", "ppo_ptx", 0.99999, sqrt_x=True, where=kept, form="bon")
+    assert verdicts.judge(sweep, started).verdict == "does not hold"  # it began at -1
+    found_start = verdicts.judge(sweep, dataclasses.replace(started, start=True))
+    assert found_start.verdict == "holds" and "of a start and d (α − β d)" in found_start.sentence
     diverged = spec.Greater(at(0.0), at(2.0), "failed", by=0.5)
     assert verdicts.judge(sweep, diverged).verdict == "holds"
     assert verdicts.judge(sweep, spec.Greater(at(2.0), at(0.0), "score")).verdict == "undecided"  # 0.0 never ended

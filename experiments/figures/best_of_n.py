@@ -7,7 +7,7 @@ larger proxy and more data raise alpha and lower beta. Gold here is the world's 
 64 samples of each test prompt; each size starts from a base model of its own size.
 """
 
-from experiments.figures.world import get_config as world
+from experiments.figures.world import get_config as world, own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH = "proxy.subset", "proxy.model.embed_dim"
@@ -19,16 +19,14 @@ def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model", "pool", "rm_base", "proxy", "best_of_n")
     config.pool = config.best_of_n.copy_and_resolve_references()
-    config.rm_base = config.pretrain.copy_and_resolve_references()
     config.proxy = config.reward_model.copy_and_resolve_references()
-    config.proxy.init = "rm_base"
-    config.rm_base.model.embed_dim = config.proxy.model.embed_dim = 128
+    own_base(config, "proxy")
     config.best_of_n.update(reward="proxy", pool="pool")
     return config
 
 
 def sweep(h):
-    sizes = h.zipit([h.sweep(WIDTH, WIDTHS), h.sweep("rm_base.model.embed_dim", WIDTHS)])
+    sizes = own_widths(h, "proxy", WIDTHS)
     by_data = h.product([h.sweep(DATA, AMOUNTS), sizes[-1:]])
     by_size = h.product([h.sweep(DATA, AMOUNTS[-1:]), sizes[:-1]])
     return h.product([by_data + by_size, h.sweep("seed", range(3))])

@@ -39,7 +39,7 @@ CLAIMS = (
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 36, E.7",
-        "A hundred times the best beta holds the policy near SFT: it gains less than half of what the best gains.",
+        "A beta far too large costs gold: 2.0 is below 0.08.",
         spec.Greater(
             spec.Pick("ppo_ptx", {AXIS: 0.08}), spec.Pick("ppo_ptx", {AXIS: 2.0}), "gold/total",
         ),

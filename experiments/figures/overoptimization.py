@@ -9,7 +9,7 @@ other half of the rankings agrees at first, and less and less as the score rises
 world's labeler says of every rollout. Every value model starts as the policy, so that only the proxy differs.
 """
 
-from experiments.figures.world import get_config as world
+from experiments.figures.world import get_config as world, own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH, BETA = "reward_model.subset", "reward_model.model.embed_dim", "ppo.kl_coef"
@@ -21,17 +21,15 @@ WEAK, MOST, LARGEST = ":150", ":1250", 128
 def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model", "test_model", "ppo")
-    config.rm_base = config.pretrain.copy_and_resolve_references()
     config.test_model = config.reward_model.copy_and_resolve_references()
     config.test_model.subset = "1250:"
-    config.reward_model.init = "rm_base"
-    config.rm_base.model.embed_dim = config.reward_model.model.embed_dim = LARGEST
+    own_base(config, "reward_model", LARGEST)
     config.ppo.update(iterations=30, log_gold=True, value_init="policy")
     return config
 
 
 def sweep(h):
-    sizes = h.zipit([h.sweep(WIDTH, WIDTHS), h.sweep("rm_base.model.embed_dim", WIDTHS)])
+    sizes = own_widths(h, "reward_model", WIDTHS)
     by_data = h.product([h.sweep(DATA, AMOUNTS), sizes[-1:], h.sweep(BETA, [0.0])])
     by_size = h.product([h.sweep(DATA, [MOST]), sizes[:-1], h.sweep(BETA, [0.0])])
     penalised = h.product([h.sweep(DATA, [WEAK, MOST]), sizes[-1:], h.sweep(BETA, [0.1])])
@@ -109,6 +107,13 @@ CLAIMS = (
         "A KL penalty raises what the proxy says at a given KL.",
         spec.Dominates(PENALTY, FREE, "objective/kl", "objective/scores", sqrt_x=True, file="metrics.jsonl"),
         figure="proxy_by_beta",
+    ),
+    spec.Claim(
+        "Gao et al. 2022, section 3.1",
+        "Gold gains d (alpha - beta ln d) of the distance d = sqrt(KL): R^2 of at least 0.8, of means of 4 iterations.",
+        spec.Linear("objective/gold", "objective/kl_exact", "ppo", r2=0.8, sqrt_x=True, form="rl", start=True, window=4,
+                    where=BASELINE),
+        figure="gold_by_data",
     ),
     spec.Claim(
         "Bai et al. 2022, 4.3",

@@ -7,7 +7,7 @@ for each doubling of the model (160M to 13B). Signs and monotony are what can be
 model starts from a base model of its own size; the policies that are compared are the same.
 """
 
-from experiments.figures.world import get_config as world
+from experiments.figures.world import get_config as world, own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH = "reward_model.subset", "reward_model.model.embed_dim"
@@ -18,15 +18,12 @@ WIDTHS = (32, 64, 128)
 def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model")
-    config.rm_base = config.pretrain.copy_and_resolve_references()
-    config.rm_base.model.embed_dim = 128
-    config.reward_model.init = "rm_base"
-    config.reward_model.model.embed_dim = 128
+    own_base(config, "reward_model")
     return config
 
 
 def sweep(h):
-    sizes = h.zipit([h.sweep(WIDTH, WIDTHS), h.sweep("rm_base.model.embed_dim", WIDTHS)])
+    sizes = own_widths(h, "reward_model", WIDTHS)
     by_data = h.product([h.sweep(DATA, AMOUNTS), sizes[-1:]])
     by_size = h.product([h.sweep(DATA, AMOUNTS[-1:]), sizes[:-1]])
     return h.product([by_data + by_size, h.sweep("seed", range(3))])

@@ -16,3 +16,16 @@ def get_config(arg: str = ""):
         ppo.update(iterations=20, batch_size=64, minibatch_size=16)
     config.evaluate.update(prompts=256, skill_items=120, bootstrap=200)
     return config
+
+
+def own_base(config, reward_model: str, width: int = 128):
+    """Gives a reward model a width of its own: it starts from `rm_base`, a base model of that width, not from SFT."""
+    config.rm_base = config.pretrain.copy_and_resolve_references()
+    config[reward_model].init = "rm_base"
+    for stage in ("rm_base", reward_model):
+        config[stage].model.embed_dim = width
+
+
+def own_widths(h, reward_model: str, widths):
+    """The settings of a sweep over the width of a reward model, and of the base it starts from."""
+    return h.zipit([h.sweep(f"{stage}.model.embed_dim", widths) for stage in (reward_model, "rm_base")])

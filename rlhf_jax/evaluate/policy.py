@@ -26,7 +26,7 @@ from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
 from rlhf_jax.files import read_if_there, write_json, write_text
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.run import POLICIES
+from rlhf_jax.run import JUDGED
 
 
 def evaluate_policy(run, stage: str) -> dict:
@@ -55,7 +55,7 @@ def rescore(run) -> None:
     Scores need the reward model, KL and win rate the SFT stage. Completions are not sampled again.
     Does nothing where nothing is missing.
     """
-    stages = run.stages(*POLICIES, "best_of_n")
+    stages = run.stages(*JUDGED)
     found = [hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json") for stage in stages]
     if all(_complete(run, evaluation) for evaluation in found if evaluation):
         return

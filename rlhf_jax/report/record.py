@@ -8,9 +8,12 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.files import read_json
 from rlhf_jax.metrics import read_metrics
-from rlhf_jax.run import POLICIES
+from rlhf_jax.run import JUDGED
 
-_LABELS = {"pretrain": "base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "dpo": "DPO", "best_of_n": "best of n"}
+_LABELS = {
+    "pretrain": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "dpo": "DPO",
+    "best_of_n": "best of n",
+}  # fmt: skip
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
 
 
@@ -53,7 +56,7 @@ class Record:
             config=config,
             overrides=read_json(overrides) if overrides.exists() else {},
             done=read("done.json"),
-            evaluations=read("evaluation.json", *POLICIES, "best_of_n"),
+            evaluations=read("evaluation.json", *JUDGED),
             reward=next(iter(read("evaluation.json", "reward_model").values()), None),
         )
 

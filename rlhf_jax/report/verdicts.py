@@ -178,11 +178,12 @@ def _dominates(sweep, rule):
 def _linear(sweep, rule):
     over = {}
     for seed in sweep.seeds:
-        found = [r_squared(x, y, rule.form) for x, y in _fit_points(sweep, rule, seed)]
+        found = [r_squared(x, y, rule.form, rule.start) for x, y in _fit_points(sweep, rule, seed)]
         if found and not any(map(math.isnan, found)):
             over[seed] = float(np.mean(found))
     d = f"√({title_of(rule.x)})" if rule.sqrt_x else title_of(rule.x)
-    forms = {"linear": f"linear in {d}", "bon": f"of d (α − β d), d = {d}", "rl": f"of d (α − β ln d), d = {d}"}
+    start = "a start and " if rule.start else ""
+    forms = {"linear": f"linear in {d}", "bon": f"of {start}d (α − β d), d = {d}", "rl": f"of {start}d (α − β ln d), d = {d}"}
     return [Contrast(f"R² of {title_of(rule.y)} {forms[rule.form]}", over, rule.r2)]
 
 
@@ -201,14 +202,16 @@ def slope(x, y) -> float:
     return float(x @ (y - y.mean()) / (x @ x))
 
 
-def r_squared(x, y, form: str = "linear") -> float:
+def r_squared(x, y, form: str = "linear", start: bool = False) -> float:
     """1 - (squares left) / (squares about the mean of y) of a fit of y, f[N], over d = x; nan where it says nothing.
 
-    A fit needs more points than coefficients, and y must vary. Forms as in spec.Linear; d = 0 counts as 0 in d ln d.
+    A fit needs more points than coefficients, and y must vary. Forms and `start` as in spec.Linear; d = 0 counts as 0 in
+    d ln d.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     log = np.log(np.where(x > 0, x, 1.0))
     columns = {"linear": [np.ones_like(x), x], "bon": [x, -x * x], "rl": [x, -x * log]}[form]
+    columns += [np.ones_like(x)] if start and form != "linear" else []
     spread = ((y - y.mean()) ** 2).sum() if len(y) else 0.0
     if len(y) <= len(columns) or spread == 0:
         return math.nan
@@ -292,14 +295,16 @@ def _fit_points(sweep, rule, seed):
     if rule.axis is not None:
         points = _points(sweep, rule, rule, seed)
         return [tuple(map(np.array, zip(*points)))] if points else []
-    return [_steps(sweep, rule, rule, setting, seed) for setting in settings]
+    return [_steps(sweep, rule, rule, setting, seed, rule.window) for setting in settings]
 
 
-def _steps(sweep, path, rule, setting, seed) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the steps of one run; both empty where it is not finished."""
+def _steps(sweep, path, rule, setting, seed, window=1) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the steps of one run, means over each `window` of them; both empty where it is not finished."""
     arm = sweep.arm(setting, seed)
     rows = sweep.history(arm, path.stage, rule.file) if arm and sweep.finished(arm, path.stage) else []
     points = [(row.get(rule.x), row.get(rule.y)) for row in rows]
     points = [(x, y) for x, y in points if is_number(x) and is_number(y) and math.isfinite(x) and math.isfinite(y)]
-    x, y = np.array(points, float).reshape(-1, 2).T
+    points = np.array(points, float).reshape(-1, 2)
+    whole = len(points) // window * window
+    x, y = points[:whole].reshape(-1, window, 2).mean(axis=1).T
     return (np.sqrt(np.maximum(x, 0)) if rule.sqrt_x else x), y  # an estimate of KL can be below 0

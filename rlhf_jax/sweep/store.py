@@ -22,7 +22,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import hosts
+from rlhf_jax import hosts, shapes
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import lock, read_if_there, write_json
 from rlhf_jax.progress import Stopped
@@ -36,12 +36,15 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_confi
 def identities(config: ConfigDict) -> dict[str, str]:
     """Stage -> identity, 16 hexadecimal digits, for every stage of a config."""
     found = {}
+    config = shapes.filled(config)  # as a run's is: a sweep that has not begun finds what others have computed
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)}
         own_seed = config[stage].get("seed")
         seed = config.seed if own_seed is None else own_seed
         section = config[stage].to_dict() | {"seed": seed}
+        # What a stage's own model says is not read of the policy's: policies of all sizes share its reward model.
+        common["model"] = config.model.to_dict() | section.get("model", {})
         found[stage] = _digest([stage, common, section, inputs])
     return found
 
@@ -151,7 +154,7 @@ class Store:
                 shutil.rmtree(ours, ignore_errors=True) if not ours.is_symlink() else ours.unlink()
                 ours.symlink_to(os.path.relpath((source / name).resolve(), folder.resolve()))
         for file in source.iterdir():
-            if file.suffix in (".json", ".jsonl") and file.name != "done.json":
+            if file.suffix in (".json", ".jsonl", ".txt") and file.name != "done.json":
                 shutil.copy(file, folder)
         if not same_judges:
             _forget_judges(folder)

@@ -240,8 +240,8 @@ class Linear:
     """R^2 of a least-squares fit of y is at least r2.
 
     Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's
-    settings. d is x, or its root with sqrt_x. Forms: linear, c + m d; and without a constant (Gao et al. 2022,
-    section 3) bon, d (alpha - beta d); rl, d (alpha - beta ln d).
+    settings. d is x, or its root with sqrt_x. Forms: linear, c + m d; and what is gained over d = 0 (Gao et al. 2022,
+    section 3): bon, d (alpha - beta d); rl, d (alpha - beta ln d).
     """
 
     y: str
@@ -253,9 +253,13 @@ class Linear:
     form: str = "linear"
     where: dict = field(default_factory=dict)
     file: str = "metrics.jsonl"
+    start: bool = False  # bon, rl: y is not gained but the reward itself, and that at d = 0 is fitted too
+    window: int = 1  # steps whose mean is a point; a rest of fewer is left out
 
     def __post_init__(self):
         _one_of(self, "form", FORMS)
+        if self.window < 1 or self.window > 1 and self.axis is not None:
+            raise InputError(f"Linear: window={self.window} must be at least 1, and 1 with an axis: settings have no steps")
 
 
 @dataclasses.dataclass(frozen=True)
