@@ -3,7 +3,7 @@
     python -m rlhf_jax.sweep --config=experiments/figures/batch_sizes.py --workdir=runs/figures/batch_sizes
 
 Ouyang et al. 2022, E.11: of batches of 64 to 1,024 episodes 512 was best, and of minibatches of 8 to 64 then 32 by a
-little. Here 1,280 episodes in batches of 32 to 128, and minibatches of 8 to 64 of a batch of 64.
+little. Here 1,280 episodes in batches of 32 to 128, and minibatches of 8 to 32 of a batch of 64.
 """
 
 from experiments.figures.world import get_config
@@ -14,7 +14,7 @@ EPISODES = 1280
 
 
 def sweep(h):
-    sizes = [(32, 16), (64, 16), (128, 16), (64, 8), (64, 32), (64, 64)]
+    sizes = [(32, 16), (64, 16), (128, 16), (64, 8), (64, 32)]
     settings = [{BATCH: batch, MINIBATCH: part, ITERATIONS: EPISODES // batch} for batch, part in sizes]
     return h.product([settings, h.sweep("seed", range(3))])
 

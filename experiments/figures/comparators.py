@@ -22,6 +22,7 @@ def get_config(arg: str = ""):
     config.stages = (
         "pretrain", "sft", "collect", "reward_model", "regression", "feedback", "taught", "pool", *POLICIES, "dpo", "best_of_n",
     )  # fmt: skip
+    config.ppo.update(iterations=14)
     for name in POLICIES[1:]:
         config[name] = copy(config.ppo)
     for name in ("rloo", "grpo"):
