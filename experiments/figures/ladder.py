@@ -1,6 +1,7 @@
 """The preference ladder: base, prompted base, SFT, PPO and PPO-ptx at three sizes of policy.
 
-    python -m rlhf_jax.sweep --config=experiments/figures/ladder.py --workdir=runs/figures/ladder --stages=runs/figures/stages
+    python -m rlhf_jax.sweep --config=experiments/figures/ladder.py --workdir=runs/figures/ladder \\
+        --stages=runs/figures/stages
 
 Ouyang et al. 2022, Fig. 1 and 3. There people compare with the SFT model of the largest size; here the world's gold
 labeler, who is the same for all, says what a policy is worth, and win rates are against the SFT policy of the same
