@@ -51,26 +51,27 @@ def check(run: Run, stage: str) -> None:
 def run_stage(run: Run, stage: str) -> None:
     """Chooses the prefix, completes the test prompts behind it and judges them; goes on where it was stopped."""
     check(run, stage)
-    section, folder = run.config[stage], run.workdir.stage(stage)
-    params, temperature, size = run.load_params(section.init), run.config.evaluate.temperature, run.config.evaluate.batch_size
+    section, config, folder = run.config[stage], run.config.evaluate, run.workdir.stage(stage)
+    params, size = run.load_params(section.init), config.batch_size
     found = _candidates(run, stage, folder / "prefixes.json", params)
     best = max(found, key=lambda candidate: candidate["score"])
     hosts.on_first(write_text, folder / "prefix.txt", "".join(best["shots"]))
-    records = run.corpus.prompts("test", "ppo")[: run.config.evaluate.prompts]
+    records = run.corpus.prompts("test", "ppo")[: config.prompts]
     index = policy.prompt_arrays(run, records).index  # those that the other policies answer
     prompts, shown = behind(run, [records[place] for place in index], best["shots"], _length(run, stage))
     key = lambda number: run.key("evaluate", number)  # as of other policies, so that they are compared on pairs
     rows = []
     for rollout in loop.each(run, f"{stage}, samples", _complete(run, params, prompts, key), -(-len(index) // size)):
-        logprobs = completion_logprob(run, params, rollout, temperature)
+        logprobs = completion_logprob(run, params, rollout, config.temperature)
         rows += policy.describe(run, records, index[len(rows) : len(rows) + size], rollout, logprobs)
     facts = {
         "policy": section.init, "reward": section.reward, "prefix": best["shots"], "prefix_score": best["score"],
-        "shots_shown": float(shown.mean()), "prompts_by_shots": np.bincount(shown, minlength=section.shots + 1).tolist(),
+        "shots_shown": float(shown.mean()),
+        "prompts_by_shots": np.bincount(shown, minlength=section.shots + 1).tolist(),
     }  # fmt: skip
-    policy.judge(run, stage, rows, temperature)
+    policy.judge(run, stage, rows, config.temperature)
     hosts.on_first(policy.write_rows, folder / "samples.jsonl", rows)
-    policy.conclude(run, stage, rows, {}, temperature, facts)
+    policy.conclude(run, stage, rows, {}, config.temperature, facts)
     print(f"{stage}: behind {shown.mean():.2f} of {section.shots} demonstrations, the rest did not fit", flush=True)
 
 
@@ -80,7 +81,8 @@ def behind(run: Run, records: list[Prompt], shots: list[str], length: int) -> tu
     Args:
       records: whose prompts fit without any.
     """
-    texts = [["".join(shots[len(shots) - count :]) + record.prompt for record in records] for count in range(len(shots) + 1)]
+    prefixes = ["".join(shots[len(shots) - count :]) for count in range(len(shots) + 1)]
+    texts = [[prefix + record.prompt for record in records] for prefix in prefixes]
     fits = [encoding.lengths(run.tokenizer, column, "prompts", prompts=True) <= length for column in texts]
     shown = np.maximum(np.sum(fits, axis=0) - 1, 0)
     prompts = [Prompt(texts[count][place], records[place].row) for place, count in enumerate(shown)]
@@ -88,7 +90,7 @@ def behind(run: Run, records: list[Prompt], shots: list[str], length: int) -> tu
 
 
 def completion_logprob(run: Run, params: dict, rollout: Rollout, temperature: float) -> np.ndarray:
-    """log pi f32[B] of completions that end in EOS, which stands for both ends that the model has: EOS and SEPARATOR."""
+    """log pi f32[B] of completions that end in EOS, which stands for both ends of this policy: EOS and SEPARATOR."""
     found = []
     for end in (run.tokenizer.eos_id, _separator_id(run)):
         batch = sharding.put_batch(_ended_by(rollout, run.tokenizer.eos_id, end), run.mesh)
@@ -126,8 +128,8 @@ def _short_demonstrations(run: Run, stage: str, records: list[Prompt]) -> list[s
     shots, length = run.config[stage].shots, _length(run, stage)
     shown = [record.prompt for record in records]
     room = (length - float(np.median(encoding.lengths(run.tokenizer, shown, "prompts", prompts=True)))) / shots
-    demonstrations = [item for item in run.corpus.demonstrations("train") if SEPARATOR not in item.completion.strip()]
-    texts = [item.prompt + item.completion.rstrip() + SEPARATOR for item in demonstrations]
+    lines = [item for item in run.corpus.demonstrations("train") if SEPARATOR not in item.completion.strip()]
+    texts = [item.prompt + item.completion.rstrip() + SEPARATOR for item in lines]
     sizes = encoding.lengths(run.tokenizer, texts, "demonstrations")
     short = [text for text, size in zip(texts, sizes) if size <= room]
     if len(short) < shots:

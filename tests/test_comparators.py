@@ -1,4 +1,4 @@
-"""What stands beside PPO, as stages of one run: DPO, best of n, and a reward model that learned from another one."""
+"""What stands beside PPO, as stages of one run: DPO, best of n, a prefix, a reward model that learned from another."""
 
 import json
 
@@ -22,9 +22,10 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def get_config():
-    """The toy's first steps; then feedback by its reward model, one that learns from it, DPO, and best of n."""
+    """The toy's first steps; then feedback by its reward model, one that learns from it, DPO, best of n and a prefix."""
     config = toy_config()
-    config.stages = ("sft", "collect", "reward_model", "feedback", "taught", "dpo", "best_of_n")
+    config.stages = ("sft", "collect", "reward_model", "feedback", "taught", "dpo", "best_of_n", "prompted")
+    config.model.max_length = 160  # the toy's demonstrations are long
     config.sft.update(init="", pretrain_mix=0.0)
     config.collect.update(models=("sft@1.0", "sft@0.7"))
     config.feedback = config.collect.copy_and_resolve_references()
@@ -34,6 +35,7 @@ def get_config():
     config.dpo.update(batch_size=8, beta=0.5, epochs=2.0, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2)
     config.dpo.update(rankings="collect", label_smoothing=0.1, validate_epochs=0.5)
     config.best_of_n.update(samples=5, batch_size=16, judges=("taught",))
+    config.prompted.update(init="sft", shots=1, candidates=2)
     return config
 
 
@@ -75,8 +77,8 @@ def test_dpo_starts_at_its_reference_and_learns(whole):
 
 def test_every_comparator_is_evaluated_as_a_policy(whole):
     record = Record.load(whole)
-    assert list(record.evaluations) == ["sft", "dpo", "best_of_n"]
-    for stage in ("dpo", "best_of_n"):
+    assert list(record.evaluations) == ["sft", "dpo", "best_of_n", "prompted"]
+    for stage in ("dpo", "best_of_n", "prompted"):
         assert all(record.estimate(stage, name) for name in ("gold/total", "score", "kl", "win_rate", "completion_length"))
         assert record.evaluations[stage]["reference"] == "sft"
     assert record.estimate("dpo", "skills/mean") and not record.estimate("best_of_n", "skills/mean")

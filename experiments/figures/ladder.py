@@ -1,13 +1,15 @@
 """The preference ladder: base, prompted base, SFT, PPO and PPO-ptx at three sizes of policy.
 
-    python -m rlhf_jax.sweep --config=experiments/figures/ladder.py --workdir=runs/figures/ladder --stages=runs/figures/stages
+    python -m rlhf_jax.sweep --config=experiments/figures/ladder.py --workdir=runs/figures/ladder \\
+        --stages=runs/figures/stages
 
 Ouyang et al. 2022, Fig. 1 and 3. There people compare with the SFT model of the largest size; here the world's gold
 labeler, who is the same for all, says what a policy is worth, and win rates are against the SFT policy of the same
 size. As in the paper the reward model has one size whatever the policy's (C.2): that of the largest one here, from one
-base model. The prompted base is shown up to two demonstrations, those that the reward model likes best (section 3.5);
-prefix, prompt and completion are within the 96 places that the base models were trained on. One base model of a size
-stands under its three seeds: its row has no spread over seeds.
+base model; it learns from rankings of what policies of this size write. The prompted base is shown up to two
+demonstrations, those that the reward model likes best (section 3.5); prefix, prompt and completion are within the 96
+places that the base models were trained on. One base model of a size stands under its three seeds: its row has no
+spread over seeds.
 """
 
 from experiments.figures.world import get_config as world, own_base
@@ -42,7 +44,6 @@ BASELINE = {SIZE: 128}
 FIGURES = (
     spec.Dots("gold/total", LADDER, by=SIZE, name="gold", title="what the gold labeler says, by width of the policy"),
     spec.Dots("win_rate", LADDER, by=SIZE, level=0.5, name="win_rate", title="wins against SFT of the same size"),
-    spec.Dots("score", LADDER, by=SIZE, name="score", title="what the reward model says"),
 )
 TABLES = (
     spec.Table(LADDER, ("gold/total", "win_rate", "score", "kl", "completion_length", "skills/mean"), name="ladder"),
