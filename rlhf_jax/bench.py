@@ -34,7 +34,7 @@ from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.data.records import Demonstration, Document, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.sweep import trials
+from rlhf_jax.sweep.trials import programs as trials
 
 _NEVER = -1  # no token has this id: as eos_id it lets every completion run to its full length
 
@@ -160,7 +160,7 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Work:
     make, shardings = ppo_stage.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=_NEVER, pad_id=0)
     alone = ppo_stage.Programs(shape, score, optimizers, shardings, sampler, mesh)
-    at_once = trials.Programs(shape, score, optimizers, (config.completion_length, _NEVER, 0, 1), sizes, mesh)
+    at_once = trials.PPOPrograms(shape, score, optimizers, (config.completion_length, _NEVER, 0, 1), sizes, mesh)
 
     policy, value = (model.init_params(lm, jax.random.key(0), head) for head in ("lm", "scalar"))
     tokens = _tokens(config, (config.episodes, config.prompt_length))

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 
 from rlhf_jax import checkpoint, loop, ppo_stage, pretrain, progress, reward_model, sft, sharding
 from rlhf_jax import run as run_lib
+from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import programs as evaluate_programs
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.sweep import arms, grid, trials
 from rlhf_jax.sweep.store import Store
+from rlhf_jax.sweep.trials import evaluation, programs
 from compare import timeless
 from toy import get_config as toy_config
 
@@ -132,9 +136,9 @@ def compare(open_runs, tmp_path, stage, settings, **changes):
 
 
 def test_pretraining_at_once_is_pretraining_one_by_one(open_runs, tmp_path):
-    trials._supervised_programs.cache_clear()
+    programs._supervised_programs.cache_clear()
     together = compare(open_runs, tmp_path, "pretrain", SETTINGS["pretrain"])
-    assert trials._supervised_programs.cache_info().currsize == 1
+    assert programs._supervised_programs.cache_info().currsize == 1
     losses = {timeless(run.folder("pretrain"))[-1]["loss"] for run in together}
     assert len(losses) == 5  # no two are alike
 
@@ -157,6 +161,56 @@ def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, mo
     fitting = 0
     failures = trials.fit_stage(runs, "pretrain", tmp_path / "trials")
     assert failures.keys() == set(range(5)) and "RESOURCE_EXHAUSTED" in str(failures[0])
+
+
+def alone(run, stage):
+    """What a policy answers by itself."""
+    questions = policy.questions(run)
+    return evaluate_programs.ask(run, evaluate_programs.Programs(run), run.load_params(stage), questions)
+
+
+def same_answers(found, wanted):
+    for (rollout, logprobs), (other, others) in zip(found.samples, wanted.samples, strict=True):
+        np.testing.assert_array_equal(rollout.tokens, other.tokens)
+        np.testing.assert_array_equal(rollout.completion_mask, other.completion_mask)
+        np.testing.assert_allclose(logprobs, others, rtol=1e-5, atol=1e-4)
+    for rollout, other in zip(found.skills, wanted.skills, strict=True):
+        np.testing.assert_array_equal(rollout.tokens, other.tokens)
+    for losses, others in zip(found.documents, wanted.documents, strict=True):
+        np.testing.assert_allclose(losses, others, rtol=1e-4)
+
+
+def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path, capsys, monkeypatch):
+    runs = open_runs(tmp_path, [{"seed": 0}, {"seed": 1}, {"seed": 2, "completion_length": 7}, {"seed": 3}, {"seed": 4}])
+    shutil.rmtree(runs[4].folder("sft") / "params")  # one with a policy that cannot be read
+    fit, sizes = evaluation.Programs, []
+
+    class Small(fit):
+        """Of a device with room for two."""
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            draw = self.sample
+
+            def sample(params, batches):
+                sizes.append(len(batches))
+                if len(batches) > 2:
+                    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
+                return draw(params, batches)
+
+            self.sample = sample
+
+    monkeypatch.setattr(evaluation, "Programs", Small)
+    evaluation._programs.cache_clear()
+    found = evaluation.answers(runs, "sft")
+    evaluation._programs.cache_clear()
+    assert found.keys() == {0, 1} and sizes == [3, 2]  # the others have nobody to be asked with
+    assert "no memory to evaluate 3 arms at once: 2 and then the others" in capsys.readouterr().out
+    for place, (answers, seconds) in found.items():
+        same_answers(answers, alone(runs[place], "sft"))
+        assert seconds > 0
+    tokens = [found[place][0].samples[0][0].tokens for place in (0, 1)]
+    assert (tokens[0] != tokens[1]).any()
 
 
 @pytest.mark.slow
@@ -186,7 +240,7 @@ def ppo(open_runs, tmp_path):
 
 def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open_runs, tmp_path, monkeypatch):
     """Then stopped, and killed: the same bits as never interrupted."""
-    trials._ppo_programs.cache_clear()
+    programs._ppo_programs.cache_clear()
     settings = SETTINGS["ppo"] + [DIVERGING]
     together = open_runs(tmp_path / "all", settings)
     compiled = collections.Counter()
@@ -202,7 +256,7 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
         close(run.path, other.path, "ppo")
         assert timeless(run.folder("ppo"))[0]["objective/kl"] == 0.0
         assert all(row["ppo/policy/first_approxkl"] == 0.0 for row in timeless(run.folder("ppo")))
-    assert trials._ppo_programs.cache_info().currsize == 1  # also for the arms without ptx
+    assert programs._ppo_programs.cache_info().currsize == 1  # also for the arms without ptx
     assert all(compiled[f"jit({name})"] <= 1 for name in ("score", "update", "take", "summarize")), compiled
 
     iterate = ppo_stage.iterate

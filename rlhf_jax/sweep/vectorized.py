@@ -1,7 +1,7 @@
 """All arms side by side in one process: each stage is trained for many of them as one program (see trials).
 
-What an arm leaves behind is what the sequential runner writes; collecting and evaluating go one arm after
-another. Of arms that share a stage the first computes it, and the others adopt it.
+What an arm leaves behind is what the sequential runner writes. The policies of a stage answer the questions of their
+evaluation together, too; collecting and judging go one arm after another. Of arms that share a stage the first computes it, and the others adopt it.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from rlhf_jax.run import Run
 from rlhf_jax.sweep import sequential, trials
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import Store, identities
+from rlhf_jax.sweep.trials import evaluation
 
 
 def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False, at_once: int = 0) -> None:
@@ -79,11 +80,13 @@ class _Running:
             # In one order everywhere: two processes that wait for each other's stages would wait forever.
             for identity in sorted(alike):
                 locks.enter_context(self._store.shared(self.runs[alike[identity][0]], stage))
-            self._train([names[0] for names in alike.values()], stage, at_once)
-            for first, *_ in alike.values():
+            firsts = [names[0] for names in alike.values()]
+            self._train(firsts, stage, at_once)
+            answers = self._answers(firsts, stage, at_once)
+            for first in firsts:
                 with self.failing(first):
                     if first in self.runs:
-                        _complete(self.runs[first], stage)
+                        _complete(self.runs[first], stage, *answers.get(first, ()))
         for first, *others in alike.values():
             for name in others:
                 with self.failing(name):
@@ -106,6 +109,13 @@ class _Running:
                 if place in failures:
                     raise failures[place]
                 self.runs[name].workdir.mark_done(stage, seconds, trials=len(names), **report.machine())
+
+    def _answers(self, names: list[str], stage: str, at_once: int) -> dict[str, tuple]:
+        """What evaluation asks the policies of arms, and the seconds it took; not of those that are alone in it."""
+        names = [name for name in names if name in self.runs and self.runs[name].done(stage)]
+        names = [name for name in names if pipeline.to_evaluate(self.runs[name], stage)]
+        found = evaluation.answers([self.runs[name] for name in names], stage, at_once)
+        return {names[place]: answers for place, answers in found.items()}
 
     @contextlib.contextmanager
     def failing(self, name: str):
@@ -132,5 +142,8 @@ class _Running:
         return False
 
 
-def _complete(run: Run, stage: str) -> None:
-    (pipeline.evaluate if run.done(stage) else pipeline.run_stage)(run, stage)
+def _complete(run: Run, stage: str, *answers) -> None:
+    if run.done(stage):
+        pipeline.evaluate(run, stage, *answers)
+    else:
+        pipeline.run_stage(run, stage)
