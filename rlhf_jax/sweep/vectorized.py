@@ -5,7 +5,6 @@ evaluation together, too; collecting and judging go one arm after another. Of ar
 """
 
 import contextlib
-import math
 import os
 import pathlib
 import time
@@ -35,7 +34,7 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
     todo = [arm for arm, to_do in zip(chosen, missing) if to_do]
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(progress.Interrupt())
-        running = stack.enter_context(_Running(store, path))
+        running = stack.enter_context(_Running(store, path, len(todo)))
         for arm in todo:
             running.start(arm, stack, interrupt)
         for stage in dict.fromkeys(stage for arm in todo for stage in arm.config.stages):
@@ -52,16 +51,15 @@ class _Running:
       runs: of them, by the name of the arm.
     """
 
-    def __init__(self, store: Store, path: pathlib.Path):
-        self._store, self._path = store, path
+    def __init__(self, store: Store, path: pathlib.Path, count: int):
+        self._store, self._path, self._count = store, path, count
         self._accounts: dict[str, sequential.Account] = {}
         self.runs: dict[str, Run] = {}
 
     def start(self, arm: Arm, stack: contextlib.ExitStack, interrupt: progress.Interrupt) -> None:
         """Opens an arm; its run stays open as long as `stack`."""
         folder = self._path / "arms" / arm.name
-        # What kills this process kills all arms, so that it says nothing of any.
-        self._accounts[arm.name] = sequential.Account(folder, most_attempts=math.inf)
+        self._accounts[arm.name] = sequential.Account(folder, most_attempts=None, together=self._count)
         self._accounts[arm.name].__enter__()
         with self.failing(arm.name):
             with self._store.tokenizer(arm.config, folder):
@@ -94,6 +92,8 @@ class _Running:
                         raise InputError(f"stage {stage} failed in {first}, and is the same here")
                     with self._store.shared(self.runs[name], stage):
                         _complete(self.runs[name], stage)
+        done = lambda name: (self._path / "arms" / name / stage / "done.json").exists()
+        hosts.on_first(trials.forget, self._path / "trials", stage, done)
 
     def _train(self, names: list[str], stage: str, at_once: int) -> None:
         names = [name for name in names if not self.runs[name].done(stage)]

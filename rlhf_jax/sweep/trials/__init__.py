@@ -12,13 +12,14 @@ import functools
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from rlhf_jax import dpo, hosts, loop, optim, ppo_stage, pretrain, progress, reward_model, sft
-from rlhf_jax.files import read_if_there, write_json
+from rlhf_jax.errors import InputError
+from rlhf_jax.files import new_folder, read_if_there, write_json
 from rlhf_jax.run import Run
 from rlhf_jax.sweep.trials import programs
 from rlhf_jax.sweep.trials.programs import Training
@@ -61,13 +62,26 @@ def fit_stage(runs: Sequence[Run], stage: str, folder: pathlib.Path, at_once: in
         except progress.Stopped:
             raise
         except Exception as error:
-            halves = group.halves(folder) if "RESOURCE_EXHAUSTED" in str(error) else []
+            without_memory = "RESOURCE_EXHAUSTED" in str(error)
+            halves = group.halves(folder) if without_memory else []
             if halves:
                 print(f"{stage}: no memory for {group} trials at once: {halves[0]} and then {halves[1]}", flush=True)
-            else:
+            elif without_memory and group.saved:
+                error = InputError(
+                    f"out of memory with {group} trials at once, whose states {group.folder} has: resume them on devices "
+                    "with more memory, or remove it and give --trials_at_once, for the stage from its start; and --retry"
+                )
+            if not halves:
                 failures |= dict.fromkeys(group.trainings, _unless_lost(error))
             waiting = halves + waiting
     return failures
+
+
+def forget(folder: pathlib.Path, stage: str, done: Callable[[str], bool]) -> None:
+    """Removes the states of groups of which some members were finished apart, once all are `done`, by name."""
+    for saved, members in _saved_groups(folder, stage):
+        if all(done(member) for member in filter(None, members)):
+            shutil.rmtree(saved, ignore_errors=True)
 
 
 def _unless_lost(error: Exception) -> Exception:
@@ -90,6 +104,9 @@ def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at
             continue
         places = [next((place for place in rest if name(place) == member), None) for member in members]
         if found := {place: rest.pop(place) for place in places if place is not None}:
+            own = [None if place is None else name(place) for place in places]
+            if own != members:
+                saved = hosts.on_first(_forked, saved, stage, own)
             groups.append(_Group(pathlib.Path(saved), found, places))
     by_program = collections.defaultdict(lambda: collections.defaultdict(list))
     for place, training in rest.items():
@@ -110,19 +127,38 @@ def _new_group(trainings: dict[int, Training], folder: pathlib.Path) -> "_Group"
     # Copies of the first trial, which nobody looks at, make the number divide over the devices.
     places = [*trainings, *[None] * (-len(trainings) % first.run.mesh.size)]
     names = [training.run.path.name for training in trainings.values()]
-    digest = hashlib.sha256("\n".join([*names, str(len(places))]).encode()).hexdigest()[:12]
-    return _Group(folder / f"{first.stage}-{digest}", trainings, places)
+    return _Group(folder / f"{first.stage}-{_digest(*names, len(places))}", trainings, places)
 
 
 def _saved_groups(folder: pathlib.Path, stage: str) -> list[tuple[str, list]]:
-    """Folder and members of the groups of a stage with checkpoints; a member that failed is None."""
+    """Folder and members of the groups of a stage with checkpoints, who went furthest first; None for one that failed."""
     found = []
     for path in sorted(folder.glob(f"{stage}-*/trials.json")):
         facts = read_if_there(path)
-        if facts["stage"] == stage and any((path.parent / "checkpoints").glob("*")):
+        if facts["stage"] == stage and (steps := _steps(path.parent)):
             members = [None if member in facts["failed"] else member for member in facts["members"]]
-            found.append((str(path.parent), members))
-    return found
+            found.append((-max(steps), str(path.parent), members))
+    return [(path, members) for _, path, members in sorted(found, key=lambda group: group[:2])]
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Of which there are states."""
+    return [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
+
+
+def _forked(saved: str, stage: str, members: list[str | None]) -> str:
+    """A copy of a group's folder for some of its members: the states of the others stay as they are in `saved`."""
+    saved = pathlib.Path(saved)
+    path = saved.with_name(f"{stage}-{_digest(saved.name, *members)}")
+    if not path.exists():
+        with new_folder(path) as folder:
+            shutil.copytree(saved / "checkpoints", folder / "checkpoints")
+            write_json(folder / "trials.json", {"stage": stage, "members": members, "failed": []})
+    return str(path)
+
+
+def _digest(*words) -> str:
+    return hashlib.sha256("\n".join(map(str, words)).encode()).hexdigest()[:12]
 
 
 def _program(training: Training) -> tuple:
@@ -166,12 +202,17 @@ class _Group:
     def __str__(self):
         return str(len(self.trainings))
 
+    @property
+    def saved(self) -> bool:
+        """Whether there are states to go on from."""
+        return bool(_steps(self.folder))
+
     def halves(self, folder: pathlib.Path) -> list["_Group"]:
         """Two groups of half as many trials, from the start.
 
         None for a single trial, where there is something to lose, and where other hosts would have to agree.
         """
-        if len(self.trainings) == 1 or any((self.folder / "checkpoints").glob("*")) or hosts.count() > 1:
+        if len(self.trainings) == 1 or self.saved or hosts.count() > 1:
             return []
         shutil.rmtree(self.folder, ignore_errors=True)
         items, half = list(self.trainings.items()), (len(self.trainings) + 1) // 2
