@@ -194,17 +194,17 @@ def test_an_arm_that_is_killed_twice_is_given_up(swept, tmp_path, capsys):
     assert account(path, arm)["status"] == "done"
 
 
-def test_an_arm_that_another_process_runs_is_left_to_it(swept, tmp_path, capsys):
+def test_an_arm_that_another_process_runs_is_left_to_it(tmp_path, capsys):
     """Even where it was killed before and started again, so that it looks as if it had been killed too often."""
-    path, arm = tmp_path / "copy", swept[1][0]
-    shutil.copytree(swept[0], path, symlinks=True)
-    file = path / "arms" / arm.name / "arm.json"
-    theirs = {"status": "running", "attempts": 2, "seconds": 5.0}
+    (arm,) = arms.expand(small_config(), SETTINGS[:1])
+    folder = tmp_path / "arms" / arm.name
+    folder.mkdir(parents=True)
+    file, theirs = folder / "arm.json", {"status": "running", "attempts": 2, "seconds": 5.0}
     write_json(file, theirs)
-    with open(path / "arms" / arm.name / ".lock", "r+") as lock:
+    with open(folder / ".lock", "w") as lock:
         assert files.lock(lock)
-        sequential.run([arm], path, Store(path / "stages"))
-        vectorized.run([arm], path, Store(path / "stages"))
+        sequential.run([arm], tmp_path, Store(tmp_path / "stages"))
+        vectorized.run([arm], tmp_path, Store(tmp_path / "stages"))
     assert read_json(file) == theirs and capsys.readouterr().out.count("this arm is left to it") == 2
 
 
