@@ -202,9 +202,8 @@ def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path
             self.sample = sample
 
     monkeypatch.setattr(evaluation, "Programs", Small)
-    evaluation._programs.cache_clear()
+    monkeypatch.setattr(evaluation, "_programs", Small)
     found = evaluation.answers(runs, "sft")
-    evaluation._programs.cache_clear()
     assert found.keys() == {0, 1} and sizes == [3, 2]  # the others have nobody to be asked with
     assert "no memory to evaluate 3 arms at once: 2 and then the others" in capsys.readouterr().out
     for place, (answers, seconds) in found.items():
@@ -212,6 +211,9 @@ def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path
         assert seconds > 0
     tokens = [found[place][0].samples[0][0].tokens for place in (0, 1)]
     assert (tokens[0] != tokens[1]).any()
+    monkeypatch.setattr(evaluation, "_programs", lambda *_: 1 / 0)
+    assert evaluation.answers(runs, "sft") == {}
+    assert "sft: 3 arms are evaluated one by one, because: ZeroDivisionError" in capsys.readouterr().out
 
 
 @pytest.mark.slow

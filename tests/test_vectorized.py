@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -92,59 +91,66 @@ def test_a_whole_sweep_gives_the_rows_and_estimates_of_the_sequential_runner(tmp
 
 KILLED = """
 import os
+import pathlib
 import signal
+import time
 
 import toy
-from rlhf_jax import ppo_stage
+from rlhf_jax.sweep.trials import programs
 
-iterate, calls = ppo_stage.iterate, []
-
-
-def killed(*arguments, **keywords):
-    calls.append(None)
-    if len(calls) == int(os.environ["KILLED_AT"]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return iterate(*arguments, **keywords)
+supervised_of = programs.supervised_of
 
 
-ppo_stage.iterate = killed
+def killed(trainings, mesh):
+    state, advance = supervised_of(trainings, mesh)
+
+    def step(state, number, active):
+        if number == 3 and "KILLED_WITH" in os.environ:
+            while not list(pathlib.Path(os.environ["KILLED_WITH"]).glob("trials/*/checkpoints/2")):
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return advance(state, number, active)
+
+    return state, step
+
+
+programs.supervised_of = killed
 
 
 def get_config():
-    return toy.get_config("ppo")
+    return toy.get_config("pretrain")
 
 
 def sweep(h):
-    return h.zipit([h.sweep("ppo.kl_coef", [0.02, 0.3, 0.02]), h.sweep("seed", [0, 0, 1])])
+    return h.zipit([h.sweep("pretrain.learning_rate", [1e-2, 3e-3, 3e-3]), h.sweep("seed", [0, 0, 1])])
 """
 
 
 @pytest.mark.slow
 def test_a_group_killed_and_resumed_is_the_group_never_killed(tmp_path):
-    """Bitwise: three trials on two devices, killed by SIGKILL in iteration 4 of 4, when 2 are saved."""
+    """Bitwise: three trials on two devices, killed by SIGKILL in step 4 of 5, when 2 are saved."""
     (tmp_path / "killed.py").write_text(KILLED)
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     environment = os.environ | devices | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
-    def swept(path, at: int) -> subprocess.CompletedProcess:
+    def swept(name, **variables) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "rlhf_jax.sweep", "--runner=vectorized", f"--config={tmp_path / 'killed.py'}"]
         return subprocess.run(
-            [*command, f"--workdir={path}"], cwd=ROOT, env=environment | {"KILLED_AT": str(at)}, capture_output=True, text=True
+            [*command, f"--workdir={tmp_path / name}"], cwd=ROOT, env=environment | variables, capture_output=True, text=True
         )
 
-    done = swept(tmp_path / "resumed", 4)
+    done = swept("resumed", KILLED_WITH=str(tmp_path / "resumed"))
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-    (group,) = (tmp_path / "resumed" / "trials").iterdir()
-    assert (group / "checkpoints" / "2").is_dir()
-    shutil.copytree(tmp_path / "resumed", tmp_path / "whole", symlinks=True)
-    shutil.rmtree(tmp_path / "whole" / "trials")
+    assert len(list((tmp_path / "resumed" / "trials").iterdir())) == 1
     for name in ("resumed", "whole"):
-        done = swept(tmp_path / name, 0)
+        done = swept(name)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert ("ppo x 3 4/4" in done.stdout) and not list((tmp_path / name / "trials").iterdir())
+        assert ("pretrain x 3 1/5" in done.stdout) == (name == "whole")  # the other one goes on at step 3
+        assert not list((tmp_path / name / "trials").iterdir())
+    assert "pretrain: evaluation of 3 arms" in done.stdout
     for arm in sorted((tmp_path / "whole" / "arms").iterdir()):
-        stages = [tmp_path / name / "arms" / arm.name / "ppo" for name in ("resumed", "whole")]
-        assert timeless(stages[0]) == timeless(stages[1]) and len(timeless(stages[0])) == 4
+        stages = [tmp_path / name / "arms" / arm.name / "pretrain" for name in ("resumed", "whole")]
+        assert timeless(stages[0]) == timeless(stages[1]) and len(timeless(stages[0])) == 5
         found, wanted = map(params_of, stages)
         assert all((found[name] == wanted[name]).all() for name in wanted)
         assert (stages[0] / "samples.jsonl").read_text() == (stages[1] / "samples.jsonl").read_text()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import hosts, sharding
+from rlhf_jax import hosts, progress, sharding
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate.programs import Answers, Questions, ask, completion_logprob, row_losses
 from rlhf_jax.model import TransformerConfig
@@ -26,7 +26,7 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
 
     Returns:
       Place in `runs` -> answers, and the seconds they took. A run without is evaluated by itself: none is like it, or
-      something is wrong with it.
+      something went wrong.
 
     Raises:
       progress.Stopped: an interrupt was asked for.
@@ -39,7 +39,8 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
             if hosts.lost_peer(error):
                 raise
         else:
-            alike[_program(run, prepared[place][0])].append(place)
+            leaves, tree = jax.tree.flatten(prepared[place][0])
+            alike[_program(run), tree, tuple(map(np.shape, leaves))].append(place)
     found, waiting = {}, []
     for places in alike.values():
         size = at_once or len(places)
@@ -52,27 +53,27 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
         started = time.time()
         try:
             said = _together([runs[place] for place in places], *zip(*(prepared[place] for place in places)))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or hosts.count() > 1:
+        except progress.Stopped:
+            raise
+        except Exception as error:  # no arm need end of what is only faster
+            if hosts.count() > 1:  # the others may be waiting in a program
                 raise
-            half = (len(places) + 1) // 2
-            print(f"{stage}: no memory to evaluate {len(places)} arms at once: {half} and then the others", flush=True)
-            waiting = [places[:half], places[half:], *waiting]
+            if "RESOURCE_EXHAUSTED" in str(error):
+                half = (len(places) + 1) // 2
+                print(f"{stage}: no memory to evaluate {len(places)} arms at once: {half} and then the others", flush=True)
+                waiting = [places[:half], places[half:], *waiting]
+            else:
+                print(f"{stage}: {len(places)} arms are evaluated one by one, because: {error!r}", flush=True)
         else:
             seconds = (time.time() - started) / len(places)
             found |= {place: (own, seconds) for place, own in zip(places, said)}
     return found
 
 
-def _program(run: Run, questions: Questions) -> tuple:
-    """What must be equal for runs to be asked together."""
-    leaves, tree = jax.tree.flatten(questions)
-    return run.mesh, _programs_of(run), tree, tuple(np.shape(leaf) for leaf in leaves)
-
-
-def _programs_of(run: Run) -> "Programs":
+def _program(run: Run) -> tuple:
+    """The arguments of Programs."""
     lengths = run.config.completion_length, run.config.evaluate.skill_completion_length
-    return _programs(run.model, lengths, run.tokenizer.eos_id, run.tokenizer.pad_id, run.mesh)
+    return run.model, lengths, run.tokenizer.eos_id, run.tokenizer.pad_id, run.mesh
 
 
 def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Sequence[dict]) -> list[Answers]:
@@ -81,7 +82,7 @@ def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Seque
     places = [*range(len(runs)), *[0] * (-len(runs) % first.mesh.size)]
     stacked = sharding.put_trials([params[place] for place in places], first.mesh)
     batches = Questions(*([list(batch) for batch in zip(*part)] for part in zip(*(questions[place] for place in places))))
-    said = ask(first, _programs_of(first), stacked, batches)
+    said = ask(first, _programs(*_program(first)), stacked, batches)
     return [jax.tree.map(lambda answer, place=place: answer[place], said) for place in range(len(runs))]
 
 
