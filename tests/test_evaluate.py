@@ -161,6 +161,7 @@ def test_few_shot_completes_every_item_greedily(make_run):
     rows = skills.few_shot(run, answers(run, run.load_params("sft")).skills)
     assert [row["task"] for row in rows] == ["closed_qa"] * 3 + ["translation"] * 3 + [
         "arithmetic"] * 3
+    assert run.corpus.skills() is run.corpus.skills()  # drawn once for all policies
     item = run.corpus.skills()["arithmetic"][0]
     assert rows[6]["prompt"] == item["prompt"] and rows[6]["answer"] == item["answer"]
     tokens = run.tokenizer.encode(item["prompt"])[-64:]
