@@ -103,7 +103,7 @@ def test_the_gain_of_all_at_once_is_in_arms_per_hour_without_compilation():
 @pytest.mark.slow
 def test_whole_arms_are_measured_by_both_runners(config):
     config.model.update(vocab_size=512, max_length=80)
-    config.update(repeats=1, episodes=8, trials=3, arms_alone=1, iterations=2, test_prompts=8)
+    config.update(repeats=1, trials=3, arms_alone=1, iterations=2, test_prompts=8)
     line = json.loads(json.dumps(bench.measure("sweep_arms", config)))
     assert line["shape"]["alone"] == 1 and line["shape"]["at_once"] == 3 and line["shape"]["prompt_length"] == 74
     for part in ("alone", "at_once"):
