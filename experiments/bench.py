@@ -7,7 +7,11 @@ Hardware: 2 CPU cores, and nothing else running on them: a neighbour costs a fac
 Time: tiny 2 minutes, small 6. --config.works="('sample',)" measures sampling alone; GLIBC_TUNABLES= in
 front of the command measures with the allocator's defaults. --config.works="('saving',)" --config.repeats=3
 measures what a checkpoint costs the steps beside it. "loading" is a batch of every kind; the last line has the
-loader's rows/s beside what the steps take. --config.works="('ppo_trials',)" measures the PPO of a sweep's trials one after another and at once.
+loader's rows/s beside what the steps take.
+
+Sweeps: --config.works="('sweep_arms',)" --config.repeats=1 measures whole arms, PPO with its evaluation, one after
+another and all at once, and "('ppo_trials',)" their PPO alone; the last line has arms (iterations) per hour, without
+compilation. On two cores take fewer: --config.trials=4 --config.arms_alone=2 --config.iterations=2.
 """
 
 import ml_collections
@@ -35,7 +39,10 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
             prompt_length=32,
             completion_length=64,  # no completion ends early
             minibatches=4,
-            trials=32,  # of a sweep, for ppo_trials
+            trials=32,  # of a sweep, for ppo_trials and sweep_arms
+            arms_alone=3,  # that the sequential runner is measured with
+            iterations=20,  # of an arm's PPO
+            test_prompts=256,  # of an arm's evaluation
             loader_rows=4096,  # examples that batches are loaded from
             checkpoint_every=100,  # steps, the default of the supervised stages
         )

@@ -22,7 +22,8 @@ from rlhf_jax import generate, run as run_lib
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.evaluate.policy import completion_logprob, reference_stage
+from rlhf_jax.evaluate.policy import reference_stage
+from rlhf_jax.evaluate.programs import completion_logprob
 from rlhf_jax.report.record import label
 from rlhf_jax.reward_model import Scorer
 

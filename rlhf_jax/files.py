@@ -29,6 +29,18 @@ def write_text(path, text: str) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
+def copy(source, folder) -> None:
+    """Copies a file into a folder, atomically (see `write_text`)."""
+    path = pathlib.Path(folder) / pathlib.Path(source).name
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
 def write_json(path, value) -> None:
     """Writes `value` as readable JSON with sorted keys, atomically (see `write_text`)."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

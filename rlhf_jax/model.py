@@ -337,6 +337,12 @@ def init_params(config: TransformerConfig, key: jax.Array, head: str = "lm") -> 
 
 def param_shapes(config: TransformerConfig, head: str = "lm") -> dict:
     """The same tree as jax.ShapeDtypeStruct, without computing anything."""
+    return jax.tree.map(lambda leaf: leaf, _param_shapes(config, head))  # a tree of the caller's own
+
+
+@functools.lru_cache(maxsize=64)
+def _param_shapes(config: TransformerConfig, head: str) -> dict:
+    """Traced once: a trace takes a tenth of a second, and every reading of parameters needs it."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), head))
 
 

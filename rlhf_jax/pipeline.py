@@ -8,7 +8,7 @@ from rlhf_jax import (
 )  # fmt: skip
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import policy, programs
 
 KINDS = {
     "pretrain": pretrain.run_stage,
@@ -62,13 +62,23 @@ def run_stage(run: run_lib.Run, stage: str) -> None:
     evaluate(run, stage)
 
 
-def evaluate(run: run_lib.Run, stage: str) -> None:
-    """Evaluates the policy of a finished stage, also where an earlier start was stopped before it; else nothing."""
+def to_evaluate(run: run_lib.Run, stage: str) -> bool:
+    """Whether a finished stage is a policy that has not been evaluated."""
+    # One of another shape is what a smaller reward model starts from.
+    is_policy = run.config[stage].kind in run_lib.POLICIES and run.shape(stage) == run.model
+    return is_policy and not run.evaluated(stage)
+
+
+def evaluate(run: run_lib.Run, stage: str, answers: programs.Answers | None = None, seconds: float = 0.0) -> None:
+    """Evaluates the policy of a finished stage, also where an earlier start was stopped before it; else nothing.
+
+    Args:
+      answers: of the policy, where they are known already, and the seconds that they took.
+    """
     kind = run.config[stage].kind
-    is_policy = kind in run_lib.POLICIES and run.shape(stage) == run.model  # or what a smaller reward model starts from
-    if is_policy and not run.evaluated(stage):
-        started = time.time()
-        policy.evaluate_policy(run, stage)
+    if to_evaluate(run, stage):
+        started = time.time() - seconds
+        policy.evaluate_policy(run, stage, answers)
         run.workdir.mark_evaluated(stage, time.time() - started)
         print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
     if kind in ("sft", "reward_model"):  # there is a reference or a reward score now

@@ -112,6 +112,15 @@ class Workdir:
         self.close()
 
 
+def in_use(path) -> bool:
+    """Whether a process has the work directory `path` open. Who opens it in this very moment may be refused."""
+    try:
+        with open(pathlib.Path(path) / ".lock", "r+", encoding="utf-8") as lock:
+            return not lock_file(lock)
+    except FileNotFoundError:
+        return False
+
+
 def _make_folder(path):
     try:
         path.mkdir(exist_ok=True)

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rlhf_jax import checkpoint
+from rlhf_jax.files import read_json
 from rlhf_jax.metrics import read_metrics
 
 
@@ -32,3 +34,16 @@ def assert_same_stage(path, expected, stage):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_array_equal(found[name], value, name)
+
+
+def params_of(folder) -> dict[str, np.ndarray]:
+    """The output of a stage alone, of one that left no checkpoint."""
+    tree = {}
+    for name, facts in read_json(folder / "params" / "manifest.json")["arrays"].items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jax.ShapeDtypeStruct(facts["shape"], facts["dtype"])
+    tree = checkpoint.load_params(folder / "params", tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}

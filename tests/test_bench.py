@@ -39,7 +39,7 @@ def test_a_line_says_how_much_work_was_done_how_fast(config, name, tokens):
 
 def test_every_completion_runs_to_its_full_length_and_no_two_calls_are_alike(config):
     draw = bench._sampler(config)
-    params = bench.model.init_params(bench._model(config), jax.random.key(0))
+    params = bench.model.init_params(bench.model_of(config), jax.random.key(0))
     first, second = draw(params), draw(params)
     assert first.completion_mask.all() and first.completion_mask.shape == (16, 6)
     assert (first.completions != second.completions).any()
@@ -48,7 +48,7 @@ def test_every_completion_runs_to_its_full_length_and_no_two_calls_are_alike(con
 def test_the_sizes_are_the_published_ones():
     parameters = {}
     for size in experiment.SIZES:
-        shapes = bench.model.param_shapes(bench._model(experiment.get_config(size)))
+        shapes = bench.model.param_shapes(bench.model_of(experiment.get_config(size)))
         parameters[size] = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert parameters == pytest.approx({"tiny": 3.45, "small": 29.5}, rel=0.01)
 
@@ -69,8 +69,9 @@ def test_the_command_prints_one_json_line_a_work():
 
 def test_the_benchmark_copies_no_program():
     """It has no gradient, loss or network of its own."""
-    tree = ast.parse(pathlib.Path(bench.__file__).read_text())
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    trees = [ast.parse(path.read_text()) for path in pathlib.Path(bench.__file__).parent.glob("*.py")]
+    names = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert len(trees) > 1
     assert not names & {"grad", "value_and_grad", "softmax", "log_softmax", "einsum", "dot", "apply_updates"}
 
 
@@ -84,3 +85,26 @@ def test_the_loader_is_measured_against_what_the_steps_take(config):
         assert own["share"] == pytest.approx(own["needed"] / own["rows_per_second"], rel=1e-3)
     assert set(lines["loading"]["parts"]) == set(bench._FEEDS)
     assert bench.against_steps({"loading": lines["loading"]}) is None
+
+
+def test_the_gain_of_all_at_once_is_in_arms_per_hour_without_compilation():
+    line = {
+        "shape": {"alone": 2, "at_once": 32, "iterations": 20},
+        "parts": {"alone": 40.0, "at_once": 64.0},
+        "first_parts": {"alone": 70.0, "at_once": 154.0},
+    }
+    assert bench.gain_at_once({"sweep_arms": line}, "sweep_arms") == {
+        "work": "sweep_arms_at_once", "trials": 32, "per_hour": {"alone": 180.0, "at_once": 1800.0}, "gain": 10.0,
+        "compilation": {"alone": 30.0, "at_once": 90.0},
+    }  # fmt: skip
+    assert bench.gain_at_once({}, "sweep_arms") is None
+
+
+@pytest.mark.slow
+def test_whole_arms_are_measured_by_both_runners(config):
+    config.model.update(vocab_size=512, max_length=80)
+    config.update(repeats=1, trials=3, arms_alone=1, iterations=2, test_prompts=8)
+    line = json.loads(json.dumps(bench.measure("sweep_arms", config)))
+    assert line["shape"]["alone"] == 1 and line["shape"]["at_once"] == 3 and line["shape"]["prompt_length"] == 74
+    for part in ("alone", "at_once"):
+        assert line["first_parts"][part] > line["parts"][part] > 0  # nothing is compiled the second time

@@ -16,7 +16,7 @@ from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.evaluate import policy, skills, statistics
+from rlhf_jax.evaluate import policy, programs, skills, statistics
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.world.corpus import WorldCorpus
 
@@ -92,6 +92,14 @@ def make_run(tmp_path, shared, corpus):
     return make
 
 
+def answers(run, params):
+    return programs.ask(run, programs.Programs(run), params, policy.questions(run))
+
+
+def samples(run, params):
+    return policy.sample_rows(run, answers(run, params).samples)
+
+
 class LengthScorer:
     """Stands for the reward model: the length of the text, and of the prompt it was given."""
 
@@ -150,9 +158,10 @@ def test_mean_weighs_tasks_alike_whatever_their_sizes():
 
 def test_few_shot_completes_every_item_greedily(make_run):
     run = make_run("sft")
-    rows = skills.few_shot(run, run.load_params("sft"))
+    rows = skills.few_shot(run, answers(run, run.load_params("sft")).skills)
     assert [row["task"] for row in rows] == ["closed_qa"] * 3 + ["translation"] * 3 + [
         "arithmetic"] * 3
+    assert run.corpus.skills() is run.corpus.skills()  # drawn once for all policies
     item = run.corpus.skills()["arithmetic"][0]
     assert rows[6]["prompt"] == item["prompt"] and rows[6]["answer"] == item["answer"]
     tokens = run.tokenizer.encode(item["prompt"])[-64:]
@@ -166,7 +175,7 @@ def test_few_shot_completes_every_item_greedily(make_run):
 
 def test_valid_loss_is_the_mean_over_tokens(make_run):
     run = make_run("sft")
-    found = skills.valid_loss(run, run.load_params("sft"))
+    found = skills.valid_loss(run, answers(run, run.load_params("sft")).documents)
     lines = [ids for document in run.corpus.documents("valid")
              for ids in [run.tokenizer.encode(document.text) + [run.tokenizer.eos_id]]]
     stream = [(token, start) for ids in lines for token, start in zip(ids, [True] + [False] * 999)]
@@ -296,7 +305,7 @@ def test_several_reward_models_all_score_and_the_first_is_what_policies_compare_
 def test_policies_answer_the_same_prompts_with_the_same_noise(make_run):
     run = make_run("sft", "ppo")
     params = run.load_params("sft")
-    first, again, other = (policy.sample(run, p) for p in (params, params, run.load_params("ppo")))
+    first, again, other = (samples(run, p) for p in (params, params, run.load_params("ppo")))
     assert first == again
     assert [row["index"] for row in first] == [row["index"] for row in other]
     assert [row["completion"] for row in first] != [row["completion"] for row in other]
@@ -330,13 +339,13 @@ def test_rows_survive_any_text(tmp_path):
     assert policy.read_rows(tmp_path / "rows.jsonl") == rows
 
 
-@pytest.mark.parametrize("work", [policy.sample, skills.few_shot, skills.valid_loss])
-def test_an_evaluation_stops_between_two_batches_when_asked(make_run, work):
+@pytest.mark.parametrize("part, shown", [("samples", "samples"), ("skills", "skills"), ("documents", "pretraining loss")])
+def test_an_evaluation_stops_between_two_batches_when_asked(make_run, part, shown):
     run = make_run("sft", batch_size=2)
-    params = run.load_params("sft")
+    asked = programs.Questions([], [], [])._replace(**{part: getattr(policy.questions(run), part)})
     run.interrupt.requested = True
-    with pytest.raises(progress.Stopped, match="stopped at evaluation, .* step 1; run the same command to go on"):
-        work(run, params)
+    with pytest.raises(progress.Stopped, match=f"stopped at evaluation, {shown} step 1; run the same command to go on"):
+        programs.ask(run, programs.Programs(run), run.load_params("sft"), asked)
 
 
 def test_fewer_prompts_are_the_first_of_the_same(make_run):
@@ -344,5 +353,5 @@ def test_fewer_prompts_are_the_first_of_the_same(make_run):
     few = dataclasses.replace(run, config=ConfigDict(CONFIG))
     few.config.evaluate.prompts = 8
     params = run.load_params("sft")
-    first = policy.sample(few, params)
-    assert len(first) > 4 and first == policy.sample(run, params)[: len(first)]
+    first = samples(few, params)
+    assert len(first) > 4 and first == samples(run, params)[: len(first)]

@@ -132,6 +132,13 @@ def test_the_parameters_of_llama():
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(model.param_shapes(config))) == 6_738_415_616
 
 
+def test_shapes_are_traced_once_and_every_caller_has_a_tree_of_its_own():
+    first = model.param_shapes(tiny.CONFIG)
+    before = model._param_shapes.cache_info().misses
+    first["layers"] = None
+    assert model.param_shapes(tiny.CONFIG)["layers"] and model._param_shapes.cache_info().misses == before
+
+
 @families
 def test_init(config):
     """GPT-2's standard deviations, norms at one, biases at zero, no two layers alike; always float32."""

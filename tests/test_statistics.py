@@ -39,6 +39,18 @@ def test_bootstrap_over_prompts_covers_where_pairs_alone_would_not():
     assert coverage(lambda correct: wilson(correct.sum(), correct.size), 0.65, draw, 200, 0) < 0.87
 
 
+@pytest.mark.parametrize('units', [1, 7, 256, 70000])  # also more than are resampled at once
+def test_bootstrap_is_a_plain_loop_over_resamples(units):
+    rng = np.random.default_rng(units)
+    values, weights = rng.normal(size=units), rng.random(units) + 0.1
+    rng, means = np.random.default_rng(5), []
+    for _ in range(12):
+        chosen = rng.integers(units, size=units)
+        means.append((values * weights)[chosen].sum() / weights[chosen].sum())
+    found = bootstrap(values, weights, seed=5, resamples=12)[1:]
+    assert found == pytest.approx(np.quantile(means, [0.025, 0.975]), rel=1e-12)
+
+
 def test_bootstrap_weighs_units_and_repeats_itself():
     estimate = bootstrap([1.0, 0.0, 5.0], [3, 1, 0], seed=4)
     assert estimate.value == 0.75

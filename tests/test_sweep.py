@@ -1,5 +1,6 @@
 """Sweeps: their arms, what arms share, and what becomes of one that fails."""
 
+import json
 import multiprocessing
 import os
 import pathlib
@@ -7,11 +8,11 @@ import shutil
 
 import pytest
 
-from rlhf_jax import pipeline, shapes
+from rlhf_jax import files, pipeline, shapes
 from rlhf_jax.config import default_config
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_json, write_json
-from rlhf_jax.sweep import arms, grid, listing, sequential
+from rlhf_jax.sweep import arms, grid, listing, sequential, vectorized
 from rlhf_jax.sweep.store import Store, identities
 from compare import assert_same_stage, saved_arrays
 from toy import get_config as toy_config
@@ -210,6 +211,70 @@ def test_an_arm_that_is_killed_twice_is_given_up(swept, tmp_path, capsys):
     write_json(file, {"status": "failed", "reason": "x", "attempts": 3})
     sequential.run([arm], path, Store(path / "stages"), retry=True)
     assert account(path, arm)["status"] == "done"
+
+
+def test_an_arm_that_another_process_runs_is_left_to_it(tmp_path, capsys):
+    """Even where it was killed before and started again, so that it looks as if it had been killed too often."""
+    (arm,) = arms.expand(small_config(), SETTINGS[:1])
+    folder = tmp_path / "arms" / arm.name
+    folder.mkdir(parents=True)
+    file, theirs = folder / "arm.json", {"status": "running", "attempts": 2, "seconds": 5.0}
+    write_json(file, theirs)
+    with open(folder / ".lock", "w") as lock:
+        assert files.lock(lock)
+        sequential.run([arm], tmp_path, Store(tmp_path / "stages"))
+        vectorized.run([arm], tmp_path, Store(tmp_path / "stages"))
+    assert read_json(file) == theirs and capsys.readouterr().out.count("this arm is left to it") == 2
+
+
+def test_arms_run_at_once_share_their_time_and_are_not_counted_as_killed(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(sequential, "_CLOCKS", {"seconds": lambda: now[0]})
+    for starts in range(3):  # each of them killed
+        account = sequential.Account(tmp_path, None, together=4)
+        account.__enter__()
+        assert read_json(tmp_path / "arm.json")["attempts"] == 1
+    with sequential.Account(tmp_path) as account:  # alone, it is tried
+        assert not account.given_up
+    with sequential.Account(tmp_path, None, together=4):
+        now[0] += 12
+    assert read_json(tmp_path / "arm.json")["seconds"] == 3.0
+
+
+def test_arms_of_another_experiment_are_not_left_out_of_the_report(tmp_path, capsys):
+    config = json.loads(json.dumps(toy_config().to_dict()))
+    described = lambda file, *names: {"experiment": file, "config": config, "arms": [{"name": name} for name in names]}
+    arms.write(tmp_path, described("a/fig33.py:small", "x", "y"))
+    (tmp_path / "arms" / "x").mkdir(parents=True)
+    arms.write(tmp_path, described("b/fig36.py", "x", "z"))  # y had not begun
+    with pytest.raises(InputError, match=r"holds the sweep of b/fig36.py, whose arms fig35.py does not have \(x\)"):
+        arms.write(tmp_path, described("fig35.py", "z"))
+    assert read_json(tmp_path / "sweep.json")["experiment"] == "b/fig36.py" and not capsys.readouterr().out
+    arms.write(tmp_path, described("c/fig36.py:other", "z"))
+    assert "no longer in c/fig36.py:other, are left out of the report: x" in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_lent_whole_or_not_at_all(tmp_path, monkeypatch):
+    store, config = Store(tmp_path / "stages"), toy_config()
+    with store.tokenizer(config, tmp_path / "first"):
+        for name in ("tokenizer.json", "template.txt"):
+            (tmp_path / "first" / name).write_text(name * 100)
+    copyfile = shutil.copyfile
+
+    def killed(source, target):
+        copyfile(source, target)
+        if source.name == "tokenizer.json":
+            target.write_text("tok")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt), store.tokenizer(config, tmp_path / "second"):
+        pass
+    assert not (tmp_path / "second" / "tokenizer.json").exists()
+    monkeypatch.undo()
+    with store.tokenizer(config, tmp_path / "second"):
+        assert (tmp_path / "second" / "tokenizer.json").read_text() == "tokenizer.json" * 100
+    assert (tmp_path / "second" / "template.txt").read_text() == "template.txt" * 100
 
 
 def _run_arm(path: pathlib.Path, number: int) -> None:

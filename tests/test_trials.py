@@ -3,26 +3,31 @@
 import collections
 import contextlib
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint, loop, ppo_stage, pretrain, progress, reward_model, sft, sharding
+from rlhf_jax import checkpoint, dpo, loop, ppo_stage, pretrain, progress, reward_model, sft, sharding
 from rlhf_jax import run as run_lib
+from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import programs as evaluate_programs
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.sweep import arms, grid, trials
 from rlhf_jax.sweep.store import Store
-from compare import timeless
+from rlhf_jax.sweep.trials import evaluation, programs
+from compare import params_of, timeless
 from toy import get_config as toy_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
-RUN_STAGE = {"pretrain": pretrain, "sft": sft, "reward_model": reward_model, "ppo": ppo_stage}
+RUN_STAGE = {"pretrain": pretrain, "sft": sft, "reward_model": reward_model, "dpo": dpo, "ppo": ppo_stage}
 SETTINGS = {
     "pretrain": grid.product([grid.sweep("seed", [0, 1]), grid.sweep("pretrain.learning_rate", [1e-2, 3e-3])])
     + [{"seed": 0, "pretrain.steps": 3}],
     "sft": grid.product([grid.sweep("seed", [0, 1]), grid.sweep("sft.epochs", [1.0, 2.0])]),
     "reward_model": [{"seed": 0}, {"seed": 1}, {"seed": 2, "reward_model.learning_rate": 3e-4}],
+    "dpo": [{"seed": 0, "dpo.beta": 0.1}, {"seed": 0, "dpo.beta": 0.5, "dpo.label_smoothing": 0.2}, {"seed": 1, "dpo.beta": 0.1}],
     "ppo": grid.product(
         [
             grid.sweep("seed", [0, 1]),
@@ -50,6 +55,7 @@ def open_runs(store):
             config = toy_config("ppo")
             # Large steps of a wild model amplify rounding until nothing is the same.
             config.sft.learning_rate = config.reward_model.learning_rate = config.ppo.value_learning_rate = 1e-3
+            config.dpo.update(batch_size=8, epochs=1.0, learning_rate=1e-3, warmup_steps=0, checkpoint_every=2)
             for stage in SETTINGS:  # without it Adam makes steps out of gradients that are rounding errors
                 optimizers = [name for name in config[stage] if name.endswith("optimizer")]
                 for name in optimizers:
@@ -93,28 +99,14 @@ def close(path, expected, stage):
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for row, other in zip(found, wanted):
         assert row.keys() == other.keys()
-        for name in row.keys() - {"ppo/ptx/cosine", "objective/logprob_gap_max"}:  # rounding is all that they show
+        noise = {"ppo/ptx/cosine", "objective/logprob_gap_max"}  # rounding is all that they show
+        if stage == "dpo" and row["step"] == 1:  # all log-ratios are 0
+            noise.add("accuracy")
+        for name in row.keys() - noise:
             where = f"{name} of step {row['step']}"
             np.testing.assert_allclose(row[name], other[name], rtol=2e-3, atol=2e-4, err_msg=where)
     for name, value in params_of(expected / stage).items():
         np.testing.assert_allclose(params_of(path / stage)[name], value, rtol=1e-3, atol=2e-3, err_msg=name)
-
-
-def params_of(folder) -> dict:
-    tree = checkpoint.load_params(folder / "params", _abstract(folder / "params"))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _abstract(path):
-    arrays = read_json(path / "manifest.json")["arrays"]
-    tree = {}
-    for name, facts in arrays.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jax.ShapeDtypeStruct(facts["shape"], facts["dtype"])
-    return tree
 
 
 def compare(open_runs, tmp_path, stage, settings, **changes):
@@ -132,31 +124,96 @@ def compare(open_runs, tmp_path, stage, settings, **changes):
 
 
 def test_pretraining_at_once_is_pretraining_one_by_one(open_runs, tmp_path):
-    trials._supervised_programs.cache_clear()
+    programs._supervised_programs.cache_clear()
     together = compare(open_runs, tmp_path, "pretrain", SETTINGS["pretrain"])
-    assert trials._supervised_programs.cache_info().currsize == 1
+    assert programs._supervised_programs.cache_info().currsize == 1
     losses = {timeless(run.folder("pretrain"))[-1]["loss"] for run in together}
     assert len(losses) == 5  # no two are alike
 
 
-def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, monkeypatch):
-    runs = open_runs(tmp_path / "all", SETTINGS["pretrain"])
-    sizes = []
+def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, monkeypatch, capsys):
+    """Where it says so: when the metrics of its second step are asked for; the ends are those of smaller groups."""
+    runs = open_runs(tmp_path / "all", SETTINGS["pretrain"][2:])
+    sizes, make = [], programs.supervised_of
 
-    def fit(group):
-        sizes.append(len(group.trainings))
-        if sizes[-1] > fitting:
-            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes")
-        return {}
+    def without_memory(trainings, mesh):
+        state, advance = make(trainings, mesh)
+        sizes.append(len(trainings))
 
-    monkeypatch.setattr(trials._Group, "fit", fit)
+        def step(state, number, active):
+            if number == 1 and len(trainings) > fitting:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes")
+            return advance(state, number, active)
+
+        return state, step
+
+    monkeypatch.setattr(programs, "supervised_of", without_memory)
     fitting = 2
-    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials") == {} and sizes == [5, 3, 2, 1, 2]
+    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials") == {} and sizes == [3, 2, 1]
+    assert "pretrain: no memory for 3 trials at once: 2 and then 1" in capsys.readouterr().out
+    assert not list((tmp_path / "trials").iterdir())
+    steps = [len(timeless(run.folder("pretrain"))) for run in runs]
+    assert steps == [5, 5, 3] and all((run.folder("pretrain") / "params").exists() for run in runs)
     sizes.clear()
-    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials", at_once=2) == {} and sizes == [2, 2, 1]
+    assert trials.fit_stage(runs, "pretrain", tmp_path / "trials", at_once=2) == {} and sizes == [2, 1]
     fitting = 0
     failures = trials.fit_stage(runs, "pretrain", tmp_path / "trials")
-    assert failures.keys() == set(range(5)) and "RESOURCE_EXHAUSTED" in str(failures[0])
+    assert failures.keys() == set(range(3)) and "RESOURCE_EXHAUSTED" in str(failures[0])
+    monkeypatch.setattr(trials._Group, "saved", True)  # then half of them would begin again
+    failures = trials.fit_stage(runs, "pretrain", tmp_path / "trials")
+    assert "out of memory with 3 trials at once, whose states " in str(failures[2])
+
+
+def alone(run, stage):
+    """What a policy answers by itself."""
+    questions = policy.questions(run)
+    return evaluate_programs.ask(run, evaluate_programs.Programs(run), run.load_params(stage), questions)
+
+
+def same_answers(found, wanted):
+    for (rollout, logprobs), (other, others) in zip(found.samples, wanted.samples, strict=True):
+        np.testing.assert_array_equal(rollout.tokens, other.tokens)
+        np.testing.assert_array_equal(rollout.completion_mask, other.completion_mask)
+        np.testing.assert_allclose(logprobs, others, rtol=1e-5, atol=1e-4)
+    for rollout, other in zip(found.skills, wanted.skills, strict=True):
+        np.testing.assert_array_equal(rollout.tokens, other.tokens)
+    for losses, others in zip(found.documents, wanted.documents, strict=True):
+        np.testing.assert_allclose(losses, others, rtol=1e-4)
+
+
+def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path, capsys, monkeypatch):
+    runs = open_runs(tmp_path, [{"seed": 0}, {"seed": 1}, {"seed": 2, "completion_length": 7}, {"seed": 3}, {"seed": 4}])
+    shutil.rmtree(runs[4].folder("sft") / "params")  # one with a policy that cannot be read
+    fit, sizes = evaluation.Programs, []
+
+    class Small(fit):
+        """Of a device with room for two."""
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            draw = self.sample
+
+            def sample(params, batches):
+                sizes.append(len(batches))
+                if len(batches) > 2:
+                    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
+                return draw(params, batches)
+
+            self.sample = sample
+
+    monkeypatch.setattr(evaluation, "Programs", Small)
+    monkeypatch.setattr(evaluation, "_programs", Small)
+    found = evaluation.answers(runs, "sft")
+    assert found.keys() == {0, 1} and sizes == [3, 2]  # the others have nobody to be asked with
+    assert "no memory to evaluate 3 arms at once: 2 and then the others" in capsys.readouterr().out
+    for place, (answers, seconds) in found.items():
+        same_answers(answers, alone(runs[place], "sft"))
+        assert seconds > 0
+    tokens = [found[place][0].samples[0][0].tokens for place in (0, 1)]
+    assert (tokens[0] != tokens[1]).any()
+    monkeypatch.setattr(evaluation, "_programs", lambda *_: 1 / 0)
+    assert evaluation.answers(runs, "sft") == {}
+    assert "sft: 3 arms are evaluated one by one, because: ZeroDivisionError" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -175,6 +232,15 @@ def test_sft_and_reward_models_at_once_are_those_one_by_one(open_runs, tmp_path,
             assert found["accuracy"]["value"] == pytest.approx(wanted["accuracy"]["value"], abs=0.05)
 
 
+def test_dpo_at_once_is_dpo_one_by_one(open_runs, tmp_path):
+    """Also where betas, smoothing and the lengths of the rankings differ."""
+    programs._supervised_programs.cache_clear()
+    together = compare(open_runs, tmp_path, "dpo", SETTINGS["dpo"])
+    assert programs._supervised_programs.cache_info().currsize == 1
+    losses = {timeless(run.folder("dpo"))[-1]["loss"] for run in together}
+    assert len(losses) == 3 and all("valid/loss" in timeless(run.folder("dpo"))[-1] for run in together)
+
+
 @pytest.fixture
 def ppo(open_runs, tmp_path):
     """(PPO one run after another, the folder of) all of SETTINGS."""
@@ -186,7 +252,7 @@ def ppo(open_runs, tmp_path):
 
 def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open_runs, tmp_path, monkeypatch):
     """Then stopped, and killed: the same bits as never interrupted."""
-    trials._ppo_programs.cache_clear()
+    programs._ppo_programs.cache_clear()
     settings = SETTINGS["ppo"] + [DIVERGING]
     together = open_runs(tmp_path / "all", settings)
     compiled = collections.Counter()
@@ -202,7 +268,7 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
         close(run.path, other.path, "ppo")
         assert timeless(run.folder("ppo"))[0]["objective/kl"] == 0.0
         assert all(row["ppo/policy/first_approxkl"] == 0.0 for row in timeless(run.folder("ppo")))
-    assert trials._ppo_programs.cache_info().currsize == 1  # also for the arms without ptx
+    assert programs._ppo_programs.cache_info().currsize == 1  # also for the arms without ptx
     assert all(compiled[f"jit({name})"] <= 1 for name in ("score", "update", "take", "summarize")), compiled
 
     iterate = ppo_stage.iterate
@@ -226,8 +292,13 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
     rest = again[:6]  # the failed arm is not tried again
     with pytest.raises(KeyboardInterrupt):
         trials.fit_stage(rest, "ppo", tmp_path / "again_trials")
-    assert trials.fit_stage(rest[:5], "ppo", tmp_path / "again_trials") == {}
-    for run, other in zip(rest[:5], together):
+    assert trials.fit_stage(rest[:5], "ppo", tmp_path / "again_trials") == {}  # and the sixth another time
+    trials.forget(tmp_path / "again_trials", "ppo", lambda name: name != rest[5].path.name)
+    assert list((tmp_path / "again_trials").iterdir()) == [saved]
+    assert trials.fit_stage(rest[5:], "ppo", tmp_path / "again_trials") == {}
+    trials.forget(tmp_path / "again_trials", "ppo", lambda name: True)
+    assert not list((tmp_path / "again_trials").iterdir())
+    for run, other in zip(rest, together):
         assert timeless(run.folder("ppo")) == timeless(other.folder("ppo"))
         for name, value in params_of(other.folder("ppo")).items():
             np.testing.assert_array_equal(params_of(run.folder("ppo"))[name], value, name)
@@ -243,8 +314,11 @@ def test_on_eight_devices_each_has_its_own_trials(open_runs, ppo, tmp_path, monk
         assert eight().size == 8
         together = open_runs(tmp_path / "all", SETTINGS["ppo"], **sizes)
         assert trials.fit_stage(together, "ppo", tmp_path / "trials", at_once=4) == {}
+        found = evaluation.answers(together, "sft", at_once=4)
     monkeypatch.undo()
-    for run in (alone := open_runs(tmp_path / "small", SETTINGS["ppo"], **sizes)):
+    for place, run in enumerate(alone_runs := open_runs(tmp_path / "answers", SETTINGS["ppo"], **sizes)):
+        same_answers(found[place][0], alone(run, "sft"))
+    for run in (alone_runs := open_runs(tmp_path / "small", SETTINGS["ppo"], **sizes)):
         ppo_stage.run_stage(run, "ppo")
-    for run, other in zip(together, alone):
+    for run, other in zip(together, alone_runs):
         close(run.path, other.path, "ppo")

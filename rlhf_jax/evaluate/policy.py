@@ -12,41 +12,54 @@ compared on pairs. A stage's folder gets
 the completion, in nats, and `win_rate` is against its completions, paired on prompts.
 """
 
-import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, hosts, loop, ppo, reward_model, sharding
+from rlhf_jax import generate, hosts, reward_model, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.evaluate import best_of_n, skills
+from rlhf_jax.evaluate.programs import Answers, Programs, Questions, ask, completion_logprob
 from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
 from rlhf_jax.files import read_if_there, write_json, write_text
 from rlhf_jax.generate import Rollout
-from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import JUDGED
 
 
-def evaluate_policy(run, stage: str) -> dict:
+def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
     """Samples, judges and summarises the policy of a finished stage, and writes its three files.
+
+    Args:
+        answers: to the `questions` of the run, where they are known already.
 
     Returns:
         What evaluation.json holds. Without a reward model, an SFT stage or gold scores, what
         depends on them is None; `rescore` fills it in once they exist.
     """
-    params = run.load_params(stage)
-    samples = sample(run, params)
-    items = skills.few_shot(run, params)
+    if answers is None:
+        answers = ask(run, Programs(run), run.load_params(stage), questions(run))
+    rows = sample_rows(run, answers.samples)
+    items = skills.few_shot(run, answers.skills)
     hosts.on_first(write_rows, run.folder(stage) / "skills.jsonl", items)
     retained = skills.summarize(items, run.config.evaluate.bootstrap)
-    retained["valid_loss"] = skills.valid_loss(run, params)
+    retained["valid_loss"] = skills.valid_loss(run, answers.documents)
     retained = {name: _plain(value) for name, value in retained.items()}
     temperature = run.config.evaluate.temperature
-    judge(run, stage, samples, temperature)
-    hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", samples)
-    return conclude(run, stage, samples, retained, temperature)
+    judge(run, stage, rows, temperature)
+    hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", rows)
+    return conclude(run, stage, rows, retained, temperature)
+
+
+def questions(run) -> Questions:
+    """What every policy of a run is asked."""
+    config = run.config.evaluate
+    prompts = prompt_arrays(run, _test_prompts(run))
+    samples = [
+        (batch, np.asarray(jax.random.key_data(run.key("evaluate", number))), np.float32(config.temperature))
+        for number, batch in enumerate(loader.in_order(prompts, config.batch_size))
+    ]
+    return Questions(samples, skills.questions(run), skills.documents(run))
 
 
 def rescore(run) -> None:
@@ -90,21 +103,17 @@ def reference_stage(run) -> str | None:
     return next(iter(run.stages("sft")), None)
 
 
-def sample(run, params: dict) -> list[dict]:
-    """One completion for each test prompt that is not too long, with its gold parts and log pi."""
-    config = run.config.evaluate
-    records = run.corpus.prompts("test", "ppo")[: config.prompts]
-    prompts = prompt_arrays(run, records)
-    sampler = run.sampler(run.config.completion_length)
-    rows = []
-    work = loader.in_order(prompts, config.batch_size)
-    work = loop.each(run, "evaluation, samples", work, -(-len(prompts.index) // config.batch_size))
-    for number, batch in enumerate(work):
-        rollout = sampler(params, batch, run.key("evaluate", number), config.temperature)
-        logprobs = completion_logprob(run.model, params, rollout, config.temperature)
-        indices = prompts.index[len(rows) : len(rows) + config.batch_size]
-        rows += describe(run, records, indices, hosts.fetch(rollout), hosts.fetch(logprobs))
+def sample_rows(run, answers: list) -> list[dict]:
+    """A row for each test prompt that is not too long: its completion, with its gold parts and log pi."""
+    records, rows = _test_prompts(run), []
+    indices = prompt_arrays(run, records).index
+    for rollout, logprobs in answers:
+        rows += describe(run, records, indices[len(rows) : len(rows) + len(logprobs)], rollout, logprobs)
     return rows
+
+
+def _test_prompts(run) -> list:
+    return run.corpus.prompts("test", "ppo")[: run.config.evaluate.prompts]
 
 
 def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
@@ -133,17 +142,11 @@ def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
     return rows
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def completion_logprob(config: TransformerConfig, params: dict, rollout: Rollout, temperature):
-    """log pi f32[B] of whole completions, by teacher forcing at the sampling temperature."""
-    return jnp.sum(ppo.completion_logprobs(config, params, rollout, temperature), axis=1)
-
-
 def summarize(rows: list[dict], rivals: list[dict] | None, resamples: int) -> dict:
     """Estimates of a stage's samples, by name; None where the rows do not say.
 
     Args:
-        rows: judged samples of `sample`.
+        rows: judged samples.
         rivals: the samples of the reference stage, for the win rate; None: no win rate.
         resamples: of the bootstrap.
     """

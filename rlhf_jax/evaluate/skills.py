@@ -5,20 +5,16 @@ of InstructGPT, decoding is greedy and the answer ends at the first newline.
 """
 
 import collections
-import functools
 import re
 import string
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, hosts, loop, model, sharding
+from rlhf_jax import generate
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.statistics import Estimate, bootstrap
-from rlhf_jax.model import TransformerConfig
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -52,36 +48,34 @@ def first_line(completion: str) -> str:
 SCORES = {"closed_qa": token_f1, "translation": exact_match, "arithmetic": exact_match}
 
 
-def few_shot(run, params: dict) -> list[dict]:
-    """Answers the few-shot prompts of the corpus.
+def questions(run) -> list[batches.Prompts]:
+    """The few-shot prompts of the corpus in batches; none where it has no skills.
 
     A prompt that is longer than config.evaluate.skill_prompt_length loses its first shots.
-
-    Returns:
-        A row {task, prompt, answer, given, score} for every item; none where the corpus has no
-        skills.
     """
-    config = run.config.evaluate
-    items = [(task, item) for task, items in run.corpus.skills().items() for item in items]
+    config, items = run.config.evaluate, _items(run)
     if not items:
         return []
     prompts, _ = batches.batch_prompts(
         [Prompt(item["prompt"], item) for _, item in items],
         run.tokenizer, config.skill_prompt_length, too_long="cut_left")
-    sampler = run.sampler(config.skill_completion_length)
-    unused = run.key("evaluate", "greedy")
-    completions = []
-    work = loader.in_order(prompts, config.batch_size)
-    for batch in loop.each(run, "evaluation, skills", work, -(-len(items) // config.batch_size)):
-        rollout = sampler(params, batch, unused, temperature=0.0)
-        completions += generate.texts(rollout, run.tokenizer)[0]
+    return list(loader.in_order(prompts, config.batch_size))
+
+
+def few_shot(run, answers: list[generate.Rollout]) -> list[dict]:
+    """Scores the answers to `questions`: a row {task, prompt, answer, given, score} for every item."""
+    completions = [text for rollout in answers for text in generate.texts(rollout, run.tokenizer)[0]]
     rows = []
-    for (task, item), completion in zip(items, completions):
+    for (task, item), completion in zip(_items(run), completions):
         given = first_line(completion)
         score = SCORES.get(task, token_f1)(given, item["answer"])
         rows.append({"task": task, "prompt": item["prompt"], "answer": item["answer"],
                      "given": given, "score": score})
     return rows
+
+
+def _items(run) -> list[tuple[str, dict]]:
+    return [(task, item) for task, items in run.corpus.skills().items() for item in items]
 
 
 def scores_and_weights(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -102,37 +96,26 @@ def summarize(rows: list[dict], resamples: int) -> dict[str, Estimate]:
     return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _row_losses(config: TransformerConfig, params: dict, batch: batches.Batch):
-    """Summed negative log-likelihood f32[B] and number of targets f32[B] of each row."""
-    hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-    logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
-    targets = batch.loss_mask[:, 1:]
-    return -jnp.sum(jnp.where(targets > 0, logprobs, 0.0), axis=1), jnp.sum(targets, axis=1)
-
-
-def valid_loss(run, params: dict) -> Estimate | None:
-    """Negative log-likelihood of the held-out documents, nats per token; None without documents.
-
-    Documents are packed in rows as long as a prompt with its completion, as PPO's pretraining
-    batches are by default; the interval resamples rows.
-    """
-    length = run.config.prompt_length + run.config.completion_length
+def documents(run) -> list[batches.Batch]:
+    """Held-out documents in batches, packed in rows as long as a prompt with its completion, as PPO's pretraining
+    batches are by default; none where a run on files has none."""
     try:
-        packed = run.held_out_documents(length)
-    except InputError:  # a run on files need not have documents
+        packed = run.held_out_documents(run.config.prompt_length + run.config.completion_length)
+    except InputError:
+        return []
+    return list(loader.in_order(packed, run.config.evaluate.batch_size))
+
+
+def valid_loss(run, answers: list[tuple[np.ndarray, np.ndarray]]) -> Estimate | None:
+    """Negative log-likelihood of `documents`, nats per token, of their programs.row_losses; None without documents.
+
+    The interval resamples rows.
+    """
+    if not answers:
         return None
-    config = run.config.evaluate
-    totals, counts = [], []
-    work = loader.in_order(packed, config.batch_size)
-    for batch in loop.each(run, "evaluation, pretraining loss", work, -(-len(packed.tokens) // config.batch_size)):
-        total, count = _row_losses(run.model, params, sharding.put_batch(batch, run.mesh))
-        total, count = hosts.fetch((total, count))
-        totals.append(total.astype(np.float64))
-        counts.append(count.astype(np.float64))
-    totals, counts = np.concatenate(totals), np.concatenate(counts)
+    totals, counts = (np.concatenate(column).astype(np.float64) for column in zip(*answers))
     per_token = totals / np.maximum(counts, 1)
-    return bootstrap(per_token, counts, resamples=config.bootstrap)
+    return bootstrap(per_token, counts, resamples=run.config.evaluate.bootstrap)
 
 
 def recovered_share(sft, ppo, ptx, weights, resamples: int = 1000) -> Estimate:

@@ -7,9 +7,12 @@ a seed. Pairs of one prompt are not independent: give their mean per prompt, and
 import functools
 import math
 import statistics
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+_RESAMPLED_AT_ONCE = 2**16  # units
 
 
 class Estimate(NamedTuple):
@@ -43,13 +46,18 @@ def bootstrap(values, weights=None, *, seed=0, confidence=0.95, resamples=2000) 
     if not len(values):
         raise ValueError("an interval needs at least one value")
     totals = values * weights
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        chosen = rng.integers(len(values), size=len(values))
-        means[i] = totals[chosen].sum() / weights[chosen].sum()
+    means = np.concatenate(
+        [totals[chosen].sum(1) / weights[chosen].sum(1) for chosen in _resampled(len(values), seed, resamples)]
+    )
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(totals.sum() / weights.sum()), float(low), float(high))
+
+
+def _resampled(units: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Which units each bootstrap sample has, i64[samples, units] in parts that fit into a cache."""
+    rng, rows = np.random.default_rng(seed), max(1, _RESAMPLED_AT_ONCE // units)
+    for begin in range(0, resamples, rows):
+        yield rng.integers(units, size=(min(rows, resamples - begin), units))
 
 
 def paired_difference(first, second, *, seed=0, confidence=0.95, resamples=2000) -> Estimate:

@@ -1,6 +1,7 @@
 """The arms of a sweep: an experiment file's config with the overrides of its grid."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -139,13 +140,14 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
 
 
 def write(path: pathlib.Path, described: dict) -> None:
-    """Writes path/sweep.json, what `describe` gave. There may be more arms than before.
+    """Writes path/sweep.json, what `describe` gave. There may be more arms than before, or less of the same experiment.
 
     Raises:
-      InputError: it cannot be written, or the arms that are there have another config.
+      InputError: it cannot be written, or the arms that are there have another config or are another experiment's.
     """
     file = path / "sweep.json"
     if before := read_if_there(file):
+        _check_left_out(path, before, described)
         defaults = json.loads(json.dumps(defaults_like(ConfigDict(described["config"])).to_dict()))
         workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS, defaults)
     try:
@@ -153,6 +155,20 @@ def write(path: pathlib.Path, described: dict) -> None:
     except OSError as error:
         raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
     write_json(file, described)
+
+
+def _check_left_out(path: pathlib.Path, before: dict, described: dict) -> None:
+    """What has begun and is no arm any more would be in no report: of the same file that is said, of another refused."""
+    names = {arm["name"] for arm in described.get("arms", ())}
+    left_out = [arm["name"] for arm in before.get("arms", ()) if arm["name"] not in names]
+    left_out = [name for name in left_out if (path / "arms" / name).exists()]
+    if not left_out:
+        return
+    shown = " ".join(left_out[:3]) + f" and {len(left_out) - 3} more" * (len(left_out) > 3)
+    then, now = before["experiment"], described["experiment"]
+    if pathlib.Path(then.partition(":")[0]).name != pathlib.Path(now.partition(":")[0]).name:
+        raise InputError(f"{path} holds the sweep of {then}, whose arms {now} does not have ({shown}): give another directory")
+    print(f"arms that are there, but no longer in {now}, are left out of the report: {shown}")
 
 
 def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDict, chosen: Sequence[Arm]) -> None:
@@ -172,8 +188,9 @@ def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDi
             )
 
 
+@functools.cache
 def commit() -> str | None:
-    """The commit of this code, with a + where files have changed since; None outside a repository."""
+    """The commit of this code when it was first asked, with a + where files have changed since; None outside a repository."""
     folder = pathlib.Path(__file__).parent
     try:
         git = lambda *words: subprocess.run(

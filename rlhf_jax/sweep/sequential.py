@@ -10,6 +10,7 @@ Several processes of a job run an arm together. What they all fail of is the end
 and others do not, the job ends, and its next start goes on with the next arm.
 """
 
+import math
 import os
 import pathlib
 import socket
@@ -87,21 +88,27 @@ class Account:
     ended one process of several.
 
     Args:
-      most_attempts: that end without a word.
+      most_attempts: that end without a word; None: they are not counted, because what kills this process says
+        nothing of this arm.
+      together: the arms that this process runs at once; each counts its part of the time.
 
     Attributes:
       given_up: the arm was killed too often to be tried again; there is nothing to do.
     """
 
-    def __init__(self, folder: pathlib.Path, most_attempts: float = MOST_ATTEMPTS):
-        self._path, self._most_attempts = folder / "arm.json", most_attempts
+    def __init__(self, folder: pathlib.Path, most_attempts: int | None = MOST_ATTEMPTS, together: int = 1):
+        self._path, self._most_attempts, self._together = folder / "arm.json", most_attempts or math.inf, together
 
     def __enter__(self):
         before, self._reached = hosts.on_first(self._open)
         self._before = before
         saved_more = before.get("reached", self._reached) != self._reached
         self._attempts = 1 if saved_more else before.get("attempts", 0) + 1
-        self.given_up = before.get("status") == "running" and self._attempts > self._most_attempts
+        if self._most_attempts == math.inf:
+            self._attempts = max(1, self._attempts - 1)
+        killed_too_often = before.get("status") == "running" and self._attempts > self._most_attempts
+        # Or another process is running it, as its work directory will say.
+        self.given_up = killed_too_often and not hosts.on_first(workdir.in_use, self._path.parent)
         if self.given_up:
             self._write("failed", killed(self._attempts - 1, before.get("job")))
             return self
@@ -160,7 +167,10 @@ class Account:
         }  # fmt: skip
         if not self.given_up:
             facts |= {
-                **{name: round(self._spent[name] + clock() - self._started[name], 3) for name, clock in _CLOCKS.items()},
+                **{
+                    name: round(self._spent[name] + (clock() - self._started[name]) / self._together, 3)
+                    for name, clock in _CLOCKS.items()
+                },
                 "compilations": self._compilations,
                 "commit": arms_lib.commit(),
                 **report.machine(),

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import hosts, shapes
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import lock, read_if_there, write_json
+from rlhf_jax.files import copy, lock, read_if_there, write_json
 from rlhf_jax.progress import Stopped
 from rlhf_jax.run import Run
 
@@ -114,8 +114,9 @@ class Store:
         if not (path / "tokens").exists():
             (path / "tokens").symlink_to(os.path.relpath(self.path / "tokens", path))
         if ours.is_dir() and not (path / "tokenizer.json").exists():
-            for file in ours.iterdir():
-                shutil.copy(file, path)
+            for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: now it has one
+                if (ours / name).exists():
+                    copy(ours / name, path)
 
     def _keep_tokenizer(self, ours, path):
         if not ours.is_dir() and (path / "tokenizer.json").exists():

@@ -1,11 +1,10 @@
 """All arms side by side in one process: each stage is trained for many of them as one program (see trials).
 
-What an arm leaves behind is what the sequential runner writes; collecting and evaluating go one arm after
-another. Of arms that share a stage the first computes it, and the others adopt it.
+What an arm leaves behind is what the sequential runner writes. The policies of a stage answer the questions of their
+evaluation together, too; collecting and judging go one arm after another. Of arms that share a stage the first computes it, and the others adopt it.
 """
 
 import contextlib
-import math
 import os
 import pathlib
 import time
@@ -18,6 +17,7 @@ from rlhf_jax.run import Run
 from rlhf_jax.sweep import sequential, trials
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import Store, identities
+from rlhf_jax.sweep.trials import evaluation
 
 
 def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False, at_once: int = 0) -> None:
@@ -34,7 +34,7 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
     todo = [arm for arm, to_do in zip(chosen, missing) if to_do]
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(progress.Interrupt())
-        running = stack.enter_context(_Running(store, path))
+        running = stack.enter_context(_Running(store, path, len(todo)))
         for arm in todo:
             running.start(arm, stack, interrupt)
         for stage in dict.fromkeys(stage for arm in todo for stage in arm.config.stages):
@@ -51,16 +51,15 @@ class _Running:
       runs: of them, by the name of the arm.
     """
 
-    def __init__(self, store: Store, path: pathlib.Path):
-        self._store, self._path = store, path
+    def __init__(self, store: Store, path: pathlib.Path, count: int):
+        self._store, self._path, self._count = store, path, count
         self._accounts: dict[str, sequential.Account] = {}
         self.runs: dict[str, Run] = {}
 
     def start(self, arm: Arm, stack: contextlib.ExitStack, interrupt: progress.Interrupt) -> None:
         """Opens an arm; its run stays open as long as `stack`."""
         folder = self._path / "arms" / arm.name
-        # What kills this process kills all arms, so that it says nothing of any.
-        self._accounts[arm.name] = sequential.Account(folder, most_attempts=math.inf)
+        self._accounts[arm.name] = sequential.Account(folder, most_attempts=None, together=self._count)
         self._accounts[arm.name].__enter__()
         with self.failing(arm.name):
             with self._store.tokenizer(arm.config, folder):
@@ -79,11 +78,13 @@ class _Running:
             # In one order everywhere: two processes that wait for each other's stages would wait forever.
             for identity in sorted(alike):
                 locks.enter_context(self._store.shared(self.runs[alike[identity][0]], stage))
-            self._train([names[0] for names in alike.values()], stage, at_once)
-            for first, *_ in alike.values():
+            firsts = [names[0] for names in alike.values()]
+            self._train(firsts, stage, at_once)
+            answers = self._answers(firsts, stage, at_once)
+            for first in firsts:
                 with self.failing(first):
                     if first in self.runs:
-                        _complete(self.runs[first], stage)
+                        _complete(self.runs[first], stage, *answers.get(first, ()))
         for first, *others in alike.values():
             for name in others:
                 with self.failing(name):
@@ -91,6 +92,8 @@ class _Running:
                         raise InputError(f"stage {stage} failed in {first}, and is the same here")
                     with self._store.shared(self.runs[name], stage):
                         _complete(self.runs[name], stage)
+        done = lambda name: (self._path / "arms" / name / stage / "done.json").exists()
+        hosts.on_first(trials.forget, self._path / "trials", stage, done)
 
     def _train(self, names: list[str], stage: str, at_once: int) -> None:
         names = [name for name in names if not self.runs[name].done(stage)]
@@ -106,6 +109,13 @@ class _Running:
                 if place in failures:
                     raise failures[place]
                 self.runs[name].workdir.mark_done(stage, seconds, trials=len(names), **report.machine())
+
+    def _answers(self, names: list[str], stage: str, at_once: int) -> dict[str, tuple]:
+        """What evaluation asks the policies of arms, and the seconds it took; not of those that are alone in it."""
+        names = [name for name in names if name in self.runs and self.runs[name].done(stage)]
+        names = [name for name in names if pipeline.to_evaluate(self.runs[name], stage)]
+        found = evaluation.answers([self.runs[name] for name in names], stage, at_once)
+        return {names[place]: answers for place, answers in found.items()}
 
     @contextlib.contextmanager
     def failing(self, name: str):
@@ -132,5 +142,8 @@ class _Running:
         return False
 
 
-def _complete(run: Run, stage: str) -> None:
-    (pipeline.evaluate if run.done(stage) else pipeline.run_stage)(run, stage)
+def _complete(run: Run, stage: str, *answers) -> None:
+    if run.done(stage):
+        pipeline.evaluate(run, stage, *answers)
+    else:
+        pipeline.run_stage(run, stage)

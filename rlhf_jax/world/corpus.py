@@ -51,5 +51,6 @@ class WorldCorpus:
     def gold(self, prompt: Prompt, completion: str, finished: bool = True) -> gold.Gold:
         return gold.score(self.world, prompt.row, completion, finished)
 
+    @functools.cache
     def skills(self) -> dict[str, list[dict]]:
         return self.world.skills(self._skill_items)

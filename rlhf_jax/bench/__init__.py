@@ -8,7 +8,6 @@ measured, a last line has its rows/s beside those that the steps take.
 """
 
 import concurrent.futures
-import dataclasses
 import functools
 import itertools
 import json
@@ -24,34 +23,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app
-from ml_collections import config_flags
 
-from rlhf_jax import checkpoint, generate, hosts, model, optim, ppo, ppo_stage, pretrain, reward_model, sharding, train
+from rlhf_jax import checkpoint, generate, model, optim, ppo, pretrain, reward_model, sharding, train
+from rlhf_jax.bench.sweeps import gain_at_once, ppo_trials, sweep_arms
+from rlhf_jax.bench.work import NEVER, Work, coefficients, episode_shape, model_of, one_device, rounded, timed, tokens_of
 from rlhf_jax.data import batches, packing
 from rlhf_jax.data import loader as loader_lib
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.data.records import Demonstration, Document, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.model import TransformerConfig
-from rlhf_jax.sweep import trials
-
-_NEVER = -1  # no token has this id: as eos_id it lets every completion run to its full length
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Something to time.
-
-    Attributes:
-        run: does it once, to the end; returns the seconds of its parts (one part: of all).
-        tokens: how many it handles, for tokens/s.
-        shape: what makes its size, for the reader.
-    """
-
-    run: Callable[[], dict[str, float]]
-    tokens: int
-    shape: dict[str, int]
 
 
 def sft_step(config: ml_collections.ConfigDict) -> Work:
@@ -59,9 +39,9 @@ def sft_step(config: ml_collections.ConfigDict) -> Work:
     shape = config.batch_size, config.model.max_length
     segments = np.ones(shape, np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    batch = Batch(_tokens(config, shape), (positions > 0).astype(np.float32), segments, positions)
-    loss_fn = functools.partial(pretrain.token_loss, _model(config))
-    run = _training(loss_fn, model.init_params(_model(config), jax.random.key(0)), batch)
+    batch = Batch(tokens_of(config, shape), (positions > 0).astype(np.float32), segments, positions)
+    loss_fn = functools.partial(pretrain.token_loss, model_of(config))
+    run = _training(loss_fn, model.init_params(model_of(config), jax.random.key(0)), batch)
     return Work(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]})
 
 
@@ -72,7 +52,7 @@ def saving(config: ml_collections.ConfigDict) -> Work:
     """
     step = sft_step(config)
     # As large as SFT's state: float32 weights and both moments.
-    params = model.init_params(_model(config), jax.random.key(0))
+    params = model.init_params(model_of(config), jax.random.key(0))
     state = jax.block_until_ready(train.init_state(params, optim.make_optimizer(optim.OptimizerConfig())))
     folder = tempfile.TemporaryDirectory(prefix="rlhf_jax_bench_")
     checkpointer = checkpoint.Checkpointer(folder.name, keep=1)
@@ -83,14 +63,14 @@ def saving(config: ml_collections.ConfigDict) -> Work:
             step.run()
 
     def save_and_steps():
-        _, blocked = _timed("blocked", checkpointer.save, next(numbers), state)
+        _, blocked = timed("blocked", checkpointer.save, next(numbers), state)
         steps()
         checkpointer.wait()
         return blocked
 
     def run():
-        _, alone = _timed("steps", steps)
-        blocked, both = _timed("steps_and_save", save_and_steps)
+        _, alone = timed("steps", steps)
+        blocked, both = timed("steps_and_save", save_and_steps)
         return alone | both | blocked
 
     run.folder = folder  # lives as long as the work
@@ -101,27 +81,27 @@ def reward_step(config: ml_collections.ConfigDict) -> Work:
     """The same of the reward model, on pairs."""
     shape = config.batch_size, 2, config.model.max_length
     ranks = np.broadcast_to(np.array([1, 2], np.int32), shape[:2])
-    batch = Comparisons(_tokens(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
-    loss_fn = functools.partial(reward_model.reward_loss, _model(config), "kwise")
-    run = _training(loss_fn, model.init_params(_model(config), jax.random.key(0), head="scalar"), batch)
+    batch = Comparisons(tokens_of(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
+    loss_fn = functools.partial(reward_model.reward_loss, model_of(config), "kwise")
+    run = _training(loss_fn, model.init_params(model_of(config), jax.random.key(0), head="scalar"), batch)
     return Work(run, batch.tokens.size, {"pairs": shape[0], "length": shape[2]})
 
 
 def sample(config: ml_collections.ConfigDict) -> Work:
     """Prefill and decoding at temperature 1; the tokens are the new ones."""
-    params = model.init_params(_model(config), jax.random.key(0))
+    params = model.init_params(model_of(config), jax.random.key(0))
     draw = _sampler(config)
 
     def run():
-        return _timed("sample", draw, params)[1]
+        return timed("sample", draw, params)[1]
 
-    return Work(run, config.episodes * config.completion_length, _episode_shape(config))
+    return Work(run, config.episodes * config.completion_length, episode_shape(config))
 
 
 def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
     """Sample, score, one epoch of updates, with four separate models; the tokens are all of an episode."""
-    lm, minibatches = _model(config), config.minibatches
-    programs = ppo.PPOConfig(lm, lm, eos_id=_NEVER, missing_eos="none", score_parts=minibatches)
+    lm, minibatches = model_of(config), config.minibatches
+    programs = ppo.PPOConfig(lm, lm, eos_id=NEVER, missing_eos="none", score_parts=minibatches)
     optimizer = optim.make_optimizer(optim.OptimizerConfig())
     draw = _sampler(config)
     score = jax.jit(ppo.make_score(programs, lambda p, rollout: ppo.sequence_scores(lm, p, rollout.tokens, rollout.mask)))
@@ -130,7 +110,7 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
     policy, ref = (model.init_params(lm, key) for key in keys[:2])
     value, reward = (model.init_params(lm, key, head="scalar") for key in keys[2:])
     state = ppo.PPOState(train.init_state(policy, optimizer), train.init_state(value, optimizer), jnp.float32(0.1))
-    coefs = _coefficients()
+    coefs = coefficients()
 
     def updates(state, experience):
         for index in range(minibatches):
@@ -139,58 +119,20 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
 
     def run():
         nonlocal state
-        rollout, seconds = _timed("sample", draw, state.policy.params)
-        (experience, _), score_seconds = _timed(
+        rollout, seconds = timed("sample", draw, state.policy.params)
+        (experience, _), score_seconds = timed(
             "score", score, state.policy.params, state.value.params, ref, reward, rollout, state.kl_coef, coefs
         )
-        state, update_seconds = _timed("update", updates, state, experience)
+        state, update_seconds = timed("update", updates, state, experience)
         return seconds | score_seconds | update_seconds
 
     tokens = config.episodes * (config.prompt_length + config.completion_length)
-    return Work(run, tokens, {**_episode_shape(config), "minibatches": minibatches})
-
-
-def ppo_trials(config: ml_collections.ConfigDict) -> Work:
-    """An iteration of PPO of one run ("alone"), and of all `trials` of a sweep as one program ("at_once")."""
-    lm, mesh, count = _model(config), _mesh(), config.trials
-    sizes = config.episodes, config.episodes // config.minibatches, 1
-    section = ml_collections.ConfigDict(dict(zip(("batch_size", "minibatch_size", "ppo_epochs"), sizes)))
-    shape = ppo.PPOConfig(lm, lm, eos_id=_NEVER, missing_eos="none", score_parts=config.minibatches)
-    score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
-    make, shardings = ppo_stage.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
-    sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=_NEVER, pad_id=0)
-    alone = ppo_stage.Programs(shape, score, optimizers, shardings, sampler, mesh)
-    at_once = trials.Programs(shape, score, optimizers, (config.completion_length, _NEVER, 0, 1), sizes, mesh)
-
-    policy, value = (model.init_params(lm, jax.random.key(0), head) for head in ("lm", "scalar"))
-    tokens = _tokens(config, (config.episodes, config.prompt_length))
-    prompts = Prompts(tokens, np.ones(tokens.shape, bool), np.arange(len(tokens), dtype=np.int32))
-    given = (policy, value, jnp.float32(0.1)), (policy, value), prompts, _coefficients()
-    stack = lambda tree: sharding.put_trials([hosts.fetch(tree)] * count, mesh)
-    works = {"alone": (alone, make, given), "at_once": (at_once, at_once.make, [stack(tree) for tree in given])}
-    states = {part: make(*start) for part, (_, make, (start, *_)) in works.items()}
-    numbers = itertools.count()
-
-    def iteration(part, key):
-        programs, _, (_, frozen, prompts, coefs) = works[part]
-        states[part], metrics = ppo_stage.iterate(
-            programs, states[part], frozen, prompts, lambda step: None, coefs, key, section, fixed_kl=True
-        )
-        return states[part], metrics
-
-    def run():
-        key = jax.random.key(next(numbers))
-        keys = {"alone": key, "at_once": jax.random.split(key, count)}
-        parts = [_timed(part, iteration, part, keys[part])[1] for part in works]
-        return parts[0] | parts[1]
-
-    episode = config.prompt_length + config.completion_length
-    return Work(run, (1 + count) * config.episodes * episode, {**_episode_shape(config), "trials": count})
+    return Work(run, tokens, {**episode_shape(config), "minibatches": minibatches})
 
 
 def loading(config: ml_collections.ConfigDict) -> Work:
     """A batch of every kind, from the examples onto the device, as the stages get it; the parts are the kinds."""
-    mesh, length, rng = _mesh(), config.model.max_length, np.random.default_rng(0)
+    mesh, length, rng = one_device(), config.model.max_length, np.random.default_rng(0)
     texts = [" ".join(["word"] * int(n)) for n in rng.integers(1, max(2, length // 5), config.loader_rows)]
     tokenizer = Tokenizer.train([], 258)
     rows = [Demonstration(text[: length // 2], text[: length // 3], {}) for text in texts]
@@ -213,7 +155,7 @@ def loading(config: ml_collections.ConfigDict) -> Work:
         step, seconds = next(steps), {}
         for kind, loader in loaders.items():
             gather = functools.partial(loader.batch, step)
-            seconds |= _timed(kind, sharding.put_rows, gather, loader.batch_size, mesh)[1]
+            seconds |= timed(kind, sharding.put_rows, gather, loader.batch_size, mesh)[1]
         return seconds
 
     batch_rows = {kind: len(loader.rows(0)) for kind, loader in loaders.items()}
@@ -238,43 +180,27 @@ def against_steps(lines: dict[str, dict]) -> dict | None:
         if "loading" in lines and work in lines:
             rows, seconds = lines["loading"]["shape"][kind], lines["loading"]["parts"][kind]
             kinds[kind] = {
-                "rows_per_second": _rounded(rows / seconds),
-                "needed": _rounded(rows / lines[work]["seconds"]),
-                "share": _rounded(seconds / lines[work]["seconds"]),
+                "rows_per_second": rounded(rows / seconds),
+                "needed": rounded(rows / lines[work]["seconds"]),
+                "share": rounded(seconds / lines[work]["seconds"]),
             }
     return {"work": "loading_against_steps", "kinds": kinds} if kinds else None
 
 
-def gain_at_once(lines: dict[str, dict]) -> dict | None:
-    """Iterations per hour of all trials, one after another and as one program, from the line of ppo_trials."""
-    if "ppo_trials" not in lines:
-        return None
-    line = lines["ppo_trials"]
-    count, parts = line["shape"]["trials"], line["parts"]
-    per_hour = {"one_by_one": 3600 / parts["alone"], "at_once": 3600 * count / parts["at_once"]}
-    gain = per_hour["at_once"] / per_hour["one_by_one"]
-    return {
-        "work": "trials_at_once",
-        "trials": count,
-        "iterations_per_hour": {name: _rounded(value) for name, value in per_hour.items()},
-        "gain": _rounded(gain),
-    }
-
-
-WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration, ppo_trials, saving, loading)}
+WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration, ppo_trials, sweep_arms, saving, loading)}
 
 
 def measure(name: str, config: ml_collections.ConfigDict) -> dict:
     """Compiles and runs the work `name` on one device; returns its JSON line."""
-    with jax.set_mesh(_mesh()):
+    with jax.set_mesh(one_device()):
         work = WORKS[name](config)
         start = time.perf_counter()
-        work.run()
+        first_parts = work.run()
         first = time.perf_counter() - start
         runs = [work.run() for _ in range(config.repeats)]
     totals = [sum(run.values()) for run in runs]
     seconds = statistics.median(totals)
-    parts = {part: _rounded(statistics.median(run[part] for run in runs)) for part in runs[0]}
+    parts = {part: rounded(statistics.median(run[part] for run in runs)) for part in runs[0]}
     return {
         "work": name,
         "size": config.size,
@@ -283,27 +209,14 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
         "jax": jax.__version__,
         "model": {key: value for key, value in config.model.items()},
         "shape": work.shape,
-        "seconds": _rounded(seconds),
+        "seconds": rounded(seconds),
         "tokens_per_second": round(work.tokens / seconds, 1),
-        **({"parts": parts} if len(parts) > 1 else {}),
-        "repeats": [_rounded(total) for total in totals],
+        **({"parts": parts, "first_parts": {name: rounded(x) for name, x in first_parts.items()}} if len(parts) > 1 else {}),
+        "repeats": [rounded(total) for total in totals],
         "first_seconds": round(first, 2),  # with compilation
         "peak_mib": round(_peak_bytes() / 2**20),
         "malloc": "tuned" if "GLIBC_TUNABLES" in os.environ else "default",
     }
-
-
-def _rounded(seconds: float) -> float:
-    """To four digits, however short: a step may take a second or a few microseconds."""
-    return float(f"{seconds:.4g}")
-
-
-def _model(config: ml_collections.ConfigDict) -> TransformerConfig:
-    return TransformerConfig(**config.model)
-
-
-def _tokens(config: ml_collections.ConfigDict, shape) -> np.ndarray:
-    return np.random.default_rng(0).integers(config.model.vocab_size, size=shape, dtype=np.int32)
 
 
 def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[str, float]]:
@@ -315,7 +228,7 @@ def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[s
 
     def run():
         nonlocal state
-        (state, _), seconds = _timed("step", step, state, *arguments)
+        (state, _), seconds = timed("step", step, state, *arguments)
         return seconds
 
     return run
@@ -324,34 +237,12 @@ def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[s
 def _sampler(config: ml_collections.ConfigDict) -> Callable[[dict], generate.Rollout]:
     """params -> Rollout, with new noise at every call."""
     sampler = generate.Sampler(
-        _model(config), _mesh(), completion_length=config.completion_length, eos_id=_NEVER, pad_id=0
+        model_of(config), one_device(), completion_length=config.completion_length, eos_id=NEVER, pad_id=0
     )
     shape = config.episodes, config.prompt_length
-    prompts = Prompts(_tokens(config, shape), np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
+    prompts = Prompts(tokens_of(config, shape), np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
     calls = itertools.count()
     return lambda params: sampler(params, prompts, jax.random.key(next(calls)), 1.0)
-
-
-def _mesh() -> jax.sharding.Mesh:
-    return sharding.make_mesh(devices=jax.devices()[:1])
-
-
-def _episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
-    return {name: config[name] for name in ("episodes", "prompt_length", "completion_length")}
-
-
-def _coefficients() -> ppo.Coefficients:
-    numbers = dict(
-        ptx_coef=0.0, learning_rate=1e-5, value_learning_rate=1e-5, temperature=1.0, cliprange=0.2, cliprange_value=0.2,
-        vf_coef=1.0, entropy_coef=0.0, gamma=1.0, lam=0.95, missing_eos_value=0.0, ema_decay=0.0, kl_target=6.0, kl_horizon=1e4,
-    )  # fmt: skip
-    return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
-
-
-def _timed(name: str, function: Callable, *arguments) -> tuple:
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return result, {name: time.perf_counter() - start}
 
 
 def _peak_bytes() -> int:
@@ -367,10 +258,6 @@ def main(config: ml_collections.ConfigDict) -> None:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as process:
             lines[name] = process.submit(measure, name, config).result()
             print(json.dumps(lines[name]), flush=True)
-    for compared in filter(None, (against_steps(lines), gain_at_once(lines))):
-        print(json.dumps(compared), flush=True)
-
-
-if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    app.run(lambda _: main(_CONFIG.value))
+    compared = against_steps(lines), gain_at_once(lines, "ppo_trials"), gain_at_once(lines, "sweep_arms")
+    for line in filter(None, compared):
+        print(json.dumps(line), flush=True)

@@ -1,0 +1,113 @@
+"""What the policies of many runs answer in their evaluation, as one program: evaluate.programs, batched over trials."""
+
+import collections
+import functools
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import hosts, progress, sharding
+from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate.programs import Answers, Questions, ask, completion_logprob, row_losses
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.run import Run
+from rlhf_jax.sweep.trials import programs
+
+
+def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tuple[Answers, float]]:
+    """What the policies of a finished stage say, as `policy.evaluate_policy` takes it.
+
+    Args:
+      runs: on one mesh, with one interrupt.
+      at_once: the most runs of a program; 0: as many as are alike. Where memory runs out, half as many.
+
+    Returns:
+      Place in `runs` -> answers, and the seconds they took. A run without is evaluated by itself: none is like it, or
+      something went wrong.
+
+    Raises:
+      progress.Stopped: an interrupt was asked for.
+    """
+    prepared, alike = {}, collections.defaultdict(list)
+    for place, run in enumerate(runs):
+        try:
+            prepared[place] = policy.questions(run), hosts.fetch(run.load_params(stage))
+        except Exception as error:  # of one run: it fails of it when it is evaluated by itself
+            if hosts.lost_peer(error):
+                raise
+        else:
+            leaves, tree = jax.tree.flatten(prepared[place][0])
+            alike[_program(run), tree, tuple(map(np.shape, leaves))].append(place)
+    found, waiting = {}, []
+    for places in alike.values():
+        size = at_once or len(places)
+        waiting += [places[start : start + size] for start in range(0, len(places), size)]
+    while waiting:
+        places = waiting.pop(0)
+        if len(places) == 1:
+            continue
+        print(f"{stage}: evaluation of {len(places)} arms", flush=True)
+        started = time.time()
+        try:
+            said = _together([runs[place] for place in places], *zip(*(prepared[place] for place in places)))
+        except progress.Stopped:
+            raise
+        except Exception as error:  # no arm need end of what is only faster
+            if hosts.count() > 1:  # the others may be waiting in a program
+                raise
+            if "RESOURCE_EXHAUSTED" in str(error):
+                half = (len(places) + 1) // 2
+                print(f"{stage}: no memory to evaluate {len(places)} arms at once: {half} and then the others", flush=True)
+                waiting = [places[:half], places[half:], *waiting]
+            else:
+                print(f"{stage}: {len(places)} arms are evaluated one by one, because: {error!r}", flush=True)
+        else:
+            seconds = (time.time() - started) / len(places)
+            found |= {place: (own, seconds) for place, own in zip(places, said)}
+    return found
+
+
+def _program(run: Run) -> tuple:
+    """The arguments of Programs."""
+    lengths = run.config.completion_length, run.config.evaluate.skill_completion_length
+    return run.model, lengths, run.tokenizer.eos_id, run.tokenizer.pad_id, run.mesh
+
+
+def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Sequence[dict]) -> list[Answers]:
+    first = runs[0]
+    # Copies of the first, whose answers nobody reads, make the number divide over the devices.
+    places = [*range(len(runs)), *[0] * (-len(runs) % first.mesh.size)]
+    stacked = sharding.put_trials([params[place] for place in places], first.mesh)
+    batches = Questions(*([list(batch) for batch in zip(*part)] for part in zip(*(questions[place] for place in places))))
+    said = ask(first, _programs(*_program(first)), stacked, batches)
+    return [jax.tree.map(lambda answer, place=place: answer[place], said) for place in range(len(runs))]
+
+
+class Programs:
+    """evaluate.programs.Programs of several trials: params and answers are stacked, a batch is a list, one a trial."""
+
+    def __init__(self, shape: TransformerConfig, lengths: tuple[int, int], eos_id, pad_id: int, mesh):
+        draw, complete = (programs.draw_of(shape, length, eos_id, pad_id) for length in lengths)
+
+        def sample(params, batch):
+            prompts, key, temperature = batch
+            rollout = draw(params, prompts.tokens, prompts.mask, jax.random.wrap_key_data(key), temperature)
+            return rollout, completion_logprob(shape, params, rollout, temperature)
+
+        def answer(params, prompts):
+            return complete(params, prompts.tokens, prompts.mask, jax.random.key(0), jnp.float32(0.0))
+
+        def program(function):
+            run = programs.spread(function, mesh)
+            return lambda params, batches: run(params, sharding.put_trials(batches, mesh))
+
+        self.sample, self.answer = program(sample), program(answer)
+        self.losses = program(functools.partial(row_losses, shape))
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(shape: TransformerConfig, lengths: tuple[int, int], eos_id, pad_id: int, mesh) -> Programs:
+    return Programs(shape, lengths, eos_id, pad_id, mesh)
