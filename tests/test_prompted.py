@@ -15,6 +15,7 @@ from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate.programs import Programs, ask
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
 from rlhf_jax.world.corpus import WorldCorpus
@@ -57,7 +58,8 @@ def run(make_run):  # noqa: F811
         return params | {"embedding": params["embedding"].at[newline].multiply(4.0)}
 
     made.load_params = ends_lines
-    rows = policy.sample(made, made.load_params("sft"))
+    answers = ask(made, Programs(made), made.load_params("sft"), policy.questions(made))
+    rows = policy.sample_rows(made, answers.samples)
     policy.judge(made, "sft", rows, 1.0)
     policy.write_rows(made.folder("sft") / "samples.jsonl", rows)
     policy.conclude(made, "sft", rows, {}, 1.0)

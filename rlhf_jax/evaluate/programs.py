@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, hosts, loop, model, ppo, sharding
+from rlhf_jax import hosts, loop, model, ppo, sharding
 from rlhf_jax.data.batches import Batch, Prompts
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
