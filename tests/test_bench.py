@@ -53,6 +53,7 @@ def test_the_sizes_are_the_published_ones():
     assert parameters == pytest.approx({"tiny": 3.45, "small": 29.5}, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_line_a_work():
     flags = ["model.num_layers=1", "model.embed_dim=16", "model.max_length=96", "repeats=1", "works=('sample','sft_step')"]
     command = [sys.executable, "-m", "rlhf_jax.bench", "--config=experiments/bench.py:tiny"]

@@ -51,6 +51,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_reward_model_ranks_for_another_one(whole):
     run = run_lib.open_run(whole)
     ranked = rankings.load(run, "taught", "valid")
@@ -66,6 +67,7 @@ def test_a_reward_model_ranks_for_another_one(whole):
     assert 2 * data["taught"]["rankings"]["given"] == data["reward_model"]["rankings"]["given"] == data["dpo"]["rankings"]["given"]
 
 
+@pytest.mark.slow
 def test_dpo_starts_at_its_reference_and_learns(whole):
     rows = timeless(whole / "dpo")
     assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-5) and rows[0]["margin"] == pytest.approx(0, abs=1e-5)
@@ -75,6 +77,7 @@ def test_dpo_starts_at_its_reference_and_learns(whole):
     assert row["chosen_reward"] - row["rejected_reward"] == pytest.approx(row["margin"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_every_comparator_is_evaluated_as_a_policy(whole):
     record = Record.load(whole)
     assert list(record.evaluations) == ["sft", "dpo", "best_of_n", "prompted"]
@@ -86,6 +89,7 @@ def test_every_comparator_is_evaluated_as_a_policy(whole):
     assert all(name in (whole / "report.md").read_text() for name in ("DPO", "best of n"))
 
 
+@pytest.mark.slow
 def test_the_group_held_out_changes_who_labels_and_nothing_else(whole, tmp_path):
     config = get_config()
     assert config.collect.held_out_group == "caution"
@@ -109,11 +113,12 @@ def test_the_group_held_out_changes_who_labels_and_nothing_else(whole, tmp_path)
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed, shape", [
     (True, dict(num_layers=3, embed_dim=16)),
-    pytest.param(False, dict(embed_dim=48, num_heads=3, mlp_dim=20), marks=pytest.mark.slow),
-    pytest.param(True, dict(num_layers=2, embed_dim=8, num_heads=1), marks=pytest.mark.slow),
-    pytest.param(False, dict(embed_dim=64, num_heads=8), marks=pytest.mark.slow),
+    pytest.param(False, dict(embed_dim=48, num_heads=3, mlp_dim=20)),
+    pytest.param(True, dict(num_layers=2, embed_dim=8, num_heads=1)),
+    pytest.param(False, dict(embed_dim=64, num_heads=8)),
 ])  # fmt: skip
 def test_proxies_of_any_size_learn_from_any_number_of_prompts(whole, tmp_path, packed, shape):
     config = get_config()
@@ -137,6 +142,7 @@ def again(whole, path, stage):
     return path
 
 
+@pytest.mark.slow
 def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
     path = again(whole, tmp_path / "run", "dpo")
     with run_lib.start(get_config(), path) as run:
@@ -167,6 +173,7 @@ def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message)
         pipeline.run_stages(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_rankings_of_a_stage_that_collects_none_are_refused(whole):
     run = run_lib.open_run(whole)
     run.config.dpo.rankings = "sft"
@@ -174,6 +181,7 @@ def test_rankings_of_a_stage_that_collects_none_are_refused(whole):
         rankings.load(run, "dpo", "train")
 
 
+@pytest.mark.slow
 def test_subsets_are_nested_and_halves_disjoint(whole):
     run = run_lib.open_run(whole)
     rows = rankings.load(run, "reward_model", "train")

@@ -147,7 +147,7 @@ def test_nan_where_there_is_no_completion_reaches_neither_loss_nor_gradient():
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
-@pytest.mark.parametrize("mesh", ["1x8x1", "2x2x2"])
+@pytest.mark.parametrize("mesh", [pytest.param("1x8x1", marks=pytest.mark.slow), "2x2x2"])
 def test_a_step_is_the_same_on_every_mesh_and_for_every_beta_one_program(mesh):
     """Against one device without microbatches; the reference's log-probabilities too."""
     stack = lambda *parts: jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -172,6 +172,7 @@ def test_a_step_is_the_same_on_every_mesh_and_for_every_beta_one_program(mesh):
     assert all(step._cache_size() == 1 for step in steps.values())
 
 
+@pytest.mark.slow
 def test_infinitely_many_comparisons_of_the_bandit_lead_to_the_optimum_in_closed_form():
     """Every pair of completions once, a label reversed with Bradley-Terry's probability: the loss in expectation.
 

@@ -325,6 +325,7 @@ def test_the_other_losses_of_the_reward_model_train(whole, tmp_path, loss):
     assert first != kwise
 
 
+@pytest.mark.slow
 def test_reward_and_value_models_may_have_another_shape_than_the_policy(whole, tmp_path):
     config = toy_config()
     config.reward_model.update(model=ConfigDict(dict(num_layers=2, embed_dim=16)), init="")

@@ -123,6 +123,7 @@ def compare(open_runs, tmp_path, stage, settings, **changes):
     return together
 
 
+@pytest.mark.slow
 def test_pretraining_at_once_is_pretraining_one_by_one(open_runs, tmp_path):
     programs._supervised_programs.cache_clear()
     together = compare(open_runs, tmp_path, "pretrain", SETTINGS["pretrain"])
@@ -131,6 +132,7 @@ def test_pretraining_at_once_is_pretraining_one_by_one(open_runs, tmp_path):
     assert len(losses) == 5  # no two are alike
 
 
+@pytest.mark.slow
 def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, monkeypatch, capsys):
     """Where it says so: when the metrics of its second step are asked for; the ends are those of smaller groups."""
     runs = open_runs(tmp_path / "all", SETTINGS["pretrain"][2:])
@@ -232,6 +234,7 @@ def test_sft_and_reward_models_at_once_are_those_one_by_one(open_runs, tmp_path,
             assert found["accuracy"]["value"] == pytest.approx(wanted["accuracy"]["value"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_dpo_at_once_is_dpo_one_by_one(open_runs, tmp_path):
     """Also where betas, smoothing and the lengths of the rankings differ."""
     programs._supervised_programs.cache_clear()
