@@ -137,12 +137,20 @@ class Sweep:
         return found if axis is None else [setting for setting in found if axis in setting.overrides]
 
     def names(self, settings) -> dict[Setting, str]:
-        """What to call settings beside one another: without the fields in which they agree."""
-        told = [name for name in self.swept if len({spec.key(self.level(setting, name)) for setting in settings}) > 1]
+        """What to call settings beside one another: without the fields in which they agree, and those that go with another."""
+        told = []
+        for name in self.swept:
+            if len({spec.key(self.level(setting, name)) for setting in settings}) > 1:
+                told += [name] * (not any(self._together(name, other) for other in told))
         names = {}
         for setting in settings:
             names[setting] = _called({name: setting.overrides[name] for name in setting.overrides if name in told}, self.short)
         return names if len(set(names.values())) == len(names) > 1 else {setting: setting.name for setting in settings}
+
+    def _together(self, name, other) -> bool:
+        """Whether each value of one field goes with one value of the other, as in a zip."""
+        keys = [tuple(spec.key(self.level(setting, field)) for field in (name, other)) for setting in self.settings]
+        return len(set(keys)) == len({a for a, _ in keys}) == len({b for _, b in keys})
 
     def levels(self, settings, axis: str) -> list:
         """The values of a field among settings, numbers in their order, others as they come."""
