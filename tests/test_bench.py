@@ -24,7 +24,7 @@ def config():
     return config
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("reward_step", 16 * 16), ("ppo_iteration", 16 * 10)])
+@pytest.mark.parametrize(("name", "tokens"), [("reward_step", 16 * 16), pytest.param("ppo_iteration", 16 * 10, marks=pytest.mark.slow)])
 def test_a_line_says_how_much_work_was_done_how_fast(config, name, tokens):
     line = json.loads(json.dumps(bench.measure(name, config)))
     assert line["work"] == name and line["size"] == "tiny"
@@ -37,6 +37,7 @@ def test_a_line_says_how_much_work_was_done_how_fast(config, name, tokens):
         assert sum(line["parts"].values()) == pytest.approx(line["seconds"], rel=0.3)
 
 
+@pytest.mark.slow
 def test_every_completion_runs_to_its_full_length_and_no_two_calls_are_alike(config):
     draw = bench._sampler(config)
     params = bench.model.init_params(bench.model_of(config), jax.random.key(0))

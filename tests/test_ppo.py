@@ -85,7 +85,8 @@ def test_after_a_step_on_the_same_rows_the_ratio_is_not_one(mesh, microbatches):
     assert second["ppo/policy/clipfrac"] > 0.0
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_ratio_is_exactly_one_when_layers_are_unrolled(dtype):
     """What small machines run; bfloat16 too, where a compiler may keep more precision than asked."""
     s = tiny.PPO("1x1x1", config=dataclasses.replace(tiny.CONFIG, dtype=dtype))
@@ -109,6 +110,7 @@ def test_the_kl_to_the_reference_starts_at_exactly_zero(mesh, temperature):
 # --- The same on every mesh and for every split ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_how_memory_is_saved():
     """Logits three places at a time, activations split along time, everything recomputed in the backward pass."""
     saving = dataclasses.replace(tiny.SCANNED, logits_chunk=3, sequence_axis="tensor", remat="full")

@@ -35,7 +35,7 @@ def rankings_of(seed: int, rows: int = 4) -> list[Ranking]:
     return rankings
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_packed_completions_have_the_scores_and_the_gradient_of_rows_of_their_own(config, seed):
     rankings = rankings_of(seed)

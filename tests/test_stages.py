@@ -312,7 +312,7 @@ def assert_gold(path, row):
     assert any(texts[i] != texts[i + 1] for i in range(0, 8, 2))
 
 
-@pytest.mark.parametrize("loss", ["pooled", "regression"])
+@pytest.mark.parametrize("loss", [pytest.param("pooled", marks=pytest.mark.slow), "regression"])
 def test_the_other_losses_of_the_reward_model_train(whole, tmp_path, loss):
     config = toy_config()
     config.reward_model.update(loss=loss, epochs=4.0)
@@ -515,6 +515,7 @@ def test_held_out_text_is_bounded(whole):
     assert 1 < len(some) <= 3 < len(everything) and np.array_equal(some, everything[:: -(-len(everything) // 3)])
 
 
+@pytest.mark.slow
 def test_a_smaller_reward_model_starts_from_a_base_of_its_own_size(whole, tmp_path):
     """That base is no policy of the run: it is not evaluated as one."""
     config = toy_config()
