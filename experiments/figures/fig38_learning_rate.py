@@ -42,4 +42,10 @@ CLAIMS = (
         spec.Greater(at(1.12e-2, 2.0), at(1.12e-2, 0.0), "gold/total"),
         figure="gold",
     ),
+    spec.Claim(
+        "Ouyang et al. 2022, Fig. 38, E.9",
+        "The same of the skills, at four times the default already.",
+        spec.Greater(at(2.8e-3, 2.0), at(2.8e-3, 0.0), "skills/mean"),
+        figure="loss",
+    ),
 )
