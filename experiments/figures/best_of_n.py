@@ -64,12 +64,15 @@ CLAIMS = (
         "alpha rises with the size of the proxy.",
         spec.Trend(ALPHA, "best_of_n", WIDTH, "rises", where=MOST),
         figure="alpha_by_size",
+        note="All three seeds agree, by little: proxies of widths 16 to 128 are equally accurate here (62 to 64 "
+             "%), since the labelers' noise bounds them, not their size.",
     ),
     spec.Claim(
         "Gao et al. 2022, Fig. 3",
         "beta falls with the size of the proxy.",
         spec.Trend(BETA, "best_of_n", WIDTH, "falls", where=MOST),
         figure="beta_by_size",
+        note="As with alpha: here the size of a proxy hardly changes how good it is.",
     ),
     spec.Claim(
         "Gao et al. 2022, section 3.3",

@@ -94,12 +94,14 @@ CLAIMS = (
         "At equal KL a proxy of more data gives more gold: 1,250 prompts against 40.",
         higher(course("1,250 prompts", MOST), course("40 prompts", AMOUNTS[0]), "gold"),
         figure="gold_by_data",
+        note="All three seeds agree; three are too few for the interval to say so.",
     ),
     spec.Claim(
         "Gao et al. 2022, Fig. 1",
         "At equal KL a larger proxy gives more gold: a width of 128 against 16.",
         higher(course("width 128", MOST), course("width 16", MOST, 16), "gold"),
         figure="gold_by_size",
+        note="All three seeds agree; three are too few for the interval to say so.",
     ),
     spec.Claim(
         "Gao et al. 2022, section 3.6",
@@ -125,6 +127,7 @@ CLAIMS = (
         "The proxy's score is linear in the root of the KL: R^2 of at least 0.9.",
         spec.Linear("objective/scores", "objective/kl", "ppo", r2=0.9, sqrt_x=True, where={DATA: MOST, BETA: 0.1}),
         figure="proxy_by_data",
+        note="All three seeds agree; three are too few for the interval to say so.",
     ),
     spec.Claim(
         "Bai et al. 2022, 4.2",
