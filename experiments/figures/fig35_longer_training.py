@@ -30,6 +30,8 @@ CLAIMS = (
         "Retained skills drift down with more training.",
         spec.Trend("skills/mean", "ppo_ptx", AXIS, "falls"),
         figure="skills",
+        note="Here the mix keeps the skills at 68 % from 10 to 40 iterations; what drifts is the distance from "
+             "SFT, 0.7 to 1.7 nats.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 35, E.8",

@@ -36,6 +36,7 @@ CLAIMS = (
         "A value model of its own reaches a higher reward than a head on the policy's trunk.",
         spec.Greater(at("separate", "reward"), at("shared", "reward"), "score"),
         figure="scores",
+        note="All three seeds agree; three are too few for the interval to say so.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, 3.5",
