@@ -2,7 +2,7 @@
 # The sweeps of experiments/figures one after the other, and the page of all their claims, REPRODUCTION.md:
 #   bash launch/figures.sh [NAME ...] [flags of rlhf_jax.sweep]     NAMEs: only these, e.g. fig36_kl_coef
 # They lie in runs/figures (RUNS names another folder) and share their stages there. Start it again after
-# Ctrl-C: what is done is not done again. Each takes up to half an hour on 2 cores.
+# Ctrl-C: what is done is not done again. What each takes: docs/measurements.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs="${RUNS:-runs/figures}"
