@@ -6,10 +6,18 @@ import pathlib
 import shutil
 import subprocess
 
+
+def _set_flag(name, value):
+    flags = os.environ.get('XLA_FLAGS', '')
+    if name not in flags:
+        os.environ['XLA_FLAGS'] = f'{flags} --{name}={value}'.strip()
+
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-    os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                               + ' --xla_force_host_platform_device_count=8').strip()
+_set_flag('xla_force_host_platform_device_count', 8)
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+    # The tests' programs are small and run briefly: machine code that is not optimized is ready in 60 % of the time.
+    _set_flag('xla_backend_optimization_level', 0)
 
 import hypothesis
 import pytest

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 
+import jax
 import pytest
 
 from rlhf_jax import files, pipeline, shapes
@@ -140,6 +141,7 @@ def swept(tmp_path_factory):
     """(its directory, its arms) of a sweep with an arm that diverges."""
     path = tmp_path_factory.mktemp("sweep")
     chosen = arms.expand(small_config(), SETTINGS)
+    jax.clear_caches()  # what other tests of this process have compiled would not be counted
     sequential.run(chosen, path, Store(path / "stages"))
     return path, chosen
 

@@ -236,6 +236,8 @@ def test_history_and_failures(tmp_path):
     assert verdicts.judge(sweep, smooth).tests[0].estimate.value == pytest.approx(1)
     with pytest.raises(InputError, match="window=0 must be at least 1"):
         dataclasses.replace(jagged, window=0)
+    with pytest.raises(InputError, match="start is of the forms bon and rl"):
+        dataclasses.replace(jagged, form="linear", start=True)
     started = spec.Linear("objective/scores", "objective/kl", "ppo_ptx", 0.99999, sqrt_x=True, where=kept, form="bon")
     assert verdicts.judge(sweep, started).verdict == "does not hold"  # it began at -1
     found_start = verdicts.judge(sweep, dataclasses.replace(started, start=True))
@@ -259,11 +261,11 @@ def test_steps_of_runs_are_compared_at_equal_kl(tmp_path):
     sweep = Sweep(fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history))
     slow, fast = spec.Path("ppo_ptx", where={AXIS: 2.0}), spec.Path("ppo_ptx", where={AXIS: 0.0})
 
-    def judged(kind, y, *margin):
-        return verdicts.judge(sweep, kind(slow, fast, "objective/kl", y, *margin, file="metrics.jsonl"))
+    def judged(kind, y, **margin):
+        return verdicts.judge(sweep, kind(slow, fast, "objective/kl", y, file="metrics.jsonl", **margin))
 
-    assert judged(spec.Coincides, "objective/gold", 0.05).verdict == "holds"
-    assert judged(spec.Coincides, "objective/scores", 0.05).verdict == "does not hold"
+    assert judged(spec.Coincides, "objective/gold", margin=0.05).verdict == "holds"
+    assert judged(spec.Coincides, "objective/scores", margin=0.05).verdict == "does not hold"
     found = judged(spec.Dominates, "objective/scores")
     assert found.verdict == "holds" and list(found.tests[0].by_seed.values()) == pytest.approx([0.5] * 3)
     assert judged(spec.Dominates, "objective/gold").verdict == "undecided"

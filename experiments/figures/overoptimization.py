@@ -106,7 +106,7 @@ CLAIMS = (
     spec.Claim(
         "Gao et al. 2022, section 3.6",
         "A KL penalty does not move gold at a given KL (by less than 0.05).",
-        spec.Coincides(PENALTY, FREE, "objective/kl", "objective/gold", 0.05, sqrt_x=True, file="metrics.jsonl"),
+        spec.Coincides(PENALTY, FREE, "objective/kl", "objective/gold", margin=0.05, sqrt_x=True, file="metrics.jsonl"),
         figure="gold_by_beta",
     ),
     spec.Claim(

@@ -219,20 +219,10 @@ class Dominates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coincides:
+class Coincides(Dominates):
     """The paths a and b lie together: the mean gap of Dominates is within +-margin (equivalence)."""
 
-    a: Path
-    b: Path
-    x: str
-    y: str
-    margin: float
-    sqrt_x: bool = False
-    file: str = ""
-
-    def __post_init__(self):
-        _pick(self, "a", Path)
-        _pick(self, "b", Path)
+    margin: float = field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +250,8 @@ class Linear:
         _one_of(self, "form", FORMS)
         if self.window < 1 or self.window > 1 and self.axis is not None:
             raise InputError(f"Linear: window={self.window} must be at least 1, and 1 with an axis: settings have no steps")
+        if self.start and self.form == "linear":
+            raise InputError("Linear: start is of the forms bon and rl: a line has a start anyway")
 
 
 @dataclasses.dataclass(frozen=True)
