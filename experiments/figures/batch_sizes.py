@@ -31,6 +31,7 @@ CLAIMS = (
         "A batch in the middle is best.",
         spec.Peak("gold/total", "ppo_ptx", BATCH, where={MINIBATCH: 16}),
         figure="batch",
+        note="For as many episodes, batches of 32 to 128 differ by less than seeds do.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, E.11",
@@ -40,5 +41,6 @@ CLAIMS = (
             "gold/total", margin=0.05,
         ),
         figure="minibatch",
+        note="The mean difference is 0.006; with three seeds the interval reaches just past the margin.",
     ),
 )  # fmt: skip
