@@ -196,6 +196,18 @@ def test_tables_are_means_and_paired_differences(done):
     assert cells(stages, "ptx\\_coef=20", "PPO-ptx")[1] == "33 ± 143"  # one of three failed
 
 
+def test_a_stage_that_all_settings_share_has_one_row(tmp_path):
+    table = spec.Table(("sft", "ppo_ptx"), ("gold/total",))
+    arms = fake_sweep.product(seed=SEEDS, ppo_ptx__ptx_coef=(0.0, 2.0), ppo_ptx__kl_coef=(0.08,))
+    path = make(tmp_path / "shared", spec.Declared(baseline={PTX: 0.0}), arms, measure, fate=lambda _: "done")
+    drawn = sweep_tables.draw(Sweep(path), table)
+    assert [row[:2] for row in drawn.means.rows] == [["all", "SFT"], ["ptx_coef=0", "PPO-ptx"], ["ptx_coef=2", "PPO-ptx"]]
+    assert drawn.means.rows[0][2].startswith("0.450 ± ")
+    assert [row[:2] for row in drawn.differences.rows] == [["ptx_coef=2", "PPO-ptx"]]
+    assert drawn.wide.count(",sft,") == 2  # a line a setting for who computes with it
+    assert drawn.means.markdown().splitlines()[1] == "| --- | --- | ---: |"
+
+
 def test_csv_files_hold_the_numbers_in_full(done):
     rows = list(csv.DictReader(io.StringIO((done / "tables" / "main.csv").read_text())))
     row = next(row for row in rows if row[PTX] == "2.0")
@@ -215,11 +227,14 @@ def test_latex_is_escaped(done):
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2 and r"\toprule" in text
     body = [line for line in text.splitlines() if "&" in line and not line.startswith("%")]
     assert len({line.count("&") for line in body}) == 1 and all(line.endswith(r"\\") for line in body)
-    assert r"kl\_coef=0.08, ptx\_coef=0.5 & " in text and r"retained skills, mean (\%)" in text
+    assert r"kl\_coef=0.08, ptx\_coef=0.5 & " in text
+    assert r"& \begin{tabular}[b]{@{}r@{}}retained \\ skills, mean \\ (\%)\end{tabular} &" in text  # no wider than its numbers
+    assert text.count(r"\resizebox{\ifdim\width>\linewidth") == 2  # the whole no wider than the page
     assert text.isascii() and text.startswith("% python -m rlhf_jax.sweep ") and "\n% commit: abc123\n" in text
     every = tables.latex("\\ { } $ & # % _ ^ ~ < > | ± − – [x] γ")
     assert every == (r"\textbackslash{} \{ \} \$ \& \# \% \_ \textasciicircum{} \textasciitilde{} \textless{} \textgreater{} "
                      r"\textbar{} $\pm$ $-$ -- {[}x{]} $\gamma$")  # fmt: skip
+    assert tables.latex("-0.1 ± 2 held-out, 1e-3, a-1, -.5") == r"$-$0.1 $\pm$ 2 held-out, 1e-3, a-1, $-$.5"
 
 
 def test_figures_are_drawn_for_screen_and_print(done):

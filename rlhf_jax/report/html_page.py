@@ -21,8 +21,9 @@ body { background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sa
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .7rem } a { color: var(--link) } img { max-width: 100% }
 .wide { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap }
-td:first-child, .prose td { white-space: normal } th { border-bottom: 2px solid var(--text); text-align: left }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
+td[style*="right"] { white-space: nowrap } td:first-child { min-width: 9rem }
+th { border-bottom: 2px solid var(--text); text-align: left; vertical-align: bottom }
 code, pre { background: var(--soft); font-size: .85rem; border-radius: 3px }
 pre { padding: .7rem; overflow-x: auto } code { padding: 0 .2rem }
 @media print { body { max-width: none; margin: 0; font-size: 10pt; background: #fff; color: #000 }

@@ -48,7 +48,7 @@ def write(path, publish=None) -> rich.console.Group:
         write_text(target / PAGE, text_of(pages))
         written.append(target / PAGE)
     rows = [[page.sweep.path.name, verdict.verdict, claim.text] for page in pages for claim, verdict in page.verdicts]
-    table = Table(["sweep", "verdict", "claim"], rows)
+    table = Table(["sweep", "verdict", "claim"], rows, words=3)
     return rich.console.Group(table.rich("claims", wrap=True), *(Text(f"written to {file}") for file in written))
 
 

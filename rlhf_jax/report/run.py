@@ -54,7 +54,7 @@ def write(path) -> rich.console.Group:
         sections += ["## Completions", "Sampled at temperature "
                      f"{next(iter(record.evaluations.values()))['temperature']:g}; the gold score "
                      "(or, without one, the reward score) in brackets.",
-                     samples.markdown(numbers=False)]
+                     samples.markdown()]
     if record.data["stages"]:
         sections += ["## Data", *_data_sections(record)]
     sections += ["## How it was made", *_made_sections(record)]
@@ -115,7 +115,8 @@ def sample_table(record: Record) -> Table | None:
     return Table(
         ["prompt", *map(label, samples)],
         [[_shorten(row["prompt"]), *(_judged(rows[row["index"]]) for rows in by_index)]
-         for row in chosen])
+         for row in chosen],
+        words=1 + len(samples))
 
 
 def _judge(record):
@@ -152,7 +153,7 @@ def _data_sections(record: Record) -> list[str]:
              for name, read in record.data["files"].items()]
     lengths = [[label(stage), records, *(str(found.get(name, 0)) for name in _FATES)]
                for stage, reports in record.data["stages"].items() for records, found in reports.items()]
-    tables = [Table(["stage", "records", "given", "dropped", "prompt cut left", "cut", "longest (tokens)"], lengths)]
+    tables = [Table(["stage", "records", "given", "dropped", "prompt cut left", "cut", "longest (tokens)"], lengths, words=2)]
     if files:
         tables.insert(0, Table(["file", "rows", "bad rows skipped", "rankings without a preference"], files))
     if splits := record.data.get("splits"):
@@ -166,7 +167,7 @@ def _data_sections(record: Record) -> list[str]:
     if mixed := record.data.get("epochs"):
         tables.append(Table(["stage", "source", "epochs"], [
             [label(stage), f"{records}: {name}", f"{epochs:.3g}"]
-            for stage, kinds in mixed.items() for records, found in kinds.items() for name, epochs in found.items()]))
+            for stage, kinds in mixed.items() for records, found in kinds.items() for name, epochs in found.items()], words=2))
     if packed := record.data.get("packing"):
         tables.append(Table(["packed", "rows of a batch", "padding (%)", "without packing"], [
             [label(stage), str(found["rows_after"]), f"{100 * found['padding_after']:.1f}",

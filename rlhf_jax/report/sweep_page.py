@@ -51,7 +51,7 @@ def write(path) -> rich.console.Group:
         InputError: the path is no sweep, or cannot be written.
     """
     page = make(path)
-    verdicts = Table(["verdict", "claim"], [[verdict.verdict, claim.text] for claim, verdict in page.verdicts])
+    verdicts = Table(["verdict", "claim"], [[verdict.verdict, claim.text] for claim, verdict in page.verdicts], words=2)
     return rich.console.Group(
         Text(f"{page.sweep.path.name}: {state(page.sweep)}"),
         *(drawn.means.rich(f"{_heading(drawn)}, ± half of a 95 % interval over seeds", wrap=True, most=6)
@@ -73,7 +73,7 @@ def make(path) -> Page:
         raise InputError(f"cannot write {error.filename}: {error.strerror}") from error
     for name, table in tables.items():
         caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
-        text = "".join(f"% {fact}\n" for fact in (command(sweep), *_facts(sweep)))
+        text = "".join(f"% {fact}\n" for fact in (command(sweep), *_facts(sweep), "packages: booktabs, graphicx"))
         text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
         if table.differences:
             text += "\n" + table.differences.latex(f"Differences to {table.baseline.name}, paired by seed.",
@@ -190,7 +190,7 @@ def _sections(page) -> list[str]:
     sections += ["Numbers of every seed: [seeds.csv](tables/seeds.csv), of every arm: [all.csv](tables/all.csv)."]
     if unfinished := [arm for arm in sweep.arms if arm.status != "done"]:
         rows = [[arm.name, arm.status, arm.reason] for arm in unfinished[:_MOST_SHOWN]]
-        sections += ["## Arms that are not done", Table(["arm", "status", "reason"], rows).markdown(numbers=False)]
+        sections += ["## Arms that are not done", Table(["arm", "status", "reason"], rows, words=3).markdown()]
         if len(unfinished) > _MOST_SHOWN:
             sections += [f"And {len(unfinished) - _MOST_SHOWN} more: [seeds.csv](tables/seeds.csv)."]
     return [*sections, *[f"Not read: {cell(note)}" for note in sweep.notes], "## How to repeat this", *_repeat(sweep)]

@@ -28,7 +28,7 @@ def tables_of(sweep: Sweep) -> list[Drawn]:
 
 
 def draw(sweep: Sweep, table: spec.Table) -> Drawn:
-    """Fills a table. A quantity that no arm has is left out."""
+    """Fills a table. A quantity that no arm has is left out; a stage that all settings share has one row of text."""
     settings = sweep.select(table.where)
     baseline, called = sweep.baseline(table.baseline), sweep.names(settings)
     rows = [(setting, stage) for setting in settings for stage in table.stages]
@@ -37,19 +37,22 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
               for name in table.quantities}  # fmt: skip
     names = [name for name in table.quantities if any(values[setting, stage, name] for setting, stage in rows)]
     heads = ["setting", *["stage"] * (len(table.stages) > 1), *(quantity_of(name).title for name in names)]
+    words = len(heads) - len(names)
+    shared = [stage for stage in table.stages if _shared([[values[setting, stage, name] for name in names] for setting in settings])]
 
     def line(setting, stage, cells):
-        return [called[setting], *[label(stage)] * (len(table.stages) > 1), *cells]
+        return [called.get(setting, "all"), *[label(stage)] * (words > 1), *cells]
 
-    means = Table(heads, [
-        line(setting, stage, [_mean(sweep, setting, name, values[setting, stage, name]) for name in names])
-        for setting, stage in rows])  # fmt: skip
+    means = [line(None, stage, [_mean(sweep, settings, name, values[settings[0], stage, name]) for name in names])
+             for stage in shared]  # fmt: skip
+    means += [line(setting, stage, [_mean(sweep, [setting], name, values[setting, stage, name]) for name in names])
+              for setting, stage in rows if stage not in shared]  # fmt: skip
     compared = {(setting, stage, name): _paired(values[setting, stage, name], values[baseline, stage, name])
                 for setting, stage in rows for name in names} if baseline else {}  # fmt: skip
     differences = [line(setting, stage, [_difference(name, compared[setting, stage, name]) for name in names])
-                   for setting, stage in rows if baseline and setting != baseline]  # fmt: skip
-    return Drawn(table, means, Table(heads, differences) if differences and names else None, baseline,
-                 _wide(sweep, rows, names, values, compared))  # fmt: skip
+                   for setting, stage in rows if baseline and setting != baseline and stage not in shared]  # fmt: skip
+    return Drawn(table, Table(heads, means, words), Table(heads, differences, words) if differences and names else None,
+                 baseline, _wide(sweep, rows, names, values, compared))  # fmt: skip
 
 
 def long_csv(rows: list[Row]) -> str:
@@ -63,13 +66,19 @@ def estimate(by_seed: dict[int, float]) -> dict | None:
     return mean_over_seeds(list(by_seed.values()))._asdict() if by_seed else None
 
 
-def _mean(sweep, setting, name, by_seed) -> str:
-    arms = [arm for arm in sweep.arms if arm.setting == setting]
+def _shared(values) -> bool:
+    """Whether several settings have the same numbers of a stage for each seed, as where it was computed once for all."""
+    return len(values) > 1 and any(values[0]) and all(one == values[0] for one in values)
+
+
+def _mean(sweep, settings, name, by_seed) -> str:
+    arms = [arm for arm in sweep.arms if arm.setting in settings]
     if not by_seed:  # why, where all arms agree on it
         states = {arm.status for arm in arms}
         return states.pop() if len(states) == 1 and states != {"done"} else quantity_of(name).show(None)
     text = quantity_of(name).show(estimate(by_seed))
-    return text if len(by_seed) == len(arms) else f"{text} ({len(by_seed)} of {len(arms)})"
+    seeds = len({arm.seed for arm in arms})
+    return text if len(by_seed) == seeds else f"{text} ({len(by_seed)} of {seeds})"
 
 
 def _paired(values, baseline) -> dict[int, float]:

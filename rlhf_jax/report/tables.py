@@ -6,6 +6,7 @@ import html
 import io
 import math
 import re
+import textwrap
 
 import rich.box
 import rich.table
@@ -88,24 +89,35 @@ def title_of(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells of text; a first cell that starts with spaces is a part of the row above it."""
+    """Cells of text; a first cell that starts with spaces is a part of the row above it.
+
+    The first `words` columns are words, at the left; the others are numbers, at the right.
+    """
 
     columns: list[str]
     rows: list[list[str]]
+    words: int = 1
 
-    def markdown(self, numbers: bool = True) -> str:
-        """A Markdown table; `numbers` aligns all columns but the first to the right."""
-        rule = ["---"] + ["---:" if numbers else "---"] * (len(self.columns) - 1)
+    def markdown(self) -> str:
+        rule = ["---" if number < self.words else "---:" for number in range(len(self.columns))]
         lines = [[cell(text) for text in self.columns], rule,
                  *([cell(text) for text in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self, caption: str = "", label: str = "") -> str:
-        """A table with the rules of the package booktabs; any text is escaped, for pdfLaTeX and newer engines."""
-        width = len(self.columns)
-        lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
-        rows = [" & ".join(map(latex, row)) + r" \\" for row in (self.columns, *self.rows)]
-        lines += [rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
+        """A table for the packages booktabs and graphicx, which makes it smaller where it is wider than the page.
+
+        Any text is escaped, for pdfLaTeX and newer engines; heads are broken into lines.
+        """
+        sides = ["l" if number < self.words else "r" for number in range(len(self.columns))]
+        broken = [r" \\ ".join(map(latex, textwrap.wrap(name, 14))) for name in self.columns]
+        heads = [rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}{name}\end{{tabular}}" for side, name in zip(sides, broken)]
+        rows = [" & ".join(row) + r" \\" for row in (heads, *(map(latex, row) for row in self.rows))]
+        lines = [
+            r"\begin{table}", r"\centering", r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule",
+            r"\end{tabular}}",
+        ]  # fmt: skip
         lines += [rf"\caption{{{latex(caption)}}}"] * bool(caption) + [rf"\label{{{label}}}"] * bool(label)
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
@@ -113,7 +125,7 @@ class Table:
         """The same for a terminal; `wrap` breaks lines in cells where there is no room, `most` columns are shown."""
         table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
         for number, column in enumerate(self.columns[:most]):
-            table.add_column(column, justify="right" if number else "left", no_wrap=not wrap or not number)
+            table.add_column(column, justify="left" if number < self.words else "right", no_wrap=not wrap or not number)
         for row in self.rows:
             table.add_row(*row[:most])
         return table
@@ -129,9 +141,10 @@ def cell(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """Any text as LaTeX that shows it as it is; leading spaces stay, line ends become spaces."""
+    """Any text as LaTeX that shows it as it is; leading spaces stay, line ends become spaces, a number's - is a minus."""
     indent = len(text) - len(text.lstrip(" "))
-    return r"\quad " * (indent // 2) + re.sub(_SPECIAL, lambda match: _LATEX[match[0]], " ".join(text.split()))
+    text = re.sub(_SPECIAL, lambda match: _LATEX[match[0]], " ".join(text.split()))
+    return r"\quad " * (indent // 2) + re.sub(r"(?<![\w.)$-])-(?=[\d.])", "$-$", text)
 
 
 _LATEX = {
