@@ -35,9 +35,9 @@ def at(size, stage):
     return spec.Pick(stage, {SIZE: size})
 
 
-def above(higher, lower):
+def above(lower, *higher):
     """At every size."""
-    return spec.All(tuple(spec.Greater(at(size, higher), at(size, lower), "gold/total") for size in SIZES))
+    return spec.All(tuple(spec.Greater(at(size, one), at(size, lower), "gold/total") for one in higher for size in SIZES))
 
 
 BASELINE = {SIZE: 128}
@@ -54,19 +54,21 @@ CLAIMS = (
     spec.Claim(
         "Ouyang et al. 2022, Fig. 1",
         "A few-shot prefix makes the base model better, at every size.",
-        above("prompted", "pretrain"),
+        above("pretrain", "prompted"),
         figure="gold",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 1",
         "SFT is above the prompted base model, at every size.",
-        above("sft", "prompted"),
+        above("prompted", "sft"),
         figure="gold",
+        note="It is at width 128. At width 32, whose base model has 16 % of the skills, two epochs teach less than two "
+             "demonstrations show.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 1",
         "PPO and PPO-ptx are above SFT, at every size.",
-        spec.All((above("ppo", "sft"), above("ppo_ptx", "sft"))),
+        above("sft", "ppo", "ppo_ptx"),
         figure="gold",
     ),
     spec.Claim(
@@ -74,6 +76,7 @@ CLAIMS = (
         "The pretraining mix changes the preference little: PPO-ptx is within 0.05 of PPO, at every size.",
         spec.All(tuple(spec.Close(at(size, "ppo_ptx"), at(size, "ppo"), "gold/total", margin=0.05) for size in SIZES)),
         figure="gold",
+        note="0.02 and 0.03 below at widths 64 and 128; 0.06 below at 32.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, section 4.1",
@@ -86,5 +89,6 @@ CLAIMS = (
         "The smallest PPO-ptx is above the largest base model with a prefix.",
         spec.Greater(at(32, "ppo_ptx"), at(128, "prompted"), "gold/total"),
         figure="gold",
+        note="A quarter of its width is level with it.",
     ),
 )  # fmt: skip
