@@ -4,7 +4,8 @@
 
 The estimator of the KL in the reward (k1, k2, k3: Schulman 2020), whitening of advantages (global batch, minibatch as
 in OpenAI's code, none) and of rewards, Adam's epsilon (1e-5 where TensorFlow 1 puts it, or PyTorch: Huang et al.,
-detail 21), and the adaptive KL coefficient (Ziegler et al. 2019).
+detail 21), and the adaptive KL coefficient (Ziegler et al. 2019), whose horizon is a twentieth of the episodes, so that
+it can move; the target is well below where the fixed coefficient ends.
 """
 
 from experiments.figures.world import get_config
@@ -15,7 +16,7 @@ DEFAULT = {
     P + "kl_estimator": "k1", P + "whiten_advantages": "batch", P + "whiten_rewards": False, P + "optimizer.eps": 1e-8,
     P + "optimizer.eps_placement": "torch", P + "kl_target": None,
 }  # fmt: skip
-TARGET = 3.0  # nats
+TARGET = 1.2  # nats
 
 
 def sweep(h):
@@ -27,7 +28,7 @@ def sweep(h):
         {P + "whiten_rewards": True},
         {P + "optimizer.eps": 1e-5},
         {P + "optimizer.eps": 1e-5, P + "optimizer.eps_placement": "tf1"},
-        {P + "kl_target": TARGET},
+        {P + "kl_target": TARGET, P + "kl_horizon": 64.0},
     ]
     return h.product([[DEFAULT, *(DEFAULT | other for other in others)], h.sweep("seed", range(3))])
 
@@ -56,8 +57,11 @@ CLAIMS = (
     ),
     spec.Claim(
         "Ziegler et al. 2019",
-        "The adaptive coefficient keeps the KL near its target: within a nat at the end.",
-        spec.Close(at(kl_target=TARGET), TARGET, "history:objective/kl@mean_last_10%", margin=1.0),
+        "The adaptive coefficient brings the KL to its target: within 0.75 nats at the end, where the fixed one is above.",
+        spec.All((
+            spec.Close(at(kl_target=TARGET), TARGET, "history:objective/kl@mean_last_10%", margin=0.75),
+            spec.Greater(at(), TARGET, "history:objective/kl@mean_last_10%", by=0.75),
+        )),
         figure="kl",
     ),
 )  # fmt: skip
