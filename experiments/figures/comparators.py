@@ -48,17 +48,19 @@ def sweep(h):
     return h.product([distances, h.sweep("seed", range(3))])
 
 
-def path(stage, label=""):
-    return spec.Path(stage, AXIS, label=label)
-
-
 LABELS = {
     "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "by_regression": "PPO, regressed scores", "by_feedback": "PPO, AI feedback",
     "from_base": "PPO from the base model", "dpo": "DPO", "best_of_n": "best of n",
 }  # fmt: skip
+
+
+def path(stage):
+    return spec.Path(stage, AXIS, label=LABELS[stage])
+
+
 BASELINE = {AXIS: 0.04}
 FIGURES = (
-    spec.Plane("kl", "gold/total", tuple(path(stage, label) for stage, label in LABELS.items()), sqrt_x=True, name="frontier",
+    spec.Plane("kl", "gold/total", tuple(map(path, LABELS)), sqrt_x=True, name="frontier",
                title="gold score against distance"),
     spec.Dots("gold/total", ("sft", *LABELS), where=BASELINE, name="gold"),
 )  # fmt: skip
@@ -69,12 +71,14 @@ CLAIMS = (
         "DPO has at least the gold reward of PPO at equal KL.",
         spec.Dominates(path("dpo"), path("ppo"), "kl", "gold/total", sqrt_x=True),
         figure="frontier",
+        note="0.10, 0.07 and -0.01 by seed. The farther of its two distances has the most gold of all here, 0.35.",
     ),
     spec.Claim(
         "Gao et al. 2022, section 3.2",
         "Best of n reaches a gold reward at a smaller KL than RL.",
         spec.Dominates(path("best_of_n"), path("ppo"), "kl", "gold/total", sqrt_x=True),
         figure="frontier",
+        note="0.06, 0.00 and 0.00 by seed: ahead at one nat, no more at three.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, section 3.1 (the order of the three steps)",

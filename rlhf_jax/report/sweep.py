@@ -137,9 +137,12 @@ class Sweep:
         return found if axis is None else [setting for setting in found if axis in setting.overrides]
 
     def names(self, settings) -> dict[Setting, str]:
-        """What to call settings beside one another: without the fields in which they agree, and those that go with another."""
+        """What to call settings beside one another: without the fields in which they agree, and those that go with another.
+
+        Of fields that go together the one that BASELINE names is told, else the first.
+        """
         told = []
-        for name in self.swept:
+        for name in sorted(self.swept, key=lambda name: name not in (self.declared.baseline or {})):
             if len({spec.key(self.level(setting, name)) for setting in settings}) > 1:
                 told += [name] * (not any(self._together(name, other) for other in told))
         names = {}

@@ -76,7 +76,7 @@ def make(path) -> Page:
         text = "".join(f"% {fact}\n" for fact in (command(sweep), *_facts(sweep), "packages: booktabs, graphicx"))
         text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
         if table.differences:
-            text += "\n" + table.differences.latex(f"Differences to {table.baseline.name}, paired by seed.",
+            text += "\n" + table.differences.latex(f"Differences to {table.baseline}, paired by seed.",
                                                    f"tab:{sweep.path.name}-{name}-differences")
         write_text(sweep.path / "tables" / f"{name}.tex", text)
         write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
@@ -186,7 +186,7 @@ def _sections(page) -> list[str]:
         sections += [f"### {_heading(table)}", f"[CSV](tables/{name}.csv), [LaTeX](tables/{name}.tex).",
                      table.means.markdown()]  # fmt: skip
         if table.differences:
-            sections += [f"Differences to {cell(table.baseline.name)}, paired by seed:", table.differences.markdown()]
+            sections += [f"Differences to {cell(table.baseline)}, paired by seed:", table.differences.markdown()]
     sections += ["Numbers of every seed: [seeds.csv](tables/seeds.csv), of every arm: [all.csv](tables/all.csv)."]
     if unfinished := [arm for arm in sweep.arms if arm.status != "done"]:
         rows = [[arm.name, arm.status, arm.reason] for arm in unfinished[:_MOST_SHOWN]]

@@ -18,7 +18,7 @@ class Drawn:
     declared: spec.Table
     means: Table
     differences: Table | None  # None: no baseline, or nothing to compare with it
-    baseline: Setting | None
+    baseline: str  # what differences are to
     wide: str
 
 
@@ -52,7 +52,7 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
     differences = [line(setting, stage, [_difference(name, compared[setting, stage, name]) for name in names])
                    for setting, stage in rows if baseline and setting != baseline and stage not in shared]  # fmt: skip
     return Drawn(table, Table(heads, means, words), Table(heads, differences, words) if differences and names else None,
-                 baseline, _wide(sweep, rows, names, values, compared))  # fmt: skip
+                 called.get(baseline, baseline.name) if baseline else "", _wide(sweep, rows, names, values, compared))  # fmt: skip
 
 
 def long_csv(rows: list[Row]) -> str:
