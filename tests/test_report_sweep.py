@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -164,6 +165,20 @@ def test_settings_have_short_names_and_a_baseline(tmp_path):
                          lambda *_: {}, fate=lambda _: "done"))  # fmt: skip
     assert [s.name for s in chained.select(axis="ppo.kl_coef")] == ["kl_coef=0.5"]
     assert [s.name for s in chained.select({"ppo_ptx.ptx_coef": 2.0})] == ["kl_coef=0.5", "ptx_coef=2"]  # the config's
+
+
+def test_the_declarations_of_the_manual_are_drawn_and_judged(tmp_path):
+    manual = (pathlib.Path(__file__).parent.parent / "docs" / "sweeps.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", manual, re.DOTALL) if "CLAIMS" in block)
+    words = {}
+    exec(example, words)
+    declared = spec.Declared(words["FIGURES"], words["TABLES"], words["CLAIMS"], words["BASELINE"])
+    arms = fake_sweep.product(seed=SEEDS, ppo_ptx__kl_coef=(0.0, 0.02, 0.3))
+    gold = {0.0: 0.1, 0.02: 0.3, 0.3: 0.2}
+    measured = lambda arm, stage: {"gold/total": gold[arm[KL]] + 0.01 * arm["seed"] * arm[KL], "kl": 3 - arm[KL]}
+    page = sweep_page.make(make(tmp_path / "manual", declared, arms, measured, fate=lambda _: "done"))
+    assert len(page.figures) == 2 and [verdict.verdict for _, verdict in page.verdicts] == ["holds"]
+    assert page.tables[0][1].baseline == "kl_coef=0.02"
 
 
 # --- what it writes ----------------------------------------------------------------------------------------------
