@@ -12,7 +12,7 @@ from rlhf_jax.run import JUDGED
 
 _LABELS = {
     "pretrain": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "dpo": "DPO",
-    "best_of_n": "best of n",
+    "best_of_n": "best of n", "rloo": "RLOO", "grpo": "GRPO",
 }  # fmt: skip
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
 

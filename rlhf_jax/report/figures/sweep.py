@@ -1,6 +1,7 @@
 """The figures of a sweep: means over seeds with 95 % Student t intervals, and every seed as a small point."""
 
 import math
+import textwrap
 
 import matplotlib.patheffects
 import matplotlib.ticker
@@ -15,6 +16,7 @@ from rlhf_jax.report.sweep_tables import estimate
 from rlhf_jax.report.tables import quantity_of
 
 _MOST_LINES = len(LOOKS)
+_WIDE = 84  # letters that stand side by side under a figure
 _BESIDE = 10  # points between lines that would hide one another
 _SEED = {"markersize": 3, "alpha": 0.55, "linestyle": "none", "markeredgewidth": 0, "zorder": 2}
 _JOINED = {"linewidth": 0.7, "alpha": 0.4, "zorder": 1.5}  # what is compared within a seed is seen within it
@@ -162,7 +164,8 @@ def _dots(sweep, asked, path):
             beside = min(25, 270 / len(stages) / len(groups)) * (n - (len(groups) - 1) / 2)
             _means(axis, range(len(stages)), [by_stage.get(stage, {}) for stage in stages], quantity.scale, beside, marker,
                    colour, linestyle="none", label=name)
-        axis.set_xticks(range(len(stages)), [label(stage) for stage in stages])
+        names = [textwrap.fill(label(stage), _WIDE // len(stages), break_long_words=False) for stage in stages]
+        axis.set_xticks(range(len(stages)), names)
         axis.set_xlim(-0.5, len(stages) - 0.5)
         axis.grid(axis="x", visible=False)
         axis.set_ylabel(quantity.title if not asked.y_title else asked.y_title)
