@@ -138,6 +138,8 @@ def _history(sweep, asked, path):
             x = _root(mean[:, 1], asked.sqrt_x)
             axis.plot(x, mean[:, 2], line, color=colour, linewidth=2, label=name, marker=marker, markersize=5,
                       markevery=max(1, len(mean) // 6), markeredgecolor="white", markeredgewidth=0.5)
+        if asked.x == "step":
+            axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.set_xlabel(asked.x_title or _x_title(quantity_of(asked.x), asked.sqrt_x))
         axis.set_ylabel(asked.y_title or quantity_of(asked.y).title)
         _finish(figure, axis, asked.title)
