@@ -161,6 +161,8 @@ def test_settings_have_short_names_and_a_baseline(tmp_path):
     zipped = [{"seed": 0, "ppo.kl_coef": beta, "ppo_ptx.kl_coef": 2 * beta, "ppo.gamma": gamma} for beta in (0.1, 0.2) for gamma in (0.9, 1.0)]
     sides = Sweep(make(tmp_path / "c", spec.Declared(), zipped, lambda *_: {}, fate=lambda _: "done"))
     assert list(sides.names(sides.settings).values())[1:3] == ["gamma=1, ppo.kl_coef=0.1", "gamma=0.9, ppo.kl_coef=0.2"]
+    told = Sweep(make(tmp_path / "d", spec.Declared(baseline={"ppo_ptx.kl_coef": 0.2}), zipped, lambda *_: {}, fate=lambda _: "done"))
+    assert list(told.names(told.settings).values())[1:3] == ["gamma=1, ppo_ptx.kl_coef=0.2", "gamma=0.9, ppo_ptx.kl_coef=0.4"]
     chained = Sweep(make(tmp_path / "b", spec.Declared(), [{"seed": 0, "ppo.kl_coef": 0.5}, {"seed": 0, "ppo_ptx.ptx_coef": 2}],
                          lambda *_: {}, fate=lambda _: "done"))  # fmt: skip
     assert [s.name for s in chained.select(axis="ppo.kl_coef")] == ["kl_coef=0.5"]
