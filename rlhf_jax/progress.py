@@ -73,8 +73,9 @@ class Progress:
 class Stopped(Exception):
     """The run was asked to stop and has saved its state; the message says how to go on."""
 
-    def __init__(self, stage: str, step: int, number: int = signal.SIGTERM):
-        super().__init__(f"stopped at {stage} step {step}; run the same command to go on")
+    def __init__(self, stage: str, step: int | None, number: int = signal.SIGTERM):
+        place = stage if step is None else f"{stage} step {step}"
+        super().__init__(f"stopped at {place}; run the same command to go on")
         self.signal = number
 
 

@@ -253,6 +253,6 @@ def test_a_signal_that_comes_in_the_last_step_of_an_arm_stops_before_the_next(tm
         ran.append(arm.number)
 
     monkeypatch.setattr(sequential, "run_arm", run_arm)
-    with pytest.raises(progress.Stopped, match="stopped at arm 2 step 0") as stopped:
+    with pytest.raises(progress.Stopped, match="stopped at arm 2;") as stopped:
         sequential.run(made(), tmp_path, None)
     assert ran == [0, 1] and stopped.value.signal == signal.SIGTERM

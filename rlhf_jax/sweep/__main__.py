@@ -12,7 +12,7 @@ is an ordinary run in WORKDIR/arms. The same command again does only what is mis
 
 --runner=vectorized trains all arms of a small model as one program, spread over the devices: the same numbers to
 float tolerance, in a fraction of the time where one arm leaves an accelerator idle. Arms may be run by one runner
-and the next ones by the other.
+and the next ones by the other. --workers=8 runs eight arms side by side, each on a GPU of its own.
 
     python -m rlhf_jax.sweep --runner=cluster --config=... --workdir=/shared/fig33 -- --gpus=1 --time=4:00:00
 
@@ -39,8 +39,10 @@ _ARMS = flags.DEFINE_string("arms", "", "Only these arms: 3:7 (3 to 6), 5, or 0,
 _LIST = flags.DEFINE_bool("list", False, "List the arms and what became of them, and stop.")
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Say what would be computed, and stop.")
 _AT_ONCE = flags.DEFINE_integer("trials_at_once", 0, "Vectorized: the most arms of a program, for want of memory; 0: all.", lower_bound=0)
+_WORKERS = flags.DEFINE_integer("workers", 1, "Sequential: arms side by side on this machine, on GPUs of their own or on its cores.", lower_bound=1)
 _RETRY = flags.DEFINE_bool("retry", False, "Run arms that failed again.")
 _SUBMITTED = flags.DEFINE_bool("submitted", False, "This is a job of --runner=cluster: WORKDIR/sweep.json says what it runs.")
+_WORKER = flags.DEFINE_bool("worker", False, "This is one of --workers: the command that started it writes the report.")
 
 
 def work(given: job.Job) -> int:
@@ -48,6 +50,8 @@ def work(given: job.Job) -> int:
         raise InputError(
             f"unknown argument '{given.rest[0]}'; fields of all arms are set as --config.ppo.iterations=20"
         )
+    if _WORKERS.value > 1 and (_RUNNER.value != "sequential" or flags.FLAGS.distributed or flags.FLAGS.coordinator):
+        raise InputError("--workers are for --runner=sequential and one machine; leave one of these flags out")
     from rlhf_jax import pipeline
     from rlhf_jax.sweep import arms, cluster, listing
 
@@ -71,31 +75,44 @@ def work(given: job.Job) -> int:
 
 
 def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: pathlib.Path) -> int:
-    from rlhf_jax import hosts, report
-    from rlhf_jax.sweep import arms, cluster, listing, sequential, vectorized
+    from rlhf_jax import hosts
+    from rlhf_jax.sweep import arms, sequential, vectorized, workers
     from rlhf_jax.sweep.store import Store
 
+    described = arms.describe(experiment, given.config, given.overrides)
+    if _WORKERS.value > 1 and not _WORKER.value:
+        arms.write(path, described)
+        ended = workers.run(_WORKERS.value, chosen, path, _RETRY.value)
+        for number, reason in ended.items():
+            print(f"rlhf_jax.sweep: worker {number} {reason}", file=sys.stderr)
+        return _finish(experiment, chosen, path) or (1 if ended else 0)
     given.join()
     store = Store(stages)
-    if _SUBMITTED.value:
+    if _WORKER.value:
+        workers.end_with_parent()
+    if _SUBMITTED.value or _WORKER.value:
         hosts.on_first(arms.check_submitted, path, experiment, given.config, chosen)
     else:
-        hosts.on_first(lambda: arms.write(path, arms.describe(experiment, given.config, given.overrides)))
+        hosts.on_first(arms.write, path, described)
     if _RUNNER.value == "vectorized":
         vectorized.run(chosen, path, store, _RETRY.value, _AT_ONCE.value)
     else:
         sequential.run(chosen, path, store, _RETRY.value)
+    return 0 if _WORKER.value else hosts.on_first(_finish, experiment, chosen, path)
 
-    def report_if_last() -> dict[str, str]:
-        cluster.settle(experiment.arms, path)
-        others = listing.unfinished(experiment.arms, path, begun=not _SUBMITTED.value)
-        if others:
-            print(f"{len(others)} arms are not done, of other jobs; the last one writes the report, or rlhf_jax.report {path}")
-        else:
-            report.show(report.write(path))
-        return listing.failures(chosen, path)
 
-    failed = hosts.on_first(report_if_last)
+def _finish(experiment, chosen: list, path: pathlib.Path) -> int:
+    """Writes the report, if no other job is at work on the sweep; the exit status."""
+    from rlhf_jax import report
+    from rlhf_jax.sweep import cluster, listing
+
+    cluster.settle(experiment.arms, path)
+    others = listing.unfinished(experiment.arms, path, begun=not _SUBMITTED.value)
+    if others:
+        print(f"{len(others)} arms are not done, of other jobs; the last one writes the report, or rlhf_jax.report {path}")
+    else:
+        report.show(report.write(path))
+    failed = listing.failures(chosen, path)
     for name, reason in failed.items():
         print(f"rlhf_jax.sweep: {name} failed: {reason}", file=sys.stderr)
     return job.EXIT_FAILED_ARMS if failed else 0

@@ -2,11 +2,13 @@
 
 import collections
 import pathlib
+import socket
 
 import rich.box
 import rich.console
 import rich.table
 
+from rlhf_jax import workdir
 from rlhf_jax.files import read_if_there
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import held, identities
@@ -18,7 +20,7 @@ def show_arms(arms: list[Arm], path: pathlib.Path) -> None:
     for column, justify in {"arm": "right", "name": "left", "status": "left", "time": "right"}.items():
         table.add_column(column, justify=justify, overflow="fold")
     for arm in arms:
-        record = _record(arm, path)
+        record = record_of(arm, path)
         status = record.get("status", "–") + (f": {record['reason']}" if record.get("reason") else "")
         seconds = record.get("seconds")
         table.add_row(str(arm.number), arm.name, status, "" if seconds is None else f"{seconds / 60:.1f} min")
@@ -44,16 +46,23 @@ def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None
 
 def failures(arms: list[Arm], path: pathlib.Path) -> dict[str, str]:
     """Name -> reason of the arms that failed."""
-    records = {arm.name: _record(arm, path) for arm in arms}
+    records = {arm.name: record_of(arm, path) for arm in arms}
     return {name: record["reason"] for name, record in records.items() if record.get("status") == "failed"}
 
 
 def unfinished(arms: list[Arm], path: pathlib.Path, begun: bool) -> list[Arm]:
-    """The arms that are neither done nor failed; with `begun` only those that a job is at work on."""
-    ended = ("done", "failed")
-    status = {arm.name: _record(arm, path).get("status") for arm in arms}
-    return [arm for arm in arms if (status[arm.name] == "running" if begun else status[arm.name] not in ended)]
+    """The arms that are neither done nor failed; with `begun` only those that a process is at work on."""
+    if not begun:
+        return [arm for arm in arms if record_of(arm, path).get("status") not in ("done", "failed")]
+    return [arm for arm in arms if _at_work(record_of(arm, path), path / "arms" / arm.name)]
 
 
-def _record(arm: Arm, path: pathlib.Path) -> dict:
+def _at_work(record: dict, folder: pathlib.Path) -> bool:
+    """Whether an arm is being run, as far as can be seen from here: a process of this machine may have been killed."""
+    here = record.get("host") == socket.gethostname()
+    return record.get("status") == "running" and (not here or workdir.in_use(folder))
+
+
+def record_of(arm: Arm, path: pathlib.Path) -> dict:
+    """The arm.json of an arm (see sequential); {} before it has begun."""
     return read_if_there(path / "arms" / arm.name / "arm.json") or {}

@@ -42,7 +42,7 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
       progress.Stopped: an interrupt was asked for; the same call goes on.
       hosts.Alone: an arm failed on this process and not on all; the same call on all goes on.
     """
-    started, did = time.monotonic(), 0
+    started, at_first = time.monotonic(), None
     with progress.Interrupt() as interrupt:  # around those of the arms: between two of them, it is asked here
         stop = hosts.Stop(interrupt.asked)
         for place, arm in enumerate(chosen):
@@ -51,12 +51,13 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
             if not to_do[0]:
                 continue
             if signal := stop.agreed(wait=True):
-                raise progress.Stopped(f"arm {arm.number}", 0, signal)
+                raise progress.Stopped(f"arm {arm.number}", None, signal)
             left = sum(to_do)
+            at_first = at_first or left
+            did = at_first - left  # by whomever
             rate = f", about {(time.monotonic() - started) / did * left / 60:.0f} min left" if did else ""
             print(f"\narm {arm.number}, {arm.name} ({left} to do{rate})", flush=True)
             run_arm(arm, folders[0], store)
-            did += 1
 
 
 def missing(folder: pathlib.Path, retry: bool = False) -> bool:
