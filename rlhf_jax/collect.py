@@ -34,6 +34,15 @@ class Sampled(NamedTuple):
     models: tuple[str, ...]
 
 
+def completions_of(run: Run, stage: str, split: str) -> list[Sampled]:
+    """What config[stage] ranks of a split: new samples, or the completions of the stage that `rankings` names."""
+    name = run.config[stage].rankings
+    if not name:
+        return sample_completions(run, stage, split)
+    rows = read_rankings(run.folder(name) / f"comparisons.{split}.jsonl")
+    return [Sampled(Prompt(row.prompt, row.row["source"]), row.completions, row.finished, row.models) for row in rows]
+
+
 def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     """K distinct completions of every prompt of a split, the models in turn.
 
@@ -122,7 +131,7 @@ def run_stage(run: Run, stage: str) -> None:
     started = time.time()
     if section.labeler == "reward_model" and not section.reward:
         raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
-    train, valid = (sample_completions(run, stage, split) for split in ("train", "valid"))
+    train, valid = (completions_of(run, stage, split) for split in ("train", "valid"))
     if section.labeler == "reward_model":
         from rlhf_jax.reward_model import scorer_of
 

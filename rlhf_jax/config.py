@@ -229,6 +229,7 @@ def collect_config() -> ConfigDict:
             "min_completions": 4,  # K, section 3.5
             "max_completions": 9,
             "borrowed": 0,  # of the K, samples of other prompts: off the topic (Liu et al. 2024, arXiv 2409.13156)
+            "rankings": "",  # an earlier collect stage, whose completions are ranked anew instead of sampling others
             "labeler": "world",  # or "reward_model": AI feedback
             # Whose: a stage of this run, the work directory of a finished one, or a released reward model's (relative to
             # data.files.dir).
@@ -268,7 +269,8 @@ def dpo_config() -> ConfigDict:
         label_smoothing=0.0,  # how often a label is taken to be wrong
         epochs=1.0,
         batch_size=64,  # prompts
-        length=0,  # tokens of a prompt and completion; 0: what the longest needs
+        packed=False,  # as in reward_model_config, and so is `length`
+        length=0,
         learning_rate=1e-6,
         schedule="constant",
         warmup_steps=150,

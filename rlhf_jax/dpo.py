@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import checkpoint, hosts, losses, model, rankings, reward_model, sharding, supervised, train
+from rlhf_jax import checkpoint, hosts, losses, model, rankings, sharding, supervised, train
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Ranking
@@ -40,8 +40,24 @@ class Preferences:
     label_smoothing: jax.Array  # f32[B]
 
 
-def completion_logprobs(config: TransformerConfig, params: dict, batch: Preferences) -> jax.Array:
+@struct.dataclass
+class PackedPreferences:
+    """Preferences whose completions share one row behind one copy of their prompt, as in PackedComparisons."""
+
+    tokens: jax.Array  # i32[B, T], right-padded
+    segment_ids: jax.Array  # i32[B, T], PREFIX on the prompt, then 1 to K; 0 = padding
+    positions: jax.Array  # i32[B, T], those of a completion go on from the prompt's end
+    ranks: jax.Array  # what follows is as in Preferences
+    valid: jax.Array
+    ref_logprobs: jax.Array
+    beta: jax.Array
+    label_smoothing: jax.Array
+
+
+def completion_logprobs(config: TransformerConfig, params: dict, batch: Preferences | PackedPreferences) -> jax.Array:
     """log pi f32[B, K] of whole completions, in nats, at temperature 1."""
+    if isinstance(batch, PackedPreferences):
+        return _packed_logprobs(config, params, batch)
     tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask))
     hidden = model.masked_hidden_states(config, params, tokens, mask)
     logprobs = model.target_logprobs(config, params, hidden[:, :-1], tokens[:, 1:])
@@ -50,13 +66,25 @@ def completion_logprobs(config: TransformerConfig, params: dict, batch: Preferen
     return jnp.sum(jnp.where(completion, logprobs.reshape(completion.shape), 0.0), axis=-1)
 
 
+def _packed_logprobs(config, params, batch):
+    hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    segments, places = batch.segment_ids, jnp.arange(batch.tokens.shape[1])
+    first = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+    # The prompt's end predicts the first token of every completion: the row begins with it, so it stands at its position.
+    predictor = jnp.maximum(jnp.where(first, batch.positions, places) - 1, 0)
+    hidden = jnp.take_along_axis(hidden, predictor[..., None], axis=1)
+    logprobs = model.target_logprobs(config, params, hidden, batch.tokens)
+    own = segments[..., None] == jnp.arange(1, batch.ranks.shape[1] + 1)  # [B, T, K]
+    return jnp.sum(jnp.where(own, logprobs[..., None], 0.0), axis=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class PreferenceLoss:
     """losses.direct_preference of a policy of this shape, as supervised.fit takes a loss."""
 
     config: TransformerConfig
 
-    def __call__(self, params: dict, batch: Preferences, key: jax.Array | None) -> losses.Loss:
+    def __call__(self, params: dict, batch: Preferences | PackedPreferences, key: jax.Array | None) -> losses.Loss:
         del key  # no dropout
         log_ratios = completion_logprobs(self.config, params, batch) - batch.ref_logprobs
         return losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
@@ -68,7 +96,7 @@ _loss = jax.jit(lambda loss_fn, params, batch: loss_fn(params, batch, None), sta
 
 def loss_of(run: Run, stage: str) -> PreferenceLoss:
     """The loss that config[stage] minimises."""
-    return PreferenceLoss(run.shape(stage))
+    return PreferenceLoss(rankings.training_shape(run, stage))
 
 
 def check(run: Run, stage: str) -> None:
@@ -116,31 +144,28 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     )
 
 
-def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences, LengthReport]:
+def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences | PackedPreferences, LengthReport]:
     """Rankings as arrays, with ref_logprobs of 0; those that the length rules drop are left out."""
     section, longest = run.config[stage], run.config.prompt_length
-    arrays, report = rankings.batch(run, rows)
-    prompts = run.tokenizer.encode_prompts([row.prompt for row in rankings.fitting(run, rows)])
+    arrays, report = rankings.training_rows(run, stage, rows)
     each = functools.partial(np.full, len(arrays.ranks), dtype=np.float32)
-    examples = Preferences(
-        arrays.tokens,
-        arrays.mask,
-        np.array([min(len(ids), longest) for ids in prompts], np.int32),
+    of_rankings = (
         arrays.ranks,
         arrays.valid,
         np.zeros(arrays.ranks.shape, np.float32),
         each(fill_value=section.beta),
         each(fill_value=section.label_smoothing),
     )
-    if section.length:
-        examples, longer = reward_model.shorten(examples, section.length, stage)
-        print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
-    return examples, report
+    if section.packed:
+        return PackedPreferences(arrays.tokens, arrays.segment_ids, arrays.positions, *of_rankings), report
+    prompts = run.tokenizer.encode_prompts([row.prompt for row in rankings.fitting(run, rows)])
+    starts = np.array([min(len(ids), longest) for ids in prompts], np.int32)
+    return rankings.shorten(run, stage, Preferences(arrays.tokens, arrays.mask, starts, *of_rankings)), report
 
 
-def with_reference(run: Run, stage: str, params: dict, examples: Preferences) -> Preferences:
+def with_reference(run: Run, stage: str, params: dict, examples):
     """The examples with the reference's log-probabilities: computed once, batched and sharded as training is."""
-    shape = run.shape(stage)
+    shape = rankings.training_shape(run, stage)
     parts = [
         hosts.fetch(logprobs(shape, params, sharding.put_batch(batch, run.mesh)))
         for batch in in_order(examples, run.config[stage].batch_size)
@@ -148,7 +173,7 @@ def with_reference(run: Run, stage: str, params: dict, examples: Preferences) ->
     return examples.replace(ref_logprobs=np.concatenate(parts)[: len(examples.ranks)])
 
 
-def _validate(run: Run, stage: str, examples: Preferences, state: train.TrainState, done: int) -> dict:
+def _validate(run: Run, stage: str, examples, state: train.TrainState, done: int) -> dict:
     """Loss and statistics on rankings of other prompts, as "valid/...": f32[] each."""
     del done
     loss_fn = loss_of(run, stage)

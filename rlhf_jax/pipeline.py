@@ -4,7 +4,8 @@ import contextlib
 import time
 
 from rlhf_jax import (
-    best_of_n_stage, collect, dpo, hosts, ppo_stage, pretrain, prompted, report, reward_model, sft, sharding, supervised,
+    best_of_n_stage, collect, dpo, hosts, ppo_stage, pretrain, prompted, rankings, report, reward_model, sft, sharding,
+    supervised,
 )  # fmt: skip
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError
@@ -20,7 +21,15 @@ KINDS = {
     "best_of_n": best_of_n_stage.run_stage,
     "prompted": prompted.run_stage,
 }
+
+
+def _check_collect(run: run_lib.Run, stage: str) -> None:
+    supervised.check(run, stage)
+    rankings.check(run, stage)
+
+
 _CHECKS = {  # of others: supervised.check
+    "collect": _check_collect,
     "reward_model": reward_model.check,
     "dpo": dpo.check,
     "ppo": ppo_stage.check,

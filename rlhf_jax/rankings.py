@@ -1,12 +1,15 @@
-"""The rankings that a reward model or DPO learns from: whose, and which part of them."""
+"""The rankings that a reward model or DPO learns from: whose, which part of them, and as which rows."""
 
+import dataclasses
 import hashlib
 
 from rlhf_jax import hosts
 from rlhf_jax.collect import read_rankings
-from rlhf_jax.data.batches import Comparisons, LengthReport, batch_rankings
+from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons, batch_rankings, pack_rankings
+from rlhf_jax.data.loader import take
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.errors import InputError
+from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
 
@@ -90,6 +93,42 @@ def batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
     config = run.config
     length = config.prompt_length + config.completion_length
     return batch_rankings(rows, run.tokenizer, length, config.prompt_length, too_long=config.too_long)
+
+
+def training_rows(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparisons | PackedComparisons, LengthReport]:
+    """Rankings as config[stage] trains on them: packed or not; `shorten` comes after."""
+    config, section = run.config, run.config[stage]
+    if not section.packed:
+        return batch(run, rows)
+    longest = config.prompt_length + config.completion_length
+    return pack_rankings(rows, run.tokenizer, longest, config.prompt_length, section.length, config.too_long)
+
+
+def training_shape(run: Run, stage: str) -> TransformerConfig:
+    """The model's shape on those rows: splash attention cannot let all completions of a row see its prompt."""
+    shape = run.shape(stage)
+    if run.config[stage].packed and shape.attention == "splash":
+        return dataclasses.replace(shape, attention="xla")
+    return shape
+
+
+def shorten(run: Run, stage: str, examples):
+    """Rows [N, K, T] cut to config[stage].length tokens without loss: rankings with a longer sequence are left out.
+
+    Packed ones have that length already; 0 is no length.
+
+    Raises:
+      InputError: no ranking is left.
+    """
+    section = run.config[stage]
+    if section.packed or not section.length:
+        return examples
+    fits = examples.mask.sum(-1).max(-1) <= section.length
+    if not fits.any():
+        raise InputError(f"{stage}.length = {section.length} leaves no ranking; raise it")
+    print(f"{stage}: {(~fits).sum()} rankings with more than {section.length} tokens are left out")
+    kept = take(examples, fits)
+    return kept.replace(tokens=kept.tokens[..., : section.length], mask=kept.mask[..., : section.length])
 
 
 def fitting(run: Run, rows: list) -> list:

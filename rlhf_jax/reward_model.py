@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import checkpoint, generate, hosts, losses, model, ppo, rankings, sharding, supervised, train
-from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts, pack_rankings
-from rlhf_jax.data.loader import Loader, in_order, take
+from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts
+from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import bag_of_words, calibration, statistics
@@ -75,7 +75,7 @@ def loss_of(run: Run, stage: str) -> RewardLoss:
     kind = run.config[stage].loss
     if kind not in LOSSES:
         raise InputError(f"{stage}.loss='{kind}' is unknown; it can be {', '.join(LOSSES)}")
-    return RewardLoss(run.shape(stage), kind)
+    return RewardLoss(rankings.training_shape(run, stage), kind)
 
 
 def check(run: Run, stage: str) -> None:
@@ -108,16 +108,6 @@ def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
     return pairs
 
 
-def shorten(examples: Comparisons, length: int, stage: str) -> tuple[Comparisons, int]:
-    """Rows cut to `length` tokens without loss: rankings with a longer sequence are left out, and counted."""
-    fits = examples.mask.sum(-1).max(-1) <= length
-    if not fits.any():
-        raise InputError(f"{stage}.length = {length} leaves no ranking; raise it")
-    kept = take(examples, fits)
-    kept = kept.replace(tokens=kept.tokens[..., :length], mask=kept.mask[..., :length])
-    return kept, int((~fits).sum())
-
-
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage], sets the bias, evaluates on validation rankings."""
     supervised.fit(training_of(run, stage))
@@ -130,23 +120,12 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     rows = rankings.load(run, stage, "train")
     if section.loss == "pooled":
         rows = split_into_pairs(rows)
-    length = run.config.prompt_length + run.config.completion_length
-    if section.packed:
-        examples, report = pack_rankings(
-            rows, run.tokenizer, length, run.config.prompt_length, section.length, run.config.too_long
-        )
-    else:
-        examples, report = rankings.batch(run, rows)
+    examples, report = rankings.training_rows(run, stage, rows)
     run.report_data(stage, "rankings", report)
-    if section.length and not section.packed:
-        examples, longer = shorten(examples, section.length, stage)
-        print(f"{stage}: {longer} rankings with more than {section.length} tokens are left out")
-    examples, rated = _standardized(examples)
+    examples, rated = _standardized(rankings.shorten(run, stage, examples))
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     shape = run.shape(stage)
-    if section.packed and shape.attention == "splash":  # it cannot let all completions see the prompt
-        shape = dataclasses.replace(shape, attention="xla")
     return supervised.Training(
         run,
         stage,

@@ -29,7 +29,7 @@ def get_config():
     config.sft.update(init="", pretrain_mix=0.0)
     config.collect.update(models=("sft@1.0", "sft@0.7"))
     config.feedback = config.collect.copy_and_resolve_references()
-    config.feedback.update(labeler="reward_model", reward="reward_model", held_out_group="")
+    config.feedback.update(rankings="collect", labeler="reward_model", reward="reward_model", held_out_group="")
     config.taught = config.reward_model.copy_and_resolve_references()
     config.taught.update(rankings="feedback", subset=":50%", epochs=1.0)
     config.dpo.update(batch_size=8, beta=0.5, epochs=2.0, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2)
@@ -57,6 +57,10 @@ def test_a_reward_model_ranks_for_another_one(whole):
     ranked = rankings.load(run, "taught", "valid")
     assert {row.labeler for row in ranked} == {"reward_model"}
     assert {row.labeler for row in rankings.load(run, "reward_model", "valid")}.isdisjoint({"reward_model"})
+    for split in ("train", "valid"):  # the same completions, ranked by another
+        people = {(row.prompt, row.completions): row.row["source"] for row in rankings.load(run, "reward_model", split)}
+        ours = rankings.load(run, "taught", split)
+        assert ours and all(people[row.prompt, row.completions] == row.row["source"] for row in ours)
     scorer = Scorer(run, "reward_model")
     for row in ranked[:5]:
         scores = scorer([Prompt(row.prompt, {})] * len(row.completions), row.completions, row.finished)
@@ -75,6 +79,21 @@ def test_dpo_starts_at_its_reference_and_learns(whole):
     assert len(rows) == 6 and [row["step"] for row in rows if "valid/loss" in row] == [2, 4, 6]
     row = rows[-1]
     assert row["chosen_reward"] - row["rejected_reward"] == pytest.approx(row["margin"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_packed_preferences_are_the_same_preferences(whole):
+    run = run_lib.open_run(whole)
+    rows = rankings.load(run, "dpo", "train")
+    reference = lambda: dpo.with_reference(run, "dpo", run.start_params("dpo"), dpo.prepare(run, "dpo", rows)[0])
+    expected = reference()
+    run.config.dpo.packed = True
+    found = reference()
+    assert found.tokens.shape[0] == len(rows) and found.tokens.ndim == 2
+    np.testing.assert_array_equal(found.ranks, expected.ranks)
+    np.testing.assert_allclose(
+        np.where(found.valid, found.ref_logprobs, 0), np.where(expected.valid, expected.ref_logprobs, 0), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -163,6 +182,7 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
         ({"dpo.rankings": "sft"}, "dpo.rankings='sft' is no collect stage that comes before it"),
         ({"reward_model.rankings": "feedback"}, "reward_model.rankings='feedback' is no collect stage that comes before it"),
         ({"taught.subset": "half"}, "taught.subset='half' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'"),
+        ({"feedback.rankings": "taught"}, "feedback.rankings='taught' is no collect stage that comes before it"),
         ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be at least 0 and below 0.5"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,14 @@ import pytest
 
 import tiny
 
-from rlhf_jax import dpo, losses, model, sharding, train
+from rlhf_jax import dpo, losses, model, reward_model, sharding, train
+from rlhf_jax.attention import PREFIX
+from rlhf_jax.config import default_config
 from rlhf_jax.world import bandit
 
 SHAPE = (4, 5, 12)  # B, K, T
 loss_of = jax.jit(dpo.PreferenceLoss(tiny.CONFIG))
+gradient = jax.jit(jax.grad(lambda params, batch: dpo.PreferenceLoss(tiny.CONFIG)(params, batch, None).total))
 
 
 def preferences_of(seed: int, beta=0.3, label_smoothing=0.0, ref_logprobs=None) -> dpo.Preferences:
@@ -121,6 +125,44 @@ def test_at_the_reference_the_loss_is_log_2_and_the_gradient_its_closed_form():
         expected[b] = 0.3 / 2 * (better.sum(0) - better.sum(1)) / better.sum() / len(usable)
     assert len(usable) < len(ref)
     np.testing.assert_allclose(jax.grad(mean)(np.zeros_like(ref)), expected, atol=1e-7)
+
+
+def packed_of(batch: dpo.Preferences) -> dpo.PackedPreferences:
+    """The same rankings, the completions of a prompt behind one another; invalid ones have no token."""
+    rows, length = len(batch.ranks), 4 + SHAPE[1] * SHAPE[2]
+    tokens, segments, positions = (np.full((rows, length), fill, np.int32) for fill in (tiny.PAD, 0, 0))
+    for b, start in enumerate(batch.starts):
+        parts = [(PREFIX, batch.tokens[b, 0, :start], 0)]
+        for k in np.flatnonzero(batch.valid[b]):
+            parts.append((k + 1, batch.tokens[b, k, start : batch.mask[b, k].sum()], start))
+        place = 0
+        for segment, own, position in parts:
+            here = slice(place, place := place + len(own))
+            tokens[b, here], segments[b, here], positions[b, here] = own, segment, position + np.arange(len(own))
+    same = {name: getattr(batch, name) for name in ("ranks", "valid", "ref_logprobs", "beta", "label_smoothing")}
+    return dpo.PackedPreferences(tokens, segments, positions, **same)
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_packed_completions_have_the_log_probabilities_of_rows_of_their_own(seed):
+    batch = preferences_of(seed)
+    packed = packed_of(batch)
+    expected = logprobs_by_loop(policy(), batch)
+    found = np.asarray(dpo.logprobs(tiny.CONFIG, policy(), packed))
+    np.testing.assert_allclose(np.where(batch.valid, found, 0), expected, rtol=1e-4, atol=1e-4)
+    assert (found[~batch.valid] == 0).all()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, gradient(policy(), packed), gradient(policy(), batch))
+
+
+@pytest.mark.parametrize("stage, module", [("reward_model", reward_model), ("dpo", dpo)])
+def test_packed_rows_never_meet_splash_attention_which_would_hide_the_prompt_from_them(stage, module):
+    config = default_config()
+    on_tpu = dataclasses.replace(tiny.CONFIG, attention="splash")
+    run = types.SimpleNamespace(config=config, shape=lambda stage: on_tpu)
+    assert module.loss_of(run, stage).config.attention == "splash"
+    config[stage].packed = True
+    assert module.loss_of(run, stage).config.attention == "xla"
 
 
 def test_neither_padding_nor_what_stands_in_it_matters():

@@ -20,7 +20,7 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.plan import estimate, hlo, programs, search, tables, topology
 from rlhf_jax.plan.programs import Data
 from tests import plan_config, tiny
-from tests.test_dpo import preferences_of
+from tests.test_dpo import packed_of, preferences_of
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 DATA = Data(demonstrations=40, rankings=16, completions=4, vocab_size=300)
@@ -275,14 +275,15 @@ def test_without_a_value_model_none_is_planned(options):
         found["update"].lower()
 
 
-def test_dpo_reads_its_rankings_once_more_for_the_reference():
-    run = run_lib.without_data(tensor_config(), DATA, tiny.mesh_of("2x2x2"))
+@pytest.mark.parametrize("packed, tokens", [(False, 8 * 4 * 16), (True, 8 * (8 + 4 * 8))])
+def test_dpo_reads_its_rankings_once_more_for_the_reference(packed, tokens):
+    config = tensor_config()
+    config.dpo.packed = packed
+    run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
     reference, step = programs.of_stage(run, "dpo", DATA)
-    assert [(p.name, p.runs, p.work.tokens) for p in (reference, step)] == [
-        ("reference", 2, 8 * 4 * 16), ("train step", 2, 8 * 4 * 16),
-    ]  # fmt: skip
+    assert [(p.name, p.runs, p.work.tokens) for p in (reference, step)] == [("reference", 2, tokens), ("train step", 2, tokens)]
     assert step.work.flops == 3 * reference.work.flops and set(reference.passed) == {"parameters", "batch"}
-    real = preferences_of(0)
+    real = packed_of(preferences_of(0)) if packed else preferences_of(0)
     assert jax.tree.map(lambda x: (x.ndim, x.dtype), reference.passed["batch"]) == jax.tree.map(lambda x: (x.ndim, x.dtype), real)
     with jax.set_mesh(run.mesh):
         reference.lower()

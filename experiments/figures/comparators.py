@@ -3,8 +3,8 @@
     python -m rlhf_jax.sweep --config=experiments/figures/comparators.py --workdir=runs/figures/comparators
 
 One world, one set of rankings, one budget of episodes: PPO; RLOO and GRPO in its program (4 completions of a prompt);
-PPO by a reward model that regresses scores, by one that learned from the first one's labels (AI feedback: no other
-people's), and straight from the base model; DPO; best of n.
+PPO by a reward model that regresses scores, by one that learned from the first one's labels of the same completions (AI
+feedback: no other people's), and straight from the base model; DPO; best of n.
 Each goes to two distances: by its KL coefficient, DPO by beta, best of n by n.
 """
 
@@ -12,7 +12,7 @@ from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
 POLICIES = ("ppo", "rloo", "grpo", "by_regression", "by_feedback", "from_base")  # arms of PPO's program
-KL_COEFS, BETAS, SAMPLES = (0.04, 0.2), (0.1, 0.5), (64, 8)
+KL_COEFS, BETAS, SAMPLES = (0.04, 0.2), (0.1, 0.5), (32, 8)
 AXIS = "ppo.kl_coef"  # names the distance of all
 
 
@@ -20,9 +20,9 @@ def get_config(arg: str = ""):
     config = world()
     copy = lambda section: section.copy_and_resolve_references()
     config.stages = (
-        "pretrain", "sft", "collect", "reward_model", "regression", "feedback", "taught", "pool", *POLICIES, "dpo", "best_of_n",
+        "pretrain", "sft", "collect", "reward_model", "regression", "feedback", "taught", *POLICIES, "dpo", "best_of_n",
     )  # fmt: skip
-    config.ppo.update(iterations=14)
+    config.ppo.update(iterations=12)
     for name in POLICIES[1:]:
         config[name] = copy(config.ppo)
     for name in ("rloo", "grpo"):
@@ -31,14 +31,12 @@ def get_config(arg: str = ""):
     config.regression.loss = "regression"
     config.by_regression.reward = "regression"
     config.feedback = copy(config.collect)
-    config.feedback.update(labeler="reward_model", reward="reward_model", held_out_group="")
+    config.feedback.update(rankings="collect", labeler="reward_model", reward="reward_model", held_out_group="")
     config.taught = copy(config.reward_model)
     config.taught.rankings = "feedback"
     config.by_feedback.reward = "taught"
     config.from_base.init = "pretrain"
-    config.dpo.update(epochs=1.0, batch_size=16, learning_rate=2e-4, warmup_steps=20)
-    config.pool = copy(config.best_of_n)
-    config.best_of_n.pool = "pool"
+    config.dpo.update(epochs=1.0, batch_size=16, packed=True, length=160, learning_rate=2e-4, warmup_steps=20)
     return config
 
 

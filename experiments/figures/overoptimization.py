@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
     config.test_model = config.reward_model.copy_and_resolve_references()
     config.test_model.subset = "1250:"
     own_base(config, "reward_model", LARGEST)
-    config.ppo.update(iterations=30, log_gold=True, value_init="policy")
+    config.ppo.update(log_gold=True, value_init="policy")
     return config
 
 

@@ -18,7 +18,7 @@ DEFAULT = {LOSS: "kwise", EPOCHS: 1.0, RATE: 1.5e-3}
 def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model")
-    config.reward_model.update(subset=":800", packed=False, length=0, warmup_steps=5)
+    config.reward_model.update(subset=":800", length=0, warmup_steps=5)  # rows as long as the longest: none is cut
     return config
 
 

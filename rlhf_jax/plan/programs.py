@@ -5,6 +5,7 @@ here, and no array is made.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -120,47 +121,52 @@ def _sft(run: Run, stage: str, data: Data) -> list[Program]:
 
 
 def _reward_model(run: Run, stage: str, data: Data) -> list[Program]:
-    section, config = run.config[stage], run.config
-    rows, k = section.batch_size, data.completions
+    section = run.config[stage]
+    rows, _ = _rankings(run, stage, data)
+    ranked = _abstract(run, (section.batch_size, data.completions), jnp.int32)
+    valid = _abstract(run, ranked.shape, jnp.bool_)
     if section.packed:
-        length = section.length or config.prompt_length + k * config.completion_length
-        whole = _abstract(run, (rows, length), jnp.int32)
-        ends = _abstract(run, (rows, k), jnp.int32)
-        batch = PackedComparisons(whole, whole, whole, ends, ends, _abstract(run, (rows, k), jnp.bool_))
+        batch = PackedComparisons(**rows, ends=ranked, ranks=ranked, valid=valid)
     else:
-        length = section.length or _whole_length(run)
-        batch = Comparisons(
-            _abstract(run, (rows, k, length), jnp.int32),
-            _abstract(run, (rows, k, length), jnp.bool_),
-            _abstract(run, (rows, k), jnp.int32),
-            _abstract(run, (rows, k), jnp.bool_),
-        )
-    steps = max(1, math.ceil(section.epochs * data.rankings / rows))
+        batch = Comparisons(**rows, ranks=ranked, valid=valid)
+    steps = max(1, math.ceil(section.epochs * data.rankings / section.batch_size))
     return [_supervised(run, stage, reward_model.loss_of(run, stage), batch, steps, head="scalar")]
 
 
 def _dpo(run: Run, stage: str, data: Data) -> list[Program]:
-    section, k = run.config[stage], data.completions
-    shape, rows, length = run.shape(stage), section.batch_size, section.length or _whole_length(run)
-    ranked, number = _abstract(run, (rows, k), jnp.int32), _abstract(run, (rows,), jnp.float32)
-    batch = dpo.Preferences(
-        tokens=_abstract(run, (rows, k, length), jnp.int32),
-        mask=_abstract(run, (rows, k, length), jnp.bool_),
-        starts=_abstract(run, (rows,), jnp.int32),
-        ranks=ranked,
-        valid=_abstract(run, (rows, k), jnp.bool_),
-        ref_logprobs=_abstract(run, (rows, k), jnp.float32),
-        beta=number,
-        label_smoothing=number,
-    )
-    params = _params(run, shape, "lm")
+    section = run.config[stage]
+    rows, (count, length) = _rankings(run, stage, data)
+    of_rows = functools.partial(_abstract, run)
+    ranked, number = (section.batch_size, data.completions), of_rows((section.batch_size,), jnp.float32)
+    of_rankings = {
+        "ranks": of_rows(ranked, jnp.int32), "valid": of_rows(ranked, jnp.bool_), "ref_logprobs": of_rows(ranked, jnp.float32),
+        "beta": number, "label_smoothing": number,
+    }  # fmt: skip
+    if section.packed:
+        batch = dpo.PackedPreferences(**rows, **of_rankings)
+    else:
+        batch = dpo.Preferences(**rows, starts=of_rows((section.batch_size,), jnp.int32), **of_rankings)
+    loss_fn = dpo.loss_of(run, stage)
+    shape, params = loss_fn.config, _params(run, loss_fn.config, "lm")
     reference = Program(
         stage, "reference", lambda: dpo.logprobs.lower(shape, params, batch),
         {"parameters": params, "batch": batch}, {},
-        estimate.forward(shape, rows * k, length, rows * k * length), math.ceil(data.rankings / rows),
+        estimate.forward(shape, count, length, count * length), math.ceil(data.rankings / section.batch_size),
     )  # fmt: skip
-    steps = max(1, math.ceil(section.epochs * data.rankings / rows))
-    return [reference, _supervised(run, stage, dpo.loss_of(run, stage), batch, steps)]
+    steps = max(1, math.ceil(section.epochs * data.rankings / section.batch_size))
+    return [reference, _supervised(run, stage, loss_fn, batch, steps)]
+
+
+def _rankings(run: Run, stage: str, data: Data) -> tuple[dict, tuple[int, int]]:
+    """The arrays of the sequences of a batch of rankings, and the size of all sequences together (number, length)."""
+    section, k = run.config[stage], data.completions
+    if section.packed:
+        length = section.length or run.config.prompt_length + k * run.config.completion_length
+        whole = _abstract(run, (section.batch_size, length), jnp.int32)
+        return {"tokens": whole, "segment_ids": whole, "positions": whole}, whole.shape
+    length = section.length or _whole_length(run)
+    size = (section.batch_size, k, length)
+    return {"tokens": _abstract(run, size, jnp.int32), "mask": _abstract(run, size, jnp.bool_)}, (k * size[0], length)
 
 
 def _supervised(run: Run, stage: str, loss_fn, batch, steps: int, head: str = "lm") -> Program:
