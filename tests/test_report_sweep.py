@@ -353,6 +353,8 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     make(folder / "again", second, fate=lambda _: "missing", history=None)
     make(folder / "ptx_coef")
     (folder / "other").mkdir()
+    (folder / "ptx_coef" / "tables").mkdir(exist_ok=True)
+    (folder / "ptx_coef" / "tables" / "table9.csv").write_text("")  # of an earlier report, which had more tables
     docs = tmp_path / "docs" / "reproduction"
     assert command.main(["--all", str(folder), f"--publish={docs}"]) == 0
     assert "does not hold" in capsys.readouterr().out
@@ -364,7 +366,7 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     for page in docs.rglob("*.md"):
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
-    assert not list(docs.rglob("all.csv")) and not list(docs.rglob("*.pdf")) and list(docs.rglob("seeds.csv"))
+    assert not list(docs.rglob("table9.csv")) and not list(docs.rglob("all.csv")) and not list(docs.rglob("*.pdf")) and list(docs.rglob("seeds.csv"))
     stale = docs / "again" / "old.csv"
     stale.write_text("")
     reproduction.publish_sweep(sweep_page.make(folder / "again").sweep.path, docs / "again")  # in place of the old

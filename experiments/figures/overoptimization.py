@@ -13,6 +13,7 @@ from experiments.figures.world import get_config as world, own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH, BETA = "reward_model.subset", "reward_model.model.embed_dim", "ppo.kl_coef"
+INIT = "reward_model.init"
 AMOUNTS = (":40", ":150", ":450", ":1250")  # prompts; the test model learns from the other half
 WIDTHS = (16, 32, 64, 128)
 WEAK, MOST, LARGEST = ":150", ":1250", 128
@@ -24,12 +25,14 @@ def get_config(arg: str = ""):
     config.test_model = config.reward_model.copy_and_resolve_references()
     config.test_model.subset = "1250:"
     own_base(config, "reward_model", LARGEST)
-    config.ppo.update(log_gold=True, value_init="policy")
+    config.ppo.update(iterations=30, log_gold=True, value_init="policy")
     return config
 
 
 def sweep(h):
-    sizes = own_widths(h, "reward_model", WIDTHS)
+    sizes = [size | {INIT: "rm_base"} for size in own_widths(h, "reward_model", WIDTHS)]
+    # The policy's base has the largest width: there is no need for another one, and its place is a small one's.
+    sizes[-1] |= {INIT: "pretrain", "rm_base.model.embed_dim": WIDTHS[0]}
     by_data = h.product([h.sweep(DATA, AMOUNTS), sizes[-1:], h.sweep(BETA, [0.0])])
     by_size = h.product([h.sweep(DATA, [MOST]), sizes[:-1], h.sweep(BETA, [0.0])])
     penalised = h.product([h.sweep(DATA, [WEAK, MOST]), sizes[-1:], h.sweep(BETA, [0.1])])

@@ -87,15 +87,17 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        for pattern in ("verdicts.json", "figures/*.png", "tables/*.csv", "tables/*.tex"):
-            for file in source.glob(pattern):
-                if file.name != sweep_page.EVERYTHING:
-                    copy = fresh / file.relative_to(source)
-                    copy.parent.mkdir(exist_ok=True)
-                    shutil.copyfile(file, copy)
         # Without the links to what is not copied.
         links = rf" \[PDF\]\([^)]*\)|, of every arm: \[[^)]*{sweep_page.EVERYTHING}\)"
-        write_text(fresh / "report.md", re.sub(links, "", (source / "report.md").read_text(encoding="utf-8")))
+        text = re.sub(links, "", (source / "report.md").read_text(encoding="utf-8"))
+        shutil.copyfile(source / "verdicts.json", fresh / "verdicts.json")
+        for pattern in ("figures/*.png", "tables/*.csv", "tables/*.tex"):
+            for file in source.glob(pattern):
+                name = file.relative_to(source)
+                if f"({name.as_posix()})" in text:  # not what an earlier report drew and this one does not
+                    (fresh / name).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, fresh / name)
+        write_text(fresh / "report.md", text)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
     except OSError as error:

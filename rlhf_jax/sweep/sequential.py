@@ -52,6 +52,9 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
                 continue
             if signal := stop.agreed(wait=True):
                 raise progress.Stopped(f"arm {arm.number}", None, signal)
+            if hosts.on_first(workdir.in_use, folders[0]):
+                print(f"arm {arm.number}, {arm.name}: another process is at work on it; this arm is left to it", flush=True)
+                continue
             left = sum(to_do)
             at_first = at_first or left
             did = at_first - left  # by whomever
