@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
 
 def sweep(h):
     others = [{LOSS: "pooled"}, {EPOCHS: 2.0}, {EPOCHS: 4.0}, {RATE: 0.75e-3}, {RATE: 2.25e-3}]
-    return h.product([[DEFAULT, *(DEFAULT | other for other in others)], h.sweep("seed", range(3))])
+    return h.product([[DEFAULT, *(DEFAULT | other for other in others)], h.sweep("seed", range(5))])
 
 
 def at(**fields):
