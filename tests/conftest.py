@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 
@@ -18,6 +19,9 @@ _set_flag('xla_force_host_platform_device_count', 8)
 if os.environ['JAX_PLATFORMS'] == 'cpu':
     # The tests' programs are small and run briefly: machine code that is not optimized is ready in 60 % of the time.
     _set_flag('xla_backend_optimization_level', 0)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background: tests send it to commands that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import pytest
