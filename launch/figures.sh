@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The sweeps of experiments/figures one after the other, and the page of all their claims, REPRODUCTION.md:
 #   bash launch/figures.sh [NAME ...] [flags of rlhf_jax.sweep]     NAMEs: only these, e.g. fig36_kl_coef
-# With --workers=2 two arms at a time, which takes two cores half to three quarters of the time.
+# With --workers=2 two arms at a time, which takes two cores two thirds to five sixths of the time.
 # They lie in runs/figures (RUNS names another folder) and share their stages there. Start it again after
 # Ctrl-C: what is done is not done again. What each takes: docs/measurements.md.
 set -euo pipefail

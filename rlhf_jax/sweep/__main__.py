@@ -79,9 +79,11 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
     from rlhf_jax.sweep import arms, sequential, vectorized, workers
     from rlhf_jax.sweep.store import Store
 
-    described = arms.describe(experiment, given.config, given.overrides)
+    def write():
+        arms.write(path, arms.describe(experiment, given.config, given.overrides))
+
     if _WORKERS.value > 1 and not _WORKER.value:
-        arms.write(path, described)
+        write()
         ended = workers.run(_WORKERS.value, chosen, path, _RETRY.value)
         for number, reason in ended.items():
             print(f"rlhf_jax.sweep: worker {number} {reason}", file=sys.stderr)
@@ -93,11 +95,11 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
     if _SUBMITTED.value or _WORKER.value:
         hosts.on_first(arms.check_submitted, path, experiment, given.config, chosen)
     else:
-        hosts.on_first(arms.write, path, described)
+        hosts.on_first(write)
     if _RUNNER.value == "vectorized":
         vectorized.run(chosen, path, store, _RETRY.value, _AT_ONCE.value)
     else:
-        sequential.run(chosen, path, store, _RETRY.value)
+        sequential.run(chosen, path, store, _RETRY.value and not _WORKER.value)
     return 0 if _WORKER.value else hosts.on_first(_finish, experiment, chosen, path)
 
 

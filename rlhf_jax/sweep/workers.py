@@ -44,12 +44,12 @@ def run(
       Stopped: an interrupt was asked for, and passed on; the same call goes on.
     """
     left = [arm for arm in chosen if sequential.missing(path / "arms" / arm.name, retry)]
-    if retry:  # said once, here: a worker that comes to an arm which has failed does not know when
+    if retry:  # here, once: a worker that comes to an arm which has failed does not know when
         _forgive(left, path)
     if not left:
         return {}
     count = min(count, len(left))
-    command = command or [sys.executable, "-m", "rlhf_jax.sweep", *sys.argv[1:], "--noretry", "--worker"]
+    command = command or [sys.executable, "-m", "rlhf_jax.sweep", "--worker", *sys.argv[1:]]
     environments, logs = shares(count), path / "workers"
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         workers = []
