@@ -13,7 +13,6 @@ import pytest
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = {"google": "protobuf", "orbax": "orbax-checkpoint", "absl": "absl-py", "markdown_it": "markdown-it-py"}  # import name -> distribution
-THROUGH_JAX = {"scipy"}  # jax itself needs it
 
 
 def requirements(section, key):
@@ -34,7 +33,7 @@ def imported():
 
 
 def test_every_import_is_installed_and_everything_installed_is_imported():
-    names = set(imported()) - set(sys.stdlib_module_names) - {"rlhf_jax"} - THROUGH_JAX
+    names = set(imported()) - set(sys.stdlib_module_names) - {"rlhf_jax"}
     needed = {PACKAGES.get(name, name).lower().replace("-", "_") for name in names}
     assert needed == requirements("options", "install_requires")
 
