@@ -63,6 +63,14 @@ def contents(run, stage):
     return {path.name: path.read_bytes() for path in run.folder(stage).rglob("*") if path.is_file()}
 
 
+def test_every_batch_of_samples_has_a_key_of_its_own(run):
+    """Else the second sample of a prompt could be its first."""
+    keys, sampler = [], run.sampler
+    run.sampler = lambda length: lambda *asked: keys.append(jax.random.key_data(asked[2]).tolist()) or sampler(length)(*asked)
+    best_of_n_stage.run_stage(run, "best")
+    assert len(keys) > 2 and len({tuple(key) for key in keys}) == len(keys)
+
+
 def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
     for stage in ("best", "by_other"):
         best_of_n_stage.run_stage(run, stage)

@@ -155,6 +155,28 @@ def test_packed_completions_have_the_log_probabilities_of_rows_of_their_own(seed
     jax.tree.map(close, gradient(policy(), packed), gradient(policy(), batch))
 
 
+def test_what_is_trained_on_has_the_references_log_probabilities(monkeypatch):
+    """So that training and validation begin at log 2: the policy is its reference then."""
+    config = default_config()
+    config.dpo.update(batch_size=2, beta=0.3)
+    config.lock()
+    run = types.SimpleNamespace(config=config, mesh=tiny.mesh_of("1x1x1"), seed_of=lambda stage: 0)
+    run.start_params, run.report_data = lambda stage: policy(), lambda *what: None
+    examples = preferences_of(8, ref_logprobs=np.zeros(SHAPE[:2]))
+    monkeypatch.setattr(dpo, "check", lambda run, stage: None)
+    monkeypatch.setattr(dpo, "prepare", lambda run, stage, rows: (examples, None))
+    monkeypatch.setattr(dpo.rankings, "load", lambda run, stage, name: ["rows"])
+    monkeypatch.setattr(dpo.rankings, "training_shape", lambda run, stage: tiny.CONFIG)
+    with jax.set_mesh(run.mesh):
+        training = dpo.training_of(run, "dpo")
+        held_out = training.validate(train.init_state(policy(), optax.identity()), 0)
+    batch, rows = training.loader.batch(0), training.loader.rows(0)
+    assert float(held_out["valid/loss"]) == pytest.approx(np.log(2), abs=1e-5)
+    assert float(held_out["valid/log_ratio"]) == pytest.approx(0, abs=1e-5)
+    expected = logprobs_by_loop(policy(), examples)[rows]
+    np.testing.assert_allclose(np.where(batch.valid, batch.ref_logprobs, 0), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("stage, module", [("reward_model", reward_model), ("dpo", dpo)])
 def test_packed_rows_never_meet_splash_attention_which_would_hide_the_prompt_from_them(stage, module):
     config = default_config()

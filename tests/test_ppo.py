@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import tiny
-from rlhf_jax import model, optim, ppo, ppo_stage
+from rlhf_jax import config, model, optim, ppo, ppo_stage
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
 FIRST, SECOND = np.random.default_rng(5).permutation(ROWS).reshape(2, -1)  # two minibatches
@@ -216,13 +216,14 @@ def test_the_value_model_starts_as_the_reward_model_and_gives_the_reward_after_t
 
 
 def padded(rollout, left, right, seed=0):
-    """The same episodes with more padding on both sides; in all padding ids and log-probabilities at random."""
+    """The same episodes with more padding on both sides: random ids, EOS behind the completions, random log-probabilities."""
     rng = np.random.default_rng(seed)
     widen = lambda x: np.pad(x, ((0, 0), (0, right)))
     prompt_mask = np.pad(rollout.prompt_mask, ((0, 0), (left, 0)))
     completion_mask = widen(rollout.completion_mask)
     tokens = np.pad(rollout.tokens, ((0, 0), (left, right)))
     noise = rng.integers(0, tiny.VOCAB, tokens.shape).astype(np.int32)
+    noise[:, noise.shape[1] - right :] = tiny.EOS  # behind a completion that did not end by itself, too
     tokens = np.where(np.concatenate([prompt_mask, completion_mask], axis=1), tokens, noise)
     logprobs = np.where(completion_mask, widen(rollout.logprobs), rng.normal(size=completion_mask.shape))
     return rollout.replace(
@@ -449,3 +450,33 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
     jax.monitoring.unregister_event_duration_listener(count)
     assert not {"jit(program)", "jit(score)", "jit(update)"} & set(compiled), "in the second iteration"
     assert [program._cache_size() for program in (s.programs.score, s.programs.update, take)] == [1, 1, 1]
+
+    # The schedule is that of both learning rates: Adam's first step moves a parameter by the rate, here 0.1 of the peak.
+    experience, _ = s.score(s.state(), rollout(), coefs)
+    state, _ = s.update(s.state(), experience, FIRST, coefs, ptx_batch())
+    for before, after in ((s.policy, state.policy.params), (s.value, state.value.params)):
+        largest = max(jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max(), *host((before, after)))))
+        np.testing.assert_allclose(largest, 0.1 * 1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("epochs, minibatch", [(1, 64), (2, 64), (4, 32)])
+def test_warm_up_is_counted_in_iterations_and_ptx_sequences_in_episodes(epochs, minibatch):
+    """A schedule counts optimizer steps; ptx_ratio is for each episode, however often the episode is used (C.4)."""
+    section = config.ppo_config()
+    section.update(batch_size=128, minibatch_size=minibatch, ppo_epochs=epochs, warmup_iterations=3, iterations=50, ptx_ratio=8)
+    programs, steps = ppo_stage.programs_config(tiny.CONFIG, tiny.CONFIG, 0, section), epochs * 128 // minibatch
+    assert (programs.warmup_steps, programs.total_steps) == (3 * steps, 50 * steps)
+    assert ppo_stage.ptx_rows(section) * steps == 8 * 128
+
+
+@pytest.mark.parametrize("value", ["separate", "shared"])
+def test_a_value_head_that_starts_at_zero_is_zero(value):
+    """The trunk is the policy's; its head says 0 of every state."""
+    s = stage()
+    section = types.SimpleNamespace(advantage="gae", value=value, value_init="zero")
+    run = types.SimpleNamespace(config={"ppo": section}, model=s.config, key=lambda *names: jax.random.key(7))
+    run.with_scalar_head = functools.partial(model.with_scalar_head)
+    found = ppo_stage._value_params(run, "ppo", s.reward, host(s.policy))
+    assert jax.tree.leaves(model.scalar_head_of(found)) and not any(np.any(x) for x in jax.tree.leaves(model.scalar_head_of(found)))
+    if value == "separate":
+        np.testing.assert_array_equal(found["embedding"], s.policy["embedding"])

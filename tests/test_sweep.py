@@ -96,6 +96,9 @@ def test_a_stage_s_identity_is_what_it_reads_and_what_its_inputs_read():
     fixed.pretrain.seed = fixed.sft.seed = 7  # one pretrained and one SFT model under all seeds
     first, second = (identities(arm.config) for arm in arms.expand(fixed, grid.sweep("seed", range(2))))
     assert [stage for stage in first if first[stage] == second[stage]] == ["pretrain", "sft"]
+    # The length rules and the evaluation belong to every stage: a stage is adopted with its data report and evaluation.
+    for field in ({"too_long": "cut_left"}, {"completion_length": 7}, {"evaluate__temperature": 0.5}, {"data__world__seed": 3}):
+        assert changed(**field) == everything, field
     assert changed(mesh__data=2) == changed(checkpoints_kept=1) == changed(tensorboard=True) == set()
 
 
