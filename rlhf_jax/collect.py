@@ -46,8 +46,7 @@ def completions_of(run: Run, stage: str, split: str) -> list[Sampled]:
 def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     """K distinct completions of every prompt of a split, the models in turn.
 
-    One more is sampled than wanted, since equal texts are kept once. The last `borrowed` of the K
-    are samples of other prompts.
+    One more is sampled than wanted, since equal texts are kept once; see `choose`.
     """
     section = run.config[stage]
     if not 0 <= section.borrowed < section.min_completions <= section.max_completions:
@@ -78,16 +77,29 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
             found[row].append((text, end, name))
     sampled = []
     for place, own, k in zip(arrays.index, found, wanted):
-        rng.shuffle(own)
-        distinct = {text: (text, end, name) for text, end, name in own if text.strip()}
-        chosen = list(distinct.values())[: k - section.borrowed]
-        for _ in range(section.borrowed):
-            text, end, name = rng.choice(rng.choice(found))
-            if text.strip() and distinct.setdefault(text, None) is None:
-                chosen.append((text, end, f"{name} of another prompt"))
+        chosen = choose(own, found, k, section.borrowed, rng)
         if len(chosen) >= 2:
             sampled.append(Sampled(prompts[place], *(tuple(column) for column in zip(*chosen))))
     return sampled
+
+
+def choose(own: list, everyone: list[list], k: int, borrowed: int, rng: random.Random) -> list[tuple[str, bool, str]]:
+    """At most K (completion, finished, model) of one prompt, no text twice and none blank; the `borrowed` come last.
+
+    Args:
+      own: what was sampled for the prompt; it is shuffled.
+      everyone: what was sampled for every prompt. A text drawn from here that is there already, or blank, is not
+        replaced: the prompt then has fewer.
+    """
+    rng.shuffle(own)
+    distinct = {text: (text, end, name) for text, end, name in own if text.strip()}
+    chosen = list(distinct.values())[: k - borrowed]
+    for _ in range(borrowed):
+        text, end, name = rng.choice(rng.choice(everyone))
+        if text.strip() and text not in distinct:
+            distinct[text] = (text, end, f"{name} of another prompt")
+            chosen.append(distinct[text])
+    return chosen
 
 
 def rank_by_panel(run: Run, panel: labelers.Panel, sampled: list[Sampled], candidates, groups) -> list[Ranking]:

@@ -1,0 +1,35 @@
+"""Which samples become the completions of a prompt."""
+
+import random
+
+import hypothesis
+import hypothesis.strategies as st
+
+from rlhf_jax import collect
+
+TEXTS = ["", " ", "a", "b", "c", "d", "e"]  # few, so that equal ones meet
+
+
+@hypothesis.given(
+    st.lists(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6), min_size=2, max_size=5),
+    st.integers(2, 6), st.integers(0, 4), st.integers(0, 2**16),
+)  # fmt: skip
+def test_a_prompt_has_no_text_twice_and_the_borrowed_come_last(samples, k, borrowed, seed):
+    borrowed = min(borrowed, k - 1)
+    everyone = [[(text, True, f"model {n}") for text in texts] for n, texts in enumerate(samples)]
+    own = set(samples[0]) - {"", " "}
+    chosen = collect.choose(everyone[0], everyone, k, borrowed, random.Random(seed))
+    texts = [text for text, _, _ in chosen]
+    foreign = [name.endswith(" of another prompt") for _, _, name in chosen]
+    assert len(set(texts)) == len(texts) and all(map(str.strip, texts))
+    assert foreign == sorted(foreign) and sum(foreign) <= borrowed
+    assert sum(not one for one in foreign) == min(len(own), k - borrowed)
+    assert not any(text in own for text, one in zip(texts, foreign) if one)
+
+
+def test_the_same_text_borrowed_twice_is_there_once():
+    """Two draws from a world where everybody else says one thing."""
+    everyone = [[("own", True, "sft")], *([("same", False, "base")] for _ in range(9))]
+    for seed in range(20):
+        chosen = collect.choose(everyone[0], everyone, 4, 2, random.Random(seed))
+        assert chosen in ([("own", True, "sft"), ("same", False, "base of another prompt")], [("own", True, "sft")])
