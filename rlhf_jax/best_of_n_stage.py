@@ -114,7 +114,7 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
 
 def _score(records, rows: list[dict], scorers: dict) -> None:
     asked = [records[row["index"]] for row in rows]
-    texts, finished = ([row[name] for row in rows] for name in ("completion", "finished"))
-    columns = {name: scorer(asked, texts, finished).tolist() for name, scorer in scorers.items()}
+    said = [[row[name] for row in rows] for name in ("completion", "finished", "tokens")]
+    columns = {name: scorer(asked, *said).tolist() for name, scorer in scorers.items()}
     for n, row in enumerate(rows):
         row["scores"] = {name: column[n] for name, column in columns.items()}

@@ -83,6 +83,7 @@ class Chat:
         for stage, params in self._params.items():
             rollout = sampler(params, prompts, run.key("chat", turn), temperature)
             [completion, *_], [finished, *_] = generate.texts(rollout, run.tokenizer)
+            sampled = generate.sampled(rollout)[0]
             logprob, reference = (
                 None if weights is None
                 else float(completion_logprob(run.model, weights, rollout, temperature)[0])
@@ -90,8 +91,8 @@ class Chat:
             gold = run.corpus.gold(prompt, completion, finished) if text in self._known else None
             answers.append(Answer(
                 stage, completion, finished,
-                tokens=int(np.asarray(rollout.completion_mask)[0].sum()),
-                score=self._scorer and float(self._scorer([prompt], [completion], [finished])[0]),
+                tokens=len(sampled),
+                score=self._scorer and float(self._scorer([prompt], [completion], [finished], [sampled])[0]),
                 gold=gold and gold.total,
                 kl=None if reference is None else logprob - reference))
         return answers

@@ -1,6 +1,6 @@
 """Between the steps: K completions per prompt from several models, ranked by labelers.
 
-Writes rows in the public format, {prompt, completions, ranks, labeler, group, models, finished}:
+Writes rows in the public format, {prompt, completions, ranks, labeler, group, models, finished, tokens}:
 comparisons.{train,valid,heldout}.jsonl. Training and validation share labelers and no prompt; the
 held-out file has the validation prompts ranked by the group that never labels for training.
 InstructGPT, section 3.4 and 3.5: K is 4 to 9, ties are allowed.
@@ -26,12 +26,13 @@ from rlhf_jax.world import labelers
 
 
 class Sampled(NamedTuple):
-    """The distinct completions of one prompt, and the model@temperature each came from."""
+    """The distinct completions of one prompt, the model@temperature each came from, and its token ids."""
 
     prompt: Prompt
     completions: tuple[str, ...]
     finished: tuple[bool, ...]
     models: tuple[str, ...]
+    sampled: tuple[tuple[int, ...], ...]
 
 
 def completions_of(run: Run, stage: str, split: str) -> list[Sampled]:
@@ -40,7 +41,10 @@ def completions_of(run: Run, stage: str, split: str) -> list[Sampled]:
     if not name:
         return sample_completions(run, stage, split)
     rows = read_rankings(run.folder(name) / f"comparisons.{split}.jsonl")
-    return [Sampled(Prompt(row.prompt, row.row["source"]), row.completions, row.finished, row.models) for row in rows]
+    return [
+        Sampled(Prompt(row.prompt, row.row["source"]), row.completions, row.finished, row.models, row.row.get("tokens"))
+        for row in rows
+    ]
 
 
 def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
@@ -66,15 +70,15 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     batches = [(name, rows) for name, rows in assigned.items() if rows]
     batches = [(name, *batch) for name, rows in batches for batch in by_length(arrays, rows, section.batch_size)]
     sampler = run.sampler(run.config.completion_length)
-    found: list[list[tuple[str, bool, str]]] = [[] for _ in wanted]
+    found: list[list[tuple[str, bool, str, tuple[int, ...]]]] = [[] for _ in wanted]
     loaded = None
     for number, (name, rows, batch) in enumerate(loop.each(run, f"{stage} {split}", batches, len(batches))):
         model_stage, _, temperature = name.partition("@")
         if loaded != model_stage:
             loaded, params = model_stage, run.load_params(model_stage)
         rollout = sampler(params, batch, run.key(stage, split, number), float(temperature or 1.0))
-        for row, text, end in zip(rows, *generate.texts(rollout, run.tokenizer)):
-            found[row].append((text, end, name))
+        for row, text, end, ids in zip(rows, *generate.texts(rollout, run.tokenizer), generate.sampled(rollout)):
+            found[row].append((text, end, name, ids))
     sampled = []
     for place, own, k in zip(arrays.index, found, wanted):
         chosen = choose(own, found, k, section.borrowed, rng)
@@ -83,8 +87,8 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     return sampled
 
 
-def choose(own: list, everyone: list[list], k: int, borrowed: int, rng: random.Random) -> list[tuple[str, bool, str]]:
-    """At most K (completion, finished, model) of one prompt, no text twice and none blank; the `borrowed` come last.
+def choose(own: list, everyone: list[list], k: int, borrowed: int, rng: random.Random) -> list[tuple]:
+    """At most K (completion, finished, model, ids) of one prompt, no text twice and none blank; the `borrowed` come last.
 
     Args:
       own: what was sampled for the prompt; it is shuffled.
@@ -92,12 +96,12 @@ def choose(own: list, everyone: list[list], k: int, borrowed: int, rng: random.R
         replaced: the prompt then has fewer.
     """
     rng.shuffle(own)
-    distinct = {text: (text, end, name) for text, end, name in own if text.strip()}
+    distinct = {text: (text, *said) for text, *said in own if text.strip()}
     chosen = list(distinct.values())[: k - borrowed]
     for _ in range(borrowed):
-        text, end, name = rng.choice(rng.choice(everyone))
+        text, end, name, *ids = rng.choice(rng.choice(everyone))
         if text.strip() and text not in distinct:
-            distinct[text] = (text, end, f"{name} of another prompt")
+            distinct[text] = (text, end, f"{name} of another prompt", *ids)
             chosen.append(distinct[text])
     return chosen
 
@@ -115,8 +119,9 @@ def rank_by_panel(run: Run, panel: labelers.Panel, sampled: list[Sampled], candi
 
 def _ranking(item: Sampled, ranks, labeler: str, group: str | None) -> Ranking:
     return Ranking(
-        item.prompt.prompt, item.completions, tuple(ranks), labeler, group, item.models, item.finished, item.prompt.row
-    )
+        item.prompt.prompt, item.completions, tuple(ranks), labeler, group, item.models, item.finished, item.prompt.row,
+        sampled=item.sampled,
+    )  # fmt: skip
 
 
 def write_rankings(path: Path, rankings: list[Ranking]) -> None:
@@ -124,7 +129,7 @@ def write_rankings(path: Path, rankings: list[Ranking]) -> None:
     lines = []
     for ranking in rankings:
         fields = {name: getattr(ranking, name) for name in _FIELDS}
-        lines.append(json.dumps({**fields, "source": ranking.row}, ensure_ascii=False))
+        lines.append(json.dumps({**fields, "tokens": ranking.sampled, "source": ranking.row}, ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -200,7 +205,8 @@ def _rank_by_scores(scorer, sampled: list[Sampled]) -> list[Ranking]:
     prompts = [item.prompt for item in sampled for _ in item.completions]
     texts = [text for item in sampled for text in item.completions]
     ended = [end for item in sampled for end in item.finished]
-    scores = iter(scorer(prompts, texts, ended).tolist())
+    ids = [own for item in sampled for own in item.sampled or [None] * len(item.completions)]  # older files have none
+    scores = iter(scorer(prompts, texts, ended, ids).tolist())
     rankings = []
     for item in sampled:
         own = [next(scores) for _ in item.completions]

@@ -115,9 +115,12 @@ def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
     for number in loop.each(run, f"{stage}, prefixes", todo, len(todo)):
         prompts, shown = behind(run, records, drawn[number], length)
         key = lambda batch: run.key(stage, "valid", batch)  # the same noise for all
-        answers = [generate.texts(rollout, run.tokenizer) for rollout in _complete(run, params, prompts, key)]
-        completions, finished = (sum((answer[part] for answer in answers), [])[: len(records)] for part in (0, 1))
-        score = float(np.mean(scorer(records, completions, finished)))
+        answers = [
+            (*generate.texts(rollout, run.tokenizer), generate.sampled(rollout))
+            for rollout in _complete(run, params, prompts, key)
+        ]
+        said = [sum(column, [])[: len(records)] for column in zip(*answers)]  # texts, finished, ids
+        score = float(np.mean(scorer(records, *said)))
         found.append({"score": score, "shown": float(shown.mean()), "shots": drawn[number]})
         hosts.on_first(write_json, path, found)
     return found

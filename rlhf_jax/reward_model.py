@@ -162,20 +162,21 @@ def _standardized(examples):
 
 
 class Scorer:
-    """Scores texts with a reward model, its bias included: (prompts, completions, finished) -> f32[N].
+    """Scores completions with a reward model, its bias included: (prompts, completions, finished, sampled) -> f32[N].
 
     Args:
       run: whose tokenizer and lengths hold.
       stage: the reward model's; by default the run's last finished one.
       params: its parameters; by default what the stage wrote.
-      mesh: where to compute; by default the run's.
+      asker: the run whose policies are scored; by default the same.
     """
 
     batch_size = 256
 
-    def __init__(self, run: Run, stage: str | None = None, params: dict | None = None, mesh=None):
-        self._run = run
-        self._mesh = mesh or run.mesh
+    def __init__(self, run: Run, stage: str | None = None, params: dict | None = None, asker: Run | None = None):
+        asker = asker or run
+        self._run, self._mesh = run, asker.mesh
+        self._reads_ids = run.tokenizer.same_ids(asker.tokenizer)
         if stage is None:
             stages = run.stages("reward_model")
             if not stages:
@@ -184,10 +185,19 @@ class Scorer:
         self._shape = run.shape(stage)
         self._params = run.load_params(stage, "scalar") if params is None else params
 
-    def __call__(self, prompts: list[Prompt], completions: list[str], finished: list[bool]) -> np.ndarray:
+    def __call__(
+        self, prompts: list[Prompt], completions: list[str], finished: list[bool], sampled: list | None = None
+    ) -> np.ndarray:
+        """
+        Args:
+          sampled: the token ids of completions that a policy wrote, with the one that ended each: PPO's reward is the
+            score of these, and the same text tokenized anew can have others, and more. They are read wherever the
+            reward model has the policy's tokenizer. None: there are texts alone.
+        """
+        sampled = sampled if sampled is not None and self._reads_ids else [None] * len(completions)
         rows = [
-            Ranking(prompt.prompt, (text,), (1,), None, None, None, (bool(end),), {})
-            for prompt, text, end in zip(prompts, completions, finished)
+            Ranking(prompt.prompt, (text,), (1,), None, None, None, (bool(end),), {}, sampled=ids and (ids,))
+            for prompt, text, end, ids in zip(prompts, completions, finished, sampled, strict=True)
         ]
         config = self._run.config
         arrays, report = rankings.batch(self._run, rows)
@@ -210,7 +220,7 @@ class Scorer:
 def scorer_of(run: Run, name: str) -> Scorer:
     """The scorer of a reward model: of a stage, of a released one's folder, or of another run's work directory."""
     if name not in run.config and is_run(name):
-        return Scorer(open_run(name), mesh=run.mesh)
+        return Scorer(open_run(name), asker=run)
     return Scorer(run, name)
 
 
@@ -300,12 +310,12 @@ class ValidationReward:
 
     def __call__(self, params: dict) -> float:
         run = self._run
-        texts, ended = [], []
+        texts, ended, sampled = [], [], []
         for number, batch in enumerate(in_order(self._arrays, run.config.evaluate.batch_size)):
             sampler = run.sampler(run.config.completion_length)
             rollout = sampler(params, batch, run.key("select", number), run.config.evaluate.temperature)
             more, more_ended = generate.texts(rollout, run.tokenizer)
-            texts, ended = texts + more, ended + more_ended
+            texts, ended, sampled = texts + more, ended + more_ended, sampled + generate.sampled(rollout)
         prompts = [self._prompts[place] for place in self._arrays.index]
         count = len(prompts)
-        return float(self._scorer(prompts, texts[:count], ended[:count]).mean())
+        return float(self._scorer(prompts, texts[:count], ended[:count], sampled[:count]).mean())

@@ -47,7 +47,7 @@ class FixedScorer:
     def __init__(self, run):
         pass
 
-    def __call__(self, prompts, completions, finished):
+    def __call__(self, prompts, completions, finished, sampled=None):
         return np.float32([len(prompts[0].prompt) + finished[0]])
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import model, progress, run, sharding
+from rlhf_jax import best_of_n_stage, collect, generate, hosts, model, ppo, progress, reward_model, run, sharding
+from rlhf_jax.data import loader
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.template import Template
@@ -45,6 +46,7 @@ class MemoryRun(run.Run):
 
 
 _init = jax.jit(model.init_params, static_argnums=0)
+_init_scalar = jax.jit(functools.partial(model.init_params, head="scalar"), static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,10 +108,13 @@ class LengthScorer:
     def __init__(self, run, stage=None):
         self.sign = -1 if stage == "other" else 1
 
-    def __call__(self, prompts, completions, finished):
+    def __call__(self, prompts, completions, finished, sampled=None):
         assert all(isinstance(prompt, Prompt) for prompt in prompts)
         return self.sign * np.float32([len(prompt.prompt) + len(completion) / 100 - ended
                            for prompt, completion, ended in zip(prompts, completions, finished)])
+
+
+REAL_SCORER = reward_model.Scorer
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +234,51 @@ def test_evaluation_holds_what_plain_means_give(make_run):
     assert sum(entry["count"] for entry in categories.values()) == len(rows)
     chat = [row["gold"]["total"] for row in rows if row["category"] == "chat"]
     assert categories["chat"]["gold"]["value"] == pytest.approx(np.mean(chat))
+
+
+def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monkeypatch):
+    """An untrained model spells most texts unlike the tokenizer."""
+    run = make_run("sft", "reward_model")
+    policy_params, reward = run.load_params("sft"), _init_scalar(run.model, jax.random.key(5))
+    monkeypatch.setattr(run, "load_params", lambda stage, head="lm": {"lm": policy_params, "scalar": reward}[head])
+    monkeypatch.setattr(policy.reward_model, "Scorer", REAL_SCORER)
+    monkeypatch.setattr(REAL_SCORER, "batch_size", 16)
+    records = run.corpus.prompts("valid", "ppo")
+    prompts = loader.take(policy.prompt_arrays(run, records), np.arange(8) % 4)  # each prompt twice
+    rollout = hosts.fetch(run.sampler(6)(policy_params, prompts, run.key("select", 0), 1.0))
+    asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, rollout))  # PPO's reward
+
+    rows = policy.describe(run, records, prompts.index, rollout, np.zeros(8))
+    spelled = run.tokenizer.encode_batch([row["completion"] for row in rows], continues=True)
+    assert sum(list(ids) != row["tokens"][: len(row["tokens"]) - row["finished"]] for ids, row in zip(spelled, rows)) > 5
+    scorer = REAL_SCORER(run, "reward_model")
+    best_of_n_stage._score(records, rows, {"reward_model": scorer})
+    np.testing.assert_allclose([row["scores"]["reward_model"] for row in rows], asked, atol=2e-5)
+    for row in rows:
+        row["scores"] = {}
+    monkeypatch.setattr(run.corpus, "prompts", lambda split, stage: records)
+    policy.add_scores(run, rows)
+    np.testing.assert_allclose([row["score"] for row in rows], asked, atol=2e-5)
+
+    said = *generate.texts(rollout, run.tokenizer), ["sft"] * 8, generate.sampled(rollout)
+    items = [collect.Sampled(records[prompts.index[i]], *((column[i], column[i + 4]) for column in said)) for i in range(4)]
+    for i, ranking in enumerate(collect._rank_by_scores(scorer, items)):
+        assert ranking.ranks == ((1, 2) if asked[i] > asked[i + 4] else (2, 1))
+    valid = policy.reward_model.ValidationReward(run, "reward_model")
+    same = hosts.fetch(run.sampler(6)(policy_params, *loader.in_order(valid._arrays, 8), run.key("select", 0), 1.0))
+    asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, same))[:4]
+    assert valid(policy_params) == pytest.approx(asked.mean(), abs=2e-5)
+
+
+def test_a_reward_model_of_another_tokenizer_reads_the_text(make_run, shared):
+    run = make_run("reward_model")
+    other = dataclasses.replace(run, tokenizer=Tokenizer.train(["another text of other words"], 300))
+    params = _init_scalar(run.model, jax.random.key(5))
+    asked = [Prompt("say yes", {})], ["yes"], [True]
+    theirs = REAL_SCORER(run, "reward_model", params, asker=other)
+    assert theirs(*asked, [(7, other.tokenizer.eos_id)]) == theirs(*asked)
+    ours = REAL_SCORER(run, "reward_model", params)
+    assert ours(*asked, [(7, run.tokenizer.eos_id)]) != ours(*asked)
 
 
 def test_kl_is_the_log_ratio_of_the_sampled_tokens(make_run):

@@ -84,7 +84,7 @@ def test_the_reward_model_chooses_the_prefix_and_nobody_else_reads_it(run, monke
     asked = []
 
     class Listening(LengthScorer):
-        def __call__(self, prompts, completions, finished):
+        def __call__(self, prompts, completions, finished, sampled=None):
             scores = super().__call__(prompts, completions, finished)
             asked.append(([prompt.prompt for prompt in prompts], completions, scores))
             return scores

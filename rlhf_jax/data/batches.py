@@ -305,15 +305,20 @@ def _fit(prompts: Sequence[Ids], limit: int, too_long: TooLong, tokenizer: Token
 
 
 def _encode_rankings(rankings: Sequence[Ranking], tokenizer: Tokenizer) -> tuple[list[Ids], list[list[Ids]]]:
-    """The prompts' ids, and for each prompt those of its completions, with EOS where finished."""
+    """The prompts' ids, and for each prompt those of its completions, as they were sampled if they were.
+
+    A finished one has EOS, whichever token ended it: that is where a reward model learned to give its score.
+    """
     prompts = encode(tokenizer, [ranking.prompt for ranking in rankings], 'prompts', prompts=True)
-    texts = [text for ranking in rankings for text in ranking.completions]
+    texts = [text for ranking in rankings if ranking.sampled is None for text in ranking.completions]
     encoded = iter(encode(tokenizer, texts, 'completions'))
     answers = []
     for ranking in rankings:
         finished = ranking.finished or (True,) * len(ranking.completions)
-        answers.append([np.append(next(encoded), np.int32(tokenizer.eos_id)) if ended else next(encoded)
-                        for ended in finished])
+        own = ([next(encoded) for _ in finished] if ranking.sampled is None else
+               [np.array(ids[:-1] if ended else ids, np.int32) for ids, ended in zip(ranking.sampled, finished)])
+        answers.append([np.append(ids, np.int32(tokenizer.eos_id)) if ended else ids
+                        for ids, ended in zip(own, finished)])
     return prompts, answers
 
 

@@ -63,7 +63,8 @@ class Ranking:
 
     `ranks` are >= 1: 1 is best, equal ranks are ties. `finished` says of each completion whether
     it ended by itself (None: all did). `group` is what a split must not divide. `scores` are the
-    labeler's, higher is better, where the ranks come from these.
+    labeler's, higher is better, where the ranks come from these. `sampled` are the completions' token
+    ids as a model of the run wrote them, with the token that ended it: text can be written in several.
     """
     prompt: str
     completions: tuple[str, ...]
@@ -74,6 +75,7 @@ class Ranking:
     finished: tuple[bool, ...] | None
     row: Row
     scores: tuple[float, ...] | None = None
+    sampled: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def unit(self) -> tuple:

@@ -193,6 +193,10 @@ class Tokenizer:
         """`decode` of many sequences."""
         return self._side(continues).decode_batch(batch)
 
+    def same_ids(self, other: 'Tokenizer') -> bool:
+        """Whether every token has the same id in both."""
+        return self is other or self._start.get_vocab() == other._start.get_vocab()
+
     def check_fits(self, vocab_size: int) -> None:
         """Raises InputError unless this can be the tokenizer of a model with that vocabulary.
 

@@ -119,8 +119,7 @@ def _test_prompts(run) -> list:
 def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
     """The rows of completions, not yet scored: completion i answers records[indices[i]], and has log pi logprobs[i]."""
     completions, finished = generate.texts(rollout, run.tokenizer)
-    tokens, mask = rollout.completions, rollout.completion_mask
-    rows = []
+    sampled, rows = generate.sampled(rollout), []
     for i, index in enumerate(indices):
         record = records[index]
         gold = run.corpus.gold(record, completions[i], finished[i])
@@ -136,8 +135,8 @@ def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
             "scores": {},
             "kl": None,
             "logprob": float(logprobs[i]),
-            "length": int(mask[i].sum()),
-            "tokens": tokens[i][mask[i]].tolist(),
+            "length": len(sampled[i]),
+            "tokens": list(sampled[i]),
         })
     return rows
 
@@ -216,13 +215,13 @@ def add_scores(run, rows: list[dict]) -> None:
     """Fills in what each finished reward model says of rows, `scores`; `score`, which all compare by, is the first's."""
     prompts = run.corpus.prompts("test", "ppo")
     records = [prompts[row["index"]] for row in rows]
-    completions, finished = ([row[name] for row in rows] for name in ("completion", "finished"))
+    said = [[row[name] for row in rows] for name in ("completion", "finished", "tokens")]
     names = run.stages("reward_model")
     for row in rows:
         row.setdefault("scores", {})  # rows of an older version have none
     for name in names:
         if name not in rows[0]["scores"]:
-            scores = reward_model.Scorer(run, name)(records, completions, finished)
+            scores = reward_model.Scorer(run, name)(records, *said)
             for row, score in zip(rows, scores):
                 row["scores"][name] = float(score)
     for row in rows if names else []:

@@ -229,6 +229,12 @@ def decode_shardings(config: TransformerConfig, mesh, rules=sharding.DEFAULT_RUL
     return sharding.param_shardings(model.logical_axes(config), model.param_shapes(config), mesh, tensor_only)
 
 
+def sampled(rollout: Rollout) -> list[tuple[int, ...]]:
+    """The token ids of each completion, with the one that ended it."""
+    rollout = hosts.fetch(rollout)
+    return [tuple(row[keep].tolist()) for row, keep in zip(rollout.completions, rollout.completion_mask)]
+
+
 def texts(
     rollout: Rollout, tokenizer: Tokenizer, eos_id: int | tuple[int, ...] | None = None
 ) -> tuple[list[str], list[bool]]:
