@@ -14,6 +14,11 @@ class InputError(ValueError):
     """
 
 
+def reason(error: OSError) -> str:
+    """Why the system refuses, without the name of the file: "No space left on device"."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 def as_command(name: str, stopped: str = "stopped") -> Callable:
     """Decorates the main function of a command: bad input and Ctrl-C end it with a sentence and an exit status.
 

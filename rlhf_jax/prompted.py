@@ -109,7 +109,7 @@ def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
     texts = _short_demonstrations(run, stage, records)
     rng = random.Random(f"{run.seed_of(stage)}/{stage}")
     drawn = [rng.sample(texts, section.shots) for _ in range(section.candidates)]
-    found = hosts.on_first(read_if_there, path) or []
+    found = hosts.on_first(read_if_there, path, list) or []
     scorer = scorer_of(run, section.reward)
     todo = range(len(found), len(drawn))
     for number in loop.each(run, f"{stage}, prefixes", todo, len(todo)):

@@ -16,7 +16,7 @@ from rlhf_jax import hosts
 from rlhf_jax.config import upgraded
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import lock as lock_file
-from rlhf_jax.files import read_if_there, read_json, write_json
+from rlhf_jax.files import not_through_links, read_if_there, read_json, remove_left_over, write_json
 
 _SHOWN_DIFFERENCES = 8
 
@@ -66,6 +66,9 @@ class Workdir:
                 f"cannot make the work directory {self.path}: {error.strerror}") from error
         self._lock = _lock(self.path)
         try:
+            for folder, folders, _ in os.walk(self.path):
+                folders[:] = [name for name in folders if name not in ("checkpoints", "params")]  # Orbax's
+                remove_left_over(folder)
             self._adopt(config, overrides, ignore, defaults)
         except BaseException:
             self.close()
@@ -131,7 +134,7 @@ def _make_folder(path):
 def _lock(path):
     """Opens and locks `path/.lock`; the operating system releases it when the process dies."""
     try:
-        lock = open(path / ".lock", "a+", encoding="utf-8")
+        lock = open(path / ".lock", "a+", encoding="utf-8", opener=not_through_links)
     except OSError as error:
         raise InputError(
             f"the work directory {path} is not writable: {error.strerror}") from error

@@ -1,13 +1,13 @@
 """Downloads of the files of a public dataset: only when asked, only with a checksum."""
 
 import hashlib
-import os
 import pathlib
 import sys
 import urllib.request
 
 from rlhf_jax.data.public import Dataset
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import replacing
 
 _PIECE = 2**20
 _SECONDS = 60
@@ -30,21 +30,15 @@ def fetch(dataset: Dataset, folder: pathlib.Path) -> None:
 
 
 def _fetch(url: str, sha256: str, path: pathlib.Path) -> None:
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     digest = hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=_SECONDS) as response, open(beside, 'wb') as file:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as response, replacing(path) as file:
             while piece := response.read(_PIECE):
                 digest.update(piece)
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != sha256:
-            raise InputError(f'{url}: has the SHA-256 {digest.hexdigest()}, not {sha256} as published; '
-                             'nothing is kept of it')
-        os.replace(beside, path)
+            if digest.hexdigest() != sha256:
+                raise InputError(f'{url}: has the SHA-256 {digest.hexdigest()}, not {sha256} as published; '
+                                 'nothing is kept of it')
     except OSError as error:  # of the network too: urllib's errors are OSErrors
         raise InputError(f'{url}: cannot be downloaded to {path} ({error})') from None
-    finally:
-        beside.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +11,7 @@ import numpy as np
 from rlhf_jax import hosts
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import replacing
 from rlhf_jax.progress import Progress
 
 PART = 4_000_000  # characters tokenized at once
@@ -50,7 +50,10 @@ def encode_once(
         digest.update(text.encode() + b"\0")
     path = folder / f"{what}-{digest.hexdigest()}.npy"
     hosts.on_first(_keep, path, lambda: encode(tokenizer, texts, what, starts=starts))
-    stream = np.load(path, mmap_mode="r")
+    try:
+        stream = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it, and the same command makes it anew") from error
     sizes = stream[1 : stream[0] + 1].astype(np.int64)
     return np.split(stream[len(sizes) + 1 :], np.cumsum(sizes)[:-1])
 
@@ -61,17 +64,8 @@ def _keep(path: pathlib.Path, make: Callable[[], list[np.ndarray]]) -> None:
         return
     encoded = make()
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(
-                file,
-                np.concatenate([[len(encoded)], [len(ids) for ids in encoded], *encoded], dtype=np.int32),
-            )
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with replacing(path) as file:
+        np.save(file, np.concatenate([[len(encoded)], [len(ids) for ids in encoded], *encoded], dtype=np.int32))
 
 
 def lengths(

@@ -9,14 +9,13 @@ import importlib
 import itertools
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, write_json
+from rlhf_jax.files import new_folder, read_if_there, write_json
 
 Row = dict[str, Any]
 
@@ -119,10 +118,9 @@ def write(
         InputError: it is there already, or cannot be written.
     """
     tfds = _tfds()
-    folder, beside = out / name / version, out / f'.{name}-{version}.{os.getpid()}.tmp'
+    folder = out / name / version
     check_writable(out, name, version)
-    try:
-        beside.mkdir()
+    with new_folder(folder, within=out) as beside:
         identity = tfds.core.dataset_info.DatasetIdentity(
             name, tfds.core.Version(version), str(beside), __name__)
         info = tfds.core.DatasetInfo(builder=identity, description=description, homepage=homepage or None,
@@ -141,12 +139,6 @@ def write(
             writer.close_all()
         finish(beside)
         _write_sizes(beside)
-        folder.parent.mkdir(exist_ok=True)
-        os.replace(beside, folder)
-    except OSError as error:
-        raise InputError(f'cannot write {folder}: {error.strerror or error}') from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 

@@ -202,8 +202,6 @@ def _default_template(template: Any) -> str | None:
 def _object(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object, {} where there is no such file."""
     value = read_if_there(path)
-    if not isinstance(value, dict | None):
-        raise InputError(f'{path} is not a JSON object, {{...}}')
     for name, form in _FORMS.items():
         if value and not isinstance(value.get(name), form | None):
             raise InputError(f"{path}: '{name}' is {value[name]!r}, which no release has there")

@@ -1,6 +1,5 @@
 """REPRODUCTION.md: every claim of every sweep of a directory, with its figure, numbers and verdict."""
 
-import os
 import pathlib
 import re
 import shutil
@@ -9,7 +8,7 @@ import rich.console
 from rich.text import Text
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import write_text
+from rlhf_jax.files import new_folder, write_text
 from rlhf_jax.report import sweep_page
 from rlhf_jax.report.tables import Table, cell
 from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED
@@ -83,10 +82,7 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copies the small files of a sweep's report, in place of those of an earlier one, and of nothing else."""
     if target.exists() and not (target / "verdicts.json").is_file():
         raise InputError(f"{target} exists and is no copy of a sweep's report: give --publish another folder")
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with new_folder(target, replace=True) as fresh:
         # Without the links to what is not copied.
         links = rf" \[PDF\]\([^)]*\)|, of every arm: \[[^)]*{sweep_page.EVERYTHING}\)"
         text = re.sub(links, "", (source / "report.md").read_text(encoding="utf-8"))
@@ -98,9 +94,3 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
                     (fresh / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, fresh / name)
         write_text(fresh / "report.md", text)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(fresh, target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

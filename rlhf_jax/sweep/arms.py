@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import run, workdir
 from rlhf_jax.config import defaults_like
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, read_json, write_json
+from rlhf_jax.files import read_if_there, read_json, remove_left_over, write_json
 from rlhf_jax.report.spec import Declared
 from rlhf_jax.sweep import grid
 
@@ -154,6 +154,7 @@ def write(path: pathlib.Path, described: dict) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    remove_left_over(path)
     write_json(file, described)
 
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import hosts, shapes
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import copy, lock, read_if_there, write_json
+from rlhf_jax.files import copy, lock, new_folder, not_through_links, read_if_there, remove_left_over, write_json
 from rlhf_jax.progress import Stopped
 from rlhf_jax.run import Run
 
@@ -95,6 +95,8 @@ class Store:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "tokens").mkdir(exist_ok=True)
+            for folder in (self.path, *(path for path in self.path.iterdir() if path.is_dir())):
+                remove_left_over(folder)
         except OSError as error:
             raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
 
@@ -120,14 +122,14 @@ class Store:
 
     def _keep_tokenizer(self, ours, path):
         if not ours.is_dir() and (path / "tokenizer.json").exists():
-            new = ours.with_name(f".{ours.name}.{os.getpid()}")
-            new.mkdir(exist_ok=True)
-            for name in _TOKENIZER_FILES:
-                if (path / name).exists():
-                    shutil.copy(path / name, new)
-            with contextlib.suppress(OSError):  # another arm was faster
-                new.rename(ours)
-            shutil.rmtree(new, ignore_errors=True)
+            try:
+                with new_folder(ours) as new:
+                    for name in _TOKENIZER_FILES:
+                        if (path / name).exists():
+                            shutil.copy(path / name, new)
+            except InputError:
+                if not ours.is_dir():  # else another arm was faster
+                    raise
 
     @contextlib.contextmanager
     def shared(self, run: Run, stage: str):
@@ -156,7 +158,7 @@ class Store:
                 ours.symlink_to(os.path.relpath((source / name).resolve(), folder.resolve()))
         for file in source.iterdir():
             if file.suffix in (".json", ".jsonl", ".txt") and file.name != "done.json":
-                shutil.copy(file, folder)
+                copy(file, folder)
         if not same_judges:
             _forget_judges(folder)
         done = read_if_there(source / "done.json")
@@ -191,7 +193,7 @@ class Store:
 
             def take() -> bool:
                 if not files:
-                    files.append(stack.enter_context(open(self.path / f"{identity}.lock", "w")))
+                    files.append(stack.enter_context(open(self.path / f"{identity}.lock", "w", opener=not_through_links)))
                 return lock(files[0])
 
             stop, told = hosts.Stop(run.interrupt.asked), False

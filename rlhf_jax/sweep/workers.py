@@ -16,7 +16,7 @@ import threading
 import time
 
 from rlhf_jax.errors import EXIT_STOPPED, InputError
-from rlhf_jax.files import write_json
+from rlhf_jax.files import not_through_links, write_json
 from rlhf_jax.job import EXIT_SAVED
 from rlhf_jax.progress import Interrupt, Stopped
 from rlhf_jax.sweep import sequential
@@ -125,7 +125,7 @@ def _forgive(arms: list[Arm], path: pathlib.Path) -> None:
 def _open(path: pathlib.Path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "ab")
+        return open(path, "ab", opener=not_through_links)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 

@@ -5,14 +5,13 @@ a colour tells is told twice.
 """
 
 import contextlib
-import os
 import pathlib
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.files import replacing
 
 # Colour, marker, line. The order keeps neighbours apart in grey, too.
 LOOKS = [
@@ -43,14 +42,9 @@ def new_figure(path, columns: int, height: float, rows: int = 1, pdf: bool = Fal
 
 
 def _save(figure, path) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        # Without a date: the same data give the same file.
-        figure.savefig(temporary, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    # Without a date: the same data give the same file.
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
 
 
 def arms_of(estimate: dict) -> np.ndarray:
