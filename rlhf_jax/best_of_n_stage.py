@@ -6,6 +6,7 @@ The stage's folder gets
     candidates/0007.jsonl   the samples of one batch, with their scores: what is there is not sampled again
     best_of_n.json          the curve over n <= N, with intervals
     curve.jsonl             the same as plain numbers, and what is gained over n = 1
+    by_prompt.jsonl         the estimates of each prompt at some n, for claims that are judged on prompts not fitted to
     samples.jsonl           the best of N for each prompt, as of any policy
     evaluation.json         its estimates, as of any policy; the curve; its law (evaluate/overoptimization.py), and the
                             standard deviation of what each judge says of the policy's samples, its unit in Gao et al.
@@ -57,6 +58,7 @@ def run_stage(run: Run, stage: str) -> None:
     facts = {"policy": section.init, "reward": section.reward, "temperature": section.temperature, "curve": points}
     hosts.on_first(write_json, folder / "best_of_n.json", facts | {"prompts": len(candidates)})
     hosts.on_first(policy.write_rows, folder / "curve.jsonl", [_plain(point, points[0]) for point in points])
+    hosts.on_first(policy.write_rows, folder / "by_prompt.jsonl", _by_prompt({"score": proxy} | judges))
     facts |= {
         "law": {name: _law(points, name) for name in points[0] if name not in ("n", "kl")},
         "deviation": {name: float(values.std()) for name, values in ({"score": proxy} | judges).items()},
@@ -72,6 +74,17 @@ def _plain(point: dict, first: dict) -> dict:
     values = {name: value["value"] for name, value in point.items() if name not in ("n", "kl")}
     gained = {f"{name}_gain": value - first[name]["value"] for name, value in values.items()}
     return {"n": point["n"], "kl": point["kl"]} | values | gained
+
+
+def _by_prompt(judges: dict) -> list[dict]:
+    """A row of by_prompt.jsonl for each prompt: {n, and of each judge what it says of the best of each n}."""
+    columns = {name: best_of_n.estimate(judges["score"], values) for name, values in judges.items()}
+    prompts, samples = judges["score"].shape
+    chosen = best_of_n.grid(samples)
+    return [
+        {"n": chosen.tolist(), **{name: column[row, chosen - 1].tolist() for name, column in columns.items()}}
+        for row in range(prompts)
+    ]
 
 
 def _law(points: list[dict], name: str) -> dict | None:

@@ -101,6 +101,11 @@ def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
         plain = policy.read_rows(run.folder(stage) / "curve.jsonl")
         assert plain[-1]["gold_gain"] == pytest.approx(points[-1]["gold"]["value"] - points[0]["gold"]["value"])
         assert plain[0]["kl"] == plain[0]["score_gain"] == 0
+        by_prompt = policy.read_rows(run.folder(stage) / "by_prompt.jsonl")
+        assert len(by_prompt) == prompts and by_prompt[0]["n"] == list(range(1, count + 1))
+        for judge in ("score", "gold"):
+            mean = np.mean([row[judge] for row in by_prompt], axis=0)
+            np.testing.assert_allclose(mean, [point[judge]["value"] for point in points])
         law = overoptimization.fit(*overoptimization.gains(points, "score"), "best_of_n")
         assert evaluation["law"]["score"]["alpha"] == pytest.approx(law.alpha)
         assert evaluation["deviation"]["score"] == pytest.approx(np.std([row["score"] for row in own]))

@@ -119,7 +119,7 @@ def test_quantities(done):
     sweep = Sweep(done)
     arm = sweep.arms[0]
     for quantity, value in {
-        "history:objective/kl@last": 4.0, "history:objective/kl@first": 0.1, "history:loss@min": 1 / 40, "history:loss@max": 1,
+        "history:objective/kl@last": 4.0, "history:objective/kl@first": 0.1, "history:loss@min": None, "history:loss@max": None,
         "history:objective/kl@mean_last_10%": (3.7 + 3.8 + 3.9 + 4.0) / 4, "seconds": 30, "failed": 0, "prompts": 3,
         "evaluation:categories/chat/gold": 0.5, "evaluation:gold/total": measure(arm.overrides, "ppo_ptx")["gold/total"],
         "history:nothing@last": None, "gold/nothing": None,
@@ -399,7 +399,7 @@ def test_specs_are_json_both_ways():
     assert spec.Declared.from_json(json.loads(text)) == DECLARED
     nested = spec.All((spec.Greater(spec.Pick("ppo", {PTX: (1.0, 2.0)}, label="a"), 0.5, "score"),
                        spec.Close(spec.Pick("ppo"), spec.Pick("sft"), "kl", 0.1), spec.Peak("kl", "ppo", PTX),
-                       spec.Linear("score", "kl", "ppo", 0.9, form="rl")))  # fmt: skip
+                       spec.Turns("objective/gold", "ppo", "falls", 0.1), spec.Law("gold", "ppo", "rl", ("kl", "linear"))))  # fmt: skip
     assert spec.from_json(json.loads(json.dumps(spec.to_json(nested)))) == nested
 
 
@@ -416,6 +416,13 @@ def test_specs_are_json_both_ways():
     (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo_ptx", PTX, {PTX: (0.0, 2.0)})), "Peak.axis='ppo_ptx.ptx_coef': .* 3 are"),
     (lambda: spec.Curve("score", "ppo_ptx", PTX, scale="logg"), "Curve: scale='logg' is none of auto, linear"),
     (lambda: spec.Curve("history:objective/kl@median", "ppo_ptx", PTX), "is no quantity of ppo_ptx"),
+    (lambda: spec.Curve("history:objective/gold@max", "ppo_ptx", PTX), r"biased; Turns\('objective/gold', stage, 'falls', by\)"),
+    (lambda: spec.Table(("ppo_ptx",), ("history:loss@min",)), "Table.quantities='history:loss@min': the extreme of a noisy course"),
+    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", y="history:kl@max"), spec.Pick("ppo"), "history:kl@last")),
+     "Claim.Greater.Pick.y='history:kl@max': the extreme"),
+    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", tuned="ppo.lam"), 0.0, "kl")), "Pick.tuned='ppo.lam' is no field"),
+    (lambda: spec.Claim("a", "b", spec.Turns("kl", "pp", "falls")), "Claim.Turns.stage='pp'"),
+    (lambda: spec.Claim("a", "b", spec.Turns("kl", "ppo", "down")), "Turns: direction='down' is none of falls, rises"),
     (lambda: spec.Curve("gold/total", "reward_model", PTX), "no quantity of reward_model"),
     (lambda: spec.Curve("valid/accuracy", "ppo", PTX), "no quantity of ppo"),
     (lambda: spec.Plane("kl", "score", (spec.Path("ppo", "x"),)), "Plane.Path.axis='x'"),
@@ -438,6 +445,13 @@ def test_wrong_words_are_refused_when_a_sweep_is_defined(make_spec, words):
         kind = {spec.Table: "tables", spec.Claim: "claims"}.get(type(made), "figures")
         spec.Declared(**{kind: (made,)}).check(fake_sweep.CONFIG, ARMS)
     assert "\n" not in str(error.value)
+
+
+def test_looks_end_with_the_seeds_of_the_sweep():
+    spec.Declared(looks=(2, 3)).check(fake_sweep.CONFIG, ARMS)
+    for looks in ((3, 2), (2,), (2, 4), (3, 3)):
+        with pytest.raises(InputError, match="LOOKS=.* ending with the sweep's 3"):
+            spec.Declared(looks=looks).check(fake_sweep.CONFIG, ARMS)
 
 
 def test_right_words_pass():

@@ -49,14 +49,15 @@ FIGURES = (
     spec.Curve(BETA, "best_of_n", DATA, where=LARGEST, scale="category", name="beta_by_data"),
 )
 TABLES = (
-    spec.Table(("best_of_n",), ("gold/total", "win_rate", ALPHA, BETA, "evaluation:law/gold/r_squared")),
+    spec.Table(("best_of_n",), ("gold/total", "win_rate", ALPHA, BETA)),
     spec.Table(("proxy",), ("valid/accuracy", "valid/log_loss"), name="proxies"),
 )
 CLAIMS = (
     spec.Claim(
         "Gao et al. 2022, section 3.1",
-        "Gold gains d (alpha - beta d) of the distance d = sqrt(KL).",
-        spec.Linear("gold_gain", "kl", "best_of_n", 0.9, sqrt_x=True, form="bon", where=BASELINE, file="curve.jsonl"),
+        "Gold gains d (alpha - beta d) of the distance d = sqrt(KL): it predicts other prompts and n better than alpha d, "
+        "alpha ln n and no gain do.",
+        spec.Law("gold", "best_of_n", "best_of_n", against=("constant", "linear", "log_n"), over="prompts", where=BASELINE),
         figure="gold_by_size",
     ),
     spec.Claim(

@@ -15,6 +15,11 @@ def kl(n):
     return np.log(n) - (n - 1) / n
 
 
+def grid(samples: int) -> np.ndarray:
+    """i64[M]: values of n from 1 to `samples` that stand about evenly in ln n, two or three to an octave."""
+    return np.unique(np.round(np.geomspace(1, samples, 2 * samples.bit_length() - 1)).astype(int))
+
+
 def estimate(proxy, values) -> np.ndarray:
     """Expected value of the best of n by proxy, f64[P, N] for n = 1 to N: unbiased, from all N samples of a prompt.
 

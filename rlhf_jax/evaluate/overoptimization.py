@@ -9,17 +9,31 @@ Both are linear in alpha and beta, so a fit is least squares in closed form. alp
 reward rises at first, beta how soon the proxy misleads. In units of the standard deviation of gold under
 the initial policy, a proxy of correlation rho can give at most sqrt(2) rho d to first order, which is what
 tilting by the proxy gives; best of n gives 1.28 to 1.35 rho d where scores are normal.
+
+That a law fits says little: an R^2 of 0.9 is what even gold that has nothing to do with the proxy often reaches (its
+best of n drifts, smoothly). `saved_over_prompts` and `saved_over_runs` ask whether it predicts what it was not fitted to
+better than a simpler law does.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
 from rlhf_jax.evaluate import statistics
 from rlhf_jax.evaluate.statistics import Estimate
 
 _FALLOFF = {"best_of_n": lambda d: d, "rl": np.log}  # what beta multiplies
 FORMS = tuple(_FALLOFF)
+# What the coefficients of each law multiply, of the distance d = sqrt(KL) > 0.
+LAWS = {
+    "constant": lambda d: [],  # nothing is gained
+    "linear": lambda d: [d],
+    "kl": lambda d: [d**2],
+    "log_n": lambda d: [log_n(d**2)],
+    "best_of_n": lambda d: [d, -(d**2)],
+    "rl": lambda d: [d, -d * np.log(np.where(d > 0, d, 1))],
+}
 
 
 class Fit(NamedTuple):
@@ -28,7 +42,7 @@ class Fit(NamedTuple):
     form: str  # of FORMS
     alpha: float
     beta: float
-    r_squared: float  # share of the reward's variance over the points that were fitted
+    r_squared: float  # share of the reward's variance over the points that were fitted: it describes, and tests nothing
     start: float = 0.0  # the initial policy's reward, where it was fitted too
 
     def gain(self, kl) -> np.ndarray:
@@ -127,6 +141,72 @@ def extrapolate(kl, gain, form: str, until: float) -> Extrapolation:
     said = law.gain(kl[beyond])
     error = float(np.abs(gain[beyond] - said).max())
     return Extrapolation(law, int(beyond.sum()), r_squared(gain[beyond], said), error)
+
+
+def log_n(kl) -> np.ndarray:
+    """ln n of the best of n at a KL in nats: of kl = ln n - (n - 1)/n, u = 1/n is -W(-exp(-1 - kl)), Lambert's W."""
+    kl = np.asarray(kl, np.float64)
+    u = -scipy.special.lambertw(-np.exp(-1 - np.where(kl > 0, kl, 1.0))).real
+    return np.where(kl > 0, -np.log(u), 0.0)
+
+
+def saved_over_prompts(kl, gains, law: str, against: str, folds: int = 4) -> float:
+    """Squared error that `law` saves over `against` where neither was fitted: unbiased for the difference of their errors.
+
+    Fitted to every other point of all but a part of the prompts, judged at the points between, the farthest among them,
+    of that part, in turn. Where `against` is true and a case of `law`, `law` has one more coefficient to get wrong, and
+    saves less than nothing. A beta below 0 is no over-optimisation: `best_of_n` and `rl` then have 0 in its place.
+
+    Args:
+        kl: f[M], of M values of n. gains: f[P, M], of each prompt, over n = 1. folds: parts.
+    """
+    kl, gains = np.asarray(kl, np.float64), np.asarray(gains, np.float64)
+    there = (len(kl) - 1 - np.arange(len(kl))) % 2 == 0
+    found = []
+    for part in range(folds):
+        own = np.arange(len(gains)) % folds == part
+        fitted, judged = [(kl[~there], gains[~own].mean(0)[~there])], gains[own].mean(0)[there]
+        errors = [np.mean((judged - _said(*_fitted(name, fitted), kl[there])) ** 2) for name in (against, law)]
+        found.append(errors[0] - errors[1])
+    return float(np.mean(found))
+
+
+def saved_over_runs(runs: list, law: str, against: str) -> list[float]:
+    """The same of each run of training: coefficients of the *other* runs' even points, judged at the odd ones of this run.
+
+    The start is each run's own: what its even points are above the law.
+
+    Args:
+        runs: (KL f[M], reward f[M]) each, of one setting, two or more; a KL below 0 (an estimate) counts as 0.
+    """
+    runs = [(np.maximum(kl, 0.0), np.asarray(reward, np.float64)) for kl, reward in runs]
+    even = [(kl[::2], reward[::2]) for kl, reward in runs]
+    found = []
+    for number, (kl, reward) in enumerate(runs):
+        errors = []
+        for name in (against, law):
+            said = _said(*_fitted(name, even[:number] + even[number + 1 :], start=True), kl)
+            left = reward - said - (reward - said)[::2].mean()
+            errors.append(np.mean(left[1::2] ** 2))
+        found.append(float(errors[0] - errors[1]))
+    return found
+
+
+def _fitted(law: str, runs: list, start: bool = False) -> tuple[str, np.ndarray]:
+    """The law and its coefficients by least squares over all runs, each with a start of its own if there is one."""
+    own = (lambda x: x - x.mean(0)) if start else (lambda x: x)
+    columns = np.concatenate([own(_columns(law, kl)) for kl, _ in runs])
+    found = np.linalg.lstsq(columns, np.concatenate([own(reward) for _, reward in runs]))[0]
+    return _fitted("linear", runs, start) if law in FORMS and found[1] < 0 else (law, found)
+
+
+def _said(law: str, coefficients, kl) -> np.ndarray:
+    return _columns(law, kl) @ coefficients
+
+
+def _columns(law: str, kl) -> np.ndarray:
+    """f[M, coefficients]."""
+    return np.stack([0 * kl, *LAWS[law](np.sqrt(kl))], axis=1)[:, 1:]
 
 
 class Line(NamedTuple):

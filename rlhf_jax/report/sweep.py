@@ -316,7 +316,7 @@ def _short_names(arms) -> dict[str, str]:
 def _summary(values, how) -> float | None:
     if how == "mean_last_10%":
         return float(np.mean(values[-max(1, len(values) // 10) :]))
-    return {"last": values[-1], "first": values[0], "min": min(values), "max": max(values)}.get(how)
+    return {"last": values[-1], "first": values[0]}.get(how)
 
 
 def _flat(value, at=()) -> dict[str, float]:

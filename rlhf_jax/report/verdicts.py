@@ -1,9 +1,13 @@
 """Does a sweep say what the paper says? One rule of decision for every claim.
 
-A rule (see spec.py) becomes one number for each seed, positive where the seed agrees with the claim; arms of one
-seed share data and initial weights, so differences are taken within a seed first. The 95 % Student t interval of its
-mean over seeds decides: entirely above 0, the claim holds; entirely below 0, it does not hold; otherwise, and with
-fewer than two seeds, it is undecided. Claims are judged one by one, without correction for their number.
+A rule (see spec) becomes one number for each seed, or several where it says several things, each positive where the seed
+agrees with the claim; arms of one seed share data and initial weights, so differences are taken within a seed first. The
+95 % Student t interval of each mean over seeds decides. The claim holds where all of them are entirely above 0. It does
+not hold where one is entirely below 0, of m numbers by an interval of 1 - 5 %/m: where all are truly 0, one of them is
+that low in 2.5 % and not in m times that. Otherwise, and with fewer than two seeds, it is undecided.
+
+Claims are judged one by one, without correction for their number. Nothing is chosen by the data that judge it. How
+often a rule is wrong where nothing is there: docs/sweeps.md.
 """
 
 import dataclasses
@@ -12,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_jax.evaluate import best_of_n, overoptimization
 from rlhf_jax.evaluate.statistics import Estimate, mean_over_seeds
 from rlhf_jax.report import spec
 from rlhf_jax.report.record import label
@@ -19,6 +24,10 @@ from rlhf_jax.report.sweep import Sweep, is_number, shown
 from rlhf_jax.report.tables import title_of
 
 HOLDS, NOT, UNDECIDED = "holds", "does not hold", "undecided"
+WITHDRAWN = "withdrawn"  # of a published claim whose rule was wrong and that no run has judged anew
+# Numbers of seeds of each look -> how often, in %, a claim of which nothing is true holds at one of them where looks end
+# with the first that decides: of one t test, and of Peak where an end is as good as the best inner value.
+ERRORS_OF_LOOKS = {(3, 4): (4.0, 6.5), (3, 5): (4.3, 7.3), (3, 4, 5): (5.1, 9.4)}
 
 
 class Contrast(NamedTuple):
@@ -37,15 +46,16 @@ class Contrast(NamedTuple):
         """Mean and 95 % interval; None without a seed."""
         return mean_over_seeds(list(self.by_seed.values())) if self.by_seed else None
 
-    @property
-    def verdict(self) -> str:
+    def verdict(self, tests: int = 1) -> str:
+        """HOLDS by the 95 % interval; NOT by one of 1 - 5 %/tests: as one of so many of a claim; else UNDECIDED."""
         if len(self.by_seed) < 2:
             return UNDECIDED
         _, low, high = self.estimate
-        if self.margin is None:
-            return HOLDS if low > self.threshold else NOT if high < self.threshold else UNDECIDED
-        if -self.margin < low and high < self.margin:
+        if self.margin is None and low > self.threshold or self.margin is not None and -self.margin < low and high < self.margin:
             return HOLDS
+        _, low, high = mean_over_seeds(list(self.by_seed.values()), 1 - 0.05 / tests)
+        if self.margin is None:
+            return NOT if high < self.threshold else UNDECIDED
         return NOT if low > self.margin or high < -self.margin else UNDECIDED
 
     @property
@@ -72,19 +82,23 @@ class Contrast(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a rule has come to: HOLDS, NOT or UNDECIDED, why in one sentence, and the tests behind it."""
+    """What a rule has come to: HOLDS, NOT or UNDECIDED, why in one sentence, and the tests behind it.
+
+    `looks`: how many seeds there were at each look, where there were several.
+    """
 
     verdict: str
     sentence: str
     tests: tuple[Contrast, ...]
+    looks: tuple[int, ...] = ()
 
     def to_json(self) -> dict:
         """Plain values; what is not finite is None."""
         def finite(value):
             return value if math.isfinite(value) else None
 
-        return {"verdict": self.verdict, "sentence": self.sentence, "tests": [
-            {"what": test.what, "verdict": test.verdict, "by_seed": test.by_seed, "seeds": len(test.by_seed),
+        return {"verdict": self.verdict, "looks": list(self.looks), "sentence": self.sentence, "tests": [
+            {"what": test.what, "verdict": test.verdict(), "by_seed": test.by_seed, "seeds": len(test.by_seed),
              "df": max(0, len(test.by_seed) - 1), "t": finite(test.t), "threshold": test.threshold,
              "margin": test.margin,
              **({} if test.estimate is None else {name: finite(v) for name, v in test.estimate._asdict().items()})}
@@ -93,20 +107,36 @@ class Verdict:
 
 def judge(sweep: Sweep, rule) -> Verdict:
     """Applies a rule of a claim to what a sweep has measured; what is missing makes it undecided, never an error."""
-    if isinstance(rule, spec.All):
-        parts = [judge(sweep, part) for part in rule.rules]
-        found = [part.verdict for part in parts]
-        verdict = NOT if NOT in found else UNDECIDED if UNDECIDED in found or not found else HOLDS
-        sentence = "; ".join(f"({n}) {part.sentence}" for n, part in enumerate(parts, 1))
-        return Verdict(verdict, sentence, tuple(test for part in parts for test in part.tests))
-    tests = _TESTS[type(rule)](sweep, rule)
-    found = {test.verdict for test in tests}
-    verdict = NOT if NOT in found else UNDECIDED if UNDECIDED in found else HOLDS
+    parts = _parts(sweep, rule)
+    tests = [test for part in parts for test in part]
+    said = ["; ".join(test.sentence() for test in part) for part in parts]
+    sentence = said[0] if len(said) == 1 else "; ".join(f"({n}) {part}" for n, part in enumerate(said, 1))
     lacking = [seed for seed in sweep.seeds if any(seed not in test.by_seed for test in tests)]
-    sentence = "; ".join(test.sentence() for test in tests)
     if lacking and len(sweep.seeds) > 1:
-        sentence += f"; without seed {', '.join(map(str, lacking))}, which lacks a number"
-    return Verdict(verdict, sentence, tuple(tests))
+        sentence += f"; without seed {', '.join(map(str, lacking))}, which lacks a number or has chosen"
+    looks = sweep.declared.looks
+    if len(looks) > 1:
+        sentence += f"; {_of_looks(looks, rule)}"
+    return Verdict(decide(tests), sentence, tuple(tests), looks)
+
+
+def decide(tests: list[Contrast]) -> str:
+    """The verdict of a claim that says all of these."""
+    found = [test.verdict(len(tests)) for test in tests]
+    return NOT if NOT in found else UNDECIDED if UNDECIDED in found or not found else HOLDS
+
+
+def _parts(sweep, rule) -> list[list[Contrast]]:
+    if isinstance(rule, spec.All):
+        return [part for inner in rule.rules for part in _parts(sweep, inner)]
+    return [_TESTS[type(rule)](sweep, rule)]
+
+
+def _of_looks(looks, rule) -> str:
+    plain, peak = ERRORS_OF_LOOKS.get(looks, (None, None))
+    error = peak if isinstance(rule, spec.Peak) else plain
+    wrong = f"wrong in up to {error} % a side, not 2.5" if error else "how often it is then wrong was not measured"
+    return f"look {len(looks)} of {len(looks)}: judged with {', then '.join(map(str, looks))} seeds, {wrong}"
 
 
 # --- rules -------------------------------------------------------------------------------------------------------
@@ -175,21 +205,42 @@ def _dominates(sweep, rule):
     return [Contrast(f"{title_of(rule.y)} of {a} over that of {b} at equal {title_of(rule.x)}", gaps, margin=margin)]
 
 
-def _linear(sweep, rule):
-    over = {}
-    for seed in sweep.seeds:
-        found = [r_squared(x, y, rule.form, rule.start) for x, y in _fit_points(sweep, rule, seed)]
-        if found and not any(map(math.isnan, found)):
-            over[seed] = float(np.mean(found))
-    d = f"√({title_of(rule.x)})" if rule.sqrt_x else title_of(rule.x)
-    start = "a start and " if rule.start else ""
-    forms = {"linear": f"linear in {d}", "bon": f"of {start}d (α − β d), d = {d}", "rl": f"of {start}d (α − β ln d), d = {d}"}
-    return [Contrast(f"R² of {title_of(rule.y)} {forms[rule.form]}", over, rule.r2)]
+def _turns(sweep, rule):
+    sign = 1 if rule.direction == "falls" else -1
+    found = []
+    for setting in sweep.select(rule.where):
+        courses = {seed: course for seed in sweep.seeds if (course := _course(sweep, rule, setting, seed))}
+        steps = sorted(set.intersection(*map(set, courses.values()))) if courses else []
+        falls = turned(sign * np.array([[course[step] for step in steps] for course in courses.values()]))
+        found.append({} if falls is None else dict(zip(courses, map(float, falls))))
+    what, best = ("fall", "highest") if sign > 0 else ("rise", "lowest")
+    return [Contrast(f"{what} of {title_of(rule.y)} from the {best} step of the other seeds to the last tenth",
+                     _mean_over_settings(found), rule.by)]
 
 
+def _law(sweep, rule):
+    found = {against: [] for against in rule.against}
+    for setting in sweep.select(rule.where):
+        if rule.over == "steps":
+            runs = {seed: run for seed in sweep.seeds if len((run := _steps(sweep, rule, rule, setting, seed))[0]) > 5}
+        else:
+            runs = {seed: run for seed in sweep.seeds if (run := _by_prompt(sweep, rule, setting, seed))}
+        for against, by_seed in found.items():
+            if rule.over == "prompts":
+                saved = [overoptimization.saved_over_prompts(*run, rule.law, against) for run in runs.values()]
+            else:
+                saved = overoptimization.saved_over_runs(list(runs.values()), rule.law, against) if len(runs) > 1 else []
+            by_seed.append(dict(zip(runs, saved)))
+    where = "other prompts and n" if rule.over == "prompts" else "other seeds and steps"
+    return [Contrast(f"squared error of {title_of(rule.y)} that {_LAWS[rule.law]} saves over {_LAWS[against]}, fitted to {where}",
+                     _mean_over_settings(by_seed)) for against, by_seed in found.items()]
+
+
+_LAWS = {"constant": "a constant", "linear": "α d", "kl": "α d²", "log_n": "α ln n", "best_of_n": "d (α − β d)",
+         "rl": "d (α − β ln d)"}  # fmt: skip
 _TESTS = {spec.Trend: _trend, spec.Peak: _peak, spec.Greater: _greater, spec.Close: _close,
           spec.Dominates: _dominates, spec.Coincides: _dominates,
-          spec.Linear: _linear}  # fmt: skip
+          spec.Turns: _turns, spec.Law: _law}  # fmt: skip
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -202,28 +253,33 @@ def slope(x, y) -> float:
     return float(x @ (y - y.mean()) / (x @ x))
 
 
-def r_squared(x, y, form: str = "linear", start: bool = False) -> float:
-    """1 - (squares left) / (squares about the mean of y) of a fit of y, f[N], over d = x; nan where it says nothing.
+def turned(courses) -> np.ndarray | None:
+    """How far each course has fallen from its peak to its last tenth, f[..., K]; see spec.Turns.
 
-    A fit needs more points than coefficients, and y must vary. Forms and `start` as in spec.Linear; d = 0 counts as 0 in
-    d ln d.
+    The peak is where the mean of the other courses is highest, of every other step; the steps beside it, which are not
+    among those, say how high this course was there. So the noise of a step either chooses or judges, and a course that
+    wanders (whose steps are alike) chooses nothing for itself: where courses never fall the mean is at most 0.
+
+    Args:
+        courses: f[..., K, T], K seeds. None comes back for fewer than two of them, or for fewer than 6 steps.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    log = np.log(np.where(x > 0, x, 1.0))
-    columns = {"linear": [np.ones_like(x), x], "bon": [x, -x * x], "rl": [x, -x * log]}[form]
-    columns += [np.ones_like(x)] if start and form != "linear" else []
-    spread = ((y - y.mean()) ** 2).sum() if len(y) else 0.0
-    if len(y) <= len(columns) or spread == 0:
-        return math.nan
-    columns = np.stack(columns, axis=1)
-    left = y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]
-    return float(1 - (left**2).sum() / spread)
+    seeds, total = courses.shape[-2:] if courses.ndim > 1 else (0, 0)
+    if seeds < 2 or total < 6:
+        return None
+    end = max(1, total // 10)
+    places = np.arange(1, total - end - 1, 2)
+    others = courses.sum(-2, keepdims=True) - courses
+    peak = places[others[..., places].argmax(-1)][..., None]
+    before, after = (np.take_along_axis(courses, peak + side, -1)[..., 0] for side in (-1, 1))
+    return (before + after) / 2 - courses[..., -end:].mean(-1)
 
 
 def mean_gap(a, b) -> float | None:
     """Mean of y of curve a less y of curve b over the x that both cover; points (x, y) are joined in the order of x.
 
-    None where the ranges do not meet in more than one x.
+    Where one has fewer points, only there: lines between the sparse points of a bent curve are on one side of it, and
+    would favour the other. With one such point, its gap. None where the ranges do not meet in more than one x, or no point
+    of the sparser lies where they do.
     """
     if len(a) < 2 or len(b) < 2:
         return None
@@ -231,8 +287,14 @@ def mean_gap(a, b) -> float | None:
     low, high = max(ax[0], bx[0]), min(ax[-1], bx[-1])
     if not low < high:
         return None
-    x = np.unique([low, high, *(x for x in (*ax, *bx) if low < x < high)])  # every kink: the mean is exact
-    return float(np.trapezoid(np.interp(x, ax, ay) - np.interp(x, bx, by), x) / (high - low))
+    if len(a) == len(b):
+        x = np.unique([low, high, *(x for x in (*ax, *bx) if low < x < high)])  # every kink: the mean is exact
+    else:
+        x = np.unique([x for x in min(ax, bx, key=len) if low <= x <= high])
+    if not len(x):
+        return None
+    gap = np.interp(x, ax, ay) - np.interp(x, bx, by)
+    return float(np.trapezoid(gap, x) / (x[-1] - x[0]) if len(x) > 1 else gap[0])
 
 
 # --- what rules look at ------------------------------------------------------------------------------------------
@@ -258,7 +320,19 @@ def _left_out(sweep, rule, levels) -> str:
 
 
 def _picked(sweep, pick, quantity) -> dict[int, float]:
+    if pick.tuned:
+        return _tuned(sweep, pick, quantity)[-1]
     return sweep.by_seed(pick.stage, sweep.select(pick.where), pick.y or quantity)
+
+
+def _tuned(sweep, pick, quantity):
+    """Level of the field that is tuned, as the first seed chooses it, that seed, and the others' quantity there."""
+    levels, values = _along(sweep, pick.stage, pick.tuned, pick.y or quantity, pick.where)
+    if not values:
+        return None, None, {}
+    chooser, *judges = values
+    best = int(np.argmax(values[chooser]) if pick.best == "highest" else np.argmin(values[chooser]))
+    return levels[best], chooser, {seed: float(values[seed][best]) for seed in judges}
 
 
 def _said(sweep, pick, quantity, beside=None) -> str:
@@ -266,6 +340,9 @@ def _said(sweep, pick, quantity, beside=None) -> str:
     where = ", ".join(f"{_name(sweep, name)} = {' or '.join(map(shown, value if isinstance(value, tuple) else (value,)))}"
                       for name, value in pick.where.items())
     words = pick.label or (f"{label(pick.stage)} ({where})" if where else label(pick.stage))
+    if pick.tuned:
+        level, chooser, _ = _tuned(sweep, pick, quantity)
+        words += f" at {_name(sweep, pick.tuned)} = {shown(level)} (chosen by seed {chooser})"
     quantity = pick.y or quantity
     if beside is not None and (beside.y or quantity) == quantity:
         return f"that of {words}"
@@ -289,22 +366,36 @@ def _points(sweep, path, rule, seed) -> list[tuple[float, float]]:
     return points
 
 
-def _fit_points(sweep, rule, seed):
-    """(x, y) of each fit: one a run over its steps, or one over the seed's settings along the axis."""
-    settings = sweep.select(rule.where, rule.axis)
-    if rule.axis is not None:
-        points = _points(sweep, rule, rule, seed)
-        return [tuple(map(np.array, zip(*points)))] if points else []
-    return [_steps(sweep, rule, rule, setting, seed, rule.window) for setting in settings]
-
-
-def _steps(sweep, path, rule, setting, seed, window=1) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the steps of one run, means over each `window` of them; both empty where it is not finished."""
-    arm = sweep.arm(setting, seed)
-    rows = sweep.history(arm, path.stage, rule.file) if arm and sweep.finished(arm, path.stage) else []
+def _steps(sweep, path, rule, setting, seed) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the steps of one run; both empty where it is not finished."""
+    rows = _rows(sweep, path.stage, setting, seed, getattr(rule, "file", "metrics.jsonl"))
     points = [(row.get(rule.x), row.get(rule.y)) for row in rows]
     points = [(x, y) for x, y in points if is_number(x) and is_number(y) and math.isfinite(x) and math.isfinite(y)]
-    points = np.array(points, float).reshape(-1, 2)
-    whole = len(points) // window * window
-    x, y = points[:whole].reshape(-1, window, 2).mean(axis=1).T
-    return (np.sqrt(np.maximum(x, 0)) if rule.sqrt_x else x), y  # an estimate of KL can be below 0
+    x, y = np.array(points, float).reshape(-1, 2).T
+    return (np.sqrt(np.maximum(x, 0)) if getattr(rule, "sqrt_x", False) else x), y  # an estimate of KL can be below 0
+
+
+def _course(sweep, rule, setting, seed) -> dict[int, float]:
+    """Step -> the metric, of the steps of one run that have it."""
+    rows = _rows(sweep, rule.stage, setting, seed, "metrics.jsonl")
+    return {row["step"]: row[rule.y] for row in rows if is_number(row.get(rule.y)) and math.isfinite(row[rule.y])}
+
+
+def _by_prompt(sweep, rule, setting, seed):
+    """(KL f[M], what each prompt gains f[P, M]) of the best of each n of a best_of_n stage; None where there is nothing."""
+    rows = _rows(sweep, rule.stage, setting, seed, "by_prompt.jsonl")
+    if len(rows) < 8 or any(rule.y not in row or len(row["n"]) < 6 for row in rows):
+        return None
+    values = np.array([row[rule.y] for row in rows], float)
+    return best_of_n.kl(rows[0]["n"]), values - values[:, :1]
+
+
+def _rows(sweep, stage, setting, seed, file) -> list[dict]:
+    arm = sweep.arm(setting, seed)
+    return sweep.history(arm, stage, file) if arm and sweep.finished(arm, stage) else []
+
+
+def _mean_over_settings(found: list[dict[int, float]]) -> dict[int, float]:
+    """Of the seeds that every setting has."""
+    seeds = [seed for seed in found[0] if all(seed in by_seed for by_seed in found)] if found else []
+    return {seed: float(np.mean([by_seed[seed] for by_seed in found])) for seed in seeds}

@@ -13,8 +13,8 @@ field or has the config's value; an empty one chooses all. A *quantity* is
     "gold/total", "score", "kl", "skills/mean", "valid_loss", ...    an estimate of a policy's evaluation.json
     "valid/accuracy", "heldout/log_loss", "valid/by_group/detail"    of a reward model's
     "evaluation:categories/chat/gold"                                any other number there, by its path
-    "history:objective/kl@last"                                      of the stage's metrics.jsonl; or @first, @min,
-                                                                     @max, @mean_last_10%
+    "history:objective/kl@last"                                      of the stage's metrics.jsonl; or @first,
+                                                                     @mean_last_10%; no extremes, see Turns
     "seconds", "evaluation_seconds", "peak_memory_gib"               of the stage's done.json
     "failed"                                                         1 where the arm failed, 0 where it is done
 
@@ -28,9 +28,9 @@ from typing import Any
 
 from rlhf_jax.errors import InputError
 
-SUMMARIES = ("last", "first", "min", "max", "mean_last_10%")
+SUMMARIES = ("last", "first", "mean_last_10%")
 SCALES = ("auto", "linear", "log", "symlog", "category")
-FORMS = ("linear", "bon", "rl")
+LAWS = ("constant", "linear", "kl", "log_n", "best_of_n", "rl")  # evaluate/overoptimization.py has what they say
 
 
 # --- figures and tables ------------------------------------------------------------------------------------------
@@ -137,12 +137,20 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-    """For each seed the mean of a quantity over the settings chosen; `y` overrides the rule's quantity."""
+    """For each seed the mean of a quantity over the settings chosen; `y` overrides the rule's quantity.
+
+    With `tuned`, a field: at the value of it that is `best` in the first seed, which then judges nothing.
+    """
 
     stage: str
     where: dict = field(default_factory=dict)
     y: str | None = None
     label: str = ""
+    tuned: str | None = None
+    best: str = "highest"  # or lowest
+
+    def __post_init__(self):
+        _one_of(self, "best", ("highest", "lowest"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,37 +234,54 @@ class Coincides(Dominates):
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
-    """R^2 of a least-squares fit of y is at least r2.
+class Turns:
+    """A metric falls after its highest step (rises after its lowest): by more than `by` until the last tenth of the run.
 
-    Points are the steps of each run's metrics.jsonl (or another file of JSON lines), or with `axis` each seed's
-    settings. d is x, or its root with sqrt_x. Forms: linear, c + m d; and what is gained over d = 0 (Gao et al. 2022,
-    section 3): bon, d (alpha - beta d); rl, d (alpha - beta ln d).
+    What chooses that step does not judge it: for each seed it is where the mean of the *other* seeds is highest, of
+    every other step before the last tenth; what is judged is this seed's mean of the two steps beside it, less that of
+    its last tenth. Of several settings each has a step of its own, and the mean over them is the seed's number.
+    """
+
+    y: str  # a metric of metrics.jsonl, without "history:"; steps that do not have it do not count
+    stage: str
+    direction: str
+    by: float = 0.0
+    where: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        _one_of(self, "direction", ("falls", "rises"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A law of what a distance gains predicts better than each law of `against` what neither was fitted to.
+
+    Of training (over="steps"): y over the KL x of each step, start included, for each setting; fitted to every other
+    step of the *other* seeds, judged at the steps between of this one. Of a best_of_n stage (over="prompts"): y
+    ("gold", "score") gained over n = 1; fitted to every other n of three quarters of the prompts, judged at the n
+    between of the other quarter, in turn. The number is the squared error saved, in units of y squared. A law that
+    is a special case of the other loses to it only where the other's further coefficient is worth its noise.
     """
 
     y: str
-    x: str
     stage: str
-    r2: float
-    sqrt_x: bool = False
-    axis: str | None = None
-    form: str = "linear"
+    law: str  # of LAWS
+    against: tuple[str, ...]
+    x: str = "objective/kl_exact"
+    over: str = "steps"
     where: dict = field(default_factory=dict)
-    file: str = "metrics.jsonl"
-    start: bool = False  # bon, rl: y is not gained but the reward itself, and that at d = 0 is fitted too
-    window: int = 1  # steps whose mean is a point; a rest of fewer is left out
 
     def __post_init__(self):
-        _one_of(self, "form", FORMS)
-        if self.window < 1 or self.window > 1 and self.axis is not None:
-            raise InputError(f"Linear: window={self.window} must be at least 1, and 1 with an axis: settings have no steps")
-        if self.start and self.form == "linear":
-            raise InputError("Linear: start is of the forms bon and rl: a line has a start anyway")
+        _one_of(self, "over", ("steps", "prompts"))
+        _one_of(self, "law", LAWS)
+        _tuple_of(self, "against", str)
+        if not self.against or self.law in self.against or not set(self.against) <= set(LAWS):
+            raise InputError(f"Law: against={self.against} must name other laws than {self.law}, of {listed(LAWS)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class All:
-    """Every rule holds; it does not hold as soon as one does not."""
+    """Every rule holds; it does not hold as soon as one does not, at a level corrected for their number."""
 
     rules: tuple
 
@@ -264,7 +289,7 @@ class All:
         _tuple_of(self, "rules", RULES)
 
 
-RULES = (Trend, Peak, Greater, Close, Dominates, Coincides, Linear, All)
+RULES = (Trend, Peak, Greater, Close, Dominates, Coincides, Turns, Law, All)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,17 +311,19 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """FIGURES, TABLES, CLAIMS and BASELINE of an experiment file; all may be absent."""
+    """FIGURES, TABLES, CLAIMS, BASELINE and LOOKS of an experiment file; all may be absent."""
 
     figures: tuple = ()
     tables: tuple = ()
     claims: tuple = ()
     baseline: dict | None = None  # chooses the setting that others are compared with; None: the config's own values
+    looks: tuple = ()  # numbers of seeds at which the claims were judged, (3, 5) where undecided ones asked for more
 
     def __post_init__(self):
         _tuple_of(self, "figures", FIGURES)
         _tuple_of(self, "tables", Table)
         _tuple_of(self, "claims", Claim)
+        _tuple_of(self, "looks", int)
 
     @classmethod
     def of(cls, module) -> "Declared":
@@ -306,16 +333,16 @@ class Declared:
             InputError: one is of the wrong kind.
         """
         return cls(getattr(module, "FIGURES", ()), getattr(module, "TABLES", ()), getattr(module, "CLAIMS", ()),
-                   getattr(module, "BASELINE", None))  # fmt: skip
+                   getattr(module, "BASELINE", None), getattr(module, "LOOKS", ()))  # fmt: skip
 
     def to_json(self) -> dict:
-        """{"figures": [...], "tables": [...], "claims": [...], "baseline": ...}, for sweep.json."""
-        return {name: to_json(getattr(self, name)) for name in ("figures", "tables", "claims", "baseline")}
+        """{"figures": [...], "tables": [...], "claims": [...], "baseline": ..., "looks": [...]}, for sweep.json."""
+        return {item.name: to_json(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, value: dict) -> "Declared":
         """What `to_json` gave; other keys of `value` do not matter, missing ones are empty."""
-        read = {name: from_json(value.get(name) or []) for name in ("figures", "tables", "claims")}
+        read = {name: from_json(value.get(name) or []) for name in ("figures", "tables", "claims", "looks")}
         return cls(**read, baseline=value.get("baseline"))
 
     def check(self, config: dict, arms: list[dict]) -> None:
@@ -369,7 +396,7 @@ def of_metrics(item) -> bool:
     """Whether the x and y of a spec are metrics of each step, not quantities."""
     if isinstance(item, (Dominates, Coincides)):
         return bool(item.file)
-    return isinstance(item, History) or isinstance(item, Linear) and item.axis is None
+    return isinstance(item, (History, Turns, Law))
 
 
 def lookup(config: dict, name: str):

@@ -9,6 +9,7 @@ from rlhf_jax.report.tables import QUANTITIES
 
 _OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
 _OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
+_EXTREMES = ("min", "max")  # of a course
 _NO_POLICY = ("collect", "reward_model")
 
 
@@ -23,6 +24,8 @@ def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
         if names.count(name) > 1 or not name.replace("_", "").replace("-", "").isalnum():
             raise InputError(f"name='{name}': a figure's or table's name is its own, of letters, digits, - and _")
     drawn = [figure.name for figure in declared.figures if figure.name]
+    if declared.looks and (list(declared.looks) != sorted(set(declared.looks)) or declared.looks[-1] != sweep.seeds):
+        raise InputError(f"LOOKS={declared.looks} must be the numbers of seeds of each look, ending with the sweep's {sweep.seeds}")
     for claim in declared.claims:
         if claim.figure and claim.figure not in drawn:
             known = spec.listed(drawn)
@@ -37,6 +40,7 @@ class _Words:
         self.stages = list(config["stages"])
         for arm in arms:
             self.stages += [stage for stage in arm.get("stages", ()) if stage not in self.stages]
+        self.seeds = len({arm.get("seed", config.get("seed", 0)) for arm in arms})
         self.swept = list(dict.fromkeys(name for arm in arms for name in arm if name != "seed"))
 
     def stage(self, at, name):
@@ -77,6 +81,10 @@ class _Words:
         return kind is None or known_quantity(quantity, kind)
 
     def quantity(self, at, name, stages):
+        if name.startswith("history:") and name.rpartition("@")[2] in _EXTREMES:
+            metric = name.removeprefix("history:").rpartition("@")[0]
+            raise InputError(f"{at}='{name}': the extreme of a noisy course is biased; Turns('{metric}', stage, 'falls', by) "
+                             "claims a turn of it, where other seeds choose the step")
         for stage in stages:
             if not self.has(stage, name):
                 kind = self._kind(stage)
@@ -116,7 +124,7 @@ def _check(item, sweep: _Words, at: tuple) -> None:
         if name in ("stage", "stages"):
             for stage in (value,) if name == "stage" else value:
                 sweep.stage(here, stage)
-        elif name in ("axis", "by") and isinstance(value, str):  # `by` of Greater is a number
+        elif name in ("axis", "by", "tuned") and isinstance(value, str):  # `by` of Greater is a number
             sweep.axis(here, value, item.where, 3 if isinstance(item, spec.Peak) else 2)
         elif name in ("where", "baseline") and value:
             sweep.where(here, value)
