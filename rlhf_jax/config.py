@@ -350,8 +350,8 @@ def ppo_config() -> ConfigDict:
             "whiten_advantages": "batch",  # unstated; or "minibatch" (OpenAI's code, Huang et al. detail 18), "none"
             "missing_eos": "replace",  # unstated; Ziegler et al.: a fixed score instead; or "subtract", "none"
             "missing_eos_value": -1.0,
-            "ema_decay": 0.992,  # C.4, per optimizer step (unstated whether per step or iteration)
-            "output": "ema",  # unstated; which weights are evaluated and handed on: or "params"
+            "ema_decay": 0.992,  # C.4, per optimizer step (unstated whether per step or iteration); see train.averaged
+            "output": "ema",  # unstated; which weights are evaluated, handed on and exported: or the last, "params"
             "optimizer": optimizer_config(),
             "value_optimizer": optimizer_config(),
             "log_gold": False,  # the world's labeler judges each rollout: objective/gold, objective/gold_sem

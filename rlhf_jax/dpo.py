@@ -84,8 +84,8 @@ class PreferenceLoss:
 
     config: TransformerConfig
 
-    def __call__(self, params: dict, batch: Preferences | PackedPreferences, key: jax.Array | None) -> losses.Loss:
-        del key  # no dropout
+    def __call__(self, params: dict, batch: Preferences | PackedPreferences, keys: jax.Array | None) -> losses.Loss:
+        del keys  # no dropout
         log_ratios = completion_logprobs(self.config, params, batch) - batch.ref_logprobs
         return losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
 

@@ -263,19 +263,19 @@ class Block(_Module):
         up = activation(_linear(x, self.w_gate)) * up if self.config.gated else activation(up)
         return _linear(up, self.w_down) + self.b_down
 
-    def __call__(self, x, rotary, segment_ids, dropout_rate: float, with_cache: bool):
-        """x [B, T, D] -> (x, (k, v) [B, T, G, Dh] or None)."""
+    def __call__(self, x, rotary, segment_ids, dropout_rate: float, with_cache: bool, keys=None):
+        """x [B, T, D] -> (x, (k, v) [B, T, G, Dh] or None); keys [2, B] are dropout's, of both branches of each row."""
 
-        def residual(x, y):  # dropout on the residual branches only (InstructGPT C.1)
+        def residual(x, y, branch):  # dropout on the residual branches only (InstructGPT C.1)
             if dropout_rate > 0.0:
-                keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - dropout_rate, y.shape)
-                y = jnp.where(keep, y / (1.0 - dropout_rate), 0.0).astype(y.dtype)
+                noise = lambda key: jax.random.bernoulli(key, 1.0 - dropout_rate, y.shape[1:])
+                y = jnp.where(jax.vmap(noise)(keys[branch]), y / (1.0 - dropout_rate), 0.0).astype(y.dtype)
             return sharding.constrain_batch(x + y, self.config.sequence_axis)
 
         q, k, v = self._qkv(self.norm1(x), rotary)
         mixed = attention.attend(q, k, v, segment_ids, implementation=self.config.attention)
-        after = residual(x, _linear(mixed, self.wo, contract=2) + self.bo)
-        x = residual(after, self._mlp(x if self.config.parallel_residual else after))
+        after = residual(x, _linear(mixed, self.wo, contract=2) + self.bo, 0)
+        x = residual(after, self._mlp(x if self.config.parallel_residual else after), 1)
         return x, (k, v) if with_cache else None
 
     def decode(self, x, rotary, remember, valid):
@@ -293,7 +293,9 @@ class Transformer(_Module):
     head: str = "lm"
 
     @nn.compact
-    def __call__(self, tokens, positions, segment_ids, dropout_rate: float = 0.0, with_cache: bool = False):
+    def __call__(
+        self, tokens, positions, segment_ids, dropout_rate: float = 0.0, with_cache: bool = False, dropout_keys=None
+    ):
         c = self.config
         table = self.weight("embedding", (c.padded_vocab, c.embed_dim), std=c.init_std)
         x = jnp.take(sharding.whole_rows(table), tokens, axis=0)
@@ -309,13 +311,18 @@ class Transformer(_Module):
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast,) * 4,
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast,) * 4 + (0,),
             length=c.num_layers,
             unroll=1 if c.scan_layers else c.num_layers,
         )
         x = sharding.constrain_batch(x, c.sequence_axis)
-        x, cache = layers(c, name="layers")(x, rotary(c, positions), segment_ids, dropout_rate, with_cache)
+        if dropout_rate > 0.0:
+            split = lambda key: jax.random.split(key, (c.num_layers, 2))
+            dropout_keys = jax.vmap(split, out_axes=2)(dropout_keys)  # [L, 2, B]
+        else:
+            dropout_keys = None
+        x, cache = layers(c, name="layers")(x, rotary(c, positions), segment_ids, dropout_rate, with_cache, dropout_keys)
         x = sharding.constrain_batch(Norm(c, name="final_norm")(x))
         if self.head == "scalar":
             # Stiennon et al. 2020 and OpenAI's code: std 1/sqrt(d + 1), bias 0.
@@ -387,13 +394,17 @@ def positions_from_mask(mask: jax.Array) -> jax.Array:
 
 
 def hidden_states(
-    config: TransformerConfig, params: dict, tokens, positions, segment_ids, *, dropout_rate: float = 0.0, key=None
+    config: TransformerConfig, params: dict, tokens, positions, segment_ids, *, dropout_rate: float = 0.0, keys=None
 ) -> jax.Array:
-    """tokens, positions, segment_ids i32[B, T] -> [B, T, D] after the final norm."""
-    rngs = {"dropout": key} if dropout_rate > 0.0 else None
+    """tokens, positions, segment_ids i32[B, T] -> [B, T, D] after the final norm.
+
+    Args:
+      keys: [B], of dropout: the noise of a row depends on its key and on each place alone, and so neither on the other
+        rows nor on the padding.
+    """
     head = "scalar" if "scalar_kernel" in params else "lm"
     model = Transformer(config, head=head)
-    return model.apply({"params": params}, tokens, positions, segment_ids, dropout_rate, rngs=rngs)[0]
+    return model.apply({"params": params}, tokens, positions, segment_ids, dropout_rate, dropout_keys=keys)[0]
 
 
 def masked_hidden_states(config: TransformerConfig, params: dict, tokens, mask) -> jax.Array:

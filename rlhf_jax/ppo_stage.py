@@ -13,6 +13,7 @@ from rlhf_jax import checkpoint, generate, loop, model, optim, ppo, sharding, tr
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import policy as evaluation
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
@@ -32,6 +33,7 @@ _CHOICES = {
     "value": ("separate", "shared"),
     "value_init": ("reward", "policy", "random", "zero"),
     "whiten_advantages": ("batch", "minibatch", "none"),
+    "output": ("ema", "params"),
 }
 
 
@@ -270,9 +272,17 @@ class Training:
         return functools.partial(gold_metrics, self.run, section.samples_per_prompt, index)
 
     def finish(self, state: ppo.PPOState) -> None:
-        """Writes the policy's parameters, by default their moving average."""
-        output = state.policy.ema_params if self.run.config[self.stage].output == "ema" else state.policy.params
-        checkpoint.save_params(self.run.folder(self.stage) / "params", model.without_scalar_head(output))
+        """Writes the policy's parameters, by default their moving average, and then asks the others the test prompts.
+
+        Which are handed on changes what a run says; so both are compared, and the others' answers are all that is kept
+        of them.
+        """
+        policies = {"ema": state.policy.ema_params, "params": state.policy.params}
+        policies = {name: model.without_scalar_head(params) for name, params in policies.items()}
+        written = policies.pop(self.run.config[self.stage].output)
+        checkpoint.save_params(self.run.folder(self.stage) / "params", written)
+        for name, params in policies.items():
+            evaluation.sample_others(self.run, self.stage, name, params)
 
 
 def training_of(run: Run, stage: str) -> Training:

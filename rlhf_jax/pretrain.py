@@ -16,11 +16,15 @@ from rlhf_jax.run import Run
 
 
 def token_loss(
-    config: TransformerConfig, params: dict, batch: Batch, key: jax.Array, dropout_rate: float = 0.0
+    config: TransformerConfig, params: dict, batch: Batch, keys: jax.Array | None, dropout_rate: float = 0.0
 ) -> losses.Loss:
-    """Negative log-likelihood of the target tokens; its weight is their number, over the global batch."""
+    """Negative log-likelihood of the target tokens; its weight is their number, over the global batch.
+
+    Args:
+      keys: [B], of dropout, a key for each row; None without it.
+    """
     hidden = model.hidden_states(
-        config, params, batch.tokens, batch.positions, batch.segment_ids, dropout_rate=dropout_rate, key=key
+        config, params, batch.tokens, batch.positions, batch.segment_ids, dropout_rate=dropout_rate, keys=keys
     )
     logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
     total, weight = losses.token_cross_entropy(logprobs, batch.loss_mask[:, 1:])
@@ -34,8 +38,8 @@ class TokenLoss:
     config: TransformerConfig
     dropout_rate: float = 0.0
 
-    def __call__(self, params: dict, batch: Batch, key: jax.Array) -> losses.Loss:
-        return token_loss(self.config, params, batch, key, self.dropout_rate)
+    def __call__(self, params: dict, batch: Batch, keys: jax.Array) -> losses.Loss:
+        return token_loss(self.config, params, batch, keys, self.dropout_rate)
 
 
 def loss_of(run: Run, stage: str) -> TokenLoss:
@@ -45,7 +49,7 @@ def loss_of(run: Run, stage: str) -> TokenLoss:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _total_and_weight(config: TransformerConfig, params: dict, batch: Batch):
-    loss = token_loss(config, params, batch, jax.random.key(0))
+    loss = token_loss(config, params, batch, None)
     return loss.total, loss.weight
 
 

@@ -42,10 +42,10 @@ _scores = jax.jit(completion_scores, static_argnums=0)  # compiled once for all 
 
 
 def reward_loss(
-    config: TransformerConfig, kind: str, params: dict, batch: Comparisons | PackedComparisons, key: jax.Array
+    config: TransformerConfig, kind: str, params: dict, batch: Comparisons | PackedComparisons, keys: jax.Array | None
 ) -> losses.Loss:
     """The loss of a batch of prompts; `kind` is one of LOSSES."""
-    del key  # no dropout
+    del keys  # no dropout
     scores = completion_scores(config, params, batch)
     if kind == "regression":
         targets = losses.rank_targets(batch.ranks, batch.valid) if batch.targets is None else batch.targets
@@ -62,8 +62,8 @@ class RewardLoss:
     config: TransformerConfig
     kind: str
 
-    def __call__(self, params: dict, batch: Comparisons | PackedComparisons, key: jax.Array) -> losses.Loss:
-        return reward_loss(self.config, self.kind, params, batch, key)
+    def __call__(self, params: dict, batch: Comparisons | PackedComparisons, keys: jax.Array) -> losses.Loss:
+        return reward_loss(self.config, self.kind, params, batch, keys)
 
 
 def loss_of(run: Run, stage: str) -> RewardLoss:

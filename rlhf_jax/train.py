@@ -1,7 +1,8 @@
 """TrainState, the pure train step around a loss, and the loop that drives any stage.
 
-A loss is a function (params, batch, key) -> losses.Loss: a total and the weight it is divided by. Microbatches and
-devices add totals and weights, so the division is by the global weight and no result depends on the split.
+A loss is a function (params, batch, keys) -> losses.Loss: a total and the weight it is divided by; every row of the
+batch has a random key of its own. Microbatches and devices add totals and weights, so the division is by the global
+weight, and a row keeps its key wherever it is computed: no result depends on the split.
 """
 
 import functools
@@ -25,11 +26,11 @@ class TrainState:
     step: jax.Array  # i32[], optimizer steps made
     params: dict
     opt_state: optax.OptState
-    ema_params: dict | None  # moving average of params, or None
+    ema_params: dict | None  # moving average of params over the steps made (see averaged), or None
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-    """A fresh state; the average starts at the parameters (a copy: states are donated)."""
+    """A fresh state; the average is a copy of the parameters (states are donated), of which a first step leaves nothing."""
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.int32(0), params, optimizer.init(params), average)
 
@@ -52,33 +53,40 @@ def gradients(
 
     Args:
       batch: a pytree whose leaves have the batch as first axis; it must divide by `microbatches`.
+      key: of the batch; row i is given fold_in(key, i), in whichever part it is computed.
 
     Returns:
       The gradient, and the loss with its totals over the whole batch.
     """
 
-    def total(params, part, key):
-        loss = loss_fn(params, part, key)
+    def total(params, part, keys):
+        loss = loss_fn(params, part, keys)
         return loss.total, loss
 
-    def one(part, index):
-        (_, loss), grads = jax.value_and_grad(total, has_aux=True)(params, part, jax.random.fold_in(key, index))
+    def one(part, keys):
+        (_, loss), grads = jax.value_and_grad(total, has_aux=True)(params, part, keys)
         return grads, loss
 
+    keys = row_keys(key, jax.tree.leaves(batch)[0].shape[0])
     if microbatches == 1:
-        grads, loss = one(batch, 0)
+        grads, loss = one(batch, keys)
     else:
         # Row i goes to part i % microbatches: each device keeps its own rows.
-        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
-        def add(grads, indexed):
-            more, loss = one(*indexed)
+        def add(grads, part):
+            more, loss = one(*part)
             return jax.tree.map(jnp.add, grads, more), loss
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        grads, stacked = jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))
+        grads, stacked = jax.lax.scan(add, zeros, parts)
         loss = functools.reduce(losses.combine, (jax.tree.map(lambda x: x[i], stacked) for i in range(microbatches)))
     return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-8), grads), loss
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+    """A random key for every row of a batch: keys [rows]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
 
 
 def apply_gradients(
@@ -92,8 +100,22 @@ def apply_gradients(
     params, opt_state, norm = optim.apply_gradients(optimizer, grads, state.opt_state, state.params, learning_rate)
     average = state.ema_params
     if average is not None:
-        average = jax.tree.map(lambda a, p: ema_decay * a + (1.0 - ema_decay) * p, average, params)
+        average = averaged(average, params, ema_decay, state.step + 1)
     return TrainState(state.step + 1, params, opt_state, average), norm
+
+
+def averaged(average: dict, params: dict, decay: jax.Array | float, step: jax.Array) -> dict:
+    """The moving average of the parameters after steps 1 to `step`, from that after the step before.
+
+    With decay d it is sum_s d^(t-s) p_s / sum_s d^(t-s) over the steps s = 1 to t: an average started at zero and
+    divided by 1 - d^t, as Adam corrects its moments (Kingma and Ba 2015, section 3). The parameters of the start have
+    no weight, d = 0 is the last parameters and d = 1 the plain mean. The newest parameters have the weight
+    (1 - d) / (1 - d^t).
+    """
+    step = jnp.asarray(step, jnp.float32)
+    plain = (step == 1) | (decay == 1.0)
+    weight = jnp.where(plain, 1.0 / step, (1.0 - decay) / (1.0 - jnp.where(plain, 0.0, decay) ** step))
+    return jax.tree.map(lambda a, p: (1.0 - weight) * a + weight * p, average, params)
 
 
 def make_train_step(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
-from rlhf_jax import decode, model
+from rlhf_jax import decode, model, train
 from rlhf_jax.errors import InputError
 
 T = 14
@@ -353,7 +353,8 @@ def test_select_logprobs_is_the_same_bits_with_and_without_a_gradient():
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def dropped(config, params, tokens, rate, key):
     ones = jnp.ones_like(tokens)
-    return model.hidden_states(config, params, tokens, jnp.cumsum(ones, 1) - 1, ones, dropout_rate=rate, key=key)
+    keys = None if key is None else train.row_keys(key, len(tokens))
+    return model.hidden_states(config, params, tokens, jnp.cumsum(ones, 1) - 1, ones, dropout_rate=rate, keys=keys)
 
 
 def test_dropout_depends_on_its_key_alone():
@@ -365,6 +366,24 @@ def test_dropout_depends_on_its_key_alone():
     off, also_off = (dropped(config, params, tokens, 0.0, jax.random.key(seed)) for seed in (0, 1))
     np.testing.assert_array_equal(off, also_off)
     np.testing.assert_array_equal(off, dropped(config, params, tokens, 0.0, None))
+
+
+def test_a_rows_dropout_depends_on_its_key_and_place_alone():
+    """Neither on the other rows nor on how far the row is padded; rows of one text differ."""
+    config, tokens = tiny.CONFIG, random_tokens()
+    tokens = np.concatenate([tokens[:1], tokens])
+    keys = train.row_keys(jax.random.key(0), len(tokens))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def states(config, tokens, keys):
+        ones = jnp.ones_like(tokens)
+        return model.hidden_states(
+            config, lm_params(config), tokens, jnp.cumsum(ones, 1) - 1, ones, dropout_rate=0.3, keys=keys
+        )
+
+    whole = states(config, tokens, keys)
+    assert np.abs(whole[0] - whole[1]).max() > 0.1
+    np.testing.assert_allclose(states(config, tokens[1:2, :-3], keys[1:2]), whole[1:2, :-3], atol=2e-5)
 
 
 def test_dropout_is_on_the_residual_branches_alone():
@@ -384,9 +403,8 @@ def test_dropout_keeps_the_mean():
     layer["bo"] = layer["bo"] + 1.0
     ones = np.ones((64, 8), np.int32)
     x = np.zeros((64, 8, config.embed_dim), np.float32)
-    out, _ = model.Block(config).apply(
-        {"params": layer}, x, None, ones, 0.2, False, rngs={"dropout": jax.random.key(0)}
-    )
+    keys = jax.random.split(jax.random.key(0), (2, len(x)))
+    out, _ = model.Block(config).apply({"params": layer}, x, None, ones, 0.2, False, keys)
     np.testing.assert_allclose(np.unique(out), [0.0, 1.25])
     np.testing.assert_allclose(np.mean(out), 1.0, atol=0.02)  # 16384 draws: standard error 0.004
 

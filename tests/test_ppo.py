@@ -321,13 +321,33 @@ def test_ptx_is_half_the_gradient_of_the_token_mean_and_is_logged():
     np.testing.assert_allclose(metrics["ppo/ptx/cosine"], flat[0] @ flat[1] / norms[0] / norms[1], atol=1e-4)
 
 
-def test_the_average_follows_the_policy():
-    state, _, _ = steps()["both"]
+def test_the_average_follows_the_policy_and_holds_nothing_of_its_start():
+    """After the first step it is the parameters; after a second, which makes it 0.9 and 1 parts of both."""
+    s, coefs = stage(), tiny.coefficients()
+    experience, _ = s.score(s.state(), rollout(), coefs)
+    state, _ = s.update(s.state(), experience, FIRST, coefs)
+    first = host(state)
+    jax.tree.map(np.testing.assert_array_equal, first.policy.ema_params, first.policy.params)
+    assert first.value.ema_params is None
+    second, _ = s.update(state, experience, FIRST, coefs)
     jax.tree.map(
-        lambda average, old, new: np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6),
-        state.policy.ema_params, host(stage().policy), state.policy.params,
+        lambda average, old, new: np.testing.assert_allclose(average, (0.9 * old + new) / 1.9, atol=1e-6),
+        second.policy.ema_params, first.policy.params, second.policy.params,
     )  # fmt: skip
-    assert state.value.ema_params is None
+
+
+@pytest.mark.parametrize("output, other", [("ema", "params"), ("params", "ema")])
+def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(output, other, monkeypatch, tmp_path):
+    weights = {"ema": {"w": 1.0, "scalar_kernel": 0.0}, "params": {"w": 2.0, "scalar_kernel": 0.0}}
+    state = types.SimpleNamespace(policy=types.SimpleNamespace(ema_params=weights["ema"], params=weights["params"]))
+    run = types.SimpleNamespace(config={"ppo": types.SimpleNamespace(output=output)}, folder=lambda stage: tmp_path / stage)
+    did = []
+    monkeypatch.setattr(ppo_stage.checkpoint, "save_params", lambda *saved: did.append(saved))
+    monkeypatch.setattr(ppo_stage.evaluation, "sample_others", lambda *asked: did.append(asked))
+    ppo_stage.Training(run, "ppo", None, None, None, None).finish(state)
+    assert did == [
+        (tmp_path / "ppo" / "params", {"w": weights[output]["w"]}), (run, "ppo", other, {"w": weights[other]["w"]}),
+    ]  # fmt: skip
 
 
 def whitened(x, mask):

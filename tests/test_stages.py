@@ -22,6 +22,7 @@ from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
 from rlhf_jax.errors import InputError
+from rlhf_jax.evaluate import policy
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.progress import Stopped
@@ -164,6 +165,21 @@ def test_ppo_starts_at_the_reference_and_leaves_it(whole):
         assert rows[0]["objective/kl"] == rows[0]["objective/kl_exact"] == 0.0
         assert all(row["ppo/policy/first_approxkl"] == 0.0 for row in rows)
         assert rows[-1]["objective/kl_exact"] > 1e-4
+
+
+def test_the_last_parameters_of_ppo_are_evaluated_beside_their_average(whole):
+    """On the same prompts, with the same noise: what the average says is not what they say."""
+    average, last = (policy.read_rows(whole / "ppo" / f"samples{weights}.jsonl") for weights in ("", ".params"))
+    assert [row["index"] for row in last] == [row["index"] for row in average]
+    evaluation = read_json(whole / "ppo" / "evaluation.json")
+    assert evaluation["other_weights"]["weights"] == "params"
+    found = evaluation["other_weights"]["estimates"]
+    for name in ("score", "kl"):
+        assert found[name]["value"] == pytest.approx(np.mean([row[name] for row in last]), rel=1e-5)
+        assert found[name]["value"] != evaluation["estimates"][name]["value"]
+    assert "The policy of PPO is the moving average of its parameters; its last parameters: gold score" in (
+        (whole / "report.md").read_text(encoding="utf-8")
+    )
 
 
 def test_the_two_arms_of_ppo_see_the_same_first_rollout(whole):

@@ -20,10 +20,10 @@ ROWS, T = 16, 14
 # --- A linear loss, by hand -----------------------------------------------------------------------
 
 
-def linear_loss(params, batch, key):
-    """Squared error, each row with its own weight; the key adds noise when there is `noise`."""
+def linear_loss(params, batch, keys):
+    """Squared error, each row with its own weight; the keys of the rows add noise when there is `noise`."""
     x, y, weight = batch
-    noise = params["noise"] * jax.random.normal(key, y.shape)
+    noise = params["noise"] * jax.vmap(jax.random.normal)(keys)
     errors = weight * (x @ params["w"] + noise - y) ** 2
     return losses.Loss(
         errors.sum(), weight.sum(), {"x": (x.sum(), jnp.float32(x.size))}, {"largest": jnp.max(jnp.abs(y))}
@@ -52,17 +52,23 @@ def test_gradient_and_statistics_are_divided_once(microbatches):
     np.testing.assert_allclose(metrics["largest"], np.abs(y).max(), rtol=1e-6)
 
 
-def test_every_microbatch_has_its_own_noise():
-    """Two parts with the same rows: with one key for both, both would see one noise."""
-    seen = []
+@pytest.mark.parametrize("microbatches", [1, 3, 6])
+def test_every_row_has_its_own_key_whatever_the_microbatches(microbatches):
+    x, y, weight = linear_batch()
+    seen = {}
 
-    def loss_fn(params, batch, key):
-        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
-        return linear_loss(params, batch, key)
+    def loss_fn(params, batch, keys):
+        def see(rows, keys):
+            seen.update({row: tuple(key) for row, key in zip(rows.tolist(), keys.tolist())})
 
-    train.gradients(loss_fn, LINEAR, linear_batch(), jax.random.key(0), 3)
+        jax.debug.callback(see, batch[3], jax.random.key_data(keys))
+        return linear_loss(params, batch[:3], keys)
+
+    key, rows = jax.random.key(5), np.arange(len(y))
+    train.gradients(loss_fn, LINEAR, (x, y, weight, rows), key, microbatches)
     jax.effects_barrier()
-    assert len(set(seen)) == 3
+    assert seen == {row: tuple(jax.random.key_data(jax.random.fold_in(key, row)).tolist()) for row in rows.tolist()}
+    assert len(set(seen.values())) == len(rows)
 
 
 def test_a_batch_without_any_target_moves_nothing():
@@ -78,7 +84,7 @@ def test_steps_average_and_learning_rate():
     state = train.init_state(LINEAR, optimizer, ema=True)
     assert state.step == 0 and state.ema_params is not state.params
     schedule = lambda step: 1.0 / (1.0 + step)
-    w = average = LINEAR["w"]
+    w, seen = LINEAR["w"], []
     for step in range(3):
         grads, _ = train.gradients(linear_loss, state.params, batch, jax.random.key(0))
         grads["noise"] = jnp.float32(0.0)
@@ -86,12 +92,29 @@ def test_steps_average_and_learning_rate():
         expected = 2 * (batch[2] * (batch[0] @ w - batch[1])) @ batch[0] / batch[2].sum()
         state, norm = train.apply_gradients(state, grads, optimizer, rate, ema_decay=0.75)
         w = w - rate * expected
-        average = 0.75 * average + 0.25 * w
+        seen.append(w)
+        weights = 0.75 ** np.arange(len(seen))[::-1]  # the start, LINEAR, has none
+        average = np.average(seen, axis=0, weights=weights)
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
         np.testing.assert_allclose(state.ema_params["w"], average, rtol=1e-5)
         np.testing.assert_allclose(norm, np.linalg.norm(expected), rtol=1e-5)
         assert state.step == step + 1
     assert train.init_state(LINEAR, optimizer).ema_params is None
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.992, 1.0])
+def test_an_average_is_adams_of_the_steps_made_and_knows_nothing_of_the_start(decay):
+    """Against an average that starts at zero and is divided by 1 - decay^t, in float64; decay 1 is the plain mean."""
+    seen = np.random.default_rng(0).normal(1.0, 1.0, (400, 3))
+    step = jax.jit(train.averaged)
+    average, raw = {"w": jnp.full(3, 1e6)}, np.zeros(3)
+    for t, w in enumerate(seen, 1):
+        average = step(average, {"w": jnp.asarray(w, jnp.float32)}, jnp.float32(decay), jnp.int32(t))
+        raw = decay * raw + (1 - decay) * w
+        expected = raw / (1 - decay**t) if decay < 1 else seen[:t].mean(axis=0)
+        np.testing.assert_allclose(average["w"], expected, rtol=1e-4, atol=1e-5, err_msg=f"step {t}")
+        if t == 1 or decay == 0.0:
+            np.testing.assert_array_equal(average["w"], np.float32(w))
 
 
 def test_a_train_step_uses_the_schedule_at_its_own_step_and_never_recompiles():
@@ -208,9 +231,10 @@ def test_padding_of_a_batch_changes_no_loss():
     np.testing.assert_allclose(loss.total, expected.total, rtol=1e-6)
 
 
-def test_dropout_in_training_depends_on_the_key_and_not_on_the_mesh():
+@pytest.mark.parametrize("mesh, microbatches", [("8x1x1", 1), ("1x1x1", 4), ("2x2x2", 2)], ids=lambda x: str(x))
+def test_dropout_in_training_depends_on_the_key_and_not_on_mesh_or_microbatches(mesh, microbatches):
     (params, metrics), (_, plain) = trained("1x1x1", 1, DROPOUT), trained("1x1x1", 1)
     assert metrics["loss"] != plain["loss"]
-    there, there_metrics = trained("8x1x1", 1, DROPOUT)
+    there, there_metrics = trained(mesh, microbatches, DROPOUT)
     np.testing.assert_allclose(there_metrics["loss"], metrics["loss"], rtol=2e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-6), there, params)

@@ -2,7 +2,7 @@
 
 A packed batch of step s holds the very demonstrations that the batch of step s holds without packing,
 in fewer rows. So a batch of 32 is 32 demonstrations either way, the loss and its gradient are those
-without packing (but for dropout's noise), and an ablation may turn packing on and off.
+without packing (but for dropout's noise, which is of a row and a place in it), and an ablation may turn packing on and off.
 """
 
 import bisect

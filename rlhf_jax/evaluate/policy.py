@@ -7,6 +7,10 @@ compared on pairs. A stage's folder gets
     skills.jsonl      a row for each few-shot item
     evaluation.json   the estimates, each {value, low, high} with its 95 % bootstrap interval
 
+and a PPO stage's also, of the weights that it does not hand on ("params" where its output is their average, "ema"),
+
+    samples.params.jsonl    their completions; evaluation.json has their estimates as "other_weights"
+
 `score` is by the run's first reward model, and `score/NAME` by each where there are several.
 `reference` is the first SFT stage: `kl` is log pi - log pi_ref of the sampled tokens, summed over
 the completion, in nats, and `win_rate` is against its completions, paired on prompts.
@@ -53,13 +57,34 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
 
 def questions(run) -> Questions:
     """What every policy of a run is asked."""
+    return Questions(_sample_questions(run), skills.questions(run), skills.documents(run))
+
+
+def _sample_questions(run) -> list:
     config = run.config.evaluate
     prompts = prompt_arrays(run, _test_prompts(run))
-    samples = [
+    return [
         (batch, np.asarray(jax.random.key_data(run.key("evaluate", number))), np.float32(config.temperature))
         for number, batch in enumerate(loader.in_order(prompts, config.batch_size))
     ]
-    return Questions(samples, skills.questions(run), skills.documents(run))
+
+
+def sample_others(run, stage: str, weights: str, params: dict) -> None:
+    """Asks weights of a stage that are not its output the test prompts, and keeps the answers; `conclude` judges them."""
+    answers = ask(run, Programs(run), params, Questions(_sample_questions(run), [], []))
+    hosts.on_first(write_rows, run.folder(stage) / f"samples.{weights}.jsonl", sample_rows(run, answers.samples))
+
+
+def _other_weights(run, stage: str, rivals: list[dict] | None, temperature: float) -> dict:
+    """{"other_weights": {"weights", "estimates"}} of what sample_others kept; {} where it kept nothing."""
+    for weights in ("params", "ema"):
+        path = run.folder(stage) / f"samples.{weights}.jsonl"
+        if rows := hosts.on_first(_read_rows_if_there, path):
+            judge(run, stage, rows, temperature)
+            hosts.on_first(write_rows, path, rows)
+            estimates = summarize(rows, rivals, run.config.evaluate.bootstrap)
+            return {"other_weights": {"weights": weights, "estimates": {name: _plain(x) for name, x in estimates.items()}}}
+    return {}
 
 
 def rescore(run) -> None:
@@ -258,7 +283,7 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float, others: 
         rivals = hosts.on_first(_read_rows_if_there, run.folder(reference) / "samples.jsonl")
     resamples = run.config.evaluate.bootstrap
     estimates = summarize(rows, rivals, resamples)
-    evaluation = (others or {}) | {
+    evaluation = (others or {}) | _other_weights(run, stage, rivals, temperature) | {
         "stage": stage,
         "reference": reference,
         "prompts": len(rows),

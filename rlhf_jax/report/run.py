@@ -33,7 +33,7 @@ def write(path) -> rich.console.Group:
     """
     record = Record.load(path)
     drawn = figures.draw_run(record, record.path / "figures")
-    policies, tax = policy_table(record), tax_lines(record)
+    policies, weights, tax = policy_table(record), weights_lines(record), tax_lines(record)
     sections = [
         f"# Report of {record.path.name}",
         "± is half of a 95 % interval: bootstrap over test prompts, and over few-shot items for "
@@ -43,6 +43,7 @@ def write(path) -> rich.console.Group:
         "## Policies",
         policies.markdown() if record.evaluations else "No policy is evaluated yet.",
     ]
+    sections += weights
     if tax:
         sections += ["## Alignment tax", "\n".join(f"- {line}" for line in tax)]
     if record.reward:
@@ -60,7 +61,7 @@ def write(path) -> rich.console.Group:
     sections += ["## How it was made", *_made_sections(record)]
     write_text(record.path / "report.md", "\n\n".join(sections) + "\n")
     return rich.console.Group(
-        policies.rich(f"{record.path.name}, ± half of a 95 % interval"), *map(Text, tax),
+        policies.rich(f"{record.path.name}, ± half of a 95 % interval"), *map(Text, weights + tax),
         Text(f"Figures and more: {record.path / 'report.md'}"))
 
 
@@ -72,6 +73,19 @@ def policy_table(record: Record) -> Table:
         if any(found):
             rows.append([quantity.title, *map(quantity.show, found)])
     return Table(["", *map(label, record.evaluations)], rows)
+
+
+def weights_lines(record: Record) -> list[str]:
+    """Which weights of a PPO stage are its policy, and what the others reach on the same prompts."""
+    names = {"ema": "the moving average of its parameters", "params": "its last parameters"}
+    lines = []
+    for stage, found in record.evaluations.items():
+        if others := found.get("other_weights"):
+            shown = [f"{quantity.title} {quantity.show(others['estimates'][quantity.name])}" for quantity in QUANTITIES
+                     if quantity.name in ("gold/total", "score", "kl") and others["estimates"].get(quantity.name)]
+            own = {"ema": "params", "params": "ema"}[others["weights"]]
+            lines.append(f"The policy of {label(stage)} is {names[own]}; {names[others['weights']]}: {', '.join(shown)}.")
+    return lines
 
 
 def tax_lines(record: Record) -> list[str]:

@@ -21,7 +21,7 @@ from rlhf_jax.metrics import read_metrics
 from rlhf_jax.report import spec
 
 MISSING = "missing"  # the status of an arm without arm.json
-_LEFT_OUT = ("categories", "labelers")  # of evaluation.json: what only "evaluation:PATH" asks for
+_LEFT_OUT = ("categories", "labelers", "other_weights")  # of evaluation.json: what only "evaluation:PATH" asks for
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,12 +209,14 @@ class Store:
 
 def _forget_judges(folder: pathlib.Path) -> None:
     """Leaves samples and evaluation as they are before there is a reward model or a reference (see policy.rescore)."""
-    samples, evaluation = folder / "samples.jsonl", folder / "evaluation.json"
-    if samples.exists():
+    evaluation = folder / "evaluation.json"
+    for samples in folder.glob("samples*.jsonl"):
         rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
         rows = [row | {"score": None, "scores": {}, "kl": None} for row in rows]
         samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        found = read_if_there(evaluation)
+    found = read_if_there(evaluation)
+    if found and "estimates" in found:
+        found.pop("other_weights", None)
         known = {name: value for name, value in found["estimates"].items() if not name.startswith("score/")}
         found["estimates"] = known | dict.fromkeys(("score", "kl", "win_rate"))
         write_json(evaluation, found)

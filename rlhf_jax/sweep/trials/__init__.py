@@ -251,6 +251,8 @@ class _Group:
             if number is not None and number not in failures:
                 try:
                     self.trainings[number].finish(pick(state, place))
+                except progress.Stopped:  # of all: each is finished at the next start
+                    raise
                 except Exception as error:
                     unfinished[number] = _unless_lost(error)
         if not unfinished:
