@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import io
 import json
 import pathlib
@@ -270,7 +271,9 @@ def test_claims_have_verdicts(done):
     text = (done / "report.md").read_text()
     assert "- **holds**: skills recover &#124; as γ grows (Ouyang et al. 2022, Fig. 33)." in text
     assert "See [plane](figures/plane.png)" in text and "What is known of why: It does not" in text
-    found = json.loads((done / "verdicts.json").read_text())
+    facts = json.loads((done / "verdicts.json").read_text())
+    found = facts["claims"]
+    assert facts["commits"] == ["abc123"] and facts["name"] == "ptx_coef" and found[0]["figure"] == "plane" in facts["figures"]
     assert [row["verdict"] for row in found] == ["holds", "does not hold"]
     assert spec.from_json(found[0]["rule"]) == DECLARED.claims[0].rule
     test = found[0]["tests"][0]
@@ -304,7 +307,7 @@ def test_a_sweep_without_results_is_reported(tmp_path, ending):
     path = make(tmp_path / "sweep", fate=lambda _: ending, history=None)
     console = rich.console.Console(width=100, record=True, file=io.StringIO())
     console.print(report.write(path))
-    assert "undecided" in console.export_text() and "holds" not in json.loads((path / "verdicts.json").read_text())[0]["verdict"]
+    assert "undecided" in console.export_text() and "holds" not in json.loads((path / "verdicts.json").read_text())["claims"][0]["verdict"]
 
 
 def test_one_seed_has_no_interval(tmp_path):
@@ -367,6 +370,19 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
     assert not list(docs.rglob("table9.csv")) and not list(docs.rglob("all.csv")) and not list(docs.rglob("*.pdf")) and list(docs.rglob("seeds.csv"))
+    assert "Run at commit abc123. [Report](ptx_coef/report.md)" in text
+    verdicts = json.loads((docs / "ptx_coef" / "verdicts.json").read_text())
+    verdicts["claims"][0] |= {"verdict": "withdrawn", "sentence": "not judged anew yet: why", "looks": []}
+    verdicts["claims"][1]["looks"] = [2, 3]
+    (docs / "ptx_coef" / "verdicts.json").write_text(json.dumps(verdicts))
+    only = tmp_path / "only"
+    only.mkdir()
+    (folder / "again").rename(only / "again")
+    assert command.main(["--all", str(only), f"--publish={docs}"]) == 0
+    text = (docs / "REPRODUCTION.md").read_text()  # what is not there to be run again stays as it was published
+    assert "undecided 1, withdrawn 1." in text and "**withdrawn** | not judged anew yet: why |" in text
+    assert "**does not hold (look 2)**" in text and "ptx_coef" not in (only / "REPRODUCTION.md").read_text()
+    (only / "again").rename(folder / "again")
     stale = docs / "again" / "old.csv"
     stale.write_text("")
     reproduction.publish_sweep(sweep_page.make(folder / "again").sweep.path, docs / "again")  # in place of the old
@@ -375,6 +391,25 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     with pytest.raises(InputError, match="is no copy of a sweep's report"):
         reproduction.publish_sweep(folder / "again", docs / "again")
     assert (docs / "again" / "report.md").exists()
+
+
+def test_the_published_page_says_what_the_experiments_claim():
+    """A claim whose rule has changed since its sweep was run is withdrawn until it is run again."""
+    root = pathlib.Path(__file__).parents[1]
+    docs, pages = root / "docs" / "reproduction", 0
+    for file in sorted((root / "experiments" / "figures").glob("*.py")):
+        declared = spec.Declared.of(importlib.import_module(f"experiments.figures.{file.stem}"))
+        if declared.claims:
+            facts = json.loads((docs / file.stem / "verdicts.json").read_text())
+            pages += 1
+            assert [claim["text"] for claim in facts["claims"]] == [claim.text for claim in declared.claims], file.stem
+            for published, claim in zip(facts["claims"], declared.claims):
+                rule = json.loads(json.dumps(spec.to_json(claim.rule)))
+                assert published["verdict"] == "withdrawn" or published["rule"] == rule, (file.stem, claim.text)
+                assert published["verdict"] == "withdrawn" or tuple(published["looks"]) == declared.looks
+            report = (docs / file.stem / "report.md").read_text()
+            assert "\n\n".join(sweep_page.claims_text(facts["claims"])) in report
+    assert pages > 15 and (docs / "REPRODUCTION.md").read_text() == reproduction.page_of(docs)
 
 
 def test_wrong_arguments_are_one_sentence(done, tmp_path, capsys):

@@ -1,4 +1,8 @@
-"""REPRODUCTION.md: every claim of every sweep of a directory, with its figure, numbers and verdict."""
+"""REPRODUCTION.md: every claim of every sweep of a directory, with its figure, numbers and verdict.
+
+It is made of the sweeps' verdicts.json alone: a sweep that was published earlier and is not run again stays, with the
+commit that it ran at.
+"""
 
 import pathlib
 import re
@@ -8,10 +12,10 @@ import rich.console
 from rich.text import Text
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import new_folder, write_text
+from rlhf_jax.files import new_folder, read_json, write_text
 from rlhf_jax.report import sweep_page
 from rlhf_jax.report.tables import Table, cell
-from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED
+from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED, WITHDRAWN
 
 PAGE = "REPRODUCTION.md"
 
@@ -21,8 +25,8 @@ def write(path, publish=None) -> rich.console.Group:
 
     Args:
         path: holds directories of sweeps; others in it are passed over.
-        publish: a folder of the project, which gets the page too, and of every sweep a folder with what is small:
-            figures as PNG, tables as CSV, verdicts and the report. None: none.
+        publish: a folder of the project, which gets of every sweep a folder with what is small (figures as PNG, tables
+            as CSV, verdicts and the report), and the page of all sweeps that it then holds. None: none.
 
     Returns:
         The verdicts for a terminal.
@@ -34,48 +38,63 @@ def write(path, publish=None) -> rich.console.Group:
     found = sorted(file.parent for file in path.glob("*/sweep.json"))
     if not found:
         raise InputError(f"{path} holds no directory of a sweep: none in it has a sweep.json")
-    pages = []
     for folder in found:
-        pages.append(sweep_page.make(folder))
-        print(f"{folder.name}: {sweep_page.state(pages[-1].sweep)}", flush=True)
-    write_text(path / PAGE, text_of(pages))
+        print(f"{folder.name}: {sweep_page.state(sweep_page.make(folder).sweep)}", flush=True)
+    sweeps = [_read(folder) for folder in found]
+    write_text(path / PAGE, text_of(sweeps))
     written = [path / PAGE]
     if publish is not None:
         target = pathlib.Path(publish)
-        for page in pages:
-            publish_sweep(page.sweep.path, target / page.sweep.path.name)
-        write_text(target / PAGE, text_of(pages))
+        for folder in found:
+            publish_sweep(folder, target / folder.name)
+        write_text(target / PAGE, page_of(target))
         written.append(target / PAGE)
-    rows = [[page.sweep.path.name, verdict.verdict, claim.text] for page in pages for claim, verdict in page.verdicts]
+    rows = [[sweep["name"], sweep_page.said(claim), claim["text"]] for sweep in sweeps for claim in sweep["claims"]]
     table = Table(["sweep", "verdict", "claim"], rows, words=3)
     return rich.console.Group(table.rich("claims", wrap=True), *(Text(f"written to {file}") for file in written))
 
 
-def text_of(pages) -> str:
-    """The page; links go to a folder of each sweep's name beside it."""
-    counts = {verdict: sum(found.verdict == verdict for page in pages for _, found in page.verdicts)
-              for verdict in (HOLDS, NOT, UNDECIDED)}  # fmt: skip
+def page_of(folder) -> str:
+    """The page of all sweeps that a folder holds the reports of."""
+    return text_of([_read(file.parent) for file in sorted(pathlib.Path(folder).glob("*/verdicts.json"))])
+
+
+def text_of(sweeps: list[dict]) -> str:
+    """The page of what verdicts.json of each sweep says; links go to a folder of its name beside the page."""
+    claims = [claim for sweep in sweeps for claim in sweep["claims"]]
+    counts = {verdict: sum(claim["verdict"] == verdict for claim in claims)
+              for verdict in (HOLDS, NOT, UNDECIDED, WITHDRAWN)}  # fmt: skip
     sections = [
-        "# Reproduction", f"{sum(counts.values())} claims of {len(pages)} sweeps: "
-        + ", ".join(f"{verdict} {count}" for verdict, count in counts.items()) + ".",
+        "# Reproduction", f"{len(claims)} claims of {len(sweeps)} sweeps: "
+        + ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count or verdict != WITHDRAWN) + ".",
         f"{sweep_page.DECISION} A claim that does not hold stays here, with what is known of why."]  # fmt: skip
+    if counts[WITHDRAWN]:
+        sections += ["A withdrawn claim was judged by a rule that could not be trusted, and has not been judged anew."]
     heads = ("the paper's claim", "source", "verdict", "numbers", "our figure", "what is known of why")
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for page in pages:
-        name = page.sweep.path.absolute().name
-        for claim, verdict in page.verdicts:
-            figure = sweep_page.figure_of(page, claim)
-            link = f"[{cell(figure)}]({name}/figures/{figure}.png)" if figure else "–"
-            lines.append(f"| {cell(claim.text)} | {cell(claim.source)} | **{verdict.verdict}** | "
-                         f"{cell(verdict.sentence)} | {link} | {cell(claim.note) or '–'} |")
+    for sweep in sweeps:
+        for claim in sweep["claims"]:
+            figure = claim["figure"]
+            link = f"[{cell(figure)}]({sweep['name']}/figures/{figure}.png)" if figure else "–"
+            lines.append(f"| {cell(claim['text'])} | {cell(claim['source'])} | **{sweep_page.said(claim)}** | "
+                         f"{cell(claim['sentence'])} | {link} | {cell(claim['note']) or '–'} |")
     sections += ["\n".join(lines)]
-    for page in pages:
-        name = page.sweep.path.absolute().name
-        sections += [f"## {name}", f"{sweep_page.state(page.sweep)}. [Report]({name}/report.md).",
-                     *(f"![{figure}]({name}/figures/{figure}.png)" for figure, _, _ in page.figures),
-                     f"```\n{sweep_page.command(page.sweep)}\n```"]  # fmt: skip
+    for sweep in sweeps:
+        name, commits = sweep["name"], ", ".join(sweep["commits"])
+        ran = f" Run at commit {commits}." if commits else ""
+        sections += [f"## {name}", f"{sweep['state']}.{ran} [Report]({name}/report.md).",
+                     *(f"![{figure}]({name}/figures/{figure}.png)" for figure in sweep["figures"]),
+                     f"```\n{sweep['command']}\n```"]  # fmt: skip
     sections += ["## This page", "```\npython -m rlhf_jax.report --all runs/figures --publish=docs/reproduction\n```"]
     return "\n\n".join(sections) + "\n"
+
+
+def _read(folder: pathlib.Path) -> dict:
+    facts = read_json(folder / "verdicts.json")
+    wanted = {"name", "state", "commits", "command", "figures", "claims"}
+    if not isinstance(facts, dict) or not wanted <= set(facts):
+        raise InputError(f"{folder / 'verdicts.json'} is none of this version: report the sweep again")
+    return facts
 
 
 def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -4,7 +4,8 @@
     figures/         PNG and PDF
     tables/          of every table NAME.csv, a line a setting, and NAME.tex; a line a number: seeds.csv has what
                      tables, figures and claims ask for, all.csv everything
-    verdicts.json    the verdicts with their tests
+    verdicts.json    what was run, at which commit, and its claims with their verdicts and tests: REPRODUCTION.md is made
+                     of these files (see reproduction)
 """
 
 import dataclasses
@@ -29,7 +30,9 @@ EVERYTHING = "all.csv"
 DECISION = (
     "A claim becomes a number for each seed, and the 95 % Student t interval of its mean over seeds decides: entirely on the "
     "claim's side (above 0, or what is asked) it holds, entirely on the other it does not hold, else, and with fewer than two "
-    "seeds, it is undecided. Claims are judged one by one, without correction for their number."
+    "seeds, it is undecided. A claim of several numbers holds where all do, and does not where one of m is on the other side "
+    "by an interval of 1 - 5 %/m. Claims are judged one by one, without correction for their number. "
+    "\"Look 2\" marks a claim that was judged again after more seeds were run because one was undecided."
 )
 _MOST_SHOWN = 40  # reasons and commands, one by one
 
@@ -51,7 +54,7 @@ def write(path) -> rich.console.Group:
         InputError: the path is no sweep, or cannot be written.
     """
     page = make(path)
-    verdicts = Table(["verdict", "claim"], [[verdict.verdict, claim.text] for claim, verdict in page.verdicts], words=2)
+    verdicts = Table(["verdict", "claim"], [[said(claim), claim["text"]] for claim in facts_of(page)["claims"]], words=2)
     return rich.console.Group(
         Text(f"{page.sweep.path.name}: {state(page.sweep)}"),
         *(drawn.means.rich(f"{_heading(drawn)}, ± half of a 95 % interval over seeds", wrap=True, most=6)
@@ -87,11 +90,25 @@ def make(path) -> Page:
     write_text(sweep.path / "tables" / "seeds.csv", long_csv(few))
     page = Page(sweep, _draw(sweep, declared), list(tables.items()),
                 [(claim, judge(sweep, claim.rule)) for claim in sweep.declared.claims])  # fmt: skip
-    write_json(sweep.path / "verdicts.json", [
-        {"source": claim.source, "text": claim.text, "note": claim.note, "rule": spec.to_json(claim.rule),
-         **verdict.to_json()} for claim, verdict in page.verdicts])  # fmt: skip
+    write_json(sweep.path / "verdicts.json", facts_of(page))
     write_text(sweep.path / "report.md", "\n\n".join(_sections(page)) + "\n")
     return page
+
+
+def facts_of(page: Page) -> dict:
+    """What verdicts.json has."""
+    commits = [commit for commit in dict.fromkeys([page.sweep.commit, *(arm.facts.get("commit") for arm in page.sweep.arms)])
+               if commit]  # fmt: skip
+    return {
+        "name": page.sweep.path.absolute().name, "state": state(page.sweep), "commits": commits, "command": command(page.sweep),
+        "figures": [name for name, _, _ in page.figures],
+        "claims": [{"source": claim.source, "text": claim.text, "note": claim.note, "figure": figure_of(page, claim) or "",
+                    "rule": spec.to_json(claim.rule), **verdict.to_json()} for claim, verdict in page.verdicts]}  # fmt: skip
+
+
+def said(claim: dict) -> str:
+    """The verdict of a claim of verdicts.json, and which look it was."""
+    return claim["verdict"] + (f" (look {len(claim['looks'])})" if len(claim["looks"]) > 1 else "")
 
 
 def figure_of(page: Page, claim: spec.Claim) -> str | None:
@@ -177,7 +194,7 @@ def _sections(page) -> list[str]:
                 "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have "
                 "no such number; differences are paired by seed."]  # fmt: skip
     if page.verdicts:
-        sections += ["## Claims", *_claims(page)]
+        sections += ["## Claims", *claims_text(facts_of(page)["claims"])]
     if page.figures:
         sections += ["## Figures", *(f"![{name}](figures/{name}.png)\n\n*{cell(caption)}* [PDF](figures/{name}.pdf)"
                                      for name, _, caption in page.figures)]
@@ -196,14 +213,14 @@ def _sections(page) -> list[str]:
     return [*sections, *[f"Not read: {cell(note)}" for note in sweep.notes], "## How to repeat this", *_repeat(sweep)]
 
 
-def _claims(page) -> list[str]:
+def claims_text(claims: list[dict]) -> list[str]:
+    """The claims of verdicts.json as paragraphs of Markdown."""
     sections = [DECISION]
-    for claim, verdict in page.verdicts:
-        figure = figure_of(page, claim)
-        see = f" See [{figure}](figures/{figure}.png)." if figure else ""
-        note = f"\n  What is known of why: {cell(claim.note)}" if claim.note else ""
-        sections.append(f"- **{verdict.verdict}**: {cell(claim.text)} ({cell(claim.source)}).\n"
-                        f"  {cell(verdict.sentence)}.{see}{note}")
+    for claim in claims:
+        see = f" See [{claim['figure']}](figures/{claim['figure']}.png)." if claim["figure"] else ""
+        note = f"\n  What is known of why: {cell(claim['note'])}" if claim["note"] else ""
+        sections.append(f"- **{said(claim)}**: {cell(claim['text'])} ({cell(claim['source'])}).\n"
+                        f"  {cell(claim['sentence'])}.{see}{note}")
     return sections
 
 
