@@ -12,9 +12,11 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax import command_line
+from rlhf_jax import config as config_lib
 from rlhf_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. experiments/quickstart.py.", lock_config=True)
@@ -26,6 +28,9 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "A host not heard of for so long ends the job.", lower_bound=5)
 flags.mark_flags_as_required(["config", "workdir"])
+# An unset variable of a shell is an empty text, and an empty path the current directory.
+flags.register_validator("workdir", lambda path: path != "", "it is empty: name a folder")
+flags.register_validator("data", lambda path: path != "", "it is empty: name a folder, or leave the flag out")
 
 EXIT_NON_FINITE, EXIT_FAILED_ARMS, EXIT_SAVED, EXIT_LOST_PEER = 3, 4, 75, 76
 
@@ -70,8 +75,9 @@ def main(name: str, work: Callable[[Job], int | None]) -> None:
       work: what it does; the exit status, None for 0. It imports JAX itself, which reads the platform when it is
         imported, and calls `Job.join` if it is going to compute.
     """
-    def run(arguments: list[str]) -> None:
+    def run(arguments: list[str]) -> int:
         config = _CONFIG.value
+        config_lib.check(config)
         if _DATA.value is not None:
             config.data.files.dir = _DATA.value
         if config.platform:
@@ -80,9 +86,9 @@ def main(name: str, work: Callable[[Job], int | None]) -> None:
         flag = flags.FLAGS["config"]
         overrides = config_flags.get_override_values(flag)
         job = Job(config, flag.config_filename, overrides, _WORKDIR.value, arguments[1:])
-        sys.exit(_status(name, work, job))
+        return _status(name, work, job)
 
-    app.run(run)
+    command_line.run(name, run)
 
 
 def _status(name: str, work: Callable[[Job], int | None], job: Job) -> int:

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax import generate, keys, model, optim, ppo, ppo_stage, sharding
+from rlhf_jax import command_line, generate, keys, model, optim, ppo, ppo_stage, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
@@ -134,4 +133,4 @@ def main(config: ConfigDict) -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    app.run(lambda _: main(_CONFIG.value))
+    command_line.run("rlhf_jax.optimum", lambda _: main(_CONFIG.value), fields=False)

@@ -48,7 +48,6 @@ def run_stages(config, path: str, overrides: dict | None = None, store=None) -> 
     Raises:
       InputError: anything in the config or the data that cannot be; before the first stage where possible.
     """
-    check_kinds(config)
     with run_lib.start(config, path, overrides, store and store.corpora) as run:
         check(run)
         for stage in config.stages:
@@ -92,13 +91,6 @@ def evaluate(run: run_lib.Run, stage: str, answers: programs.Answers | None = No
         print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
     if kind in ("sft", "reward_model"):  # there is a reference or a reward score now
         policy.rescore(run)
-
-
-def check_kinds(config) -> None:
-    """Raises InputError for a stage that the config does not describe."""
-    for stage in config.stages:
-        if stage not in config or config[stage].get("kind") not in KINDS:
-            raise InputError(f"config.stages names '{stage}', but config.{stage}.kind is none of {', '.join(KINDS)}")
 
 
 def check(run: run_lib.Run) -> None:

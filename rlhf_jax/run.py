@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import json
 import pathlib
@@ -11,7 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import attention, checkpoint, generate, hf, hosts, keys, model, progress, shapes, sharding
-from rlhf_jax.config import defaults_like, upgraded
+from rlhf_jax.config import check as check_config
+from rlhf_jax.config import defaults_like, forms, restored
 from rlhf_jax.data import mixture, packing
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
@@ -313,7 +313,11 @@ def start(
     Args:
       corpora: where runs of one process that read the same data share them; filled here.
       interrupt: that of runs that are open at the same time, entered by the caller; by default the run has its own.
+
+    Raises:
+      InputError: a field that cannot have its value, or a work directory that cannot be this run's.
     """
+    check_config(config)
     config = shapes.filled(config)
     plain = config.to_dict()
     defaults = defaults_like(config).to_dict()
@@ -337,23 +341,13 @@ def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
       mesh: where to compute; by default as the config has it.
 
     Raises:
-      InputError: the folder is no run.
+      InputError: the folder is no run, or its config.json is damaged.
     """
     folder = pathlib.Path(path)
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no work directory of a run: it has no config.json")
-    config = ConfigDict(upgraded(read_json(folder / "config.json")))
-    _complete(config, defaults_like(config))
+    config = restored(read_json(folder / "config.json"), str(folder / "config.json"))
     return _assemble(config, folder, progress.Interrupt(), mesh)
-
-
-def _complete(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Gives a config of an older version the fields that it did not have, with their defaults."""
-    for name, value in defaults.items():
-        if name not in config:
-            config[name] = value
-        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
-            _complete(config[name], value)
 
 
 def _assemble(
@@ -365,7 +359,7 @@ def _assemble(
         raise InputError("data.template='chat' is the released model's own: tokenizer.path must name its directory")
     if save:
         hosts.on_first(_keep_tokenizer if chat else _keep_template, path, config)
-    template = Tokenizer.load(path).chat_template(_now(config)) if chat else Template.load(path / "template.txt")
+    template = Tokenizer.load(path).chat_template(forms.date(config.data.chat_date)) if chat else Template.load(path / "template.txt")
     corpora = {} if corpora is None else corpora
     data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
     if data not in corpora:
@@ -384,9 +378,7 @@ def _assemble(
 def _corpus(config: ConfigDict, template: Template | ChatTemplate) -> FileCorpus | WorldCorpus:
     if config.data.source == "world":
         return WorldCorpus(config.data.world, template, config.evaluate.skill_items)
-    if config.data.source == "files":
-        return FileCorpus(config.data.files, template, config.data.on_bad_row)
-    raise InputError(f"data.source='{config.data.source}' is unknown; it can be 'world' or 'files'")
+    return FileCorpus(config.data.files, template, config.data.on_bad_row)
 
 
 def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Run:
@@ -448,10 +440,3 @@ def _keep_tokenizer(path: pathlib.Path, config: ConfigDict, corpus: FileCorpus |
             tokenizer = Tokenizer.train(corpus.tokenizer_texts(), config.tokenizer.vocab_size)
         # generation_config.json then says that the token which ends a turn ends a text.
         (tokenizer.for_chat() if config.data.template == "chat" else tokenizer).save_to(path)
-
-
-def _now(config: ConfigDict) -> datetime.datetime:
-    try:
-        return datetime.datetime.fromisoformat(config.data.chat_date)
-    except ValueError:
-        raise InputError(f"data.chat_date='{config.data.chat_date}' is no date; it is written as 2024-07-26") from None

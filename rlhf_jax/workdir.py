@@ -78,7 +78,7 @@ class Workdir:
         config, defaults = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            refuse_other_config(self.path, upgraded(read_json(file)), config, ignore, defaults)
+            refuse_other_config(self.path, upgraded(read_json(file), str(file)), config, ignore, defaults)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 

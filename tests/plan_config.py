@@ -14,7 +14,7 @@ def get_config(size: str = "tiny"):
     config.sft.update(batch_size=8, epochs=2.0)
     config.reward_model.batch_size = config.dpo.batch_size = 8
     for ppo in (config.ppo, config.ppo_ptx):
-        ppo.update(batch_size=16, minibatch_size=8, iterations=3, ptx_ratio=2)
+        ppo.update(batch_size=16, minibatch_size=8, iterations=3, warmup_iterations=1, ptx_ratio=2)
     if size == "large":  # so much memory that a process shows it
         config.prompt_length = config.completion_length = 128
         config.model.update(num_layers=4, embed_dim=256, max_length=256, remat="none")

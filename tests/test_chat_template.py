@@ -232,7 +232,7 @@ def test_a_run_renders_its_rows_by_the_chat_template_and_keeps_the_tokenizer(fol
 
 @pytest.mark.parametrize(("change", "sentence"), [
     (lambda config: config.tokenizer.update(path=""), "data.template='chat' is the released model's own: tokenizer.path must"),
-    (lambda config: config.data.update(chat_date="today"), "data.chat_date='today' is no date; it is written as 2024-07-26"),
+    (lambda config: config.data.update(chat_date="today"), "data.chat_date='today' must be a date as 2024-07-26"),
 ], ids=["path", "date"])  # fmt: skip
 def test_a_run_that_cannot_chat_is_refused(folders, tmp_path, change, sentence):
     config = config_of(folders["qwen"])

@@ -178,12 +178,12 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"dpo.beta": 0.0}, "dpo.beta=0.0 must be above 0"),
+        ({"dpo.beta": 0.0}, "dpo.beta=0.0 must be a number above 0"),
         ({"dpo.rankings": "sft"}, "dpo.rankings='sft' is no collect stage that comes before it"),
         ({"reward_model.rankings": "feedback"}, "reward_model.rankings='feedback' is no collect stage that comes before it"),
-        ({"taught.subset": "half"}, "taught.subset='half' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'"),
+        ({"taught.subset": "half"}, "taught.subset='half' must be a part of the prompts as ':1000', ':50%' or '50%:', or empty"),
         ({"feedback.rankings": "taught"}, "feedback.rankings='taught' is no collect stage that comes before it"),
-        ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be at least 0 and below 0.5"),
+        ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be a number from 0 and below 0.5"),
     ],
 )
 def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message):

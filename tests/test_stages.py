@@ -412,16 +412,16 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"reward_model.loss": "hinge"}, "reward_model.loss='hinge' is unknown; it can be kwise, pooled, regression"),
+        ({"reward_model.loss": "hinge"}, "reward_model.loss='hinge' must be 'kwise', 'pooled' or 'regression'"),
         ({"sft.microbatches": 3}, "sft.microbatches: 8 rows in 3 parts do not divide over data x fsdp = 1 devices"),
         ({"ppo.sample_parts": 3}, "ppo.sample_parts: 8 rows in 3 parts do not divide"),
         ({"ppo.minibatch_size": 3}, "batch_size=8 must be a multiple of minibatch_size=3"),
-        ({"ppo.value_init": "sft"}, "ppo.value_init='sft' is unknown; it can be 'reward', 'policy', 'random' or 'zero'"),
-        ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' is unknown; it can be 'replace', 'subtract' or 'none'"),
-        ({"sft.select": "luck"}, "sft.select='luck' is unknown; it can be 'loss' or 'reward'"),
+        ({"ppo.value_init": "sft"}, "ppo.value_init='sft' must be 'reward', 'policy', 'random' or 'zero'"),
+        ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' must be 'replace', 'subtract' or 'none'"),
+        ({"sft.select": "luck"}, "sft.select='luck' must be 'loss' or 'reward'"),
         ({"collect.borrowed": 4}, "collect: borrowed=4 must be below min_completions=4"),
-        ({"collect.labeler": "me"}, "collect.labeler='me' is unknown"),
-        ({"data.source": "web"}, "data.source='web' is unknown"),
+        ({"collect.labeler": "me"}, "collect.labeler='me' must be 'world' or 'reward_model'"),
+        ({"data.source": "web"}, "data.source='web' must be 'world' or 'files'"),
         ({"completion_length": 30}, "prompt_length . completion_length = 94 is more than model.max_length = 80"),
     ],
 )

@@ -1,10 +1,9 @@
 """The command of the benchmark; see the package."""
 
-from absl import app
 from ml_collections import config_flags
 
-from rlhf_jax import bench
+from rlhf_jax import bench, command_line
 
 if __name__ == "__main__":  # and not in the processes of the works, which import this file
     _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    app.run(lambda _: bench.main(_CONFIG.value))
+    command_line.run("rlhf_jax.bench", lambda _: bench.main(_CONFIG.value), fields=False)

@@ -108,13 +108,13 @@ def _pipeline(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         valid_prompts=32, test_prompts=config.test_prompts,
     )  # fmt: skip
     base.evaluate.prompts = config.test_prompts
-    base.pretrain.update(length=config.model.max_length, batch_size=16, steps=20)
+    base.pretrain.update(length=config.model.max_length, batch_size=16, steps=20, warmup_steps=0)
     base.sft.update(epochs=1.0, batch_size=16)
     base.collect.update(models=("sft@1.0",), batch_size=32)
     base.reward_model.update(epochs=1.0, batch_size=16)
     base.ppo.update(
         iterations=config.iterations, batch_size=config.episodes, minibatch_size=config.episodes // config.minibatches,
-        ppo_epochs=1, ptx_coef=0.0, checkpoint_every=config.iterations,
+        ppo_epochs=1, ptx_coef=0.0, checkpoint_every=config.iterations, warmup_iterations=0,
     )  # fmt: skip
     return base
 

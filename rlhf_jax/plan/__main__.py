@@ -15,10 +15,12 @@ import pathlib
 import re
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from rlhf_jax.errors import as_command
+from rlhf_jax import command_line
+from rlhf_jax import config as config_lib
+from rlhf_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True
@@ -61,10 +63,10 @@ _PAPER_DATA = {
 }  # InstructGPT, Table 6; GPT-3
 
 
-@as_command("rlhf_jax.plan")
 def main(argv) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f"unknown argument '{argv[1]}'")
+        raise InputError(f"unknown argument '{argv[1]}'; fields are set as --config.mesh.tensor=8")
+    config_lib.check(_CONFIG.value)
     return 0 if _plan_all() else EXIT_DOES_NOT_FIT
 
 
@@ -209,4 +211,4 @@ full length.
 """
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run("rlhf_jax.plan", main)

@@ -52,12 +52,9 @@ def work(given: job.Job) -> int:
         )
     if _WORKERS.value > 1 and (_RUNNER.value != "sequential" or flags.FLAGS.distributed or flags.FLAGS.coordinator):
         raise InputError("--workers are for --runner=sequential and one machine; leave one of these flags out")
-    from rlhf_jax import pipeline
     from rlhf_jax.sweep import arms, cluster, listing
 
     experiment = arms.load(given.config_file, given.config)
-    for arm in experiment.arms:
-        pipeline.check_kinds(arm.config)
     chosen = arms.choose(experiment.arms, _ARMS.value)
     path = pathlib.Path(given.workdir)
     stages = pathlib.Path(_STAGES.value or path / "stages")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 import pathlib
 import re
@@ -13,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import run, workdir
+from rlhf_jax import command_line, run, workdir
+from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_if_there, read_json, remove_left_over, write_json
@@ -65,16 +65,21 @@ def load(path: str, config: ConfigDict) -> Experiment:
       config: what get_config gave, with the overrides of the command line.
 
     Raises:
-      InputError: the file has no sweep, or one that does not fit the config, or declares what the sweep cannot show.
+      InputError: the file has no sweep, or one that does not fit the config, or declares what the sweep cannot show; or a
+        field of an arm cannot have its value.
     """
     file = path.partition(":")[0]
-    spec = importlib.util.spec_from_file_location("rlhf_jax_experiment", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "sweep"):
-        raise InputError(f"{file} has no function sweep(h); see experiments/figures/ for examples")
-    arms = expand(config, module.sweep(grid), file)
-    declared = Declared.of(module)
+    with command_line.reading(file):
+        module = command_line.module_of(file)
+        if not hasattr(module, "sweep"):
+            raise InputError(f"{file} has no function sweep(h); see experiments/figures/ for examples")
+        settings, declared = module.sweep(grid), Declared.of(module)
+    arms = expand(config, settings, file)
+    for arm in arms:
+        try:
+            check_config(arm.config)
+        except InputError as error:
+            raise InputError(f"{file}: arm {arm.number} ({arm.name}): {error}") from None
     try:
         declared.check(config.to_dict(), [arm.overrides for arm in arms])
     except InputError as error:
