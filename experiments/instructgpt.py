@@ -5,7 +5,7 @@
 DIR holds what the paper never released, in the public formats: `gpt3` (the pretrained weights and
 their tokenizer) and, unless the size is 6b, `gpt3_6b` (the weights that the reward model starts from),
 demonstrations.jsonl, rankings.jsonl, prompts.jsonl, documents.jsonl. Sizes: 1.3b, 6b, 175b. Hardware: accelerators; on a laptop only the small configs run. What the paper leaves
-unsaid keeps the default of rlhf_jax/config.py, which gives the reason.
+unsaid keeps its default, and docs/config.md gives the reason.
 
 Stages: `sft` is the baseline that win rates refer to; `ppo_init` (C.3) is where PPO starts and what
 its KL refers to. The reward and value models are 6B beside every policy (C.2).
