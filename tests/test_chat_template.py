@@ -63,6 +63,32 @@ def test_a_prompt_its_completion_and_its_end_are_the_whole_chat(folders, name):
     assert whole.startswith(parts) and not whole.removeprefix(parts).strip()
 
 
+CODE = "    return a\n\n\tb = 1  \n"
+
+
+@pytest.mark.parametrize("written", [CODE, "\n4 ", "</think>  a\n", "x\u2028\x0c"], ids=repr)
+@templates
+def test_a_reply_is_written_as_transformers_writes_it(folders, name, written):
+    template = Tokenizer.load(folders[name]).chat_template()
+    reply = {"role": "assistant", "content": written}
+    whole = theirs(folders[name]).apply_chat_template([QUESTION, reply], tokenize=False)
+    parts = template.chat([QUESTION]) + template.completion(written, chat=True) + template.end
+    assert whole.startswith(parts) and not whole.removeprefix(parts).strip()
+    assert (written in parts) == (name not in ("llama2", "llama3", "gemma"))  # these strip replies themselves
+
+
+def test_what_a_reply_says_of_special_tokens_does_not_end_it(folders):
+    template = Tokenizer.load(folders["chatml"]).chat_template()
+    assert template.completion(" a<|im_end|>\n") == " a<|im_end|>\n"
+
+
+def test_a_reply_that_its_template_moves_is_refused():
+    prompt = "{% if add_generation_prompt %}Q:{% else %}Q:{% if messages[-1].content == 'REPLY' %}REPLY</s>{% else %}"
+    template = ChatTemplate(prompt + "no{% endif %}{% endif %}", {"eos_token": "</s>"}, ["</s>"], "DIR")
+    with pytest.raises(InputError, match="template of DIR writes this reply elsewhere than behind its prompt"):
+        template.completion("a")
+
+
 @templates
 def test_demonstrations_end_once_and_rankings_share_their_prompt(folders, name):
     tokenizer = Tokenizer.load(folders[name]).for_chat()
@@ -86,8 +112,8 @@ def test_an_instruction_is_one_user_turn(folders):
     template = Tokenizer.load(folders["chatml"]).chat_template()
     row = {"instruction": " Add. ", "input": "2 2", "output": " 4"}
     demonstration = parse_row(row, "demonstrations", template)
-    assert demonstration.prompt == "<|im_start|>user\nAdd.\n\n2 2<|im_end|>\n<|im_start|>assistant\n"
-    assert demonstration.completion == "4"
+    assert demonstration.prompt == "<|im_start|>user\n Add. \n\n2 2<|im_end|>\n<|im_start|>assistant\n"
+    assert demonstration.completion == " 4"
     assert parse_row({"instruction": "Add."}, "prompts", template).prompt == template.chat(
         [{"role": "user", "content": "Add."}])  # fmt: skip
 

@@ -77,7 +77,7 @@ def test_ranking_keeps_what_collecting_wrote():
 
 def test_ranking_after_an_instruction_is_rendered():
     record = parse_row({'instruction': 'i', 'chosen': 'a ', 'rejected': ' b'}, 'rankings')
-    assert (record.prompt, record.completions) == ('i\nanswer:', (' a', ' b'))
+    assert (record.prompt, record.completions) == ('i\nanswer:', (' a ', '  b'))
 
 
 @pytest.mark.parametrize('row, prompt', [
@@ -97,7 +97,7 @@ def test_template_of_the_run_is_used():
     template = Template(assistant='BOT\n{output}')
     record = parse_row({'messages': [{'role': 'user', 'content': 'hi'}],
                         'chosen': ' a', 'rejected': 'b'}, 'rankings', template)
-    assert (record.prompt, record.completions) == ('user: hi\nBOT\n', ('a', 'b'))
+    assert (record.prompt, record.completions) == ('user: hi\nBOT\n', (' a', 'b'))
 
 
 def test_fields_are_mapped_and_the_row_stays_raw(write):

@@ -13,8 +13,17 @@ from rlhf_jax.errors import InputError
 def test_default_prompts_and_completion():
     template = Template()
     assert template.prompt('sum', '1 2') == 'sum\n1 2\nanswer:'
-    assert template.prompt(' sum\n', ' \n') == 'sum\nanswer:'
-    assert template.completion('\n3 ') == ' 3'
+    assert template.prompt('sum', ' \n') == 'sum\nanswer:'
+    assert template.completion('3') == ' 3'
+
+
+def test_space_around_what_fills_a_template_stays():
+    template, code = Template(), '    return a\n'
+    assert template.completion(code) == ' ' + code
+    assert template.completion(code, chat=True) == ' ' + code
+    assert template.prompt(code, code) == f'{code}\n{code}\nanswer:'
+    turns = [{'role': 'user', 'content': code}, {'role': 'assistant', 'content': code}]
+    assert template.chat(turns) == f'user: {code}\nassistant: {code}\nassistant:'
 
 
 def test_space_before_the_output_belongs_to_the_completion_but_a_newline_does_not():
@@ -26,7 +35,7 @@ def test_space_before_the_output_belongs_to_the_completion_but_a_newline_does_no
 
 
 def test_chat_renders_every_turn_and_ends_with_the_assistant_s_cue():
-    turns = [{'role': 'system', 'content': ' be kind '}, {'role': 'user', 'content': 'hi'},
+    turns = [{'role': 'system', 'content': 'be kind'}, {'role': 'user', 'content': 'hi'},
              {'role': 'assistant', 'content': 'hello'}, {'role': 'user', 'content': 'and?'}]
     assert Template().chat(turns) == 'be kind\nuser: hi\nassistant: hello\nuser: and?\nassistant:'
 
@@ -65,7 +74,7 @@ def test_any_template_survives_its_file(tmp_path_factory, before, middle, separa
     template.save(path)
     assert Template.load(path) == template
     assert template.prompt('i') == f'<{before}i{middle}:'
-    assert template.completion(output) == separator + output.strip()
+    assert template.completion(output) == separator + output
 
 
 @pytest.mark.parametrize('sections, words', [

@@ -20,7 +20,7 @@ from rlhf_jax.errors import InputError
 _OPEN, _CLOSE = '\ufdd0', '\ufdd1'
 LITERAL = re.compile(f'{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}')
 
-_PROBE = 'REPLY'
+_QUESTION, _PROBE = [{'role': 'user', 'content': 'question'}], 'REPLY'
 
 
 class ChatTemplate:
@@ -50,11 +50,11 @@ class ChatTemplate:
             self._template = _environment(now).from_string(source)
         except jinja2.TemplateError as error:
             raise InputError(f'{name}: the chat template is not valid Jinja ({_reason(error)})') from None
-        self._lead, self._tail, self.end = self._learn_reply()
+        self._before, self._after, self._tail, self.end = self._learn_reply()
 
     def prompt(self, instruction: str, input: str = '') -> str:
         """The prompt of an instruction, as one user turn; a blank input means none."""
-        text = '\n\n'.join(part for part in (instruction.strip(), input.strip()) if part)
+        text = '\n\n'.join(part for part in (instruction, input) if part.strip())
         return self.chat([{'role': 'user', 'content': text}])
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -66,9 +66,19 @@ class ChatTemplate:
         return self._render(messages, add_generation_prompt=True)
 
     def completion(self, output: str, *, chat: bool = False) -> str:
-        """A completion as it follows a prompt, without the token that ends it."""
+        """A completion as it follows a prompt, without the token that ends it.
+
+        The template itself writes it, because some templates take away the space around a reply.
+
+        Raises:
+            InputError: the template refuses this reply, or writes it elsewhere than behind its prompt.
+        """
         del chat  # an instruction is a chat of one turn
-        return self._lead + output.strip() + self._tail
+        shown = self._render([*_QUESTION, {'role': 'assistant', 'content': output}], add_generation_prompt=False)
+        behind = shown.removeprefix(self._before)
+        if not shown.startswith(self._before) or not behind.endswith(self._after):
+            raise InputError(f'the chat template of {self._name} writes this reply elsewhere than behind its prompt')
+        return LITERAL.sub(r'\1', behind.removesuffix(self._after)) + self._tail
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         marked = [{**message, 'content': self._as_text(message['content'])} for message in messages]
@@ -83,21 +93,20 @@ class ChatTemplate:
         content = content.replace(_OPEN, '').replace(_CLOSE, '')
         return self._special_token.sub(lambda match: f'{_OPEN}{match[0]}{_CLOSE}', content)
 
-    def _learn_reply(self) -> tuple[str, str, str]:
-        """What stands between a prompt and the reply, between the reply and its end, and the end."""
-        question = [{'role': 'user', 'content': 'question'}]
-        whole = self._render([*question, {'role': 'assistant', 'content': _PROBE}], add_generation_prompt=False)
-        prompt = self._render(question, add_generation_prompt=True)
-        lead, found, tail = whole.removeprefix(prompt).partition(_PROBE)
-        if not whole.startswith(prompt) or not found:
+    def _learn_reply(self) -> tuple[str, str, str, str]:
+        """What a template writes before a reply and after it; of that what belongs to the reply, and its end."""
+        before = self._render(_QUESTION, add_generation_prompt=True)
+        whole = self._render([*_QUESTION, {'role': 'assistant', 'content': _PROBE}], add_generation_prompt=False)
+        _, found, after = whole.removeprefix(before).partition(_PROBE)
+        if not whole.startswith(before) or not found:
             raise InputError(f'{self._name}: the chat template does not write a reply behind its prompt (it writes '
-                             f'{whole!r} after the prompt {prompt!r}), so that completions cannot be made with it')
-        if end := self._special_token.search(tail):
-            return lead, tail[:end.start()], end[0]
+                             f'{whole!r} after the prompt {before!r}), so that completions cannot be made with it')
+        if end := self._special_token.search(after):
+            return before, after, after[:end.start()], end[0]
         if 'eos_token' not in self._special:
             raise InputError(f'{self._name}: the chat template ends a reply with no special token, and the files '
                              'name no eos_token')
-        return lead, '', self._special['eos_token']
+        return before, after, '', self._special['eos_token']
 
 
 def _environment(now: datetime.datetime | None) -> jinja2.Environment:

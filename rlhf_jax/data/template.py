@@ -74,18 +74,17 @@ class Template:
     def prompt(self, instruction: str, input: str = '') -> str:
         """The prompt of an instruction; a blank input means none."""
         if input.strip():
-            return _fill(_cue(self.with_input)[0],
-                         instruction=instruction.strip(), input=input.strip())
-        return _fill(_cue(self.without_input)[0], instruction=instruction.strip())
+            return _fill(_cue(self.with_input)[0], instruction=instruction, input=input)
+        return _fill(_cue(self.without_input)[0], instruction=instruction)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt for the assistant's next turn after `messages` ({role, content} each)."""
-        turns = [self._turn(message['role'], message['content'].strip()) for message in messages]
+        turns = [self._turn(message['role'], message['content']) for message in messages]
         return '\n'.join([*turns, _cue(self.assistant)[0]])
 
     def completion(self, output: str, *, chat: bool = False) -> str:
         """A completion as it follows a `prompt`, or a `chat`."""
-        return _cue(self.assistant if chat else self.without_input)[1] + output.strip()
+        return _cue(self.assistant if chat else self.without_input)[1] + output
 
     def _turn(self, role: str, content: str) -> str:
         text = getattr(self, role)

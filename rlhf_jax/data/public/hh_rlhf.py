@@ -55,6 +55,8 @@ def chat(row: Row) -> Row:
     if not all(content for _, content in turns):
         raise LeftOut('a turn of the prompt is empty')
     others = {name: value for name, value in row.items() if name != 'prompt'}
+    if 'completions' in row:  # the space after "Assistant:" belongs to the source's format
+        others['completions'] = [text.removeprefix(' ') for text in row['completions']]
     return {'messages': [{'role': role, 'content': content} for role, content in turns], **others}
 
 
