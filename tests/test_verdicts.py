@@ -302,12 +302,12 @@ def test_other_seeds_choose_the_step_of_a_turn(tmp_path):
     def history(arm, stage, step):
         top = 11 if arm[AXIS] else 21
         bonus = 5.0 * (arm["seed"] == 0 and step == 5)  # would be seed 0's own choice
-        return {"gold": -abs(step - top) / 10 + arm["seed"] + bonus} | ({"loss": abs(step - top) / 10} if step % 2 else {})
+        return {"gold": -(((step - top) / 10) ** 2) + arm["seed"] + bonus} | ({"loss": abs(step - top) / 10} if step % 2 else {})
 
     sweep = Sweep(fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history))
     found = verdicts.judge(sweep, spec.Turns("gold", "ppo_ptx", "falls", by=0.5, where={AXIS: 2.0}))
     # 40 steps: of 2, 4, ..., 34 the others' highest is 10 or 12, and the first is taken; the last tenth is 37 to 40.
-    assert found.tests[0].by_seed[0] == pytest.approx(-(0.2 + 0.0) / 2 - -(2.6 + 2.7 + 2.8 + 2.9) / 4)
+    assert found.tests[0].by_seed[0] == pytest.approx(-(0.2**2 + 0.0) / 2 + (2.6**2 + 2.7**2 + 2.8**2 + 2.9**2) / 4)
     assert found.verdict == "holds" and "highest step of the other seeds" in found.sentence
     both = verdicts.judge(sweep, spec.Turns("loss", "ppo_ptx", "rises", by=0.5)).tests[0].by_seed
     # 20 losses at steps 1, 3, ..., 39, the last two are 37 and 39; lowest at 11, and 21, both places of the judges.

@@ -27,10 +27,24 @@ from dataclasses import field
 from typing import Any
 
 from rlhf_jax.errors import InputError
+from rlhf_jax.report.spec.fields import listed, of_kind, one_of, tuple_of
+from rlhf_jax.report.spec.rules import (
+    RULES,
+    All,
+    Close,
+    Coincides,
+    Dominates,
+    Greater,
+    Law,
+    Path,
+    Peak,
+    Pick,
+    Trend,
+    Turns,
+)
 
 SUMMARIES = ("last", "first", "mean_last_10%")
 SCALES = ("auto", "linear", "log", "symlog", "category")
-LAWS = ("constant", "linear", "kl", "log_n", "best_of_n", "rl")  # evaluate/overoptimization.py has what they say
 
 
 # --- figures and tables ------------------------------------------------------------------------------------------
@@ -53,17 +67,7 @@ class Curve:
     y_title: str = ""
 
     def __post_init__(self):
-        _one_of(self, "scale", SCALES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Path:
-    """The settings of one stage, joined along a field (None: points alone)."""
-
-    stage: str
-    axis: str | None = None
-    where: dict = field(default_factory=dict)
-    label: str = ""
+        one_of(self, "scale", SCALES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Plane:
     y_title: str = ""
 
     def __post_init__(self):
-        _tuple_of(self, "paths", Path)
+        tuple_of(self, "paths", Path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Dots:
     y_title: str = ""
 
     def __post_init__(self):
-        _tuple_of(self, "stages", str)
+        tuple_of(self, "stages", str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,168 +132,8 @@ class Table:
     title: str = ""
 
     def __post_init__(self):
-        _tuple_of(self, "stages", str)
-        _tuple_of(self, "quantities", str)
-
-
-# --- rules: what a claim says, so that it can be wrong -----------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Pick:
-    """For each seed the mean of a quantity over the settings chosen; `y` overrides the rule's quantity.
-
-    With `tuned`, a field: at the value of it that is `best` in the first seed, which then judges nothing.
-    """
-
-    stage: str
-    where: dict = field(default_factory=dict)
-    y: str | None = None
-    label: str = ""
-    tuned: str | None = None
-    best: str = "highest"  # or lowest
-
-    def __post_init__(self):
-        _one_of(self, "best", ("highest", "lowest"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Trend:
-    """y rises, or falls, with the field: the slope of y over the rank of the field's values, of each seed."""
-
-    y: str
-    stage: str
-    axis: str
-    direction: str
-    where: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        _one_of(self, "direction", ("rises", "falls"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """Inverted U: a value inside the axis is better than both ends; for each seed the *other* seeds choose it."""
-
-    y: str
-    stage: str
-    axis: str
-    where: dict = field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Greater:
-    """a > factor * b + by, paired over seeds; `b` may be a number."""
-
-    a: Pick
-    b: Pick | float
-    y: str
-    by: float = 0.0
-    factor: float = 1.0
-
-    def __post_init__(self):
-        _pick(self, "a", Pick)
-        _pick(self, "b", (Pick, int, float))
-
-
-@dataclasses.dataclass(frozen=True)
-class Close:
-    """|a - b - difference| < margin (equivalence), paired over seeds; `b` may be a number."""
-
-    a: Pick
-    b: Pick | float
-    y: str
-    margin: float
-    difference: float = 0.0
-
-    def __post_init__(self):
-        _pick(self, "a", Pick)
-        _pick(self, "b", (Pick, int, float))
-
-
-@dataclasses.dataclass(frozen=True)
-class Dominates:
-    """The path a lies above the path b on a plane: mean gap of y at equal x over the range both cover, by seed.
-
-    With `file` the points of a path are not its settings but the steps of their runs, x and y metrics of that file.
-    """
-
-    a: Path
-    b: Path
-    x: str
-    y: str
-    sqrt_x: bool = False
-    file: str = ""  # "metrics.jsonl", or another file of JSON lines
-
-    def __post_init__(self):
-        _pick(self, "a", Path)
-        _pick(self, "b", Path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Coincides(Dominates):
-    """The paths a and b lie together: the mean gap of Dominates is within +-margin (equivalence)."""
-
-    margin: float = field(kw_only=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Turns:
-    """A metric falls after its highest step (rises after its lowest): by more than `by` until the last tenth of the run.
-
-    What chooses that step does not judge it: for each seed it is where the mean of the *other* seeds is highest, of
-    every other step before the last tenth; what is judged is this seed's mean of the two steps beside it, less that of
-    its last tenth. Of several settings each has a step of its own, and the mean over them is the seed's number.
-    """
-
-    y: str  # a metric of metrics.jsonl, without "history:"; steps that do not have it do not count
-    stage: str
-    direction: str
-    by: float = 0.0
-    where: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        _one_of(self, "direction", ("falls", "rises"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Law:
-    """A law of what a distance gains predicts better than each law of `against` what neither was fitted to.
-
-    Of training (over="steps"): y over the KL x of each step, start included, for each setting; fitted to every other
-    step of the *other* seeds, judged at the steps between of this one. Of a best_of_n stage (over="prompts"): y
-    ("gold", "score") gained over n = 1; fitted to every other n of three quarters of the prompts, judged at the n
-    between of the other quarter, in turn. The number is the squared error saved, in units of y squared. A law that
-    is a special case of the other loses to it only where the other's further coefficient is worth its noise.
-    """
-
-    y: str
-    stage: str
-    law: str  # of LAWS
-    against: tuple[str, ...]
-    x: str = "objective/kl_exact"
-    over: str = "steps"
-    where: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        _one_of(self, "over", ("steps", "prompts"))
-        _one_of(self, "law", LAWS)
-        _tuple_of(self, "against", str)
-        if not self.against or self.law in self.against or not set(self.against) <= set(LAWS):
-            raise InputError(f"Law: against={self.against} must name other laws than {self.law}, of {listed(LAWS)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class All:
-    """Every rule holds; it does not hold as soon as one does not, at a level corrected for their number."""
-
-    rules: tuple
-
-    def __post_init__(self):
-        _tuple_of(self, "rules", RULES)
-
-
-RULES = (Trend, Peak, Greater, Close, Dominates, Coincides, Turns, Law, All)
+        tuple_of(self, "stages", str)
+        tuple_of(self, "quantities", str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +147,7 @@ class Claim:
     note: str = ""  # what is known of why it holds or does not
 
     def __post_init__(self):
-        _pick(self, "rule", RULES)
+        of_kind(self, "rule", RULES)
 
 
 # --- the declarations of one experiment file ---------------------------------------------------------------------
@@ -320,10 +164,10 @@ class Declared:
     looks: tuple = ()  # numbers of seeds at which the claims were judged, (3, 5) where undecided ones asked for more
 
     def __post_init__(self):
-        _tuple_of(self, "figures", FIGURES)
-        _tuple_of(self, "tables", Table)
-        _tuple_of(self, "claims", Claim)
-        _tuple_of(self, "looks", int)
+        tuple_of(self, "figures", FIGURES)
+        tuple_of(self, "tables", Table)
+        tuple_of(self, "claims", Claim)
+        tuple_of(self, "looks", int)
 
     @classmethod
     def of(cls, module) -> "Declared":
@@ -434,33 +278,3 @@ def key(value) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(key, value))}]"
     return json.dumps(float(value) if type(value) is int else value)
-
-
-# --- fields of the right kind -----------------------------------------------------------------------------------
-
-
-def _one_of(item, name, choices):
-    value = getattr(item, name)
-    if value not in choices:
-        raise InputError(f"{type(item).__name__}: {name}='{value}' is none of {listed(choices)}")
-
-
-def _tuple_of(item, name, kinds):
-    value = getattr(item, name)
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    if not isinstance(value, (tuple, list)) or not all(isinstance(part, kinds) for part in value):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise InputError(f"{type(item).__name__}: {name} must be a tuple of {names}, not {value!r}")
-    object.__setattr__(item, name, tuple(value))
-
-
-def _pick(item, name, kinds):
-    value = getattr(item, name)
-    if not isinstance(value, kinds):
-        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        raise InputError(f"{type(item).__name__}: {name} must be {names}, not {value!r}")
-
-
-def listed(values) -> str:
-    """Values of a sentence."""
-    return ", ".join(str(value) for value in values) or "none"
