@@ -7,7 +7,6 @@ InstructGPT, section 3.4 and 3.5: K is 4 to 9, ties are allowed.
 """
 
 import dataclasses
-import json
 import random
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking, read_rows
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import write_json, write_text
+from rlhf_jax.files import write_json, write_json_lines
 from rlhf_jax.run import Run
 from rlhf_jax.world import labelers
 
@@ -126,11 +125,11 @@ def _ranking(item: Sampled, ranks, labeler: str, group: str | None) -> Ranking:
 
 def write_rankings(path: Path, rankings: list[Ranking]) -> None:
     """One JSON object a line, in the public format; the prompt's own row rides along as `source`."""
-    lines = []
+    rows = []
     for ranking in rankings:
         fields = {name: getattr(ranking, name) for name in _FIELDS}
-        lines.append(json.dumps({**fields, "tokens": ranking.sampled, "source": ranking.row}, ensure_ascii=False))
-    write_text(path, "\n".join(lines) + "\n")
+        rows.append({**fields, "tokens": ranking.sampled, "source": ranking.row})
+    write_json_lines(path, rows)
 
 
 _FIELDS = ("prompt", "completions", "ranks", "labeler", "group", "models", "finished")

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from rlhf_jax.errors import InputError, reason
@@ -90,6 +90,45 @@ def read_json(path, kind: type = dict):
 def read_if_there(path, kind: type = dict):
     """What `read_json` reads, or None where there is no such file."""
     return read_json(path, kind) if pathlib.Path(path).exists() else None
+
+
+def write_json_lines(path, rows: Iterable[dict]) -> None:
+    """Writes rows as JSON, one a line, atomically (see `write_text`)."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json_lines(path) -> list[dict]:
+    """What `write_json_lines` wrote.
+
+    Raises:
+      InputError: the file cannot be read, or a line is cut or holds no object; the sentence names file and line.
+    """
+    rows = []
+    for number, line in enumerate(whole_lines(path, cut=False), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: not a JSON object; the file was cut or changed after it was written")
+        rows.append(row)
+    return rows
+
+
+def whole_lines(path, cut: bool = True) -> list[bytes]:
+    """The lines of a file without their ends. A line feed alone ends one: texts hold U+2028 and other separators.
+
+    Args:
+      cut: what follows the last line feed, of a process that was killed as it wrote, is left out; else it is a line too.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        *lines, rest = pathlib.Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    return lines if cut or not rest else [*lines, rest]
 
 
 def remove_left_over(folder) -> None:

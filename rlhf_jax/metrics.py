@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_jax import hosts
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import write_text
+from rlhf_jax.files import whole_lines, write_text
 
 
 def compute(metrics: dict) -> dict[str, float | list[float]]:
@@ -116,12 +116,8 @@ def read_metrics(path) -> list[dict]:
 
 def _rows(path):
     """(line, row) of every complete line; the last may be half-written and is then left out."""
-    try:
-        lines = pathlib.Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is partial
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             row = json.loads(line)
             if not isinstance(row["step"], int):

@@ -6,6 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 
 from rlhf_jax import collect
+from rlhf_jax.data.records import Ranking
 
 TEXTS = ["", " ", "a", "b", "c", "d", "e"]  # few, so that equal ones meet
 
@@ -33,3 +34,15 @@ def test_the_same_text_borrowed_twice_is_there_once():
     for seed in range(20):
         chosen = collect.choose(everyone[0], everyone, 4, 2, random.Random(seed))
         assert chosen in ([("own", True, "sft"), ("same", False, "base of another prompt")], [("own", True, "sft")])
+
+
+def test_only_a_line_feed_ends_a_collected_ranking(tmp_path):
+    odd = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
+    texts = (f"  {odd}\n", f"{odd}\r\n")
+    ranking = Ranking(odd, texts, (1, 2), odd, odd, (odd, odd), (True, False), {"prompt": odd})
+    collect.write_rankings(tmp_path / "comparisons.train.jsonl", [ranking, ranking])
+    found = collect.read_rankings(tmp_path / "comparisons.train.jsonl")
+    assert [(row.prompt, row.completions, row.labeler, row.group, row.models) for row in found] == 2 * [
+        (odd, texts, odd, odd, (odd, odd))
+    ]
+    assert [row.row["source"] for row in found] == 2 * [{"prompt": odd}]

@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_jax import files
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import new_folder, read_json, remove_left_over, write_text
+from rlhf_jax.files import new_folder, read_json, read_json_lines, remove_left_over, whole_lines, write_json_lines, write_text
 from rlhf_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -175,3 +175,36 @@ def test_a_run_removes_at_its_start_what_it_was_killed_at(tmp_path):
         (tmp_path / name).write_text("half")
     Workdir(tmp_path, {}).close()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+# --- JSON lines -----------------------------------------------------------------------------------
+
+SEPARATORS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj"  # all of which str.splitlines splits at
+
+
+def test_only_a_line_feed_ends_a_row(tmp_path):
+    rows = [{"text": SEPARATORS, SEPARATORS: SEPARATORS}, {"text": "\n"}, {}]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert read_json_lines(tmp_path / "rows.jsonl") == rows
+    assert len(whole_lines(tmp_path / "rows.jsonl")) == 3 and whole_lines(tmp_path / "rows.jsonl")[2] == b"{}"
+
+
+def test_the_half_line_of_a_killed_process_is_no_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"a"')
+    assert whole_lines(tmp_path / "rows.jsonl") == [b'{"a": 1}']
+    assert whole_lines(tmp_path / "rows.jsonl", cut=False) == [b'{"a": 1}', b'{"a"']
+
+
+@pytest.mark.parametrize("content, words", [
+    (b'{"a": 1}\n{"a"', "rows.jsonl, line 2: not a JSON object; the file was cut or changed after it was written"),
+    (b'{"a": 1}\n\n{}\n', "line 2"), (b'[1]\n', "line 1"), (b'{"a": "\xff"}\n', "line 1"), (b"[" * 100_000 + b"\n", "line 1"),
+])  # fmt: skip
+def test_a_damaged_line_is_named(tmp_path, content, words):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_json_lines(tmp_path / "rows.jsonl")
+
+
+def test_a_missing_file_of_rows_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot read .*none.jsonl: No such file or directory"):
+        read_json_lines(tmp_path / "none.jsonl")

@@ -62,6 +62,30 @@ def test_json_lines_a_json_list_and_csv_hold_the_same_rows(tmp_path):
         assert [record.completions[0] for record in records] == [row["chosen"] for row in PAIRS]
 
 
+SEPARATORS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"  # all of which str.splitlines splits at
+
+
+def test_only_a_line_feed_ends_a_row(tmp_path, pyarrow):
+    row = {"prompt": SEPARATORS, "completion": f"{SEPARATORS}\r\n{SEPARATORS}"}
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    quoted = ",".join(f'"{value}"' for value in row.values())
+    contents = {"a.jsonl": 2 * line, "b.json": json.dumps([row, row], ensure_ascii=False),
+                "c.csv": f"prompt,completion\n{quoted}\n{quoted}\n"}  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode())
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(contents["a.jsonl"].encode()))
+    write_parquet(tmp_path / "e.parquet", pyarrow.Table.from_pylist([row, row]))
+    for path in sorted(tmp_path.iterdir()):
+        assert [place[-1] for place, _ in rows.read(path)] == (["1", "1"] if path.name == "b.json" else ["2", "4"]
+            if path.name == "c.csv" else ["1", "2"]), path  # fmt: skip
+        wanted = row if path.name != "c.csv" else {name: text.replace("\r\n", "\n") for name, text in row.items()}
+        assert found(path) == [wanted, wanted], path
+    (tmp_path / "f.txt").write_text(f"{SEPARATORS}\n{SEPARATORS}\n\n{SEPARATORS}", newline="\n")
+    texts = [f"{SEPARATORS}\n{SEPARATORS}", SEPARATORS]
+    assert [row["text"] for row in found(tmp_path / "f.txt")] == texts
+    assert [document.text for document in read_rows(tmp_path / "f.txt", "documents")[0]] == texts
+
+
 def test_places_are_the_lines_where_rows_begin(tmp_path):
     (tmp_path / "list.json").write_text('[\n  {"a": 1},\n\n  {"a":\n 2}, 3,\n {"a": 4}\n]\n')
     listed = list(rows.read(tmp_path / "list.json"))
@@ -248,7 +272,7 @@ def test_a_description_that_points_outside_its_folder_is_refused(tmp_path, pyarr
     assert f"{tmp_path}/saved/dataset_dict.json: names the file {name!r}" in failure(tmp_path / "saved")
 
 
-@pytest.mark.parametrize("content, words", [("{", "not valid JSON"), ("[]", "needs the field '_data_files'"),
+@pytest.mark.parametrize("content, words", [("{", "not valid JSON"), ("[]", "is not a JSON object"), ("{}", "needs the field '_data_files'"),
                                             ('{"_data_files": ["x"]}', "must be a list of objects")])  # fmt: skip
 def test_a_broken_description_is_named(tmp_path, content, words):
     (tmp_path / "state.json").write_text(content)

@@ -76,7 +76,7 @@ def _saved_to_disk(folder: pathlib.Path) -> list[tuple[str | None, pathlib.Path]
 
 def _described(path: pathlib.Path, field: str) -> list:
     description = read_json(path)
-    value = description.get(field) if isinstance(description, dict) else None
+    value = description.get(field)
     if not isinstance(value, list) or not value:
         raise InputError(f'{path}: needs the field {field!r}, a list, as datasets.save_to_disk writes it')
     return value

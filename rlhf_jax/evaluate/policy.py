@@ -16,7 +16,6 @@ and a PPO stage's also, of the weights that it does not hand on ("params" where 
 the completion, in nats, and `win_rate` is against its completions, paired on prompts.
 """
 
-import json
 
 import jax
 import numpy as np
@@ -26,7 +25,7 @@ from rlhf_jax.data import batches, loader
 from rlhf_jax.evaluate import best_of_n, skills
 from rlhf_jax.evaluate.programs import Answers, Programs, Questions, ask, completion_logprob
 from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
-from rlhf_jax.files import read_if_there, write_json, write_text
+from rlhf_jax.files import read_if_there, read_json_lines, write_json, write_json_lines
 from rlhf_jax.generate import Rollout
 from rlhf_jax.run import JUDGED
 
@@ -192,8 +191,7 @@ def summarize(rows: list[dict], rivals: list[dict] | None, resamples: int) -> di
 
 def read_rows(path) -> list[dict]:
     """The rows of a samples.jsonl or skills.jsonl."""
-    with open(path, encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
+    return read_json_lines(path)
 
 
 def _read_rows_if_there(path) -> list[dict] | None:
@@ -202,7 +200,7 @@ def _read_rows_if_there(path) -> list[dict] | None:
 
 def write_rows(path, rows: list[dict]) -> None:
     """Writes rows as JSON lines, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json_lines(path, rows)
 
 
 def judged_by(rows: list[dict]) -> str | None:

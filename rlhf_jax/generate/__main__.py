@@ -33,7 +33,7 @@ from rlhf_jax.data.records import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.files import read_json
+from rlhf_jax.files import read_json, whole_lines
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig
 
@@ -213,13 +213,13 @@ def write_lines(completer: Completer, out: str | None, identity: str) -> None:
     path = pathlib.Path(out)
     part = path.with_name(f".{path.name}.{zlib.crc32(identity.encode()):08x}.part")
     try:
-        lines = part.read_text(encoding="utf-8").splitlines(keepends=True) if part.exists() else []
-        first = len([line for line in lines if line.endswith("\n")]) // completer.batch_size
-        with progress.Interrupt() as interrupt, open(part, "w", encoding="utf-8") as file:
-            file.writelines(lines[: first * completer.batch_size])
+        lines = whole_lines(part) if part.exists() else []
+        first = len(lines) // completer.batch_size
+        with progress.Interrupt() as interrupt, open(part, "wb") as file:
+            file.writelines(line + b"\n" for line in lines[: first * completer.batch_size])
             with progress.Progress("generate", completer.batches, first, stream=sys.stderr) as shown:
                 for number, rows in enumerate(completer(first), start=first + 1):
-                    file.writelines(map(_line, rows))
+                    file.writelines(_line(row).encode() for row in rows)
                     file.flush()
                     shown.update(number)
                     if interrupt.requested and number < completer.batches:

@@ -24,7 +24,10 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import hosts, shapes
 from rlhf_jax.errors import InputError
-from rlhf_jax.files import copy, lock, new_folder, not_through_links, read_if_there, remove_left_over, write_json
+from rlhf_jax.files import (
+    copy, lock, new_folder, not_through_links, read_if_there, read_json_lines, remove_left_over, write_json,
+    write_json_lines,
+)  # fmt: skip
 from rlhf_jax.progress import Stopped
 from rlhf_jax.run import Run
 
@@ -211,9 +214,8 @@ def _forget_judges(folder: pathlib.Path) -> None:
     """Leaves samples and evaluation as they are before there is a reward model or a reference (see policy.rescore)."""
     evaluation = folder / "evaluation.json"
     for samples in folder.glob("samples*.jsonl"):
-        rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-        rows = [row | {"score": None, "scores": {}, "kl": None} for row in rows]
-        samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        rows = read_json_lines(samples)
+        write_json_lines(samples, [row | {"score": None, "scores": {}, "kl": None} for row in rows])
     found = read_if_there(evaluation)
     if found and "estimates" in found:
         found.pop("other_weights", None)

@@ -2,12 +2,12 @@
 
 import argparse
 import collections
-import json
 import pathlib
 import statistics
 import sys
 
 from rlhf_jax.errors import InputError, as_command
+from rlhf_jax.files import write_json_lines
 from rlhf_jax.world import World
 
 _DOCUMENTS = {"train": 40000, "valid": 2000}
@@ -16,14 +16,6 @@ _INSTRUCTIONS = {
     ("valid", "ppo"): 600, ("test", "ppo"): 600, ("heldout_kinds", "ppo"): 300,
 }
 _SKILLS = 500
-
-
-def _write(path: pathlib.Path, rows) -> None:
-    try:
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    except OSError as error:
-        raise InputError(f"--out: cannot write {path}: {error.strerror}") from error
 
 
 def _words(texts) -> str:
@@ -47,7 +39,7 @@ def write_world(world: World, out: pathlib.Path) -> None:
     print(f"{'file':38s} {'rows':>6s}   words: mean median max")
 
     def report(name, rows, texts):
-        _write(out / name, rows)
+        write_json_lines(out / name, rows)
         print(f"{name:38s} {len(rows):6d}       {_words(texts)}")
 
     for split, count in _DOCUMENTS.items():
@@ -61,7 +53,7 @@ def write_world(world: World, out: pathlib.Path) -> None:
         categories.update(row["category"] for row in rows if split != "heldout_kinds")
     for name, rows in world.skills(_SKILLS).items():
         report(f"skills.{name}.jsonl", rows, [row["prompt"] for row in rows])
-    _write(out / "knowledge.json", [{"entities": world.knowledge.rows(), "toy": world.toy.words}])
+    write_json_lines(out / "knowledge.json", [{"entities": world.knowledge.rows(), "toy": world.toy.words}])
     print("\ncategory          share")
     for category, count in categories.most_common():
         print(f"{category:16s} {100 * count / categories.total():5.1f} %")
