@@ -17,7 +17,7 @@ from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import bag_of_words, calibration, statistics
+from rlhf_jax.evaluate import bag_of_words, preferences
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, is_run, open_run
@@ -242,7 +242,7 @@ def _labeler_gap(facts: dict) -> dict:
     """How much more accurate it is on labelers who labelled for training than on the group held out, beside what the
     world planted: the same for a model that knows what the mean labeler of the other groups wants."""
     fold = facts["labelers"].get("folds", {}).get(facts["labelers"].get("held_out_group"))
-    if fold is None or not {"valid", "heldout"} <= facts.keys():
+    if fold is None or any("accuracy" not in facts.get(name, {}) for name in ("valid", "heldout")):
         return {}
     found = facts["valid"]["accuracy"]["value"] - facts["heldout"]["accuracy"]["value"]
     return {"labeler_gap": {"value": found, "planted": fold["in_group"] - fold["held_out"]}}
@@ -255,48 +255,14 @@ def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, r
     arrays, _ = rankings.batch(run, fitting)
     scores = scorer.score_arrays(arrays)
     lengths = arrays.mask.sum(-1)
-    margins, longer, prompt_of = [], [], []
-    for n, ranking in enumerate(fitting):
-        for i, j in itertools.permutations(range(len(ranking.ranks)), 2):
-            if ranking.ranks[i] < ranking.ranks[j]:
-                margins.append(scores[n, i] - scores[n, j])
-                longer.append(int(lengths[n, i] - lengths[n, j]))
-                prompt_of.append(n)
-    margins, longer, prompt_of = np.array(margins, np.float64), np.array(longer), np.array(prompt_of)
-    right = np.where(margins == 0, 0.5, margins > 0)
-    # The interval is over prompts: pairs of one prompt, in whichever row, are not independent.
-    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(row.unit for row in fitting))}
-    unit = np.array([numbers[fitting[n].unit] for n in prompt_of])
-    pairs = np.bincount(unit)
-    by_prompt = np.bincount(unit, weights=right)[pairs > 0] / pairs[pairs > 0]
-    pairs = pairs[pairs > 0]
-    accuracy = statistics.bootstrap(by_prompt, pairs)
-    probabilities, outcomes = calibration.from_margins(margins)
-    groups = np.array([fitting[n].group or "" for n in prompt_of])
+    found = preferences.evaluate(fitting, scores, lengths)
+    if "accuracy" in found:
+        found["bag_of_words_accuracy"] = bag_of_words.accuracy(bag, fitting)._asdict()
     if arrays.targets is not None:
-        given, found = arrays.targets[arrays.valid], scores[arrays.valid]
-        rated = {"score_correlation": float(np.corrcoef(given, found)[0, 1])}
-    else:
-        rated = {}
-    return rated | {
-        "prompts": len(fitting),
-        "pairs": len(margins),
-        "accuracy": accuracy._asdict(),
-        "bag_of_words_accuracy": bag_of_words.accuracy(bag, fitting)._asdict(),
-        "log_loss": float(calibration.log_loss(probabilities, outcomes)),
-        "ece": float(calibration.expected_calibration_error(probabilities, outcomes)),
-        "reliability": [row._asdict() for row in calibration.reliability(probabilities, outcomes)],
-        "by_group": {str(name): float(right[groups == name].mean()) for name in np.unique(groups)},
-        "by_margin": _bins(calibration.accuracy_by(np.abs(margins), right, [0, 0.5, 1, 2, 4, np.inf])),
-        "by_length_difference": _bins(calibration.accuracy_by(longer, right, [-1000, -8, -2, 3, 9, 1000])),
-    }
-
-
-def _bins(rows) -> list[dict]:
-    return [
-        {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in row._asdict().items()}
-        for row in rows
-    ]
+        given, said = arrays.targets[arrays.valid], scores[arrays.valid]
+        if given.std() and said.std():
+            found["score_correlation"] = float(np.corrcoef(given, said)[0, 1])
+    return found
 
 
 class ValidationReward:

@@ -155,10 +155,10 @@ def test_answer_is_the_first_line():
 
 def test_mean_weighs_tasks_alike_whatever_their_sizes():
     rows = [{"task": "closed_qa", "score": 1.0}] * 6 + [{"task": "arithmetic", "score": 0.0}] * 2
-    found = skills.summarize(rows, resamples=20)
+    found = skills.summarize(rows)
     assert found["skills/closed_qa"].value == 1 and found["skills/arithmetic"].value == 0
     assert found["skills/mean"].value == pytest.approx(0.5)
-    assert skills.summarize([], 20) == {}
+    assert skills.summarize([]) == {}
 
 
 def test_few_shot_completes_every_item_greedily(make_run):

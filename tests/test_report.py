@@ -77,7 +77,7 @@ def write_policy(run, stage, rng, names, level, skill, loss, items, gold):
                for task in ("closed_qa", "translation", "arithmetic") for n in range(items)]
     policy.write_rows(run.folder(stage) / "samples.jsonl", rows)
     policy.write_rows(run.folder(stage) / "skills.jsonl", answers)
-    retained = {name: value._asdict() for name, value in skills.summarize(answers, 50).items()}
+    retained = {name: value._asdict() for name, value in skills.summarize(answers).items()}
     retained["valid_loss"] = {"value": loss, "low": loss - 0.02, "high": loss + 0.02}
     policy.conclude(run, stage, rows, retained, temperature=1.0)
 
@@ -98,7 +98,7 @@ def reward_facts(rng):
         probabilities, outcomes = calibration.from_margins(margins)
         bins = calibration.accuracy_by(np.abs(margins), outcomes, [0, 0.5, 1, 2, 4, np.inf])
         return {
-            "prompts": 80, "pairs": 600, "accuracy": {"value": 0.71, "low": 0.67, "high": 0.75},
+            "prompts": 80, "rankings": 95, "pairs": 600, "accuracy": {"value": 0.71, "low": 0.67, "high": 0.75},
             "log_loss": 0.55, "ece": 0.03, "by_group": {"plain": 0.7},
             "reliability": [row._asdict() for row in calibration.reliability(probabilities,
                                                                              outcomes)],
@@ -148,16 +148,6 @@ def test_tax_is_paired_by_item_and_recovery_is_its_share(run):
     half = float(re.search(r"± ([\d.]+) points", plain)[1])
     unpaired = 196 * np.sqrt(sum(scores[stage].var() for stage in ("sft", "ppo")) / 90)
     assert 0.5 * unpaired < half < 1.5 * unpaired
-
-
-def test_recovered_share():
-    rng = np.random.default_rng(0)
-    sft, ppo = rng.random(400) < 0.9, rng.random(400) < 0.5
-    ptx = np.where(rng.random(400) < 0.5, sft, ppo)
-    share = skills.recovered_share(sft * 1.0, ppo * 1.0, ptx * 1.0, np.ones(400))
-    assert share.low < 0.5 < share.high and share.high - share.low < 0.5
-    assert skills.recovered_share(sft * 1.0, ppo * 1.0, sft * 1.0, np.ones(400)).value == 1
-    assert np.isnan(skills.recovered_share(ppo * 1.0, sft * 1.0, ptx * 1.0, np.ones(400)).value)
 
 
 def test_every_figure_is_drawn_and_shown(run):

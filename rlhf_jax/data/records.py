@@ -79,8 +79,8 @@ class Ranking:
 
     @property
     def unit(self) -> tuple:
-        """Rankings of one unit are not independent. Rated texts of one prompt are, unless they stand together."""
-        return (self.prompt, self.completions) if self.scores else (self.prompt,)
+        """Rankings of one unit are not independent: those of one prompt, whoever ranked; of none, texts that stand together."""
+        return (self.prompt,) if self.prompt else ("", self.completions)
 
     @property
     def all_tied(self) -> bool:

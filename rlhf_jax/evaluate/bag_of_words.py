@@ -69,14 +69,11 @@ def fit(rankings: Sequence[Ranking]) -> BagOfWords:
 def accuracy(bag: BagOfWords, rankings: Sequence[Ranking]) -> Estimate:
     """Share of untied pairs put in the right order, equal scores counting one half.
 
-    Pairs of one prompt are not independent, so the interval is a bootstrap over prompts (`Ranking.unit`).
+    Pairs of one prompt are not independent, so the interval is over prompts (`Ranking.unit`).
     """
     differences, _, source = _pairs(bag.columns, rankings)
     right = (np.sign(differences @ bag.weights) + 1) / 2
-    places = {}
-    unit = np.array([places.setdefault(rankings[i].unit, len(places)) for i in source])
-    pairs = np.bincount(unit)
-    return statistics.bootstrap(np.bincount(unit, right) / pairs, pairs)
+    return statistics.share(right, units=[rankings[i].unit for i in source])
 
 
 def _words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.evaluate.statistics import Estimate, wilson
+from rlhf_jax.evaluate.statistics import Estimate, share
 
 
 class ReliabilityBin(NamedTuple):
@@ -20,6 +20,7 @@ class ReliabilityBin(NamedTuple):
     count: int
     probability: float  # mean stated
     frequency: float  # mean outcome
+    interval: tuple[float, float]  # of the frequency
 
 
 class AccuracyBin(NamedTuple):
@@ -52,15 +53,15 @@ def log_loss(probabilities, outcomes) -> float:
     return float(-(happened + did_not).mean())
 
 
-def reliability(probabilities, outcomes, bins: int = 10) -> list[ReliabilityBin]:
-    """The reliability table: equal-width bins of [0, 1], those that are empty left out."""
+def reliability(probabilities, outcomes, bins: int = 10, units=None) -> list[ReliabilityBin]:
+    """The reliability table: equal-width bins of [0, 1], those that are empty left out; `units` as in statistics."""
     probabilities, outcomes = _checked(probabilities, outcomes)
-    edges = np.linspace(0, 1, bins + 1)
-    return [
-        ReliabilityBin(low, high, int(inside.sum()), float(probabilities[inside].mean()),
-                       float(outcomes[inside].mean()))
-        for low, high, inside in _binned(probabilities, edges)
-    ]
+    rows = []
+    for low, high, inside in _binned(probabilities, np.linspace(0, 1, bins + 1)):
+        frequency = share(outcomes[inside], units=_of(units, inside))
+        stated = float(probabilities[inside].mean())
+        rows.append(ReliabilityBin(low, high, int(inside.sum()), stated, frequency.value, (frequency.low, frequency.high)))
+    return rows
 
 
 def expected_calibration_error(probabilities, outcomes, bins: int = 10) -> float:
@@ -73,19 +74,24 @@ def expected_calibration_error(probabilities, outcomes, bins: int = 10) -> float
     return sum(row.count * abs(row.probability - row.frequency) for row in table) / total
 
 
-def accuracy_by(values, outcomes, edges) -> list[AccuracyBin]:
+def accuracy_by(values, outcomes, edges, units=None) -> list[AccuracyBin]:
     """Accuracy in bins of another quantity: a pair's margin, or its difference in length.
 
     Args:
         values: f[N], the quantity.
         outcomes: f[N], 1 right, 0 wrong, 1/2 undecided (`from_margins`).
         edges: ascending bin edges; values outside are left out, and so are empty bins.
+        units: [N], which pairs are not independent, as in statistics; None: all are.
     """
     values, outcomes = np.asarray(values, np.float64), np.asarray(outcomes, np.float64)
     return [
-        AccuracyBin(low, high, int(inside.sum()), wilson(outcomes[inside].sum(), inside.sum()))
+        AccuracyBin(low, high, int(inside.sum()), share(outcomes[inside], units=_of(units, inside)))
         for low, high, inside in _binned(values, edges)
     ]
+
+
+def _of(units, inside):
+    return None if units is None else np.asarray(units)[inside]
 
 
 def _binned(values: np.ndarray, edges):

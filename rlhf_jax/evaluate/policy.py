@@ -5,7 +5,7 @@ compared on pairs. A stage's folder gets
 
     samples.jsonl     a row for each prompt: completion, gold parts, score, kl, token ids
     skills.jsonl      a row for each few-shot item
-    evaluation.json   the estimates, each {value, low, high} with its 95 % bootstrap interval
+    evaluation.json   the estimates, each {value, low, high} with its 95 % interval over prompts or items
 
 and a PPO stage's also, of the weights that it does not hand on ("params" where its output is their average, "ema"),
 
@@ -24,7 +24,7 @@ from rlhf_jax import generate, hosts, reward_model, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.evaluate import best_of_n, skills
 from rlhf_jax.evaluate.programs import Answers, Programs, Questions, ask, completion_logprob
-from rlhf_jax.evaluate.statistics import Estimate, bootstrap, win_rate
+from rlhf_jax.evaluate.statistics import Estimate, mean, share, win_rate
 from rlhf_jax.files import read_if_there, read_json_lines, write_json, write_json_lines
 from rlhf_jax.generate import Rollout
 from rlhf_jax.run import JUDGED
@@ -45,7 +45,7 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
     rows = sample_rows(run, answers.samples)
     items = skills.few_shot(run, answers.skills)
     hosts.on_first(write_rows, run.folder(stage) / "skills.jsonl", items)
-    retained = skills.summarize(items, run.config.evaluate.bootstrap)
+    retained = skills.summarize(items)
     retained["valid_loss"] = skills.valid_loss(run, answers.documents)
     retained = {name: _plain(value) for name, value in retained.items()}
     temperature = run.config.evaluate.temperature
@@ -165,27 +165,26 @@ def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
     return rows
 
 
-def summarize(rows: list[dict], rivals: list[dict] | None, resamples: int) -> dict:
+def summarize(rows: list[dict], rivals: list[dict] | None) -> dict:
     """Estimates of a stage's samples, by name; None where the rows do not say.
 
     Args:
         rows: judged samples.
         rivals: the samples of the reference stage, for the win rate; None: no win rate.
-        resamples: of the bootstrap.
     """
-    def mean(values):
-        return None if None in values else bootstrap(values, resamples=resamples)
+    def known(values):
+        return None if None in values else mean(values)
 
     parts = rows[0]["gold"] or {"total": None}
-    found = {f"gold/{part}": mean([row["gold"] and row["gold"][part] for row in rows])
+    found = {f"gold/{part}": known([row["gold"] and row["gold"][part] for row in rows])
              for part in parts}
-    found["score"] = mean([row["score"] for row in rows])
+    found["score"] = known([row["score"] for row in rows])
     if len(rows[0].get("scores", ())) > 1:
-        found |= {f"score/{name}": mean([row["scores"][name] for row in rows]) for name in rows[0]["scores"]}
-    found["kl"] = mean([row["kl"] for row in rows])
-    found["completion_length"] = mean([row["length"] for row in rows])
-    found["eos"] = mean([float(row["finished"]) for row in rows])
-    found["win_rate"] = rivals and _win_rate(rows, rivals, resamples)
+        found |= {f"score/{name}": known([row["scores"][name] for row in rows]) for name in rows[0]["scores"]}
+    found["kl"] = known([row["kl"] for row in rows])
+    found["completion_length"] = known([row["length"] for row in rows])
+    found["eos"] = share([float(row["finished"]) for row in rows])
+    found["win_rate"] = rivals and _win_rate(rows, rivals)
     return found
 
 
@@ -279,8 +278,7 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float, others: 
     rivals = None
     if reference not in (None, stage):
         rivals = hosts.on_first(_read_rows_if_there, run.folder(reference) / "samples.jsonl")
-    resamples = run.config.evaluate.bootstrap
-    estimates = summarize(rows, rivals, resamples)
+    estimates = summarize(rows, rivals)
     evaluation = (others or {}) | _other_weights(run, stage, rivals, temperature) | {
         "stage": stage,
         "reference": reference,
@@ -288,32 +286,32 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float, others: 
         "temperature": temperature,
         "win_rate_by": judged_by(rows),
         "estimates": {name: _plain(value) for name, value in estimates.items()} | retained,
-        "categories": _by_category(rows, resamples),
+        "categories": _by_category(rows),
     }
     hosts.on_first(write_json, run.folder(stage) / "evaluation.json", evaluation)
     return evaluation
 
 
-def _win_rate(rows, rivals, resamples) -> Estimate | None:
+def _win_rate(rows, rivals) -> Estimate | None:
     """Against the reference's completions, on the prompts that both answered."""
     worth = {row["index"]: _worth(row) for row in rivals}
     pairs = [(_worth(row), worth[row["index"]]) for row in rows if row["index"] in worth]
     if not pairs or None in [value for pair in pairs for value in pair]:
         return None
-    return win_rate(*zip(*pairs), resamples=resamples)
+    return win_rate(*zip(*pairs))
 
 
 def _worth(row: dict) -> float | None:
     return row["gold"]["total"] if row["gold"] else row["score"]
 
 
-def _by_category(rows, resamples) -> dict:
+def _by_category(rows) -> dict:
     """{category: {count, gold}}; nothing without gold or categories."""
     groups = {}
     for row in rows:
         if row["category"] is not None and row["gold"] is not None:
             groups.setdefault(row["category"], []).append(row["gold"]["total"])
-    return {name: {"count": len(values), "gold": _plain(bootstrap(values, resamples=resamples))}
+    return {name: {"count": len(values), "gold": _plain(mean(values))}
             for name, values in groups.items()}
 
 

@@ -14,7 +14,7 @@ from rlhf_jax import generate
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate.statistics import Estimate, bootstrap
+from rlhf_jax.evaluate.statistics import Estimate, mean, share
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -79,20 +79,19 @@ def _items(run) -> list[tuple[str, dict]]:
 
 
 def scores_and_weights(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores f64[N] and weights f64[N] whose weighted mean is the mean over tasks, not items."""
+    """Scores f64[N] and weights f64[N], N together, whose weighted mean is the mean over tasks, not items."""
     sizes = collections.Counter(row["task"] for row in rows)
     scores = np.array([row["score"] for row in rows], np.float64)
-    return scores, np.array([1 / sizes[row["task"]] for row in rows])
+    return scores, np.array([len(rows) / len(sizes) / sizes[row["task"]] for row in rows])
 
 
-def summarize(rows: list[dict], resamples: int) -> dict[str, Estimate]:
+def summarize(rows: list[dict]) -> dict[str, Estimate]:
     """skills/<task> of each task of `few_shot` rows, and skills/mean, the mean over tasks."""
     found = {}
     for task in dict.fromkeys(row["task"] for row in rows):
-        scores = [row["score"] for row in rows if row["task"] == task]
-        found[f"skills/{task}"] = bootstrap(scores, resamples=resamples)
+        found[f"skills/{task}"] = share([row["score"] for row in rows if row["task"] == task])
     if rows:
-        found["skills/mean"] = bootstrap(*scores_and_weights(rows), resamples=resamples)
+        found["skills/mean"] = share(*scores_and_weights(rows))
     return found
 
 
@@ -109,31 +108,10 @@ def documents(run) -> list[batches.Batch]:
 def valid_loss(run, answers: list[tuple[np.ndarray, np.ndarray]]) -> Estimate | None:
     """Negative log-likelihood of `documents`, nats per token, of their programs.row_losses; None without documents.
 
-    The interval resamples rows.
+    The interval takes rows as independent.
     """
     if not answers:
         return None
     totals, counts = (np.concatenate(column).astype(np.float64) for column in zip(*answers))
     per_token = totals / np.maximum(counts, 1)
-    return bootstrap(per_token, counts, resamples=run.config.evaluate.bootstrap)
-
-
-def recovered_share(sft, ppo, ptx, weights, resamples: int = 1000) -> Estimate:
-    """(ptx - ppo) / (sft - ppo) of weighted means: what share of the alignment tax was won back.
-
-    Args:
-        sft, ppo, ptx: f[N], scores of three policies on the same items.
-        weights: f[N] of the items.
-
-    Returns:
-        The share with a percentile bootstrap interval over items; NaN where nothing was lost.
-    """
-    tax = weights * np.subtract(sft, ppo)
-    back = weights * np.subtract(ptx, ppo)
-    chosen = np.random.default_rng(0).integers(len(tax), size=(resamples, len(tax)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = back[chosen].sum(1) / tax[chosen].sum(1)
-        if not tax.sum() > 0:
-            return Estimate(np.nan, np.nan, np.nan)
-    low, high = np.nanquantile(shares, [0.025, 0.975])
-    return Estimate(float(back.sum() / tax.sum()), float(low), float(high))
+    return mean(per_token, counts)

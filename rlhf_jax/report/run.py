@@ -11,7 +11,7 @@ import rich.console
 from rich.text import Text
 
 from rlhf_jax.evaluate import skills
-from rlhf_jax.evaluate.statistics import bootstrap
+from rlhf_jax.evaluate.statistics import paired_difference, ratio
 from rlhf_jax.files import write_text
 from rlhf_jax.report.figures import run as figures
 from rlhf_jax.report.record import SPLITS, Record, label
@@ -36,8 +36,8 @@ def write(path) -> rich.console.Group:
     policies, weights, tax = policy_table(record), weights_lines(record), tax_lines(record)
     sections = [
         f"# Report of {record.path.name}",
-        "± is half of a 95 % interval: bootstrap over test prompts, and over few-shot items for "
-        "skills. Win rate is "
+        "± is half of a 95 % interval, over test prompts, and over few-shot items for skills: Student's t for means, "
+        "Wilson's for shares. Win rate is "
         f"by {_judge(record)}, on the same prompts; KL is log π − log π of SFT of the sampled "
         "tokens, summed over the completion.",
         "## Policies",
@@ -96,19 +96,18 @@ def tax_lines(record: Record) -> list[str]:
     rows = {stage: found for stage, found in record.rows("skills.jsonl").items() if found}
     if record.reference not in rows or record.plain not in rows:
         return []
-    sft, weights = skills.scores_and_weights(rows[record.reference])
-    ppo, _ = skills.scores_and_weights(rows[record.plain])
-    lines = [f"{label(record.plain)} lost {_points(bootstrap(sft - ppo, weights))} of SFT's "
+    scores = {stage: skills.scores_and_weights(found) for stage, found in rows.items()}
+    sft, weights = scores[record.reference]
+    ppo, _ = scores[record.plain]
+    lines = [f"{label(record.plain)} lost {_points(paired_difference(sft, ppo, weights))} of SFT's "
              f"retained skills{_loss_change(record, record.plain)}."]
     for stage in record.mixed:
         if stage in rows:
-            ptx, _ = skills.scores_and_weights(rows[stage])
-            line = (f"{label(stage)} lost {_points(bootstrap(sft - ptx, weights))}"
+            ptx, _ = scores[stage]
+            line = (f"{label(stage)} lost {_points(paired_difference(sft, ptx, weights))}"
                     f"{_loss_change(record, stage)}")
-            share = skills.recovered_share(sft, ppo, ptx, weights)
-            if not math.isnan(share.value):
-                line += (f": it recovered {100 * share.value:.0f} % "
-                         f"[{100 * share.low:.0f}, {100 * share.high:.0f}] of the loss")
+            if weights @ (sft - ppo) > 0:
+                line += f": it recovered {_recovered(ratio(ptx - ppo, sft - ppo, weights))}"
             lines.append(f"{line}.")
     return lines
 
@@ -141,6 +140,12 @@ def _judge(record):
 def _points(estimate) -> str:
     half = 50 * (estimate.high - estimate.low)
     return f"{100 * estimate.value:.1f} ± {half:.1f} points"
+
+
+def _recovered(share) -> str:
+    if math.isinf(share.low):
+        return f"{100 * share.value:.0f} % of the loss, which is too small on these items for an interval of that share"
+    return f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}] of the loss"
 
 
 def _loss_change(record, stage) -> str:
@@ -208,7 +213,7 @@ def _reward_sections(record: Record) -> list[str]:
     rows += [[title, *(_plain(facts.get(name)) for facts in splits.values())]
              for name, title in {
                  "log_loss": "log-loss (nats per pair)", "ece": "expected calibration error",
-                 "pairs": "pairs", "prompts": "prompts",
+                 "pairs": "pairs", "rankings": "rankings", "prompts": "prompts",
              }.items() if any(name in facts for facts in splits.values())]
     sections = [Table(["", *(SPLITS.get(name, name) for name in splits)], rows).markdown()]
     groups = {group: value for facts in splits.values()

@@ -11,7 +11,7 @@ from rlhf_jax.data import duplicates, encoding, splits
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import Ranking, ReadReport
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.evaluate.statistics import bootstrap
+from rlhf_jax.evaluate.statistics import share
 
 CATEGORY_FIELDS = ("category", "use_case", "task", "template", "source", "subset", "language", "label")
 _SHOWN = 12  # values of a category, reasons of bad rows; the rest is summed up
@@ -89,9 +89,8 @@ def length_facts(lengths: np.ndarray) -> dict[str, float]:
 def ranking_facts(rankings: Sequence[Ranking]) -> dict:
     """K, pairs, ties, labelers, their agreement, and whether longer or earlier completions are preferred."""
     pairs = tied = 0
-    longer, earlier, counts, prompts = [], [], [], []
+    longer, earlier, units = [], [], []  # of the pairs that are not tied
     for ranking in rankings:
-        own_longer, own_earlier = [], []
         for i, j in itertools.combinations(range(len(ranking.ranks)), 2):
             pairs += 1
             if ranking.ranks[i] == ranking.ranks[j]:
@@ -99,13 +98,9 @@ def ranking_facts(rankings: Sequence[Ranking]) -> dict:
                 continue
             difference = len(ranking.completions[i]) - len(ranking.completions[j])
             first_wins = ranking.ranks[i] < ranking.ranks[j]
-            own_earlier.append(first_wins)
-            own_longer.append(0.5 if difference == 0 else (difference > 0) == first_wins)
-        if own_longer:
-            longer.append(np.mean(own_longer))
-            earlier.append(np.mean(own_earlier))
-            counts.append(len(own_longer))
-            prompts.append(ranking.prompt)
+            earlier.append(first_wins)
+            longer.append(0.5 if difference == 0 else (difference > 0) == first_wins)
+            units.append(ranking.unit)
     labelers = collections.Counter(ranking.labeler for ranking in rankings if ranking.labeler is not None)
     facts = {
         "rankings": len(rankings),
@@ -116,10 +111,10 @@ def ranking_facts(rankings: Sequence[Ranking]) -> dict:
         "all_tied": sum(ranking.all_tied for ranking in rankings),
         "labelers": dict(labelers.most_common()),
     }
-    if counts:
-        facts["longer_preferred"] = _over_prompts(longer, counts, prompts)
+    if longer:
+        facts["longer_preferred"] = share(longer, units=units)._asdict()
         if np.mean(earlier) < 1:  # else the order is the ranking, as in {chosen, rejected}
-            facts["earlier_preferred"] = _over_prompts(earlier, counts, prompts)
+            facts["earlier_preferred"] = share(earlier, units=units)._asdict()
     if scores := [score for ranking in rankings for score in ranking.scores or ()]:
         facts["scores"] = length_facts(np.array(scores))
     return facts | {"agreement": agreement(rankings)}
@@ -153,14 +148,7 @@ def agreement(rankings: Sequence[Ranking]) -> dict | None:
             counts.append(agree + differ)
     if not counts:
         return None
-    return {**bootstrap(shares, counts)._asdict(), "comparisons": sum(counts), "prompts": len(counts)}
-
-
-def _over_prompts(shares, counts, prompts) -> dict:
-    """The share over all pairs; rankings of one prompt are one unit of its interval."""
-    _, unit = np.unique(prompts, return_inverse=True)
-    total = np.bincount(unit, weights=counts)
-    return bootstrap(np.bincount(unit, weights=np.multiply(shares, counts)) / total, total)._asdict()
+    return {**share(shares, counts)._asdict(), "comparisons": sum(counts), "prompts": len(counts)}
 
 
 def _all(by_split: dict[str, np.ndarray]) -> np.ndarray:

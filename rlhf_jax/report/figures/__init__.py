@@ -48,9 +48,10 @@ def _save(figure, path) -> None:
 
 
 def arms_of(estimate: dict) -> np.ndarray:
-    """f64[2, 1], how far an interval {value, low, high} reaches below and above its value."""
+    """f64[2, 1], how far an interval {value, low, high} reaches below and above its value; of one seed, which has none, 0."""
     value = estimate["value"]
-    return np.array([[value - estimate["low"]], [estimate["high"] - value]]).clip(0)
+    arms = np.array([[value - estimate["low"]], [estimate["high"] - value]]).clip(0)
+    return np.where(np.isfinite(arms), arms, 0.0)
 
 
 def legend_above(figure, axis) -> None:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from rlhf_jax.evaluate.statistics import mean_over_seeds, wilson
+from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.report.figures import arms_of, legend_above, new_figure
 from rlhf_jax.report.record import SPLITS, label
 
@@ -160,11 +160,13 @@ def _reward_model(record, path) -> bool:
         axes[0].plot([0.5, 1], [0.5, 1], color="#888888", linewidth=1, linestyle=":")
         for name, facts in splits.items():
             colour, marker = looks[name]
-            rows = facts["reliability"]
-            shares = [wilson(row["frequency"] * row["count"], row["count"]) for row in rows]
+            rows = []
+            for row in facts["reliability"]:
+                low, high = row.get("interval", [row["frequency"]] * 2)  # an older run has none
+                rows.append({"value": row["frequency"], "low": low, "high": high, "stated": row["probability"]})
             axes[0].errorbar(
-                [row["probability"] for row in rows], [share.value for share in shares],
-                yerr=np.concatenate([arms_of(share._asdict()) for share in shares], axis=1),
+                [row["stated"] for row in rows], [row["value"] for row in rows],
+                yerr=np.concatenate([arms_of(row) for row in rows], axis=1),
                 fmt=f"{marker}-", color=colour, markersize=5, elinewidth=1, capsize=2,
                 label=f"{SPLITS.get(name, name)} ({facts['pairs']} pairs)")
         axes[0].set_xlabel("stated probability of being right")
@@ -207,10 +209,8 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
             for n, stage in enumerate(shown):
                 colour, marker, _ = _look(stage, stages)
                 mean = mean_over_seeds(by_stage[stage])
-                arms = arms_of(mean._asdict())
-                axis.errorbar(n, mean.value, yerr=arms if np.isfinite(arms).all() else None,
-                              fmt=marker, color=colour, markersize=7, capsize=4, elinewidth=1.4,
-                              zorder=3)
+                axis.errorbar(n, mean.value, yerr=arms_of(mean._asdict()), fmt=marker, color=colour,
+                              markersize=7, capsize=4, elinewidth=1.4, zorder=3)
             axis.set_xticks(range(len(shown)), [label(stage) for stage in shown])
             axis.set_xlim(-0.5, len(shown) - 0.5)
             axis.grid(axis="x", visible=False)

@@ -94,7 +94,7 @@ def _plane(sweep, asked, path):
             for seed in sweep.seeds if part.axis else ():
                 of_seed = [(xs[seed], ys[seed]) for _, xs, ys in points if seed in ys]
                 axis.plot(*zip(*of_seed or [((), ())]), color=colour, **_JOINED)
-            ends = {f"{name}err": np.concatenate([arms_of(_finite(found)) for found in all_], axis=1)
+            ends = {f"{name}err": np.concatenate([arms_of(found) for found in all_], axis=1)
                     for name, all_ in (("x", x), ("y", y))}
             name = label(part.stage) + (f", {sweep.short.get(part.axis, part.axis)}" if part.axis else "")
             axis.errorbar([found["value"] for found in x], [found["value"] for found in y], **ends, **_MEAN, fmt=marker,
@@ -199,11 +199,11 @@ def _means(axis, places, by_seed, scale, beside, marker, colour, joined=False, *
     for place, values, _ in there:
         axis.plot([place] * len(values), values, marker, color=colour, transform=_moved(axis, beside + _BESIDE / 2),
                   **_SEED)
-    arms = np.concatenate([scale * arms_of(_finite(found)) for *_, found in there], axis=1)
+    arms = np.concatenate([scale * arms_of(found) for *_, found in there], axis=1)
     axis.errorbar([place for place, *_ in there], [scale * found["value"] for *_, found in there], yerr=arms,
                   fmt=marker, color=colour, transform=_moved(axis, beside), **_MEAN, **line)
     for place, values, found in there:  # what is moved does not count for the limits of an axis
-        ends = scale * found["value"] + scale * arms_of(_finite(found)).ravel() * (-1, 1)
+        ends = scale * found["value"] + scale * arms_of(found).ravel() * (-1, 1)
         axis.update_datalim([(place, y) for y in (*values, *ends)])
     axis.autoscale_view()
 
@@ -211,12 +211,6 @@ def _means(axis, places, by_seed, scale, beside, marker, colour, joined=False, *
 def _moved(axis, points):
     """The axis' transform, so many points to the right."""
     return matplotlib.transforms.offset_copy(axis.transData, axis.figure, x=points, units="points")
-
-
-def _finite(found: dict) -> dict:
-    """One seed has no interval: no bar."""
-    value = found["value"]
-    return found if math.isfinite(found["low"]) else {"value": value, "low": value, "high": value}
 
 
 def _smoothed(points):

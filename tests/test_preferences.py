@@ -1,0 +1,59 @@
+"""What a scorer is worth on rankings, against sums written out and intervals over prompts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data.records import Ranking
+from rlhf_jax.evaluate import preferences, statistics
+
+
+def ranking(prompt, ranks, group=None, scores=None):
+    completions = tuple(f"{prompt} {n}" for n in range(len(ranks)))
+    return Ranking(prompt, completions, tuple(ranks), None, group, None, None, {}, scores)
+
+
+def evaluate(rankings, scores):
+    width = max(map(len, scores))
+    padded = np.array([[*row, *[9.0] * (width - len(row))] for row in scores])
+    return preferences.evaluate(rankings, padded, np.ones_like(padded, int))
+
+
+def test_every_untied_pair_counts_once_and_equal_scores_one_half():
+    rankings = [ranking("a", [1, 2, 2], "plain"), ranking("b", [2, 1], "caution")]
+    found = evaluate(rankings, [[1.0, 1.0, 0.0], [3.0, 0.0]])  # a tie that counts 1/2, one right; one wrong
+    assert found["pairs"] == 3 and found["rankings"] == 2 and found["prompts"] == 2
+    assert found["accuracy"]["value"] == pytest.approx(0.5)
+    assert found["by_group"] == {"plain": 0.75, "caution": 0.0}
+    margins = np.array([0.0, 1.0, -3.0])
+    assert found["log_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
+    assert [(row["low"], row["count"], row["accuracy"]["value"]) for row in found["by_margin"]] == [
+        (0, 1, 0.5), (1, 1, 1.0), (2, 1, 0.0)]  # fmt: skip
+
+
+def test_intervals_are_over_prompts_whoever_ranked_and_in_every_bin():
+    """Ten labelers who agree say no more than one; the same pairs of as many prompts do."""
+    right = np.arange(12) % 3 > 0
+    scores = [[0.2, 0.0] if good else [0.0, 0.2] for good in right]
+    once = evaluate([ranking(f"p{n}", [1, 2]) for n in range(12)], scores)
+    again = evaluate([ranking(f"p{n % 12}", [1, 2], scores=(2.0, 1.0)) for n in range(120)], scores * 10)
+    others = evaluate([ranking(f"p{n}", [1, 2]) for n in range(120)], scores * 10)
+    assert (once["prompts"], again["prompts"], again["rankings"], others["prompts"]) == (12, 12, 120, 120)
+    assert once["accuracy"] == pytest.approx(again["accuracy"])
+    expected = statistics.share(right)
+    for found in (again["by_margin"], again["by_length_difference"]):
+        assert len(found) == 1 and found[0]["accuracy"] == pytest.approx(expected._asdict())
+    assert [tuple(row["interval"]) for row in again["reliability"]] == [pytest.approx(expected[1:])]
+    width = lambda found: found["accuracy"]["high"] - found["accuracy"]["low"]
+    assert width(others) < 0.5 * width(again)
+
+
+def test_rated_texts_of_no_prompt_are_independent_unless_they_stand_together():
+    one, other = ranking("", [1, 2]), dataclasses.replace(ranking("", [1, 2]), completions=("x", "y"))
+    assert one.unit != other.unit and one.unit == ranking("", [2, 1]).unit
+    assert ranking("a", [1, 2], scores=(2.0, 1.0)).unit == ranking("a", [1, 2, 3]).unit
+
+
+def test_rankings_that_are_all_tied_have_no_accuracy():
+    assert evaluate([ranking("a", [1, 1, 1])], [[0.0, 1.0, 2.0]]) == {"prompts": 1, "rankings": 1, "pairs": 0}
