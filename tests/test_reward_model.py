@@ -72,3 +72,15 @@ def test_regression_learns_the_labelers_scores_where_they_gave_any_and_ranks_els
                            (unscored, np.asarray(losses.rank_targets(scored.ranks, scored.valid))[scored.valid])):  # fmt: skip
         loss = reward_model.reward_loss(config, "regression", params, batch, None)
         assert float(loss.total) == pytest.approx(np.sum((scores[scored.valid] - targets) ** 2), rel=1e-4)
+
+
+def test_pooled_pairs_are_all_that_are_not_tied():
+    """Each with what belongs to its two completions, in their order; a tie is no pair."""
+    row = Ranking("p", ("a", "b", "c", "d"), (2, 1, 2, 3), "ann", "plain", ("m", "n", "o", "q"), (True, False, True, False),
+                  {"id": 7}, (5.0, 9.0, 5.0, 1.0))  # fmt: skip
+    found = reward_model.split_into_pairs([row, dataclasses.replace(row, models=None, finished=None, scores=None)])
+    assert [pair.completions for pair in found] == 2 * [("a", "b"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
+    first = dict(completions=("a", "b"), ranks=(2, 1), models=("m", "n"), finished=(True, False), scores=(5.0, 9.0))
+    assert found[0] == dataclasses.replace(row, **first)
+    assert found[5] == dataclasses.replace(found[0], models=None, finished=None, scores=None)
+    assert all(pair.ranks[0] != pair.ranks[1] for pair in found)
