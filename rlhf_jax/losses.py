@@ -262,8 +262,7 @@ def clipped_value_loss(
 
     Returns:
         total: sum over tokens. weight: number of tokens. Statistics over tokens: "vpred"; "error",
-        squared and unclipped; "clipfrac", where the clipped term is the larger; "returns" and
-        "returns_squared", which go with "error" into `explained_variance`.
+        squared and unclipped (see `explained_variance`); "clipfrac", where the clipped term is the larger; "returns".
     """
     new_values, values, returns = (_select(mask, x) for x in (new_values, values, returns))
     near = jnp.clip(new_values, values - cliprange_value, values + cliprange_value)
@@ -275,17 +274,24 @@ def clipped_value_loss(
         "error": _sum_and_count(unclipped, mask),
         "clipfrac": _sum_and_count(clipped > unclipped, mask),
         "returns": _sum_and_count(returns, mask),
-        "returns_squared": _sum_and_count(returns**2, mask),
     }
     return Loss(*_sum_and_count(losses, mask), sums, {})
 
 
-def explained_variance(
-    error: jax.Array, returns: jax.Array, returns_squared: jax.Array
-) -> jax.Array:
-    """1 - error / variance of the returns, from the three means; 0 if the returns do not vary."""
-    variance = returns_squared - returns**2
-    varies = variance > 0
+def explained_variance(error: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
+    """1 - error / variance of the returns, f32[]; 0 if the returns do not vary.
+
+    Args:
+        error: f32[], mean squared error of the values that are to explain them.
+        returns: [B,C], all of them and not a part: their variance is about their own mean, taken off before squaring,
+            since in float32 a large mean leaves nothing of "mean of squares less square of mean".
+        mask: bool[B,C].
+    """
+    total, count = _sum_and_count(returns, mask)
+    count = jnp.maximum(count, 1)
+    mean = total / count
+    variance = jnp.sum(_select(mask, returns - mean) ** 2) / count
+    varies = variance > (1e-6 * mean) ** 2  # by more than float32 rounds
     return jnp.where(varies, 1 - error / jnp.where(varies, variance, 1), 0)
 
 

@@ -305,8 +305,9 @@ def make_update(
             found |= train.loss_metrics(v_loss)
         metrics = {f"ppo/{name}": value for name, value in found.items() if name != "loss"}
         if config.advantage == "gae":
-            of_returns = (metrics[f"ppo/val/{name}"] for name in ("error", "returns", "returns_squared"))
-            metrics["ppo/val/explained_variance"] = losses.explained_variance(*of_returns)
+            metrics["ppo/val/explained_variance"] = losses.explained_variance(
+                metrics["ppo/val/error"], minibatch.returns, minibatch.rollout.completion_mask
+            )
         if ptx is not None:
             # The barrier keeps the two gradients two computations: PPO's is the same bits with and without ptx.
             grads = jax.lax.optimization_barrier(grads)

@@ -316,14 +316,23 @@ def test_value_loss_equals_loop(seed):
     np.testing.assert_allclose(loss.sums["clipfrac"], (clipped_tokens, len(errors)))
     np.testing.assert_allclose(means["error"], np.mean(errors), rtol=1e-5)
     np.testing.assert_allclose(means["vpred"], new[mask].mean(), rtol=1e-4)
-    explained = losses.explained_variance(
-        means["error"], means["returns"], means["returns_squared"]
-    )
+    explained = losses.explained_variance(means["error"], returns, mask)
     np.testing.assert_allclose(explained, 1 - np.mean(errors) / np.var(real), rtol=1e-4)
 
 
-def test_explained_variance_of_constant_returns_is_zero():
-    assert losses.explained_variance(0.3, 2.0, 4.0) == 0
+@pytest.mark.parametrize("centre, deviation", [(100, 0.05), (-3000, 1.0), (0.0, 1e-4)])
+def test_explained_variance_loses_nothing_to_a_large_mean(centre, deviation):
+    rng = np.random.default_rng(0)
+    mask = rng.random((64, 24)) < 0.8
+    returns = np.where(mask, rng.normal(centre, deviation, mask.shape), np.nan).astype(np.float32)
+    error = np.float32(0.247 * deviation**2)
+    expected = 1 - error / np.var(returns[mask].astype(np.float64))
+    assert jax.jit(losses.explained_variance)(error, returns, mask) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.1, -331.7])
+def test_explained_variance_of_constant_returns_is_zero(value):
+    assert jax.jit(losses.explained_variance)(0.3, np.full((7, 9), value, np.float32), np.ones((7, 9), bool)) == 0
 
 
 def test_infinite_value_cliprange_is_no_clipping():

@@ -134,6 +134,18 @@ def test_nothing_depends_on_mesh_or_microbatches(mesh, microbatches):
     jax.tree.map(close, there.state, here.state)
 
 
+@cases
+def test_explained_variance_is_of_all_returns_of_a_minibatch_about_their_own_mean(mesh, microbatches):
+    """Far from 0, where float32 has nothing left of the mean of squares; on every mesh and for every split."""
+    s, coefs = stage(mesh, microbatches), tiny.coefficients(learning_rate=0.3, temperature=0.7)
+    experience, _ = s.score(s.state(), rollout(), coefs)
+    experience = experience.replace(returns=100 + 0.05 * experience.returns)
+    _, metrics = s.update(s.state(), experience, FIRST, coefs, ptx_batch())
+    variance = np.float64(experience.returns)[FIRST][rollout().completion_mask[FIRST]].var()
+    found, error = (float(metrics[f"ppo/val/{name}"]) for name in ("explained_variance", "error"))
+    assert found == pytest.approx(1 - error / variance, rel=1e-4)
+
+
 # --- Experience -----------------------------------------------------------------------------------
 
 
