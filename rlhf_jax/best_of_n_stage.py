@@ -54,7 +54,7 @@ def run_stage(run: Run, stage: str) -> None:
     judges = {f"score/{name}": table(lambda row: row["scores"][name]) for name in section.judges}
     if candidates[0][0]["gold"] is not None:
         judges["gold"] = table(lambda row: row["gold"]["total"])
-    points = best_of_n.curve(proxy, judges, run.config.evaluate.bootstrap)
+    points = best_of_n.curve(proxy, judges)
     facts = {"policy": section.init, "reward": section.reward, "temperature": section.temperature, "curve": points}
     hosts.on_first(write_json, folder / "best_of_n.json", facts | {"prompts": len(candidates)})
     hosts.on_first(policy.write_rows, folder / "curve.jsonl", [_plain(point, points[0]) for point in points])

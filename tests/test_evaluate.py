@@ -28,7 +28,7 @@ CONFIG = {
     "pretrain": {"kind": "pretrain"}, "sft": {"kind": "sft"}, "ppo": {"kind": "ppo"},
     "reward_model": {"kind": "reward_model"},
     "evaluate": {"prompts": 20, "batch_size": 8, "temperature": 1.0, "skill_items": 3,
-                 "skill_prompt_length": 64, "skill_completion_length": 4, "bootstrap": 50, "document_rows": 0},
+                 "skill_prompt_length": 64, "skill_completion_length": 4, "document_rows": 0},
 }
 WORLD = {"seed": 0, "documents": 20, "valid_documents": 12, "demonstrations": 4,
          "valid_demonstrations": 4, "rm_prompts": 4, "ppo_prompts": 4, "valid_prompts": 4,

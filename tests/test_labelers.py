@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate.statistics import bootstrap
+from rlhf_jax.evaluate.statistics import share
 from rlhf_jax.world import labelers
 from rlhf_jax.world.labelers import GROUPS, LABELERS_PER_GROUP
 
@@ -64,7 +64,7 @@ def test_simulated_rankings_agree_as_much_as_the_papers_labelers(fitted):
             for a, b in itertools.combinations(range(LABELERS_PER_GROUP), 2)])
         agreeing.append((products > 0).sum())
         deciding.append((products != 0).sum())
-    estimate = bootstrap(np.divide(agreeing, deciding), deciding, resamples=500)
+    estimate = share(np.divide(agreeing, deciding), deciding)
     assert estimate.high - estimate.low < 0.03
     assert 0.711 < estimate.value < 0.741
     assert estimate.low < panel.agreement(prompts).in_group < estimate.high

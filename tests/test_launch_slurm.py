@@ -189,7 +189,7 @@ def get_config():
     config.model.update(num_layers=1, embed_dim=32, num_heads=2, max_length=80, dtype="float32", remat="none")
     config.data.world.update(documents=60, valid_documents=8, test_prompts=8, valid_prompts=16)
     config.pretrain.update(length=40, batch_size=8, steps=150, learning_rate=1e-2, checkpoint_every=50)
-    config.evaluate.update(prompts=8, batch_size=8, skill_items=2, bootstrap=20)
+    config.evaluate.update(prompts=8, batch_size=8, skill_items=2)
     return config
 """
 

@@ -38,7 +38,7 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
     run = types.SimpleNamespace(
         folder=lambda stage: path / stage,
         stages=lambda kind: [stage for stage in done if STAGES[stage][0] == kind],
-        config=types.SimpleNamespace(evaluate=types.SimpleNamespace(bootstrap=50)))
+        config=None)
     done = []
     names = rng.choice(list(CATEGORIES), prompts, p=list(CATEGORIES.values()))
     for stage in stages:

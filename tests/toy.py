@@ -32,5 +32,5 @@ def get_config(last: str = ""):
     config.ppo_ptx.update(kl_target=0.1, kl_horizon=40.0, microbatches=2)  # an adaptive coefficient, to be resumed
     for stage in TRAINED:
         config[stage].checkpoint_every = 2
-    config.evaluate.update(prompts=8, batch_size=8, skill_items=2, bootstrap=20)
+    config.evaluate.update(prompts=8, batch_size=8, skill_items=2)
     return config

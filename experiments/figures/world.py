@@ -14,7 +14,7 @@ def get_config(arg: str = ""):
     config.data.world.update(rm_prompts=2500)
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(iterations=20, batch_size=64, minibatch_size=16)
-    config.evaluate.update(prompts=256, skill_items=120, bootstrap=200)
+    config.evaluate.update(prompts=256, skill_items=120)
     return config
 
 

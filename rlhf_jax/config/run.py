@@ -133,7 +133,6 @@ RUN = Section(
                 "skill_items": Field(100, COUNT_OR_NONE, "few-shot items of each skill, 0: none"),
                 "skill_prompt_length": Field(96, COUNT, "tokens of a few-shot prompt; one that is longer loses its first shots"),
                 "skill_completion_length": Field(12, COUNT, "tokens of an answer"),
-                "bootstrap": Field(1000, COUNT, "resamples of an interval"),
                 "document_rows": Field(1024, COUNT_OR_NONE, "of held-out text at most, evenly spaced, 0: all there is"),
             },
         ),

@@ -5,6 +5,8 @@ P prompts, N samples of each. The stage that makes them is in best_of_n_stage.py
 
 import numpy as np
 
+from rlhf_jax.evaluate import statistics
+
 
 def kl(n):
     """KL of best of n to the policy it draws from, in nats: ln n - (n - 1)/n (Stiennon et al. 2020).
@@ -49,24 +51,20 @@ def _weights(n: int, total: int) -> np.ndarray:
     return n / total * np.cumprod(np.append(1.0, (i - n) / (i - 1)))[::-1]
 
 
-def curve(proxy, judges: dict, resamples: int = 1000) -> list[dict]:
+def curve(proxy, judges: dict) -> list[dict]:
     """One row for each n: {n, kl, score, and what each judge says}: {value, low, high}, 95 % intervals over prompts.
 
     Args:
         proxy: f[P, N], the reward model's scores.
         judges: name -> f[P, N], as {"gold": ...}.
-        resamples: of the bootstrap.
     """
-    columns = {name: _over_prompts(estimate(proxy, values), resamples) for name, values in ({"score": proxy} | judges).items()}
+    columns = {name: _over_prompts(estimate(proxy, values)) for name, values in ({"score": proxy} | judges).items()}
     return [
         {"n": n, "kl": float(kl(n)), **{name: rows[n - 1] for name, rows in columns.items()}}
         for n in range(1, np.shape(proxy)[1] + 1)
     ]
 
 
-def _over_prompts(values: np.ndarray, resamples: int) -> list[dict]:
-    """Means of f64[P, N] over prompts, the same prompts resampled for every n (as statistics.bootstrap does for one)."""
-    rng = np.random.default_rng(0)
-    means = np.stack([values[rng.integers(len(values), size=len(values))].mean(0) for _ in range(resamples)])
-    columns = values.mean(0), *np.quantile(means, [0.025, 0.975], axis=0)
-    return [dict(zip(("value", "low", "high"), map(float, row))) for row in zip(*columns)]
+def _over_prompts(values: np.ndarray) -> list[dict]:
+    """Means of f64[P, N] over prompts, for every n."""
+    return [statistics.mean(column)._asdict() for column in values.T]

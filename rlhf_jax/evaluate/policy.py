@@ -81,7 +81,7 @@ def _other_weights(run, stage: str, rivals: list[dict] | None, temperature: floa
         if rows := hosts.on_first(_read_rows_if_there, path):
             judge(run, stage, rows, temperature)
             hosts.on_first(write_rows, path, rows)
-            estimates = summarize(rows, rivals, run.config.evaluate.bootstrap)
+            estimates = summarize(rows, rivals)
             return {"other_weights": {"weights": weights, "estimates": {name: _plain(x) for name, x in estimates.items()}}}
     return {}
 

@@ -51,7 +51,7 @@ def share(values, weights=None, units=None, confidence: float = 0.95) -> Estimat
     their number. (Wilson's interval in surveys: Franco et al. 2019, J. Surv. Stat. Methodol. 7, 334-364.)
     """
     (wins,), sizes = _by_unit([values], weights, units)
-    if not (0 <= np.min(values) and np.max(values) <= 1):
+    if not ((wins >= 0) & (wins <= sizes * (1 + 1e-9))).all():
         raise ValueError("a share is of values from 0 to 1")
     value, rows = min(1.0, wins.sum() / sizes.sum()), sizes.sum()
     if len(sizes) == 1:
