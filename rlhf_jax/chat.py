@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_jax import generate, run as run_lib
+from rlhf_jax import generate, run as run_lib, terminal
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError, as_command
@@ -26,6 +26,7 @@ from rlhf_jax.evaluate.policy import reference_stage
 from rlhf_jax.evaluate.programs import completion_logprob
 from rlhf_jax.report.record import label
 from rlhf_jax.reward_model import Scorer
+from rlhf_jax.terminal import visible
 
 
 class Answer(NamedTuple):
@@ -121,8 +122,8 @@ def table(answers: list[Answer]) -> Table:
     shown = Table(show_lines=False, title_justify="left")
     shown.add_column("")
     for answer in answers:
-        shown.add_column(label(answer.stage), overflow="fold")
-    shown.add_row("", *(Text((answer.completion.strip() or "(empty)")
+        shown.add_column(Text(visible(label(answer.stage))), overflow="fold")
+    shown.add_row("", *(Text(visible(answer.completion.strip() or "(empty)")
                              + ("" if answer.finished else " …")) for answer in answers))
     shown.add_section()
     for title, name in {"tokens": "tokens", "reward score": "score", "gold score": "gold",
@@ -137,8 +138,8 @@ def converse(chat: Chat, turns, console: Console, temperature: float) -> None:
     """Answers every (instruction, input), after an example of a prompt with a gold score."""
     if chat.example:
         instruction, text = chat.example
-        console.print(Text("\n      input: ".join(filter(None, [
-            f"for example: {instruction}", text]))))
+        console.print(Text(visible("\n      input: ".join(filter(None, [
+            f"for example: {instruction}", text])))))
     for turn, (instruction, text) in enumerate(turns):
         show(chat, console, instruction, text, temperature, turn)
 
@@ -149,7 +150,7 @@ def show(chat: Chat, console: Console, instruction: str, input: str, temperature
     try:
         answers = chat.answer(instruction, input, temperature=temperature, turn=turn)
     except InputError as error:
-        console.print(Text(str(error)))
+        console.print(Text(visible(error)))
         return
     console.print(table(answers))
     if answers[0].gold is None:
@@ -184,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--input", default="", help="what the instruction is about")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest tokens")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = terminal.console()
     run = run_lib.open_run(options.workdir)
     with jax.set_mesh(run.mesh):
         chat = Chat(run, options.stage)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from rlhf_jax import terminal
 from rlhf_jax.config import page
 from rlhf_jax.config.checks import field_of, nearest, partial_section_of
 from rlhf_jax.errors import EXIT_BAD_INPUT, InputError, as_command
@@ -29,7 +30,8 @@ def run(name: str, main: Callable[[list[str]], int | None], fields: bool = True)
       main: gets sys.argv as flags leave it.
       fields: whether its config is that of a run, whose fields --help then lists.
     """
-    app.run(as_command(name)(main), flags_parser=functools.partial(_parse, name, fields))
+    with terminal.guarded():
+        app.run(as_command(name)(main), flags_parser=functools.partial(_parse, name, fields))
 
 
 def load(path: str) -> ConfigDict:

@@ -4,6 +4,8 @@ import functools
 import sys
 from collections.abc import Callable
 
+from rlhf_jax import terminal
+
 EXIT_BAD_INPUT, EXIT_STOPPED = 2, 130
 
 
@@ -22,6 +24,8 @@ def reason(error: OSError) -> str:
 def as_command(name: str, stopped: str = "stopped") -> Callable:
     """Decorates the main function of a command: bad input and Ctrl-C end it with a sentence and an exit status.
 
+    What it prints cannot steer the terminal (see terminal.py).
+
     Args:
       name: of the command, before every sentence.
       stopped: what Ctrl-C has left; a KeyboardInterrupt with a text of its own says that instead.
@@ -32,6 +36,7 @@ def as_command(name: str, stopped: str = "stopped") -> Callable:
 
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
+        @terminal.guarded()
         def run(*arguments) -> int:
             try:
                 return main(*arguments) or 0

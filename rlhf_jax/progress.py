@@ -5,8 +5,10 @@ import signal
 import sys
 import time
 
-import rich.console
+import rich.markup
 import rich.progress
+
+from rlhf_jax import terminal
 
 
 class Progress:
@@ -37,9 +39,9 @@ class Progress:
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(bar_width=24),
                 rich.progress.TextColumn("{task.fields[status]}"),
-                console=rich.console.Console(file=self._stream))
+                console=terminal.console(self._stream))
             self._task = self._bar.add_task(
-                stage, total=total, completed=step, status=f"{step}/{total}")
+                rich.markup.escape(terminal.visible(stage)), total=total, completed=step, status=f"{step}/{total}")
 
     def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
         """Shows that `step` steps are done, and the metrics given (two or three, by label)."""

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import rich.console
 import rich.status
 
+from rlhf_jax import terminal
 from rlhf_jax.data import download, folders, prepared, rows
 from rlhf_jax.data.public import DATASETS, Dataset, LeftOut
 from rlhf_jax.data.records import parse_row
@@ -164,7 +164,7 @@ class _Progress:
 
     def __init__(self, name: str, files: int):
         self._name, self._files, self._file, self._next_line = name, files, 0, time.monotonic() + 10
-        console = rich.console.Console(file=sys.stderr)
+        console = terminal.console(sys.stderr)
         self._live = console.status(name) if sys.stderr.isatty() else contextlib.nullcontext()
 
     def next_file(self) -> None:

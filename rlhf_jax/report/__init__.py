@@ -36,10 +36,9 @@ def write(path):
 
 def show(report) -> None:
     """Prints what `write` returned; a log file or a narrow terminal gets whole numbers all the same."""
-    import rich.console
+    from rlhf_jax import terminal
 
-    console = rich.console.Console()
-    rich.console.Console(width=max(console.width, 100)).print(report, soft_wrap=True)
+    terminal.console(width=max(terminal.console().width, 100)).print(report, soft_wrap=True)
 
 
 def machine() -> dict:

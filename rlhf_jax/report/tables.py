@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import html
 import io
 import math
 import re
@@ -10,6 +9,10 @@ import textwrap
 
 import rich.box
 import rich.table
+from rich.text import Text
+
+from rlhf_jax.markdown import cell
+from rlhf_jax.terminal import visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,27 +126,19 @@ class Table:
 
     def rich(self, title: str, wrap: bool = False, most: int | None = None) -> rich.table.Table:
         """The same for a terminal; `wrap` breaks lines in cells where there is no room, `most` columns are shown."""
-        table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+        text = lambda words: Text(visible(words))
+        table = rich.table.Table(title=text(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
         for number, column in enumerate(self.columns[:most]):
-            table.add_column(column, justify="left" if number < self.words else "right", no_wrap=not wrap or not number)
+            table.add_column(text(column), justify="left" if number < self.words else "right", no_wrap=not wrap or not number)
         for row in self.rows:
-            table.add_row(*row[:most])
+            table.add_row(*map(text, row[:most]))
         return table
-
-
-def cell(text: str) -> str:
-    """Any text as one Markdown cell that shows it as it is."""
-    indent = len(text) - len(text.lstrip(" "))
-    text = html.escape(text.strip(), quote=False).replace("|", "&#124;")
-    for mark in "\\`*_[]":
-        text = text.replace(mark, f"\\{mark}")
-    return "&nbsp;" * indent + "<br>".join(text.splitlines())
 
 
 def latex(text: str) -> str:
     """Any text as LaTeX that shows it as it is; leading spaces stay, line ends become spaces, a number's - is a minus."""
     indent = len(text) - len(text.lstrip(" "))
-    text = re.sub(_SPECIAL, lambda match: _LATEX[match[0]], " ".join(text.split()))
+    text = re.sub(_SPECIAL, lambda match: _LATEX[match[0]], visible(" ".join(text.split())))
     return r"\quad " * (indent // 2) + re.sub(r"(?<![\w.)$-])-(?=[\d.])", "$-$", text)
 
 

@@ -5,10 +5,10 @@ import pathlib
 import socket
 
 import rich.box
-import rich.console
 import rich.table
+from rich.text import Text
 
-from rlhf_jax import workdir
+from rlhf_jax import terminal, workdir
 from rlhf_jax.files import read_if_there
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import held, identities
@@ -23,8 +23,9 @@ def show_arms(arms: list[Arm], path: pathlib.Path) -> None:
         record = record_of(arm, path)
         status = record.get("status", "–") + (f": {record['reason']}" if record.get("reason") else "")
         seconds = record.get("seconds")
-        table.add_row(str(arm.number), arm.name, status, "" if seconds is None else f"{seconds / 60:.1f} min")
-    rich.console.Console(soft_wrap=True).print(table)
+        shown = (Text(terminal.visible(text)) for text in (arm.name, status))
+        table.add_row(str(arm.number), *shown, "" if seconds is None else f"{seconds / 60:.1f} min")
+    terminal.console(soft_wrap=True).print(table)
 
 
 def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None:
@@ -40,8 +41,8 @@ def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None
     for column in ("stage", "arms", "to compute", "finished before"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage, found in wanted.items():
-        table.add_row(stage, str(arms_of[stage]), str(len(found - finished)), str(len(found & finished)))
-    rich.console.Console().print(table)
+        table.add_row(Text(terminal.visible(stage)), str(arms_of[stage]), str(len(found - finished)), str(len(found & finished)))
+    terminal.console().print(table)
 
 
 def failures(arms: list[Arm], path: pathlib.Path) -> dict[str, str]:

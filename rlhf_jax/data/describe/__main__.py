@@ -14,10 +14,10 @@ import datetime
 import pathlib
 import sys
 
-import rich.console
 import rich.markdown
 from ml_collections import ConfigDict
 
+from rlhf_jax import terminal
 from rlhf_jax.config import data_config
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import describe, files, prepared, rows
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         limit = _run_config(pathlib.Path(options.data)).prompt_length
     facts, lengths = describe.describe(corpus, kinds, tokenizer, names, limit)
     text = tables.markdown(facts, options.data)
-    rich.console.Console().print(rich.markdown.Markdown(text))
+    terminal.console().print(rich.markdown.Markdown(text))
     if options.out:
         folder = pathlib.Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
