@@ -62,9 +62,15 @@ class Job:
         """
         from rlhf_jax import hosts
 
-        hosts.start(
-            _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
-        )
+        try:
+            hosts.start(
+                _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
+            )
+        except RuntimeError as error:  # the first that touches a device
+            if "backend" not in str(error):
+                raise
+            platform = os.environ.get("JAX_PLATFORMS", "")
+            raise InputError(f"platform='{platform}' is not there: {str(error).splitlines()[0]}") from error
 
 
 def main(name: str, work: Callable[[Job], int | None]) -> None:

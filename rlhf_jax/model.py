@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import attention, sharding
+from rlhf_jax.config.checks import check_values
+from rlhf_jax.config.model import MODEL
 from rlhf_jax.errors import InputError
 
 _REMAT_POLICIES = {
@@ -97,18 +99,7 @@ class TransformerConfig:
     logits_chunk: int = 0  # places of a row whose logits exist at once in a loss; 0: all
 
     def __post_init__(self):
-        choices = {
-            "positions": ("learned", "rope"),
-            "norm": ("layernorm", "rmsnorm", "rmsnorm_plus_one"),
-            "mlp": (*_ACTIVATIONS,),
-            "dtype": ("float32", "bfloat16"),
-            "remat": ("none", *_REMAT_POLICIES),
-            "attention": attention.IMPLEMENTATIONS,
-            "sequence_axis": ("", *sharding.MESH_AXES),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise InputError(f"model.{field}='{getattr(self, field)}' is unknown; it can be {', '.join(allowed)}")
+        check_values("model.", vars(self), MODEL)
         if (not self.head_size and self.embed_dim % self.num_heads) or self.num_heads % self.kv_heads:
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide embed_dim={self.embed_dim} and be a multiple "
@@ -119,8 +110,6 @@ class TransformerConfig:
                 f"model.rotary_fraction={self.rotary_fraction} of {self.head_dim} is {self.rotary_dim}; rotary positions "
                 "turn an even number of places of a head"
             )
-        if len(self.rope_scaling) not in (0, 4):
-            raise InputError(f"model.rope_scaling={self.rope_scaling} must have 4 numbers, or none")
         object.__setattr__(self, "rope_scaling", tuple(map(float, self.rope_scaling)))  # a list from JSON
 
     @property

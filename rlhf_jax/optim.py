@@ -10,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.errors import InputError
-
-EPS_PLACEMENTS = ("torch", "tf1")
 SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -46,16 +43,8 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, Adam, weight decay; `apply_gradients` supplies the learning rate and the sign.
-
-    Raises:
-        InputError: an unknown eps_placement.
-    """
-    if config.eps_placement not in EPS_PLACEMENTS:
-        raise InputError(
-            f"eps_placement must be one of {EPS_PLACEMENTS}, got {config.eps_placement!r}"
-        )
-    scale_by_adam = scale_by_adam_tf1 if config.eps_placement == "tf1" else optax.scale_by_adam
+    """Clipping, Adam, weight decay; `apply_gradients` supplies the learning rate and the sign."""
+    scale_by_adam = EPS_PLACEMENTS[config.eps_placement]
     parts = [scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)]
     if config.max_grad_norm:
         parts.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
@@ -77,6 +66,9 @@ def scale_by_adam_tf1(b1: float, b2: float, eps: float) -> optax.GradientTransfo
         return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+EPS_PLACEMENTS = {"torch": optax.scale_by_adam, "tf1": scale_by_adam_tf1}
 
 
 def apply_gradients(
@@ -139,9 +131,6 @@ def schedule(
         warmup_steps: the step at which the warm-up, a straight line, reaches the peak.
         warmup_from: fraction of the peak where the warm-up begins.
         final: fraction of the peak where the decay ends.
-
-    Raises:
-        InputError: an unknown kind.
     """
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0, 1)
@@ -152,6 +141,6 @@ def schedule(
     elif kind == "linear":
         after_warmup = 1 - (1 - final) * done
     else:
-        raise InputError(f"schedule must be one of {SCHEDULES}, got {kind!r}")
+        raise ValueError(f"there is no schedule {kind!r}")
     warmup = warmup_from + (1 - warmup_from) * step / max(warmup_steps, 1)
     return jnp.where(step < warmup_steps, warmup, after_warmup)

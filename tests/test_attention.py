@@ -106,7 +106,6 @@ def test_auto_takes_the_fast_attention_of_the_platform():
 @pytest.mark.parametrize(
     "name, platform, dtype, message",
     [
-        ("flash", "tpu", "bfloat16", "attention='flash' is unknown; it can be auto, xla, blocked, splash, cudnn"),
         ("splash", "gpu", "bfloat16", "attention='splash' needs a tpu, and this runs on a gpu"),
         ("cudnn", "cpu", "bfloat16", "attention='cudnn' needs a gpu, and this runs on a cpu"),
         ("cudnn", "gpu", "float32", "needs model.dtype='bfloat16'"),

@@ -10,10 +10,12 @@ import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
-from rlhf_jax import advantages, attention, command_line, config, model, optim, pipeline, sharding
-from rlhf_jax.config import page, ranges
+from rlhf_jax import advantages, attention, command_line, config, job, model, optim, pipeline, sharding
+from rlhf_jax.bench import fields as bench_fields
+from rlhf_jax.config import checks, page, ranges
 from rlhf_jax.config.fields import Field
 from rlhf_jax.config.run import RUN
 from rlhf_jax.config.stages import KINDS
@@ -313,3 +315,23 @@ def test_help_is_printed_from_the_table():
     )
     assert done.stdout.startswith("Runs the stages of a config in order:") and "--[no]" not in done.stdout.split("\n")[0]
     assert "--workdir: Where the run or sweep lives" in done.stdout and page.text() in done.stdout
+
+
+def test_a_platform_that_is_not_there_is_a_sentence(monkeypatch):
+    def start(*_):
+        raise RuntimeError("Unable to initialize backend 'gpu': no device (set JAX_PLATFORMS='' to choose)\nmore")
+
+    monkeypatch.setattr("rlhf_jax.hosts.start", start)
+    monkeypatch.setenv("JAX_PLATFORMS", "gpu")
+    with flagsaver.as_parsed(config=str(PROJECT / "tests" / "toy.py"), workdir="x"):
+        with pytest.raises(InputError, match=r"^platform='gpu' is not there: Unable to initialize backend 'gpu': .* to choose\)$"):
+            job.Job(toy.get_config(), "", {}, "x", []).join()
+
+
+def test_the_benchmark_checks_its_own_fields():
+    bench = command_line.load(str(PROJECT / "experiments" / "bench.py"))
+    checks.check_values("", bench, bench_fields.FIELDS)
+    assert bench.keys() == bench_fields.FIELDS.parts.keys()
+    bench.works, bench.repeats, bench.model.num_heads = ("sample", "sample"), 0, -1
+    with pytest.raises(InputError, match=r"^model.num_heads=-1 must .*; works=\('sample', 'sample'\) must .*; repeats=0 must be a whole"):
+        checks.check_values("", bench, bench_fields.FIELDS)

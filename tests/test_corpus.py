@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.config import data_config
-from rlhf_jax.data.corpus import FileCorpus, parse_entry, _spread
+from rlhf_jax.config import forms
+from rlhf_jax.data.corpus import FileCorpus, _spread
 from rlhf_jax.data.template import Template
 from rlhf_jax.errors import InputError
 
@@ -87,7 +88,7 @@ def test_published_splits_are_kept_and_what_is_held_out_is_in_no_other_kind(tmp_
 
 
 def test_an_unknown_way_to_split_is_refused(folder):
-    with pytest.raises(InputError, match="data.files.splits='own' is unknown"):
+    with pytest.raises(InputError, match="data.files.splits='own' must be 'shares' or 'published'"):
         corpus(folder, rankings="pairs.jsonl", splits="own").rankings("train")
 
 
@@ -95,6 +96,9 @@ def test_an_empty_split_says_what_to_change(folder):
     found = corpus(folder, demonstrations="demos.jsonl", valid_share=0.0)
     with pytest.raises(InputError, match="valid split of data.files.demonstrations is empty; raise data.files.valid_share"):
         found.demonstrations("valid")
+    found = corpus(folder, demonstrations="demos.jsonl@1", valid_share=0.9, test_share=0.09)
+    with pytest.raises(InputError, match="train split of data.files.demonstrations is empty; lower data.files.valid_share or"):
+        found.demonstrations("train")
 
 
 def test_a_kind_without_a_file_is_named(folder):
@@ -140,7 +144,7 @@ def test_bad_rows_are_an_error_or_counted_and_listed(folder):
 
 @pytest.mark.parametrize("entry", ["a.jsonl:a+:b=c", "a.jsonl@many", "a.jsonl@", ":a=b", "a.jsonl:a=b=c", "a.jsonl:=b"])
 def test_a_wrong_entry_says_how_files_are_given(folder, entry):
-    with pytest.raises(InputError, match="data.files.demonstrations has '.*'; a file is given as name, name@rows"):
+    with pytest.raises(InputError, match=r"data.files.demonstrations='.*' must be comma-separated name\[@rows\]"):
         corpus(folder, demonstrations=entry).demonstrations("train")
 
 
@@ -150,9 +154,9 @@ def test_a_wrong_entry_says_how_files_are_given(folder, entry):
 def test_entries_are_read_as_written(name, count, splits, fields):
     entry = name + (f"@{count}" if count else "") + (f":{'+'.join(splits)}" if splits else "")
     entry += ":" + ";".join(f"{a}={b}" for a, b in fields.items()) if fields else ""
-    assert parse_entry(entry, "x") == (name, count, splits, fields, None)
+    assert forms.entry(entry) == (name, count, splits, fields, None)
     weighted = entry.replace(name + (f"@{count}" if count else ""), name + (f"@{count}" if count else "") + "*0.25", 1)
-    assert parse_entry(weighted, "x") == (name, count, splits, fields, 0.25)
+    assert forms.entry(weighted) == (name, count, splits, fields, 0.25)
 
 
 @given(st.integers(1, 200), st.integers(1, 250))

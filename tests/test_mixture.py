@@ -125,7 +125,7 @@ def test_weights_that_make_no_sense_are_refused(tmp_path):
     ):
         build(corpus(tmp_path, documents="a.jsonl*0.0001,b.jsonl*1").mixed("documents", "train"), identity)
     with pytest.raises(
-        InputError, match="data.files.prompts: 'a.jsonl' has a weight; documents and demonstrations have some"
+        InputError, match="data.files.prompts='a.jsonl.0.5' must be .* no weight"
     ):
         corpus(tmp_path, prompts="a.jsonl*0.5").prompts("train", "ppo")
     with pytest.raises(InputError, match="'b.jsonl' has a weight and no row in the test split"):

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from rlhf_jax import optim
-from rlhf_jax.errors import InputError
 
 STEPS = 12
 LR = 0.01
@@ -134,11 +133,6 @@ def test_without_eps_both_forms_agree():
     assert_close(*(train(config, params, gradients)[0] for config in forms), rtol=1e-5)
 
 
-def test_unknown_eps_placement_is_an_error():
-    with pytest.raises(InputError, match="eps_placement must be one of .*'tf1'.*, got 'tf2'"):
-        optim.make_optimizer(optim.OptimizerConfig(eps_placement="tf2"))
-
-
 # --- Clipping, weight decay, learning rate --------------------------------------------------------
 
 
@@ -247,5 +241,5 @@ def test_degenerate_lengths_are_finite(kind):
 
 
 def test_unknown_schedule_is_an_error():
-    with pytest.raises(InputError, match="schedule must be one of .*'cosine'.*, got 'step'"):
+    with pytest.raises(ValueError, match="there is no schedule 'step'"):
         optim.schedule("step", 0, 10)

@@ -25,8 +25,10 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint, generate, model, optim, ppo, pretrain, reward_model, sharding, train
+from rlhf_jax.bench import fields
 from rlhf_jax.bench.sweeps import gain_at_once, ppo_trials, sweep_arms
 from rlhf_jax.bench.work import NEVER, Work, coefficients, episode_shape, model_of, one_device, rounded, timed, tokens_of
+from rlhf_jax.config.checks import check_values
 from rlhf_jax.data import batches, packing
 from rlhf_jax.data import loader as loader_lib
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
@@ -187,7 +189,7 @@ def against_steps(lines: dict[str, dict]) -> dict | None:
     return {"work": "loading_against_steps", "kinds": kinds} if kinds else None
 
 
-WORKS = {work.__name__: work for work in (sft_step, reward_step, sample, ppo_iteration, ppo_trials, sweep_arms, saving, loading)}
+WORKS = {name: globals()[name] for name in fields.WORKS}
 
 
 def measure(name: str, config: ml_collections.ConfigDict) -> dict:
@@ -252,6 +254,12 @@ def _peak_bytes() -> int:
 
 
 def main(config: ml_collections.ConfigDict) -> None:
+    """Prints a line for each work, and what they say together.
+
+    Raises:
+      InputError: a field that cannot have its value.
+    """
+    check_values("", config, fields.FIELDS)
     fresh = multiprocessing.get_context("spawn")
     lines = {}
     for name in config.works:

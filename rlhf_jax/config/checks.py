@@ -1,5 +1,6 @@
 """Values of a config against the table: what a field cannot be is said before anything is computed."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -40,6 +41,19 @@ def check_kind(name: str, section: ConfigDict, kind: str) -> None:
       InputError: as `check` does.
     """
     _raise(list(_of_section(f"{name}.", section, KINDS[kind], exact=True)))
+
+
+def check_values(prefix: str, values: Mapping, table: Section, exact: bool = True) -> None:
+    """Checks some or all fields of a section that stand alone.
+
+    Args:
+      prefix: before every name, with its dot.
+      exact: a field that the table does not know is an error too.
+
+    Raises:
+      InputError: as `check` does.
+    """
+    _raise(list(_of_section(prefix, values, dataclasses.replace(table, partial=True), exact)))
 
 
 def nearest(name: str, known: Iterable[str], before: str = "") -> str:

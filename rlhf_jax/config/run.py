@@ -12,7 +12,7 @@ _axis = lambda default, meaning: Field(default, _AXES, meaning)
 _SIZE = whole(1, also=-1)
 _SOURCE = "name[@rows][*weight][:split][:theirs=ours;theirs=ours]"
 _WEIGHTED = Text(f"comma-separated {_SOURCE}, with rows and weight above 0, or empty", forms.entries)
-_FILES = Text("the same without a weight: comma-separated name[@rows][:split][:theirs=ours;theirs=ours], or empty", forms.entries_without_weight)
+_FILES = Text("comma-separated name[@rows][:split][:theirs=ours;theirs=ours], with rows above 0 and no weight, or empty", forms.entries_without_weight)
 
 WORLD = Section(
     "The embedded world: how much of it is drawn.",

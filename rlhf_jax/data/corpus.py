@@ -2,9 +2,10 @@
 
 import functools
 import pathlib
-import re
-from typing import NamedTuple
 
+from rlhf_jax.config import forms
+from rlhf_jax.config.checks import check_values
+from rlhf_jax.config.run import FILES
 from rlhf_jax.data import ratings
 from rlhf_jax.data.mixture import Source
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, ReadReport, read_rows
@@ -39,6 +40,7 @@ class FileCorpus:
     """
 
     def __init__(self, config, template: Template, on_bad_row: str):
+        check_values("data.files.", config, FILES, exact=False)
         self.config, self._template, self._on_bad_row = config, template, on_bad_row
         self.reports: dict[str, ReadReport] = {}
         self.split_reports: dict[str, dict] = {}
@@ -102,18 +104,12 @@ class FileCorpus:
 
     @functools.cache
     def _sources(self, kind: str) -> list[Source]:
-        entries = [entry.strip() for entry in self.config[kind].split(",") if entry.strip()]
+        entries = forms.entries(self.config[kind])
         if not entries:
             raise InputError(f"data.files.{kind} names no file, and a stage of this run needs {kind}")
-        parsed = [parse_entry(entry, f"data.files.{kind}") for entry in entries]
-        for entry in parsed:
-            if entry.weight is not None and kind not in ("documents", "demonstrations"):
-                raise InputError(
-                    f"data.files.{kind}: '{entry.name}' has a weight; documents and demonstrations have some"
-                )
-        return [self._read(kind, entry) for entry in parsed]
+        return [self._read(kind, entry) for entry in entries]
 
-    def _read(self, kind: str, entry: "Entry") -> Source:
+    def _read(self, kind: str, entry: forms.Entry) -> Source:
         path = pathlib.Path(self.config.dir) / entry.name
         found, report = read_rows(
             path,
@@ -136,9 +132,10 @@ class FileCorpus:
         if not rows and split == HELD_OUT and not self.config.held_out_labelers:
             return []
         if not rows:
+            shares = {"train": "lower data.files.valid_share or data.files.test_share", "test": "raise data.files.test_share"}
             raise InputError(
                 f"the {split} split of data.files.{kind} is empty; "
-                f"raise data.files.{'valid' if split == HELD_OUT else split}_share or give more rows"
+                f"{shares.get(split, 'raise data.files.valid_share')} or give more rows"
             )
         return rows
 
@@ -166,36 +163,6 @@ class FileCorpus:
         ):
             print(f"data.files.{kind}: {count} rows left out, because {reason}")
         return splits
-
-
-class Entry(NamedTuple):
-    """What a name in `data.files` asks for."""
-
-    name: str
-    count: int | None  # rows to take, None: all
-    splits: list[str]  # of a folder, none: all
-    fields: dict[str, str]  # theirs -> ours
-    weight: float | None = None  # among the entries of its kind; None: every row counts alike
-
-
-_ENTRY = re.compile(
-    r"(?P<name>[^@:*]+)(?:@(?P<count>\d+))?(?:\*(?P<weight>\d*\.?\d+))?"
-    r"(?::(?P<splits>[^=:;]+))?(?::(?P<fields>.*=.*))?"
-)
-
-
-def parse_entry(entry: str, where: str) -> Entry:
-    """Reads a name in `data.files`; `where` it stands is for the error."""
-    match = _ENTRY.fullmatch(entry)
-    pairs = [pair.split("=") for pair in (match and match["fields"] or "").split(";") if pair]
-    splits = match["splits"].split("+") if match and match["splits"] else []
-    if not match or not all(splits) or any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise InputError(
-            f"{where} has '{entry}'; a file is given as name, name@rows or name:theirs=ours;theirs=ours, a share "
-            "of the draws as name*0.7, and a split of a folder as name:split"
-        )
-    count, weight = match["count"] and int(match["count"]), match["weight"] and float(match["weight"])
-    return Entry(match["name"], count, splits, dict(pairs), weight)
 
 
 def _spread(rows: list, count: int) -> list:

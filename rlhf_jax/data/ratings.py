@@ -6,9 +6,9 @@ learns these, Bradley-Terry the pairs of which one is rated higher.
 """
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 
+from rlhf_jax.config import forms
 from rlhf_jax.data.records import Ranking, ranks_of
 from rlhf_jax.errors import InputError
 
@@ -21,9 +21,9 @@ def compare(rankings: Iterable[Ranking], size: int, pairs: str = "") -> list[Ran
         pairs: "2<9": only pairs, each of a completion scored at least 9 and one scored at most 2.
 
     Raises:
-        InputError: `pairs` is of another form, or the scores leave no ranking.
+        InputError: the scores leave no ranking.
     """
-    limits = _limits(pairs)
+    limits = forms.score_limits(pairs) if pairs else None
     whole, rated = [], {}
     for ranking in rankings:
         if len(ranking.completions) > 1:
@@ -52,17 +52,3 @@ def _together(rows: Sequence[Ranking]) -> Ranking:
     scores = tuple(row.scores[0] for row in rows)
     completions = tuple(row.completions[0] for row in rows)
     return Ranking(rows[0].prompt, completions, ranks_of(scores), None, None, None, None, rows[0].row, scores)
-
-
-def _limits(pairs: str) -> tuple[float, float] | None:
-    if not pairs:
-        return None
-    number = r"(-?\d+(?:\.\d+)?)"
-    found = re.fullmatch(rf"{number}<{number}", pairs)
-    low, high = map(float, found.groups()) if found else (0, 0)
-    if not low < high:
-        raise InputError(
-            f"data.files.rated_pairs='{pairs}' is not LOW<HIGH, such as 2<9: completions scored at least 9 over those "
-            "scored at most 2"
-        )
-    return low, high

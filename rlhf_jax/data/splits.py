@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from rlhf_jax.config import forms
 from rlhf_jax.data import duplicates
 from rlhf_jax.data.folders import split_name
 from rlhf_jax.errors import InputError
@@ -42,18 +43,9 @@ def split_rows(
     Raises:
       InputError: naming the field of `data.files` that does not fit the rows.
     """
-    if config.near_duplicates not in ("together", "drop", "ignore"):
-        raise InputError(
-            f"data.files.near_duplicates='{config.near_duplicates}' is unknown; it can be 'together' (in one "
-            "split), 'drop' (one prompt stays) or 'ignore'"
-        )
     prompts = sorted({row.prompt for found in rows.values() for row in found if _prompted(row)})
     cluster = {}  # prompt -> that of its near duplicates which comes first
     if config.near_duplicates != "ignore":
-        if config.common_prefix < 1:
-            raise InputError(
-                f"data.files.common_prefix is {config.common_prefix}; it is a number of characters, from 1"
-            )
         cluster = dict(zip(prompts, duplicates.clusters(prompts, config.common_prefix)))
     everything = [row for found in rows.values() for row in found]
     key_of = lambda row: _key(row, config.group_field)
@@ -141,10 +133,6 @@ class _Published:
     """
 
     def __init__(self, config, rows: Mapping[str, Sequence[Any]], home: Callable[[Any], str]):
-        if config.splits not in ("shares", "published"):
-            raise InputError(
-                f"data.files.splits='{config.splits}' is unknown; it can be 'shares' or 'published'"
-            )
         self._config, self._home = config, home
         # home -> the most held out of the splits of its rows, and all that the kinds of these rows publish
         self._splits: dict[str, tuple[str | None, set[str]]] = {}
@@ -197,17 +185,10 @@ def _held_out(wanted: str, rows) -> set[str]:
     if not wanted:
         return set()
     there = {_labeler(row) for row in rows} - {None}
-    if wanted.endswith("%"):
-        try:
-            share = float(wanted[:-1]) / 100
-        except ValueError:
-            raise InputError(
-                f"data.files.held_out_labelers='{wanted}' is no share; write it as '20%'"
-            ) from None
+    names = forms.share_or_names(wanted)
+    if isinstance(names, float):
         ordered = sorted(there, key=lambda name: (place(f"labeler {name}"), name))
-        names = set(ordered[: round(share * len(ordered))])
-    else:
-        names = {name.strip() for name in wanted.split(",") if name.strip()}
+        names = set(ordered[: round(names * len(ordered))])
     if names - there or not names:
         shown = ", ".join(sorted(there)[:12]) or "none"
         missing = ", ".join(sorted(names - there)) or wanted

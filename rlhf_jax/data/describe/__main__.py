@@ -10,7 +10,6 @@ report.md, lengths.png and facts.json.
 """
 
 import argparse
-import datetime
 import pathlib
 import sys
 
@@ -18,7 +17,7 @@ import rich.markdown
 from ml_collections import ConfigDict
 
 from rlhf_jax import terminal
-from rlhf_jax.config import data_config
+from rlhf_jax.config import data_config, forms, restored
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import describe, files, prepared, rows
 from rlhf_jax.data.describe import picture, tables
@@ -43,8 +42,7 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
             )
         section = data_config().files
         if _chats(folder):
-            now = datetime.datetime.fromisoformat(config.chat_date)
-            template = Tokenizer.load(folder).chat_template(now)
+            template = Tokenizer.load(folder).chat_template(forms.date(config.chat_date))
         else:
             template = Template.load(folder / "template.txt")
         section.update(config.files)  # a run of an earlier version may lack fields
@@ -56,7 +54,13 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
             if folder.is_dir()
             else [entry.strip() for entry in data.split(",") if entry.strip()]
         )
-        named = [corpus_lib.parse_entry(entry, "--data") for entry in entries]
+        try:
+            named = [forms.entry(entry) for entry in entries]
+        except ValueError:
+            raise InputError(
+                f"--data={data}: a file is given as name, name@rows or name:theirs=ours;theirs=ours, and a split of a "
+                "folder as name:split"
+            ) from None
         folders = {pathlib.Path(entry.name).parent for entry in named}
         if len(folders) == 1:  # then names are short
             section.dir = str(folders.pop())
@@ -80,7 +84,7 @@ def _chats(folder: pathlib.Path) -> bool:
 
 
 def _run_config(folder: pathlib.Path) -> ConfigDict:
-    return ConfigDict(read_json(folder / "config.json"))
+    return restored(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def _files_of(folder: pathlib.Path) -> list[str]:
@@ -99,7 +103,7 @@ _ROWS = set(rows.SUFFIXES) - {".json"}  # facts lie in .json files too; name one
 _DATASETS = ("dataset_dict.json", "state.json")  # of datasets.save_to_disk
 
 
-def _kind_of(entry: corpus_lib.Entry) -> str:
+def _kind_of(entry: forms.Entry) -> str:
     """What the fields of the first good row say."""
     path = entry.name
     if files.file_type(path) == ".txt":
