@@ -99,7 +99,7 @@ class TransformerConfig:
     logits_chunk: int = 0  # places of a row whose logits exist at once in a loss; 0: all
 
     def __post_init__(self):
-        check_values("model.", vars(self), MODEL)
+        check_values("model.", vars(self), MODEL, exact=False)
         if (not self.head_size and self.embed_dim % self.num_heads) or self.num_heads % self.kv_heads:
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide embed_dim={self.embed_dim} and be a multiple "

@@ -426,10 +426,13 @@ def test_every_layer_drops_its_own(scan_layers):
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("positions", "sinus", ["model.positions='sinus'", "learned, rope"]),
-        ("attention", "flash", ["model.attention='flash'", "xla, blocked"]),
-        ("dtype", "float16", ["model.dtype='float16'", "float32, bfloat16"]),
-        ("remat", "some", ["model.remat='some'", "none, full, dots"]),
+        ("positions", "sinus", ["model.positions='sinus'", "'learned' or 'rope'"]),
+        ("attention", "flash", ["model.attention='flash'", "'splash' or 'blocked'"]),
+        ("dtype", "float16", ["model.dtype='float16'", "'float32' or 'bfloat16'"]),
+        ("remat", "some", ["model.remat='some'", "'none', 'full' or 'dots'"]),
+        ("num_layers", 0, ["model.num_layers=0 must be a whole number from 1"]),
+        ("logits_chunk", -1, ["model.logits_chunk=-1 must be a whole number from 0"]),
+        ("rope_scaling", (8.0, 1.0), ["model.rope_scaling=(8.0, 1.0) must be () or 4 numbers above 0"]),
         ("num_heads", 5, ["model.num_heads=5", "embed_dim=32"]),
         ("num_kv_heads", 3, ["model.num_heads=8", "num_kv_heads=3"]),
     ],

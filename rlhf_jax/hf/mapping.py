@@ -135,7 +135,10 @@ class Family:
         if self.window and (window := _read_window(settings, *self.window)):
             # Up to the window's length, attention within it is attention.
             fields["max_length"] = min(fields["max_length"], window)
-        return TransformerConfig(**fields | self.fields)
+        try:
+            return TransformerConfig(**fields | self.fields)
+        except InputError as error:
+            raise InputError(f"{settings.path}: {error}") from None
 
     def to_json(self, config: TransformerConfig) -> dict[str, Any]:
         """The settings of config.json, of a model that this family can be (see `family_of`)."""
