@@ -97,6 +97,7 @@ class TransformerConfig:
     attention: str = "xla"  # see attention.attend
     sequence_axis: str = ""  # the mesh axis over which activations between layers are split along time
     logits_chunk: int = 0  # places of a row whose logits exist at once in a loss; 0: all
+    absent_ids: tuple[tuple[int, int], ...] = ()  # ranges [first, end) of ids that the tokenizer has not: never predicted
 
     def __post_init__(self):
         check_values("model.", vars(self), MODEL, exact=False)
@@ -402,7 +403,10 @@ def masked_hidden_states(config: TransformerConfig, params: dict, tokens, mask) 
 
 
 def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array, divisor=1.0) -> jax.Array:
-    """[..., D] -> float32 logits [..., V padded], divided (by a temperature); the padding of the vocabulary is masked.
+    """[..., D] -> float32 logits [..., V padded], divided (by a temperature).
+
+    Masked is what pads the vocabulary, ours and the released model's own (`absent_ids`): no token can be sampled of
+    which no text can be made, and every log-prob, KL and entropy is of the tokens that can.
 
     The hidden state is what is divided: a product after the logits would be contracted with what follows it
     in some programs and not in others, and PPO's first ratio would not be exactly 1.
@@ -412,8 +416,10 @@ def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array, diviso
     flat = hidden.reshape(-1, config.embed_dim)
     logits = jax.lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], config.padded_vocab)
-    if config.padded_vocab > config.vocab_size:
-        logits = jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, logits, _MASKED_LOGIT)
+    padding = ((config.vocab_size, config.padded_vocab),) if config.padded_vocab > config.vocab_size else ()
+    for first, end in (*config.absent_ids, *padding):
+        ids = jnp.arange(config.padded_vocab)
+        logits = jnp.where((ids < first) | (ids >= end), logits, _MASKED_LOGIT)
     return logits
 
 

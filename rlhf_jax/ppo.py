@@ -20,7 +20,7 @@ from flax import struct
 from rlhf_jax import advantages as adv
 from rlhf_jax import losses, model, optim, train
 from rlhf_jax.data.batches import Batch
-from rlhf_jax.generate import Rollout
+from rlhf_jax.generate import Rollout, ended_by, is_end
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.train import TrainState
 
@@ -31,7 +31,7 @@ class PPOConfig:
 
     policy: TransformerConfig
     value: TransformerConfig | None  # None: no value model of its own
-    eos_id: int
+    eos_id: int | tuple[int, ...]  # ends a completion; or all that do
     missing_eos: str = "replace"  # or "subtract", "none"
     advantage: str = "gae"  # or "rloo", "grpo", "reinforce", which know no value; see advantages.of_completions
     samples_per_prompt: int = 1  # neighbouring rows of a batch
@@ -142,17 +142,25 @@ def sequence_scores(config: TransformerConfig, params: dict, tokens: jax.Array, 
 
 @dataclasses.dataclass(frozen=True)
 class SequenceScore:
-    """`sequence_scores` of a reward model, as the reward of rollouts."""
+    """`sequence_scores` of a reward model, as the reward of rollouts.
+
+    Attributes:
+      ends: all that end a completion. The reward model reads the first of them in place of each: it is the one that it
+        was trained with, and learned to give its score on.
+    """
 
     config: TransformerConfig
+    ends: tuple[int, ...] = ()
 
     def __call__(self, params: dict, rollout: Rollout) -> jax.Array:
+        if len(self.ends) > 1:
+            rollout = ended_by(rollout, self.ends[1:], self.ends[0])
         return sequence_scores(self.config, params, rollout.tokens, rollout.mask)
 
 
-def has_eos(rollout: Rollout, eos_id: int) -> jax.Array:
+def has_eos(rollout: Rollout, eos_id: int | tuple[int, ...]) -> jax.Array:
     """bool[B]: the completion ended by itself."""
-    return jnp.any((rollout.completions == eos_id) & rollout.completion_mask, axis=1)
+    return jnp.any(is_end(rollout.completions, eos_id) & rollout.completion_mask, axis=1)
 
 
 RewardFn = Callable[[dict, Rollout], jax.Array]  # (reward params, rollout) -> f32[B]

@@ -38,7 +38,7 @@ _CHOICES = {
 
 
 def programs_config(
-    shape: TransformerConfig, value_shape: TransformerConfig | None, eos_id: int, section: ConfigDict
+    shape: TransformerConfig, value_shape: TransformerConfig | None, eos_id: int | tuple[int, ...], section: ConfigDict
 ) -> ppo.PPOConfig:
     """What shapes the programs of a policy and a value model of these shapes, checked.
 
@@ -183,10 +183,10 @@ def build(run: Run, stage: str):
     """
     check(run, stage)
     section = run.config[stage]
-    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
+    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section)
     return _programs(
         config,
-        ppo.SequenceScore(run.shape(section.reward)),
+        ppo.SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
         optimizers_of(section),
         run.sampler(run.config.completion_length, section.sample_parts),
         run.mesh,
@@ -209,7 +209,7 @@ def optimizers_of(section: ConfigDict) -> tuple[optim.OptimizerConfig, optim.Opt
 def check(run: Run, stage: str) -> None:
     """Raises InputError for what does not fit together, or not the mesh; computes nothing."""
     section = run.config[stage]
-    programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
+    programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section)
     for field, rows in {
         "sample_parts": section.batch_size,
         "microbatches": section.minibatch_size,
@@ -302,7 +302,7 @@ def training_of(run: Run, stage: str) -> Training:
         rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
-    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.eos_id, section)
+    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section)
     return Training(run, stage, config, loader, _ptx_loader(run, stage), trial)
 
 

@@ -90,13 +90,13 @@ def behind(run: Run, records: list[Prompt], shots: list[str], length: int) -> tu
 
 
 def completion_logprob(run: Run, params: dict, rollout: Rollout, temperature: float) -> np.ndarray:
-    """log pi f32[B] of completions that end in EOS, which stands for both ends of this policy: EOS and SEPARATOR."""
+    """log pi f32[B] of completions that end in EOS, which stands for all ends of this policy: SEPARATOR is one more."""
     found = []
-    for end in (run.tokenizer.eos_id, _separator_id(run)):
-        batch = sharding.put_batch(_ended_by(rollout, run.tokenizer.eos_id, end), run.mesh)
+    for end in dict.fromkeys((*run.tokenizer.end_ids, _separator_id(run))):
+        batch = sharding.put_batch(generate.ended_by(rollout, (run.tokenizer.eos_id,), end), run.mesh)
         found.append(hosts.fetch(policy.completion_logprob(run.model, params, batch, temperature)))
     finished = (rollout.completion_mask & (rollout.completions == run.tokenizer.eos_id)).any(axis=1)
-    return np.where(finished, np.logaddexp(*found), found[0])
+    return np.where(finished, np.logaddexp.reduce(found), found[0])
 
 
 def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
@@ -149,14 +149,7 @@ def _complete(run: Run, params: dict, prompts: Prompts, key) -> Iterator[Rollout
     sampler = run.sampler(run.config.completion_length, ends=(end,))
     for number, batch in enumerate(loader.in_order(prompts, config.batch_size)):
         rollout = hosts.fetch(sampler(params, batch, key(number), config.temperature))
-        yield _ended_by(rollout, end, run.tokenizer.eos_id)
-
-
-def _ended_by(rollout: Rollout, end: int, other: int) -> Rollout:
-    """The same with completions that `end` ended, ended by `other`."""
-    replaced = np.where(rollout.completion_mask & (rollout.completions == end), other, rollout.completions)
-    width = rollout.prompt_mask.shape[1]
-    return rollout.replace(tokens=np.concatenate([rollout.tokens[:, :width], replaced], axis=1))
+        yield generate.ended_by(rollout, (end, *run.tokenizer.end_ids), run.tokenizer.eos_id)
 
 
 def _separator_id(run: Run) -> int:

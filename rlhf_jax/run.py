@@ -248,11 +248,11 @@ class Run:
         """The sampler of this model, one for each length and split: its programs are compiled once a process.
 
         Args:
-          ends: tokens that end a completion beside EOS.
+          ends: tokens that end a completion beside the tokenizer's own.
         """
         tokenizer, rules = self.tokenizer, tuple(self.rules.items())
-        eos_id = (tokenizer.eos_id, *ends) if ends else tokenizer.eos_id
-        return _sampler(self.model, self.mesh, rules, completion_length, eos_id, tokenizer.pad_id, parts)
+        ends = tuple(dict.fromkeys((*tokenizer.end_ids, *ends)))
+        return _sampler(self.model, self.mesh, rules, completion_length, ends, tokenizer.pad_id, parts)
 
 
 # The programs of runs that differ in numbers alone are the same: the arms of a sweep compile them once.
@@ -385,7 +385,7 @@ def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Me
     """A run whose programs can be built, and no more: it has no work directory, no template and no corpus.
 
     Args:
-      tokenizer: or anything with its vocab_size, eos_id and pad_id.
+      tokenizer: or anything with its vocab_size, absent_ids, end_ids and pad_id.
 
     Raises:
       InputError: prompts and completions that are longer than the model's context.
@@ -397,6 +397,7 @@ def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Me
         raise InputError(
             f"prompt_length + completion_length = {longest} is more than model.max_length = {shape.max_length}"
         )
+    shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
     return Run(config, mesh, sharding_rules(config), tokenizer, shape)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import best_of_n_stage, collect, generate, hosts, model, ppo, progress, reward_model, run, sharding
+import toy
+from rlhf_jax import best_of_n_stage, collect, generate, hosts, model, ppo, ppo_stage, progress, reward_model, run, sharding
 from rlhf_jax.data import loader
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import Prompt
@@ -268,6 +269,24 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     same = hosts.fetch(run.sampler(6)(policy_params, *loader.in_order(valid._arrays, 8), run.key("select", 0), 1.0))
     asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, same))[:4]
     assert valid(policy_params) == pytest.approx(asked.mean(), abs=2e-5)
+
+
+def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, monkeypatch):
+    run = make_run("sft", "reward_model")
+    ends = run.tokenizer.eos_id, *range(300, 340)
+    monkeypatch.setattr(run.tokenizer, "end_ids", ends)
+    batch, = loader.in_order(policy.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
+    rollout = hosts.fetch(run.sampler(6)(run.load_params("sft"), batch, run.key("sft", 0), 1.0))
+    texts, finished = generate.texts(rollout, run.tokenizer)
+    ended = [[token in ends for token in ids] for ids in generate.sampled(rollout)]
+    assert finished == [row[-1] for row in ended] and not any(sum(row[:-1]) for row in ended)
+    assert finished != [ids[-1] == run.tokenizer.eos_id for ids in generate.sampled(rollout)]
+
+    config = toy.get_config()
+    ours = dataclasses.replace(run, config=config)
+    monkeypatch.setattr(ppo_stage, "_programs", lambda *arguments: arguments)
+    programs, reward, _, sampler, *_ = ppo_stage.build(ours, "ppo")  # PPO's metrics, its missing-EOS rule, its reward
+    assert programs.eos_id == reward.ends == ends and sampler is ours.sampler(config.completion_length)
 
 
 def test_a_reward_model_of_another_tokenizer_reads_the_text(make_run, shared):

@@ -263,6 +263,14 @@ def run(workdir, tmp_path):
     return run
 
 
+def test_what_the_tokenizer_has_not_is_masked_in_every_model_of_a_run(run, workdir):
+    run.config.model.vocab_size = tokenizer().vocab_size + 70  # as a released vocabulary is padded
+    config = run.config.copy_and_resolve_references()
+    found = run_lib.without_data(config, tokenizer(), sharding.make_mesh(2, 2, 2))
+    assert found.model.absent_ids == found.shape("reward_model").absent_ids == ((tokenizer().vocab_size, config.model.vocab_size),)
+    assert run.model.absent_ids == () and hf.canonical(found.model).absent_ids == ()
+
+
 def test_a_stage_starts_from_a_released_model(run, workdir):
     shape, params = stage_params(workdir, "lm")
     assert hf.canonical(run.model) == hf.canonical(shape)

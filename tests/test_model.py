@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
-from rlhf_jax import decode, model, train
+from rlhf_jax import decode, generate, model, train
 from rlhf_jax.errors import InputError
 
 T = 14
@@ -233,6 +233,24 @@ def test_the_padding_of_the_vocabulary_is_never_likely_and_never_trained(config)
     gradient = gradient["embedding" if config.tie_embeddings else "lm_head"]
     np.testing.assert_array_equal(gradient[tiny.VOCAB :], 0.0)
     assert np.all(np.any(gradient[: tiny.VOCAB] != 0.0, axis=1))
+
+
+def test_ids_that_no_token_has_are_never_likely_and_never_trained():
+    """A released model's vocabulary is often larger than its tokenizer's, and a tokenizer may leave ids out."""
+    config = replace(tiny.CONFIG, absent_ids=((3, 5), (57, 61)))
+    known = [i for i in range(tiny.VOCAB) if i not in (3, 4, 57, 58, 59, 60)]
+    tokens = random_tokens()
+    mask = np.ones_like(tokens, bool)
+    logits = np.asarray(masked_logits(config, lm_params(config), tokens, mask), np.float64)
+    whole = np.asarray(masked_logits(tiny.CONFIG, lm_params(tiny.CONFIG), tokens, mask), np.float64)[..., known]
+    logprobs = np.full(logits.shape, -np.inf)
+    logprobs[..., known] = whole - np.log(np.exp(whole).sum(-1, keepdims=True))
+    np.testing.assert_allclose(np.exp(jax.nn.log_softmax(logits)), np.exp(logprobs), atol=1e-6)
+    probabilities = jnp.exp(jax.nn.log_softmax(jnp.float32(logits)))[0, :1].repeat(500, axis=0)
+    draws = generate.inverse_cdf(probabilities, jnp.linspace(0, 1, 500, endpoint=False)[:, None])
+    assert set(np.asarray(draws).tolist()) <= set(known)
+    _, gradient = loss_and_gradient(config, lm_params(config), np.array([known[:12]], np.int32), np.ones((1, 12), np.int32))
+    assert not np.any(gradient["embedding"][np.setdiff1d(np.arange(64), known)])
 
 
 # --- The same result by other programs ------------------------------------------------------------

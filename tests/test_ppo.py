@@ -66,6 +66,25 @@ def trial(mesh="1x1x1", microbatches=1, temperature=0.7):
     return Trial(*host((experience, score_metrics, first, second)), kept)
 
 
+# --- What ends a completion -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", [(tiny.EOS,), (tiny.EOS, 7, 9)])
+def test_whatever_ends_a_completion_counts_and_the_reward_model_reads_it_as_eos(ends):
+    others = list(ends[1:])
+    plain = rollout()
+    tokens = np.where(np.isin(plain.tokens, others), 11, plain.tokens)
+    plain = plain.replace(tokens=tokens)  # no other end within a completion
+    drawn = np.where(plain.completions == tiny.EOS, np.resize(ends, plain.completions.shape), plain.completions)
+    mixed = plain.replace(tokens=np.concatenate([plain.tokens[:, :P], drawn], axis=1))
+    ended = np.asarray(ppo.has_eos(mixed, ends))
+    assert 0 < ended.sum() < ROWS and len(ends) == len(set(drawn[np.isin(drawn, ends)]))
+    np.testing.assert_array_equal(ended, ppo.has_eos(plain, tiny.EOS))
+    config, reward = tiny.SCANNED, tiny.params_of(tiny.SCANNED, 3, "scalar")
+    score = jax.jit(ppo.SequenceScore(config, ends))
+    np.testing.assert_array_equal(score(reward, mixed), jax.jit(ppo.SequenceScore(config))(reward, plain))
+
+
 # --- The first minibatch, and the ones after it ---------------------------------------------------
 
 

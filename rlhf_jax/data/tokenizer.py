@@ -193,6 +193,11 @@ class Tokenizer:
         """`decode` of many sequences."""
         return self._side(continues).decode_batch(batch)
 
+    def absent_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
+        """Ranges [first, end) of the ids of a model's vocabulary that no token has: no text can be made of them."""
+        known = sorted({-1, *self._start.get_vocab().values(), vocab_size})
+        return tuple((low + 1, high) for low, high in zip(known, known[1:]) if low + 1 < high)
+
     def same_ids(self, other: 'Tokenizer') -> bool:
         """Whether every token has the same id in both."""
         return self is other or self._start.get_vocab() == other._start.get_vocab()

@@ -9,6 +9,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rlhf_jax import decode, hosts, model, sharding
@@ -138,6 +139,15 @@ def is_end(tokens: jax.Array, eos_id: int | tuple[int, ...]) -> jax.Array:
     return functools.reduce(operator.or_, [tokens == end for end in ends])
 
 
+def ended_by(rollout: Rollout, ends: tuple[int, ...], other: int) -> Rollout:
+    """The same with completions that one of `ends` ended, ended by `other`; on the host where it is there."""
+    array = np if isinstance(rollout.tokens, np.ndarray) else jnp
+    completions = rollout.completions
+    completions = array.where(rollout.completion_mask & is_end(completions, ends), other, completions)
+    width = rollout.prompt_mask.shape[1]
+    return rollout.replace(tokens=array.concatenate([rollout.tokens[:, :width], completions], axis=1))
+
+
 def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
     """Draws i32[B] from f32[B, V] (rows need not sum to 1) with one uniform number in [0, 1) a row, f32[B, 1].
 
@@ -238,10 +248,10 @@ def sampled(rollout: Rollout) -> list[tuple[int, ...]]:
 def texts(
     rollout: Rollout, tokenizer: Tokenizer, eos_id: int | tuple[int, ...] | None = None
 ) -> tuple[list[str], list[bool]]:
-    """The completions as text without special tokens, and whether each ended by itself (`eos_id`: the tokenizer's)."""
+    """The completions as text without special tokens, and whether each ended by itself (`eos_id`: all of the tokenizer's)."""
     rollout = hosts.fetch(rollout)
     completions, mask = rollout.completions, rollout.completion_mask
-    ends = is_end(completions, tokenizer.eos_id if eos_id is None else eos_id)
+    ends = is_end(completions, tokenizer.end_ids if eos_id is None else eos_id)
     finished = [bool(row) for row in (ends & mask).any(axis=1)]
     rows = [row[keep].tolist() for row, keep in zip(completions, mask & ~ends)]
     return tokenizer.decode_batch(rows, continues=True), finished

@@ -91,6 +91,7 @@ def load_model(directory: str, *, tensor: int = 1, dtype: str = "") -> Model:
     shape = hf.load_config(folder, dtype=dtype, attention=attention.choose("auto", platform, dtype))
     tokenizer = Tokenizer.load(folder)
     tokenizer.check_fits(shape.vocab_size)
+    shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
     template = tokenizer.chat_template() if tokenizer.has_chat_template else None
     # Straight into the layout of sampling: each device gets its part, and the host never has the whole.
     params = hf.load_params(folder, shape, generate.decode_shardings(shape, mesh))

@@ -29,6 +29,7 @@ __all__ = ["PROGRAM_FIELDS", "canonical", "copy", "family_of", "head_of", "load_
 # Of TransformerConfig: how it computes, which no released model says.
 PROGRAM_FIELDS = (
     "dtype", "scan_layers", "remat", "attention", "vocab_multiple", "init_std", "sequence_axis", "logits_chunk",
+    "absent_ids",
 )  # fmt: skip
 SHARD_BYTES = 5 * 10**9  # of an exported file, as transformers has it
 _LARGE = 10**9  # parameters: reading more takes a time in which something should be seen

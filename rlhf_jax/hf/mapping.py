@@ -191,6 +191,7 @@ def canonical(config: TransformerConfig) -> TransformerConfig:
     shape = dataclasses.replace(
         config, num_kv_heads=config.kv_heads, head_size=config.head_dim, mlp_dim=config.hidden_dim, dtype="float32",
         scan_layers=True, remat="none", attention="xla", vocab_multiple=1, init_std=0.0, sequence_axis="", logits_chunk=0,
+        absent_ids=(),
         qkv_bias=config.use_bias or config.qkv_bias,
     )  # fmt: skip
     if config.positions == "learned":

@@ -31,8 +31,12 @@ class Data:
     rankings: int
     completions: int  # K of a ranking, at most
     vocab_size: int
-    eos_id: int = 0
+    end_ids: tuple[int, ...] = (0,)
     pad_id: int = 0
+
+    def absent_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
+        """As Tokenizer.absent_ids has it: those with which the model's vocabulary is padded."""
+        return ((self.vocab_size, vocab_size),) if vocab_size > self.vocab_size else ()
 
 
 @dataclasses.dataclass(frozen=True)

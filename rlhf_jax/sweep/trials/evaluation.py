@@ -73,7 +73,7 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
 def _program(run: Run) -> tuple:
     """The arguments of Programs."""
     lengths = run.config.completion_length, run.config.evaluate.skill_completion_length
-    return run.model, lengths, run.tokenizer.eos_id, run.tokenizer.pad_id, run.mesh
+    return run.model, lengths, run.tokenizer.end_ids, run.tokenizer.pad_id, run.mesh
 
 
 def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Sequence[dict]) -> list[Answers]:

@@ -22,7 +22,7 @@ def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = ()
     return jax.jit(local, donate_argnums=donate, **options)
 
 
-def draw_of(shape: TransformerConfig, completion_length: int, eos_id: int, pad_id: int, parts: int = 1) -> Callable:
+def draw_of(shape: TransformerConfig, completion_length: int, eos_id, pad_id: int, parts: int = 1) -> Callable:
     """(params, tokens, mask, key, temperature) -> Rollout of one trial of many; see generate.sample."""
     lengths = dict(completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts)
 
@@ -106,9 +106,9 @@ def ppo_of(trainings: Sequence[ppo_stage.Training], mesh):
     sizes = section.batch_size, section.minibatch_size, section.ppo_epochs
     programs = _ppo_programs(
         first.config,
-        ppo.SequenceScore(run.shape(section.reward)),
+        ppo.SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
         ppo_stage.optimizers_of(section),
-        (run.config.completion_length, run.tokenizer.eos_id, run.tokenizer.pad_id, section.sample_parts),
+        (run.config.completion_length, run.tokenizer.end_ids, run.tokenizer.pad_id, section.sample_parts),
         sizes,
         mesh,
     )
