@@ -1,5 +1,6 @@
 """Chats as transformers renders and tokenizes them, by templates as published; and nobody but the template ends a turn."""
 
+import concurrent.futures
 import datetime
 import json
 
@@ -8,7 +9,7 @@ import pytest
 import released_tokenizers as released
 from rlhf_jax import run as run_lib
 from rlhf_jax.config import default_config
-from rlhf_jax.data import encoding
+from rlhf_jax.data import encoding, jinja_process
 from rlhf_jax.data.batches import batch_demonstrations, batch_prompts, batch_rankings, pack_documents
 from rlhf_jax.data.chat_template import LITERAL, ChatTemplate
 from rlhf_jax.data.describe import __main__ as describe
@@ -200,6 +201,34 @@ def test_a_template_has_a_file_of_its_own_or_several_names(folders, tmp_path):
 def test_a_template_that_cannot_be_used_is_refused(source, sentence):
     with pytest.raises(InputError, match=f"^DIR.*{sentence}|chat template of DIR {sentence}"):
         ChatTemplate(source, {}, [], "DIR")
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(("source", "sentence"), [
+    (LOOP, "computes for more than"),
+    ("{{ 10 ** (10 ** 8) }}", "computes for more than"),
+    ("{% macro twice(n) %}{{ twice(n + 1) if n < 60 }}{{ twice(n + 1) if n < 60 }}{% endmacro %}{{ twice(0) }}", "computes for"),
+    ("{{ '%1000000000d' % 1 }}", "needs more memory"),
+    ("{{ 'a' * 10 ** 9 }}", "needs more memory"),
+    ("{{ 'a' | center(1000000000) }}", "needs more memory"),
+    ("{% set x = namespace(s='aa') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}{% endfor %}", "needs more memory"),
+    ("{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}", "writes more than"),
+    ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nests too deep"),
+    ("{% macro deeper(n) %}{{ deeper(n + 1) }}{% endmacro %}{{ deeper(0) }}", "nests too deep"),
+])  # fmt: skip
+def test_a_template_that_computes_fills_or_nests_without_end_is_refused(source, sentence, monkeypatch):
+    """In a thread, where no signal of ours would arrive, and the next template is rendered as if nothing had been."""
+    for name, limit in {"SECONDS": 0.5, "MEGABYTES": 256, "_process": None}.items():
+        monkeypatch.setattr(jinja_process, name, limit)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with pytest.raises(InputError, match=f"^[^\n]*DIR.*it {sentence}[^\n]*$") as found:
+            pool.submit(ChatTemplate, source, {}, [], "DIR").result()
+        assert len(str(found.value)) < 300
+        whole = pool.submit(ChatTemplate, released.CHATML, {"eos_token": "<|im_end|>"}, ["<|im_start|>"], "DIR").result()
+    assert whole.end == "<|im_end|>"
+    jinja_process._process.end()
 
 
 def test_no_template_is_a_sentence(tmp_path):
