@@ -109,6 +109,71 @@ def test_demonstrations_end_once_and_rankings_share_their_prompt(folders, name):
     assert comparisons.tokens[0, 1][comparisons.mask[0, 1]].tolist()[: len(prompt)] == prompt
 
 
+def row_as_written(their_tokenizer, reply="It is 4."):
+    """A chat that somebody rendered: the prompt up to the reply, and everything behind it."""
+    whole = their_tokenizer.apply_chat_template([QUESTION, {"role": "assistant", "content": reply}], tokenize=False)
+    prompt = their_tokenizer.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True)
+    prompt = prompt if whole.startswith(prompt) else whole[: whole.index(reply)]
+    return {"prompt": prompt, "completion": whole.removeprefix(prompt)}
+
+
+@templates
+def test_a_chat_that_a_row_wrote_has_the_ids_of_transformers(folders, name):
+    tokenizer, their_tokenizer = Tokenizer.load(folders[name]).for_chat(), theirs(folders[name])
+    template, row = tokenizer.chat_template(), row_as_written(theirs(folders[name]))
+    batch, _ = batch_demonstrations([parse_row(row, "demonstrations", template)], tokenizer, 120)
+    ids = batch.tokens[0][batch.segment_ids[0] > 0].tolist()
+    whole = their_tokenizer(row["prompt"] + row["completion"], add_special_tokens=False)["input_ids"]
+    assert ids == whole[: len(ids)] and ids[-1] == tokenizer.eos_id and not tokenizer.decode(whole[len(ids) :]).strip()
+    prompt = parse_row({"prompt": row["prompt"]}, "prompts", template)
+    assert tokenizer.encode_prompts([prompt.prompt])[0] == ids[: int(batch.loss_mask[0].argmax())]
+    ranking = parse_row({"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"}, "rankings", template)
+    comparisons, _ = batch_rankings([ranking], tokenizer, 120)
+    assert comparisons.tokens[0, 0][comparisons.mask[0, 0]].tolist() == ids
+    plain = parse_row({"prompt": "Once"}, "prompts", template).prompt
+    assert tokenizer.encode_prompts([plain]) == [their_tokenizer("Once")["input_ids"]]  # BOS and all
+
+
+def test_special_tokens_in_a_reply_are_text_and_in_the_template_and_in_a_written_completion_are_not(folders):
+    tokenizer = Tokenizer.load(folders["chatml"]).for_chat()
+    template = tokenizer.chat_template()
+    start = tokenizer.encode_prompts(["<|im_start|>"])[0][0]
+    count = lambda text: sum((ids == [start]) or start in ids for ids in tokenizer.encode_batch([text], continues=True))
+    assert count(template.completion("a <|im_start|>")) == count("a <|im_start|>") == 0  # a model may spell it in letters
+    assert count(template.written_completion("a <|im_start|> b<|im_end|>\n")) == 1
+    with pytest.raises(InputError, match=r"goes on after the token that ends a reply, <\|im_end\|>: '<\|im_start\|>user'"):
+        template.written_completion("a<|im_end|>\n<|im_start|>user\n")
+    with pytest.raises(InputError, match="the completion is empty before the token that ends a reply"):
+        parse_row({"prompt": "a", "completion": "<|im_end|>"}, "demonstrations", template)
+
+
+def test_a_special_token_of_the_template_before_the_reply_is_special(tmp_path):
+    """As where there is no generation prompt."""
+    source = released.CHATML.partition("{% if add_generation_prompt %}")[0].partition("{%- if add_generation_prompt")[0]
+    tokenizer = Tokenizer.load(released.save(tmp_path, "qwen", source)).for_chat()
+    template, messages = tokenizer.chat_template(), [QUESTION, {"role": "assistant", "content": "It is 4."}]
+    batch, _ = batch_demonstrations([parse_row({"messages": messages}, "demonstrations", template)], tokenizer, 120)
+    ids = batch.tokens[0][batch.segment_ids[0] > 0].tolist()
+    assert ids == theirs(tmp_path).apply_chat_template(messages)["input_ids"][: len(ids)] and ids[-1] == tokenizer.eos_id
+
+
+R1 = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content.split("</think>")[-1] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+
+
+def test_a_template_that_opens_the_reply_with_more_than_its_history_writes_prompts_and_no_replies(tmp_path):
+    tokenizer = Tokenizer.load(released.save(tmp_path, "qwen", R1)).for_chat()
+    template = tokenizer.chat_template()
+    assert template.chat([QUESTION]).endswith("assistant\n<think>\n") and template.end == "<|im_end|>"
+    row = row_as_written(theirs(tmp_path))
+    assert parse_row(row, "demonstrations", template).completion == "It is 4."
+    with pytest.raises(InputError, match=r"does not write a reply behind its prompt .* give rows with prompt and completion"):
+        parse_row({"messages": [QUESTION, {"role": "assistant", "content": "4"}]}, "demonstrations", template)
+
+
 def test_an_instruction_is_one_user_turn(folders):
     template = Tokenizer.load(folders["chatml"]).chat_template()
     row = {"instruction": " Add. ", "input": "2 2", "output": " 4"}
@@ -190,7 +255,8 @@ def test_a_template_has_a_file_of_its_own_or_several_names(folders, tmp_path):
 
 @pytest.mark.parametrize(("source", "sentence"), [
     ("{% if %}", "the chat template is not valid Jinja"),
-    ("{{ messages[0].content }}", "does not write a reply behind its prompt"),
+    ("{{ messages[0].content }}", "does not write a reply"),
+    ("{{ messages[-1].content }}<eos>{% if add_generation_prompt %}<a>{% endif %}", "does not write a reply behind its prompt"),
     ("{{ messages.__class__.__mro__ }}", "refuses these messages: access to attribute '__class__'"),
     ("{{ messages.append(1) }}", "refuses these messages: .*append"),
     ("{{ missing.name }}", "refuses these messages: 'missing' is undefined"),
@@ -200,7 +266,7 @@ def test_a_template_has_a_file_of_its_own_or_several_names(folders, tmp_path):
 ])  # fmt: skip
 def test_a_template_that_cannot_be_used_is_refused(source, sentence):
     with pytest.raises(InputError, match=f"^DIR.*{sentence}|chat template of DIR {sentence}"):
-        ChatTemplate(source, {}, [], "DIR")
+        ChatTemplate(source, {}, ["<eos>"] if "<eos>" in source else [], "DIR").completion("4")
 
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -224,10 +290,10 @@ def test_a_template_that_computes_fills_or_nests_without_end_is_refused(source, 
         monkeypatch.setattr(jinja_process, name, limit)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         with pytest.raises(InputError, match=f"^[^\n]*DIR.*it {sentence}[^\n]*$") as found:
-            pool.submit(ChatTemplate, source, {}, [], "DIR").result()
+            pool.submit(lambda: ChatTemplate(source, {}, [], "DIR").end).result()
         assert len(str(found.value)) < 300
-        whole = pool.submit(ChatTemplate, released.CHATML, {"eos_token": "<|im_end|>"}, ["<|im_start|>"], "DIR").result()
-    assert whole.end == "<|im_end|>"
+        whole = ChatTemplate(released.CHATML, {"eos_token": "<|im_end|>"}, ["<|im_start|>"], "DIR")
+        assert pool.submit(lambda: whole.end).result() == "<|im_end|>"
     jinja_process._process.end()
 
 

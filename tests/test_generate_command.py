@@ -15,7 +15,9 @@ import released_tokenizers as released
 import tiny
 from rlhf_jax import checkpoint, generate, progress, sharding
 from rlhf_jax import run as run_lib
+from rlhf_jax.errors import InputError
 from rlhf_jax.generate import __main__ as command
+from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation, keep_likely
 from toy import get_config as toy_config
 
@@ -130,6 +132,65 @@ def test_a_chat_ends_where_transformers_ends_it(chat_model, capsys, tmp_path):
     model = command.load_model(str(chat_model))
     [prompt] = command.read_prompts(model, command.parse([arguments[0], "--chat", "--prompt=What is 0 + 2?"]))
     assert prompt.text == out[0]["prompt"] and prompt.rendered
+
+
+def test_a_prompt_that_somebody_rendered_is_read_as_transformers_reads_it(chat_model, capsys, tmp_path):
+    rows = [{"prompt": f"<|im_start|>user\nWhat is {n} + 2?<|im_end|>\n<|im_start|>assistant\n", "completion": "mine"} for n in range(8)]
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    out = lines(run_command(capsys, f"--model={chat_model}", "--temperature=0", "--max_new_tokens=24",
+                            f"--prompts={tmp_path}/prompts.jsonl"))  # fmt: skip
+    assert [found["completion"] for found in out] == [transformers_greedy(chat_model, row["prompt"], 24) for row in rows]
+    assert all(found["prompt"] == row["prompt"] and found["given"] == {"completion": "mine"} for row, found in zip(rows, out))
+
+
+def test_a_template_without_replies_does_not_hinder_a_plain_prompt(chat_model, capsys, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    for template in ("{{ messages[0].content }}", "{% if %}"):
+        (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+        arguments = f"--model={tmp_path}/model", "--temperature=0", "--max_new_tokens=24", "--prompt=What is 0 + 2?"
+        assert run_command(capsys, *arguments).rstrip("\n") == transformers_greedy(chat_model, "What is 0 + 2?", 24)
+        assert command.main([*arguments, "--chat"]) == 2
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_the_repetition_penalty_of_generation_config_is_that_of_transformers(stories, capsys, tmp_path, penalty):
+    shutil.copytree(stories, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"repetition_penalty": penalty, "min_length": 3}))
+    arguments = f"--model={tmp_path}/model", "--temperature=0", "--max_new_tokens=40", f"--prompt={PROMPTS[1]}", "--samples=3"
+    texts = run_command(capsys, *arguments).removesuffix("\n").split("\n---\n")
+    theirs = transformers_greedy(tmp_path / "model", PROMPTS[1], 40).lstrip()
+    assert [text.lstrip() for text in texts] == 3 * [theirs]
+    plain = run_command(capsys, *arguments, "--repetition_penalty=1").removesuffix("\n").split("\n---\n")
+    assert [text.lstrip() for text in plain] == 3 * [transformers_greedy(stories, PROMPTS[1], 40).lstrip()] != 3 * [theirs]
+
+
+def test_what_is_not_followed_of_a_generation_config_is_named(tmp_path):
+    given = {
+        "_from_model_config": True, "repetition_penalty": 1.05, "temperature": 0.7, "top_k": 20, "top_p": 1.0, "do_sample": True,
+        "num_beams": 1, "no_repeat_ngram_size": 3, "suppress_tokens": [7], "bad_words_ids": None, "eos_token_id": [1, 2],
+        "transformers_version": "5.0", "watermarking_config": {}, "new_in_2027": 4, "max_length": 20,
+    }  # fmt: skip
+    (tmp_path / "generation_config.json").write_text(json.dumps(given))
+    others = {"no_repeat_ngram_size": 3, "suppress_tokens": [7], "new_in_2027": 4}
+    assert settings.read(tmp_path, greedy=True) == (1.05, others)
+    assert settings.read(tmp_path, greedy=False) == (1.05, {"temperature": 0.7, "top_k": 20} | others)
+    assert settings.read(tmp_path / "nothing", greedy=False) == (1.0, {})
+    for wrong in (0, -1, "a", True, [1], float("nan"), float("inf")):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": wrong}))
+        with pytest.raises(InputError, match="generation_config.json: 'repetition_penalty' is .* must be a number above 0"):
+            settings.read(tmp_path, greedy=True)
+
+
+def test_a_default_generation_config_of_transformers_says_nothing_that_is_ignored(tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed: bash launch/test.sh --torch")
+    import transformers
+
+    transformers.GenerationConfig().save_pretrained(tmp_path)
+    whole = transformers.GenerationConfig().to_dict()
+    assert settings.read(tmp_path, greedy=False) == (1.0, {})
+    (tmp_path / "generation_config.json").write_text(json.dumps(whole))
+    assert settings.read(tmp_path, greedy=False) == (1.0, {})
 
 
 # --- Samples, files, resuming ---------------------------------------------------------------------

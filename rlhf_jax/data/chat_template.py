@@ -6,6 +6,7 @@ limits (jinja_process.py).
 """
 
 import datetime
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,6 +17,18 @@ from rlhf_jax.errors import InputError
 # any text, so that the tokenizer reads it as text: nobody ends a turn but the template.
 _OPEN, _CLOSE = '\ufdd0', '\ufdd1'
 LITERAL = re.compile(f'{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}')
+# A completion is the other way round, for a model's own text has no marks: what looks like a special token is text, but
+# between these two.
+_BEGIN, _END = '\ufdd2', '\ufdd3'
+SPECIAL = re.compile(f'{_BEGIN}([^{_BEGIN}{_END}]*){_END}')
+START = '\ufdd4'  # before a prompt that starts as any text does
+_MARKS = re.compile(f'[{_OPEN}{_CLOSE}{_BEGIN}{_END}{START}]')
+
+
+def shown(text: str) -> str:
+    """A prompt or completion without the marks, as people read it."""
+    return _MARKS.sub('', text)
+
 
 _PROBE = 'REPLY'
 
@@ -27,25 +40,21 @@ class ChatTemplate:
         source: Jinja.
         special: the tokens that a template may name, 'bos_token' -> '<s>'.
         special_tokens: all special tokens of the tokenizer.
+        bos: the one that the tokenizer puts before every sequence, or None.
         name: for messages.
         now: what strftime_now tells the template; None: the time. A run fixes it, because a batch
             must not depend on the day.
 
-    Attributes:
-        end: the special token that ends a reply.
-
-    Raises:
-        InputError: no valid Jinja, or a template from which the end of a reply cannot be learned.
+    What the template is asked for first is what shows that it is no valid Jinja, or cannot be used: an InputError.
     """
 
     def __init__(self, source: str, special: Mapping[str, str], special_tokens: Iterable[str],
-                 name: str = 'tokenizer', now: datetime.datetime | None = None):
+                 name: str = 'tokenizer', now: datetime.datetime | None = None, bos: str | None = None):
+        self._bos = bos or ''
         self._source, self._now = source, now
         self._name, self._special = name, dict(special)
         longest_first = sorted({*special_tokens, *special.values()}, key=len, reverse=True)
         self._special_token = re.compile('|'.join(map(re.escape, longest_first)) or r'(?!)')
-        self._lead, self._tail, self.end = self._learn_reply()
-
     def prompt(self, instruction: str, input: str = '') -> str:
         """The prompt of an instruction, as one user turn; a blank input means none."""
         text = '\n\n'.join(part for part in (instruction.strip(), input.strip()) if part)
@@ -62,7 +71,50 @@ class ChatTemplate:
     def completion(self, output: str, *, chat: bool = False) -> str:
         """A completion as it follows a prompt, without the token that ends it."""
         del chat  # an instruction is a chat of one turn
-        return self._lead + output.strip() + self._tail
+        prompt, whole, tail, _ = self._reply
+        lead = whole.removeprefix(prompt).partition(_PROBE)[0]
+        if not whole.startswith(prompt):
+            raise InputError(f'{self._name}: the chat template does not write a reply behind its prompt (it writes '
+                             f'{whole[:200]!r} after the prompt {prompt[:200]!r}), so that completions cannot be made '
+                             'with it; give rows with prompt and completion, written as the model reads them')
+        return self._marked(lead) + output.strip() + self._marked(tail)
+
+    @property
+    def end(self) -> str:
+        """The special token that ends a reply."""
+        return self._reply[-1]
+
+    def written(self, prompt: str) -> str:
+        """A prompt that a row gives as the model reads it: its special tokens are special.
+
+        Text without any is no chat: the tokenizer begins it as every text, with its BOS. A chat has the BOS that the
+        template gives it.
+        """
+        prompt = shown(prompt)
+        if not self._bos or prompt.startswith(self._bos):
+            return prompt
+        if not self._special_token.search(prompt):
+            return START + prompt
+        return self._bos + prompt if self._reply[0].startswith(self._bos) else prompt
+
+    def written_completion(self, text: str) -> str:
+        """A completion behind such a prompt, read in the same way, without the token that ends it.
+
+        Raises:
+            InputError: it goes on after that token, or is empty before it.
+        """
+        text = shown(text)
+        ends = {self.end, self._special.get('eos_token') or self.end}
+        said, *rest = re.split('|'.join(map(re.escape, ends)), text, maxsplit=1)
+        if rest and rest[0].strip():
+            raise InputError(f'the completion goes on after the token that ends a reply, {self.end}: '
+                             f'{rest[0].strip()[:40]!r}; it is one turn')
+        if not said.strip():
+            raise InputError(f'the completion is empty before the token that ends a reply, {self.end}')
+        return self._marked(said)
+
+    def _marked(self, text: str) -> str:
+        return self._special_token.sub(lambda match: f'{_BEGIN}{match[0]}{_END}', text)
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         marked = [{**message, 'content': self._as_text(message['content'])} for message in messages]
@@ -75,21 +127,21 @@ class ChatTemplate:
             raise InputError(f'the chat template of {self._name} refuses these messages: {error}') from None
 
     def _as_text(self, content: str) -> str:
-        content = content.replace(_OPEN, '').replace(_CLOSE, '')
-        return self._special_token.sub(lambda match: f'{_OPEN}{match[0]}{_CLOSE}', content)
+        return self._special_token.sub(lambda match: f'{_OPEN}{match[0]}{_CLOSE}', shown(content))
 
-    def _learn_reply(self) -> tuple[str, str, str]:
-        """What stands between a prompt and the reply, between the reply and its end, and the end."""
+    @functools.cached_property
+    def _reply(self) -> tuple[str, str, str, str]:
+        """A prompt, the whole chat with the reply _PROBE, what stands between the reply and its end, and the end."""
         question = [{'role': 'user', 'content': 'question'}]
         whole = self._render([*question, {'role': 'assistant', 'content': _PROBE}], add_generation_prompt=False)
         prompt = self._render(question, add_generation_prompt=True)
-        lead, found, tail = whole.removeprefix(prompt).partition(_PROBE)
-        if not whole.startswith(prompt) or not found:
-            raise InputError(f'{self._name}: the chat template does not write a reply behind its prompt (it writes '
-                             f'{whole[:200]!r} after the prompt {prompt[:200]!r}), so that completions cannot be made with it')
+        before, found, tail = whole.rpartition(_PROBE)
+        if not found:
+            raise InputError(f'{self._name}: the chat template does not write a reply (it writes {whole[:200]!r}), so '
+                             'that what ends one is unknown')
         if end := self._special_token.search(tail):
-            return lead, tail[:end.start()], end[0]
+            return prompt, whole, tail[:end.start()], end[0]
         if 'eos_token' not in self._special:
             raise InputError(f'{self._name}: the chat template ends a reply with no special token, and the files '
                              'name no eos_token')
-        return lead, '', self._special['eos_token']
+        return prompt, whole, '', self._special['eos_token']

@@ -258,7 +258,7 @@ _PARSERS = {'documents': _document, 'prompts': _prompt, 'demonstrations': _demon
 def _prompt_text(row: Row, template: Template) -> str:
     name = _one_of(row, *_PROMPT_FIELDS)
     if name == 'prompt':
-        return _text(row, 'prompt')
+        return template.written(_text(row, 'prompt'))
     if name == 'instruction':
         given = row.get('input')
         return template.prompt(_text(row, 'instruction'),
@@ -272,9 +272,9 @@ def _prompt_text(row: Row, template: Template) -> str:
 
 
 def _completion(row: Row, text: str, template: Template) -> str:
-    """Only what follows a rendered prompt is rendered; beside `prompt` it is kept as it is."""
+    """Only what follows a rendered prompt is rendered; beside `prompt` it is written as the model reads it."""
     if row.get('prompt') is not None:
-        return text
+        return template.written_completion(text)
     return template.completion(text, chat=row.get('messages') is not None)
 
 

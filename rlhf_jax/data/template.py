@@ -86,6 +86,14 @@ class Template:
         """A completion as it follows a `prompt`, or a `chat`."""
         return _cue(self.assistant if chat else self.without_input)[1] + output
 
+    def written(self, prompt: str) -> str:
+        """A prompt that a row gives as it is."""
+        return prompt
+
+    def written_completion(self, text: str) -> str:
+        """A completion behind such a prompt."""
+        return text
+
     def _turn(self, role: str, content: str) -> str:
         text = getattr(self, role)
         return _fill(text, **{'output' if role == 'assistant' else 'content': content})

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 
 from rlhf_jax.data import tokenizer_files
-from rlhf_jax.data.chat_template import LITERAL, ChatTemplate
+from rlhf_jax.data.chat_template import LITERAL, SPECIAL, START, ChatTemplate
 from rlhf_jax.data.tokenizer_files import TokenizerFiles
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import write_text
@@ -140,19 +140,24 @@ class Tokenizer:
                 f'{self._name}: there is no chat template beside it, neither {tokenizer_files.CHAT_TEMPLATE} nor '
                 f"'chat_template' in {tokenizer_files.CONFIG}; put one there, or use a model that has one")
         added = self._start.get_added_tokens_decoder().values()
+        bos = None if self.bos_id is None else self._start.id_to_token(self.bos_id)
         return ChatTemplate(self._files.chat_template, self._files.special,
-                            [token.content for token in added if token.special], self._name, now)
+                            [token.content for token in added if token.special], self._name, now, bos)
 
     def for_chat(self) -> 'Tokenizer':
-        """The same tokenizer for prompts that `chat_template` has rendered.
+        """`reads_written`, and eos_id is the token that ends a turn."""
+        chat = self.reads_written()
+        chat.eos_id = self._start.token_to_id(self.chat_template().end)
+        chat.end_ids = tuple(dict.fromkeys([chat.eos_id, *self.end_ids]))
+        return chat
 
-        Their special tokens are read as such, and no other BOS is put before them; eos_id is the
-        token that ends a turn.
+    def reads_written(self) -> 'Tokenizer':
+        """The same tokenizer for prompts and completions that `chat_template` has rendered, or a row has written.
+
+        Their special tokens are read as such, and no other BOS is put before them.
         """
         chat = copy.copy(self)
         chat._for_chat = True
-        chat.eos_id = self._start.token_to_id(self.chat_template().end)
-        chat.end_ids = tuple(dict.fromkeys([chat.eos_id, *self.end_ids]))
         return chat
 
     def encode_starts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -165,10 +170,12 @@ class Tokenizer:
         if not self._for_chat:
             return self.encode_starts(texts)
         encoded = self._special_sides[0].encode_batch_fast(texts, add_special_tokens=False)
-        return [self._encode_marked(text) if LITERAL.search(text) else encoding.ids
+        return [self._encode_marked(text) if text.startswith(START) or LITERAL.search(text) else encoding.ids
                 for text, encoding in zip(texts, encoded)]
 
     def _encode_marked(self, text: str) -> list[int]:
+        if text.startswith(START):
+            return self.encode_starts([text.removeprefix(START)])[0]
         ids = []
         for i, part in enumerate(LITERAL.split(text)):  # every other part is literal
             side = self._side(i > 0) if i % 2 else self._special_sides[i > 0]
@@ -182,7 +189,17 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
         """`encode` of many texts, on all cores."""
         encoded = self._side(continues).encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+        ids = [encoding.ids for encoding in encoded]
+        if self._for_chat:
+            ids = [self._encode_special(text, continues) if SPECIAL.search(text) else own for text, own in zip(texts, ids)]
+        return ids
+
+    def _encode_special(self, text: str, continues: bool) -> list[int]:
+        ids = []
+        for i, part in enumerate(SPECIAL.split(text)):  # every other part is special
+            side = self._special_sides[True] if i % 2 else self._side(continues or i > 0)
+            ids += side.encode(part, add_special_tokens=False).ids if part else []
+        return ids
 
     def decode(self, ids: Sequence[int], *, continues: bool = False) -> str:
         """The text of ids; special tokens are left out."""

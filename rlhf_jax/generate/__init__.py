@@ -15,7 +15,7 @@ from flax import struct
 from rlhf_jax import decode, hosts, model, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.generate.truncation import Truncation, keep_likely
+from rlhf_jax.generate.truncation import Truncation, keep_likely, penalized
 from rlhf_jax.model import TransformerConfig
 
 
@@ -60,7 +60,8 @@ def sample(
       prompts: i32[B, P] padded on the left; prompt_mask: bool[B, P].
       key: one key for the batch; rows and steps get independent noise.
       temperature: f32 scalar; 0 takes the most likely token (log-probs are then at temperature 1).
-      truncation: which tokens may be drawn; log-probs stay those of the whole distribution. None: all.
+      truncation: which tokens may be drawn, and a penalty on those that the row has; log-probs stay those of the model.
+        None: all, and none.
       eos_id: ends a completion; or all that do.
       parts: in which the batch is sampled one after another, so that the keys and values of one part
         exist at once; the tokens do not depend on it.
@@ -95,6 +96,9 @@ def _sample(
     hidden, cache = decode.prefill(config, params, prompts, prompt_mask, prompt_length + completion_length)
     prompt_lengths = prompt_mask.sum(-1)
 
+    penalty = truncation and truncation.repetition_penalty
+    rows = jnp.arange(batch)
+
     def draw(all_logprobs, step):
         if truncation is not None:
             all_logprobs = keep_likely(all_logprobs, truncation)
@@ -102,9 +106,15 @@ def _sample(
 
     def choose(hidden, step, done, tokens, mask, logprobs):
         """Writes the tokens of one step into the columns of the rows that are not done."""
-        all_logprobs = jax.nn.log_softmax(model.lm_logits(config, params, hidden, divisor))
+        logits = model.lm_logits(config, params, hidden, divisor)
+        all_logprobs = jax.nn.log_softmax(logits)
+        wanted = all_logprobs
+        if penalty is not None:
+            seen = jnp.zeros(logits.shape, bool)
+            seen = seen.at[rows[:, None], prompts].max(prompt_mask).at[rows[:, None], tokens].max(mask)
+            wanted = jax.nn.log_softmax(penalized(logits, seen, penalty))
         most_likely = lambda x, _: jnp.argmax(x, axis=-1).astype(jnp.int32)
-        token = jax.lax.cond(greedy, most_likely, draw, all_logprobs, step)
+        token = jax.lax.cond(greedy, most_likely, draw, wanted, step)
         logprob = jnp.take_along_axis(all_logprobs, token[:, None], axis=-1)[:, 0]
         token = jnp.where(done, pad_id, token)
         tokens = tokens.at[:, step].set(token)

@@ -6,7 +6,7 @@
 DIR is a Hugging Face directory (config.json, safetensors, tokenizer), a finished stage of a work
 directory, or a work directory (its last policy). --prompt prints text, --prompts one JSON line a
 completion: the row's fields, and prompt (as the model read it), completion, sample, finished,
-tokens and logprob (nats, at the sampling temperature).
+tokens and logprob (nats, at the sampling temperature); a field of the row that has such a name is in `given`.
 
 Rows with `messages` or an `instruction` are rendered by the model's own template, and --chat makes
 a user's turn of a plain prompt. Completions depend on the seed and the batch size.
@@ -28,12 +28,13 @@ import numpy as np
 
 from rlhf_jax import attention, generate, hf, hosts, keys, progress, run as run_lib, sharding
 from rlhf_jax.data.batches import Prompts
-from rlhf_jax.data.chat_template import LITERAL, ChatTemplate
+from rlhf_jax.data.chat_template import ChatTemplate, shown
 from rlhf_jax.data.records import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.files import read_json, whole_lines
+from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig
 
@@ -47,6 +48,7 @@ class Model:
     Attributes:
         params: on the mesh.
         template: renders messages; None where the model was not taught to chat.
+        folder: the Hugging Face directory; None where it is a run's.
     """
 
     config: TransformerConfig
@@ -55,6 +57,7 @@ class Model:
     template: Template | ChatTemplate | None
     mesh: jax.sharding.Mesh
     rules: dict
+    folder: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ def load_model(directory: str, *, tensor: int = 1, dtype: str = "") -> Model:
     template = tokenizer.chat_template() if tokenizer.has_chat_template else None
     # Straight into the layout of sampling: each device gets its part, and the host never has the whole.
     params = hf.load_params(folder, shape, generate.decode_shardings(shape, mesh))
-    return Model(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES)
+    return Model(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
 
 
 def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> Model:
@@ -112,7 +115,8 @@ def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> Model:
 def read_prompts(model: Model, options: argparse.Namespace) -> list[Prompt]:
     """The prompts of --prompt or --prompts, rendered where they must be."""
     if options.prompt is not None:
-        prompts = [Prompt(options.prompt, False, {})]
+        written = options.prompt if options.chat else (model.template or Template()).written(options.prompt)
+        prompts = [Prompt(written, False, {})]
     else:
         # Without a template of the model's, a row that needs one is refused below.
         records, _ = read_rows(options.prompts, "prompts", model.template or Template())
@@ -122,7 +126,8 @@ def read_prompts(model: Model, options: argparse.Namespace) -> list[Prompt]:
     if not options.chat:
         return prompts
     turn = lambda text: model.template.chat([{"role": "user", "content": text}])
-    return [prompt if prompt.rendered else Prompt(turn(prompt.text), True, prompt.row) for prompt in prompts]
+    given = lambda prompt: prompt.row.get("prompt", prompt.text)
+    return [prompt if prompt.rendered else Prompt(turn(given(prompt)), True, prompt.row) for prompt in prompts]
 
 
 class Completer:
@@ -136,15 +141,19 @@ class Completer:
     """
 
     def __init__(self, model: Model, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float = 1.0,
-                 top_k: int = 0, top_p: float = 1.0, samples: int = 1, seed: int = 0, batch_size: int = 16):
+                 top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, samples: int = 1, seed: int = 0,
+                 batch_size: int = 16):
         room = model.config.max_length - max_new_tokens
         if room < 1:
             raise InputError(f"--max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's context of "
                              f"{model.config.max_length} tokens")
         tokenizer = model.tokenizer
-        chat = tokenizer.for_chat() if isinstance(model.template, ChatTemplate) else tokenizer
-        self._ends = (chat if any(prompt.rendered for prompt in prompts) else tokenizer).end_ids
-        encoded = [(chat if prompt.rendered else tokenizer).encode_prompts([prompt.text])[0] for prompt in prompts]
+        chats = isinstance(model.template, ChatTemplate)
+        # What ends a turn is asked for where there is one: a template that does not say will do for other prompts.
+        turns = chats and any(prompt.rendered for prompt in prompts)
+        self._ends = (tokenizer.for_chat() if turns else tokenizer).end_ids
+        reader = tokenizer.reads_written() if chats else tokenizer
+        encoded = reader.encode_prompts([prompt.text for prompt in prompts])
         for number, ids in enumerate(encoded, start=1):
             if not 0 < len(ids) <= room:
                 raise InputError(
@@ -160,8 +169,9 @@ class Completer:
             pad_id=tokenizer.pad_id)
         self._params = model.params if self._sampler.laid_out(model.params) else self._sampler.layout(model.params)
         self._seed, self._temperature = seed, temperature
-        whole = top_k == 0 and top_p == 1.0
-        self._truncation = None if whole else Truncation(jnp.int32(top_k), jnp.float32(top_p))
+        whole = top_k == 0 and top_p == 1.0 and repetition_penalty == 1.0
+        penalty = None if repetition_penalty == 1.0 else jnp.float32(repetition_penalty)
+        self._truncation = None if whole else Truncation(jnp.int32(top_k), jnp.float32(top_p), penalty)
 
     def __call__(self, first: int = 0) -> Iterator[list[dict]]:
         """The completions of each batch, from batch number `first` on, in the order of the prompts."""
@@ -172,10 +182,10 @@ class Completer:
             rollout = hosts.fetch(self._sampler(self._params, batch, key, self._temperature, self._truncation))
             completions, finished = generate.texts(rollout, self._model.tokenizer, self._ends)
             yield [
-                self._prompts[place].row | {
-                    "prompt": LITERAL.sub(r"\1", self._prompts[place].text), "completion": text, "sample": sample,
+                _beside(self._prompts[place].row, {
+                    "prompt": shown(self._prompts[place].text), "completion": text, "sample": sample,
                     "finished": end, "tokens": int(mask.sum()), "logprob": round(float(logprobs.sum()), 4),
-                }
+                })
                 for (place, _, sample), text, end, mask, logprobs in zip(
                     rows, completions, finished, rollout.completion_mask, rollout.logprobs)
             ]  # fmt: skip
@@ -190,6 +200,12 @@ class Completer:
             _, ids, _ = rows[n] if n < len(rows) else rows[0]
             tokens[n, length - len(ids):], mask[n, length - len(ids):] = ids, True
         return Prompts(tokens, mask, np.arange(self.batch_size, dtype=np.int32))
+
+
+def _beside(row: dict, found: dict) -> dict:
+    """A row with what was found; the row's own values under these names are kept in `given`."""
+    given = {name: row[name] for name in (*found, "given") if name in row and row[name] != found.get(name)}
+    return row | found | ({"given": given} if given else {})
 
 
 def write_text(completer: Completer) -> None:
@@ -247,6 +263,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=_number(float, 0), default=1.0, help="0: the likeliest tokens")
     parser.add_argument("--top_k", type=_number(int, 0), default=0, help="of so many tokens; 0: of all")
     parser.add_argument("--top_p", type=_number(float, 0, 1), default=1.0, help="of the likeliest with this probability")
+    parser.add_argument("--repetition_penalty", type=_number(float, 1e-6), help="divides the logits of tokens that are there "
+                        "already; 1: does nothing; default: generation_config.json's of a Hugging Face directory")
     parser.add_argument("--samples", type=_number(int, 1), default=1, help="completions of each prompt")
     parser.add_argument("--seed", type=_number(int, 0), default=0)
     parser.add_argument("--batch_size", type=_number(int, 1), default=16, help="completions sampled at once")
@@ -268,6 +286,19 @@ def _number(kind: type, least: float, most: float = math.inf):
     return read
 
 
+def _follow_release(model: Model, options: argparse.Namespace) -> None:
+    """Takes the flags that were not given from the model's generation_config.json, and says what is not followed."""
+    if model.folder is not None:
+        asked = settings.read(model.folder, options.temperature == 0)
+        if options.repetition_penalty is None:
+            options.repetition_penalty = asked.repetition_penalty
+        if asked.ignored:
+            print(f"rlhf_jax.generate: {model.folder}: generation_config.json is not followed in "
+                  f"{', '.join(f'{name}={value!r}' for name, value in asked.ignored.items())}; temperature, top_k and "
+                  "top_p are flags here, the others are not there", file=sys.stderr)
+    options.repetition_penalty = options.repetition_penalty or 1.0
+
+
 def new_tokens(context: int) -> int:
     """How long completions may be where nothing is said, so that a prompt has room."""
     return min(128, context // 2)
@@ -282,7 +313,10 @@ def main(arguments: list[str] | None = None) -> None:
         model = load_model(options.model, tensor=options.tensor, dtype=options.dtype)
         prompts = read_prompts(model, options)
         options.max_new_tokens = options.max_new_tokens or new_tokens(model.config.max_length)
-        names = ("max_new_tokens", "temperature", "top_k", "top_p", "samples", "seed", "batch_size")
+        _follow_release(model, options)
+        names = (
+            "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "samples", "seed", "batch_size"
+        )  # fmt: skip
         asked = {name: getattr(options, name) for name in names}
         with jax.set_mesh(model.mesh):
             completer = Completer(model, prompts, **asked)
