@@ -279,7 +279,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
     ("{{ '%1000000000d' % 1 }}", "needs more memory"),
     ("{{ 'a' * 10 ** 9 }}", "needs more memory"),
     ("{{ 'a' | center(1000000000) }}", "needs more memory"),
-    ("{% set x = namespace(s='aa') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}{% endfor %}", "needs more memory"),
+    ("{% set x = namespace(s='aa') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}{% endfor %}", "(needs|computes)"),
     ("{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}", "writes more than"),
     ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nests too deep"),
     ("{% macro deeper(n) %}{{ deeper(n + 1) }}{% endmacro %}{{ deeper(0) }}", "nests too deep"),

@@ -9,6 +9,7 @@ import datetime
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from rlhf_jax.data import jinja_process
 from rlhf_jax.errors import InputError
@@ -30,7 +31,7 @@ def shown(text: str) -> str:
     return _MARKS.sub('', text)
 
 
-_PROBE = 'REPLY'
+_QUESTION, _PROBE = [{'role': 'user', 'content': 'question'}], 'REPLY'
 
 
 class ChatTemplate:
@@ -55,9 +56,10 @@ class ChatTemplate:
         self._name, self._special = name, dict(special)
         longest_first = sorted({*special_tokens, *special.values()}, key=len, reverse=True)
         self._special_token = re.compile('|'.join(map(re.escape, longest_first)) or r'(?!)')
+
     def prompt(self, instruction: str, input: str = '') -> str:
         """The prompt of an instruction, as one user turn; a blank input means none."""
-        text = '\n\n'.join(part for part in (instruction.strip(), input.strip()) if part)
+        text = '\n\n'.join(part for part in (instruction, input) if part.strip())
         return self.chat([{'role': 'user', 'content': text}])
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -69,20 +71,30 @@ class ChatTemplate:
         return self._render(messages, add_generation_prompt=True)
 
     def completion(self, output: str, *, chat: bool = False) -> str:
-        """A completion as it follows a prompt, without the token that ends it."""
+        """A completion as it follows a prompt, without the token that ends it.
+
+        The template itself writes it, because some templates take away the space around a reply.
+
+        Raises:
+            InputError: the template refuses this reply, or writes it elsewhere than behind its prompt.
+        """
         del chat  # an instruction is a chat of one turn
-        prompt, whole, tail, _ = self._reply
-        lead = whole.removeprefix(prompt).partition(_PROBE)[0]
-        if not whole.startswith(prompt):
+        reply = self._reply
+        if not reply.behind:
             raise InputError(f'{self._name}: the chat template does not write a reply behind its prompt (it writes '
-                             f'{whole[:200]!r} after the prompt {prompt[:200]!r}), so that completions cannot be made '
-                             'with it; give rows with prompt and completion, written as the model reads them')
-        return self._marked(lead) + output.strip() + self._marked(tail)
+                             f'{reply.whole[:200]!r} after the prompt {reply.before[:200]!r}), so that completions cannot '
+                             'be made with it; give rows with prompt and completion, written as the model reads them')
+        whole = self._render([*_QUESTION, {'role': 'assistant', 'content': output}], add_generation_prompt=False)
+        behind = whole.removeprefix(reply.before)
+        if not whole.startswith(reply.before) or not behind.endswith(reply.after):
+            raise InputError(f'the chat template of {self._name} writes this reply elsewhere than behind its prompt')
+        parts = LITERAL.split(behind.removesuffix(reply.after) + reply.tail)  # every other part is literal
+        return ''.join(part if i % 2 else self._marked(part) for i, part in enumerate(parts))
 
     @property
     def end(self) -> str:
         """The special token that ends a reply."""
-        return self._reply[-1]
+        return self._reply.end
 
     def written(self, prompt: str) -> str:
         """A prompt that a row gives as the model reads it: its special tokens are special.
@@ -95,7 +107,7 @@ class ChatTemplate:
             return prompt
         if not self._special_token.search(prompt):
             return START + prompt
-        return self._bos + prompt if self._reply[0].startswith(self._bos) else prompt
+        return self._bos + prompt if self._reply.before.startswith(self._bos) else prompt
 
     def written_completion(self, text: str) -> str:
         """A completion behind such a prompt, read in the same way, without the token that ends it.
@@ -130,18 +142,31 @@ class ChatTemplate:
         return self._special_token.sub(lambda match: f'{_OPEN}{match[0]}{_CLOSE}', shown(content))
 
     @functools.cached_property
-    def _reply(self) -> tuple[str, str, str, str]:
-        """A prompt, the whole chat with the reply _PROBE, what stands between the reply and its end, and the end."""
-        question = [{'role': 'user', 'content': 'question'}]
-        whole = self._render([*question, {'role': 'assistant', 'content': _PROBE}], add_generation_prompt=False)
-        prompt = self._render(question, add_generation_prompt=True)
-        before, found, tail = whole.rpartition(_PROBE)
+    def _reply(self) -> '_Reply':
+        """What the template makes of one question and its reply."""
+        before = self._render(_QUESTION, add_generation_prompt=True)
+        whole = self._render([*_QUESTION, {'role': 'assistant', 'content': _PROBE}], add_generation_prompt=False)
+        _, found, after = whole.rpartition(_PROBE)
         if not found:
             raise InputError(f'{self._name}: the chat template does not write a reply (it writes {whole[:200]!r}), so '
                              'that what ends one is unknown')
-        if end := self._special_token.search(tail):
-            return prompt, whole, tail[:end.start()], end[0]
+        if end := self._special_token.search(after):
+            return _Reply(before, whole, after, after[:end.start()], end[0])
         if 'eos_token' not in self._special:
             raise InputError(f'{self._name}: the chat template ends a reply with no special token, and the files '
                              'name no eos_token')
-        return prompt, whole, '', self._special['eos_token']
+        return _Reply(before, whole, after, '', self._special['eos_token'])
+
+
+class _Reply(NamedTuple):
+    """A prompt, the chat with its reply, what stands after the reply, what of that belongs to it, and the end."""
+    before: str
+    whole: str
+    after: str
+    tail: str
+    end: str
+
+    @property
+    def behind(self) -> bool:
+        """The reply stands behind the prompt, with what the template puts between them."""
+        return self.whole.startswith(self.before) and _PROBE in self.whole[len(self.before):]
