@@ -3,7 +3,7 @@
 #   bash launch/local.sh N CONFIG [--dry-run] [--program=sweep] [--workdir=DIR] [--config.field=value ...]
 #   bash launch/local.sh 2 experiments/quickstart.py --workdir=runs/two
 # Each has CPU devices of its own (LOCAL_DEVICES of them, default 1) and its output starts with its number.
-# Ctrl-C and SIGTERM are passed on to all. When one fails, the others have GRACE seconds (default 15) to see it and
+# Ctrl-C, SIGTERM and the end of the terminal are passed on to all. When one fails, the others have GRACE seconds (default 15) to see it and
 # end; the script's exit status is that of the first which failed. PORT is that of process 0, by default a free one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -61,10 +61,11 @@ signal_all() {
 }
 trap 'signal_all TERM' TERM
 trap 'signal_all INT' INT
+trap 'signal_all HUP' HUP
 set -m  # a process group each: Ctrl-C comes here alone, and is passed on once
 for ((i = 0; i < count; i++)); do
   command_of "$i"
-  "${command[@]}" > >(trap '' INT TERM; prefixed "$i") 2>&1 < /dev/null &
+  "${command[@]}" > >(trap '' INT TERM HUP; prefixed "$i") 2>&1 < /dev/null &
   alive[i]=$!
 done
 set +m

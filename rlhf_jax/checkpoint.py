@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import sys
 import zlib
@@ -25,7 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from rlhf_jax import hosts
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, reason, refused
 from rlhf_jax.files import read_json, write_json
 
 _MANIFEST = "manifest.json"
@@ -41,11 +42,17 @@ class Checkpointer:
 
     Args:
       directory: made by the first save.
-      keep: how many of the newest good checkpoints stay.
+      keep: how many of the newest good checkpoints stay, 1 or more.
       keep_every: besides, those of every so many steps stay for good; 0: none.
+
+    Raises:
+      InputError: none would stay, or the directory has a name that `check_path` refuses.
     """
 
     def __init__(self, directory, keep: int = 2, keep_every: int = 0):
+        if keep < 1:
+            raise InputError(f"checkpoints_kept={keep}: one checkpoint at least must stay, or no run could go on from it")
+        check_path(directory)
         self._directory = pathlib.Path(directory).absolute()
         self._keep, self._keep_every = keep, keep_every
         self._writer = _Writer()
@@ -106,8 +113,9 @@ class Checkpointer:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        if not _at_once(kind):
+            self.close()
 
     def _choose(self, step):
         for candidate in reversed(self._found()) if step is None else [step]:
@@ -138,20 +146,27 @@ class Checkpointer:
                       if path.name.isdecimal() and path.is_dir())
 
 
+def check_path(path) -> None:
+    """Raises InputError for a folder in which Orbax would write what it cannot read: it takes some names for patterns."""
+    text = str(pathlib.Path(path).absolute())
+    unreadable = re.search(r"\\|\[[^/]*\]|(?<=/)(?:gs|s3):(?=/)", text)
+    if unreadable or text != text.encode(errors="replace").decode():
+        what = f"'{unreadable[0]}'" if unreadable else "bytes that are no UTF-8"
+        raise InputError(f"{text!r}: checkpoints cannot be kept in a folder with {what} in its path; give one another name")
+
+
 def save_params(path, params) -> None:
     """Writes a pytree of arrays to the directory `path`: all of it, or what was there stays.
 
     Raises:
       InputError: the disk is full, or not writable.
     """
+    check_path(path)
     path = pathlib.Path(path).absolute()
     new, old = (path.with_name(path.name + suffix) for suffix in (".new", ".old"))
-    writer = _Writer()
-    try:
+    with _Writer() as writer:
         writer.start(new, params)
         writer.finish()
-    finally:
-        writer.close()
     hosts.on_first(_replace, path, new, old)
 
 
@@ -205,6 +220,13 @@ class _Writer:
     def close(self):
         self._orbax.close()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if not _at_once(kind):
+            self.close()
+
     def _write_manifest(self):
         folder = self._temporary
         paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in _UNLISTED]
@@ -224,13 +246,19 @@ class _Writer:
             path, temporary, self._path = self._path, self._temporary, None
             if hosts.is_first():
                 shutil.rmtree(temporary, ignore_errors=True)  # it would only fill the disk
-            # TensorStore raises ValueError with the system's message inside.
             full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
-            if not full and not isinstance(error, OSError):
+            said = "the disk is full" if full else reason(error) if isinstance(error, OSError) else refused(error)
+            if not said and not path.parent.is_dir():
+                said = "its folder was removed"
+            if not said:
                 raise
-            reason = "the disk is full" if full else error.strerror
-            raise InputError(f"cannot save the checkpoint {path}: {reason}; "
+            raise InputError(f"cannot save the checkpoint {path}: {said}; "
                              "what was saved before is untouched") from error
+
+
+def _at_once(kind: type | None) -> bool:
+    """Whether an exception is a second Ctrl-C: what is being saved stays incomplete, and the process ends."""
+    return kind is not None and not issubclass(kind, Exception)
 
 
 def _damage(path, contents: bool = False) -> str | None:

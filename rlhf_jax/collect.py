@@ -144,7 +144,7 @@ def run_stage(run: Run, stage: str) -> None:
     """Samples, ranks and writes; evaluation.json says how far labelers agree and what a perfect model could reach."""
     section = run.config[stage]
     folder = run.workdir.stage(stage)
-    started = time.time()
+    started = time.monotonic()
     if section.labeler == "reward_model" and not section.reward:
         raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
     train, valid = (completions_of(run, stage, split) for split in ("train", "valid"))
@@ -159,7 +159,7 @@ def run_stage(run: Run, stage: str) -> None:
         facts = _collect_from_world(run, section, folder, train, valid)
     else:
         raise InputError(f"{stage}.labeler='{section.labeler}' is unknown; it can be 'world' or 'reward_model'")
-    hosts.on_first(write_json, folder / "evaluation.json", facts | {"seconds": time.time() - started})
+    hosts.on_first(write_json, folder / "evaluation.json", facts | {"seconds": time.monotonic() - started})
     print(f"{stage}: {len(train)} prompts ranked, mean K {np.mean([len(item.completions) for item in train]):.1f}")
 
 

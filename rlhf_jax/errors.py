@@ -1,6 +1,8 @@
 """The one exception that means: the user can fix this, and the sentence says how. And how a command says it."""
 
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,6 +21,23 @@ class InputError(ValueError):
 def reason(error: OSError) -> str:
     """Why the system refuses, without the name of the file: "No space left on device"."""
     return error.strerror or str(error) or type(error).__name__
+
+
+# What a disk, its limits or its permissions refuse, and would refuse again.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_REFUSED = {
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE
+}  # fmt: skip
+
+
+def refused(error: BaseException) -> str | None:
+    """What a person can do something about, of an error of the system that nobody explained; None for any other.
+
+    TensorStore and others raise errors of their own with the system's message inside.
+    """
+    if isinstance(error, OSError) and (error.errno in _FULL or error.filename and error.errno in _REFUSED):
+        return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+    return next((text for text in map(os.strerror, sorted(_FULL)) if text in str(error)), None)
 
 
 def as_command(name: str, stopped: str = "stopped") -> Callable:

@@ -5,6 +5,7 @@ process alone; what depends on them (a stage is finished, a checkpoint is good) 
 told to the others, who would otherwise see a shared folder each at another moment.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -23,6 +24,7 @@ from rlhf_jax.errors import InputError
 # How errors read that come from another process's end, whichever library noticed it first.
 _LOST_PEER = ("gloo", "nccl", "closed by peer", "reset by peer", "coordination", "heartbeat", "unavailable:", "deadline_exceeded")
 
+LONG_STEP = 1.0  # seconds from which on the host waits for a step before it gives the devices the next
 _failures = itertools.count()  # that all processes went on from: the same number everywhere
 
 
@@ -137,27 +139,41 @@ class Stop:
 
     The question travels on the devices like a step's metrics do and is read one step late, so that the
     devices never wait for the host; a job of several processes therefore stops one step later than one.
+    Where steps are long, it is read at once: then nothing is lost by waiting, and much by a step more.
 
     Args:
       asked: () -> the signal that this process got, or 0.
+
+    Attributes:
+      long: whether the steps between the last two questions were so on any process.
     """
 
     def __init__(self, asked: Callable[[], int]):
         self._asked = asked
         self._pending = None
+        self._before = None
+        self.long = True  # the first one compiles
         if count() > 1:
             mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
             self._one_each = NamedSharding(mesh, PartitionSpec("all"))
-            self._largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._largest = jax.jit(lambda x: x.max(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def agreed(self, wait: bool = False) -> int:
         """The signal to stop at, or 0; to be asked once a step, by all. With `wait`, no step late."""
+        now = time.monotonic()
+        mine = [self._asked(), int(self._before is None or now - self._before > LONG_STEP)]
+        self._before = now
         if count() == 1:
-            return self._asked()
-        mine = np.array([self._asked()], np.int32)
-        vote = self._largest(jax.make_array_from_callback((jax.device_count(),), self._one_each, lambda _: mine))
-        vote, self._pending = (vote, None) if wait else (self._pending, vote)
-        return 0 if vote is None else int(vote)
+            signal, self.long = mine[0], bool(mine[1])
+            return signal
+        row = np.array([mine], np.int32)
+        vote = self._largest(jax.make_array_from_callback((jax.device_count(), 2), self._one_each, lambda _: row))
+        vote, self._pending = (vote, None) if wait or self.long else (self._pending, vote)
+        if vote is None:  # the first that is not waited for
+            return 0
+        signal, long = np.asarray(vote).tolist()
+        self.long = bool(long)
+        return signal
 
 
 def lost_peer(error: BaseException) -> bool:
@@ -166,12 +182,14 @@ def lost_peer(error: BaseException) -> bool:
 
 
 def leave(code: int) -> None:
-    """Ends this process after a failure, without waiting for others, who may never come."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if count() == 1:
-        sys.exit(code)
-    if is_first():
+    """Ends this process, without waiting for others, who may never come, nor for threads that still write.
+
+    What a thread was writing is incomplete under another name, and removed at the next start.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    if count() > 1 and is_first():
         time.sleep(2)  # it carries the coordination: those who fail with it may say so first
     os._exit(code)
 

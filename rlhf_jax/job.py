@@ -1,10 +1,12 @@
 """How the commands that train begin and end: their common flags, the processes of a job, exit statuses.
 
-Exit status: 0 done; 2 bad input; 3 a loss that is not finite; 4 done, but arms of a sweep failed; 75 stopped by
-SIGTERM, everything saved; 76 another process of the job ended or did not come; 130 stopped by Ctrl-C. After 75, 76
-and 130 (and 134, JAX's own end when a host is not heard of) the same command goes on where the run stopped.
+Exit status: 0 done; 1 an error of the program, with its traceback; 2 bad input, or a disk that refuses; 3 a loss that
+is not finite; 4 done, but arms of a sweep failed; 75 stopped by SIGTERM or the end of the terminal, everything saved;
+76 another process of the job ended or did not come; 130 stopped by Ctrl-C. After 75, 76 and 130 (and 134, JAX's own
+end when a host is not heard of) the same command goes on where the run stopped.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax import command_line
 from rlhf_jax import config as config_lib
-from rlhf_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError
+from rlhf_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, refused
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. experiments/quickstart.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run or sweep lives; the same folder again resumes it.")
@@ -81,6 +83,13 @@ def main(name: str, work: Callable[[Job], int | None]) -> None:
       work: what it does; the exit status, None for 0. It imports JAX itself, which reads the platform when it is
         imported, and calls `Job.join` if it is going to compute.
     """
+    stopped = f"{name}: stopped; run the same command to go on"
+
+    def stop(*_):
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{stopped}\n".encode())
+        os._exit(EXIT_STOPPED)
+
     def run(arguments: list[str]) -> int:
         config = _CONFIG.value
         config_lib.check(config)
@@ -92,8 +101,15 @@ def main(name: str, work: Callable[[Job], int | None]) -> None:
         flag = flags.FLAGS["config"]
         overrides = config_flags.get_override_values(flag)
         job = Job(config, flag.config_filename, overrides, _WORKDIR.value, arguments[1:])
-        return _status(name, work, job)
+        status = _status(name, work, job)
+        from rlhf_jax import hosts
 
+        if hosts.count() == 1:
+            hosts.leave(status)
+        return status  # when all processes have come here
+
+    # Where no progress.Interrupt is (before it, after it, in what Python does at its exit) there is nothing to save.
+    signal.signal(signal.SIGINT, stop)
     command_line.run(name, run)
 
 
@@ -102,7 +118,8 @@ def _status(name: str, work: Callable[[Job], int | None], job: Job) -> int:
     from rlhf_jax import hosts, loop, progress
 
     def said(sentence, status: int) -> int:
-        print(f"{name}: {sentence}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal is gone
+            print(f"{name}: {sentence}", file=sys.stderr)
         return status
 
     try:
@@ -116,8 +133,11 @@ def _status(name: str, work: Callable[[Job], int | None], job: Job) -> int:
     except progress.Stopped as error:  # all processes are here, and end together
         return said(error, EXIT_STOPPED if error.signal == signal.SIGINT else EXIT_SAVED)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a third
         hosts.leave(said("stopped without saving; run the same command to go on", EXIT_STOPPED))
     except Exception as error:
+        if not hosts.lost_peer(error) and (refusal := refused(error)):
+            hosts.leave(said(refusal, EXIT_BAD_INPUT))
         if not hosts.lost_peer(error):
             traceback.print_exc()
             hosts.leave(said(f"{hosts.describe()} failed", 1) if hosts.count() > 1 else 1)

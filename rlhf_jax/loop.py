@@ -141,7 +141,7 @@ def fit_all(
         alive = set(trials)
 
         def record(step, places, step_metrics, validated):
-            """Fetches a step's metrics, one step late so that the device never waits; checks and writes them."""
+            """Fetches a step's metrics, if it is short one step late so that the device never waits; checks and writes them."""
             values, shown = metrics_lib.compute(step_metrics), []
             for place in sorted(alive.intersection(places)):
                 trial, row = trials[place], {**metrics_of(values, place), **validated.get(place, {})}
@@ -155,14 +155,26 @@ def fit_all(
             if shown:
                 progress.update(step, {label: sum(row[label] for row in shown) / len(shown) for label in shown[0]})
 
+        def save(done, state):
+            for writer in writers.values():
+                writer.sync()
+            checkpointer.save(done, state)
+
         stop = hosts.Stop(run.interrupt.asked)
         pending = None
         for step in range(first, total):
             places = sorted(place for place in alive if trials[place].total > step)
             if not places:
                 break
+            if stopping := stop.agreed():  # before the next step is begun: those that the devices have are the last
+                if pending:
+                    record(*pending)
+                if step and alive:
+                    save(step, state)
+                    checkpointer.wait()
+                raise Stopped(name, step, stopping)
             state, step_metrics = advance(state, step, places)
-            done, stopping = step + 1, stop.agreed()
+            done = step + 1
             if pending:
                 record(*pending)
             validated = {
@@ -171,17 +183,12 @@ def fit_all(
                 if trials[place].validates(done)
             }
             pending = (done, places, step_metrics, validated)
-            saving = done == total or done % checkpoint_every == 0 or stopping
-            if validated or saving:
+            saving = done == total or done % checkpoint_every == 0
+            if validated or saving or stop.long:
                 record(*pending)
                 pending = None
             if saving and alive:
-                for writer in writers.values():
-                    writer.sync()
-                checkpointer.save(done, state)
-            if stopping and done < total:
-                checkpointer.wait()
-                raise Stopped(name, done, stopping)
+                save(done, state)
         if pending:
             record(*pending)
     return state

@@ -64,9 +64,9 @@ def run_stage(run: run_lib.Run, stage: str) -> None:
     if run.done(stage):
         print(f"{stage}: finished before")
     else:
-        started = time.time()
+        started = time.monotonic()
         KINDS[kind](run, stage)
-        run.workdir.mark_done(stage, time.time() - started, **report.machine())
+        run.workdir.mark_done(stage, time.monotonic() - started, **report.machine())
     evaluate(run, stage)
 
 
@@ -85,10 +85,10 @@ def evaluate(run: run_lib.Run, stage: str, answers: programs.Answers | None = No
     """
     kind = run.config[stage].kind
     if to_evaluate(run, stage):
-        started = time.time() - seconds
+        started = time.monotonic() - seconds
         policy.evaluate_policy(run, stage, answers)
-        run.workdir.mark_evaluated(stage, time.time() - started)
-        print(f"{stage}: evaluated in {time.time() - started:.1f} s", flush=True)
+        run.workdir.mark_evaluated(stage, time.monotonic() - started)
+        print(f"{stage}: evaluated in {time.monotonic() - started:.1f} s", flush=True)
     if kind in ("sft", "reward_model"):  # there is a reference or a reward score now
         policy.rescore(run)
 

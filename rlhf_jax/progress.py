@@ -1,8 +1,11 @@
 """What a person sees of a long stage, and how they stop it."""
 
+import contextlib
+import errno
 import os
 import signal
 import sys
+import termios
 import time
 
 import rich.markup
@@ -48,11 +51,12 @@ class Progress:
         now = time.monotonic()
         self._first = self._first or (step, now)
         status = self._status(step, now, metrics or {})
-        if self._bar:
-            self._bar.update(self._task, completed=step, status=status)
-        elif now >= self._next_line or step == self._total:
-            print(f"{self._stage} {status}", file=self._stream, flush=True)
-            self._next_line = now + self._seconds
+        with contextlib.suppress(OSError):  # nobody looks any more: no reason to end what is shown
+            if self._bar:
+                self._bar.update(self._task, completed=step, status=status)
+            elif now >= self._next_line or step == self._total:
+                self._next_line = now + self._seconds
+                print(f"{self._stage} {status}", file=self._stream, flush=True)
 
     def _status(self, step, now, metrics):
         parts = [f"{step}/{self._total}"]
@@ -69,7 +73,8 @@ class Progress:
 
     def __exit__(self, *_):
         if self._bar:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
 
 class Stopped(Exception):
@@ -82,14 +87,14 @@ class Stopped(Exception):
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one raises KeyboardInterrupt at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag; a second one raises KeyboardInterrupt at once.
 
-    Use as a context manager around the loop (in the main thread) and look at `requested` at the
-    end of every step: save, then raise `Stopped`. With several processes, ask `hosts.Stop` instead:
+    The end of a terminal is SIGHUP, which may come twice and therefore never stops at once; under nohup it is ignored.
+
+    Use as a context manager around the loop (in the main thread) and look at `requested` before
+    every step: save, then raise `Stopped`. With several processes, ask `hosts.Stop` instead:
     the signal may have come to another one.
     """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         self.requested = False
@@ -100,22 +105,41 @@ class Interrupt:
         return int(self._signal) if self.requested else 0
 
     def _handle(self, number, frame):
-        if self.requested:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if self.requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
-        self.requested, self._signal = True, number
-        # os.write, because print may not be entered again inside a signal handler.
-        os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
+        if not self.requested:
+            self.requested, self._signal = True, number
+            # os.write, because print may not be entered again inside a signal handler.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
 
     def __enter__(self):
-        self._previous = [signal.signal(number, self._handle) for number in self._SIGNALS]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_):
-        for number, handler in zip(self._SIGNALS, self._previous):
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        outer = getattr(self._previous[0], "__self__", None)
+        outer = getattr(self._previous[signal.SIGINT], "__self__", None)
         if self.requested and isinstance(outer, Interrupt):  # of a sweep, around that of an arm
             outer.requested, outer._signal = True, self._signal
+
+
+def _leave_terminal() -> None:
+    """Turns output to a terminal that is gone, where every write would fail, to nowhere."""
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # ENOTTY: a file, a pipe
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def _duration(seconds):

@@ -318,6 +318,7 @@ def start(
       InputError: a field that cannot have its value, or a work directory that cannot be this run's.
     """
     check_config(config)
+    checkpoint.check_path(path)
     config = shapes.filled(config)
     plain = config.to_dict()
     defaults = defaults_like(config).to_dict()

@@ -85,3 +85,8 @@ def test_importing_the_program_starts_no_backend():
         "assert not b._backends, b._backends"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_durations_are_not_taken_from_a_clock_that_people_and_networks_set():
+    """time.time() is a date, which metrics.jsonl has; a difference of two may be negative."""
+    assert {path.name for path in sources() if "time.time()" in path.read_text(encoding="utf-8")} == {"metrics.py"}

@@ -351,3 +351,93 @@ def test_quiet(tmp_path, capfd, caplog):
             checkpointer.restore(abstract(make_state()))
     captured = capfd.readouterr()
     assert captured.out == captured.err == "" and not caplog.records
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_no_number_of_kept_checkpoints_deletes_all(tmp_path, keep):
+    saved(tmp_path, 1, 2)
+    with pytest.raises(InputError, match=f"checkpoints_kept={keep}: one checkpoint at least must stay"):
+        Checkpointer(tmp_path, keep)
+    with Checkpointer(tmp_path, 1, keep_every=-1) as checkpointer:
+        checkpointer.save(3, make_state(3))
+        checkpointer.wait()
+        assert 3 in checkpointer.steps()
+
+
+def test_a_longer_file_is_damage_without_reading_it(tmp_path):
+    saved(tmp_path, 1, 2)
+    longer = max((path for path in (tmp_path / "2").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    with open(longer, "ab") as file:
+        file.write(b"x")
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.steps() == [1]
+
+
+NAMES = ["a*b", "a?b", "a b", "한국어 ü", "a{b}", "a%20b", "a#b", "a'b\"c", "a:b", "~x", "a\nb", "a[b", "a]b[", "$HOME"]
+
+
+@pytest.mark.parametrize("name", ["[a]", "a[1-3]b", "a\\b", "a\udcff", "x/[a]/y", "gs:"])
+def test_a_folder_that_could_not_be_read_back_is_refused(tmp_path, name):
+    for refuse in (Checkpointer, lambda path: save_params(path, {}), checkpoint.check_path):
+        with pytest.raises(InputError, match="checkpoints cannot be kept in a folder with .* in its path"):
+            refuse(tmp_path / name / "checkpoints")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_any_other_name_is_read_back(tmp_path):
+    """All in one path: what is written there is there."""
+    path = tmp_path.joinpath(*NAMES)
+    saved(path, 1)
+    with Checkpointer(path) as checkpointer:
+        step, restored = checkpointer.restore(abstract(make_state()))
+    assert_bitwise(restored, make_state(1))
+    save_params(path / "params", make_state(2).params)
+    assert_bitwise(load_params(path / "params", abstract(make_state().params)), make_state(2).params)
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.EFBIG, os.strerror(errno.EFBIG)), OSError(errno.EROFS, os.strerror(errno.EROFS), "x"),
+    PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x"),
+    ValueError(f"UNKNOWN: Error writing local file: {os.strerror(errno.EFBIG)}"),
+    ValueError(f"FAILED_PRECONDITION: {os.strerror(errno.EROFS)} [os_error='30']"),
+])  # fmt: skip
+def test_a_disk_that_refuses_is_a_sentence(tmp_path, monkeypatch, error):
+    saved(tmp_path, 1)
+    checkpointer = Checkpointer(tmp_path)
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "write_json", refuse)
+    checkpointer.save(2, make_state(2))
+    with pytest.raises(InputError, match=f"2: {'|'.join(map(os.strerror, (errno.EFBIG, errno.EROFS, errno.EACCES)))}; what"):
+        checkpointer.wait()
+    checkpointer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_folder_that_is_removed_while_it_is_written_is_a_sentence(tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+
+    def remove(*_):
+        shutil.rmtree(tmp_path / "checkpoints")
+        raise ValueError("NOT_FOUND")
+
+    monkeypatch.setattr(checkpoint, "write_json", remove)
+    checkpointer.save(1, make_state(1))
+    with pytest.raises(InputError, match="its folder was removed"):
+        checkpointer.close()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_is_being_saved(tmp_path, monkeypatch):
+    """Nor does it clean up beside a thread that still writes."""
+    closed = []
+    with pytest.raises(KeyboardInterrupt), Checkpointer(tmp_path) as checkpointer:
+        monkeypatch.setattr(checkpointer._writer, "finish", lambda: closed.append("waited"))
+        monkeypatch.setattr(checkpointer._writer, "close", lambda: closed.append("closed"))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(checkpoint._Writer, "close", lambda self: closed.append("closed"))
+    monkeypatch.setattr(checkpoint._Writer, "start", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save_params(tmp_path / "params", {})
+    assert not closed

@@ -141,7 +141,7 @@ LOOP = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_ends_the_step(number):
     process = start(LOOP.format(stubborn=False))
     assert process.stdout.readline() == "started\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import command_line, run, workdir
+from rlhf_jax import checkpoint, command_line, run, workdir
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like
 from rlhf_jax.errors import InputError
@@ -150,6 +150,7 @@ def write(path: pathlib.Path, described: dict) -> None:
     Raises:
       InputError: it cannot be written, or the arms that are there have another config or are another experiment's.
     """
+    checkpoint.check_path(path)
     file = path / "sweep.json"
     if before := read_if_there(file):
         _check_left_out(path, before, described)

@@ -101,9 +101,9 @@ class _Running:
         if not names:
             return
         print(f"\n{stage}: {len(names)} arms", flush=True)
-        started = time.time()
+        started = time.monotonic()
         failures = trials.fit_stage([self.runs[name] for name in names], stage, self._path / "trials", at_once)
-        seconds = (time.time() - started) / len(names)
+        seconds = (time.monotonic() - started) / len(names)
         for place, name in enumerate(names):
             with self.failing(name):
                 if place in failures:

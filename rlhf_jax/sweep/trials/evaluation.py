@@ -50,7 +50,7 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
         if len(places) == 1:
             continue
         print(f"{stage}: evaluation of {len(places)} arms", flush=True)
-        started = time.time()
+        started = time.monotonic()
         try:
             said = _together([runs[place] for place in places], *zip(*(prepared[place] for place in places)))
         except progress.Stopped:
@@ -65,7 +65,7 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
             else:
                 print(f"{stage}: {len(places)} arms are evaluated one by one, because: {error!r}", flush=True)
         else:
-            seconds = (time.time() - started) / len(places)
+            seconds = (time.monotonic() - started) / len(places)
             found |= {place: (own, seconds) for place, own in zip(places, said)}
     return found
 

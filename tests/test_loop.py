@@ -1,0 +1,88 @@
+"""The loop of a stage, without a model: how many steps are made after a signal, and what is saved then."""
+
+import contextlib
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rlhf_jax import hosts, loop
+from rlhf_jax.checkpoint import Checkpointer
+from rlhf_jax.metrics import read_metrics
+from rlhf_jax.progress import Interrupt, Stopped
+
+STEPS = 6
+
+
+def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint_every=100):
+    """Runs the loop; `at` = ("advance" or "record", step): during that the signal comes. The order of what happened."""
+    monkeypatch.setattr(hosts, "LONG_STEP", 0.0 if long else float("inf"))
+    interrupt, happened = Interrupt(), []
+    config = types.SimpleNamespace(checkpoints_kept=2, checkpoints_every=0, tensorboard=False)
+    workdir = types.SimpleNamespace(stage=lambda _: path)
+    run = types.SimpleNamespace(config=config, interrupt=interrupt, workdir=workdir)
+
+    def note(what, step):
+        happened.append((what, step))
+        interrupt.requested |= at == (what, step)
+
+    def advance(state, step):
+        note("advance", step + 1)
+        return {"x": state["x"] + 1}, {"loss": state["x"]}
+
+    write = loop.metrics_lib.MetricsWriter.write
+    monkeypatch.setattr(
+        loop.metrics_lib.MetricsWriter, "write", lambda self, step, row: (note("record", step), write(self, step, row))
+    )
+    path.mkdir(exist_ok=True)
+    trial = loop.Trial(run, "sft", STEPS, rows=lambda step: [step])
+    with pytest.raises(Stopped, match="stopped at sft") if at else contextlib.nullcontext():
+        loop.fit(trial, {"x": jnp.float32(0)}, advance, checkpoint_every=checkpoint_every)
+    return happened
+
+
+def state_of(path):
+    with Checkpointer(path / "checkpoints") as checkpointer:
+        return checkpointer.restore({"x": jax.ShapeDtypeStruct((), jnp.float32)})
+
+
+@pytest.mark.parametrize("long", [True, False])
+@pytest.mark.parametrize("what", ["advance", "record"])
+def test_no_step_is_begun_after_a_signal(tmp_path, monkeypatch, what, long):
+    happened = run_in(tmp_path, monkeypatch, long=long, at=(what, 3))
+    begun = [step for kind, step in happened if kind == "advance"]
+    # The devices have one step more than the host knows of only where steps are short.
+    last = 4 if what == "record" and not long else 3
+    assert begun == list(range(1, last + 1))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == begun
+    step, state = state_of(tmp_path)
+    assert (step, float(state["x"])) == (last, last)
+
+
+def test_short_steps_are_dispatched_ahead_and_long_ones_are_waited_for(tmp_path, monkeypatch):
+    one_late = [("advance", 1), ("record", 1), ("advance", 2), ("advance", 3), ("record", 2), ("advance", 4), ("record", 3)]
+    with monkeypatch.context() as patch:
+        assert run_in(tmp_path / "short", patch, long=False)[:7] == one_late  # the first compiles, and is waited for
+    with monkeypatch.context() as patch:
+        happened = run_in(tmp_path / "long", patch, long=True)
+    assert happened == [(what, step) for step in range(1, STEPS + 1) for what in ("advance", "record")]
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_stopped_anywhere_is_the_run_never_stopped(tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        run_in(tmp_path / "whole", patch, long=False)
+    with monkeypatch.context() as patch:
+        run_in(tmp_path / "stopped", patch, long=False, at=("advance", step))
+    with monkeypatch.context() as patch:
+        happened = run_in(tmp_path / "stopped", patch, long=False)
+    assert happened[0] == ("advance", step + 1)
+    rows = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "stopped")]
+    assert rows[0] == rows[1] == list(range(STEPS))
+
+
+def test_a_signal_before_the_first_step_saves_nothing_and_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Interrupt, "asked", lambda self: 15)
+    assert run_in(tmp_path, monkeypatch, long=True, at=("never", 0)) == []
+    assert state_of(tmp_path) is None
