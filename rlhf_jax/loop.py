@@ -131,7 +131,7 @@ def fit_all(
         writers = {
             place: stack.enter_context(
                 metrics_lib.MetricsWriter(
-                    trial.folder / "metrics.jsonl", first if restored else None, trial.run.config.tensorboard
+                    trial.folder / "metrics.jsonl", min(first, trial.total) if restored else None, trial.run.config.tensorboard
                 )
             )
             for place, trial in trials.items()

@@ -1,18 +1,23 @@
 """Metrics on their way from the programs to `metrics.jsonl`: one JSON line a step."""
 
+import contextlib
 import importlib
+import itertools
 import json
 import math
 import os
 import pathlib
+import sys
 import time
 
 import jax
 import numpy as np
 
 from rlhf_jax import hosts
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, reason
 from rlhf_jax.files import whole_lines, write_text
+
+_SHOWN_GAPS = 8
 
 
 def compute(metrics: dict) -> dict[str, float | list[float]]:
@@ -39,8 +44,11 @@ class MetricsWriter:
         steps are run again. None when nothing was restored: the file starts anew.
       tensorboard: also write event files beside it, with tensorboardX or PyTorch's writer.
 
+    Of a file that is resumed, a line that is not whole is cut and one that is there twice is kept once; which steps
+    that or somebody has lost is said.
+
     Raises:
-      InputError: the file cannot be written, or a line that is not the last one is damaged.
+      InputError: the file cannot be written.
     """
 
     def __init__(self, path, resume_step: int | None, tensorboard: bool = False):
@@ -52,12 +60,14 @@ class MetricsWriter:
         make_events = _tensorboard_writer() if tensorboard else None
         kept = []
         if resume_step is not None and self.path.exists():
-            kept = [line for line, row in _rows(self.path) if row["step"] <= resume_step]
+            kept = [line for step, (line, _) in _rows(self.path).items() if step <= resume_step]
+            if gaps := lost_steps(read_metrics(self.path), resume_step):
+                print(f"{self.path} has lost the lines of {gaps}; its curves go on without them", file=sys.stderr)
         write_text(self.path, "".join(line + "\n" for line in kept))
         try:
             self._file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+            raise InputError(f"cannot write {self.path}: {reason(error)}") from error
         if make_events:
             purge_step = None if resume_step is None else resume_step + 1
             self._events = make_events(
@@ -77,7 +87,7 @@ class MetricsWriter:
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
-            raise InputError(f"cannot write {self.path} (step {step}): {error.strerror}") from error
+            raise InputError(f"cannot write {self.path} (step {step}): {reason(error)}") from error
         if self._events:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -94,7 +104,7 @@ class MetricsWriter:
         try:
             self._file.close()
         except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+            raise InputError(f"cannot write {self.path}: {reason(error)}") from error
         if self._events:
             self._events.close()
 
@@ -106,26 +116,31 @@ class MetricsWriter:
 
 
 def read_metrics(path) -> list[dict]:
-    """The rows of a metrics file, NaN and infinities as floats, a half-written last line left out.
+    """The rows of a metrics file, one a step, NaN and infinities as floats; lines that are not whole are left out.
 
     Raises:
-      InputError: the file cannot be read, or a line that is not the last one is damaged.
+      InputError: the file cannot be read.
     """
-    return [{name: _decode(value) for name, value in row.items()} for _, row in _rows(path)]
+    return [{name: _decode(value) for name, value in row.items()} for _, row in _rows(path).values()]
 
 
-def _rows(path):
-    """(line, row) of every complete line; the last may be half-written and is then left out."""
-    rows = []
-    for number, line in enumerate(whole_lines(path), start=1):
-        try:
+def lost_steps(rows: list[dict], last: int) -> str:
+    """Which of the steps 1 to `last` have no row: "step 3", "steps 4 to 6, 9", or "" where none is missing."""
+    missing = sorted(set(range(1, last + 1)) - {row["step"] for row in rows})
+    runs = [[step for _, step in run] for _, run in itertools.groupby(enumerate(missing), lambda pair: pair[1] - pair[0])]
+    shown = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    more = [f"{len(shown) - _SHOWN_GAPS} more gaps"] if len(shown) > _SHOWN_GAPS else []
+    return f"step{'s' * (len(missing) > 1)} {', '.join(shown[:_SHOWN_GAPS] + more)}" if missing else ""
+
+
+def _rows(path) -> dict[int, tuple[str, dict]]:
+    """Step -> line and row, in the order of the file; of a step that is there twice the first."""
+    rows = {}
+    for line in whole_lines(path, cut=False):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise TypeError
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number}: not a JSON object with an integer 'step': "
-                             "remove the line or the file") from error
-        rows.append((line.decode(), row))
+            if isinstance(row["step"], int):
+                rows.setdefault(row["step"], (line.decode(), row))
     return rows
 
 

@@ -69,29 +69,65 @@ def test_interrupted_file_equals_uninterrupted_file(tmp_path_factory, resume, cu
     assert [row["objective/kl"] for row in rows] == [step / 3 for step in range(15)]
 
 
-def test_fresh_start_and_several_lines_a_step(tmp_path):
+def test_fresh_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, None, [0, 1, 2])
-    write(path, None, [0, 1, 1])  # nothing was restored: step 0 is not there twice
-    assert [row["step"] for row in read_metrics(path)] == [0, 1, 1]
+    write(path, None, [0, 1])  # nothing was restored: step 0 is not there twice
+    assert [row["step"] for row in read_metrics(path)] == [0, 1]
     write(path, 1, [2])
-    assert [row["step"] for row in read_metrics(path)] == [0, 1, 1, 2]
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
     write(tmp_path / "new.jsonl", 5, [6])  # no file yet
     assert [row["step"] for row in read_metrics(tmp_path / "new.jsonl")] == [6]
 
 
-@pytest.mark.parametrize("bad", ["{", '{"time": 1}', "3", '{"step": "1"}', ""])
-def test_damage_elsewhere_names_the_line_and_destroys_nothing(tmp_path, bad):
+@pytest.mark.parametrize("bad", ["{", '{"time": 1}', "3", '{"step": "1"}', "", '{"step": 2, "objec', "[" * 100_000, "\udcff"])
+def test_a_line_that_is_not_whole_is_cut_and_the_others_stay_to_the_byte(tmp_path, bad, capsys):
     path = tmp_path / "metrics.jsonl"
-    write(path, None, [1])
-    with open(path, "a") as file:
-        file.write(bad + "\n" + '{"step": 3}\n')
-    before = path.read_bytes()
-    with pytest.raises(InputError, match=f"{path}, line 2: not a JSON object with an integer"):
-        read_metrics(path)
-    with pytest.raises(InputError, match="line 2"):
-        MetricsWriter(path, 3)
-    assert path.read_bytes() == before
+    write(path, None, [1, 2, 3])
+    first, _, third, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, bad.encode(errors="surrogateescape"), third, b""]))
+    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    with MetricsWriter(path, 3) as writer:
+        assert path.read_bytes() == first + b"\n" + third + b"\n"
+        writer.write(4, {})
+    assert capsys.readouterr().err == f"{path} has lost the lines of step 2; its curves go on without them\n"
+    assert [row["step"] for row in read_metrics(path)] == [1, 3, 4]
+
+
+@given(steps=st.lists(st.integers(1, 12), max_size=30), resume=st.integers(0, 12))
+@settings(deadline=None, max_examples=50)
+def test_lines_that_are_there_twice_or_not_at_all(tmp_path_factory, steps, resume):
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    write(path, None, steps)
+    lines = path.read_text().splitlines()
+    write(path, resume, [])
+    kept = [step for place, step in enumerate(steps) if step not in steps[:place] and step <= resume]
+    assert path.read_text().splitlines() == [lines[steps.index(step)] for step in kept]
+    found = metrics.lost_steps(read_metrics(path), resume)
+    missing = [step for step in range(1, resume + 1) if step not in steps]
+    assert bool(found) == bool(missing)
+    for word in found.replace(",", "").split():
+        assert word in ("step", "steps", "to") or int(word) in missing
+
+
+def test_the_steps_that_are_lost_are_named_as_ranges(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    write(path, None, [1, 3, 7, 8])
+    write(path, 10, [11])
+    assert "has lost the lines of steps 2, 4 to 6, 9 to 10; its" in capsys.readouterr().err
+    assert metrics.lost_steps([], 40) == "steps 1 to 40"
+    assert metrics.lost_steps([{"step": step} for step in range(2, 40, 2)], 40).endswith(", 13, 15, 12 more gaps")
+    write(tmp_path / "whole.jsonl", None, [1, 2, 3])
+    write(tmp_path / "whole.jsonl", 2, [3])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_last_line_that_lacks_its_line_end_alone_is_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, None, [1, 2])
+    path.write_bytes(path.read_bytes()[:-1])
+    write(path, 2, [3])
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path):

@@ -13,6 +13,7 @@ from rich.text import Text
 from rlhf_jax.evaluate import skills
 from rlhf_jax.evaluate.statistics import paired_difference, ratio
 from rlhf_jax.files import write_text
+from rlhf_jax.metrics import lost_steps
 from rlhf_jax.report.figures import run as figures
 from rlhf_jax.report.record import SPLITS, Record, label
 from rlhf_jax.report.tables import QUANTITIES, Table
@@ -264,6 +265,8 @@ def _made_sections(record: Record) -> list[str]:
     facts += [f"hardware: {name}" for name in hardware]
     facts += ["versions: " + ", ".join(f"{name} {number}" for name, number in found.items())
               for found in versions.values()]
+    lost = {stage: lost_steps(rows, max(row["step"] for row in rows)) for stage, rows in record.curves.items() if rows}
+    facts += [f"{stage}/metrics.jsonl has lost the lines of {steps}" for stage, steps in lost.items() if steps]
     rows = [[stage, _duration(done["seconds"]), _duration(done.get("evaluation_seconds")),
              _memory(done), done["finished_at"]] for stage, done in record.done.items()]
     seconds = [done["seconds"] + done.get("evaluation_seconds", 0)
