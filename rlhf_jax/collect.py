@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax import generate, hosts, loop
+from rlhf_jax import finished, generate, hosts, loop
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking, read_rows
@@ -137,7 +137,7 @@ _FIELDS = ("prompt", "completions", "ranks", "labeler", "group", "models", "fini
 
 def read_rankings(path: Path) -> list[Ranking]:
     """What `write_rankings` wrote."""
-    return read_rows(path, "rankings")[0]
+    return read_rows(finished.checked(path), "rankings")[0]
 
 
 def run_stage(run: Run, stage: str) -> None:

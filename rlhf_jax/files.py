@@ -63,7 +63,12 @@ def copy(source, folder) -> None:
 
 def write_json(path, value) -> None:
     """Writes `value` as readable JSON with sorted keys, atomically (see `write_text`)."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_json(path, kind: type = dict):
@@ -94,7 +99,12 @@ def read_if_there(path, kind: type = dict):
 
 def write_json_lines(path, rows: Iterable[dict]) -> None:
     """Writes rows as JSON, one a line, atomically (see `write_text`)."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, json_lines_text(rows))
+
+
+def json_lines_text(rows: Iterable[dict]) -> str:
+    """What `write_json_lines` writes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_json_lines(path) -> list[dict]:

@@ -48,7 +48,7 @@ class MetricsWriter:
     that or somebody has lost is said.
 
     Raises:
-      InputError: the file cannot be written.
+      InputError: the file cannot be written, or is not one of ours.
     """
 
     def __init__(self, path, resume_step: int | None, tensorboard: bool = False):
@@ -119,7 +119,7 @@ def read_metrics(path) -> list[dict]:
     """The rows of a metrics file, one a step, NaN and infinities as floats; lines that are not whole are left out.
 
     Raises:
-      InputError: the file cannot be read.
+      InputError: the file cannot be read, or has no whole line at all.
     """
     return [{name: _decode(value) for name, value in row.items()} for _, row in _rows(path).values()]
 
@@ -141,6 +141,8 @@ def _rows(path) -> dict[int, tuple[str, dict]]:
             row = json.loads(line)
             if isinstance(row["step"], int):
                 rows.setdefault(row["step"], (line.decode(), row))
+    if not rows and len(lines) > 1:
+        raise InputError(f"{path}: no line of it is a JSON object with an integer 'step'; put it back as it was, or delete it")
     return rows
 
 

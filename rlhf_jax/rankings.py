@@ -9,6 +9,7 @@ from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons, 
 from rlhf_jax.data.loader import take
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.errors import InputError
+from rlhf_jax.finished import checked
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
@@ -50,7 +51,7 @@ def load(run: Run, stage: str, name: str) -> list[Ranking]:
         found = run.corpus.rankings(name)
     else:
         path = run.folder(collected) / f"comparisons.{name}.jsonl"
-        found = read_rankings(path) if hosts.on_first(path.exists) else []
+        found = read_rankings(path) if hosts.on_first(lambda: checked(path).exists()) else []
     text = run.config[stage].get("subset", "")
     return subset(found, text, run.seed_of(stage), f"{stage}.subset") if text and name == "train" else found
 

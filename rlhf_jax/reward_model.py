@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, generate, hosts, losses, model, ppo, rankings, sharding, supervised, train
+from rlhf_jax import checkpoint, finished, generate, hosts, losses, model, ppo, rankings, sharding, supervised, train
 from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import bag_of_words, preferences
-from rlhf_jax.files import read_json, write_json
+from rlhf_jax.files import write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, is_run, open_run
 
@@ -233,7 +233,7 @@ def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     facts = {name: _evaluate_rankings(run, scorer, bag, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
     facts = {name: value for name, value in facts.items() if value}
     if collected := rankings.source(run, stage):
-        facts["labelers"] = hosts.on_first(read_json, run.folder(collected) / "evaluation.json")
+        facts["labelers"] = hosts.on_first(finished.read_json, run.folder(collected) / "evaluation.json")
         facts |= _labeler_gap(facts)
     return facts
 

@@ -9,7 +9,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import attention, checkpoint, generate, hf, hosts, keys, model, progress, shapes, sharding
+from rlhf_jax import attention, checkpoint, finished, generate, hf, hosts, keys, model, progress, shapes, sharding
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like, forms, restored
 from rlhf_jax.data import mixture, packing
@@ -167,6 +167,7 @@ class Run:
             model.param_shapes(shape, head),
             self.param_shardings(shape, head),
         )
+        hosts.on_first(lambda: str(finished.checked(self.folder(stage) / "params" / "manifest.json")))
         return checkpoint.load_params(self.folder(stage) / "params", abstract)
 
     def init_params(self, name: str, shape: TransformerConfig, *, head: str = "lm") -> dict:

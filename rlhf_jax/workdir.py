@@ -1,7 +1,7 @@
 """A run's directory: its config, its lock, and what is finished.
 
 Layout: `config.json` and `overrides.json` at the top, one folder a stage, and in it `done.json`,
-written last: a stage without it is run (or resumed), a stage with it is not repeated.
+written last: a stage without it is run (or resumed), a stage with it is not repeated (finished.py).
 
 The methods of `Workdir` are for all processes of a job to call, and act on the first.
 """
@@ -12,11 +12,11 @@ import json
 import os
 import pathlib
 
-from rlhf_jax import hosts
+from rlhf_jax import finished, hosts
 from rlhf_jax.config import upgraded
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import lock as lock_file
-from rlhf_jax.files import not_through_links, read_if_there, read_json, remove_left_over, write_json
+from rlhf_jax.files import not_through_links, read_json, remove_left_over, write_json
 
 _SHOWN_DIFFERENCES = 8
 
@@ -90,18 +90,17 @@ class Workdir:
 
     def done(self, name: str) -> dict | None:
         """What `mark_done` wrote for a finished stage, None for one that is not finished."""
-        return hosts.on_first(read_if_there, self.path / name / "done.json")
+        return hosts.on_first(finished.facts, self.path / name)
 
     def mark_done(self, name: str, seconds: float, **details) -> None:
         """Marks a stage finished, with the seconds it took and any other JSON values."""
         finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        hosts.on_first(write_json, self.stage(name) / "done.json",
+        hosts.on_first(finished.mark, self.stage(name),
                        {"finished_at": finished_at, "seconds": round(seconds, 3), **details})
 
     def mark_evaluated(self, name: str, seconds: float) -> None:
         """Adds to the mark of a finished stage how long its evaluation took."""
-        hosts.on_first(write_json, self.stage(name) / "done.json",
-                       {**self.done(name), "evaluation_seconds": round(seconds, 3)})
+        hosts.on_first(finished.add, self.stage(name), {"evaluation_seconds": round(seconds, 3)})
 
     def close(self) -> None:
         """Releases the lock."""

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlhf_jax"
 # Lower never imports higher.
 LAYERS = (
     {"terminal", "markdown"},
-    {"errors", "command_line", "files", "hosts", "keys", "losses", "advantages", "progress", "workdir"},
+    {"errors", "command_line", "files", "finished", "hosts", "keys", "losses", "advantages", "progress", "workdir"},
     {"optim", "sharding", "metrics", "checkpoint", "data", "world", "attention", "model"},
     {"decode"},
     {"generate", "train", "hf"},

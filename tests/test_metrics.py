@@ -130,6 +130,15 @@ def test_a_last_line_that_lacks_its_line_end_alone_is_whole(tmp_path):
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
 
 
+def test_a_file_of_something_else_is_refused_and_stays(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("notes\nof somebody\n")
+    for read in (read_metrics, lambda path: MetricsWriter(path, 3)):
+        with pytest.raises(InputError, match=f"{path}: no line of it is a JSON object"):
+            read(path)
+    assert path.read_text() == "notes\nof somebody\n"
+
+
 def test_files_that_cannot_be_read_or_written(tmp_path):
     with pytest.raises(InputError, match="cannot read .*: No such file"):
         read_metrics(tmp_path / "none.jsonl")

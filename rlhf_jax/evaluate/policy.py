@@ -25,7 +25,8 @@ from rlhf_jax.data import batches, loader
 from rlhf_jax.evaluate import best_of_n, skills
 from rlhf_jax.evaluate.programs import Answers, Programs, Questions, ask, completion_logprob
 from rlhf_jax.evaluate.statistics import Estimate, mean, share, win_rate
-from rlhf_jax.files import read_if_there, read_json_lines, write_json, write_json_lines
+from rlhf_jax.files import read_json_lines
+from rlhf_jax.finished import checked, read_if_there, write_json, write_json_lines
 from rlhf_jax.generate import Rollout
 from rlhf_jax.run import JUDGED
 
@@ -189,8 +190,12 @@ def summarize(rows: list[dict], rivals: list[dict] | None) -> dict:
 
 
 def read_rows(path) -> list[dict]:
-    """The rows of a samples.jsonl or skills.jsonl."""
-    return read_json_lines(path)
+    """The rows of a samples.jsonl or skills.jsonl.
+
+    Raises:
+        InputError: it cannot be read, or is not what its stage has written.
+    """
+    return read_json_lines(checked(path))
 
 
 def _read_rows_if_there(path) -> list[dict] | None:

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import pathlib
 
+from rlhf_jax import finished
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.policy import read_rows
-from rlhf_jax.files import read_json
+from rlhf_jax.files import read_if_there, read_json
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.run import JUDGED
 
@@ -44,18 +45,24 @@ class Record:
         if not (path / "config.json").is_file():
             raise InputError(f"{path} is no work directory of a run: it has no config.json")
         config = read_json(path / "config.json")
+        try:
+            kinds = {stage: config[stage]["kind"] for stage in config["stages"]}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path / 'config.json'} describes no run: it has no {error}") from error
 
-        def read(name, *kinds):
-            return {stage: read_json(path / stage / name) for stage in config["stages"]
-                    if (not kinds or config[stage]["kind"] in kinds)
-                    and (path / stage / name).exists()}
+        def read(name, *wanted):
+            found = {stage: finished.read_if_there(path / stage / name) for stage, kind in kinds.items() if kind in wanted}
+            return {stage: facts for stage, facts in found.items() if facts is not None}
 
-        overrides = path / "overrides.json"
+        done = {stage: facts for stage in kinds if (facts := finished.facts(path / stage)) is not None}
+        for stage, facts in done.items():
+            if not {"seconds", "finished_at"} <= facts.keys():
+                raise InputError(f"{path / stage / finished.DONE} is damaged: it does not say when the stage was finished")
         return cls(
             path=path,
             config=config,
-            overrides=read_json(overrides) if overrides.exists() else {},
-            done=read("done.json"),
+            overrides=read_if_there(path / "overrides.json") or {},
+            done=done,
             evaluations=read("evaluation.json", *JUDGED),
             reward=next(iter(read("evaluation.json", "reward_model").values()), None),
         )
@@ -98,7 +105,7 @@ class Record:
     def curves(self) -> dict[str, list[dict]]:
         """metrics.jsonl of every stage that has one."""
         files = {stage: self.path / stage / "metrics.jsonl" for stage in self.config["stages"]}
-        return {stage: read_metrics(file) for stage, file in files.items() if file.exists()}
+        return {stage: read_metrics(file) for stage, file in files.items() if finished.checked(file).exists()}
 
     @functools.cached_property
     def data(self) -> dict:
@@ -109,7 +116,7 @@ class Record:
     def rows(self, name: str) -> dict[str, list[dict]]:
         """samples.jsonl or skills.jsonl of every policy that has one."""
         files = {stage: self.path / stage / name for stage in self.evaluations}
-        return {stage: read_rows(file) for stage, file in files.items() if file.exists()}
+        return {stage: read_rows(file) for stage, file in files.items() if finished.checked(file).exists()}
 
     def _first(self, kind):
         return next((stage for stage in self.evaluations if self.kind(stage) == kind), None)

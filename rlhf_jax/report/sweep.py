@@ -14,10 +14,11 @@ import pathlib
 
 import numpy as np
 
+from rlhf_jax import finished
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.files import read_if_there, read_json
-from rlhf_jax.metrics import read_metrics
+from rlhf_jax.metrics import lost_steps, read_metrics
 from rlhf_jax.report import spec
 
 MISSING = "missing"  # the status of an arm without arm.json
@@ -227,10 +228,13 @@ class Sweep:
     def _history(self, path):
         path = pathlib.Path(path)
         try:
-            if not path.exists():
+            if not finished.checked(path).exists():
                 return []
             if path.name == "metrics.jsonl":
-                return read_metrics(path)
+                rows = read_metrics(path)
+                if rows and (lost := lost_steps(rows, max(row["step"] for row in rows))):
+                    self.notes.append(f"{path} has lost the lines of {lost}.")
+                return rows
             return [{"step": number} | row for number, row in enumerate(read_rows(path), 1)]
         except (ValueError, TypeError, OSError) as error:
             self.notes.append(f"{path if str(path) not in str(error) else ''} {error}.".lstrip())
@@ -241,8 +245,7 @@ class Sweep:
 
     def _read(self, path):
         try:
-            found = read_if_there(path)
-            return found if found is None or isinstance(found, dict) else {}
+            return finished.read_if_there(path)
         except InputError as error:
             self.notes.append(f"{error}.")
             return None

@@ -22,7 +22,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import hosts, shapes
+from rlhf_jax import finished, hosts, shapes
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import (
     copy, lock, new_folder, not_through_links, read_if_there, read_json_lines, remove_left_over, write_json,
@@ -159,13 +159,13 @@ class Store:
                 ours = folder / name
                 shutil.rmtree(ours, ignore_errors=True) if not ours.is_symlink() else ours.unlink()
                 ours.symlink_to(os.path.relpath((source / name).resolve(), folder.resolve()))
-        for file in source.iterdir():
-            if file.suffix in (".json", ".jsonl", ".txt") and file.name != "done.json":
-                copy(file, folder)
+        done = finished.facts(source)
+        names = {file.name for file in source.iterdir() if file.suffix in (".json", ".jsonl", ".txt")}
+        for name in names.union(name for name in done.get("files", ()) if "/" not in name) - {finished.DONE}:
+            copy(finished.checked(source / name), folder)
         if not same_judges:
             _forget_judges(folder)
-        done = read_if_there(source / "done.json")
-        write_json(folder / "done.json", {"shared_from": os.path.relpath(source, path), **done})  # last: now it is done
+        finished.mark(folder, {"shared_from": os.path.relpath(source, path), **done})  # last: now it is done
         return True
 
     def _publish(self, path, stage, identity, judges):
