@@ -185,6 +185,11 @@ def test_stages_of_an_earlier_version_are_read_unchecked(tmp_path):
         finished.read_json(folder / "evaluation.json")
 
 
+def test_no_rows_are_read_back(tmp_path):
+    policy.write_rows(tmp_path / "samples.jsonl", [])
+    assert policy.read_rows(tmp_path / "samples.jsonl") == []
+
+
 @pytest.mark.parametrize("line", ["", "{", "[1]", "3", '{"a": 1}x', "\udcff", "[" * 100_000])
 def test_rows_that_are_no_json_name_their_line(tmp_path, line):
     path = tmp_path / "samples.jsonl"

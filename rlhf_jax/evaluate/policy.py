@@ -199,7 +199,7 @@ def read_rows(path) -> list[dict]:
 
 
 def _read_rows_if_there(path) -> list[dict] | None:
-    return read_rows(path) if path.exists() else None
+    return read_rows(path) if checked(path).exists() else None
 
 
 def write_rows(path, rows: list[dict]) -> None:
