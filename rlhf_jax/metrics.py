@@ -135,8 +135,8 @@ def lost_steps(rows: list[dict], last: int) -> str:
 
 def _rows(path) -> dict[int, tuple[str, dict]]:
     """Step -> line and row, in the order of the file; of a step that is there twice the first."""
-    rows = {}
-    for line in whole_lines(path, cut=False):
+    rows, lines = {}, whole_lines(path, cut=False)
+    for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             row = json.loads(line)
             if isinstance(row["step"], int):
