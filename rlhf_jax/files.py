@@ -80,6 +80,7 @@ def read_json(path, kind: type = dict):
     Raises:
       InputError: it cannot be read, or is not valid JSON, or holds something else; the sentence names file and line.
     """
+    check_is_no_pipe(path)
     try:
         found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -90,6 +91,18 @@ def read_json(path, kind: type = dict):
         wanted = {dict: "JSON object, {...}", list: "JSON list, [...]"}[kind]
         raise InputError(f"{path} is not a {wanted}; it holds {json.dumps(found)[:40]}")
     return found
+
+
+def check_is_no_pipe(path) -> None:
+    """Raises InputError for a pipe or a device, of which a reader would wait for the end for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # whoever opens it says why
+    except ValueError as error:  # a name that no file can have
+        raise InputError(f"{str(path)!r} cannot be the name of a file: {error}") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a pipe or a device and no file; write what it gives into a file and name that")
 
 
 def read_if_there(path, kind: type = dict):

@@ -23,6 +23,7 @@ CHATS = {
     "question": [QUESTION],
     "turns": [QUESTION, {"role": "assistant", "content": "4, café "}, {"role": "user", "content": "고양이?"}],
     "system": [{"role": "system", "content": "Be kind."}, QUESTION],
+    "empty system": [{"role": "system", "content": ""}, QUESTION],
 }
 
 
@@ -41,7 +42,7 @@ def theirs(folder):
 @templates
 def test_a_chat_is_that_of_transformers(folders, name, chat):
     tokenizer = Tokenizer.load(folders[name]).for_chat()
-    if (name, chat) == ("gemma", "system"):
+    if name == "gemma" and chat in ("system", "empty system"):
         with pytest.raises(InputError, match=r"tokenizer\.json refuses these messages: System role not supported"):
             tokenizer.chat_template().chat(CHATS[chat])
         return

@@ -49,6 +49,27 @@ def test_every_row_is_in_one_split_and_a_group_is_never_divided(folder):
     assert len(rows["train"]) > 300 and min(map(len, groups.values())) >= 3
 
 
+def test_nothing_is_sampled_after_no_prompt(folder):
+    rated = [{"completion": f"text {i}", "score": i} for i in range(60)]
+    write(folder / "rated.jsonl", rated + [row | {"prompt": "why?"} for row in rated[:2]])
+    found = corpus(folder, rankings="rated.jsonl", demonstrations="demos.jsonl")
+    assert len({row.prompt for split in SPLITS for row in found.prompts(split, "ppo")}) == 201
+    assert all(row.prompt for split in SPLITS for row in found.prompts(split, "ppo"))
+    write(folder / "rated.jsonl", rated)
+    with pytest.raises(InputError, match="no row of data.files.rankings in the train split has a prompt to sample from"):
+        corpus(folder, rankings="rated.jsonl").prompts("train", "ppo")
+
+
+@pytest.mark.parametrize("fields", [{"per_user": 2}, {"group_field": "user"}, {"held_out_labelers": "20%"}], ids=str)
+def test_a_list_where_rows_are_divided_by_names_is_a_bad_row(folder, fields):
+    rows = [{"prompt": f"p{i}", "completion": "c", "user": "a", "labeler": "b"} for i in range(9)]
+    name = "labeler" if "held_out_labelers" in fields else "user"
+    write(folder / "users.jsonl", [*rows, rows[0] | {name: ["a"]}])
+    with pytest.raises(InputError, match=f"users.jsonl:10: field '{name}' is a list; it must be a string"):
+        corpus(folder, demonstrations="users.jsonl", **fields).demonstrations("train")
+    assert corpus(folder, demonstrations="users.jsonl").demonstrations("train")  # then nobody asks who it was
+
+
 def test_the_split_is_of_the_question_whatever_the_file(folder):
     """A question asked in a preference file and in a demonstration file lies in the same split of both."""
     found = corpus(folder, rankings="pairs.jsonl", demonstrations="qa.jsonl:question=prompt;answer=completion")
@@ -179,7 +200,7 @@ def test_the_real_files(shared_data):
     rows = {split: found.rankings(split) for split in SPLITS}
     assert sum(map(len, rows.values())) == 1334
     judged, ranked = found.reports.values()
-    assert (judged.kept, len(judged.skipped)) == (23_852, 148) and (ranked.kept, ranked.all_tied) == (334, 8)
+    assert (judged.kept, len(judged.skipped)) == (23_847, 153) and (ranked.kept, ranked.all_tied) == (334, 8)
     prompts = [{row.prompt for row in rows[split]} for split in SPLITS]
     assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
     assert len(found.documents("valid")) > 400

@@ -17,6 +17,7 @@ from rlhf_jax.errors import InputError
 
 KINDS = ('documents', 'prompts', 'demonstrations', 'rankings')
 PAIR = {'prompt': 'Q: why?\nA:', 'completion': ' because'}
+RATED = {'completion': 'c', 'score': 1}
 RANKED = {'prompt': 'p', 'completions': ['a', 'b', 'c'], 'ranks': [2, 1, 2]}
 
 
@@ -110,6 +111,43 @@ def test_fields_are_mapped_and_the_row_stays_raw(write):
     swapped = parse_row({'prompt': 'c', 'completion': 'p'}, 'demonstrations',
                         fields={'prompt': 'completion', 'completion': 'prompt'})
     assert (swapped.prompt, swapped.completion) == ('p', 'c')
+
+
+def test_a_text_under_two_ranks_stays_under_the_first(write):
+    row = {'prompt': 'p', 'completions': ['a', 'b', 'a', 'b', 'c'], 'scores': [4, 2, 1, 2, 0],
+           'models': ['v', 'w', 'x', 'y', 'z'], 'finished': [True] * 5}
+    records, report = read_rows(write([row, RANKED]), 'rankings')
+    first = records[0]
+    assert (first.completions, first.scores, first.ranks) == (('a', 'b', 'b', 'c'), (4, 2, 2, 0), (1, 2, 2, 5))
+    assert first.models == ('v', 'w', 'y', 'z') and first.finished == (True,) * 4
+    assert report.repeats == first.repeats == 1 and '1 completions left out' in str(report)
+    row['finished'][2] = False  # another completion: it did not end
+    assert parse_row(row, 'rankings').completions == ('a', 'b', 'a', 'b', 'c')
+
+
+def test_whole_floats_are_ranks_and_names():
+    record = parse_row({**RANKED, 'ranks': [2.0, 1.0, 2], 'labeler': 7.0, 'group': 3}, 'rankings')
+    assert (record.ranks, record.labeler, record.group) == ((2, 1, 2), '7', '3')
+    assert all(type(rank) is int for rank in record.ranks)
+
+
+@pytest.mark.parametrize('text, score', [('9', 9), (' -1.50 ', -1.5), ('1e3', 1000), ('.5', .5)])
+def test_a_score_may_be_text_as_in_csv(text, score):
+    assert parse_row({**RATED, 'score': text}, 'rankings').scores == (score,)
+
+
+def test_an_empty_system_turn_says_nothing():
+    user = {'role': 'user', 'content': 'hi'}
+    turns = [{'role': 'system', 'content': ''}, user]
+    assert parse_row({'messages': turns}, 'prompts').prompt == Template().chat([user])
+
+
+def test_a_field_of_names_holds_names(write):
+    rows = [{**PAIR, 'user': user} for user in ('a', 7, 7.0, None, '')]
+    assert len(read_rows(write(rows), 'demonstrations', names=['user'])[0]) == 5
+    path = write([{**PAIR, 'user': ['a']}])
+    assert failure(path, names=['user']) == f"{path}:1: field 'user' is a list; it must be a string"
+    assert len(read_rows(path, 'demonstrations')[0]) == 1
 
 
 # Files.
@@ -222,6 +260,25 @@ BAD_ROWS = [
     ('rankings', {**RANKED, 'models': ['a']}, "'models' has 1 entries for 3 completions"),
     ('rankings', {**RANKED, 'finished': [1, 0, 1]}, 'must be a list of true or false'),
     ('rankings', {**RANKED, 'labeler': ['x']}, "field 'labeler' is a list"),
+    ('rankings', {**RANKED, 'labeler': 1.5}, "field 'labeler' is a number; it must be a string"),
+    ('rankings', {**RANKED, 'ranks': [1, 2, 10**12]}, 'whole numbers from 1 (best) to 2147483647, equal'),
+    ('rankings', {**RANKED, 'ranks': [1, 2, 2**31]}, "'ranks' is [1, 2, 2147483648]; ranks"),
+    ('rankings', {**RANKED, 'ranks': [1, 2, 10**400]}, 'ranks are whole numbers'),
+    ('rankings', {**RANKED, 'ranks': [1, 2, float('inf')]}, 'ranks are whole numbers'),
+    ('rankings', {**RATED, 'score': 1e300}, "field 'score' is 1e+300; it must be a number from -1000000000 to"),
+    ('rankings', {**RATED, 'score': 10**400}, "field 'score' is 1000"),
+    ('rankings', {**RATED, 'score': float('nan')}, "field 'score' is NaN"),
+    ('rankings', {**RATED, 'score': True}, "field 'score' is true; it must be a number"),
+    ('rankings', {**RATED, 'score': 'nine'}, 'field \'score\' is "nine"; it must be a number'),
+    ('rankings', {**RATED, 'score': 'nan'}, "field 'score' is"),
+    ('rankings', {**RATED, 'score': '9' * 100_000 + 'x'}, "field 'score' is"),
+    ('rankings', {**RANKED, 'ranks': None, 'scores': [1, 2, -2e9]}, "field 'scores[2]' is -2000000000.0"),
+    ('rankings', {'prompt': 'p', 'chosen': 'a', 'rejected': 'a'}, 'all completions are the same text'),
+    ('rankings', {**RANKED, 'completions': ['a', 'a', 'a'], 'ranks': [1, 2, 3]}, 'all completions are the same text'),
+    ('prompts', {'messages': [{'role': 'system', 'content': ' '}]}, "field 'messages' is empty"),
+    ('prompts', b'{"prompt": "p", "note": ["\\ud83d"]}', "field 'note' holds half a character, \\ud83d"),
+    ('prompts', b'{"prompt": "p", "note": {"\\udc00": 1}}', "field 'note' holds half a character"),
+    ('prompts', b'{"prompt": "p", "note": ' + b'[' * 101 + b']' * 101 + b'}', 'more than 100 deep'),
 ]
 
 
@@ -300,7 +357,7 @@ def test_any_row_is_a_record_or_an_input_error(row, kind):
 # Real files.
 
 @pytest.mark.parametrize('name, kind, fields, rows, bad', [
-    ('pref_truthfulqa_judge.jsonl.xz', 'rankings', None, 24000, 148),
+    ('pref_truthfulqa_judge.jsonl.xz', 'rankings', None, 24000, 153),
     ('ranked4_qa_feedback.jsonl.xz', 'rankings', None, 334, 0),
     ('ranked4_qa_feedback.jsonl.xz', 'prompts', {'prompt': 'instruction'}, 334, 0),
     ('sft_llamafactory_alpaca_en.jsonl.xz', 'demonstrations', None, 999, 0),
@@ -311,7 +368,9 @@ def test_any_row_is_a_record_or_an_input_error(row, kind):
 def test_real_files_are_read_as_they_are(shared_data, name, kind, fields, rows, bad):
     records, report = read_rows(shared_data / name, kind, fields=fields, on_bad_row='skip')
     assert (len(records), len(report.skipped)) == (rows - bad, bad)
-    assert all("is empty; give its text" in reason for _, reason in report.skipped)
+    equal = [reason for _, reason in report.skipped if "all completions are the same text" in reason]
+    assert all("is empty; give its text" in reason for _, reason in report.skipped if reason not in equal)
+    assert len(equal) == (5 if bad else 0)
 
 
 def test_reading_does_not_import_jax():

@@ -4,6 +4,7 @@ import datetime
 import gzip
 import json
 import lzma
+import os
 import subprocess
 import sys
 
@@ -60,6 +61,38 @@ def test_json_lines_a_json_list_and_csv_hold_the_same_rows(tmp_path):
         assert found(tmp_path / name) == PAIRS, name
         records, report = read_rows(tmp_path / name, "rankings")
         assert [record.completions[0] for record in records] == [row["chosen"] for row in PAIRS]
+
+
+def test_numbers_and_empty_cells_of_csv(tmp_path):
+    (tmp_path / "rated.csv").write_text('completion,score,prompt,labeler\n"good, so",9,,ann\nbad,-1.5,,\n')
+    records, _ = read_rows(tmp_path / "rated.csv", "rankings")
+    assert [(row.completions, row.scores, row.prompt, row.labeler) for row in records] == [
+        ((" good, so",), (9.0,), "", "ann"), ((" bad",), (-1.5,), "", None)]  # fmt: skip
+    (tmp_path / "demos.csv").write_text("instruction,input,output\nadd,,2\nsub,1,0\n")
+    found, _ = read_rows(tmp_path / "demos.csv", "demonstrations")
+    assert [row.prompt for row in found] == ["add\nanswer:", "sub\n1\nanswer:"]
+
+
+def test_binary_columns_are_no_text(tmp_path, pyarrow):
+    image = {"text": "a", "image": b"\x00\x01", "many": [b"x"], "length": datetime.timedelta(seconds=3)}
+    path = write_parquet(tmp_path / "a.parquet", pyarrow.Table.from_pylist([image]))
+    (row,) = found(path)
+    assert json.loads(json.dumps(row)) == {"text": "a", "image": "<2 bytes>", "many": ["<1 bytes>"], "length": "0:00:03"}
+    assert read_rows(path, "documents")[0][0].text == "a"
+    with pytest.raises(InputError, match="a.parquet:1: field 'text' is binary data; it must be a string"):
+        read_rows(path, "documents", fields={"text": "old", "image": "text"})
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.txt", "a.parquet", "a.arrow"])
+def test_a_pipe_or_a_device_is_refused_and_nobody_waits_for_it(tmp_path, name, pyarrow):
+    os.mkfifo(tmp_path / name)
+    assert f"{name}: is a pipe or a device and no file" in failure(tmp_path / name)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / name).symlink_to("/dev/zero")
+    assert f"{name}: is a pipe or a device and no file" in failure(tmp_path / "link" / name)
+    if name == "a.txt":
+        with pytest.raises(InputError, match="is a pipe or a device"):
+            read_rows(tmp_path / name, "documents")
 
 
 SEPARATORS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"  # all of which str.splitlines splits at

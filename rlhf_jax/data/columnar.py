@@ -10,6 +10,11 @@ from typing import Any
 from rlhf_jax.data import files
 from rlhf_jax.errors import InputError
 
+
+class Binary(str):
+    """What a row has for binary data: a note to show, and no text to train on."""
+
+
 def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     """Yields ('file:row', row as a dict), rows counted from 1; an InputError in place of a bad row.
 
@@ -18,9 +23,9 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: the file is missing or broken, or pyarrow is not installed.
     """
+    files.check_content(path)
     if not path.is_file():
         raise InputError(f'{path}: no such file; {files.neighbours(path)}')
-    files.check_content(path)
     pyarrow = _pyarrow(path)
     left = max(files.ALWAYS_ALLOWED_BYTES, files.MAX_RATIO * path.stat().st_size)
     number = 0
@@ -71,7 +76,7 @@ def _plain(value: Any) -> tuple[Any, int]:
     if isinstance(value, dict):
         pairs = {name: _plain(entry) for name, entry in value.items()}
         return {name: pair[0] for name, pair in pairs.items()}, sum(pair[1] for pair in pairs.values())
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):  # a map is a list of pairs
         entries = [_plain(entry) for entry in value]
         return [entry[0] for entry in entries], sum(entry[1] for entry in entries)
     if isinstance(value, str):
@@ -81,8 +86,8 @@ def _plain(value: Any) -> tuple[Any, int]:
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat(), 8
     if isinstance(value, bytes):
-        return f'<{len(value)} bytes>', len(value)
-    return value, 8
+        return Binary(f'<{len(value)} bytes>'), len(value)
+    return (value if isinstance(value, (bool, int, float, type(None))) else str(value)), 8
 
 
 def _pyarrow(path: pathlib.Path):

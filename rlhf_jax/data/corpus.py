@@ -69,7 +69,13 @@ class FileCorpus:
             return self._split("prompts", split)
         kinds = [kind for kind in ("demonstrations", "rankings") if self.config[kind]]
         rows = [row for kind in kinds for row in self._split(kind, split)]
-        return [Prompt(prompt, row.row) for prompt, row in {row.prompt: row for row in rows}.items()]
+        first = {row.prompt: row for row in rows if row.prompt}  # a completion that is rated by itself may have none
+        if not first:
+            raise InputError(
+                f"no row of data.files.{' or '.join(kinds) or 'demonstrations'} in the {split} split has a prompt to "
+                "sample from; name some in data.files.prompts"
+            )
+        return [Prompt(prompt, row.row) for prompt, row in first.items()]
 
     def gold(self, prompt: Prompt, completion: str, finished: bool = True) -> None:
         """Real text has no gold labeler."""
@@ -119,10 +125,17 @@ class FileCorpus:
             fields=entry.fields or None,
             document_end=self.config.document_end or None,
             splits=entry.splits,
+            names=self._names(),
         )
         self.reports[f"{kind}: {path}"] = report
         name = ":".join(filter(None, [entry.name, "+".join(entry.splits)]))
         return Source(name, entry.weight, found if entry.count is None else _spread(found, entry.count))
+
+    def _names(self) -> list[str]:
+        """The fields by which rows are divided."""
+        config = self.config
+        used = {config.group_field: True, config.user_field: config.per_user, "labeler": config.held_out_labelers}
+        return [name for name, wanted in used.items() if name and wanted]
 
     def _rows(self, kind: str) -> list:
         return [row for source in self._sources(kind) for row in source.rows]

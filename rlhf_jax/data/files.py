@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from rlhf_jax.errors import InputError
+from rlhf_jax.files import check_is_no_pipe
 
 MAX_LINE_BYTES = 16 * 2**20
 
@@ -81,7 +82,8 @@ def not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def check_content(path: pathlib.Path) -> None:
-    """Raises InputError where git left a pointer in place of a large file."""
+    """Raises InputError for a pipe or a device, and where git left a pointer in place of a large file."""
+    check_is_no_pipe(path)
     try:
         with open(path, 'rb') as file:
             pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER

@@ -134,6 +134,9 @@ def _rows(dataset: Dataset, found: dict, on_bad_row: str, where: dict[str, str],
                     if any(str(ours.get(column)) != value for column, value in where.items()):
                         report.not_wanted += 1
                         continue
+                    if len(set(ours.get('completions', ()))) == 1:
+                        report.left_out.setdefault('all completions are the same', []).append(place)
+                        continue
                     parse_row(ours, dataset.kind)
                     report.rows[split] = report.rows.get(split, 0) + 1
                     if 'group' in ours:

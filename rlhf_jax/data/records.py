@@ -15,24 +15,28 @@ and what belongs to it depends on the kind of data:
     rankings         chosen, rejected | completions, ranks or scores [, labeler, group, models, finished]
                      | completion, score (rated by itself; may lack a prompt)
 
-Fields of other names are kept in the record's `row`.
+Ranks are whole numbers from 1 (best) to MOST_RANK, scores numbers from -MOST_SCORE to MOST_SCORE. Fields of other names are kept in the record's `row`.
 """
 
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from rlhf_jax.data import files, rows
+from rlhf_jax.data import documents, files, rows
 from rlhf_jax.data import template as template_lib
-from rlhf_jax.data.rows import DOCUMENT_END, Row, type_name
+from rlhf_jax.data.rows import Row, check_characters, type_name
 from rlhf_jax.data.template import Template
 from rlhf_jax.errors import InputError
 
 Kind = Literal['documents', 'prompts', 'demonstrations', 'rankings']
+
+MOST_RANK = 2**31 - 1  # they become int32
+MOST_SCORE = 1e9  # float32 keeps seven digits, and squares of larger ones do not fit into sums
+
+_NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?', re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Ranking:
     it ended by itself (None: all did). `group` is what a split must not divide. `scores` are the
     labeler's, higher is better, where the ranks come from these. `sampled` are the completions' token
     ids as a model of the run wrote them, with the token that ended it: text can be written in several.
+    `repeats` counts completions of the row that are left out, because the same text has another rank.
     """
     prompt: str
     completions: tuple[str, ...]
@@ -76,6 +81,7 @@ class Ranking:
     row: Row
     scores: tuple[float, ...] | None = None
     sampled: tuple[tuple[int, ...], ...] | None = None
+    repeats: int = 0
 
     @property
     def unit(self) -> tuple:
@@ -98,11 +104,14 @@ class ReadReport:
     kept: int
     skipped: tuple[tuple[str, str], ...]
     all_tied: int
+    repeats: int = 0  # completions left out
 
     def __str__(self) -> str:
         text = f'{self.path}: {self.kept} rows'
         if self.all_tied:
             text += f', {self.all_tied} of them rank all completions equal'
+        if self.repeats:
+            text += f', {self.repeats} completions left out that repeat another one under another rank'
         if self.skipped:
             text += f', {len(self.skipped)} bad ones skipped'
         return text
@@ -117,6 +126,7 @@ def read_rows(
     fields: Mapping[str, str] | None = None,
     document_end: str | None = None,
     splits: Collection[str] = (),
+    names: Collection[str] = (),
 ) -> tuple[list[Record], ReadReport]:
     """Reads a file or folder of rows of one kind.
 
@@ -130,6 +140,7 @@ def read_rows(
         document_end: regular expression between the documents of a .txt file, where they are
             divided neither by `<|endoftext|>` lines nor by blank lines.
         splits: only these of a folder that publishes splits.
+        names: fields of the file that hold a name, a string or a whole number, wherever a row has them.
 
     Raises:
         InputError: one sentence that names file and line, and what would be right.
@@ -140,7 +151,7 @@ def read_rows(
         raise InputError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
     file_type = files.file_type(path)
     if file_type == '.txt' and kind == 'documents':
-        texts = _split_documents(files.read_text(path), document_end)
+        texts = documents.split(files.read_text(path), document_end)
         return [Document(text) for text in texts], ReadReport(str(path), len(texts), (), 0)
     if file_type not in rows.SUFFIXES and not os.path.isdir(path):
         wanted = ('.txt', *rows.SUFFIXES) if kind == 'documents' else rows.SUFFIXES
@@ -151,6 +162,9 @@ def read_rows(
         try:
             if isinstance(row, InputError):
                 raise row
+            for name in names:
+                if row.get(name) != '':
+                    _label(row, name)
             records.append(parse_row(row, kind, template, fields))
         except InputError as error:
             if on_bad_row == 'error':
@@ -159,8 +173,10 @@ def read_rows(
     if not records:
         first = f'; the first of {len(skipped)} bad rows: {skipped[0][1]}' if skipped else ''
         raise InputError(f'{path}: no usable row{first}')
-    all_tied = sum(record.all_tied for record in records) if kind == 'rankings' else 0
-    return records, ReadReport(str(path), len(records), tuple(skipped), all_tied)
+    counts = ()
+    if kind == 'rankings':
+        counts = sum(record.all_tied for record in records), sum(record.repeats for record in records)
+    return records, ReadReport(str(path), len(records), tuple(skipped), *(counts or [0]))
 
 
 def parse_row(
@@ -226,14 +242,29 @@ def _ranking(row: Row, source: Row, template: Template) -> Ranking:
             scores = tuple(_score(score, f'scores[{i}]') for i, score in enumerate(given))
             ranks = ranks_of(scores)
         else:
-            ranks = tuple(_list(row, 'ranks', len(texts)))
-        if any(type(rank) is not int or rank < 1 for rank in ranks):
-            raise InputError(f"field 'ranks' is {_shown(ranks)}; "
-                             'ranks are whole numbers from 1 (best), equal for a tie')
+            given = _list(row, 'ranks', len(texts))
+            ranks = tuple(_whole(rank) for rank in given)
+            if not all(rank and 1 <= rank <= MOST_RANK for rank in ranks):
+                raise InputError(f"field 'ranks' is {_shown(given)}; ranks are whole numbers from 1 (best) to "
+                                 f'{MOST_RANK}, equal for a tie')
     models = _optional_list(row, 'models', len(texts), str, 'strings')
     finished = _optional_list(row, 'finished', len(texts), bool, 'true or false')
-    return Ranking(prompt, tuple(_completion(row, text, template) for text in texts), ranks,
-                   _label(row, 'labeler'), _label(row, 'group'), models, finished, source, scores)
+    kept = _without_repeats(texts, ranks, finished)
+    if len(kept) < 2:
+        raise InputError('all completions are the same text, and one is ranked above another; leave the row out')
+    chosen = lambda values: values and tuple(values[place] for place in kept)
+    return Ranking(prompt, tuple(_completion(row, texts[place], template) for place in kept), chosen(ranks),
+                   _label(row, 'labeler'), _label(row, 'group'), chosen(models), chosen(finished), source,
+                   chosen(scores), repeats=len(texts) - len(kept))
+
+
+def _without_repeats(texts: Sequence[str], ranks: Sequence[int], finished: Sequence[bool] | None) -> list[int]:
+    """The places of all but those that repeat an earlier one under another rank: nobody prefers a text to itself."""
+    first, kept = {}, []
+    for place, (text, rank) in enumerate(zip(texts, ranks)):
+        if first.setdefault((text, finished and finished[place]), rank) == rank:
+            kept.append(place)
+    return kept
 
 
 def _rated(row: Row, source: Row, template: Template) -> Ranking:
@@ -288,9 +319,11 @@ def _turns(row: Row) -> list[dict[str, str]]:
         if role not in template_lib.ROLES:
             raise InputError(f"field 'messages[{i}].role' is {_shown(role)}; "
                              f'roles are {", ".join(template_lib.ROLES)}')
-        content = _not_blank(message.get('content'), f'messages[{i}].content')
+        name, content = f'messages[{i}].content', message.get('content')
+        # A system turn without text is one that says nothing; some templates then leave their own away.
+        content = string_of(content, name) if role == 'system' else _not_blank(content, name)
         turns.append({'role': role, 'content': content})
-    if not turns:
+    if not any(turn['content'].strip() for turn in turns):
         raise InputError("field 'messages' is empty; a chat has at least one turn")
     return turns
 
@@ -321,20 +354,25 @@ def _not_blank(value: Any, name: str) -> str:
 
 def string_of(value: Any, name: str) -> str:
     """The text of a field; raises InputError where it is no string, or holds half a character."""
-    if not isinstance(value, str):
+    if type(value) is not str:  # Binary is no text
         raise InputError(f'field {name!r} is {type_name(value)}; it must be a string')
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f'field {name!r} holds half a character, \\u{ord(value[error.start]):04x} '
-                         'without its other half; remove it') from None
+    check_characters(value, name)
     return value
 
 
 def _score(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f'field {name!r} is {_shown(value)}; it must be a number')
+    if type(value) is str and len(value) < 50 and _NUMBER.fullmatch(value.strip()):  # CSV knows no numbers
+        value = float(value)
+    if type(value) not in (int, float) or not abs(value) <= MOST_SCORE:
+        raise InputError(f'field {name!r} is {_shown(value)}; it must be a number from -{MOST_SCORE:.0f} to '
+                         f'{MOST_SCORE:.0f}')
     return float(value)
+
+
+def _whole(value: Any) -> int | None:
+    """The whole number that a value is, also as 1.0; None if it is none."""
+    whole = type(value) is int or type(value) is float and value.is_integer()
+    return int(value) if whole else None
 
 
 def _list(row: Row, name: str, length: int | None = None) -> list:
@@ -360,9 +398,8 @@ def _optional_list(row: Row, name: str, length: int, entry: type, entries: str) 
 
 def _label(row: Row, name: str) -> str | None:
     value = row.get(name)
-    if value is None or type(value) is int:
-        return None if value is None else str(value)
-    return _not_blank(value, name)
+    number = _whole(value)
+    return None if value is None else _not_blank(value, name) if number is None else str(number)
 
 
 def _has(row: Row) -> str:
@@ -378,10 +415,3 @@ def _shown(value: Any) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 100 else text[:97] + '...'
-
-
-def _split_documents(text: str, document_end: str | None) -> list[str]:
-    if document_end is None:
-        marker = rf'(?m)^{re.escape(DOCUMENT_END)}[ \t]*$'
-        document_end = marker if re.search(marker, text) else r'\n(?:[ \t]*\n)+'
-    return [part.strip('\n') for part in re.split(document_end, text) if part.strip()]

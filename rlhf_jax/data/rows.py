@@ -12,14 +12,15 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from rlhf_jax.data import columnar, files, folders, prepared
+from rlhf_jax.data import columnar, documents, files, folders, prepared
 from rlhf_jax.errors import InputError
 
 Row = dict[str, Any]
 
 SUFFIXES = folders.SUFFIXES
 
-DOCUMENT_END = '<|endoftext|>'
+# Deeper ones are written by accident; Python's own limit depends on where a row is read.
+_DEEPEST = 100
 
 
 def read(path: str | os.PathLike, *, expect: type = dict, splits: Collection[str] = ()
@@ -56,7 +57,7 @@ def read(path: str | os.PathLike, *, expect: type = dict, splits: Collection[str
 def type_name(value: Any) -> str:
     """What a value is, in words: 'a number'."""
     names = {type(None): 'null', bool: 'true or false', int: 'a number', float: 'a number',
-             str: 'a string', list: 'a list', dict: 'an object'}
+             str: 'a string', list: 'a list', dict: 'an object', columnar.Binary: 'binary data'}
     return names.get(type(value), f'a {type(value).__name__}')
 
 
@@ -99,7 +100,7 @@ def _parse_line(line: bytes | None, number: int, expect: type) -> Any:
                   if isinstance(error, json.JSONDecodeError) else str(error))
         raise InputError(f'not valid JSON ({detail}); a row is one JSON object on one line'
                          ) from None
-    return _expected(row, expect, 'the line')
+    return _checked(_expected(row, expect, 'the line'), text)
 
 
 def _read_json_list(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
@@ -112,13 +113,14 @@ def _read_json_list(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
         line, counted = line + text.count('\n', counted, position), position
         if text.startswith(']', position):
             break
+        begin = position
         try:
             row, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise InputError(f'{path}:{line}: not valid JSON ({getattr(error, "msg", error)}); the '
                              'file must be one list of objects, or have one object a line') from None
         try:
-            yield f'{path}:{line}', _expected(row, dict, 'the entry')
+            yield f'{path}:{line}', _checked(_expected(row, dict, 'the entry'), text[begin:position])
         except InputError as error:
             yield f'{path}:{line}', error
     if text[position + 1:].strip():
@@ -142,17 +144,17 @@ def _read_csv(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
             elif len(values) != len(names):
                 yield place, InputError(f'{len(values)} values for {len(names)} columns')
             else:
-                yield place, dict(zip(names, values))
+                yield place, {name: value or None for name, value in zip(names, values)}  # an empty cell is no value
     except csv.Error as error:
         raise InputError(f'{path}:{begin}: not valid CSV ({error})') from None
 
 
 def _read_documents(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """Documents end at lines `<|endoftext|>`; in a file without one, at blank lines."""
-    marked = any(line.rstrip(' \t\n') == DOCUMENT_END for line in _text_lines(path))
+    """As documents.split divides them, in bounded memory."""
+    marked = any(line.rstrip(' \t\n') == documents.MARKER for line in _text_lines(path))
     lines, begin = [], 1
     for number, line in enumerate(itertools.chain(_text_lines(path), [None]), start=1):
-        if line is not None and (line.rstrip(' \t\n') != DOCUMENT_END if marked else line.strip(' \t\n')):
+        if line is not None and (line.rstrip(' \t\n') != documents.MARKER if marked else line.strip(' \t\n')):
             lines.append(line)
             continue
         if (text := ''.join(lines).strip('\n')).strip():
@@ -175,6 +177,35 @@ def _expected(row: Any, expect: type, what: str) -> Any:
         wanted = 'a JSON object, {...}' if expect is dict else 'a JSON list, [...]'
         raise InputError(f'{what} holds {type_name(row)}; a row is {wanted}')
     return row
+
+
+def _checked(row: Any, text: str) -> Any:
+    """The row that `text` says, if all of it can be written again: no half characters, no depth without end."""
+    if '\\u' in text or text.count('[') + text.count('{') > _DEEPEST:
+        fields = row.items() if isinstance(row, dict) else enumerate(row)
+        for name, value in fields:
+            level = [name, value]
+            for _ in range(_DEEPEST):
+                for entry in level:
+                    if isinstance(entry, str):
+                        check_characters(entry, name)
+                inner = [entry for entry in level if isinstance(entry, (list, dict))]
+                level = [part for entry in inner for part in (
+                    entry if isinstance(entry, list) else itertools.chain.from_iterable(entry.items()))]
+                if not level:
+                    break
+            else:
+                raise InputError(f'field {name!r} holds lists or objects more than {_DEEPEST} deep')
+    return row
+
+
+def check_characters(text: str, name: Any) -> None:
+    """Raises InputError where the text of a field holds half of a character, which no file can keep."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f'field {name!r} holds half a character, \\u{ord(text[error.start]):04x} '
+                         'without its other half; remove it') from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Row:

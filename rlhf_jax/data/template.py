@@ -78,8 +78,12 @@ class Template:
         return _fill(_cue(self.without_input)[0], instruction=instruction)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for the assistant's next turn after `messages` ({role, content} each)."""
-        turns = [self._turn(message['role'], message['content']) for message in messages]
+        """The prompt for the assistant's next turn after `messages` ({role, content} each).
+
+        A system turn without text is left away.
+        """
+        turns = [self._turn(message['role'], message['content']) for message in messages
+                 if message['role'] != 'system' or message['content'].strip()]
         return '\n'.join([*turns, _cue(self.assistant)[0]])
 
     def completion(self, output: str, *, chat: bool = False) -> str:
