@@ -19,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_jax import generate, run as run_lib, terminal
+from rlhf_jax.command_line import option
+from rlhf_jax.config.ranges import NOT_NEGATIVE
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import InputError, as_command
@@ -183,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stage", help="the policy beside base and SFT; default: the last one")
     parser.add_argument("--instruction", help="answer this one and stop")
     parser.add_argument("--input", default="", help="what the instruction is about")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest tokens")
+    parser.add_argument("--temperature", type=option(NOT_NEGATIVE), default=1.0, help="0: the likeliest tokens")
     options = parser.parse_args(arguments)
     console = terminal.console()
     run = run_lib.open_run(options.workdir)

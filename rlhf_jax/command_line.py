@@ -4,14 +4,17 @@ absl and ml_collections read it. Their own end is exit status 1, with a usage or
 for a crash and starts the program again.
 """
 
+import argparse
 import contextlib
 import functools
 import importlib.util
 import os
+import pathlib
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -19,6 +22,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import terminal
 from rlhf_jax.config import page
 from rlhf_jax.config.checks import field_of, nearest, partial_section_of
+from rlhf_jax.config.ranges import Range
 from rlhf_jax.errors import EXIT_BAD_INPUT, InputError, as_command
 
 
@@ -32,6 +36,28 @@ def run(name: str, main: Callable[[list[str]], int | None], fields: bool = True)
     """
     with terminal.guarded():
         app.run(as_command(name)(main), flags_parser=functools.partial(_parse, name, fields))
+
+
+def option(allowed: Range) -> Callable[[str], Any]:
+    """The `type` of an argparse option that takes what a range allows."""
+
+    def read(text: str) -> Any:
+        try:
+            value = allowed.type(text)
+        except ValueError:
+            value = text
+        if not allowed.holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is given, and it must be {allowed.says}")
+        return value
+
+    return read
+
+
+def folder(text: str) -> pathlib.Path:
+    """The `type` of an argparse option that names a folder; an empty one is an unset variable, and no folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a folder")
+    return pathlib.Path(text)
 
 
 def load(path: str) -> ConfigDict:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import importlib
 import json
 import math
 import pathlib
@@ -337,3 +338,19 @@ def test_the_benchmark_checks_its_own_fields():
     bench.works, bench.repeats, bench.model.num_heads = ("sample", "sample"), 0, -1
     with pytest.raises(InputError, match=r"^model.num_heads=-1 must .*; works=\('sample', 'sample'\) must .*; repeats=0 must be a whole"):
         checks.check_values("", bench, bench_fields.FIELDS)
+
+
+@pytest.mark.parametrize(
+    "command, flags, said",
+    [
+        ("world.__main__", ["--out="], "--out: it is empty: name a folder"),
+        ("world.__main__", ["--out=x", "--seed=-1"], "--seed: '-1' is given, and it must be a whole number from 0 to 4294967295"),
+        ("data.prepare", ["--dataset=dolly", "--source=", "--out=x"], "--source: it is empty"),
+        ("chat", ["--workdir=x", "--temperature=nan"], "--temperature: 'nan' is given, and it must be a number from 0"),
+        ("chat", ["--workdir=x", "--temperature=cold"], "--temperature: 'cold' is given, and it must be a number from 0"),
+    ],
+)
+def test_options_of_other_commands_have_ranges_too(command, flags, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"rlhf_jax.{command}").main(flags)
+    assert end.value.code == 2 and said in capsys.readouterr().err

@@ -18,7 +18,7 @@ from typing import Any
 
 import rich.status
 
-from rlhf_jax import terminal
+from rlhf_jax import command_line, terminal
 from rlhf_jax.data import download, folders, prepared, rows
 from rlhf_jax.data.public import DATASETS, Dataset, LeftOut
 from rlhf_jax.data.records import parse_row
@@ -203,8 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog='python -m rlhf_jax.data.prepare', description=__doc__, epilog=f'datasets:\n{listed}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--dataset', required=True, help='which one, see below')
-    parser.add_argument('--source', type=pathlib.Path, required=True, help="the folder of the source's files")
-    parser.add_argument('--out', type=pathlib.Path, required=True, help='the folder to write it into')
+    parser.add_argument('--source', type=command_line.folder, required=True, help="the folder of the source's files")
+    parser.add_argument('--out', type=command_line.folder, required=True, help='the folder to write it into')
     parser.add_argument('--where', action='append', default=[], metavar='COLUMN=VALUE',
                         help='only rows with this value, e.g. lang=en; may be given several times')
     parser.add_argument('--chat', action='store_true',

@@ -35,6 +35,7 @@ _RUNNER = flags.DEFINE_enum(
     "Who runs the arms: this job one after another, or small models all at once, or a job each on Slurm.",
 )  # fmt: skip
 _STAGES = flags.DEFINE_string("stages", None, "Where arms share stages (WORKDIR/stages); sweeps that name one folder share it.")
+flags.register_validator("stages", lambda path: path != "", "it is empty: name a folder, or leave the flag out")
 _ARMS = flags.DEFINE_string("arms", "", "Only these arms: 3:7 (3 to 6), 5, or 0,4,8:.")
 _LIST = flags.DEFINE_bool("list", False, "List the arms and what became of them, and stop.")
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Say what would be computed, and stop.")

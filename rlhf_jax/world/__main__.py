@@ -6,6 +6,8 @@ import pathlib
 import statistics
 import sys
 
+from rlhf_jax.command_line import folder, option
+from rlhf_jax.config.ranges import SEED
 from rlhf_jax.errors import InputError, as_command
 from rlhf_jax.files import write_json_lines
 from rlhf_jax.world import World
@@ -62,8 +64,8 @@ def write_world(world: World, out: pathlib.Path) -> None:
 @as_command("rlhf_jax.world")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.world", description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write into")
-    parser.add_argument("--seed", type=int, default=0, help="which world")
+    parser.add_argument("--out", type=folder, required=True, help="folder to write into")
+    parser.add_argument("--seed", type=option(SEED), default=0, help="which world")
     options = parser.parse_args(arguments)
     write_world(World(options.seed), options.out)
 
