@@ -290,9 +290,9 @@ for line in sys.stdin.read().splitlines():
         try:
             job.main("rlhf_jax", main.work)
         except SystemExit as end:
-            print(end.code, file=sys.stderr, flush=True)
-        os._exit(0)
-    os.wait()
+            sys.stderr.flush()
+            os._exit(end.code)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), file=sys.stderr, flush=True)
 """
 
 
@@ -346,6 +346,8 @@ def test_the_benchmark_checks_its_own_fields():
         ("world.__main__", ["--out="], "--out: it is empty: name a folder"),
         ("world.__main__", ["--out=x", "--seed=-1"], "--seed: '-1' is given, and it must be a whole number from 0 to 4294967295"),
         ("data.prepare", ["--dataset=dolly", "--source=", "--out=x"], "--source: it is empty"),
+        ("generate.__main__", ["--model=x", "--prompt=y", "--top_p=0"], "--top_p: '0' is given, and it must be a number above 0 and at most 1"),
+        ("generate.__main__", ["--model=x", "--prompt=y", "--samples=0"], "--samples: '0' is given, and it must be a whole number from 1"),
         ("chat", ["--workdir=x", "--temperature=nan"], "--temperature: 'nan' is given, and it must be a number from 0"),
         ("chat", ["--workdir=x", "--temperature=cold"], "--temperature: 'cold' is given, and it must be a number from 0"),
     ],

@@ -44,11 +44,11 @@ class Number:
     @property
     def says(self) -> str:
         noun = "a whole number" if self.type is int else "a number"
-        low = f"from {self.low:.12g}" if self.low is not None else f"above {self.above:.12g}" if self.above is not None else ""
-        high = f"to {self.high:.12g}" if self.high is not None else f"below {self.below:.12g}" if self.below is not None else ""
-        if self.type is int and self.high == LARGEST:
-            high = ""
-        bounds = " and ".join(filter(None, [low, high])).replace(" and to", " to")
+        high = None if self.type is int and self.high == LARGEST else self.high
+        bounds = {"from": self.low, "above": self.above, "at most": high, "below": self.below}
+        bounds = " and ".join(f"{word} {bound:.12g}" for word, bound in bounds.items() if bound is not None)
+        if self.low is not None:
+            bounds = bounds.replace(" and at most", " to")
         other = f", or {self.also}" if self.also is not None else ""
         return f"{noun} {bounds}{other}" if bounds else "a finite number"
 

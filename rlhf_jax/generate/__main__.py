@@ -15,7 +15,6 @@ a user's turn of a plain prompt. Completions depend on the seed and the batch si
 import argparse
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import sys
@@ -27,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import attention, generate, hf, hosts, keys, progress, run as run_lib, sharding
+from rlhf_jax.command_line import option
+from rlhf_jax.config.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Number
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.chat_template import ChatTemplate, shown
 from rlhf_jax.data.records import read_rows
@@ -259,31 +260,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     given.add_argument("--prompts", help="JSON lines with prompt, messages or instruction; plain, .xz or .gz")
     parser.add_argument("--chat", action="store_true", help="a prompt is a user's turn, in the model's chat template")
     parser.add_argument("--out", help="the file of JSON lines; default: standard output")
-    parser.add_argument("--max_new_tokens", type=_number(int, 1), help="default: 128, or half of a small model's context")
-    parser.add_argument("--temperature", type=_number(float, 0), default=1.0, help="0: the likeliest tokens")
-    parser.add_argument("--top_k", type=_number(int, 0), default=0, help="of so many tokens; 0: of all")
-    parser.add_argument("--top_p", type=_number(float, 0, 1), default=1.0, help="of the likeliest with this probability")
-    parser.add_argument("--repetition_penalty", type=_number(float, 1e-6), help="divides the logits of tokens that are there "
+    parser.add_argument("--max_new_tokens", type=option(COUNT), help="default: 128, or half of a small model's context")
+    parser.add_argument("--temperature", type=option(NOT_NEGATIVE), default=1.0, help="0: the likeliest tokens")
+    parser.add_argument("--top_k", type=option(COUNT_OR_NONE), default=0, help="of so many tokens; 0: of all")
+    parser.add_argument("--top_p", type=option(Number(above=0, high=1)), default=1.0, help="of the likeliest with this probability")
+    parser.add_argument("--repetition_penalty", type=option(POSITIVE), help="divides the logits of tokens that are there "
                         "already; 1: does nothing; default: generation_config.json's of a Hugging Face directory")
-    parser.add_argument("--samples", type=_number(int, 1), default=1, help="completions of each prompt")
-    parser.add_argument("--seed", type=_number(int, 0), default=0)
-    parser.add_argument("--batch_size", type=_number(int, 1), default=16, help="completions sampled at once")
-    parser.add_argument("--tensor", type=_number(int, 1), default=1, help="devices that the model is split over")
+    parser.add_argument("--samples", type=option(COUNT), default=1, help="completions of each prompt")
+    parser.add_argument("--seed", type=option(SEED), default=0)
+    parser.add_argument("--batch_size", type=option(COUNT), default=16, help="completions sampled at once")
+    parser.add_argument("--tensor", type=option(COUNT), default=1, help="devices that the model is split over")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="of the computation")
     return parser.parse_args(arguments)
-
-
-def _number(kind: type, least: float, most: float = math.inf):
-    """A flag's type: a finite number in this range; above 0 where `most` is given."""
-
-    def read(text: str):
-        value = kind(text)
-        if not (math.isfinite(value) and least <= value <= most) or value == 0 and most < math.inf:
-            raise ValueError(text)
-        return value
-
-    read.__name__ = f"number ({kind.__name__})"  # argparse: "invalid number (int) value: '-1'"
-    return read
 
 
 def _follow_release(model: Model, options: argparse.Namespace) -> None:
