@@ -134,8 +134,8 @@ class FileCorpus:
     def _names(self) -> list[str]:
         """The fields by which rows are divided."""
         config = self.config
-        used = {config.group_field: True, config.user_field: config.per_user, "labeler": config.held_out_labelers}
-        return [name for name, wanted in used.items() if name and wanted]
+        wanted = [config.group_field, config.per_user and config.user_field, config.held_out_labelers and "labeler"]
+        return [name for name in wanted if name]
 
     def _rows(self, kind: str) -> list:
         return [row for source in self._sources(kind) for row in source.rows]
