@@ -231,8 +231,12 @@ class Run:
             kinds = {"lm": "a language model", "scalar": "a reward model"}
             raise InputError(f"{folder} is {kinds[found]}; {kinds[head]} is needed here")
         theirs, ours = folder / "tokenizer.json", self.path / "tokenizer.json"
-        if theirs.is_file() and _vocabulary(theirs) != _vocabulary(ours):
-            raise InputError(f"{folder} reads other tokens than this run: set tokenizer.path={name}/tokenizer.json")
+        if theirs.is_file():
+            same = _vocabulary(theirs) == _vocabulary(ours)
+        else:  # GPT-2's pair of files, or none
+            same = not (folder / "vocab.json").is_file() or Tokenizer.load(folder).same_ids(self.tokenizer)
+        if not same:
+            raise InputError(f"{folder} reads other tokens than this run, or gives them other ids: set tokenizer.path={name}")
         if shape.vocab_size < self.tokenizer.vocab_size:
             raise InputError(f"{folder} knows {shape.vocab_size} tokens, and the tokenizer has {self.tokenizer.vocab_size}")
 

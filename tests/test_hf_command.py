@@ -299,6 +299,26 @@ def test_a_name_that_is_nothing_is_said(run):
             use()
 
 
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
+def test_the_same_tokens_with_other_ids_are_refused(run, tmp_path, files):
+    folder = tmp_path / "released_reward_model"
+    theirs = json.loads((folder / "tokenizer.json").read_text())
+    vocab = theirs["model"]["vocab"]
+    if files != "tokenizer.json":  # what belongs to the run, and then not
+        (folder / "tokenizer.json").unlink()
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in theirs["model"]["merges"]]
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+        (folder / "vocab.json").write_text(json.dumps(vocab))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+        run.check_released("ppo")
+    first, second = [text for text in vocab if vocab[text] in (100, 101)]
+    vocab |= {first: vocab[second], second: vocab[first]}
+    path = folder / files.partition(" and ")[0]
+    path.write_text(json.dumps(theirs if files == "tokenizer.json" else vocab))
+    with pytest.raises(InputError, match="released_reward_model reads other tokens than this run, or gives them other ids"):
+        run.check_released("ppo")
+
+
 def test_a_reward_model_of_other_tokens_is_refused(run, tmp_path):
     Tokenizer.train(["quite another text than before"], 270).save(tmp_path / "released_reward_model" / "tokenizer.json")
     with pytest.raises(InputError, match="released_reward_model reads other tokens than this run"):

@@ -83,13 +83,73 @@ def test_a_config_that_we_cannot_follow_is_named(folder, changes, sentence):
     "layers, sentence",
     [
         (10**9, "config.json: 1000000000 layers, and the files have only 29 tensors"),
-        (10**12, "config.json: model.num_layers=1000000000000 must be a whole number from 1, .* fit into 32 bits"),
+        (10**12, "config.json: 'num_hidden_layers' is 1000000000000; it must be at most 1,000,000,000"),
     ],
 )
 def test_more_layers_than_tensors_are_refused_at_once(folder, layers, sentence):
     (folder / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": layers}))
     with pytest.raises(InputError, match=sentence):
         load(folder)
+
+
+NONSENSE = [
+    0, -1, 0.5, float("nan"), float("inf"), 10**400, -(10**400), 1e300, 2**31 - 1, 2**31, "a", "", [], [1], [["a"]], {}, {"a": 1},
+    None, True, False,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", hf.families.FAMILIES)
+def test_no_value_of_any_setting_is_more_than_a_sentence(tmp_path, model_type):
+    """Of the type and of the range: what is refused names the file, what is accepted has the shapes that it says."""
+    family = hf.families.FAMILIES[model_type]
+    gated = {"llama": "swiglu", "mistral": "swiglu", "qwen2": "swiglu", "qwen3": "swiglu", "gemma": "geglu"}
+    shape = model.TransformerConfig(
+        vocab_size=61, num_layers=2, embed_dim=24, num_heads=4, max_length=48, mlp=gated.get(model_type, "gelu"), **family.fields
+    )
+    whole = {"model_type": model_type, **family.to_json(shape)}
+    others = ("architectures", "id2label", "num_labels", "rope_scaling", "rope_parameters", "sliding_window", "quantization_config")
+    rope = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 32}
+    changes = [{name: value} for name in {*whole, *others} for value in NONSENSE]
+    changes += [{"rope_scaling": rope | {name: value}} for name in (*rope, "rope_theta", "type") for value in NONSENSE]
+    refused = 0
+    classifier = {"architectures": [family.classes[1]]}
+    for change in changes:
+        (tmp_path / "config.json").write_text(json.dumps(whole | classifier | change))
+        for read in (hf.load_config, hf.head_of):
+            try:
+                read(tmp_path)
+            except InputError as error:
+                refused += 1
+                assert "config.json: " in str(error) and len(str(error)) < 400 and "\n" not in str(error), change
+    assert refused > 100
+
+
+def test_a_vocabulary_and_a_context_beyond_reason_are_refused_before_anything_is_made(folder):
+    for change, sentence in {
+        "vocab_size": r"tensor 'model.embed_tokens.weight' is \[70, 24\]; by config.json it must be \[1000000000, 24\]",
+        "hidden_size": "tensor '.*' is .*; by config.json it must be",
+    }.items():
+        (folder / "config.json").write_text(json.dumps(LLAMA | {change: 10**9 if change == "vocab_size" else 2**20, "head_dim": 6}))
+        with pytest.raises(InputError, match=sentence):
+            load(folder)
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"max_position_embeddings": 2**31}))
+    with pytest.raises(InputError, match="'max_position_embeddings' is 2147483648; it must be at most 1,000,000,000"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_finite_number_is_named(folder, tmp_path, name, value):
+    tensors = read_tensors(folder)
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[3] = value
+    write_tensors(folder, tensors)
+    sentence = rf"model\.safetensors: tensor '{re.escape(name)}' has values that are no finite numbers"
+    with pytest.raises(InputError, match=sentence):
+        load(folder)
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(InputError, match=sentence):
+        hf.copy(folder, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])
@@ -261,7 +321,7 @@ def test_an_index_that_is_not_true_is_refused(sharded):
         load(sharded)
     for text in ("[]", '{"weight_map": 5}', '{"weight_map": {"a": 5}}'):
         (sharded / tensors_lib.INDEX).write_text(text)
-        with pytest.raises(InputError, match="'weight_map' must be an object of tensor names and file names"):
+        with pytest.raises(InputError, match="is not a JSON object|'weight_map' must be an object of tensor names and file names"):
             load(sharded)
 
 

@@ -244,6 +244,16 @@ def test_another_vocabulary_than_the_model_s_is_refused(tmp_path, vocab_size, se
     ({"tokenizer_config": {"eos_token": 2}}, r"tokenizer_config\.json: 'eos_token' is 2, which no release has there"),
     ({"tokenizer_config": {"chat_template": 1}}, r"tokenizer_config\.json: 'chat_template' is 1"),
     ({"generation_config": [1]}, r"generation_config\.json is not a JSON object"),
+    ({"tokenizer_config": {"added_tokens_decoder": {"a": {"content": "<new>"}}}}, "'added_tokens_decoder' is .*no release"),
+    ({"tokenizer_config": {"added_tokens_decoder": {"77": {"content": 5}}}}, "'added_tokens_decoder' is .*no release"),
+    ({"tokenizer_config": {"added_tokens_decoder": {"77": {"content": "a", "special": "yes"}}}}, "'added_tokens_decoder' is"),
+    ({"tokenizer_config": {"eos_token": {"content": ["</s>"]}}}, "'eos_token' is .*no release"),
+    ({"tokenizer_config": {"additional_special_tokens": [1]}}, "'additional_special_tokens' is"),
+    ({"tokenizer_config": {"chat_template": [{"name": "default", "template": 1}]}}, "'chat_template' is"),
+    ({"config": {"model_type": "llama", "vocab_size": 486.0}}, "config.json: 'vocab_size' is 486.0"),
+    ({"config": {"model_type": "llama", "vocab_size": -1}}, "config.json: 'vocab_size' is -1"),
+    ({"added_tokens": {"<new>": "a"}}, r"added_tokens\.json must be an object of tokens and their ids"),
+    ({"vocab": {"</s>": 1}}, "the token '</s>' has the id 2, but vocab.json gives it 1; take all files from one release"),
     ({"tokenizer_config": {"added_tokens_decoder": {"77": {"content": "<new>"}}}}, "the token '<new>' has the id 486, but"),
 ], ids=str)  # fmt: skip
 def test_files_that_contradict_each_other_are_refused(tmp_path, files, sentence):

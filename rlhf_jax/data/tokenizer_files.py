@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,34 @@ _BPE_FILES = (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe'))
 _BPE_CLASSES = (None, 'GPT2Tokenizer', 'GPT2TokenizerFast', 'PreTrainedTokenizerFast', 'TokenizersBackend')
 _NAMED = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 _OTHERS = (CONFIG, 'special_tokens_map.json', 'added_tokens.json', GENERATION, CHAT_TEMPLATE)
+_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
+
+
+def _is_token(value: Any) -> bool:
+    """A token is written as its text, or as an object that has it."""
+    if isinstance(value, dict):
+        return isinstance(value.get('content'), str) and all(isinstance(value.get(name, True), bool) for name in _FLAGS)
+    return isinstance(value, str)
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list | dict) and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+
+
+def _are_templates(value: Any) -> bool:
+    """One text, or several by name."""
+    if isinstance(value, list):
+        value = {i: entry.get('template') for i, entry in enumerate(value)} if all(isinstance(e, dict) for e in value) else None
+    return isinstance(value, str) or isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
 _FORMS = {  # of the fields that are read
-    **dict.fromkeys(_NAMED, str | dict), 'added_tokens_decoder': dict, 'additional_special_tokens': list,
-    'extra_special_tokens': list | dict, 'chat_template': str | list | dict, 'vocab_size': int,
+    **dict.fromkeys(_NAMED, _is_token),
+    'added_tokens_decoder': lambda value: isinstance(value, dict) and all(map(str.isdecimal, value)) and _are_tokens(value),
+    'additional_special_tokens': _are_tokens,
+    'extra_special_tokens': _are_tokens,
+    'chat_template': _are_templates,
+    'vocab_size': lambda value: type(value) is int and value > 0,
 }
 
 
@@ -80,7 +106,12 @@ def read(path: str | os.PathLike) -> TokenizerFiles:
         special_map = _object(folder / 'special_tokens_map.json')
     names |= {name: text for source in (config, special_map) for name in _NAMED
               if (text := _content(source.get(name)))}
-    _add_tokens(tokenizer, path, config, _object(folder / 'added_tokens.json'),
+    further = _object(folder / 'added_tokens.json')
+    if not all(type(i) is int and i >= 0 for i in further.values()):
+        raise InputError(f"{folder / 'added_tokens.json'} must be an object of tokens and their ids")
+    if TOKENIZER in texts:
+        _check_vocabulary(tokenizer, path, folder / 'vocab.json')
+    _add_tokens(tokenizer, path, config, further,
                 [*names.values(), *_further(special_map), *_further(config)])
     known = tokenizer.get_vocab()
     adds_bos = TOKENIZER not in texts and config.get('add_bos_token')  # a tokenizer.json says it itself
@@ -105,6 +136,15 @@ def read(path: str | os.PathLike) -> TokenizerFiles:
         model_vocab_size=model.get('vocab_size'),
         texts=texts,
     )
+
+
+def _check_vocabulary(tokenizer: tokenizers.Tokenizer, path: pathlib.Path, other: pathlib.Path) -> None:
+    """Raises InputError where a vocab.json of tokens and ids gives a token another id than the tokenizer.json."""
+    listed = read_if_there(other) or {}
+    for text, i in listed.items():
+        if type(i) is int and (found := tokenizer.token_to_id(text)) not in (i, None):
+            raise InputError(f'{path}: the token {text!r} has the id {found}, but {other.name} gives it {i}; take all files '
+                             'from one release')
 
 
 def _main_file(folder: pathlib.Path, config: Mapping) -> pathlib.Path:
@@ -160,7 +200,7 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, path: pathlib.Path, config: Map
     for i, token in sorted(declared.items()):
         token = token if isinstance(token, dict) else {'content': token, 'special': token in special}
         added = tokenizers.AddedToken(**{name: token[name] for name in (
-            'content', 'single_word', 'lstrip', 'rstrip', 'normalized', 'special') if name in token})
+            'content', *_FLAGS) if name in token})
         if tokenizer.token_to_id(added.content) is None:
             tokenizer.add_tokens([added])
         if (found := tokenizer.token_to_id(added.content)) != i:
@@ -202,9 +242,9 @@ def _default_template(template: Any) -> str | None:
 def _object(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object, {} where there is no such file."""
     value = read_if_there(path)
-    for name, form in _FORMS.items():
-        if value and not isinstance(value.get(name), form | None):
-            raise InputError(f"{path}: '{name}' is {value[name]!r}, which no release has there")
+    for name, fits in _FORMS.items():
+        if value and value.get(name) is not None and not fits(value[name]):
+            raise InputError(f"{path}: '{name}' is {reprlib.repr(value[name])}, which no release has there")
     return value or {}
 
 

@@ -56,12 +56,10 @@ def head_of(folder: str | os.PathLike) -> str:
     """
     settings = Settings.of(folder)
     classes = named_by(settings).classes
-    architectures = settings.get("architectures", None) or classes
+    architectures = settings.strings("architectures") or classes
     if architectures[0] != classes[1]:
         return "lm"
-    labels = settings.get("id2label", None) or settings.get("num_labels", 1)
-    count = labels if isinstance(labels, int) else len(labels)
-    if count != 1:
+    if (count := settings.labels()) != 1:
         raise InputError(f"{settings.path}: {count} labels; a reward model has one")
     return "scalar"
 
@@ -145,11 +143,13 @@ class _Reader:
             if parts[0] is None:
                 return block
             if layered:
-                for place, part in zip(block, parts[index[0]]):
+                for place, part, name in zip(block, parts[index[0]], names[index[0]]):
                     place[...] = source.view(part.open(), ours)[index[1:]]
+                    self._check_finite(name, place)
             else:
                 value = source.view(parts[0].open(), ours)[index]
                 block[tuple(map(slice, value.shape))] = value  # of the vocabulary, the padding stays 0
+                self._check_finite(names[0], block)
             return block
 
         return read
@@ -168,6 +168,19 @@ class _Reader:
                 f"{tensor.file}: tensor '{found}' is {list(tensor.shape)}; by config.json it must be {list(wanted)}"
             )
         return tensor
+
+    def _check_finite(self, name: str, values: np.ndarray) -> None:
+        """By the extremes, which need no memory: NaN is one wherever it stands."""
+        if values.size and not np.isfinite([values.min(), values.max()]).all():
+            tensor = self.tensors[self.used[name]]
+            raise InputError(f"{tensor.file}: tensor '{self.used[name]}' has values that are no finite numbers (NaN or "
+                             "infinity): the file is damaged, or of a training that diverged")  # fmt: skip
+
+    def checked(self, name: str) -> np.ndarray:
+        """A tensor by the family's name, all of it finite, as the file has it."""
+        found = self.tensors[self.used[name]].open()
+        self._check_finite(name, found.astype(np.float32) if found.dtype.itemsize < 4 else found)
+        return found
 
     def refuse_others(self) -> None:
         """Tensors that are no parameters of this model; heads that it does not use are left alone."""
@@ -279,7 +292,7 @@ def copy(
     tensors_lib.save(
         pathlib.Path(folder),
         [(name, tensor.shape, kind or tensor.dtype) for name, tensor in tensors.items()],
-        lambda name: tensors[name].open().astype(kind or tensors[name].dtype),
+        lambda name: reader.checked(name).astype(kind or tensors[name].dtype),
         shard_bytes,
     )
     values = Settings.of(source).values | ({"dtype": dtype} if dtype else {})

@@ -92,7 +92,7 @@ def _describe(folder: pathlib.Path) -> str:
     settings = read_json(folder / "config.json")
     kind = "reward model" if head == "scalar" else "language model"
     said = f"{settings['model_type']} {kind} of {parameters(config, head):,} parameters"
-    if bias := settings.get("score_bias"):
+    if isinstance(bias := settings.get("score_bias"), int | float) and bias:
         said += f"; its scores in transformers lack the bias, which has no place there: add {bias:.6g}, score_bias of config.json"
     return said
 

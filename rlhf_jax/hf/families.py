@@ -1,5 +1,6 @@
 """The model families that transformers publishes: what a config.json means for us, and which tensor is which."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -230,7 +231,7 @@ def named_by(settings: Settings) -> Family:
     """The family of a config.json."""
     model_type = settings.get("model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{settings.path}: model_type {model_type!r} is unknown; it can be {', '.join(FAMILIES)}")
+        raise InputError(f"{settings.path}: model_type {reprlib.repr(model_type)} is unknown; it can be {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 

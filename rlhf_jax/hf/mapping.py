@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -174,16 +175,40 @@ class Settings:
 
     def number(self, name: str, value: Any, whole: bool = False) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise InputError(f"{self.path}: '{name}' is {value!r}; it must be a positive number")
+            raise InputError(f"{self.path}: '{name}' is {_shown(value)}; it must be a positive number")
         if whole and not isinstance(value, int):
-            raise InputError(f"{self.path}: '{name}' is {value!r}; it must be a whole number")
+            raise InputError(f"{self.path}: '{name}' is {_shown(value)}; it must be a whole number")
+        if value > _LARGEST:
+            raise InputError(f"{self.path}: '{name}' is {_shown(value)}; it must be at most {_LARGEST:,}")
         return value
+
+    def strings(self, name: str) -> list[str]:
+        """Of a list, [] where there is none."""
+        value = self.get(name, None)
+        if not isinstance(value, list | None) or not all(isinstance(item, str) for item in value or ()):
+            raise InputError(f"{self.path}: '{name}' is {_shown(value)}; it must be a list of strings")
+        return value or []
+
+    def labels(self) -> int:
+        """How many labels a classifier has, by id2label or num_labels."""
+        value = self.get("id2label", None)
+        if not isinstance(value, dict | None):
+            raise InputError(f"{self.path}: 'id2label' is {_shown(value)}; it must be an object, {{id: label}}")
+        return len(value) if value else self.number("num_labels", self.get("num_labels", 1), whole=True)
 
     def require(self, name: str, value: Any, supported: tuple, why: str = "") -> None:
         # True == 1 in Python, not in JSON.
         if not any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in supported):
             can = " or ".join(map(repr, supported))
-            raise InputError(f"{self.path}: '{name}' = {value!r} is not supported; it can be {can}{why}")
+            raise InputError(f"{self.path}: '{name}' = {_shown(value)} is not supported; it can be {can}{why}")
+
+
+_LARGEST = 10**9  # no model has more of anything, and what a program counts stays within 32 bits
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, however long it is."""
+    return reprlib.repr(value)
 
 
 def canonical(config: TransformerConfig) -> TransformerConfig:
@@ -205,7 +230,7 @@ def _read_rope(settings: Settings, theta: str, fraction: str | None, default: fl
     for name in ("rope_parameters", "rope_scaling"):
         value = settings.get(name, None) or {}
         if not isinstance(value, dict):
-            raise InputError(f"{settings.path}: '{name}' is {value!r}; it must be an object")
+            raise InputError(f"{settings.path}: '{name}' is {_shown(value)}; it must be an object")
         rope |= value
     kind = rope.get("rope_type", rope.get("type", "default"))
     settings.require("rope_scaling.rope_type", kind, ("default", "llama3"))
