@@ -140,6 +140,10 @@ def test_what_a_field_can_be(name, values):
         ({"data.files.valid_share": 0.5, "data.files.test_share": 0.5}, r"valid_share=0.5 and test_share=0.5 must be below 1 together"),
         ({"pretrain.warmup_steps": 11, "pretrain.steps": 10}, "pretrain.warmup_steps=11 must be at most pretrain.steps=10"),
         ({"ppo.iterations": 3}, "ppo.warmup_iterations=10 must be at most ppo.iterations=3"),
+        (
+            {"ppo_ptx.ptx_ratio": 1, "ppo_ptx.minibatch_size": 2, "ppo_ptx.ppo_epochs": 4},
+            "ptx_ratio x ppo_ptx.minibatch_size = 2 pretraining sequences do not divide over ppo_ptx.ppo_epochs=4",
+        ),
         ({"pretrain.model": ConfigDict({"num_layers": 0})}, "pretrain.model.num_layers=0 must be a whole number from 1"),
         ({"pretrain.model": ConfigDict({"layers": 2})}, "pretrain.model.layers is no field"),
         ({"seed": -1, "ppo.kl_coef": -0.5}, "seed=-1 must be .*; ppo.kl_coef=-0.5 must be a number from 0$"),

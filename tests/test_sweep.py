@@ -43,7 +43,7 @@ def test_a_grid_is_built_from_products_zips_and_chains():
         (lambda: grid.zipit([grid.sweep("seed", [0, 1]), grid.sweep("ppo.lam", [1.0])]), "these have 2, 1 arms"),
         (lambda: arms.expand(toy_config(), []), "the sweep has no arms"),
         (lambda: arms.expand(toy_config(), [{"ppo.lam": 1.0}]), "arm 0 has no seed"),
-        (lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lamb": 1.0}]), "no field ppo.lamb"),
+        (lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lamb": 1.0}]), r"no field ppo.lamb; did you mean ppo.lam\?"),
         (lambda: arms.expand(toy_config(), [{"seed": 0, "seed.x": 1.0}]), "no field seed.x"),
         (lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lam": "high"}]), "ppo.lam='high' is of another type"),
         (lambda: arms.expand(toy_config(), [{"seed": 0}, {"seed": 0}]), "arms 0 and 1 are the same, seed=0"),

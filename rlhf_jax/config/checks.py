@@ -136,3 +136,10 @@ def _together(config: ConfigDict) -> Iterator[str]:
                     f"{name}.{warmup}={section[warmup]} must be at most {name}.{total}={section[total]}: the learning rate "
                     "would never reach its peak"
                 )
+        if section["kind"] == "ppo" and section["ptx_coef"] and section["ptx_ratio"]:
+            sequences = section["ptx_ratio"] * section["minibatch_size"]
+            if sequences % section["ppo_epochs"]:
+                yield (
+                    f"{name}.ptx_ratio x {name}.minibatch_size = {sequences} pretraining sequences do not divide over "
+                    f"{name}.ppo_epochs={section['ppo_epochs']}: every epoch has its part of them"
+                )

@@ -292,8 +292,6 @@ def _fit(prompts: Sequence[Ids], limit: int, too_long: TooLong, tokenizer: Token
 
     "drop" gives None, "cut_left" takes away the beginning, but not BOS.
     """
-    if too_long not in ('drop', 'cut_left'):
-        raise InputError(f"too_long is 'drop' or 'cut_left', not {too_long!r}")
     def shorten(ids):
         head = int(ids[0] == tokenizer.bos_id)
         return np.concatenate([ids[:head], ids[len(ids) - (limit - head):]])

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import checkpoint, command_line, run, workdir
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like
+from rlhf_jax.config.checks import nearest, partial_section_of
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import read_if_there, read_json, remove_left_over, write_json
 from rlhf_jax.report.spec import Declared
@@ -215,10 +216,10 @@ def _overridden(config: ConfigDict, overrides: dict[str, Any], source: str) -> C
         section = config
         for parent in parents:
             section = section.get(parent) if isinstance(section, ConfigDict) else None
-        # The model of a reward model is empty where it is the policy's: its fields are those of config.model.
-        new = isinstance(section, ConfigDict) and parents[-1:] == ["model"] and name in config.model
-        if not isinstance(section, ConfigDict) or not (name in section or new):
-            raise InputError(f"{source}: the config has no field {field}")
+        if not isinstance(section, ConfigDict) or not (name in section or partial_section_of(config, ".".join(parents))):
+            known = section.keys() if isinstance(section, ConfigDict) else ()
+            hint = nearest(name, known, "".join(f"{parent}." for parent in parents))
+            raise InputError(f"{source}: the config has no field {field}{hint}")
         try:
             with section.unlocked():
                 section[name] = value
