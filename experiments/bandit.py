@@ -1,6 +1,10 @@
-"""PPO against the known optimum of a bandit, at five values of kl_coef.
+"""PPO against the known optimum of bandits, at five values of kl_coef; a seed is of a bandit, a reference and all noise.
 
     python -m rlhf_jax.optimum --config=experiments/bandit.py
+    python -m rlhf_jax.optimum --config=experiments/bandit.py:heavy     # or binary, sharp
+
+"heavy" and "binary" are other rewards (bandit.make_bandit); "sharp" is a reference of 2.2 nats per completion instead of
+3.5, with large offsets between prompts, which the value model has to learn.
 
 What makes PPO find the optimum here: many epochs of small clipped steps, which raise a rare completion
 by the same factor as a common one (with fewer, a good completion that is common at the start takes
@@ -14,7 +18,7 @@ import ml_collections
 from rlhf_jax.config import ppo_config
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(form: str = "normal") -> ml_collections.ConfigDict:
     ppo = ppo_config()
     ppo.update(
         iterations=100,
@@ -36,9 +40,16 @@ def get_config() -> ml_collections.ConfigDict:
         num_heads=2,
         max_length=8,
         vocab_multiple=8,
-        init_std=0.1,  # so that the reference is not uniform
+        init_std=0.3 if form == "sharp" else 0.1,  # so that the reference is not uniform
         scan_layers=False,
     )
     return ml_collections.ConfigDict(
-        dict(bandit_seed=0, seeds=(0, 1, 2), kl_coefs=(0.05, 0.1, 0.2, 0.5, 1.0), model=model, ppo=ppo)
+        dict(
+            rewards="offsets" if form == "sharp" else form,
+            num_prompts=4,
+            seeds=(0, 1, 2),
+            kl_coefs=(0.05, 0.1, 0.2, 0.5, 1.0),
+            model=model,
+            ppo=ppo,
+        )
     )

@@ -4,7 +4,10 @@
 
 A small Transformer of random weights is reference and start, the reward is the bandit's table, the
 value model knows nothing at first. What a policy is worth is a sum over all completions and no
-estimate. kl_coef is an array argument: all of them run in the same compiled programs.
+estimate. Beside it stand the optimum in closed form, the best that the same model reaches without
+sampling, and where PPO of these fields ends, which is not the optimum for every choice of the KL
+penalty (docs/kl.md). Rewards and kl_coef are array arguments: all bandits run in the same compiled
+programs.
 """
 
 import functools
@@ -15,14 +18,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax import command_line, generate, keys, model, optim, ppo, ppo_stage, sharding
+from rlhf_jax import command_line, generate, keys, model, optim, ppo, ppo_options, ppo_stage, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.world import bandit
 from rlhf_jax.world.bandit import Bandit, Outcome
+from rlhf_jax.world.fixed_points import NoFixedPoint, log_fixed_point
 
 
 class Comparison(NamedTuple):
@@ -32,7 +37,10 @@ class Comparison(NamedTuple):
     seed: int
     reference: Outcome
     optimum: Outcome
+    reachable: Outcome  # the best of the model, see best_of_model
+    sought: Outcome | None  # where PPO of these fields ends (world/fixed_points.py); None: at one completion, or not studied
     policy: Outcome
+    nats_from_sought: float | None  # KL(policy || sought), nats per completion
     seconds: float
 
     @property
@@ -42,9 +50,13 @@ class Comparison(NamedTuple):
 
     @property
     def gain_ratio(self) -> float:
-        """The same of what is gained over the reference, which has no KL and its own expected reward."""
+        """What the policy gains over the reference, which has no KL and its own expected reward; over the optimum's gain."""
+        return self.share_of_gain(self.policy)
+
+    def share_of_gain(self, outcome: Outcome) -> float:
+        """The same of another outcome."""
         start = self.reference.objective
-        return (self.policy.objective - start) / (self.optimum.objective - start)
+        return (outcome.objective - start) / (self.optimum.objective - start)
 
     @property
     def kl_ratio(self) -> float:
@@ -52,26 +64,27 @@ class Comparison(NamedTuple):
         return self.policy.kl / self.optimum.kl
 
 
-def compare(config: ConfigDict, game: Bandit) -> Iterator[Comparison]:
+def compare(config: ConfigDict) -> Iterator[Comparison]:
     """Trains a policy for every seed and kl_coef and weighs it.
 
     Args:
-      config: `seeds`, `kl_coefs`, and sections `model` and `ppo` as of any run.
+      config: `seeds` (each of a bandit, a reference and all noise), `num_prompts` and `rewards` (see bandit.make_bandit),
+        `kl_coefs`, and sections `model` and `ppo` as of any run.
     """
     section = config.ppo
     shape = TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model)
     mesh = sharding.make_mesh()
-    copies = section.batch_size // len(game.prompts)
-    tokens, mask = (np.repeat(x, copies, axis=0) for x in (game.prompts, game.prompt_mask))
-    prompts = Prompts(tokens, mask, np.arange(len(tokens), dtype=np.int32))
     coefs = ppo_stage.coefficients(section)
-    log_policy = functools.partial(_log_policy, game, jax.jit(functools.partial(ppo.completion_logprobs, shape)))
     with jax.set_mesh(mesh):
-        optimizers = tuple(map(optim.make_optimizer, ppo_stage.optimizers_of(section)))
         programs_config = ppo_stage.programs_config(shape, shape, bandit.EOS_ID, section)
-        make, shardings = ppo_stage.state_maker(programs_config, mesh, sharding.DEFAULT_RULES, optimizers)
-        programs = _programs(programs_config, mesh, game, optimizers, shardings)
+        make, programs = _programs(programs_config, ppo_stage.optimizers_of(section), mesh)
+        completion_logprobs = jax.jit(functools.partial(ppo.completion_logprobs, shape))
         for seed in config.seeds:
+            game = bandit.make_bandit(seed, config.num_prompts, config.rewards)
+            copies = section.batch_size // len(game.prompts)
+            tokens, mask = (np.repeat(x, copies, axis=0) for x in (game.prompts, game.prompt_mask))
+            prompts = Prompts(tokens, mask, np.arange(len(tokens), dtype=np.int32))
+            log_policy = functools.partial(_log_policy, game, completion_logprobs)
             reference = model.init_params(shape, keys.named_key(seed, "policy"))
             value = model.init_params(shape, keys.named_key(seed, "value"), "scalar")
             if not programs_config.value:
@@ -81,24 +94,99 @@ def compare(config: ConfigDict, game: Bandit) -> Iterator[Comparison]:
                 state = make(reference, value, jnp.float32(kl_coef))
                 for iteration in range(section.iterations):
                     key = keys.named_key(seed, "ppo", iteration)
+                    frozen = reference, game.reward_by_token
                     state, _ = ppo_stage.iterate(
-                        programs, state, (reference, {}), prompts, lambda step: None, coefs, key, section, fixed_kl=True
+                        programs, state, frozen, prompts, lambda step: None, coefs, key, section, fixed_kl=True
                     )
+                seconds = time.perf_counter() - started
                 log_ref, found = log_policy(reference), log_policy(getattr(state.policy, _WEIGHTS[section.output]))
+                worth = functools.partial(game.evaluate, log_ref=log_ref, kl_coef=kl_coef)
+                sought = sought_by(programs_config, section.lam, game, log_ref, kl_coef)
                 yield Comparison(
                     kl_coef,
                     seed,
-                    reference=game.evaluate(log_ref, log_ref, kl_coef),
+                    reference=worth(log_ref),
                     optimum=game.optimum(log_ref, kl_coef),
-                    policy=game.evaluate(found, log_ref, kl_coef),
-                    seconds=time.perf_counter() - started,
+                    reachable=worth(log_policy(best_of_model(shape, game, reference, kl_coef))),
+                    sought=None if sought is None else worth(sought),
+                    policy=worth(found),
+                    nats_from_sought=None if sought is None else game.evaluate(found, sought, kl_coef).kl,
+                    seconds=seconds,
                 )
 
 
 _WEIGHTS = {"ema": "ema_params", "params": "params"}
 
 
-def _programs(config: ppo.PPOConfig, mesh, game: Bandit, optimizers, shardings) -> ppo_stage.Programs:
+def sought_by(config: ppo.PPOConfig, lam: float, game: Bandit, log_ref: np.ndarray, kl_coef: float) -> np.ndarray | None:
+    """log_fixed_point f64[X, Y] of these programs, or None where there is none or it was not worked out."""
+    if config.whiten_rewards or config.entropy_bonus:
+        return None
+    whitened = config.whiten_advantages != "none"
+    try:
+        return log_fixed_point(
+            game, log_ref, kl_coef, config.kl_in, config.kl_estimator, config.advantage, whitened, config.samples_per_prompt, lam
+        )
+    except NoFixedPoint:
+        return None
+
+
+def best_of_model(shape: TransformerConfig, game: Bandit, params: dict, kl_coef: float) -> dict:
+    """The parameters whose objective is the best that was found without sampling, from those of the reference.
+
+    Gradients of sums over all completions, with Adam: first towards the closed form, by cross-entropy, which has no
+    local optimum in the logits; then of the objective itself, which matters where the model cannot have the closed
+    form. From the reference alone that ascent stalls, as policy gradients do, where a completion that is common takes
+    over before a better one is found.
+    """
+    tokens, prompt_mask, _ = game.enumerate()
+    # The state after EOS is none: one row for every other first token has all the distributions.
+    rows = np.flatnonzero((tokens[:, -1] == bandit.FIRST_LETTER) & (tokens[:, -2] != bandit.EOS_ID))
+    mask = np.pad(prompt_mask[rows], ((0, 0), (0, 1)), constant_values=True)
+    return _fit(shape, tokens[rows, :-1], mask, game.reward_table, params, kl_coef)
+
+
+_FIT_STEPS, _ASCENT_STEPS = 1000, 300
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fit(shape: TransformerConfig, tokens, mask, rewards, params: dict, kl_coef):
+    def log_policy(params):
+        states = model.masked_hidden_states(shape, params, tokens, mask)[:, -2:]
+        logprobs = jax.nn.log_softmax(model.lm_logits(shape, params, states))
+        logprobs = logprobs.reshape(len(rewards), -1, *logprobs.shape[1:])  # [X, first, 2, V]
+        letters = jnp.delete(logprobs[:, 0, 0], bandit.EOS_ID, axis=1, assume_unique_indices=True)
+        pairs = letters[..., None] + logprobs[:, :, 1]
+        return jnp.concatenate([logprobs[:, 0, 0, bandit.EOS_ID, None], pairs.reshape(len(rewards), -1)], axis=1)
+
+    log_ref = log_policy(params)
+    log_optimum = jax.nn.log_softmax(log_ref + rewards / kl_coef)
+
+    def cross_entropy(params):
+        return -jnp.mean(jnp.sum(jnp.exp(log_optimum) * log_policy(params), axis=1))
+
+    def minus_objective(params):
+        found = log_policy(params)
+        return -jnp.mean(jnp.sum(jnp.exp(found) * (rewards - kl_coef * (found - log_ref)), axis=1))
+
+    def descend(loss, params, steps, rate):
+        optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[0][0]
+
+    return descend(minus_objective, descend(cross_entropy, params, _FIT_STEPS, 3e-3), _ASCENT_STEPS, 1e-3)
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(config: ppo.PPOConfig, optimizers: tuple, mesh):
+    """((policy, value parameters, kl_coef) -> PPOState, Programs), of all bandits; the reward's parameters are its table."""
+    optimizers = tuple(map(optim.make_optimizer, optimizers))
+    make, shardings = ppo_stage.state_maker(config, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(
         config.policy,
         mesh,
@@ -106,7 +194,8 @@ def _programs(config: ppo.PPOConfig, mesh, game: Bandit, optimizers, shardings) 
         eos_id=bandit.EOS_ID,
         pad_id=bandit.PAD_ID,
     )
-    return ppo_stage.Programs(config, lambda _, rollout: game.score(rollout.tokens), optimizers, shardings, sampler, mesh)
+    score = lambda table, rollout: bandit.look_up(table, rollout.tokens)
+    return make, ppo_stage.Programs(config, score, optimizers, shardings, sampler, mesh)
 
 
 def _log_policy(game: Bandit, completion_logprobs, params: dict) -> np.ndarray:
@@ -120,13 +209,20 @@ def _log_policy(game: Bandit, completion_logprobs, params: dict) -> np.ndarray:
 
 
 def main(config: ConfigDict) -> None:
-    """Prints a line for each comparison."""
-    print("kl_coef seed | optimum: objective  reward      KL | PPO: objective  reward      KL | gain ratio  KL ratio | seconds")
-    for row in compare(config, bandit.make_bandit(config.bandit_seed)):
+    """Prints a line for each comparison; gains are shares of the closed form's."""
+    programs = ppo_stage.programs_config(
+        TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model), None, bandit.EOS_ID, config.ppo
+    )
+    print("\n".join(ppo_options.described(programs)))
+    print("kl_coef seed | optimum: objective     KL | model: gain | sought: gain     KL | PPO: gain     KL | nats to sought | seconds")
+    for row in compare(config):
+        sought, nats = (f"{'-':>12} {'-':>6}", "-")
+        if row.sought:
+            sought, nats = f"{row.share_of_gain(row.sought):12.4f} {row.sought.kl:6.3f}", f"{row.nats_from_sought:.4f}"
         print(
-            f"{row.kl_coef:7} {row.seed:4} | {row.optimum.objective:18.4f} {row.optimum.reward:7.4f} {row.optimum.kl:7.4f} | "
-            f"{row.policy.objective:14.4f} {row.policy.reward:7.4f} {row.policy.kl:7.4f} | "
-            f"{row.gain_ratio:10.4f} {row.kl_ratio:9.4f} | {row.seconds:7.1f}",
+            f"{row.kl_coef:7} {row.seed:4} | {row.optimum.objective:18.4f} {row.optimum.kl:6.3f} | "
+            f"{row.share_of_gain(row.reachable):11.4f} | {sought} | {row.gain_ratio:9.4f} {row.policy.kl:6.3f} | "
+            f"{nats:>14} | {row.seconds:7.1f}",
             flush=True,
         )
 

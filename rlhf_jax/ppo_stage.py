@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import checkpoint, generate, loop, model, optim, ppo, sharding, train
+from rlhf_jax import checkpoint, generate, loop, model, optim, ppo, ppo_options, sharding, train
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
@@ -48,10 +48,12 @@ def programs_config(
     Raises:
       InputError: sizes that do not divide, an unknown choice, or choices that do not go together.
     """
+    chosen = ppo_options.resolved(section)
     for field, choices in _CHOICES.items():
-        if section[field] not in choices:
+        value = getattr(chosen, field, section[field])
+        if value not in choices:
             *others, last = map(repr, choices)
-            raise InputError(f"ppo.{field}={section[field]!r} is unknown; it can be {', '.join(others)} or {last}")
+            raise InputError(f"ppo.{field}={value!r} is unknown; it can be {', '.join(others)} or {last}")
     batch, minibatch, parts, samples = (
         section[name] for name in ("batch_size", "minibatch_size", "microbatches", "samples_per_prompt")
     )
@@ -66,7 +68,7 @@ def programs_config(
             f"ppo.advantage='{section.advantage}' compares the completions of a prompt, and there is one: give "
             "ppo.samples_per_prompt 2 or more"
         )
-    if section.kl_in == "loss" and section.kl_estimator == "k1":
+    if chosen.kl_in == "loss" and chosen.kl_estimator == "k1":
         raise InputError(
             "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3': the gradient of 'k1' is 0 in expectation"
         )
@@ -78,11 +80,9 @@ def programs_config(
         missing_eos=section.missing_eos,
         advantage=section.advantage,
         samples_per_prompt=samples,
-        kl_in=section.kl_in,
-        kl_estimator=section.kl_estimator,
+        **chosen._asdict(),
         entropy_bonus=section.entropy_coef != 0.0,
         whiten_rewards=section.whiten_rewards,
-        whiten_advantages=section.whiten_advantages,
         score_parts=batch // minibatch * parts,
         microbatches=parts,
         ptx_microbatches=section.ptx_microbatches,
@@ -303,6 +303,8 @@ def training_of(run: Run, stage: str) -> Training:
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
     config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section)
+    for sentence in ppo_options.described(config, penalized=section.kl_coef != 0.0):
+        print(f"{stage}: {sentence}")
     return Training(run, stage, config, loader, _ptx_loader(run, stage), trial)
 
 

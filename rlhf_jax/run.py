@@ -9,7 +9,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import attention, checkpoint, finished, generate, hf, hosts, keys, model, progress, shapes, sharding
+from rlhf_jax import attention, checkpoint, finished, generate, hf, hosts, keys, model, ppo_options, progress, shapes, sharding
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like, forms, restored
 from rlhf_jax.data import mixture, packing
@@ -324,9 +324,9 @@ def start(
     """
     check_config(config)
     checkpoint.check_path(path)
-    config = shapes.filled(config)
+    config = ppo_options.filled(shapes.filled(config))
     plain = config.to_dict()
-    defaults = defaults_like(config).to_dict()
+    defaults = ppo_options.filled(defaults_like(config)).to_dict()
     with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults) as folder:
         with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)

@@ -15,7 +15,7 @@ LAYERS = (
     {"decode"},
     {"generate", "train", "hf"},
     {"shapes"},
-    {"ppo", "run"},
+    {"ppo", "ppo_options", "run"},
     {"loop"},
     {"supervised"},
     {"pretrain"},

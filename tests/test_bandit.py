@@ -150,6 +150,38 @@ def test_logprobs_that_are_not_a_policys_are_refused(game):
         game.log_policy(lambda tokens, *_: np.full((len(tokens), 2), -1.0))
 
 
+def test_no_prompt_and_a_first_token_are_another_prompt():
+    """Two hundred seeds: every distribution that a policy has is after a context of its own."""
+    for seed in range(200):
+        for num_prompts in (2, 4, 6):
+            tokens, prompt_mask, completion_mask = bandit.make_bandit(seed, num_prompts).enumerate()
+            contexts = {}
+            for row, real, chosen in zip(tokens.tolist(), prompt_mask, completion_mask):
+                for length in range(chosen.sum()):
+                    context = tuple(np.array(row)[:PROMPT_LENGTH][real]) + tuple(row[PROMPT_LENGTH:][:length])
+                    contexts.setdefault(context, set()).add((row[PROMPT_LENGTH - 1], *row[PROMPT_LENGTH:][:length]))
+            assert len(contexts) == num_prompts * 8 and all(len(states) == 1 for states in contexts.values()), seed
+
+
+def test_prompts_that_clash_are_refused(game):
+    prompts, mask = np.array([[0, 0, 2], [0, 2, 3]], np.int32), np.array([[0, 0, 1], [0, 1, 1]], bool)
+    with pytest.raises(ValueError, match="prompt 0 and a first token are prompt 1"):
+        bandit.Bandit(prompts, mask, game.reward_by_token[:2])
+
+
+def test_the_kinds_of_rewards():
+    tables = {kind: [bandit.make_bandit(seed, rewards=kind).reward_table for seed in range(20)] for kind in bandit.REWARDS}
+    deviations = {kind: np.mean([table.std(axis=1) for table in found]) for kind, found in tables.items()}
+    assert deviations["normal"] == pytest.approx(1, abs=0.05) and deviations["heavy"] == pytest.approx(0.9, abs=0.15)
+    largest = {kind: np.max([np.abs(table).max() for table in tables[kind]]) for kind in ("normal", "heavy")}
+    assert largest["heavy"] > 2 * largest["normal"]
+    assert set(np.unique(tables["binary"])) == {0, 1} and 0.27 < np.mean(tables["binary"]) < 0.33
+    offsets = [table - bandit.make_bandit(seed).reward_table for seed, table in enumerate(tables["offsets"])]
+    assert np.ptp(offsets, axis=2).max() < 1e-5 and 8 < np.std(offsets) < 12
+    with pytest.raises(ValueError, match="'gaussian'"):
+        bandit.make_bandit(rewards="gaussian")
+
+
 @pytest.mark.parametrize("num_prompts", [0, 7])
 def test_the_number_of_prompts_is_checked(num_prompts):
     with pytest.raises(ValueError, match="1 to 6"):

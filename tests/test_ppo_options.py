@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tiny
-from rlhf_jax import advantages, config, generate, model, ppo, ppo_stage, sharding, train
+from rlhf_jax import advantages, config, generate, model, ppo, ppo_options, ppo_stage, sharding, train
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.errors import InputError
@@ -316,7 +316,8 @@ def test_the_samples_of_a_prompt_are_neighbours(mesh):
         (dict(advantage="ppo"), "ppo.advantage='ppo' is unknown; it can be 'gae', 'rloo', 'grpo' or 'reinforce'"),
         (dict(advantage="rloo"), "ppo.advantage='rloo' compares the completions of a prompt, and there is one"),
         (dict(samples_per_prompt=3), "ppo batch_size=512 must be a multiple of samples_per_prompt=3"),
-        (dict(kl_in="loss"), "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3'"),
+        (dict(kl_in="loss", kl_estimator="k1"), "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3'"),
+        (dict(kl_in="both"), "ppo.kl_in='both' is unknown; it can be 'reward' or 'loss'"),
         (dict(whiten_advantages=True), "ppo.whiten_advantages=True is unknown; it can be 'batch', 'minibatch' or 'none'"),
         (dict(value="both"), "ppo.value='both' is unknown; it can be 'separate' or 'shared'"),
     ],
@@ -328,6 +329,65 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(changes, message):
     with pytest.raises(InputError) as refused:
         ppo_stage.programs_config(SMALL, SMALL, 0, section)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def programs_of(**fields):
+    section = config.ppo_config()
+    section.update(samples_per_prompt=2, **fields)
+    return ppo_stage.programs_config(SMALL, SMALL, 0, section)
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [  # InstructGPT 3.5, and OpenAI's code; Ahmadian et al. 2024; Shao et al. 2024
+        (dict(advantage="gae"), ("reward", "k1", "batch")),
+        (dict(advantage="rloo"), ("reward", "k1", "none")),
+        (dict(advantage="grpo"), ("loss", "k3", "none")),
+        (dict(advantage="reinforce"), ("reward", "k1", "none")),
+        (dict(advantage="rloo", kl_in="loss"), ("loss", "k3", "none")),
+        (dict(advantage="grpo", kl_in="reward", whiten_advantages="batch"), ("reward", "k1", "batch")),
+        (dict(advantage="grpo", kl_estimator="k2"), ("loss", "k2", "none")),
+    ],
+)
+def test_what_is_not_given_is_as_the_estimators_paper_has_it(fields, expected):
+    found = programs_of(**fields)
+    assert (found.kl_in, found.kl_estimator, found.whiten_advantages) == expected
+    whole = config.default_config()
+    whole.ppo.update(samples_per_prompt=2, **fields)
+    section = ppo_options.filled(whole).ppo  # as config.json will have it
+    assert (section.kl_in, section.kl_estimator, section.whiten_advantages) == expected
+    assert ppo_options.described(found)[0].endswith(f"KL in the {expected[0]} by {expected[1]}")
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        (dict(), []),
+        (dict(advantage="rloo"), []),
+        (dict(advantage="reinforce", whiten_advantages="minibatch"), []),
+        (dict(advantage="grpo"), ["k3 in the loss has the gradient of KL(reference || policy)", "standard deviation and the KL is not"]),
+        (dict(advantage="grpo", kl_in="reward"), ["the KL is part of what GRPO divides"]),
+        (dict(advantage="rloo", kl_in="loss", kl_estimator="k2"), ["k2 in the loss leaves out"]),
+        (dict(kl_in="loss", kl_estimator="k2"), ["k2 in the loss leaves out", "standard deviation and the KL is not"]),
+        (dict(kl_estimator="k3"), ["k3 in the reward also punishes"]),
+        (dict(whiten_rewards=True), ["a reward for length"]),
+    ],
+)
+def test_a_run_says_where_kl_coef_is_not_that_of_the_optimum(fields, said):
+    found = ppo_options.caution(programs_of(**fields))
+    assert found.count(";") == max(len(said) - 1, 0) and all(reason in found for reason in said) and "\n" not in found
+    assert bool(found) == bool(said) and ("docs/kl.md" in found) == bool(said)
+    assert ppo_options.described(programs_of(**fields), penalized=False)[1:] == []
+
+
+def test_grpo_of_its_paper_learns_nothing_from_equal_scores():
+    """With the KL in the reward, however little it costs, its noise is divided by its own deviation: advantages of 1."""
+    logprobs, ref_logprobs = np.random.default_rng(0).normal(size=(2, ROWS, C))
+    mask = rollout().completion_mask
+    for kl_in, size in (("reward", 1.0), (programs_of(advantage="grpo").kl_in, 0.0)):
+        rewards = advantages.shaped_rewards(np.ones(ROWS), logprobs, ref_logprobs, mask, 1e-2 if kl_in == "reward" else 0.0)
+        found = advantages.of_completions(rewards, mask, "grpo", samples=4)
+        np.testing.assert_allclose(np.sqrt(np.mean(np.square(found[:, 0]))), size, atol=1e-3)
 
 
 def test_no_estimator_without_values_has_a_value_model():

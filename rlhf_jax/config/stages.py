@@ -209,11 +209,14 @@ PPO = Section(
         "sample_parts": Field(1, COUNT, "in which an iteration's prompts are sampled, to save memory; no result depends on it"),
         "ppo_epochs": Field(1, COUNT, "how often the episodes of an iteration are learned from; C.4"),
         "kl_coef": Field(0.02, NOT_NEGATIVE, "beta, the price of a nat of KL to the reference, 0: no penalty; C.4"),
+        # What of these three is None is as the paper of `advantage` has it: ppo_options.PAPERS.
         "kl_in": Field(
-            "reward", OneOf("reward", "loss"), "section 3.5: in the reward; or its token mean beside the policy loss (Shao et al. 2024)"
+            None, OneOf("reward", "loss"), "where the penalty is: in the reward, or its token mean beside the policy loss; None: "
+            "as the paper of `advantage` has it, which is the reward (3.5) but for 'grpo'; see docs/kl.md"
         ),
         "kl_estimator": Field(
-            "k1", OneOf("k1", "k2", "k3"), "of a token's penalty, see advantages.KLEstimates; objective/kl is k1 whatever it is"
+            None, OneOf("k1", "k2", "k3"), "of a token's penalty, see advantages.KLEstimates; None: 'k1' in the reward, 'k3' in "
+            "the loss; objective/kl is k1 whatever it is"
         ),
         "kl_target": Field(None, POSITIVE, "nats; None: kl_coef stays; a number: it is steered there (Ziegler et al. 2019)"),
         "kl_horizon": Field(10_000.0, POSITIVE, "episodes, how slowly kl_target steers; Ziegler et al."),
@@ -243,7 +246,8 @@ PPO = Section(
         "lam": Field(0.95, SHARE, "lambda of GAE, 0: one step; unstated; Stiennon et al."),
         "whiten_rewards": Field(False, FLAG, "unstated; off in Stiennon et al. and Huang et al."),
         "whiten_advantages": Field(
-            "batch", OneOf("batch", "minibatch", "none"), "over what; unstated; 'minibatch' is OpenAI's code (Huang et al., detail 18)"
+            None, OneOf("batch", "minibatch", "none"), "over what; None: 'batch' for 'gae', else 'none', as the papers; unstated; "
+            "'minibatch' is OpenAI's code (Huang et al., detail 18)"
         ),
         "missing_eos": Field(
             "replace", OneOf("replace", "subtract", "none"),

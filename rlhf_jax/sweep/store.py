@@ -22,7 +22,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import finished, hosts, shapes
+from rlhf_jax import finished, hosts, ppo_options, shapes
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import (
     copy, lock, new_folder, not_through_links, read_if_there, read_json_lines, remove_left_over, write_json,
@@ -39,7 +39,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_confi
 def identities(config: ConfigDict) -> dict[str, str]:
     """Stage -> identity, 16 hexadecimal digits, for every stage of a config."""
     found = {}
-    config = shapes.filled(config)  # as a run's is: a sweep that has not begun finds what others have computed
+    config = ppo_options.filled(shapes.filled(config))  # as a run's is: a sweep that has not begun finds what others have computed
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)}

@@ -1,6 +1,7 @@
 """A bandit whose KL-regularised optimum is known exactly: does PPO reach it?
 
-A few prompts, completions of at most two tokens, a fixed reward for every completion. Of
+A few prompts, completions of at most two tokens, a fixed reward for every completion. No prompt and
+a first token together are another prompt, so a causal model can have any policy. Of
 
     objective(pi) = E_pi[r] - kl_coef KL(pi || pi_ref)
 
@@ -27,6 +28,7 @@ FIRST_LETTER = 2  # ids from here on are the letters that prompts are made of
 VOCAB_SIZE = 8
 PROMPT_LENGTH = 3
 COMPLETION_LENGTH = 2
+REWARDS = ("normal", "heavy", "binary", "offsets")  # see make_bandit
 
 
 class Outcome(NamedTuple):
@@ -47,11 +49,20 @@ class Enumeration(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bandit:
-    """Prompts and a reward table. Made by `make_bandit`."""
+    """Prompts and a reward table. Made by `make_bandit`.
+
+    Raises:
+        ValueError: a prompt and a first token are another prompt. What follows the two has to be the
+            same then, and no causal model has the optimum.
+    """
 
     prompts: np.ndarray  # i32[X,P], left-padded; prompt x ends with FIRST_LETTER + x
     prompt_mask: np.ndarray  # bool[X,P]
     reward_by_token: np.ndarray  # f32[X,V,V], by first and second token
+
+    def __post_init__(self):
+        if clash := _clash(self.prompts, self.prompt_mask):
+            raise ValueError(f"prompt {clash[0]} and a first token are prompt {clash[1]}")
 
     @property
     def completions(self) -> np.ndarray:
@@ -68,11 +79,8 @@ class Bandit:
         return self.reward_by_token[:, first, second]
 
     def score(self, tokens):
-        """Rewards f32[B] of tokens i32[B,P+C]; a lookup that may be traced (jit, scan)."""
-        import jax.numpy as jnp
-
-        prompt, first, second = (tokens[:, i] for i in range(PROMPT_LENGTH - 1, tokens.shape[1]))
-        return jnp.asarray(self.reward_by_token)[prompt - FIRST_LETTER, first, second]
+        """Rewards f32[B] of tokens i32[B,P+C]; see `look_up`."""
+        return look_up(self.reward_by_token, tokens)
 
     def enumerate(self) -> Enumeration:
         """All completions of all prompts as rows that a model can read."""
@@ -122,21 +130,61 @@ class Bandit:
         return self.evaluate(self.log_optimum(log_ref, kl_coef), log_ref, kl_coef)
 
 
-def make_bandit(seed: int = 0, num_prompts: int = 4) -> Bandit:
-    """A bandit with standard normal rewards and prompts of one to three letters.
+def look_up(reward_by_token, tokens):
+    """Rewards f32[B] of tokens i32[B,P+C] in a bandit's table, which may be traced as they may."""
+    import jax.numpy as jnp
+
+    prompt, first, second = (tokens[:, i] for i in range(PROMPT_LENGTH - 1, tokens.shape[1]))
+    return jnp.asarray(reward_by_token)[prompt - FIRST_LETTER, first, second]
+
+
+def make_bandit(seed: int = 0, num_prompts: int = 4, rewards: str = "normal") -> Bandit:
+    """A bandit of prompts of one to three letters.
 
     Args:
         seed: of the prompts' letters and the rewards.
         num_prompts: 1 to VOCAB_SIZE - FIRST_LETTER; each ends with a letter of its own.
+        rewards: of a completion, independent: "normal" is standard normal; "heavy" is Student's t with
+            3 degrees of freedom, of variance 1; "binary" is 1 with probability 0.3, else 0; "offsets"
+            is standard normal and, the same for all completions of a prompt, 10 times another.
+
+    Raises:
+        ValueError: another number of prompts or kind of rewards.
     """
     letters = VOCAB_SIZE - FIRST_LETTER
     if not 1 <= num_prompts <= letters:
         raise ValueError(f"num_prompts is {num_prompts}, the bandit has 1 to {letters} prompts")
+    if rewards not in REWARDS:
+        raise ValueError(f"rewards is {rewards!r}, it can be {', '.join(REWARDS)}")
     rng = np.random.default_rng(seed)
-    prompts = rng.integers(FIRST_LETTER, VOCAB_SIZE, (num_prompts, PROMPT_LENGTH), dtype=np.int32)
-    prompts[:, -1] = FIRST_LETTER + np.arange(num_prompts)
     lengths = 1 + np.arange(num_prompts) % PROMPT_LENGTH
     mask = np.arange(PROMPT_LENGTH) >= PROMPT_LENGTH - lengths[:, None]
-    rewards = rng.standard_normal((num_prompts, VOCAB_SIZE, VOCAB_SIZE)).astype(np.float32)
-    rewards[:, EOS_ID, :] = rewards[:, EOS_ID, :1]  # nothing follows EOS
-    return Bandit(np.where(mask, prompts, PAD_ID), mask, rewards)
+    prompts = _letters(rng, num_prompts)
+    while _clash(prompts, mask):
+        prompts = _letters(rng, num_prompts)
+    shape = num_prompts, VOCAB_SIZE, VOCAB_SIZE
+    if rewards == "heavy":
+        table = rng.standard_t(3, shape) / np.sqrt(3)
+    elif rewards == "binary":
+        table = rng.random(shape) < 0.3
+    else:
+        table = rng.standard_normal(shape)
+    if rewards == "offsets":
+        table = table + 10 * rng.standard_normal((num_prompts, 1, 1))
+    table = table.astype(np.float32)
+    table[:, EOS_ID, :] = table[:, EOS_ID, :1]  # nothing follows EOS
+    return Bandit(np.where(mask, prompts, PAD_ID), mask, table)
+
+
+def _letters(rng, num_prompts):
+    """Of all places i32[X,P], padding too; the last letter says which prompt it is."""
+    prompts = rng.integers(FIRST_LETTER, VOCAB_SIZE, (num_prompts, PROMPT_LENGTH), dtype=np.int32)
+    prompts[:, -1] = FIRST_LETTER + np.arange(num_prompts)
+    return prompts
+
+
+def _clash(prompts, mask):
+    """The first (shorter, longer) where the longer prompt is the shorter and one letter more, or None."""
+    words = [tuple(letters[real].tolist()) for letters, real in zip(prompts, mask)]
+    pairs = ((i, j) for i, word in enumerate(words) for j, other in enumerate(words) if other[:-1] == word)
+    return next(pairs, None)
