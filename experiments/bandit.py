@@ -16,9 +16,14 @@ signal was at the start.
 import ml_collections
 
 from rlhf_jax.config import ppo_config
+from rlhf_jax.errors import InputError
+
+FORMS = ("normal", "heavy", "binary", "sharp")
 
 
 def get_config(form: str = "normal") -> ml_collections.ConfigDict:
+    if form not in FORMS:
+        raise InputError(f"experiments/bandit.py:{form} is unknown; the bandits are {', '.join(FORMS)}")
     ppo = ppo_config()
     ppo.update(
         iterations=100,

@@ -18,12 +18,16 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 class KLEstimates(NamedTuple):
-    """Estimates f32[B,C] of KL(policy || ref) from sampled tokens; d = log pi - log pi_ref.
+    """Estimates f32[B,C] of KL(policy || ref) from sampled tokens; d = log pi - log pi_ref (Schulman 2020).
+
+    "Unbiased" is said of the value. As a loss, on tokens that the policy itself sampled, the expected
+    gradients are others: only that of k2 is the gradient of KL(policy || ref), of a token by itself. In
+    the reward only k1 stands for the KL. docs/kl.md has where each of them ends.
 
     Attributes:
-        k1: d; unbiased, can be negative.
-        k2: d^2 / 2; biased, with little variance.
-        k3: exp(-d) - 1 + d; unbiased, never negative.
+        k1: d; unbiased, can be negative; the gradient is 0 in expectation.
+        k2: d^2 / 2; biased, with little variance; the gradient is that of KL(policy || ref).
+        k3: exp(-d) - 1 + d; unbiased, never negative; the gradient is that of KL(ref || policy).
     """
 
     k1: jax.Array
