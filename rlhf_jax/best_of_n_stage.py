@@ -41,6 +41,8 @@ def check(run: Run, stage: str) -> None:
             f"{pool.samples}"
         )
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
+    if run.shape(section.init) != run.model:
+        raise InputError(f"{stage}.init='{section.init}' has not the shape of config.model")
 
 
 def run_stage(run: Run, stage: str) -> None:

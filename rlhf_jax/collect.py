@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax import finished, generate, hosts, loop
+from rlhf_jax import finished, generate, hosts, loop, sharding
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking, read_rows
@@ -52,11 +52,6 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     One more is sampled than wanted, since equal texts are kept once; see `choose`.
     """
     section = run.config[stage]
-    if not 0 <= section.borrowed < section.min_completions <= section.max_completions:
-        raise InputError(
-            f"{stage}: borrowed={section.borrowed} must be below min_completions={section.min_completions}, and that "
-            f"at most max_completions={section.max_completions}"
-        )
     prompts = run.corpus.prompts(split, "rm")
     arrays, _ = batch_prompts(prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
     rng = random.Random(f"{run.seed}/{stage}/{split}")
@@ -140,13 +135,42 @@ def read_rankings(path: Path) -> list[Ranking]:
     return read_rows(finished.checked(path), "rankings")[0]
 
 
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for fields that mean nothing, or what the stage needs and there is not; computes nothing."""
+    section = run.config[stage]
+    sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
+    if not 0 <= section.borrowed < section.min_completions <= section.max_completions:
+        raise InputError(
+            f"{stage}: borrowed={section.borrowed} must be below min_completions={section.min_completions}, and that "
+            f"at most max_completions={section.max_completions}"
+        )
+    if section.labeler not in ("world", "reward_model"):
+        raise InputError(f"{stage}.labeler='{section.labeler}' is unknown; it can be 'world' or 'reward_model'")
+    if section.labeler == "reward_model" and not section.reward:
+        raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
+    if section.labeler == "world" and run.config.data.source != "world":
+        raise InputError(
+            f"{stage}.labeler='world' judges the texts of the embedded world, and data.source='{run.config.data.source}'; "
+            "'reward_model' judges any"
+        )
+    if section.labeler == "world" and section.held_out_group not in ("", *labelers.GROUPS):
+        raise InputError(
+            f"{stage}.held_out_group='{section.held_out_group}' is no group of labelers; there are "
+            f"{', '.join(labelers.GROUPS)}"
+        )
+    for name in () if section.rankings else section.models:
+        if run.shape(name.partition("@")[0]) != run.model:
+            raise InputError(f"{stage}.models names '{name}', whose model has not the shape of config.model")
+    for split in () if section.rankings else ("train", "valid"):
+        run.need(stage, "prompts", split, "rm")
+
+
 def run_stage(run: Run, stage: str) -> None:
     """Samples, ranks and writes; evaluation.json says how far labelers agree and what a perfect model could reach."""
+    check(run, stage)
     section = run.config[stage]
     folder = run.workdir.stage(stage)
     started = time.monotonic()
-    if section.labeler == "reward_model" and not section.reward:
-        raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
     train, valid = (completions_of(run, stage, split) for split in ("train", "valid"))
     if section.labeler == "reward_model":
         from rlhf_jax.reward_model import scorer_of
@@ -155,10 +179,8 @@ def run_stage(run: Run, stage: str) -> None:
         for name, sampled in {"train": train, "valid": valid}.items():
             hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
         facts = {"labeler": "reward_model", "reward": section.reward, "prompts": len(train)}
-    elif section.labeler == "world":
-        facts = _collect_from_world(run, section, folder, train, valid)
     else:
-        raise InputError(f"{stage}.labeler='{section.labeler}' is unknown; it can be 'world' or 'reward_model'")
+        facts = _collect_from_world(run, section, folder, train, valid)
     hosts.on_first(write_json, folder / "evaluation.json", facts | {"seconds": time.monotonic() - started})
     print(f"{stage}: {len(train)} prompts ranked, mean K {np.mean([len(item.completions) for item in train]):.1f}")
 
@@ -176,9 +198,6 @@ def _collect_from_world(run: Run, section, folder: Path, train, valid) -> dict:
         ]
     panel = labelers.fit_panel(run.seed, judged["train"], agreement=section.agreement, gap=section.gap)
     held_out = {section.held_out_group} if section.held_out_group else set()
-    unknown = held_out - set(labelers.GROUPS)
-    if unknown:
-        raise InputError(f"held_out_group '{unknown.pop()}' is no group of labelers; there are {labelers.GROUPS}")
     staff = set(labelers.GROUPS) - held_out
     files = {"train": (train, "train", staff), "valid": (valid, "valid", staff), "heldout": (valid, "valid", held_out)}
     for name, (sampled, split, groups) in files.items():

@@ -108,6 +108,7 @@ def check(run: Run, stage: str) -> None:
         raise InputError(f"{stage}.label_smoothing={section.label_smoothing} must be at least 0 and below 0.5")
     rankings.check(run, stage)
     supervised.check(run, stage)
+    rankings.check_data(run, stage)
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -120,8 +121,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     check(run, stage)
     section = run.config[stage]
     rows = rankings.load(run, stage, "train")
-    if not rows:
-        raise InputError(f"{stage}: there are no rankings to learn from; add a collect stage, or data.files.rankings")
+    rankings.check_preference(stage, rows)
     start = run.start_params(stage)
     examples, report = prepare(run, stage, rows)
     run.report_data(stage, "rankings", report)

@@ -24,11 +24,13 @@ KINDS = {
 
 
 def _check_collect(run: run_lib.Run, stage: str) -> None:
-    supervised.check(run, stage)
     rankings.check(run, stage)
+    collect.check(run, stage)
 
 
-_CHECKS = {  # of others: supervised.check
+_CHECKS = {
+    "pretrain": pretrain.check,
+    "sft": sft.check,
     "collect": _check_collect,
     "reward_model": reward_model.check,
     "dpo": dpo.check,
@@ -78,25 +80,60 @@ def to_evaluate(run: run_lib.Run, stage: str) -> bool:
 
 
 def evaluate(run: run_lib.Run, stage: str, answers: programs.Answers | None = None, seconds: float = 0.0) -> None:
-    """Evaluates the policy of a finished stage, also where an earlier start was stopped before it; else nothing.
+    """Evaluates the policy or reward model of a finished stage, also where an earlier start failed in it; else nothing.
 
     Args:
       answers: of the policy, where they are known already, and the seconds that they took.
     """
     kind = run.config[stage].kind
-    if to_evaluate(run, stage):
+    if to_evaluate(run, stage) or kind == "reward_model" and not run.evaluated(stage):
         started = time.monotonic() - seconds
-        policy.evaluate_policy(run, stage, answers)
+        if kind == "reward_model":
+            reward_model.evaluate_stage(run, stage)
+        else:
+            policy.evaluate_policy(run, stage, answers)
         run.workdir.mark_evaluated(stage, time.monotonic() - started)
         print(f"{stage}: evaluated in {time.monotonic() - started:.1f} s", flush=True)
     if kind in ("sft", "reward_model"):  # there is a reference or a reward score now
         policy.rescore(run)
 
 
+# The fields by which a stage names earlier ones, and of which kinds these are.
+_NAMES = {
+    "init": run_lib.POLICIES, "models": run_lib.POLICIES, "reward": ("reward_model",), "judges": ("reward_model",),
+    "pool": ("best_of_n",),
+}  # fmt: skip
+
+
+def _check_names(run: run_lib.Run, stage: str) -> None:
+    """Raises InputError where config[stage] names a stage that does not come before it, or is of another kind."""
+    section, stages = run.config[stage], list(run.config.stages)
+    earlier = stages[: stages.index(stage)]
+    for field, kinds in _NAMES.items():
+        named = section.get(field) or ()
+        for name in [named] if isinstance(named, str) else named:
+            name = name.partition("@")[0] if field == "models" else name
+            fitting = [other for other in earlier if run.config[other].kind in kinds]
+            # Only what is no stage of the config at all can be a folder of released weights, or another run.
+            if name not in fitting and (name in run.config or field == "models"):
+                raise InputError(
+                    f"{stage}.{field} names '{name}', which is no {' or '.join(kinds)} stage before '{stage}' in "
+                    f"config.stages; there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting) or 'none'}"
+                )
+
+
 def check(run: run_lib.Run) -> None:
-    """What a later stage would refuse is said before hours of the earlier ones."""
+    """Reads all that the stages will read, and says what a later one would refuse before hours of the earlier ones.
+
+    Raises:
+      InputError: a stage needs what there is not, also for its evaluation.
+    """
     for stage in run.config.stages:
+        kind = run.config[stage].kind
         if not run.done(stage):
-            _CHECKS.get(run.config[stage].kind, supervised.check)(run, stage)
+            _check_names(run, stage)
+            _CHECKS[kind](run, stage)
             run.check_released(stage)
+        if to_evaluate(run, stage) or kind in ("best_of_n", "prompted") and not run.done(stage):
+            policy.check(run, stage)
     sharding.check_parts("evaluate.batch_size", run.config.evaluate.batch_size, 1, run.mesh)

@@ -223,6 +223,13 @@ def check(run: Run, stage: str) -> None:
                 f"{stage}.value='shared' with value_init='reward' takes the head of a reward model of width {widths[0]}, "
                 f"and the policy's is {widths[1]}; choose value_init='random' or 'zero'"
             )
+    ptx = bool(section.ptx_coef and section.ptx_ratio)
+    if ptx and section.ptx_length:
+        run.check_length(f"{stage}.ptx_length", section.ptx_length, run.model)
+    run.check_length("prompt_length + completion_length", run.whole_length, run.shape(section.reward))
+    run.need(stage, "prompts", "train")
+    if ptx:
+        run.need(stage, "documents", "train")
     if section.log_gold and run.config.data.source != "world":
         raise InputError(f"{stage}.log_gold: data.source='{run.config.data.source}' has no gold labeler; only 'world' has")
 

@@ -61,6 +61,13 @@ def mean_loss(run: Run, stage: str, params: dict, examples: Batch, batch_size: i
     return total / weight
 
 
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for what the stage needs and there is not, or sizes that do not fit; computes nothing."""
+    supervised.check(run, stage)
+    for split in ("train", "valid"):
+        run.need(stage, "documents", split)
+
+
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] and writes its parameters."""
     supervised.fit(training_of(run, stage))

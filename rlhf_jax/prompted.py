@@ -46,6 +46,8 @@ def check(run: Run, stage: str) -> None:
             f"{stage}.length={section.length} must be from prompt_length={config.prompt_length} to {longest}, what "
             "completion_length leaves of model.max_length"
         )
+    run.need(stage, "demonstrations", "train")
+    run.need(stage, "prompts", "valid")
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -103,8 +105,6 @@ def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
     """{score, shown, shots} of each candidate: the mean over validation prompts of what the reward model says."""
     section, length = run.config[stage], _length(run, stage)
     records = run.corpus.prompts("valid", "ppo")[: run.config.evaluate.prompts]
-    if not records:
-        raise InputError(f"{stage}: the reward model chooses the prefix on validation prompts, and there are none")
     records = [records[place] for place in policy.prompt_arrays(run, records).index]
     texts = _short_demonstrations(run, stage, records)
     rng = random.Random(f"{run.seed_of(stage)}/{stage}")

@@ -17,12 +17,35 @@ from rlhf_jax.run import Run
 def check(run: Run, stage: str) -> None:
     """Raises InputError where config[stage] names no earlier collect stage, or no part of its prompts; computes nothing."""
     name, text = run.config[stage].get("rankings", ""), run.config[stage].get("subset", "")
-    stages = list(run.config.stages)
-    earlier = stages[: stages.index(stage)] if stage in stages else stages
-    if name and (name not in earlier or run.config[name].kind != "collect"):
+    if name and (name not in _earlier(run, stage) or run.config[name].kind != "collect"):
         raise InputError(f"{stage}.rankings='{name}' is no collect stage that comes before it")
     if text:
         _part(text, 1, f"{stage}.subset")
+
+
+def check_data(run: Run, stage: str) -> None:
+    """Raises InputError where config[stage] learns from the corpus's own rankings, and these are none to learn from."""
+    if run.corpus and not any(run.config[name].kind == "collect" for name in _earlier(run, stage)):
+        for split in ("train", "valid"):
+            run.need(stage, "rankings", split)
+        for name in SPLITS:
+            load(run, stage, name)
+        check_preference(stage, run.corpus.rankings("train"))
+
+
+def check_preference(stage: str, rows: list[Ranking]) -> None:
+    """Raises InputError where no ranking says that one completion is better than another."""
+    if not any(len(set(row.ranks)) > 1 for row in rows):
+        raise InputError(f"{stage}: none of its {len(rows)} training rankings says that one completion is better than another")
+
+
+def _earlier(run: Run, stage: str) -> list[str]:
+    """The stages of the config before this one."""
+    stages = list(run.config.stages)
+    return stages[: stages.index(stage)] if stage in stages else stages
+
+
+SPLITS = ("train", "valid", "heldout")
 
 
 def source(run: Run, stage: str) -> str | None:

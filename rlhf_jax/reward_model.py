@@ -83,6 +83,9 @@ def check(run: Run, stage: str) -> None:
     loss_of(run, stage)
     rankings.check(run, stage)
     supervised.check(run, stage)
+    rankings.check_data(run, stage)
+    if run.corpus and run.corpus.has("demonstrations"):
+        run.need(stage, "demonstrations", "train")
 
 
 def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
@@ -109,7 +112,7 @@ def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
 
 
 def run_stage(run: Run, stage: str) -> None:
-    """Trains config[stage], sets the bias, evaluates on validation rankings."""
+    """Trains config[stage], sets the bias and writes the parameters; `evaluate_stage` comes after."""
     supervised.fit(training_of(run, stage))
 
 
@@ -118,6 +121,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     section = run.config[stage]
     loss_fn = loss_of(run, stage)
     rows = rankings.load(run, stage, "train")
+    rankings.check_preference(stage, rows)
     if section.loss == "pooled":
         rows = split_into_pairs(rows)
     examples, report = rankings.training_rows(run, stage, rows)
@@ -140,15 +144,37 @@ def training_of(run: Run, stage: str) -> supervised.Training:
 
 
 def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
-    scorer = Scorer(run, stage, state.params)
-    demonstrations = rankings.fitting(run, run.corpus.demonstrations("train"))
-    prompts = [Prompt(row.prompt, row.row) for row in demonstrations]
-    scores = scorer(prompts, [row.completion for row in demonstrations], [True] * len(prompts))
-    params = state.params | {"scalar_bias": state.params["scalar_bias"] - np.float32(scores.mean())}
-    checkpoint.save_params(run.folder(stage) / "params", params)
-    facts = evaluate(run, stage, Scorer(run, stage, params))
-    facts |= {"demonstration_mean_before_bias": float(scores.mean())} | rated
-    hosts.on_first(write_json, run.folder(stage) / "evaluation.json", facts)
+    """Writes the parameters with the bias by which demonstrations average 0.
+
+    Without any it is 0: comparisons say nothing of it, and what Adam makes of their rounding is no knowledge. Regression
+    learns one, which stays.
+    """
+    rows = run.corpus.demonstrations("train") if run.corpus.has("demonstrations") else []
+    demonstrations = rankings.fitting(run, rows)
+    bias, facts = state.params["scalar_bias"], {"demonstrations": len(demonstrations)}
+    if demonstrations:
+        prompts = [Prompt(row.prompt, row.row) for row in demonstrations]
+        completions = [row.completion for row in demonstrations]
+        mean = Scorer(run, stage, state.params)(prompts, completions, [True] * len(prompts)).mean()
+        bias -= np.float32(mean)
+        facts["demonstration_mean_before_bias"] = float(mean)
+    elif run.config[stage].loss == "regression":
+        print(f"{stage}: no demonstrations whose scores would average 0: the bias is the one that was trained", flush=True)
+    else:
+        print(f"{stage}: no demonstrations whose scores would average 0: the bias is 0", flush=True)
+        bias = jnp.zeros_like(bias)
+    hosts.on_first(write_json, run.folder(stage) / _BIAS, facts | rated)
+    checkpoint.save_params(run.folder(stage) / "params", state.params | {"scalar_bias": bias})
+
+
+_BIAS = "bias.json"  # by what the bias was set, for evaluation.json
+
+
+def evaluate_stage(run: Run, stage: str) -> None:
+    """Writes evaluation.json of a finished stage: what `evaluate` says, and by what its bias was set."""
+    facts = evaluate(run, stage, Scorer(run, stage))
+    facts |= hosts.on_first(finished.read_if_there, run.folder(stage) / _BIAS) or {}
+    hosts.on_first(finished.write_json, run.folder(stage) / "evaluation.json", facts)
 
 
 def _standardized(examples):
@@ -227,9 +253,14 @@ def scorer_of(run: Run, name: str) -> Scorer:
 def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's.
 
-    Beside it the accuracy of a bag of words that is fitted to the same training rankings.
+    Beside it the accuracy of a bag of words that is fitted to the same training rankings, where they are enough for one.
+    Rankings of which none says that one completion is better than another are counted and no more.
     """
-    bag = bag_of_words.fit(rankings.load(run, stage, "train"))
+    try:
+        bag = bag_of_words.fit(rankings.load(run, stage, "train"))
+    except InputError as error:
+        print(f"{stage}: no comparison with a bag of words: {error}", flush=True)
+        bag = None
     facts = {name: _evaluate_rankings(run, scorer, bag, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
     facts = {name: value for name, value in facts.items() if value}
     if collected := rankings.source(run, stage):
@@ -248,15 +279,15 @@ def _labeler_gap(facts: dict) -> dict:
     return {"labeler_gap": {"value": found, "planted": fold["in_group"] - fold["held_out"]}}
 
 
-def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords, rows: list[Ranking]) -> dict:
-    if not rows:
-        return {}
+def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords | None, rows: list[Ranking]) -> dict:
     fitting = rankings.fitting(run, rows)
+    if not fitting:
+        return {}
     arrays, _ = rankings.batch(run, fitting)
     scores = scorer.score_arrays(arrays)
     lengths = arrays.mask.sum(-1)
     found = preferences.evaluate(fitting, scores, lengths)
-    if "accuracy" in found:
+    if bag and "accuracy" in found:
         found["bag_of_words_accuracy"] = bag_of_words.accuracy(bag, fitting)._asdict()
     if arrays.targets is not None:
         given, said = arrays.targets[arrays.valid], scores[arrays.valid]

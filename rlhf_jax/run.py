@@ -114,6 +114,45 @@ class Run:
         facts.setdefault(section, {}).setdefault(stage, {})[records] = value
         write_json(path, facts)
 
+    def need(self, stage: str, kind: str, split: str, purpose: str = "ppo") -> list:
+        """The records of a split that a stage will read; none in a run without data.
+
+        Args:
+          kind: of rows, as in data.corpus.KINDS.
+          purpose: of prompts, "rm" or "ppo".
+
+        Raises:
+          InputError: there are none, or their files cannot be read.
+        """
+        if self.corpus is None:
+            return []
+        if not self.corpus.has(kind):
+            source = self.config.data.source
+            ways = [] if (source, kind) == ("world", "rankings") else [f"data.{source}.{kind}"]
+            ways += ["a collect stage before it"] if kind == "rankings" else []
+            raise InputError(f"{stage} needs {kind}, and there are none: give {' or '.join(ways)}")
+        try:
+            of_kind = getattr(self.corpus, kind)
+            rows = of_kind(split, purpose) if kind == "prompts" else of_kind(split)
+        except InputError as error:
+            raise InputError(f"{stage} needs {kind} of the {split} split: {error}") from None
+        if not rows:
+            raise InputError(f"{stage} needs {kind} of the {split} split, and there are none")
+        return rows
+
+    def check_length(self, field: str, tokens: int, shape: TransformerConfig) -> None:
+        """Raises InputError where rows of so many tokens have places that a model's table of positions does not."""
+        if shape.positions == "learned" and tokens > shape.max_length:
+            raise InputError(
+                f"{field}={tokens} is more than the {shape.max_length} places of the model's table of learned positions "
+                "(max_length): lower it, or train a model with a longer table"
+            )
+
+    @property
+    def whole_length(self) -> int:
+        """Tokens of a prompt and its completion."""
+        return self.config.prompt_length + self.config.completion_length
+
     def packed_documents(self, split: str, length: int) -> tuple[Batch, LengthReport, mixture.Mixture | None]:
         """The documents of a split in rows of `length` tokens, and their mixture if they have weights.
 
@@ -160,7 +199,13 @@ class Run:
             self._check_folder(stage, shape, head)
             return hf.load_params(self._released(stage), shape, self.param_shardings(shape, head), head)
         if not self.done(stage):
-            raise InputError(f"{self.path}: stage '{stage}' is needed and not finished; is it in config.stages?")
+            if not hosts.on_first((self.path / "config.json").is_file):
+                raise InputError(f"{self.path} was moved or removed while this command used it: config.json is not there")
+            known = stage in self.config.stages
+            raise InputError(
+                f"{self.path}: stage '{stage}' is needed and not finished"
+                + (f": {stage}/done.json is not there" if known else "; config.stages does not name it")
+            )
         shape = self.shape(stage)
         abstract = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -209,8 +254,10 @@ class Run:
         if section.get("init") and section.init not in self.config.stages:
             self._check_init(stage)
         reads_text = section.kind in ("sft", "collect", "best_of_n", "prompted")  # another run's reward model will do
-        if section.get("reward") and section.reward not in self.config and not (reads_text and is_run(section.reward)):
-            self._check_folder(section.reward, self.shape(section.reward), "scalar")
+        for name in filter(None, [section.get("reward"), *section.get("judges", ())]):
+            if name not in self.config and not (reads_text and is_run(name)):
+                self._check_folder(name, self.shape(name), "scalar")
+                self.check_length("prompt_length + completion_length", self.whole_length, self.shape(name))
 
     def _check_init(self, stage: str) -> str:
         """Of a stage that starts from a folder: "lm", or "scalar" where it trains a reward model from one."""

@@ -43,6 +43,22 @@ class MixedLoader:
         return self._demonstrations.rows(step)
 
 
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for what the stage needs and there is not, or sizes that do not fit; computes nothing."""
+    section = run.config[stage]
+    if section.select not in ("loss", "reward"):
+        raise InputError(f"{stage}.select='{section.select}' is unknown; it can be 'loss' or 'reward'")
+    if section.select == "reward" and not section.reward:
+        raise InputError(f"{stage}.select='reward' needs {stage}.reward: an earlier stage, or a finished run")
+    supervised.check(run, stage)
+    for split in ("train", "valid"):
+        run.need(stage, "demonstrations", split)
+    if round(section.pretrain_mix * section.batch_size):
+        run.need(stage, "documents", "train")
+    if section.select == "reward":
+        run.need(stage, "prompts", "valid")
+
+
 def run_stage(run: Run, stage: str) -> None:
     """Fine-tunes config[stage]; keeps the weights of the best validation."""
     supervised.fit(training_of(run, stage))
@@ -50,6 +66,7 @@ def run_stage(run: Run, stage: str) -> None:
 
 def training_of(run: Run, stage: str) -> supervised.Training:
     """What run_stage trains, and how it ends."""
+    check(run, stage)
     section = run.config[stage]
     length = run.config.prompt_length + run.config.completion_length
     batch = functools.partial(
@@ -110,10 +127,6 @@ class Selection:
 
     def __init__(self, run: Run, stage: str):
         section = run.config[stage]
-        if section.select not in ("loss", "reward"):
-            raise InputError(f"{stage}.select='{section.select}' is unknown; it can be 'loss' or 'reward'")
-        if section.select == "reward" and not section.reward:
-            raise InputError(f"{stage}.select='reward' needs {stage}.reward: an earlier stage, or a finished run")
         self._run, self._by = run, section.select
         self._params = run.folder(stage) / "params"
         self._record = run.folder(stage) / "selection.json"

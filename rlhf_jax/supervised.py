@@ -62,8 +62,12 @@ def fit(training: Training) -> None:
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for a batch that does not divide over the mesh; computes nothing."""
+    """Raises InputError for rows that the model has no positions for, or that do not divide over the mesh; computes nothing."""
     section = run.config[stage]
+    if section.kind == "pretrain":
+        run.check_length(f"{stage}.length", section.length, run.shape(stage))
+    else:
+        run.check_length("prompt_length + completion_length", run.whole_length, run.shape(stage))
     if section.kind == "sft" and section.packed:
         return  # the number of rows is rounded up to one that divides
     sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.get("microbatches", 1), run.mesh)

@@ -122,7 +122,7 @@ def test_the_report_of_the_data_says_what_was_dropped_and_cut(whole):
     report = (whole / "report.md").read_text()
     assert "## Data" in report
     done = {stage: json.loads((whole / stage / "done.json").read_text()) for stage in STAGES}
-    assert {stage for stage in STAGES if "evaluation_seconds" in done[stage]} == {"pretrain", "sft", "ppo", "ppo_ptx"}
+    assert {stage for stage in STAGES if "evaluation_seconds" in done[stage]} == {*TRAINED}
 
 
 def test_the_held_out_group_never_labels_for_training(whole):
@@ -560,4 +560,4 @@ def test_sft_is_selected_by_a_reward_model_of_its_own_run(whole, tmp_path):
     config.sft_long.reward = ""
     with pytest.raises(InputError, match="sft_long.select='reward' needs sft_long.reward"):
         with run_lib.start(config, tmp_path / "other") as run:
-            sft.Selection(run, "sft_long")
+            sft.check(run, "sft_long")

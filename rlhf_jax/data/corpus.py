@@ -51,6 +51,10 @@ class FileCorpus:
         pairs = [f"{row.prompt}{row.completion}" for row in demonstrations]
         return [document.text for document in documents[:20_000]] + pairs
 
+    def has(self, kind: str) -> bool:
+        """Whether there are files of a kind of rows; of prompts, any that have some."""
+        return any(self.config[name] for name in (KINDS[1:] if kind == "prompts" else [kind]))
+
     def documents(self, split: str) -> list[Document]:
         return self._split("documents", split)
 

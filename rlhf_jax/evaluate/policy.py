@@ -55,6 +55,14 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
     return conclude(run, stage, rows, retained, temperature)
 
 
+def check(run, stage: str) -> None:
+    """Raises InputError where a policy cannot be evaluated: there are no test prompts, or the model has not their places."""
+    run.need(stage, "prompts", "test")
+    prompt_arrays(run, _test_prompts(run))
+    if run.corpus.skills():
+        run.check_length("evaluate.skill_completion_length", run.config.evaluate.skill_completion_length + 1, run.model)
+
+
 def questions(run) -> Questions:
     """What every policy of a run is asked."""
     return Questions(_sample_questions(run), skills.questions(run), skills.documents(run))

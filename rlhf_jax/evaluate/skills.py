@@ -51,14 +51,15 @@ SCORES = {"closed_qa": token_f1, "translation": exact_match, "arithmetic": exact
 def questions(run) -> list[batches.Prompts]:
     """The few-shot prompts of the corpus in batches; none where it has no skills.
 
-    A prompt that is longer than config.evaluate.skill_prompt_length loses its first shots.
+    A prompt that is longer than config.evaluate.skill_prompt_length, or than what an answer leaves of the model's
+    context, loses its first shots.
     """
     config, items = run.config.evaluate, _items(run)
     if not items:
         return []
+    length = min(config.skill_prompt_length, run.model.max_length - config.skill_completion_length)
     prompts, _ = batches.batch_prompts(
-        [Prompt(item["prompt"], item) for _, item in items],
-        run.tokenizer, config.skill_prompt_length, too_long="cut_left")
+        [Prompt(item["prompt"], item) for _, item in items], run.tokenizer, length, too_long="cut_left")
     return list(loader.in_order(prompts, config.batch_size))
 
 

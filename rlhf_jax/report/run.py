@@ -204,6 +204,10 @@ def _reward_sections(record: Record) -> list[str]:
     splits, labelers = record.reward_splits, record.reward.get("labelers", {})
     fold = labelers.get("folds", {}).get(labelers.get("held_out_group")) or {}
     ceilings = {"valid": fold.get("in_group"), "heldout": fold.get("held_out")}
+    said = [] if record.reward.get("demonstrations", 1) else [
+        "There were no demonstrations that could average 0: a score has no zero of its own, only differences count."]
+    if not splits:
+        return ["No validation ranking says that one completion is better than another, so there is no accuracy.", *said]
     rows = [["accuracy (%)", *(_percent(facts["accuracy"]) for facts in splits.values())]]
     if any(ceilings.get(name) for name in splits):
         rows.append(["accuracy that the labelers' noise allows (%)",
@@ -216,7 +220,7 @@ def _reward_sections(record: Record) -> list[str]:
                  "log_loss": "log-loss (nats per pair)", "ece": "expected calibration error",
                  "pairs": "pairs", "rankings": "rankings", "prompts": "prompts",
              }.items() if any(name in facts for facts in splits.values())]
-    sections = [Table(["", *(SPLITS.get(name, name) for name in splits)], rows).markdown()]
+    sections = [Table(["", *(SPLITS.get(name, name) for name in splits)], rows).markdown(), *said]
     groups = {group: value for facts in splits.values()
               for group, value in facts.get("by_group", {}).items() if group}
     if len(groups) > _MOST_GROUPS:  # such as a group for each question

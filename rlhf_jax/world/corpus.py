@@ -21,6 +21,11 @@ class WorldCorpus:
         self.reports = self.split_reports = {}  # nothing is read from files
         self._config, self._template, self._skill_items = config, template, skill_items
 
+    def has(self, kind: str) -> bool:
+        """Whether there are rows of a kind; nobody has ranked any yet, that is what a collect stage is for."""
+        counts = {"documents": self._config.documents, "demonstrations": self._config.demonstrations, "rankings": 0}
+        return counts.get(kind, 1) > 0
+
     def tokenizer_texts(self) -> list[str]:
         return self.world.texts_for_tokenizer()
 

@@ -146,7 +146,8 @@ def _losses(record, path) -> bool:
             axis.set_ylabel(f"loss\n({titles[record.kind(stage)]})")
             ceiling = np.quantile([row["loss"] for row in rows], 0.98)
             floor = min([row["loss"] for row in rows] + [value for _, value in valid])
-            axis.set_ylim(floor - 0.1 * (ceiling - floor), ceiling + 0.1 * (ceiling - floor))
+            margin = 0.1 * (ceiling - floor) or 0.1  # a stage of one step has a single loss
+            axis.set_ylim(floor - margin, ceiling + margin)
         legend_above(figure, axes[0, 0])
     return True
 
