@@ -28,10 +28,6 @@ from rlhf_jax.run import Run
 def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or a batch that does not divide over the mesh; computes nothing."""
     section = run.config[stage]
-    if section.samples < 1:
-        raise InputError(f"{stage}.samples={section.samples} must be at least 1")
-    if section.temperature <= 0:
-        raise InputError(f"{stage}.temperature={section.temperature} must be above 0: equal samples have no best")
     pool = run.config.get(section.pool) if section.pool else section
     if pool is None or pool.get("kind") != "best_of_n":
         raise InputError(f"{stage}.pool='{section.pool}' is no best_of_n stage")

@@ -101,11 +101,6 @@ def loss_of(run: Run, stage: str) -> PreferenceLoss:
 
 def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
-    section = run.config[stage]
-    if section.beta <= 0:
-        raise InputError(f"{stage}.beta={section.beta} must be above 0: it is the KL coefficient whose optimum is sought")
-    if not 0 <= section.label_smoothing < 0.5:
-        raise InputError(f"{stage}.label_smoothing={section.label_smoothing} must be at least 0 and below 0.5")
     rankings.check(run, stage)
     supervised.check(run, stage)
     rankings.check_data(run, stage)

@@ -10,6 +10,7 @@ penalty (docs/kl.md). Rewards and kl_coef are array arguments: all bandits run i
 programs.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ import optax
 from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax import command_line, generate, keys, model, optim, ppo, ppo_options, ppo_stage, sharding
+from rlhf_jax.config import stages
+from rlhf_jax.config.checks import check_values
+from rlhf_jax.config.fields import Field, Section
+from rlhf_jax.config.model import MODEL
+from rlhf_jax.config.ranges import POSITIVE, SEED, OneOf, Several, whole
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
@@ -208,8 +214,26 @@ def _log_policy(game: Bandit, completion_logprobs, params: dict) -> np.ndarray:
     return game.log_policy(logprobs)
 
 
+FIELDS = Section(
+    "PPO on bandits.",
+    {
+        "rewards": Field("normal", OneOf(*bandit.REWARDS), "see bandit.make_bandit"),
+        "num_prompts": Field(4, whole(1, bandit.VOCAB_SIZE - bandit.FIRST_LETTER), "of a bandit"),
+        "seeds": Field((0,), Several(SEED, "one or several whole numbers from 0", least=1), "each of a bandit, a reference and all noise"),
+        "kl_coefs": Field((0.1,), Several(POSITIVE, "one or several numbers above 0", least=1), "the prices of a nat"),
+        "model": dataclasses.replace(MODEL, partial=True),
+        "ppo": stages.PPO,
+    },
+)
+
+
 def main(config: ConfigDict) -> None:
-    """Prints a line for each comparison; gains are shares of the closed form's."""
+    """Prints a line for each comparison; gains are shares of the closed form's.
+
+    Raises:
+      InputError: a field that cannot have its value.
+    """
+    check_values("", config, FIELDS)
     programs = ppo_stage.programs_config(
         TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model), None, bandit.EOS_ID, config.ppo
     )

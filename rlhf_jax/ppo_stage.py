@@ -25,18 +25,6 @@ def coefficients(section: ConfigDict) -> ppo.Coefficients:
     return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
 
 
-_CHOICES = {
-    "missing_eos": ("replace", "subtract", "none"),
-    "advantage": adv.ESTIMATORS,
-    "kl_in": ("reward", "loss"),
-    "kl_estimator": adv.KL_ESTIMATORS,
-    "value": ("separate", "shared"),
-    "value_init": ("reward", "policy", "random", "zero"),
-    "whiten_advantages": ("batch", "minibatch", "none"),
-    "output": ("ema", "params"),
-}
-
-
 def programs_config(
     shape: TransformerConfig, value_shape: TransformerConfig | None, eos_id: int | tuple[int, ...], section: ConfigDict
 ) -> ppo.PPOConfig:
@@ -46,14 +34,9 @@ def programs_config(
       value_shape: of no use where the section has no value model of its own.
 
     Raises:
-      InputError: sizes that do not divide, an unknown choice, or choices that do not go together.
+      InputError: sizes that do not divide, or choices that do not go together.
     """
     chosen = ppo_options.resolved(section)
-    for field, choices in _CHOICES.items():
-        value = getattr(chosen, field, section[field])
-        if value not in choices:
-            *others, last = map(repr, choices)
-            raise InputError(f"ppo.{field}={value!r} is unknown; it can be {', '.join(others)} or {last}")
     batch, minibatch, parts, samples = (
         section[name] for name in ("batch_size", "minibatch_size", "microbatches", "samples_per_prompt")
     )
@@ -61,7 +44,7 @@ def programs_config(
         raise InputError(
             f"ppo batch_size={batch} must be a multiple of minibatch_size={minibatch}, and that of microbatches={parts}"
         )
-    if samples < 1 or batch % samples:
+    if batch % samples:
         raise InputError(f"ppo batch_size={batch} must be a multiple of samples_per_prompt={samples}")
     if section.advantage in adv.GROUPED and samples == 1:
         raise InputError(

@@ -33,9 +33,6 @@ SEPARATOR = "\n"  # between examples; ends a completion
 def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing or do not fit; computes nothing."""
     section, config = run.config[stage], run.config
-    for name in ("candidates", "shots"):
-        if section[name] < 1:
-            raise InputError(f"{stage}.{name}={section[name]} must be at least 1")
     if config.get(section.init, {}).get("kind") not in POLICIES or run.shape(section.init) != run.model:
         raise InputError(f"{stage}.init='{section.init}' is no stage that makes a policy of the shape of config.model")
     if section.reward in config and config[section.reward].get("kind") != "reward_model":

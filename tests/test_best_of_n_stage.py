@@ -162,8 +162,6 @@ def test_of_another_policy_than_the_reference_no_kl_to_it_is_claimed(run):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"best.samples": 0}, "best.samples=0 must be at least 1"),
-        ({"best.temperature": 0.0}, "best.temperature=0.0 must be above 0"),
         ({"by_other.pool": "sft"}, "by_other.pool='sft' is no best_of_n stage"),
         ({"by_other.samples": 6}, "init and temperature must be the same, and samples at most 4"),
         ({"by_other.init": "ppo"}, "init and temperature must be the same"),

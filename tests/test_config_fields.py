@@ -15,7 +15,7 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import advantages, attention, command_line, config, job, model, optim, pipeline, sharding
+from rlhf_jax import advantages, attention, command_line, config, job, optim, optimum, pipeline, sharding
 from rlhf_jax.bench import fields as bench_fields
 from rlhf_jax.config import checks, page, ranges
 from rlhf_jax.config.fields import Field
@@ -335,13 +335,17 @@ def test_a_platform_that_is_not_there_is_a_sentence(monkeypatch):
         job.Job(toy.get_config(), "", {}, "x", []).join()
 
 
-def test_the_benchmark_checks_its_own_fields():
-    bench = command_line.load(str(PROJECT / "experiments" / "bench.py"))
-    checks.check_values("", bench, bench_fields.FIELDS)
-    assert set(bench.keys()) == set(bench_fields.FIELDS.parts)
+def test_what_is_no_run_has_a_table_of_its_own():
+    bench, game = (command_line.load(str(PROJECT / "experiments" / f"{name}.py")) for name in ("bench", "bandit"))
+    for made, fields in ((bench, bench_fields.FIELDS), (game, optimum.FIELDS)):
+        checks.check_values("", made, fields)
+        assert set(made.keys()) == set(fields.parts)
     bench.works, bench.repeats, bench.model.num_heads = ("sample", "sample"), 0, -1
     with pytest.raises(InputError, match=r"^model.num_heads=-1 must .*; works=\('sample', 'sample'\) must .*; repeats=0 must be a whole"):
         checks.check_values("", bench, bench_fields.FIELDS)
+    game.kl_coefs, game.seeds, game.num_prompts, game.ppo.cliprange, game.rewards = (0.0,), (), 7, 0.0, "odd"
+    with pytest.raises(InputError, match="^rewards='odd' must be 'normal', .*; num_prompts=7 must .* from 1 to 6; seeds=.*; kl_coefs=.*; ppo.cliprange"):
+        checks.check_values("", game, optimum.FIELDS)
 
 
 @pytest.mark.parametrize(

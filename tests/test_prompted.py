@@ -190,8 +190,6 @@ def test_its_identity_follows_the_model_and_who_chooses():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"candidates": 0}, "prompted.candidates=0 must be at least 1"),
-        ({"shots": 0}, "prompted.shots=0 must be at least 1"),
         ({"init": "reward_model"}, "prompted.init='reward_model' is no stage that makes a policy"),
         ({"reward": "sft"}, "prompted.reward='sft' is no reward_model stage"),
         ({"length": 47}, "prompted.length=47 must be from prompt_length=48 to 62"),
