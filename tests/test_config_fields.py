@@ -15,7 +15,7 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import advantages, attention, command_line, config, job, optim, optimum, pipeline, sharding
+from rlhf_jax import advantages, attention, command_line, config, job, model, optim, optimum, pipeline, sharding
 from rlhf_jax.bench import fields as bench_fields
 from rlhf_jax.config import checks, page, ranges
 from rlhf_jax.config.fields import Field
