@@ -1,5 +1,6 @@
 """Reports, from runs that are written by hand: every number, every missing stage, any text."""
 
+import base64
 import json
 import re
 import types
@@ -12,7 +13,7 @@ from rlhf_jax import files, report
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import calibration, policy, skills, statistics
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import figures, seeds, tables
+from rlhf_jax.report import figures, html_page, seeds, tables
 from rlhf_jax.report import run as run_report
 from rlhf_jax.report.record import Record
 
@@ -320,3 +321,81 @@ def test_the_data_section_tells_of_splits_mixtures_and_packing():
     assert "| demonstrations | 7 | 2 | 0 | 0 | 2 | 4: they repeat another row |" in page
     assert "| SFT | documents: a.txt | 0.0123 |" in page
     assert "| SFT | 13 | 47.9 | 32 rows, 78.8 % |" in page
+
+
+# --- a run of somebody else's ------------------------------------------------------------------------------------
+
+ATTACK = '`b`: "` ![y](/etc/passwd) ![z](../../secret.png) <script>alert(1)</script> [x](javascript:alert(1)) | `` "\n\n# Head\n'
+
+
+def hostile_run(path, monkeypatch, text=ATTACK):
+    """A run in which everything that a report shows says `text`."""
+    stage = f"ppo {text}".replace("/", "_")
+    monkeypatch.setitem(STAGES, stage, STAGES["ppo"])
+    write_run(path, stages=("pretrain", "sft", "reward_model", stage), prompts=8, items=2)
+    files.write_json(path / "overrides.json", {text: text, "list": [text]})
+    for file in path.glob("*/samples.jsonl"):
+        rows = [row | {"prompt": text, "completion": text, "category": text} for row in policy.read_rows(file)]
+        policy.write_rows(file, rows)
+    facts = files.read_json(path / "reward_model" / "evaluation.json")
+    facts["valid"]["by_group"] = {text: 0.5}
+    files.write_json(path / "reward_model" / "evaluation.json", facts)
+    done = files.read_json(path / "sft" / "done.json")
+    files.write_json(path / "sft" / "done.json", done | {"hardware": text, "versions": {text: text}, "finished_at": text})
+    fate = {"given": 9, "dropped": 1, "cut": 2, "longest": 30, "prompts_cut": 3}
+    files.write_json(path / "data_report.json", {
+        "files": {text: {"kept": 1, "skipped": [], "all_tied": 0}}, "stages": {text: {text: fate}},
+        "epochs": {text: {text: {text: 1.0}}}})  # fmt: skip
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_nothing_of_a_run_is_more_than_text(tmp_path, monkeypatch, capsys):
+    path = hostile_run(tmp_path / "run", monkeypatch)
+    (tmp_path / "secret.png").write_bytes(b"\x89PNG the secret")
+    assert command.main([str(path), "--html"]) == 0
+    page, text = (path / "report.html").read_text(), (path / "report.md").read_text()
+    sources = re.findall(r'src="([^"]*)"', page)
+    figures_of_run = {path.name for path in (path / "figures").glob("*.png")}
+    assert len(sources) == len(figures_of_run) and "root:" not in page
+    for source in sources:
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG\r\n")
+    assert "<script" not in page and 'href="javascript' not in page and "<h1>Head" not in page and "<h2>Head" not in page
+    assert set(re.findall(r"<(h\d)>([^<]*)", page)) == {
+        ("h1", "Report of run"), *(("h2", name) for name in re.findall("^## (.*)$", text, re.MULTILINE))}  # fmt: skip
+    assert {"Policies", "Reward model", "Completions", "Data", "How it was made"} <= set(re.findall("^## (.*)$", text, re.MULTILINE))
+    assert page.count("alert(1)") > 10  # it is all there, to be read
+
+
+@pytest.mark.parametrize("planted", ["file", "folder", "text"])
+def test_a_page_reads_its_own_figures_alone_and_follows_no_link(tmp_path, planted):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "plane.png").write_bytes(b"\x89PNG the secret")
+    run = tmp_path / "run"
+    run.mkdir()
+    if planted == "folder":
+        (run / "figures").symlink_to(tmp_path / "secrets")
+    else:
+        (run / "figures").mkdir()
+        if planted == "file":
+            (run / "figures" / "plane.png").symlink_to(tmp_path / "secrets" / "plane.png")
+        else:
+            (run / "figures" / "plane.png").write_text("root:x:0:0")
+    (run / "report.md").write_text("![plane](figures/plane.png)\n")
+    with pytest.raises(InputError, match="plane.png is no"):
+        html_page.write(run / "report.md")
+    for name in ("/etc/passwd", "../secrets/plane.png", "figures/../../secrets/plane.png", "a/b/figures/plane.png", "secrets/plane.png"):
+        (run / "report.md").write_text(f"![plane]({name})\n")
+        with pytest.raises(InputError, match="is no figure of this report"):
+            html_page.write(run / "report.md")
+
+
+def test_a_reward_model_alone_shows_its_accuracy(tmp_path, capsys):
+    path = write_run(tmp_path / "run", stages=("pretrain", "collect", "reward_model"), prompts=8, items=2)
+    for name in ("evaluation.json", "samples.jsonl", "skills.jsonl"):
+        (path / "pretrain" / name).unlink()
+    assert command.main([str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"accuracy \(%\) +71.0 ± 4.0 +71.0 ± 4.0", shown) and "training labelers" in shown
+    assert re.search(r"rankings +95 +95", shown) and re.search(r"prompts +80 +80", shown)
+    assert "No policy is evaluated yet." in (path / "report.md").read_text()

@@ -331,7 +331,7 @@ def test_html_needs_no_other_file(done, monkeypatch, capsys):
     page = (done / "report.html").read_text()
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == 5 and all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in page and "<script" not in page and "<link" not in page and "@import" not in page
+    assert "://" not in page and "<script" not in page and "<link" not in page and "@import" not in page
     assert '<a href="#figures/plane.png">' in page and 'id="figures/plane.png"' in page
     assert "prefers-color-scheme: dark" in page and "@media print" in page
     assert page.count("<table>") == page.count("</table>") == (done / "report.md").read_text().count("\n| ---")

@@ -1,8 +1,11 @@
-"""A report as one HTML file that needs no other: images inside, light and dark, good to print."""
+"""A report as one HTML file that needs no other: images inside, light and dark, good to print.
+
+A run can be somebody else's. Its texts are escaped in the Markdown (see markdown.py); what is read into the page here is
+figures that lie beside it, and nothing that a name or a link there leads to.
+"""
 
 import base64
 import html
-import mimetypes
 import pathlib
 import re
 import urllib.parse
@@ -37,7 +40,8 @@ def write(markdown) -> pathlib.Path:
     Images become data: URIs, so the file can be sent; links to files that are not images stay relative.
 
     Raises:
-        InputError: the file or an image of it cannot be read, or the page not be written.
+        InputError: the file or an image of it cannot be read, an image is no figure of this report, or the page cannot
+            be written.
     """
     markdown = pathlib.Path(markdown)
     try:
@@ -55,19 +59,31 @@ def render(text: str, folder) -> str:
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    # Our Markdown escapes text with entities and uses <br> alone as a tag (see tables.cell).
+    # Our Markdown escapes text with entities and uses <br> alone as a tag (see markdown.cell).
     body = parser.render(text).replace("&lt;br&gt;", "<br>")
     for name in set(re.findall(r'<img src="([^"]+)"', body)):  # a link to a figure jumps to it
         body = body.replace(f'<a href="{name}"', f'<a href="#{name}"')
-        data = _inline(folder, urllib.parse.unquote(name))
+        data = _inline(pathlib.Path(folder), urllib.parse.unquote(html.unescape(name)))
         body = body.replace(f'<img src="{name}"', f'<img id="{name}" src="{data}"')
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-    title = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "report")
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+    title = re.search("<h1>(.*?)</h1>", body)
+    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+            'style-src \'unsafe-inline\'">\n'
+            f'<title>{re.sub("<[^>]*>", " ", title[1]) if title else "report"}</title>\n'
             f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n'
             f'<body>\n{body}</body></html>\n')
 
 
-def _inline(folder, name: str) -> str:
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode((pathlib.Path(folder) / name).read_bytes()).decode()}"
+def _inline(folder: pathlib.Path, name: str) -> str:
+    """A figure of the report as a data: URI: a PNG of its folder, or of `figures` in it or in that of a sweep."""
+    *folders, file = pathlib.PurePosixPath(name).parts or [""]
+    path = folder.resolve() / name
+    own = not folders or (folders[-1] == "figures" and len(folders) <= 2 and not {"/", ".."} & {*folders})
+    if not (own and file.endswith(".png") and path.resolve() == path):
+        raise InputError(f"{name} is no figure of this report: a page holds PNG files of its own figures/ alone, and follows "
+                         "no link")
+    data = path.read_bytes()
+    if not data.startswith(b"\x89PNG"):
+        raise InputError(f"{path} is no PNG image: report again")
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

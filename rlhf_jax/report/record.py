@@ -10,6 +10,7 @@ from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.files import read_if_there, read_json
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.run import JUDGED
+from rlhf_jax.terminal import visible
 
 _LABELS = {
     "pretrain": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "dpo": "DPO",
@@ -20,7 +21,7 @@ SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a 
 
 def label(stage: str) -> str:
     """What a stage is called in tables and figures."""
-    return _LABELS.get(stage, stage.replace("_", " "))
+    return _LABELS.get(stage, visible(stage.replace("_", " ")))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,11 @@ from rich.text import Text
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import new_folder, read_json, write_text
+from rlhf_jax.markdown import cell, code, image, link
 from rlhf_jax.report import sweep_page
-from rlhf_jax.report.tables import Table, cell
+from rlhf_jax.report.tables import Table
 from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED, WITHDRAWN
+from rlhf_jax.terminal import visible
 
 PAGE = "REPRODUCTION.md"
 
@@ -51,7 +53,7 @@ def write(path, publish=None) -> rich.console.Group:
         written.append(target / PAGE)
     rows = [[sweep["name"], sweep_page.said(claim), claim["text"]] for sweep in sweeps for claim in sweep["claims"]]
     table = Table(["sweep", "verdict", "claim"], rows, words=3)
-    return rich.console.Group(table.rich("claims", wrap=True), *(Text(f"written to {file}") for file in written))
+    return rich.console.Group(table.rich("claims", wrap=True), *(Text(visible(f"written to {file}")) for file in written))
 
 
 def page_of(folder) -> str:
@@ -75,16 +77,16 @@ def text_of(sweeps: list[dict]) -> str:
     for sweep in sweeps:
         for claim in sweep["claims"]:
             figure = claim["figure"]
-            link = f"[{cell(figure)}]({sweep['name']}/figures/{figure}.png)" if figure else "–"
-            lines.append(f"| {cell(claim['text'])} | {cell(claim['source'])} | **{sweep_page.said(claim)}** | "
-                         f"{cell(claim['sentence'])} | {link} | {cell(claim['note']) or '–'} |")
+            shown = link(figure, f"{sweep['name']}/figures/{figure}.png") if figure else "–"
+            lines.append(f"| {cell(claim['text'])} | {cell(claim['source'])} | **{cell(sweep_page.said(claim))}** | "
+                         f"{cell(claim['sentence'])} | {shown} | {cell(claim['note']) or '–'} |")
     sections += ["\n".join(lines)]
     for sweep in sweeps:
         name, commits = sweep["name"], ", ".join(sweep["commits"])
-        ran = f" Run at commit {commits}." if commits else ""
-        sections += [f"## {name}", f"{sweep['state']}.{ran} [Report]({name}/report.md).",
-                     *(f"![{figure}]({name}/figures/{figure}.png)" for figure in sweep["figures"]),
-                     f"```\n{sweep['command']}\n```"]  # fmt: skip
+        ran = f" Run at commit {cell(commits)}." if commits else ""
+        sections += [f"## {cell(name)}", f"{cell(sweep['state'])}.{ran} {link('Report', f'{name}/report.md')}.",
+                     *(image(figure, f"{name}/figures/{figure}.png") for figure in sweep["figures"]),
+                     code(sweep["command"])]  # fmt: skip
     sections += ["## This page", "```\npython -m rlhf_jax.report --all runs/figures --publish=docs/reproduction\n```"]
     return "\n\n".join(sections) + "\n"
 
@@ -109,7 +111,7 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
         for pattern in ("figures/*.png", "tables/*.csv", "tables/*.tex"):
             for file in source.glob(pattern):
                 name = file.relative_to(source)
-                if f"({name.as_posix()})" in text:  # not what an earlier report drew and this one does not
+                if f"({name.as_posix()})" in text and not file.is_symlink():  # not what an earlier report drew and this one does not
                     (fresh / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, fresh / name)
         write_text(fresh / "report.md", text)

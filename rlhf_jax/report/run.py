@@ -13,10 +13,12 @@ from rich.text import Text
 from rlhf_jax.evaluate import skills
 from rlhf_jax.evaluate.statistics import paired_difference, ratio
 from rlhf_jax.files import write_text
+from rlhf_jax.markdown import cell, image, json_code
 from rlhf_jax.metrics import lost_steps
 from rlhf_jax.report.figures import run as figures
 from rlhf_jax.report.record import SPLITS, Record, label
 from rlhf_jax.report.tables import QUANTITIES, Table
+from rlhf_jax.terminal import visible
 
 _SAMPLES = 8
 _SHOWN_CHARACTERS = 280
@@ -36,7 +38,7 @@ def write(path) -> rich.console.Group:
     drawn = figures.draw_run(record, record.path / "figures")
     policies, weights, tax = policy_table(record), weights_lines(record), tax_lines(record)
     sections = [
-        f"# Report of {record.path.name}",
+        f"# Report of {cell(record.path.name)}",
         "± is half of a 95 % interval, over test prompts, and over few-shot items for skills: Student's t for means, "
         "Wilson's for shares. Win rate is "
         f"by {_judge(record)}, on the same prompts; KL is log π − log π of SFT of the sampled "
@@ -44,13 +46,13 @@ def write(path) -> rich.console.Group:
         "## Policies",
         policies.markdown() if record.evaluations else "No policy is evaluated yet.",
     ]
-    sections += weights
+    sections += map(cell, weights)
     if tax:
-        sections += ["## Alignment tax", "\n".join(f"- {line}" for line in tax)]
+        sections += ["## Alignment tax", "\n".join(f"- {cell(line)}" for line in tax)]
     if record.reward:
         sections += ["## Reward model", *_reward_sections(record)]
     if drawn:
-        sections += ["## Figures", *(f"![{name}](figures/{name})\n\n*{caption}*"
+        sections += ["## Figures", *(f"{image(name, f'figures/{name}')}\n\n*{cell(caption)}*"
                                      for name, caption in drawn)]
     if samples := sample_table(record):
         sections += ["## Completions", "Sampled at temperature "
@@ -61,9 +63,10 @@ def write(path) -> rich.console.Group:
         sections += ["## Data", *_data_sections(record)]
     sections += ["## How it was made", *_made_sections(record)]
     write_text(record.path / "report.md", "\n\n".join(sections) + "\n")
+    shown = policies if record.evaluations or not record.reward_splits else reward_table(record)  # of a reward model alone: its accuracy
+    lines = [*weights, *tax, f"Figures and more: {record.path / 'report.md'}"]
     return rich.console.Group(
-        policies.rich(f"{record.path.name}, ± half of a 95 % interval"), *map(Text, weights + tax),
-        Text(f"Figures and more: {record.path / 'report.md'}"))
+        shown.rich(f"{record.path.name}, ± half of a 95 % interval"), *(Text(visible(line)) for line in lines))
 
 
 def policy_table(record: Record) -> Table:
@@ -199,15 +202,11 @@ def _data_sections(record: Record) -> list[str]:
 _FATES = ("given", "dropped", "prompts_cut", "cut", "longest")
 
 
-def _reward_sections(record: Record) -> list[str]:
-    """The table by split, then accuracy by labeler group, then what the labelers allow."""
+def reward_table(record: Record) -> Table:
+    """What the reward model reached, by the labelers of the rankings."""
     splits, labelers = record.reward_splits, record.reward.get("labelers", {})
     fold = labelers.get("folds", {}).get(labelers.get("held_out_group")) or {}
     ceilings = {"valid": fold.get("in_group"), "heldout": fold.get("held_out")}
-    said = [] if record.reward.get("demonstrations", 1) else [
-        "There were no demonstrations that could average 0: a score has no zero of its own, only differences count."]
-    if not splits:
-        return ["No validation ranking says that one completion is better than another, so there is no accuracy.", *said]
     rows = [["accuracy (%)", *(_percent(facts["accuracy"]) for facts in splits.values())]]
     if any(ceilings.get(name) for name in splits):
         rows.append(["accuracy that the labelers' noise allows (%)",
@@ -220,7 +219,17 @@ def _reward_sections(record: Record) -> list[str]:
                  "log_loss": "log-loss (nats per pair)", "ece": "expected calibration error",
                  "pairs": "pairs", "rankings": "rankings", "prompts": "prompts",
              }.items() if any(name in facts for facts in splits.values())]
-    sections = [Table(["", *(SPLITS.get(name, name) for name in splits)], rows).markdown(), *said]
+    return Table(["", *(SPLITS.get(name, name) for name in splits)], rows)
+
+
+def _reward_sections(record: Record) -> list[str]:
+    """The table by split, then accuracy by labeler group, then what the labelers allow."""
+    splits, labelers = record.reward_splits, record.reward.get("labelers", {})
+    said = [] if record.reward.get("demonstrations", 1) else [
+        "There were no demonstrations that could average 0: a score has no zero of its own, only differences count."]
+    if not splits:
+        return ["No validation ranking says that one completion is better than another, so there is no accuracy.", *said]
+    sections = [reward_table(record).markdown(), *said]
     groups = {group: value for facts in splits.values()
               for group, value in facts.get("by_group", {}).items() if group}
     if len(groups) > _MOST_GROUPS:  # such as a group for each question
@@ -229,7 +238,7 @@ def _reward_sections(record: Record) -> list[str]:
                         f"median {_percent(statistics.median(groups.values()))} %.")
     elif groups:
         sections.append("Accuracy by group of labelers (%): " + ", ".join(
-            f"{group} {_percent(value)}" for group, value in groups.items()) + ".")
+            f"{cell(group)} {_percent(value)}" for group, value in groups.items()) + ".")
     known = {
         "agreement_in_group": "two labelers of one group agree on",
         "agreement_across": "two of different groups on",
@@ -260,17 +269,16 @@ def _made_sections(record: Record) -> list[str]:
     model = ", ".join(f"{name} {record.config['model'][name]}"
                       for name in ("num_layers", "embed_dim", "num_heads")
                       if name in record.config.get("model", {}))
-    facts = [f"seed: {record.config.get('seed')}", f"model: {model}",
-             f"overrides: `{json.dumps(record.overrides)}`" if record.overrides else
-             "overrides: none"]
+    facts = [cell(f"seed: {record.config.get('seed')}"), cell(f"model: {model}"),
+             f"overrides: {json_code(record.overrides) if record.overrides else 'none'}"]
     hardware = {done["hardware"]: None for done in record.done.values() if "hardware" in done}
     versions = {json.dumps(done["versions"]): done["versions"] for done in record.done.values()
                 if "versions" in done}
-    facts += [f"hardware: {name}" for name in hardware]
-    facts += ["versions: " + ", ".join(f"{name} {number}" for name, number in found.items())
+    facts += [cell(f"hardware: {name}") for name in hardware]
+    facts += [cell("versions: " + ", ".join(f"{name} {number}" for name, number in found.items()))
               for found in versions.values()]
     lost = {stage: lost_steps(rows, max(row["step"] for row in rows)) for stage, rows in record.curves.items() if rows}
-    facts += [f"{stage}/metrics.jsonl has lost the lines of {steps}" for stage, steps in lost.items() if steps]
+    facts += [cell(f"{stage}/metrics.jsonl has lost the lines of {steps}") for stage, steps in lost.items() if steps]
     rows = [[stage, _duration(done["seconds"]), _duration(done.get("evaluation_seconds")),
              _memory(done), done["finished_at"]] for stage, done in record.done.items()]
     seconds = [done["seconds"] + done.get("evaluation_seconds", 0)

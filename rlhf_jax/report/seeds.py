@@ -12,9 +12,11 @@ from rich.text import Text
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.files import write_text
+from rlhf_jax.markdown import cell, image
 from rlhf_jax.report.figures import run as figures
 from rlhf_jax.report.record import Record, label
 from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
+from rlhf_jax.terminal import visible
 
 _PANELS = {"gold/total": "gold score", "win_rate": "win rate against SFT (%)",
            "skills/mean": "retained skills (%)", "valid_loss": "held-out loss (nats per token)"}
@@ -43,14 +45,14 @@ def write(paths, out) -> rich.console.Group:
               for name, title in _PANELS.items()}
     figures.draw_seeds({title: found for title, found in panels.items() if found}, stages, figure)
     interval = f"± is a 95 % Student t interval over {len(records)} runs"
-    runs = [f"- {os.fspath(record.path)} (seed {record.config.get('seed')})" for record in records]
+    runs = [f"- {cell(os.fspath(record.path))} (seed {cell(record.config.get('seed'))})" for record in records]
     write_text(out, "\n\n".join([
         f"# {len(records)} runs", f"{interval}.", means.markdown(),
         "## Differences within a run", differences.markdown(),
-        f"![by policy]({figure.name})", "*Small points: runs, joined over policies; large ones: "
+        image("by policy", figure.name), "*Small points: runs, joined over policies; large ones: "
         "their means with intervals.*", "## Runs", "\n".join(runs)]) + "\n")
     return rich.console.Group(means.rich(interval), differences.rich("differences within a run"),
-                              Text(f"written to {out}"))
+                              Text(visible(f"written to {out}")))
 
 
 def mean_table(records, stages) -> Table:

@@ -18,13 +18,15 @@ from rich.text import Text
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import write_json, write_text
+from rlhf_jax.markdown import cell, code, image, json_code, link, prose
 from rlhf_jax.report import spec
 from rlhf_jax.report.figures import sweep as figures
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep import Sweep
 from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
-from rlhf_jax.report.tables import Table, cell
+from rlhf_jax.report.tables import Table
 from rlhf_jax.report.verdicts import Verdict, judge
+from rlhf_jax.terminal import visible
 
 EVERYTHING = "all.csv"
 DECISION = (
@@ -56,11 +58,11 @@ def write(path) -> rich.console.Group:
     page = make(path)
     verdicts = Table(["verdict", "claim"], [[said(claim), claim["text"]] for claim in facts_of(page)["claims"]], words=2)
     return rich.console.Group(
-        Text(f"{page.sweep.path.name}: {state(page.sweep)}"),
+        Text(visible(f"{page.sweep.path.name}: {state(page.sweep)}")),
         *(drawn.means.rich(f"{_heading(drawn)}, ± half of a 95 % interval over seeds", wrap=True, most=6)
           for _, drawn in page.tables),
         *[verdicts.rich("claims", wrap=True)] * bool(page.verdicts),
-        Text(f"Figures and more: {page.sweep.path / 'report.md'}"))  # fmt: skip
+        Text(visible(f"Figures and more: {page.sweep.path / 'report.md'}")))  # fmt: skip
 
 
 def make(path) -> Page:
@@ -76,7 +78,7 @@ def make(path) -> Page:
         raise InputError(f"cannot write {error.filename}: {error.strerror}") from error
     for name, table in tables.items():
         caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
-        text = "".join(f"% {fact}\n" for fact in (command(sweep), *_facts(sweep), "packages: booktabs, graphicx"))
+        text = "".join(f"% {' '.join(visible(fact).split())}\n" for fact in (command(sweep), *_facts(sweep), "packages: booktabs, graphicx"))
         text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
         if table.differences:
             text += "\n" + table.differences.latex(f"Differences to {table.baseline}, paired by seed.",
@@ -155,9 +157,10 @@ def _default_figures(sweep) -> list[spec.Curve]:
 
 
 def _names(items, kind) -> list[str]:
-    """A file name for each: its own, or one made of its kind, number and what it shows."""
-    return [item.name or re.sub(r"[^a-z0-9]+", "_", "_".join([f"{kind}{n}", getattr(item, "y", "")]).lower()).strip("_")
-        for n, item in enumerate(items, 1)]
+    """A file name for each: its own, as far as it is one, or one made of its kind, number and what it shows."""
+    own = [re.sub(r"[^\w.-]+", "_", item.name, flags=re.ASCII).lstrip(".") for item in items]
+    return [name or re.sub(r"[^a-z0-9]+", "_", "_".join([f"{kind}{n}", getattr(item, "y", "")]).lower()).strip("_")
+        for n, (name, item) in enumerate(zip(own, items), 1)]
 
 
 def _heading(table: Drawn) -> str:
@@ -190,17 +193,19 @@ def _asked(specs) -> dict[str, list[str]]:
 
 def _sections(page) -> list[str]:
     sweep = page.sweep
-    sections = [f"# {sweep.path.absolute().name}", *[sweep.about.strip()] * bool(sweep.about), f"{state(sweep)}.",
+    sections = [f"# {cell(sweep.path.absolute().name)}", *[prose(sweep.about)] * bool(sweep.about.strip()),
+                f"{cell(state(sweep))}.",
                 "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have "
                 "no such number; differences are paired by seed."]  # fmt: skip
     if page.verdicts:
         sections += ["## Claims", *claims_text(facts_of(page)["claims"])]
     if page.figures:
-        sections += ["## Figures", *(f"![{name}](figures/{name}.png)\n\n*{cell(caption)}* [PDF](figures/{name}.pdf)"
-                                     for name, _, caption in page.figures)]
+        sections += ["## Figures", *(f"{image(name, f'figures/{name}.png')}\n\n*{cell(caption)}* "
+                                     f"{link('PDF', f'figures/{name}.pdf')}" for name, _, caption in page.figures)]
     sections += ["## Tables"]
     for name, table in page.tables:
-        sections += [f"### {_heading(table)}", f"[CSV](tables/{name}.csv), [LaTeX](tables/{name}.tex).",
+        sections += [f"### {cell(_heading(table))}",
+                     f"{link('CSV', f'tables/{name}.csv')}, {link('LaTeX', f'tables/{name}.tex')}.",
                      table.means.markdown()]  # fmt: skip
         if table.differences:
             sections += [f"Differences to {cell(table.baseline)}, paired by seed:", table.differences.markdown()]
@@ -217,9 +222,10 @@ def claims_text(claims: list[dict]) -> list[str]:
     """The claims of verdicts.json as paragraphs of Markdown."""
     sections = [DECISION]
     for claim in claims:
-        see = f" See [{claim['figure']}](figures/{claim['figure']}.png)." if claim["figure"] else ""
+        figure = claim["figure"]
+        see = f" See {link(figure, f'figures/{figure}.png')}." if figure else ""
         note = f"\n  What is known of why: {cell(claim['note'])}" if claim["note"] else ""
-        sections.append(f"- **{said(claim)}**: {cell(claim['text'])} ({cell(claim['source'])}).\n"
+        sections.append(f"- **{cell(said(claim))}**: {cell(claim['text'])} ({cell(claim['source'])}).\n"
                         f"  {cell(claim['sentence'])}.{see}{note}")
     return sections
 
@@ -238,11 +244,11 @@ def _facts(sweep) -> list[str]:
 
 
 def _repeat(sweep) -> list[str]:
-    rows = [[setting.name, f"`{json.dumps(setting.overrides)}`".replace("|", r"\|"),
-             ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)] for setting in sweep.settings]
-    lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |",
-             *(f"| {cell(name)} | {code} | {numbers} |" for name, code, numbers in rows)]
-    return [f"```\n{command(sweep)}\npython -m rlhf_jax.report runs/figures/{sweep.path.absolute().name}\n```",
+    lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |"]
+    for setting in sweep.settings:
+        numbers = ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)
+        lines.append(f"| {cell(setting.name)} | {json_code(setting.overrides)} | {numbers} |")
+    return [code(f"{command(sweep)}\npython -m rlhf_jax.report {shlex.quote(f'runs/figures/{sweep.path.absolute().name}')}"),
             "\n".join(f"- {cell(fact)}" for fact in _facts(sweep)), "\n".join(lines)]  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """The facts of a dataset as Markdown."""
 
-import html
+from rlhf_jax.markdown import cell
 
 
 def markdown(facts: dict, title: str) -> str:
     """One page; see describe.describe for the facts."""
-    parts = [f"# {title}"]
+    parts = [f"# {cell(title)}"]
     for kind, found in facts["kinds"].items():
         parts += [f"## {kind.capitalize()}", *_kind(found, facts["unit"])]
     if facts["leaks"]:
@@ -25,7 +25,7 @@ def _kind(found: dict, unit: str) -> list[str]:
     if found["bad_rows"]:
         parts.append(_bad_rows(found["bad_rows"]))
     parts += [
-        f"{_count(count)} rows are left out, because {reason}." for reason, count in found["left_out"].items()
+        f"{_count(count)} rows are left out, because {cell(reason)}." for reason, count in found["left_out"].items()
     ]
     parts.append(_lengths(found["lengths"], unit))
     if "too_long" in found:
@@ -136,9 +136,6 @@ def _count(value: int) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "&#124;").replace("\n", " ")
+    rule = ["---"] + ["---:"] * (len(columns) - 1)
+    lines = [[cell(text) for text in columns], rule, *([cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -10,6 +10,7 @@ import numpy as np
 from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.report.figures import arms_of, legend_above, new_figure
 from rlhf_jax.report.record import SPLITS, label
+from rlhf_jax.terminal import visible
 
 _LOOKS = {
     "pretrain": ("#7F7F7F", "s", "-"), "sft": ("#0072B2", "o", "-"),
@@ -89,7 +90,7 @@ def _categories(record, path) -> bool:
                 xerr=np.concatenate([arms_of(value) for value in gold], axis=1),
                 fmt=marker, color=colour, markersize=4.5, elinewidth=1, label=label(stage))
         axis.set_yticks(range(len(categories)),
-                        [f"{name.replace('_', ' ')} ({found['count']})"
+                        [f"{visible(name.replace('_', ' '))} ({found['count']})"
                          for name, found in categories.items()])
         axis.set_ylim(len(categories) - 0.5, -0.5)
         axis.grid(axis="y", visible=False)
