@@ -145,6 +145,18 @@ def test_prompts_of_their_own_replace_those_of_the_rows(folder):
     assert all(row.prompt.startswith("only") for row in found.prompts("train", "ppo"))
 
 
+def test_a_prompt_that_a_file_repeats_is_one_prompt_of_its_split(folder, capsys):
+    """Else intervals over test prompts would count the samples of one as independent."""
+    write(folder / "prompts.jsonl", [{"prompt": f"only {i % 30}", "category": i // 30} for i in range(150)])
+    found = corpus(folder, demonstrations="demos.jsonl", prompts="prompts.jsonl")
+    by_split = {split: found.prompts(split, "ppo") for split in SPLITS}
+    assert sorted(row.prompt for rows in by_split.values() for row in rows) == sorted(f"only {i}" for i in range(30))
+    assert all(row.row["category"] == 0 for rows in by_split.values() for row in rows)  # the first stays
+    assert found.prompts("test", "ppo") is found.prompts("test", "rm")
+    left_out = 4 * len(by_split["test"])
+    assert capsys.readouterr().out.count(f"data.files.prompts: {left_out} rows left out of test, because they repeat") == 1
+
+
 def test_documents_are_divided_by_the_given_expression(folder):
     found = corpus(folder, documents="stories.txt", document_end=r"(?<!\n)\n(?!\n)")
     texts = [row.text for split in SPLITS for row in found.documents(split)]

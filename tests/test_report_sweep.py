@@ -350,6 +350,36 @@ def test_html_of_a_run(tmp_path, capsys):
         html_page.write(path / "report.md")
 
 
+def test_nothing_of_a_sweep_is_more_than_text(tmp_path, capsys):
+    """Names, reasons, overrides and the experiment's own words, in report.md, its HTML, LaTeX and the page of all sweeps."""
+    attack = '![y](/etc/passwd) `` ``` <script>alert(1)</script> |\n\n# Head\n    ```\n\n\x1b]0;owned\x07\\input{/etc/passwd}'
+    claim = dataclasses.replace(DECLARED.claims[0], text=attack, source=attack, note=attack)
+    figures = (spec.Curve("gold/total", "ppo_ptx", PTX, name="plane", title="x"),)
+    tables = (dataclasses.replace(DECLARED.tables[0], title=attack),)
+    path = make(tmp_path / "sweeps" / "one", spec.Declared(figures, tables, (dataclasses.replace(claim, figure=""),)))
+    facts = json.loads((path / "sweep.json").read_text())
+    facts |= {"about": attack, "experiment": attack, "argument": attack, "commit": attack, "overrides": {attack: attack}}
+    facts["figures"][0]["name"], facts["tables"][0]["name"] = "../../out of it/plane", "/etc/table"
+    (path / "sweep.json").write_text(json.dumps(facts))
+    for file in path.glob("arms/*/arm.json"):
+        status = {"failed": "failed"}.get(json.loads(file.read_text())["status"], "done")
+        file.write_text(json.dumps({"status": status, "reason": attack, "hardware": attack, "versions": {attack: attack}, "commit": attack}))
+    assert command.main(["--all", "--html", str(path.parent)]) == 0
+    shown = capsys.readouterr().out
+    assert command.main(["--html", str(path)]) == 0
+    for page in (path / "report.html", path.parent / "REPRODUCTION.html"):
+        text = page.read_text()
+        sources = re.findall(r'src="([^"]*)"', text)
+        assert len(sources) == 1 and sources[0].startswith("data:image/png") and "<script" not in text and "root:" not in text
+        assert not re.search("<h[1-6]>Head", text) and text.count("alert(1)") > 3
+    assert {file.name for file in (path / "figures").iterdir()} == {"_.._out_of_it_plane.png", "_.._out_of_it_plane.pdf"}
+    assert {file.name for file in (path / "tables").iterdir()} == {"_etc_table.csv", "_etc_table.tex", "all.csv", "seeds.csv"}
+    latex = (path / "tables" / "_etc_table.tex").read_text()
+    assert not any("\\input" in line for line in latex.splitlines() if not line.startswith("%"))
+    everything = [shown, capsys.readouterr().out, latex, *(file.read_text() for file in path.parent.rglob("*.md"))]
+    assert not any("\x1b" in text or "\x07" in text for text in everything)
+
+
 def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     second = dataclasses.replace(LIGHT, claims=DECLARED.claims[1:])
     folder = tmp_path / "sweeps"

@@ -67,19 +67,26 @@ class FileCorpus:
         )
 
     def prompts(self, split: str, purpose: str) -> list[Prompt]:
-        """Prompts to sample from; without files of their own, those of the other rows."""
+        """Prompts to sample from, each once; without files of their own, those of the other rows."""
         del purpose  # files have one set of prompts
-        if self.config.prompts:
-            return self._split("prompts", split)
-        kinds = [kind for kind in ("demonstrations", "rankings") if self.config[kind]]
-        rows = [row for kind in kinds for row in self._split(kind, split)]
-        first = {row.prompt: row for row in rows if row.prompt}  # a completion that is rated by itself may have none
-        if not first:
+        return self._distinct_prompts(split)
+
+    @functools.cache
+    def _distinct_prompts(self, split: str) -> list[Prompt]:
+        """Samples for one prompt are not independent: an interval over prompts may count it once."""
+        kinds = ["prompts"] if self.config.prompts else [kind for kind in ("demonstrations", "rankings") if self.config[kind]]
+        rows, found = [row for kind in kinds for row in self._split(kind, split)], {}
+        for row in rows:
+            if row.prompt:  # a completion that is rated by itself may have none
+                found.setdefault(row.prompt, Prompt(row.prompt, row.row))
+        if not found:
             raise InputError(
                 f"no row of data.files.{' or '.join(kinds) or 'demonstrations'} in the {split} split has a prompt to "
                 "sample from; name some in data.files.prompts"
             )
-        return [Prompt(prompt, row.row) for prompt, row in first.items()]
+        if self.config.prompts and len(found) < len(rows):
+            print(f"data.files.prompts: {len(rows) - len(found)} rows left out of {split}, because they repeat another's prompt")
+        return list(found.values())
 
     def gold(self, prompt: Prompt, completion: str, finished: bool = True) -> None:
         """Real text has no gold labeler."""
