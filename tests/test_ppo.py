@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -102,6 +106,31 @@ def test_after_a_step_on_the_same_rows_the_ratio_is_not_one(mesh, microbatches):
     second = trial(mesh, microbatches).second
     assert second["ppo/policy/ratio"] != 1.0 and second["ppo/policy/approxkl"] > 1e-4
     assert second["ppo/policy/clipfrac"] > 0.0
+
+
+LARGE = """
+import dataclasses, json, sys, numpy as np, tiny
+
+class Stage(tiny.PPO):
+    rows = minibatch = 1024
+
+config = dataclasses.replace(tiny.CONFIG, num_layers=1, num_heads=2)
+stage = Stage("1x1x1", config=config, score_parts=1, advantage="reinforce")
+coefs, state = tiny.coefficients(temperature=0.7), stage.state()
+experience, _ = stage.score(state, tiny.rollout_of(1024, 4, 8), coefs)
+_, metrics = stage.update(state, experience, np.arange(1024), coefs)
+print(json.dumps({name: float(value) for name, value in metrics.items() if "policy" in name}))
+"""
+
+
+def test_on_a_large_first_minibatch_the_ratio_is_one_to_rounding_as_users_compile_it():
+    """The other tests compile without optimizations, at which scoring and updating add up in the same order."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", LARGE], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first = json.loads(done.stdout)
+    assert abs(first["ppo/policy/ratio_max"] - 1) < 1e-5 and abs(first["ppo/policy/ratio"] - 1) < 1e-6
+    assert 0 <= first["ppo/policy/approxkl"] < 1e-11 and first["ppo/policy/clipfrac"] == 0
 
 
 @pytest.mark.slow

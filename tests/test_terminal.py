@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 from rlhf_jax import chat, progress, terminal
 from rlhf_jax.data.describe import __main__ as describe
 from rlhf_jax.errors import InputError, as_command
+from rlhf_jax.evaluate import policy
 from rlhf_jax.files import write_json
 from rlhf_jax.report import __main__ as report_command
 from rlhf_jax.sweep import listing
@@ -80,7 +81,7 @@ def test_generate(monkeypatch, capsys, tmp_path):
         def __call__(self, first=0):
             yield [{"prompt": "p", "completion": EVIL}]
 
-    model = types.SimpleNamespace(mesh=None, config=types.SimpleNamespace(max_length=9))
+    model = types.SimpleNamespace(mesh=None, folder=None, config=types.SimpleNamespace(max_length=9))
     monkeypatch.setattr(command, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(command, "read_prompts", lambda *_: [types.SimpleNamespace(text="p")])
     monkeypatch.setattr(command, "Completer", lambda *_, **__: Completer())
@@ -110,9 +111,8 @@ def test_report_of_a_run(monkeypatch, tmp_path):
     path = write_run(tmp_path / f"run{EVIL}", stages=stages, prompts=8, items=2)
     write_json(path / "overrides.json", {EVIL: EVIL})
     for stage in stages:
-        rows = [json.loads(line) for line in (path / stage / "samples.jsonl").read_text().splitlines()]
-        text = "".join(json.dumps(row | {"completion": EVIL, "prompt": EVIL}) + "\n" for row in rows)
-        (path / stage / "samples.jsonl").write_text(text)
+        rows = policy.read_rows(path / stage / "samples.jsonl")
+        policy.write_rows(path / stage / "samples.jsonl", [row | {"completion": EVIL, "prompt": EVIL} for row in rows])
     with a_terminal(monkeypatch) as written:
         assert report_command.main([str(path)]) == 0
     assert harmless(written.getvalue()) and "owned" in written.getvalue()
