@@ -71,11 +71,12 @@ def json_text(value) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def read_json(path, kind: type = dict):
+def read_json(path, kind: type = dict, needs: Iterable[str] = ()):
     """Reads a JSON file.
 
     Args:
       kind: what it holds, dict or list.
+      needs: the names without which it is not what we wrote.
 
     Raises:
       InputError: it cannot be read, or is not valid JSON, or holds something else; the sentence names file and line.
@@ -90,6 +91,8 @@ def read_json(path, kind: type = dict):
     if not isinstance(found, kind):
         wanted = {dict: "JSON object, {...}", list: "JSON list, [...]"}[kind]
         raise InputError(f"{path} is not a {wanted}; it holds {json.dumps(found)[:40]}")
+    if missing := [name for name in needs if name not in found]:
+        raise InputError(f"{path} is damaged: it has no '{missing[0]}'")
     return found
 
 
@@ -105,9 +108,9 @@ def check_is_no_pipe(path) -> None:
         raise InputError(f"{path}: is a pipe or a device and no file; write what it gives into a file and name that")
 
 
-def read_if_there(path, kind: type = dict):
+def read_if_there(path, kind: type = dict, needs: Iterable[str] = ()):
     """What `read_json` reads, or None where there is no such file."""
-    return read_json(path, kind) if pathlib.Path(path).exists() else None
+    return read_json(path, kind, needs) if pathlib.Path(path).exists() else None
 
 
 def write_json_lines(path, rows: Iterable[dict]) -> None:

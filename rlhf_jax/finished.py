@@ -11,7 +11,7 @@ Stages that a version without these notes has finished are read unchecked.
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rlhf_jax import files
 from rlhf_jax.errors import InputError, reason
@@ -20,10 +20,10 @@ DONE = "done.json"
 _NOT_READ = ("checkpoints", "tensorboard")
 
 
-def facts(folder) -> dict | None:
+def facts(folder, needs: Iterable[str] = ()) -> dict | None:
     """What the `done.json` of a stage's folder holds, None for a stage that is not finished."""
     path = pathlib.Path(folder) / DONE
-    found = files.read_if_there(path)
+    found = files.read_if_there(path, needs=needs)
     if found and not all(isinstance(found.get(section, {}), dict) for section in ("files", "writing")):
         raise InputError(f"{path} is damaged: delete it, and the same command finishes the stage again")
     return found
@@ -94,6 +94,13 @@ def checked(path) -> pathlib.Path:
         f"{path} is damaged ({said}): put it back as it was, or delete the folder {home}, and the same command makes "
         "that stage again"
     )
+
+
+def check(folder) -> None:
+    """Raises InputError where a file of a finished stage is not as it was left; see `checked`."""
+    folder = pathlib.Path(folder)
+    for name in (facts(folder) or {}).get("files", ()):
+        checked(folder / name)
 
 
 def read_json(path) -> dict:

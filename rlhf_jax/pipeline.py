@@ -4,7 +4,7 @@ import contextlib
 import time
 
 from rlhf_jax import (
-    best_of_n_stage, collect, dpo, hosts, ppo_stage, pretrain, prompted, rankings, report, reward_model, sft, sharding,
+    best_of_n_stage, collect, dpo, finished, hosts, ppo_stage, pretrain, prompted, rankings, report, reward_model, sft, sharding,
     supervised,
 )  # fmt: skip
 from rlhf_jax import run as run_lib
@@ -123,14 +123,17 @@ def _check_names(run: run_lib.Run, stage: str) -> None:
 
 
 def check(run: run_lib.Run) -> None:
-    """Reads all that the stages will read, and says what a later one would refuse before hours of the earlier ones.
+    """Reads all that the stages will read, and says what a later one would refuse before hours of the earlier ones, and so is
+    damage of finished ones.
 
     Raises:
-      InputError: a stage needs what there is not, also for its evaluation.
+      InputError: a stage needs what there is not, also for its evaluation; or a file is not as its stage left it.
     """
     for stage in run.config.stages:
         kind = run.config[stage].kind
-        if not run.done(stage):
+        if run.done(stage):
+            hosts.on_first(finished.check, run.folder(stage))
+        else:
             _check_names(run, stage)
             _CHECKS[kind](run, stage)
             run.check_released(stage)

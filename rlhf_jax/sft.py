@@ -118,6 +118,9 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     )
 
 
+_SELECTED = ("step", "by", "value", "before")  # of selection.json
+
+
 class Selection:
     """Keeps the weights of the best validation in the stage's output folder.
 
@@ -140,7 +143,7 @@ class Selection:
         """Compares weights with the best so far; returns metrics to log."""
         metrics = {} if self._reward is None else {"valid/score": self._reward(params)}
         value = loss if self._by == "loss" else metrics["valid/score"]
-        best = hosts.on_first(read_if_there, self._record)
+        best = hosts.on_first(read_if_there, self._record, dict, _SELECTED)
         if best and best["step"] >= step:  # from a run that went further before it was resumed
             best = best["before"]
         better = best is None or (value < best["value"] if self._by == "loss" else value > best["value"])
@@ -152,4 +155,4 @@ class Selection:
         return metrics
 
     def chosen(self) -> dict:
-        return hosts.on_first(read_json, self._record)
+        return hosts.on_first(read_json, self._record, dict, _SELECTED)

@@ -154,6 +154,9 @@ def test_json_of_another_kind_is_named(tmp_path, text):
         read_json(tmp_path / "a.json")
     with pytest.raises(InputError, match=r"is not a JSON list") if text != "[]" else contextlib.nullcontext():
         read_json(tmp_path / "a.json", list)
+    (tmp_path / "a.json").write_text('{"stage": 1}')
+    with pytest.raises(InputError, match="a.json is damaged: it has no 'members'"):
+        read_json(tmp_path / "a.json", needs=["stage", "members"])
     for deep in ("[" * 100_000, '{"a": 1' + "0" * 5000 + "}"):
         (tmp_path / "b.json").write_text(deep)
         with pytest.raises(InputError, match="b.json"):

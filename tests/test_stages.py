@@ -16,7 +16,7 @@ import pytest
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import collect, generate, loop, model, pipeline, ppo_stage, pretrain, rankings, reward_model, sft, sharding, supervised, train
+from rlhf_jax import collect, generate, loop, model, pipeline, ppo_stage, pretrain, rankings, report, reward_model, sft, sharding, supervised, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
 from rlhf_jax.data.loader import Loader, take
@@ -561,3 +561,49 @@ def test_sft_is_selected_by_a_reward_model_of_its_own_run(whole, tmp_path):
     with pytest.raises(InputError, match="sft_long.select='reward' needs sft_long.reward"):
         with run_lib.start(config, tmp_path / "other") as run:
             sft.check(run, "sft_long")
+
+
+# ---------------------------------------------------------------------------- damage
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_what_a_later_stage_reads_is_as_it_was_written(whole, tmp_path):
+    """A file of rankings that ends too early, and parameters that are another stage's or have one other bit."""
+    path = copy_until(whole, tmp_path / "cut", "reward_model")
+    _cut(path / "collect" / "comparisons.train.jsonl")
+    for read in (lambda: run_stage(path, "reward_model"), lambda: pipeline.run_stages(toy_config(), path)):
+        with pytest.raises(InputError, match="comparisons.train.jsonl is damaged .* bytes instead of"):
+            read()
+    path = copy_until(whole, tmp_path / "run", "ppo")
+    (path / "pretrain" / "params").rename(tmp_path / "aside")
+    (path / "sft" / "params").rename(path / "pretrain" / "params")
+    (tmp_path / "aside").rename(path / "sft" / "params")
+    biggest = max((path / "reward_model" / "params").rglob("*"), key=lambda file: file.stat().st_size)
+    _flip(biggest)
+    run = run_lib.open_run(path)  # as generate, chat and the export read it
+    for stage, head, message in [("pretrain", "lm", "manifest"), ("sft", "lm", "manifest"), ("reward_model", "scalar", biggest.name)]:
+        with pytest.raises(InputError, match=message):
+            run.load_params(stage, head)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("config.json", "[]"), ("config.json", "{}"), ("overrides.json", "[1]"), ("data_report.json", "[]"), ("sft/done.json", "[]"),
+    ("sft/done.json", "{}"), ("sft/evaluation.json", "[]"), ("sft/evaluation.json", "{}"), ("reward_model/evaluation.json", "3"),
+    ("sft/samples.jsonl", None), ("sft/skills.jsonl", None), ("ppo/samples.jsonl", ""), ("ppo/skills.jsonl", "{}\n"),
+    ("sft/metrics.jsonl", '{"step": 1}\n'), ("ppo/metrics.jsonl", None),
+])  # fmt: skip
+def test_a_report_of_a_damaged_run_is_a_sentence_that_names_the_file(whole, tmp_path, name, text):
+    path = tmp_path / "run"
+    shutil.copytree(whole, path, ignore=shutil.ignore_patterns("params", "checkpoints"))
+    (path / name).unlink() if text is None else (path / name).write_text(text)
+    with pytest.raises(InputError, match=f"{path / name}"):
+        report.write(path)

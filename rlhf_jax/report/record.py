@@ -17,6 +17,7 @@ _LABELS = {
     "best_of_n": "best of n", "rloo": "RLOO", "grpo": "GRPO",
 }  # fmt: skip
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
+_MARKED = ("seconds", "finished_at")  # of done.json
 
 
 def label(stage: str) -> str:
@@ -55,10 +56,7 @@ class Record:
             found = {stage: finished.read_if_there(path / stage / name) for stage, kind in kinds.items() if kind in wanted}
             return {stage: facts for stage, facts in found.items() if facts is not None}
 
-        done = {stage: facts for stage in kinds if (facts := finished.facts(path / stage)) is not None}
-        for stage, facts in done.items():
-            if not {"seconds", "finished_at"} <= facts.keys():
-                raise InputError(f"{path / stage / finished.DONE} is damaged: it does not say when the stage was finished")
+        done = {stage: facts for stage in kinds if (facts := finished.facts(path / stage, needs=_MARKED)) is not None}
         return cls(
             path=path,
             config=config,

@@ -22,6 +22,7 @@ from rlhf_jax.report.spec import Declared
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120
+_DESCRIBED = ("experiment", "config", "arms")  # of sweep.json, what it is read for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ def write(path: pathlib.Path, described: dict) -> None:
     """
     checkpoint.check_path(path)
     file = path / "sweep.json"
-    if before := read_if_there(file):
+    if before := read_if_there(file, needs=_DESCRIBED):
         _check_left_out(path, before, described)
         defaults = json.loads(json.dumps(defaults_like(ConfigDict(described["config"])).to_dict()))
         workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS, defaults)
@@ -185,7 +186,7 @@ def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDi
     Raises:
       InputError: the experiment file or the command line has changed since.
     """
-    known = read_json(path / "sweep.json")
+    known = read_json(path / "sweep.json", needs=_DESCRIBED)
     now = describe(experiment, config, {})
     arms = {arm["number"]: arm for arm in known["arms"]}
     for arm in chosen:

@@ -185,7 +185,7 @@ class Store:
 
     def _folder(self, entry: pathlib.Path) -> pathlib.Path | None:
         """The folder that an entry names, if it still holds the finished stage."""
-        named = read_if_there(entry)
+        named = read_if_there(entry, needs=["folder"])
         folder = named and (self.path / named["folder"]).resolve()
         return folder if folder and (folder / "done.json").exists() else None
 

@@ -134,7 +134,7 @@ def _saved_groups(folder: pathlib.Path, stage: str) -> list[tuple[str, list]]:
     """Folder and members of the groups of a stage with checkpoints, who went furthest first; None for one that failed."""
     found = []
     for path in sorted(folder.glob(f"{stage}-*/trials.json")):
-        facts = read_if_there(path)
+        facts = read_if_there(path, needs=["stage", "members", "failed"])
         if facts["stage"] == stage and (steps := _steps(path.parent)):
             members = [None if member in facts["failed"] else member for member in facts["members"]]
             found.append((-max(steps), str(path.parent), members))
