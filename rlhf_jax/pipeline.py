@@ -123,8 +123,9 @@ def _check_names(run: run_lib.Run, stage: str) -> None:
 
 
 def check(run: run_lib.Run) -> None:
-    """Reads all that the stages will read, and says what a later one would refuse before hours of the earlier ones, and so is
-    damage of finished ones.
+    """Reads all that the stages will read: what a later one would refuse is said before hours of the earlier ones.
+
+    So is damage of finished ones.
 
     Raises:
       InputError: a stage needs what there is not, also for its evaluation; or a file is not as its stage left it.
