@@ -130,6 +130,8 @@ def check(run: run_lib.Run) -> None:
     Raises:
       InputError: a stage needs what there is not, also for its evaluation; or a file is not as its stage left it.
     """
+    if not all(map(run.done, run.config.stages)):
+        run.corpus.read()
     for stage in run.config.stages:
         kind = run.config[stage].kind
         if run.done(stage):

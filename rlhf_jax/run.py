@@ -419,6 +419,7 @@ def _assemble(
         corpora[data] = _corpus(config, template)
     corpus = corpora[data]
     if save:
+        hosts.on_first(_check_data, path, corpus)
         hosts.on_first(_keep_tokenizer, path, config, corpus)
     tokenizer = Tokenizer.load(path)
     if chat:
@@ -478,6 +479,23 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
 def sharding_rules(config: ConfigDict) -> dict:
     """Logical axis -> mesh axes, as config.sharding has them."""
     return {axis: tuple(axes.split(",")) if axes else None for axis, axes in config.sharding.items()}
+
+
+def _check_data(path: pathlib.Path, corpus: FileCorpus | WorldCorpus) -> None:
+    """Keeps the checksums of the data files in data_report.json; at a resume, they must be the same."""
+    report = path / "data_report.json"
+    facts, ours = read_if_there(report) or {}, corpus.checksums
+    before = facts.get("checksums", ours)  # a run of an earlier version has none
+    differ = {name: "is gone" if name not in ours else "is new" if name not in before else "was changed"
+              for name in sorted(before | ours) if before.get(name) != ours.get(name)}  # fmt: skip
+    if differ:
+        said = ", ".join(f"{name} {what}" for name, what in list(differ.items())[:5]) + ", ..." * (len(differ) > 5)
+        raise InputError(
+            f"the data files are not those that this run was begun with: {said}; put back what was there, or give another "
+            "--workdir to begin a run with these"
+        )
+    if ours and "checksums" not in facts:
+        write_json(report, {"files": {}, "stages": {}} | facts | {"checksums": ours})
 
 
 def _keep_template(path: pathlib.Path, config: ConfigDict) -> None:

@@ -1,12 +1,14 @@
 """A folder of files as a corpus: the same methods as the embedded world's, without a gold labeler."""
 
 import functools
+import os
 import pathlib
 
 from rlhf_jax.config import forms
 from rlhf_jax.config.checks import check_values
 from rlhf_jax.config.run import FILES
-from rlhf_jax.data import ratings
+from rlhf_jax.data import files, ratings
+from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data.mixture import Source
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, ReadReport, read_rows
 from rlhf_jax.data.splits import HELD_OUT, split_rows
@@ -44,6 +46,28 @@ class FileCorpus:
         self.config, self._template, self._on_bad_row = config, template, on_bad_row
         self.reports: dict[str, ReadReport] = {}
         self.split_reports: dict[str, dict] = {}
+
+    def read(self) -> None:
+        """Reads all files that the config names, so that what is wrong with any is said before anything is computed.
+
+        Raises:
+          InputError: a file is missing, broken or without rows, or a field of `data.files` does not fit them.
+        """
+        for kind in KINDS:
+            if self.config[kind]:
+                self.splits(kind)
+
+    @functools.cached_property
+    def checksums(self) -> dict[str, str]:
+        """The SHA-256 of every file that is read, by its path from `dir`.
+
+        Raises:
+          InputError: one is missing or cannot be read.
+        """
+        folder = pathlib.Path(self.config.dir)
+        entries = [entry for kind in KINDS for entry in forms.entries(self.config[kind])]
+        paths = [path for entry in entries for path in rows_lib.paths(folder / entry.name, entry.splits)]
+        return {os.path.relpath(path, folder): files.checksum(path) for path in dict.fromkeys(paths)}
 
     def tokenizer_texts(self) -> list[str]:
         demonstrations = self.demonstrations("train") if self.config.demonstrations else []

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import lzma
 import os
 import pathlib
@@ -67,6 +68,12 @@ def read_text(path: str | os.PathLike) -> str:
     return text.replace('\r\n', '\n')
 
 
+def checksum(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file as it lies on the disk, in hexadecimal digits; raises as read_lines does."""
+    with _open(path, unpacked=False) as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def first_byte(path: str | os.PathLike) -> bytes:
     """The first byte that is neither a space nor a byte order mark; raises as read_lines does."""
     with _open(path) as file:
@@ -115,13 +122,14 @@ class _Bounded:
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """The decompressed bytes of `path`; every way this can fail becomes one sentence."""
+def _open(path: str | os.PathLike, unpacked: bool = True) -> Iterator[BinaryIO]:
+    """The bytes of `path`, decompressed unless told otherwise; every way this can fail becomes one sentence."""
     path = pathlib.Path(path)
+    openers = _OPENERS if unpacked else {}
     check_content(path)
     try:
-        with _OPENERS.get(path.suffix, open)(path, 'rb') as file:
-            yield _Bounded(file, path) if path.suffix in _OPENERS else file
+        with openers.get(path.suffix, open)(path, 'rb') as file:
+            yield _Bounded(file, path) if path.suffix in openers else file
     except FileNotFoundError:
         raise InputError(f'{path}: no such file; {neighbours(path)}') from None
     except IsADirectoryError:

@@ -63,6 +63,12 @@ def find(path: str | os.PathLike) -> pathlib.Path | None:
     return path if _is_dataset(path) else versions[-1] if versions else None
 
 
+def paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that hold the rows of a prepared dataset, and those that say how to read them."""
+    return [path for path in sorted(folder.iterdir())
+            if path.is_file() and ('.array_record' in path.name or path.name in ('dataset_info.json', 'features.json'))]
+
+
 def open_splits(folder: pathlib.Path) -> dict[str, Rows]:
     """The splits of a prepared dataset; raises InputError if it is broken or TFDS is not installed."""
     tfds = _tfds()

@@ -54,6 +54,16 @@ def read(path: str | os.PathLike, *, expect: type = dict, splits: Collection[str
                 yield place, row
 
 
+def paths(path: str | os.PathLike, splits: Collection[str] = ()) -> list[pathlib.Path]:
+    """The files of which `read` makes rows, in the order of their names; raises as it does where it finds none."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return [path]
+    if (folder := prepared.find(path)) is not None:
+        return prepared.paths(folder)
+    return sorted({file for _, file in folders.shards(path, splits)})
+
+
 def type_name(value: Any) -> str:
     """What a value is, in words: 'a number'."""
     names = {type(None): 'null', bool: 'true or false', int: 'a number', float: 'a number',

@@ -148,9 +148,9 @@ class Store:
             hosts.on_first(self._publish, run.path, stage, identity, judges)
 
     def adopt(self, path: pathlib.Path, stage: str, identity: str, judges: str) -> bool:
-        """Gives the run in `path` a finished stage of this identity, if there is one."""
+        """Gives the run in `path` a finished stage of this identity, if there is one that saw the same data files."""
         folder = path / stage
-        source, same_judges = self._holder(identity, judges)
+        source, same_judges = self._holder(identity, judges, path)
         if (folder / "done.json").exists() or source is None or source == folder.resolve():
             return False
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,24 +170,25 @@ class Store:
 
     def _publish(self, path, stage, identity, judges):
         entry = self.path / identity / f"{judges}.json"
-        if (path / stage / "done.json").exists() and self._folder(entry) is None:
+        if (path / stage / "done.json").exists() and self._folder(entry, path) is None:
             entry.parent.mkdir(exist_ok=True)
             folder = os.path.relpath((path / stage).resolve(), self.path.resolve())
             write_json(entry, {"folder": folder, "stage": stage})
 
-    def _holder(self, identity: str, judges: str) -> tuple[pathlib.Path | None, bool]:
-        """Where a finished stage of this identity lies, and whether it was judged by the same."""
+    def _holder(self, identity: str, judges: str, path: pathlib.Path) -> tuple[pathlib.Path | None, bool]:
+        """Where a finished stage of this identity lies, for the run in `path`, and whether it was judged by the same."""
         own = self.path / identity / f"{judges}.json"
-        if folder := self._folder(own):
+        if folder := self._folder(own, path):
             return folder, True
-        others = map(self._folder, sorted((self.path / identity).glob("*.json")))
+        others = (self._folder(entry, path) for entry in sorted((self.path / identity).glob("*.json")))
         return next(filter(None, others), None), False
 
-    def _folder(self, entry: pathlib.Path) -> pathlib.Path | None:
-        """The folder that an entry names, if it still holds the finished stage."""
+    def _folder(self, entry: pathlib.Path, path: pathlib.Path) -> pathlib.Path | None:
+        """The folder that an entry names, if it still holds the finished stage and saw the data files of the run in `path`."""
         named = read_if_there(entry, needs=["folder"])
         folder = named and (self.path / named["folder"]).resolve()
-        return folder if folder and (folder / "done.json").exists() else None
+        found = folder and (folder / "done.json").exists() and _checksums(folder.parent) in (_checksums(path), None)
+        return folder if found else None
 
     @contextlib.contextmanager
     def _alone(self, identity: str, run: Run, stage: str):
@@ -208,6 +209,11 @@ class Store:
                     raise Stopped(stage, 0, signal)
                 time.sleep(1.0)
             yield
+
+
+def _checksums(path: pathlib.Path) -> dict | None:
+    """Of the data files of a run; None where it reads none, or is of a version that kept none."""
+    return (read_if_there(path / "data_report.json") or {}).get("checksums")
 
 
 def _forget_judges(folder: pathlib.Path) -> None:

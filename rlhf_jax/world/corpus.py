@@ -21,6 +21,11 @@ class WorldCorpus:
         self.reports = self.split_reports = {}  # nothing is read from files
         self._config, self._template, self._skill_items = config, template, skill_items
 
+    checksums: dict[str, str] = {}  # of files
+
+    def read(self) -> None:
+        """Nothing: it is made when it is asked for."""
+
     def has(self, kind: str) -> bool:
         """Whether there are rows of a kind; nobody has ranked any yet, that is what a collect stage is for."""
         counts = {"documents": self._config.documents, "demonstrations": self._config.demonstrations, "rankings": 0}
