@@ -235,6 +235,15 @@ def test_whitened_statistics(seed):
         np.testing.assert_allclose(advantages.masked_var(whitened, mask), 1, rtol=1e-3)
 
 
+@pytest.mark.parametrize("centre, deviation", [(100, 0.05), (-3000, 1.0)])
+def test_whitening_loses_nothing_to_a_large_mean(centre, deviation):
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(centre, deviation, (64, 24)).astype(np.float32), rng.random((64, 24)) < 0.8
+    real = np.float64(x[mask])
+    np.testing.assert_allclose(jax.jit(advantages.masked_var)(x, mask), real.var(), rtol=1e-3)
+    np.testing.assert_allclose(whiten(x, mask)[mask], (real - real.mean()) / real.std(), atol=2e-3)
+
+
 def test_whitening_uses_the_global_batch_and_not_each_row():
     x = np.array([[0.0, 2.0], [10.0, 12.0]], np.float32)
     whitened = whiten(x, np.ones((2, 2), bool))
