@@ -1,6 +1,5 @@
 """The table of fields: every value that a field cannot have is a sentence, before anything is computed."""
 
-import copy
 import dataclasses
 import functools
 import importlib
@@ -21,6 +20,7 @@ from rlhf_jax.config import checks, page, ranges
 from rlhf_jax.config.fields import Field
 from rlhf_jax.config.run import RUN
 from rlhf_jax.config.stages import KINDS
+from rlhf_jax.data import tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.sweep import arms, grid
 from rlhf_jax.world import labelers
@@ -35,13 +35,17 @@ TEXTS = OF(ranges.Text)
 
 def refusal(name: str, value) -> str | None:
     """What is said of the default config with another value, whatever its type; None if it is accepted."""
-    changed = copy.deepcopy(PLAIN)
     *parents, last = name.split(".")
-    functools.reduce(dict.__getitem__, parents, changed)[last] = value
+    section = functools.reduce(dict.__getitem__, parents, PLAIN)
+    before = dict(section)
+    section[last] = value
     try:
-        config.check(changed)
+        config.check(PLAIN)
     except InputError as error:
         return str(error)
+    finally:
+        section.clear()
+        section.update(before)
     return None
 
 
@@ -241,6 +245,7 @@ def test_choices_are_those_that_are_implemented():
     assert choices["collect.held_out_group"] == {"", *labelers.GROUPS}
     assert choices["model.sequence_axis"] == {"", *sharding.MESH_AXES}
     assert {field.name for field in dataclasses.fields(model.TransformerConfig)} >= set(RUN.parts["model"].parts) - {"shape"}
+    assert RUN.parts["tokenizer"].parts["vocab_size"].allowed.low == tokenizer._MIN_VOCAB_SIZE
     assert KINDS.keys() == pipeline.KINDS.keys()
     assert set(RUN.parts["sharding"].parts) == set(sharding.DEFAULT_RULES)
 
