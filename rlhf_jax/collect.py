@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax import finished, generate, hosts, loop, sharding
+from rlhf_jax.config import forms
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking, read_rows
@@ -67,10 +68,10 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     found: list[list[tuple[str, bool, str, tuple[int, ...]]]] = [[] for _ in wanted]
     loaded = None
     for number, (name, rows, batch) in enumerate(loop.each(run, f"{stage} {split}", batches, len(batches))):
-        model_stage, _, temperature = name.partition("@")
+        model_stage, temperature = forms.model_at(name)
         if loaded != model_stage:
             loaded, params = model_stage, run.load_params(model_stage)
-        rollout = sampler(params, batch, run.key(stage, split, number), float(temperature or 1.0))
+        rollout = sampler(params, batch, run.key(stage, split, number), temperature)
         for row, text, end, ids in zip(rows, *generate.texts(rollout, run.tokenizer), generate.sampled(rollout)):
             found[row].append((text, end, name, ids))
     sampled = []
@@ -139,13 +140,11 @@ def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or what the stage needs and there is not; computes nothing."""
     section = run.config[stage]
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
-    if not 0 <= section.borrowed < section.min_completions <= section.max_completions:
+    if not section.borrowed < section.min_completions <= section.max_completions:
         raise InputError(
             f"{stage}: borrowed={section.borrowed} must be below min_completions={section.min_completions}, and that "
             f"at most max_completions={section.max_completions}"
         )
-    if section.labeler not in ("world", "reward_model"):
-        raise InputError(f"{stage}.labeler='{section.labeler}' is unknown; it can be 'world' or 'reward_model'")
     if section.labeler == "reward_model" and not section.reward:
         raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
     if section.labeler == "world" and run.config.data.source != "world":
@@ -153,13 +152,8 @@ def check(run: Run, stage: str) -> None:
             f"{stage}.labeler='world' judges the texts of the embedded world, and data.source='{run.config.data.source}'; "
             "'reward_model' judges any"
         )
-    if section.labeler == "world" and section.held_out_group not in ("", *labelers.GROUPS):
-        raise InputError(
-            f"{stage}.held_out_group='{section.held_out_group}' is no group of labelers; there are "
-            f"{', '.join(labelers.GROUPS)}"
-        )
     for name in () if section.rankings else section.models:
-        if run.shape(name.partition("@")[0]) != run.model:
+        if run.shape(forms.model_at(name)[0]) != run.model:
             raise InputError(f"{stage}.models names '{name}', whose model has not the shape of config.model")
     for split in () if section.rankings else ("train", "valid"):
         run.need(stage, "prompts", split, "rm")

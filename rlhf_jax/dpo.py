@@ -104,6 +104,7 @@ def check(run: Run, stage: str) -> None:
     rankings.check(run, stage)
     supervised.check(run, stage)
     rankings.check_data(run, stage)
+    supervised.check_warmup(run, stage, rankings.most(run, stage), run.config[stage].batch_size)
 
 
 def run_stage(run: Run, stage: str) -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import math
 
 from rlhf_jax import hosts
 from rlhf_jax.collect import read_rankings
+from rlhf_jax.config import forms
 from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons, batch_rankings, pack_rankings
 from rlhf_jax.data.loader import take
 from rlhf_jax.data.records import Ranking
@@ -15,12 +17,10 @@ from rlhf_jax.run import Run
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError where config[stage] names no earlier collect stage, or no part of its prompts; computes nothing."""
-    name, text = run.config[stage].get("rankings", ""), run.config[stage].get("subset", "")
+    """Raises InputError where config[stage] names no earlier collect stage; computes nothing."""
+    name = run.config[stage].get("rankings", "")
     if name and (name not in _earlier(run, stage) or run.config[name].kind != "collect"):
         raise InputError(f"{stage}.rankings='{name}' is no collect stage that comes before it")
-    if text:
-        _part(text, 1, f"{stage}.subset")
 
 
 def check_data(run: Run, stage: str) -> None:
@@ -37,6 +37,22 @@ def check_preference(stage: str, rows: list[Ranking]) -> None:
     """Raises InputError where no ranking says that one completion is better than another."""
     if not any(len(set(row.ranks)) > 1 for row in rows):
         raise InputError(f"{stage}: none of its {len(rows)} training rankings says that one completion is better than another")
+
+
+def most(run: Run, stage: str) -> int:
+    """So many rankings (or pairs, where these are pooled) config[stage] learns from at most; 0 in a run without data."""
+    section = run.config[stage]
+    if run.corpus is None:
+        return 0
+    collects = [name for name in _earlier(run, stage) if run.config[name].kind == "collect"]
+    if collects:  # one of a prompt
+        count = len(run.need(stage, "prompts", "train", "rm"))
+        first, last = forms.part(section.subset or ":", count)
+        count, largest = max(0, min(last, count) - first), run.config[section.rankings or collects[0]].max_completions
+    else:
+        rows = run.need(stage, "rankings", "train")
+        count, largest = len(rows), max(len(row.completions) for row in rows)
+    return count * math.comb(largest, 2) if section.get("loss") == "pooled" else count
 
 
 def _earlier(run: Run, stage: str) -> list[str]:
@@ -88,28 +104,15 @@ def subset(rankings: list[Ranking], text: str, seed: int, field: str = "subset")
       text: "BEGIN:END", each a number of prompts, a share of them as "50%", or empty.
 
     Raises:
-      InputError: the text is written otherwise, or asks for no prompt or for more than there are.
+      InputError: it asks for no prompt or for more than there are.
     """
     units = list(dict.fromkeys(ranking.unit for ranking in rankings))
     units.sort(key=lambda unit: hashlib.blake2b(f"{seed}/{unit}".encode()).digest())
-    first, last = _part(text, len(units), field)
+    first, last = forms.part(text, len(units))
     if not 0 <= first < last <= len(units):
         raise InputError(f"{field}='{text}' of {len(units)} prompts with rankings takes none, or more than there are")
     chosen = set(units[first:last])
     return [ranking for ranking in rankings if ranking.unit in chosen]
-
-
-def _part(text: str, total: int, field: str) -> tuple[int, int]:
-    """Where a part begins and ends."""
-    begin, colon, end = text.partition(":")
-    place = lambda x: round(float(x[:-1]) / 100 * total) if x.endswith("%") else int(x)
-    try:
-        first, last = place(begin or "0"), place(end or "100%")
-    except ValueError:
-        colon = ""
-    if not colon:
-        raise InputError(f"{field}='{text}' is no part of the prompts; it is written as ':1000', ':50%' or '50%:'")
-    return first, last
 
 
 def batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:

@@ -22,8 +22,6 @@ from rlhf_jax.files import write_json
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, is_run, open_run
 
-LOSSES = ("kwise", "pooled", "regression")
-
 
 def completion_scores(
     config: TransformerConfig, params: dict, batch: Comparisons | PackedComparisons
@@ -44,7 +42,7 @@ _scores = jax.jit(completion_scores, static_argnums=0)  # compiled once for all 
 def reward_loss(
     config: TransformerConfig, kind: str, params: dict, batch: Comparisons | PackedComparisons, keys: jax.Array | None
 ) -> losses.Loss:
-    """The loss of a batch of prompts; `kind` is one of LOSSES."""
+    """The loss of a batch of prompts; `kind` is what config.reward_model.loss can be."""
     del keys  # no dropout
     scores = completion_scores(config, params, batch)
     if kind == "regression":
@@ -67,23 +65,16 @@ class RewardLoss:
 
 
 def loss_of(run: Run, stage: str) -> RewardLoss:
-    """The loss that config[stage] minimises.
-
-    Raises:
-      InputError: an unknown loss.
-    """
-    kind = run.config[stage].loss
-    if kind not in LOSSES:
-        raise InputError(f"{stage}.loss='{kind}' is unknown; it can be {', '.join(LOSSES)}")
-    return RewardLoss(rankings.training_shape(run, stage), kind)
+    """The loss that config[stage] minimises."""
+    return RewardLoss(rankings.training_shape(run, stage), run.config[stage].loss)
 
 
 def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
-    loss_of(run, stage)
     rankings.check(run, stage)
     supervised.check(run, stage)
     rankings.check_data(run, stage)
+    supervised.check_warmup(run, stage, rankings.most(run, stage), run.config[stage].batch_size)
     if run.corpus and run.corpus.has("demonstrations"):
         run.need(stage, "demonstrations", "train")
 

@@ -46,14 +46,16 @@ class MixedLoader:
 def check(run: Run, stage: str) -> None:
     """Raises InputError for what the stage needs and there is not, or sizes that do not fit; computes nothing."""
     section = run.config[stage]
-    if section.select not in ("loss", "reward"):
-        raise InputError(f"{stage}.select='{section.select}' is unknown; it can be 'loss' or 'reward'")
     if section.select == "reward" and not section.reward:
         raise InputError(f"{stage}.select='reward' needs {stage}.reward: an earlier stage, or a finished run")
     supervised.check(run, stage)
-    for split in ("train", "valid"):
-        run.need(stage, "demonstrations", split)
-    if round(section.pretrain_mix * section.batch_size):
+    mixed = round(section.pretrain_mix * section.batch_size)
+    if mixed == section.batch_size:
+        raise InputError(f"{stage}.pretrain_mix={section.pretrain_mix} leaves no demonstration of {stage}.batch_size={mixed}")
+    rows = run.need(stage, "demonstrations", "train")
+    supervised.check_warmup(run, stage, len(rows), section.batch_size - mixed)
+    run.need(stage, "demonstrations", "valid")
+    if mixed:
         run.need(stage, "documents", "train")
     if section.select == "reward":
         run.need(stage, "prompts", "valid")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlhf_jax import loop, model, optim, sharding, train
+from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
@@ -51,6 +53,9 @@ def fit(training: Training) -> None:
     run, stage, loader = training.run, training.stage, training.loader
     section = run.config[stage]
     make, program = build(run, stage, training.loss_fn, training.total, training.head)
+    if section.warmup_steps > training.total:  # what is left out as too long was not known before
+        print(f"{stage}: the warm-up of {section.warmup_steps} steps is longer than its {training.total} steps; the learning "
+              "rate stays below its peak")  # fmt: skip
     state = make(training.start())
     learning_rate = jnp.float32(section.learning_rate)
 
@@ -71,6 +76,17 @@ def check(run: Run, stage: str) -> None:
     if section.kind == "sft" and section.packed:
         return  # the number of rows is rounded up to one that divides
     sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.get("microbatches", 1), run.mesh)
+
+
+def check_warmup(run: Run, stage: str, examples: int, batch_size: int) -> None:
+    """Raises InputError where the warm-up is longer than the stage, which learns from so many examples at most."""
+    section = run.config[stage]
+    steps = max(1, math.ceil(section.epochs * examples / batch_size))
+    if run.corpus and section.warmup_steps > steps:
+        raise InputError(
+            f"{stage}.warmup_steps={section.warmup_steps} must be at most {steps}, the steps that {stage}.epochs="
+            f"{section.epochs:g} of {examples} examples make: the learning rate would never reach its peak"
+        )
 
 
 def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "lm"):

@@ -419,6 +419,8 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
         ({"ppo.value_init": "sft"}, "ppo.value_init='sft' must be 'reward', 'policy', 'random' or 'zero'"),
         ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' must be 'replace', 'subtract' or 'none'"),
         ({"sft.select": "luck"}, "sft.select='luck' must be 'loss' or 'reward'"),
+        ({"sft.warmup_steps": 9}, "sft.warmup_steps=9 must be at most 8, the steps that sft.epochs=2 of 24 examples make"),
+        ({"sft.pretrain_mix": 0.99}, "sft.pretrain_mix=0.99 leaves no demonstration of sft.batch_size=8"),
         ({"collect.borrowed": 4}, "collect: borrowed=4 must be below min_completions=4"),
         ({"collect.labeler": "me"}, "collect.labeler='me' must be 'world' or 'reward_model'"),
         ({"data.source": "web"}, "data.source='web' must be 'world' or 'files'"),

@@ -31,10 +31,10 @@ def model_at(text: str) -> tuple[str, float]:
 
 
 def part(text: str, total: int = 1) -> tuple[int, int]:
-    """Where a part of `total` begins and ends: ":1000", ":50%", "50%:", "100:200"."""
+    """Where a part of `total` begins and ends: ":1000", ":50%", "50%:", "100:200", or ":" for all of it."""
     number = r"(\d+%?|\d*\.\d+%)?"
     found = re.fullmatch(f"{number}:{number}", text)
-    if not found or not any(found.groups()):
+    if not found:
         raise ValueError(text)
     ends = [end or default for end, default in zip(found.groups(), ("0%", "100%"))]
     shares = [float(end[:-1]) for end in ends if end.endswith("%")]

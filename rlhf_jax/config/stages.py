@@ -39,7 +39,7 @@ _TRAINED = Section(
         ),
         "microbatches": Field(1, COUNT, "parts of a batch, to save memory; no result depends on it"),
         "schedule": Field("cosine", _SCHEDULES, "of the learning rate after the warm-up; C.1 to C.3"),
-        "warmup_steps": Field(0, COUNT_OR_NONE, "steps in which the learning rate rises to its peak, 0: none"),
+        "warmup_steps": Field(0, COUNT_OR_NONE, "steps in which the learning rate rises to its peak, at most those of the stage, 0: none"),
         "warmup_from": Field(0.1, SHARE, "share of the peak where the warm-up begins, from 0"),
         "final_fraction": Field(0.1, SHARE, "share of the peak where the schedule ends, 0: at nothing; C.1 to C.3: 10 %"),
         "checkpoint_every": Field(100, COUNT, "steps"),
