@@ -69,9 +69,10 @@ def text_of(sweeps: list[dict]) -> str:
     sections = [
         "# Reproduction", f"{len(claims)} claims of {len(sweeps)} sweeps: "
         + ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count or verdict != WITHDRAWN) + ".",
-        f"{sweep_page.DECISION} A claim that does not hold stays here, with what is known of why."]  # fmt: skip
+        f"{sweep_page.DECISION} A claim that does not hold stays here, with what is known of why. "
+        "A sweep that was not run again stays as it was at the commits that it names."]  # fmt: skip
     if counts[WITHDRAWN]:
-        sections += ["A withdrawn claim was judged by a rule that could not be trusted, and has not been judged anew."]
+        sections += ["A withdrawn claim was judged by a rule that could not be trusted, or of other settings, and has not been judged anew."]
     heads = ("the paper's claim", "source", "verdict", "numbers", "our figure", "what is known of why")
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for sweep in sweeps:

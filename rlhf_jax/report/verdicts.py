@@ -24,7 +24,7 @@ from rlhf_jax.report.sweep import Sweep, is_number, shown
 from rlhf_jax.report.tables import title_of
 
 HOLDS, NOT, UNDECIDED = "holds", "does not hold", "undecided"
-WITHDRAWN = "withdrawn"  # of a published claim whose rule was wrong and that no run has judged anew
+WITHDRAWN = "withdrawn"  # of a published claim whose rule has changed and that no run has judged anew
 # Numbers of seeds of each look -> how often, in %, a claim of which nothing is true holds at one of them where looks end
 # with the first that decides: of one t test, and of Peak where an end is as good as the best inner value.
 ERRORS_OF_LOOKS = {(3, 4): (4.0, 6.5), (3, 5): (4.3, 7.3), (3, 4, 5): (5.1, 9.4)}
