@@ -178,6 +178,12 @@ def test_rankings_with_long_prompts_are_dropped_and_keep_their_own_completions()
     assert report.dropped == 1
 
 
+def test_every_completion_that_is_cut_counts():
+    rankings = [ranking('a', ['bcde', 'fghi', 'j'], [1, 2, 3]), ranking('a', ['bcd', 'e'], [1, 2], (False, True))]
+    assert batch_rankings(rankings, BYTES, 4)[1].cut == 2  # the third of length 4 fits without its end
+    assert pack_rankings(rankings, BYTES, 4, 2)[1].cut == 2
+
+
 def test_more_completions_than_k_are_refused():
     with pytest.raises(InputError, match='has 3 completions, more than completions = 2'):
         batch_rankings([ranking('a', 'bcd', [1, 2, 3])], BYTES, 5, completions=2)

@@ -1,16 +1,20 @@
 """Rows in the public formats become records; every bad row is one sentence with its place."""
 
+import dataclasses
 import gzip
 import json
 import lzma
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.data import files
+from rlhf_jax.config import data_config
+from rlhf_jax.data import files, ratings
+from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import (Demonstration, Document, Prompt, Ranking, parse_row, read_rows)
 from rlhf_jax.data.template import Template
 from rlhf_jax.errors import InputError
@@ -321,6 +325,15 @@ VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 3) | st.floats() | st.text(max_size=4)
     | st.sampled_from(['user', 'assistant']),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
+
+
+def nested(depth):
+    value = 'x'
+    for level in range(depth):
+        value = [value] if level % 2 else {'a': value}
+    return value
+
+
 LINES = st.binary(max_size=30) | st.dictionaries(NAMES, VALUES, max_size=5).map(
     lambda row: json.dumps(row).encode())
 
@@ -352,6 +365,50 @@ def test_any_row_is_a_record_or_an_input_error(row, kind):
     if kind == 'rankings':
         assert len(record.ranks) == len(record.completions) >= 2
         assert all(type(rank) is int and rank >= 1 for rank in record.ranks)
+
+
+WHOLE = {
+    'documents': {'text': 't'}, 'prompts': {'messages': [{'role': 'user', 'content': 'hi'}]},
+    'demonstrations': {'instruction': 'i', 'input': 'j', 'output': 'o', 'user': 'u', 'group': 'g', 'split': 'train'},
+    'rankings': {'prompt': 'p', 'completions': ['a', 'b', 'c'], 'scores': [1, 2, 3], 'labeler': 'l', 'group': 'g',
+                 'models': ['x', 'y', 'z'], 'finished': [True, True, False], 'user': 'u'},
+}
+EXTREMES = st.sampled_from([10**400, -10**400, 10**12, 2**31, 2**63, 1e300, -1e300, 5e-324, float('nan'), float('inf'), -1,
+                            0, 1.0, True, '', ' ', '9' * 5000, '\ud800', 'a\udfffb', '\u2028', '\x00', '\x1b[2J', 'nan', '1_0',
+                            [[[]]], {'a': {'b': []}}, '<|endoftext|>', '{output}'])  # fmt: skip
+ANYTHING = EXTREMES | st.recursive(EXTREMES | VALUES, lambda inner: st.lists(inner, max_size=4)
+                                   | st.dictionaries(NAMES, inner, max_size=3)) | st.integers(1, 300).map(nested)
+
+
+@settings(deadline=None)
+@given(data=st.data(), kind=st.sampled_from(KINDS))
+def test_any_value_in_any_field_is_rows_or_a_sentence_with_its_place(tmp_path_factory, data, kind):
+    whole = WHOLE[kind]
+    bad = dict(whole)
+    for name in data.draw(st.lists(st.sampled_from([*whole, 'score', 'completion', 'chosen', 'rejected', 'ranks']), max_size=3)):
+        old = bad.get(name)
+        part = isinstance(old, list) and data.draw(st.booleans())
+        bad[name] = [*old[:-1], data.draw(ANYTHING)] if part else data.draw(ANYTHING)
+    folder = tmp_path_factory.mktemp('any')
+    good = [whole | {'user': f'u{i}', 'group': f'g{i}', 'labeler': f'l{i}'} for i in range(4)]
+    (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [*good, bad]))
+    config = data_config().files
+    options = {'group_field': 'group', 'per_user': 1, 'near_duplicates': 'drop', 'splits': 'published'}
+    config.update(dir=str(folder), **{kind: 'rows.jsonl'}, **data.draw(st.just({}) | st.just(options)))
+    try:
+        corpus = FileCorpus(config, Template(), 'error')
+        found = corpus.splits(kind)
+    except InputError as error:
+        assert str(error).startswith(f'{folder}/rows.jsonl:5: ') or 'no row has the field' in str(error)
+        assert '\n' not in str(error) and len(str(error)) < 600
+        return
+    for row in sum(found.values(), []):
+        json.dumps(dataclasses.asdict(row), ensure_ascii=False).encode()  # it can be written again
+        if kind == 'rankings':
+            np.array(row.ranks, np.int32), np.array(row.scores or (), np.float32)
+            assert np.isfinite(np.float32(row.scores or 0)).all() and min(row.ranks) >= 1
+    if kind == 'rankings' and found['train']:
+        ratings.compare(found['train'], 4)
 
 
 # Real files.
