@@ -69,7 +69,7 @@ def config_of(files, stages, **changes):
     config.sft.update(init="", epochs=1.0, batch_size=8)
     config.collect.update(models=("sft@1.0",), labeler="reward_model", reward="reward_model", batch_size=8)
     config.reward_model.update(epochs=1.0, batch_size=8)
-    config.dpo.update(epochs=1.0, batch_size=8)
+    config.dpo.update(epochs=1.0, batch_size=8, warmup_steps=0)
     for section in (config.ppo, config.ppo_ptx):
         section.update(iterations=1, batch_size=8, minibatch_size=8, ptx_ratio=1, warmup_iterations=1)
     config.best_of_n.update(samples=2, batch_size=8)
