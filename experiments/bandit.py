@@ -26,12 +26,12 @@ def get_config(form: str = "normal") -> ml_collections.ConfigDict:
         raise InputError(f"experiments/bandit.py:{form} is unknown; the bandits are {', '.join(FORMS)}")
     ppo = ppo_config()
     ppo.update(
-        iterations=100,
+        iterations=40,
         batch_size=1024,
-        minibatch_size=256,
+        minibatch_size=512,
         ppo_epochs=8,
         cliprange=0.1,
-        learning_rate=5e-4,
+        learning_rate=2e-3,
         value_learning_rate=3e-3,
         schedule="linear",
         warmup_iterations=0,
@@ -41,7 +41,7 @@ def get_config(form: str = "normal") -> ml_collections.ConfigDict:
     )
     model = dict(
         num_layers=1,
-        embed_dim=64,
+        embed_dim=32,
         num_heads=2,
         max_length=8,
         vocab_multiple=8,

@@ -29,6 +29,7 @@ from rlhf_jax.config.fields import Field, Section
 from rlhf_jax.config.model import MODEL
 from rlhf_jax.config.ranges import POSITIVE, SEED, OneOf, Several, whole
 from rlhf_jax.data.batches import Prompts
+from rlhf_jax.errors import InputError
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.world import bandit
@@ -76,8 +77,16 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
     Args:
       config: `seeds` (each of a bandit, a reference and all noise), `num_prompts` and `rewards` (see bandit.make_bandit),
         `kl_coefs`, and sections `model` and `ppo` as of any run.
+
+    Raises:
+      InputError: batches that do not hold whole groups of a prompt.
     """
     section = config.ppo
+    if section.batch_size % (config.num_prompts * section.samples_per_prompt):
+        raise InputError(
+            f"ppo.batch_size={section.batch_size} must be a multiple of num_prompts={config.num_prompts} times "
+            f"ppo.samples_per_prompt={section.samples_per_prompt}"
+        )
     shape = TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model)
     mesh = sharding.make_mesh()
     coefs = ppo_stage.coefficients(section)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.errors import InputError
 from rlhf_jax.world import bandit
 from rlhf_jax.world.bandit import EOS_ID, PAD_ID, PROMPT_LENGTH, VOCAB_SIZE
 
@@ -178,11 +179,11 @@ def test_the_kinds_of_rewards():
     assert set(np.unique(tables["binary"])) == {0, 1} and 0.27 < np.mean(tables["binary"]) < 0.33
     offsets = [table - bandit.make_bandit(seed).reward_table for seed, table in enumerate(tables["offsets"])]
     assert np.ptp(offsets, axis=2).max() < 1e-5 and 8 < np.std(offsets) < 12
-    with pytest.raises(ValueError, match="'gaussian'"):
+    with pytest.raises(InputError, match="'gaussian'"):
         bandit.make_bandit(rewards="gaussian")
 
 
 @pytest.mark.parametrize("num_prompts", [0, 7])
 def test_the_number_of_prompts_is_checked(num_prompts):
-    with pytest.raises(ValueError, match="1 to 6"):
+    with pytest.raises(InputError, match="1 to 6"):
         bandit.make_bandit(num_prompts=num_prompts)

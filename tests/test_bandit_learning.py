@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import keys, model, optimum, ppo, sharding
+from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.world import bandit
 
@@ -43,8 +44,6 @@ def assert_optimal(row: optimum.Comparison):
 
 def test_ppo_reaches_the_optimum(config):
     config.seeds, config.kl_coefs = (0,), (0.2,)
-    config.model.embed_dim = 32  # a quarter of the work, and enough for this one
-    config.ppo.update(iterations=40, minibatch_size=512, learning_rate=2e-3)
     (row,) = optimum.compare(config)
     assert_optimal(row)
     assert row.sought == pytest.approx(row.optimum) and row.nats_from_sought < 0.1
@@ -54,13 +53,17 @@ def test_ppo_reaches_the_optimum(config):
 def test_other_rewards_in_little_time(config, rewards):
     """Two prompts, a sharp reference, RLOO, another bandit for each; against the best that the model reaches."""
     config.update(num_prompts=2, rewards=rewards, seeds=({"heavy": 1, "binary": 2, "offsets": 3}[rewards],), kl_coefs=(0.5,))
-    config.model.update(embed_dim=32, init_std=0.2)
-    config.ppo.update(
-        advantage="rloo", samples_per_prompt=256, iterations=30, batch_size=512, minibatch_size=512, learning_rate=2e-3
-    )
+    config.model.init_std = 0.2
+    config.ppo.update(advantage="rloo", samples_per_prompt=256, iterations=30, batch_size=512)
     (row,) = optimum.compare(config)
     assert 0.999 <= row.share_of_gain(row.reachable) <= 1.00001
     assert 0.95 <= row.gain_ratio / row.share_of_gain(row.reachable) <= 1, row
+
+
+def test_a_batch_that_does_not_hold_whole_groups_is_refused(config):
+    config.num_prompts = 3
+    with pytest.raises(InputError, match="ppo.batch_size=1024 must be a multiple of num_prompts=3 times ppo.samples_per_prompt=1"):
+        next(optimum.compare(config))
 
 
 def test_the_best_of_a_model_is_short_of_the_optimum_where_prompts_clash(monkeypatch):
@@ -96,7 +99,7 @@ def test_other_kinds_of_ppo_come_near_the_optimum(config, options):
     assert 0.9 <= row.gain_ratio <= 1, row
 
 
-LOSS = dict(kl_in="loss", samples_per_prompt=256, minibatch_size=512, learning_rate=2e-3, iterations=60)
+LOSS = dict(kl_in="loss", samples_per_prompt=256, iterations=60)
 
 
 @pytest.mark.slow
@@ -104,13 +107,12 @@ LOSS = dict(kl_in="loss", samples_per_prompt=256, minibatch_size=512, learning_r
     "options", [dict(advantage="rloo", kl_estimator="k3"), dict(advantage="rloo", kl_estimator="k2"), dict(advantage="grpo")]
 )
 def test_with_the_kl_in_the_loss_ppo_ends_at_the_fixed_point_of_its_choice(config, options):
-    """Nearer than 0.05 nats, and than the optimum."""
+    """Within 0.05 nats, and what it gains over the reference within 5 % of the optimum's gain."""
     config.seeds, config.kl_coefs = (0, 1), (0.7,)
-    config.model.embed_dim = 32
     config.ppo.update(LOSS | options)
     for row in optimum.compare(config):
         assert row.nats_from_sought < 0.05, row
-        assert abs(row.gain_ratio - row.share_of_gain(row.sought)) < 0.03 and row.share_of_gain(row.sought) < 0.98, row
+        assert abs(row.gain_ratio - row.share_of_gain(row.sought)) < 0.05 and row.share_of_gain(row.sought) < 0.93, row
 
 
 @pytest.mark.slow

@@ -291,11 +291,13 @@ OTHER_PPOS = {
 
 
 @pytest.mark.parametrize("name", ["rloo", pytest.param("grpo", marks=pytest.mark.slow), pytest.param("shared", marks=pytest.mark.slow)])
-def test_other_kinds_of_ppo_resume_and_write_a_plain_policy(whole, tmp_path, name):
+def test_other_kinds_of_ppo_resume_and_write_a_plain_policy(whole, tmp_path, capsys, name):
     config = toy_config()
     config.ppo.update(OTHER_PPOS[name])
     path, again = (copy_until(whole, tmp_path / copy, "ppo", config) for copy in ("one", "two"))
     run_stage(path, "ppo", config)
+    said = capsys.readouterr().out
+    assert said.count("ppo: advantages by ") == 1 and said.count("docs/kl.md") == (name == "grpo")
     with pytest.raises(Stopped):
         run_stage(again, "ppo", config, before_step=stop_at(1))
     run_stage(again, "ppo", config)

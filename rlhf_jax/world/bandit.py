@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_jax.errors import InputError
+
 PAD_ID = 0
 EOS_ID = 1
 FIRST_LETTER = 2  # ids from here on are the letters that prompts are made of
@@ -149,13 +151,13 @@ def make_bandit(seed: int = 0, num_prompts: int = 4, rewards: str = "normal") ->
             is standard normal and, the same for all completions of a prompt, 10 times another.
 
     Raises:
-        ValueError: another number of prompts or kind of rewards.
+        InputError: another number of prompts or kind of rewards.
     """
     letters = VOCAB_SIZE - FIRST_LETTER
     if not 1 <= num_prompts <= letters:
-        raise ValueError(f"num_prompts is {num_prompts}, the bandit has 1 to {letters} prompts")
+        raise InputError(f"num_prompts={num_prompts}: a bandit has 1 to {letters} prompts")
     if rewards not in REWARDS:
-        raise ValueError(f"rewards is {rewards!r}, it can be {', '.join(REWARDS)}")
+        raise InputError(f"rewards={rewards!r} is unknown; it can be {', '.join(REWARDS)}")
     rng = np.random.default_rng(seed)
     lengths = 1 + np.arange(num_prompts) % PROMPT_LENGTH
     mask = np.arange(PROMPT_LENGTH) >= PROMPT_LENGTH - lengths[:, None]
