@@ -118,6 +118,9 @@ def test_before_a_run_has_filled_in_its_shape_a_stage_has_the_same_identity():
     config = default_config()
     config.model.shape = "gpt3_125m"
     assert identities(config) == identities(shapes.filled(config))
+    said = config.copy_and_resolve_references()
+    said.ppo.update(kl_in="reward", kl_estimator="k1", whiten_advantages="batch")  # what PPO's paper has, given or not
+    assert identities(said) == identities(config)
 
 
 # ---------------------------------------------------------------------------- sweeps that run
