@@ -398,3 +398,8 @@ def test_the_sampler_draws_what_is_kept_and_nothing_changes_without():
         assert sampler.program._cache_size() == 2  # with and without, whatever the numbers
     assert not np.array_equal(few.tokens, plain.tokens) and not np.array_equal(few.tokens, greedy.tokens)
     assert few.logprobs[few.completion_mask].min() > plain.logprobs[plain.completion_mask].min()
+
+
+def test_bytes_that_are_no_text_are_no_prompt():
+    with pytest.raises(InputError, match="--prompt holds bytes that are not UTF-8"):
+        command.read_prompts(None, command.parse(["--model=x", "--prompt=a\udcff"]))

@@ -116,6 +116,10 @@ def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> Model:
 def read_prompts(model: Model, options: argparse.Namespace) -> list[Prompt]:
     """The prompts of --prompt or --prompts, rendered where they must be."""
     if options.prompt is not None:
+        try:
+            options.prompt.encode()
+        except UnicodeEncodeError:  # Python keeps bytes of the command line that are no text as half characters
+            raise InputError("--prompt holds bytes that are not UTF-8; write it in UTF-8") from None
         written = options.prompt if options.chat else (model.template or Template()).written(options.prompt)
         prompts = [Prompt(written, False, {})]
     else:
