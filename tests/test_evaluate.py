@@ -283,6 +283,7 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     assert finished != [ids[-1] == run.tokenizer.eos_id for ids in generate.sampled(rollout)]
 
     config = toy.get_config()
+    config.prompt_length = 48  # with the completion within 68 places
     ours = dataclasses.replace(run, config=config)
     monkeypatch.setattr(ppo_stage, "_programs", lambda *arguments: arguments)
     programs, reward, _, sampler, *_ = ppo_stage.build(ours, "ppo")  # PPO's metrics, its missing-EOS rule, its reward

@@ -22,6 +22,7 @@ import numpy as np
 
 from rlhf_jax import generate, hosts, reward_model, sharding
 from rlhf_jax.data import batches, loader
+from rlhf_jax.data.chat_template import shown
 from rlhf_jax.evaluate import best_of_n, skills
 from rlhf_jax.evaluate.programs import Answers, Programs, Questions, ask, completion_logprob
 from rlhf_jax.evaluate.statistics import Estimate, mean, share, win_rate
@@ -158,7 +159,7 @@ def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
         gold = run.corpus.gold(record, completions[i], finished[i])
         rows.append({
             "index": int(index),
-            "prompt": record.prompt,
+            "prompt": shown(record.prompt),
             "completion": completions[i],
             "finished": finished[i],
             "category": record.row.get("category"),
