@@ -182,6 +182,13 @@ def load_params(path, abstract):
     return _read(path, abstract)
 
 
+def remove_left_over(path) -> None:
+    """Removes what a killed process has left beside `path`, at which it was saving parameters: its resume saves them anew."""
+    path = pathlib.Path(path)
+    for suffix in (".old", ".new", ".new" + _TEMPORARY):
+        shutil.rmtree(path.with_name(path.name + suffix), ignore_errors=True)
+
+
 def _replace(path, new, old):
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():

@@ -378,6 +378,8 @@ def start(
         with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder
+            for stage in config.stages:
+                hosts.on_first(checkpoint.remove_left_over, run.folder(stage) / "params")
             with jax.set_mesh(run.mesh):
                 yield run
 

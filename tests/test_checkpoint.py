@@ -310,6 +310,14 @@ def test_params_are_replaced_and_restored_in_another_dtype(tmp_path):
     assert_bitwise(load_params(tmp_path / "params", without_sharding), half)
 
 
+def test_what_a_kill_left_of_saving_params_is_removed(tmp_path):
+    save_params(tmp_path / "params", make_state(0).params)
+    for name in ("params.old", "params.new", "params.new.orbax-checkpoint-tmp", "params.notes"):
+        (tmp_path / name / "below").mkdir(parents=True)
+    checkpoint.remove_left_over(tmp_path / "params")
+    assert {path.name for path in tmp_path.iterdir()} == {"params", "params.notes"}
+
+
 def test_params_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=f"from {tmp_path / 'params'}: manifest.json is missing"):
         load_params(tmp_path / "params", {})

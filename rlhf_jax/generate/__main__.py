@@ -34,7 +34,7 @@ from rlhf_jax.data.records import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.files import read_json, whole_lines
+from rlhf_jax.files import not_through_links, read_json, whole_lines
 from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig
@@ -237,7 +237,7 @@ def write_lines(completer: Completer, out: str | None, identity: str) -> None:
     try:
         lines = whole_lines(part) if part.exists() else []
         first = len(lines) // completer.batch_size
-        with progress.Interrupt() as interrupt, open(part, "wb") as file:
+        with progress.Interrupt() as interrupt, open(part, "wb", opener=not_through_links) as file:
             file.writelines(line + b"\n" for line in lines[: first * completer.batch_size])
             with progress.Progress("generate", completer.batches, first, stream=sys.stderr) as shown:
                 for number, rows in enumerate(completer(first), start=first + 1):
