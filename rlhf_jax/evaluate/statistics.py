@@ -4,6 +4,7 @@ Rows of one *unit* (pairs of one prompt, completions of one question) are not in
 as they are and `units`, the name of each row's unit, and is as sure as the number of units allows, not that of rows.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -119,11 +120,11 @@ def _by_unit(columns, weights, units) -> tuple[np.ndarray, np.ndarray]:
     columns = np.asarray(columns, np.float64)
     weights = np.ones(columns.shape[1]) if weights is None else np.asarray(weights, np.float64)
     places = {}
-    unit = np.array([places.setdefault(name, len(places)) for name in (range(len(weights)) if units is None else units)], int)
+    unit = np.arange(len(weights)) if units is None else np.array([places.setdefault(name, len(places)) for name in units], int)
     if columns.shape[1:] != weights.shape or weights.shape != unit.shape:
         raise ValueError(f"{columns.shape[1]} values, {len(weights)} weights and {len(unit)} units do not go together")
-    sizes = np.bincount(unit, weights, len(places))
-    totals = np.stack([np.bincount(unit, np.where(weights > 0, weights * column, 0), len(places)) for column in columns])
+    sizes = np.bincount(unit, weights)
+    totals = np.stack([np.bincount(unit, np.where(weights > 0, weights * column, 0)) for column in columns])
     if not (sizes > 0).any():
         raise ValueError("an interval needs at least one value")
     return totals[:, sizes > 0], sizes[sizes > 0]
@@ -135,6 +136,7 @@ def _covariance(residuals, sizes) -> np.ndarray:
     return residuals @ residuals.T / sizes.sum() ** 2 * (count / max(1, count - 1))
 
 
+@functools.lru_cache
 def _t(confidence: float, units: int) -> float:
     return float(scipy.stats.t.ppf((1 + confidence) / 2, max(1, units - 1)))
 
