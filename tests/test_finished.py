@@ -12,6 +12,7 @@ from rlhf_jax import files, finished, metrics
 from rlhf_jax.checkpoint import load_params, save_params
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import policy
+from rlhf_jax.sweep.store import Store
 from rlhf_jax.workdir import Workdir
 
 ROWS = [{"index": n, "completion": "a \u2028 b"} for n in range(3)]
@@ -209,3 +210,17 @@ def test_a_damaged_mark_is_a_sentence(tmp_path, text):
     with pytest.raises(InputError, match="done.json"), Workdir(tmp_path, {}) as workdir:
         workdir.done("sft")
     assert json.loads((folder / "evaluation.json").read_text()) == {"a": 1}
+
+
+def test_an_arm_adopts_a_stage_whole_and_none_that_is_damaged(tmp_path):
+    source, store = make_stage(tmp_path / "a"), Store(tmp_path / "stages")
+    (store.path / "id").mkdir()
+    files.write_json(store.path / "id" / "judges.json", {"folder": "../a/sft"})
+    assert store.adopt(tmp_path / "b", "sft", "id", "judges")
+    finished.check(tmp_path / "b" / "sft")
+    linked = {"candidates/0000.jsonl", "params/manifest.json"}
+    assert set(finished.facts(tmp_path / "b" / "sft")["files"]) == set(finished.facts(source)["files"]) - linked
+    cut(source / "samples.jsonl")
+    with pytest.raises(InputError, match=f"samples.jsonl is damaged .* delete the folder {source}"):
+        store.adopt(tmp_path / "c", "sft", "id", "judges")
+    assert not (tmp_path / "c" / "sft" / "done.json").exists()
