@@ -115,6 +115,16 @@ def test_every_source_that_a_stage_lacks_is_named_before_its_first_step(stage, f
                 checked(config, tmp_path / f"{kind}_{split}", before)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_with_what_it_needs_and_no_more_finishes(stage, files, tmp_path):
+    stages = (*STAGES[stage][0], stage)
+    needed = {kind for name in stages for kind in STAGES[name][1]} | {"prompts"}
+    config = config_of(files, stages, **{f"data.files.{kind}": "" for kind in KINDS if kind not in needed})
+    pipeline.run_stages(config, tmp_path / "run")
+    assert all((tmp_path / "run" / name / "evaluation.json").exists() for name in stages)
+
+
 @pytest.mark.parametrize(
     "stages, change, message",
     [

@@ -23,6 +23,7 @@ import numpy as np
 from rlhf_jax import generate, hosts, reward_model, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.chat_template import shown
+from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import best_of_n, skills
 from rlhf_jax.evaluate.programs import Answers, Programs, Questions, ask, completion_logprob
 from rlhf_jax.evaluate.statistics import Estimate, mean, share, win_rate
@@ -59,7 +60,10 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
 def check(run, stage: str) -> None:
     """Raises InputError where a policy cannot be evaluated: there are no test prompts, or the model has not their places."""
     run.need(stage, "prompts", "test")
-    prompt_arrays(run, _test_prompts(run))
+    try:
+        prompt_arrays(run, _test_prompts(run))
+    except InputError as error:
+        raise InputError(f"{stage}, evaluation on test prompts: {error}") from None
     if run.corpus.skills():
         run.check_length("evaluate.skill_completion_length", run.config.evaluate.skill_completion_length + 1, run.model)
 
