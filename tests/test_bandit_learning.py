@@ -87,7 +87,7 @@ def test_ppo_comes_to_the_best_of_the_model_on_other_bandits(form):
     config = config_of(form)
     config.kl_coefs = (0.15, 0.7)
     for row in optimum.compare(config):
-        assert row.share_of_gain(row.reachable) >= 0.999 and 0.98 <= row.gain_ratio <= 1, row
+        assert row.share_of_gain(row.reachable) >= 0.999 and 0.95 <= row.gain_ratio <= 1, row
 
 
 @pytest.mark.slow
