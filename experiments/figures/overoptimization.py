@@ -21,6 +21,7 @@ WEAK, MOST, LARGEST = ":150", ":1250", 128
 def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model", "test_model", "ppo")
+    config.reward_model.warmup_steps = 3  # 40 prompts make 5 steps
     config.test_model = config.reward_model.copy_and_resolve_references()
     config.test_model.subset = "1250:"
     own_base(config, "reward_model", LARGEST)

@@ -19,6 +19,7 @@ def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model")
     own_base(config, "reward_model")
+    config.reward_model.warmup_steps = 3  # 150 prompts make 19 steps
     return config
 
 
