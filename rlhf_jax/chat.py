@@ -166,7 +166,7 @@ def typed_turns():
 
     try:
         while True:
-            if instruction := ask("\ninstruction> ").strip():
+            if (instruction := ask("\ninstruction> ")).strip():
                 try:
                     text = ask("input (or nothing)> ")
                 except EOFError:

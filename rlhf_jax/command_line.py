@@ -146,6 +146,8 @@ def _why(error: Exception, argv: Sequence[str]) -> str | None:
     if found := re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
         return f"--{found[1]} is missing: {flags.FLAGS[found[1]].help}"
     found = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if found and config is not None and isinstance(_at(config, found[1]), ConfigDict):
+        return f"--config.{found[1]}={found[2]}: {found[1]} is a section; set its fields, as --config.{found[1]}.FIELD=VALUE"
     allowed = found and config is not None and field_of(config, found[1])
     if allowed:
         return f"--config.{found[1]}={found[2]}: it must be {allowed.says}"
@@ -178,6 +180,13 @@ def _unknown(config: ConfigDict, field: str) -> str | None:
             return f"the config has no field {field}{nearest(part, names, known and known + '.')}"
         section, known = section[part], f"{known}.{part}".lstrip(".")
     return None
+
+
+def _at(config: ConfigDict, field: str) -> Any:
+    """The value of a dotted name that the config has."""
+    for part in field.split("."):
+        config = config[part]
+    return config
 
 
 def _place(error: Exception, file: str) -> str:

@@ -26,12 +26,14 @@ def coefficients(section: ConfigDict) -> ppo.Coefficients:
 
 
 def programs_config(
-    shape: TransformerConfig, value_shape: TransformerConfig | None, eos_id: int | tuple[int, ...], section: ConfigDict
+    shape: TransformerConfig, value_shape: TransformerConfig | None, eos_id: int | tuple[int, ...], section: ConfigDict,
+    name: str = "ppo",
 ) -> ppo.PPOConfig:
     """What shapes the programs of a policy and a value model of these shapes, checked.
 
     Args:
       value_shape: of no use where the section has no value model of its own.
+      name: the section's, for messages.
 
     Raises:
       InputError: sizes that do not divide, or choices that do not go together.
@@ -42,18 +44,19 @@ def programs_config(
     )
     if batch % minibatch or minibatch % parts:
         raise InputError(
-            f"ppo batch_size={batch} must be a multiple of minibatch_size={minibatch}, and that of microbatches={parts}"
+            f"{name}.batch_size={batch} must be a multiple of {name}.minibatch_size={minibatch}, and that of "
+            f"{name}.microbatches={parts}"
         )
     if batch % samples:
-        raise InputError(f"ppo batch_size={batch} must be a multiple of samples_per_prompt={samples}")
+        raise InputError(f"{name}.batch_size={batch} must be a multiple of {name}.samples_per_prompt={samples}")
     if section.advantage in adv.GROUPED and samples == 1:
         raise InputError(
-            f"ppo.advantage='{section.advantage}' compares the completions of a prompt, and there is one: give "
-            "ppo.samples_per_prompt 2 or more"
+            f"{name}.advantage='{section.advantage}' compares the completions of a prompt, and there is one: give "
+            f"{name}.samples_per_prompt 2 or more"
         )
     if chosen.kl_in == "loss" and chosen.kl_estimator == "k1":
         raise InputError(
-            "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3': the gradient of 'k1' is 0 in expectation"
+            f"{name}.kl_in='loss' needs {name}.kl_estimator='k2' or 'k3': the gradient of 'k1' is 0 in expectation"
         )
     steps_per_iteration = section.ppo_epochs * (batch // minibatch)
     return ppo.PPOConfig(
@@ -166,7 +169,7 @@ def build(run: Run, stage: str):
     """
     check(run, stage)
     section = run.config[stage]
-    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section)
+    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     return _programs(
         config,
         ppo.SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
@@ -192,7 +195,7 @@ def optimizers_of(section: ConfigDict) -> tuple[optim.OptimizerConfig, optim.Opt
 def check(run: Run, stage: str) -> None:
     """Raises InputError for what does not fit together, or not the mesh; computes nothing."""
     section = run.config[stage]
-    programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section)
+    programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     for field, rows in {
         "sample_parts": section.batch_size,
         "microbatches": section.minibatch_size,
@@ -292,7 +295,7 @@ def training_of(run: Run, stage: str) -> Training:
         rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
-    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section)
+    config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     for sentence in ppo_options.described(config, penalized=section.kl_coef != 0.0):
         print(f"{stage}: {sentence}")
     return Training(run, stage, config, loader, _ptx_loader(run, stage), trial)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import attention, checkpoint, finished, generate, hf, hosts, keys, model, ppo_options, progress, shapes, sharding
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like, forms, restored
-from rlhf_jax.data import mixture, packing
+from rlhf_jax.data import mixture, packing, tokenizer_files
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
@@ -28,6 +28,9 @@ POLICIES = ("pretrain", "sft", "dpo", "ppo")  # kinds of stages that make one
 JUDGED = (*POLICIES, "best_of_n", "prompted")  # kinds whose completions of the test prompts are judged
 # Fields that may change between two starts of one run: they change no result.
 FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
+
+
+_PREPARED = ("template.txt", "data_report.json", *tokenizer_files.FILES)  # by `start`, before any stage
 
 
 @dataclasses.dataclass
@@ -290,9 +293,13 @@ class Run:
     def _released(self, name: str) -> pathlib.Path:
         folder = pathlib.Path(self.config.data.files.dir, name)
         if not (folder / "config.json").is_file():
+            fields = [
+                f"{stage}.{field}" for stage in self.config.stages for field in ("init", "reward", "judges")
+                if name == (named := self.config[stage].get(field)) or isinstance(named, (tuple, list)) and name in named
+            ]  # fmt: skip
             raise InputError(
-                f"'{name}' is neither a stage of this config nor a folder of released weights in '{folder.parent}' "
-                "(data.files.dir)"
+                f"{' and '.join(fields) or 'the config'} names '{name}', which is neither a stage of this config nor a folder "
+                f"of released weights in '{folder.parent}' (data.files.dir)"
             )
         return folder
 
@@ -374,7 +381,7 @@ def start(
     config = ppo_options.filled(shapes.filled(config))
     plain = config.to_dict()
     defaults = ppo_options.filled(defaults_like(config)).to_dict()
-    with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults) as folder:
+    with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults, prepared=_PREPARED) as folder:
         with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder

@@ -37,6 +37,8 @@ class Workdir:
       ignore: dotted prefixes of config fields that may change between runs of one directory.
       defaults: the config's defaults: a field that an older version did not have is no difference
         where it has its default.
+      prepared: files that a start makes before the first stage has its folder. Without one nothing is computed from
+        them: they are removed with the config, so that a start that was refused can be made again with what is right.
 
     Raises:
       InputError: the path is a file or not writable; another live process works in it; it holds
@@ -44,18 +46,19 @@ class Workdir:
         bucket's URL; or not all processes of the job see it.
     """
 
-    def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = (), defaults=None):
+    def __init__(self, path, config, overrides=None, *, ignore: tuple[str, ...] = (), defaults=None,
+                 prepared: tuple[str, ...] = ()):
         if "://" in str(path):
             raise InputError(f"the work directory {path} is a URL: mount the bucket (gcsfuse for "
                              "gs://) and give the folder where it is mounted")
         self.path = pathlib.Path(path)
         self._lock = None
-        hosts.on_first(self._open, config, overrides or {}, ignore, defaults or {})
+        hosts.on_first(self._open, config, overrides or {}, ignore, defaults or {}, prepared)
         if not (self.path / "config.json").exists():
             raise InputError(f"the work directory {self.path} is not the same folder on every host "
                              f"({hosts.describe()} does not find its config.json): give a shared one")
 
-    def _open(self, config, overrides, ignore, defaults):
+    def _open(self, config, overrides, ignore, defaults, prepared):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -69,6 +72,9 @@ class Workdir:
             for folder, folders, _ in os.walk(self.path):
                 folders[:] = [name for name in folders if name not in ("checkpoints", "params")]  # Orbax's
                 remove_left_over(folder)
+            if (self.path / "overrides.json").is_file() and not any(entry.is_dir() for entry in self.path.iterdir()):
+                for name in prepared and ("config.json", *prepared):
+                    (self.path / name).unlink(missing_ok=True)
             self._adopt(config, overrides, ignore, defaults)
         except BaseException:
             self.close()

@@ -174,6 +174,11 @@ def test_lines_from_a_pipe_are_turns_of_two(command, world):
     assert "instruction>" not in out
 
 
+def test_what_is_typed_is_text_to_the_letter(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("  return a \n    b\n   \nc\n"))
+    assert list(chat.typed_turns()) == [("  return a ", "    b"), ("c", "")]
+
+
 def test_one_instruction_and_no_conversation(command):
     code, out, _ = command("--instruction=say one word", "--temperature=0", stdin="ignored\n\n")
     assert code == 0 and out.count("reward score") == 1

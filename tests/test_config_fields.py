@@ -267,6 +267,7 @@ COMMANDS = {
     "--config.ppo.cliprange=nan": "ppo.cliprange=nan must be a number above 0",
     "--config.platform=abacus": "platform='abacus' must be '', 'cpu', 'gpu' or 'tpu'",
     "--config.stages=sft --config.stages=sft": "stages=('sft', 'sft') must be names",
+    "--config.ppo=3": "--config.ppo=3: ppo is a section; set its fields, as --config.ppo.FIELD=VALUE",
     "--workdirs=x": "there is no flag --workdirs; did you mean --workdir?",
     "--workdir=": "flag --workdir=: it is empty: name a folder",
     "--data=": "flag --data=: it is empty",

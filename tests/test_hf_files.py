@@ -66,6 +66,7 @@ def test_files_of_the_bare_trunk_lack_the_prefix(folder):
     (dict(rope_parameters={"rope_type": "yarn"}), "'rope_scaling.rope_type' = 'yarn' is not supported"),
     (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "'rope_scaling.low_freq_factor' is None"),
     (dict(rope_scaling=8), "config.json: 'rope_scaling' is 8; it must be an object"),
+    (dict(rope_theta=0), "config.json: 'rope_theta' is 0; it must be a positive number"),
     (dict(vocab_size=None), "config.json: 'vocab_size' is None; it must be a positive number"),
     (dict(num_hidden_layers=-1), "config.json: 'num_hidden_layers' is -1"),
     (dict(num_hidden_layers=2.5), "config.json: 'num_hidden_layers' is 2.5; it must be a whole number"),

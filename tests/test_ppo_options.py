@@ -314,7 +314,7 @@ def test_the_samples_of_a_prompt_are_neighbours(mesh):
     "changes, message",
     [
         (dict(advantage="rloo"), "ppo.advantage='rloo' compares the completions of a prompt, and there is one"),
-        (dict(samples_per_prompt=3), "ppo batch_size=512 must be a multiple of samples_per_prompt=3"),
+        (dict(samples_per_prompt=3), "ppo.batch_size=512 must be a multiple of ppo.samples_per_prompt=3"),
         (dict(kl_in="loss", kl_estimator="k1"), "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3'"),
     ],
 )
@@ -323,8 +323,8 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(changes, message):
     with section.ignore_type():
         section.update(changes)
     with pytest.raises(InputError) as refused:
-        ppo_stage.programs_config(SMALL, SMALL, 0, section)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+        ppo_stage.programs_config(SMALL, SMALL, 0, section, "ppo2")
+    assert message.replace("ppo.", "ppo2.") in str(refused.value) and "\n" not in str(refused.value)
 
 
 def programs_of(**fields):

@@ -397,3 +397,13 @@ def test_a_reward_model_alone_shows_its_accuracy(tmp_path, capsys):
     assert re.search(r"accuracy \(%\) +71.0 ± 4.0 +71.0 ± 4.0", shown) and "training labelers" in shown
     assert re.search(r"rankings +95 +95", shown) and re.search(r"prompts +80 +80", shown)
     assert "No policy is evaluated yet." in (path / "report.md").read_text()
+
+
+def test_where_there_is_nothing_to_show_a_sentence_says_it(tmp_path, capsys):
+    path = write_run(tmp_path / "run", stages=("collect", "reward_model"))
+    (path / "reward_model" / "evaluation.json").write_text('{"valid": {"rankings": 12}, "demonstrations": 0}')
+    assert command.main([str(path)]) == 0
+    assert "No validation ranking says that one completion is better than another" in capsys.readouterr().out
+    assert command.main([str(write_run(tmp_path / "early", stages=("collect",)))]) == 0
+    shown = capsys.readouterr().out
+    assert "No policy is evaluated yet." in shown and "──" not in shown

@@ -115,6 +115,7 @@ def config(tmp_path):
 
 def start(config, path):
     with run_lib.start(config, path) as run:
+        run.workdir.stage(config.stages[0])  # from now on it binds
         return run
 
 
@@ -168,6 +169,21 @@ def test_all_files_are_read_before_the_first_step(config, tmp_path, name, row, w
     with run_lib.start(config, tmp_path / "run") as run, pytest.raises(InputError, match=words):
         pipeline.check(run)
     assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_what_was_refused_before_the_first_step_can_be_mended(config, tmp_path):
+    """A row, a field, the tokenizer that was trained on it: the same work directory takes the next start."""
+    good = (tmp_path / "data" / "pairs.jsonl").read_text()
+    (tmp_path / "data" / "pairs.jsonl").write_text(good + '{"prompt": "p"}\n')
+    config.tokenizer.vocab_size = 300
+    with pytest.raises(InputError, match="pairs.jsonl:61: "), run_lib.start(config, tmp_path / "run") as run:
+        pipeline.check(run)
+    assert read_json(tmp_path / "run" / "data_report.json")["checksums"]
+    (tmp_path / "data" / "pairs.jsonl").write_text(good)
+    config.tokenizer.vocab_size = 280
+    with run_lib.start(config, tmp_path / "run") as run:
+        run.corpus.read()
+    assert run.tokenizer.vocab_size == 280
 
 
 def test_a_sweep_shares_no_stage_that_saw_other_data(config, tmp_path):

@@ -92,6 +92,18 @@ def test_the_ends_of_llama_3(tmp_path, files, ends):
     assert list(tokenizer.end_ids) == ends and tokenizer.eos_id == tokenizer.document_end_id == ends[0]
 
 
+def test_merges_of_tokens_that_are_not_there_are_one_sentence(tmp_path):
+    """The library reads such a file, and not what it writes of it."""
+    folder = released.save(tmp_path, "llama2")
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    vocab = spec["model"]["vocab"]
+    last, before = sorted(vocab, key=vocab.get)[-1:-3:-1]
+    vocab[last] = vocab[before]
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match="tokenizer.json: not a tokenizer.json of the tokenizers library"):
+        Tokenizer.load(folder)
+
+
 @pytest.mark.parametrize("add_bos_token", [True, False])
 def test_tokenizer_json_says_whether_a_text_begins_with_bos(tmp_path, add_bos_token):
     for kind, begins in (("llama2", True), ("qwen", False)):

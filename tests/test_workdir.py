@@ -59,6 +59,27 @@ def test_another_config_is_refused_naming_the_fields(tmp_path):
         Workdir(tmp_path, CONFIG | {str(n): n for n in range(20)})
 
 
+def test_a_start_before_any_stage_binds_nobody(tmp_path):
+    other = {"seed": 1}
+    Workdir(tmp_path, CONFIG, prepared=("template.txt",)).close()
+    (tmp_path / "template.txt").write_text("a")
+    (tmp_path / "notes.txt").write_text("theirs")
+    with Workdir(tmp_path, other, prepared=("template.txt",)) as folder:
+        assert read_json(tmp_path / "config.json") == other
+        assert not (tmp_path / "template.txt").exists() and (tmp_path / "notes.txt").exists()
+        folder.stage("sft")
+    with pytest.raises(InputError, match="another config"):
+        Workdir(tmp_path, CONFIG, prepared=("template.txt",))
+
+
+def test_a_model_of_somebody_else_is_no_work_directory(tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match="another config"):
+        Workdir(tmp_path, CONFIG, prepared=("tokenizer.json",))
+    assert all((tmp_path / name).read_text() == '{"model_type": "llama"}' for name in ("config.json", "tokenizer.json"))
+
+
 def test_fields_that_may_change(tmp_path):
     Workdir(tmp_path, CONFIG).close()
     changed = CONFIG | {"logging": {"every": 1, "color": True}, "loggingx": 1}

@@ -28,6 +28,7 @@ _BPE_FILES = (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe'))
 _BPE_CLASSES = (None, 'GPT2Tokenizer', 'GPT2TokenizerFast', 'PreTrainedTokenizerFast', 'TokenizersBackend')
 _NAMED = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 _OTHERS = (CONFIG, 'special_tokens_map.json', 'added_tokens.json', GENERATION, CHAT_TEMPLATE)
+FILES = (TOKENIZER, *_OTHERS)  # of a tokenizer's directory
 _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
 
@@ -173,9 +174,11 @@ def _conversion(folder: pathlib.Path) -> str:
 
 def _from_json(path: pathlib.Path, text: str) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        tokenizers.Tokenizer.from_str(tokenizer.to_str())  # it takes merges of tokens that it does not write
     except Exception as error:  # The library raises plain Exception.
         raise InputError(f'{path}: not a tokenizer.json of the tokenizers library ({error})') from None
+    return tokenizer
 
 
 def _byte_level(path: pathlib.Path, config: Mapping) -> tokenizers.Tokenizer:

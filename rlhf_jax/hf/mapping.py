@@ -241,7 +241,8 @@ def _read_rope(settings: Settings, theta: str, fraction: str | None, default: fl
     share = rope.get("partial_rotary_factor") or settings.get(fraction or "partial_rotary_factor", None) or default
     if fraction is None:
         settings.require("partial_rotary_factor", share, (1.0,))
-    found = rope.get("rope_theta") or settings.get(theta, None) or 10_000.0
+    given = (rope.get("rope_theta"), settings.get(theta, None), 10_000.0)
+    found = next(value for value in given if value is not None)
     return dict(
         rope_theta=float(settings.number(theta, found)),
         rotary_fraction=float(settings.number(fraction or "partial_rotary_factor", share)),

@@ -44,7 +44,7 @@ def write(path) -> rich.console.Group:
         f"by {_judge(record)}, on the same prompts; KL is log π − log π of SFT of the sampled "
         "tokens, summed over the completion.",
         "## Policies",
-        policies.markdown() if record.evaluations else "No policy is evaluated yet.",
+        policies.markdown() if record.evaluations else _NO_POLICY,
     ]
     sections += map(cell, weights)
     if tax:
@@ -63,10 +63,17 @@ def write(path) -> rich.console.Group:
         sections += ["## Data", *_data_sections(record)]
     sections += ["## How it was made", *_made_sections(record)]
     write_text(record.path / "report.md", "\n\n".join(sections) + "\n")
-    shown = policies if record.evaluations or not record.reward_splits else reward_table(record)  # of a reward model alone: its accuracy
     lines = [*weights, *tax, f"Figures and more: {record.path / 'report.md'}"]
+    if not record.evaluations and not record.reward_splits:
+        lines.insert(0, _NO_ACCURACY if record.reward else _NO_POLICY)
+        return rich.console.Group(*(Text(visible(line)) for line in lines))
+    shown = policies if record.evaluations else reward_table(record)  # of a reward model alone: its accuracy
     return rich.console.Group(
         shown.rich(f"{record.path.name}, ± half of a 95 % interval"), *(Text(visible(line)) for line in lines))
+
+
+_NO_POLICY = "No policy is evaluated yet."
+_NO_ACCURACY = "No validation ranking says that one completion is better than another, so there is no accuracy."
 
 
 def policy_table(record: Record) -> Table:
@@ -228,7 +235,7 @@ def _reward_sections(record: Record) -> list[str]:
     said = [] if record.reward.get("demonstrations", 1) else [
         "There were no demonstrations that could average 0: a score has no zero of its own, only differences count."]
     if not splits:
-        return ["No validation ranking says that one completion is better than another, so there is no accuracy.", *said]
+        return [_NO_ACCURACY, *said]
     sections = [reward_table(record).markdown(), *said]
     groups = {group: value for facts in splits.values()
               for group, value in facts.get("by_group", {}).items() if group}
