@@ -9,6 +9,7 @@ Stages that a version without these notes has finished are read unchecked.
 """
 
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -24,9 +25,19 @@ def facts(folder, needs: Iterable[str] = ()) -> dict | None:
     """What the `done.json` of a stage's folder holds, None for a stage that is not finished."""
     path = pathlib.Path(folder) / DONE
     found = files.read_if_there(path, needs=needs)
-    if found and not all(isinstance(found.get(section, {}), dict) for section in ("files", "writing")):
+    if found and not _is_a_mark(found):
         raise InputError(f"{path} is damaged: delete it, and the same command finishes the stage again")
     return found
+
+
+def _is_a_mark(found: dict) -> bool:
+    """Whether the values have the types that we write; which of them there are is another question."""
+    notes = [found.get(section, {}) for section in ("files", "writing")]
+    seconds = [found.get(name, 0) for name in ("seconds", "evaluation_seconds")]
+    return all(type(value) in (int, float) and math.isfinite(value) for value in seconds) and all(
+        isinstance(section, dict) and all(isinstance(noted, list) and len(noted) == 2 for noted in section.values())
+        for section in notes
+    )
 
 
 def mark(folder, details: dict) -> None:
@@ -72,7 +83,8 @@ def checked(path) -> pathlib.Path:
       InputError: it is not, or is missing.
     """
     path = pathlib.Path(path)
-    real = path.resolve()  # the parameters of a stage that arms share lie in one of them
+    # The folder of parameters that arms share lies in one of them; a link in the place of a file is none of ours.
+    real = path.parent.resolve() / path.name
     home = next((folder for folder in real.parents[:2] if (folder / DONE).is_file()), None)
     if home is None:
         return path

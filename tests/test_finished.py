@@ -79,6 +79,17 @@ def test_every_damage_is_named_with_what_to_do(tmp_path, name, damage, said):
         finished.checked(folder / other)
 
 
+def test_a_link_to_another_file_is_damage(tmp_path):
+    folder, other = make_stage(tmp_path, "sft"), make_stage(tmp_path, "ppo")
+    policy.write_rows(other / "samples.jsonl", ROWS[:1])
+    policy.write_rows(tmp_path / "theirs.jsonl", ROWS[:1])
+    for target in (other / "samples.jsonl", tmp_path / "theirs.jsonl"):
+        (folder / "samples.jsonl").unlink()
+        (folder / "samples.jsonl").symlink_to(target)
+        with pytest.raises(InputError, match="sft/samples.jsonl is damaged"):
+            finished.checked(folder / "samples.jsonl")
+
+
 def test_parameters_of_two_stages_that_were_exchanged(tmp_path):
     one, two = make_stage(tmp_path, "sft", 1.0), make_stage(tmp_path, "ppo", 2.0)
     (one / "params").rename(tmp_path / "aside")
@@ -201,7 +212,9 @@ def test_rows_that_are_no_json_name_their_line(tmp_path, line):
         policy.read_rows(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{", '{"files": []}'])
+@pytest.mark.parametrize("text", [
+    "[]", "3", "{", '{"files": []}', '{"files": {"samples.jsonl": 3}}', '{"writing": {"samples.jsonl": []}}', '{"seconds": "1"}',
+])  # fmt: skip
 def test_a_damaged_mark_is_a_sentence(tmp_path, text):
     folder = make_stage(tmp_path)
     (folder / "done.json").write_text(text)

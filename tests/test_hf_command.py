@@ -244,6 +244,13 @@ def test_what_is_no_stage_is_said(workdir, tmp_path, capsys, source, sentence):
     assert sentence in capsys.readouterr().err and written_nothing(tmp_path / "out")
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", '{"stages": ["sft"], "sft": 3}'])
+def test_a_damaged_config_is_a_sentence(workdir, tmp_path, capsys, text):
+    (workdir / "config.json").write_text(text)
+    assert command.main(["export", str(workdir / "sft"), str(tmp_path / "out")]) == 2
+    assert "config.json" in capsys.readouterr().err and written_nothing(tmp_path / "out")
+
+
 # ---------------------------------------------------------------------------- folders in a run
 
 

@@ -349,6 +349,23 @@ def hostile_run(path, monkeypatch, text=ATTACK):
     return path
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "", '{"files": {}}'])
+def test_a_damaged_data_report_is_a_sentence(tmp_path, text):
+    write_run(tmp_path / "run", stages=("pretrain",))
+    (tmp_path / "run" / "data_report.json").write_text(text)
+    with pytest.raises(InputError, match="data_report.json"):
+        run_report.write(tmp_path / "run")
+
+
+def test_no_figure_is_written_through_a_link_out_of_the_run(tmp_path):
+    write_run(tmp_path / "run", stages=("pretrain", "sft"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="figures is a link"):
+        run_report.write(tmp_path / "run")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_nothing_of_a_run_is_more_than_text(tmp_path, monkeypatch, capsys):
     path = hostile_run(tmp_path / "run", monkeypatch)

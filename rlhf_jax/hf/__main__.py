@@ -123,14 +123,14 @@ def _download(name: str, revision: str | None) -> str:
 def _export_stage(stage: pathlib.Path, options) -> str:
     """On the host alone: the whole model in its memory, and one file of tensors beside it."""
     import jax
-    from ml_collections import ConfigDict
 
+    from rlhf_jax import config as config_lib
     from rlhf_jax import run as run_lib
     from rlhf_jax import sharding
     from rlhf_jax.data.tokenizer import Tokenizer
 
     path = stage.resolve().parent
-    config = ConfigDict(read_json(path / "config.json"))
+    config = config_lib.restored(read_json(path / "config.json"), str(path / "config.json"))
     if stage.resolve().name not in config.stages or config[stage.resolve().name].kind == "collect":
         raise InputError(f"{stage} is no stage that trains a model")
     head = "scalar" if config[stage.resolve().name].kind == "reward_model" else "lm"

@@ -109,8 +109,8 @@ class Record:
     @functools.cached_property
     def data(self) -> dict:
         """What became of the rows of files and of each stage's records: data_report.json."""
-        path = self.path / "data_report.json"
-        return read_json(path) if path.exists() else {"files": {}, "stages": {}}
+        empty = {"files": {}, "stages": {}}
+        return read_if_there(self.path / "data_report.json", needs=empty) or empty
 
     def rows(self, name: str) -> dict[str, list[dict]]:
         """samples.jsonl or skills.jsonl of every policy that has one."""

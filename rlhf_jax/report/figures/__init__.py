@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rlhf_jax.errors import InputError
 from rlhf_jax.files import replacing
 
 # Colour, marker, line. The order keeps neighbours apart in grey, too.
@@ -35,6 +36,8 @@ def new_figure(path, columns: int, height: float, rows: int = 1, pdf: bool = Fal
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **axes)
         path = pathlib.Path(path)
+        if path.parent.is_symlink():
+            raise InputError(f"{path.parent} is a link: figures are written into the directory itself; remove it, and report again")
         path.parent.mkdir(exist_ok=True)
         for file in (path, path.with_suffix(".pdf"))[: 1 + pdf]:
             _save(figure, file)
