@@ -1,0 +1,106 @@
+"""Mutations of the mathematics, the stages and the report: each is a fault that the tests named beside it must notice.
+
+A slow run (`bash launch/test.sh --slow tests/test_mutations.py`) writes each fault into a copy of the project and runs
+those tests, which are in the default selection. A fast test holds the list true: what a mutation replaces stands once in
+the file.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Mutation(NamedTuple):
+    file: str  # below rlhf_jax/
+    before: str
+    after: str
+    tests: str  # a file of tests/ and, after a space, what -k selects
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.after.strip() or 'without ' + self.before.strip()}"
+
+
+MUTATIONS = [
+    Mutation(*fields)
+    for fields in [
+        # --- losses
+        ("losses.py", "return -jnp.sum(loss_mask * _select(loss_mask > 0, logprobs)), jnp.sum(loss_mask)",
+         "return -jnp.sum(loss_mask * _select(loss_mask > 0, logprobs)), jnp.float32(loss_mask.size)", "test_losses.py"),
+        ("losses.py", "axis=(1, 2)) / jnp.maximum(pairs, 1)\n    total = jnp.sum(weights * losses)",
+         "axis=(1, 2))\n    total = jnp.sum(weights * losses)", "test_losses.py"),
+        ("losses.py", "kept = (ranks[:, :, None] < ranks[:, None, :])", "kept = (ranks[:, :, None] <= ranks[:, None, :])", "test_losses.py"),
+        ("losses.py", "correct = (1 + jnp.sign(margins)) / 2", "correct = (margins >= 0)", "test_losses.py"),
+        ("losses.py", "losses = jnp.maximum(unclipped, clipped)\n    sums", "losses = jnp.minimum(unclipped, clipped)\n    sums", "test_losses.py"),
+        ("losses.py", "jnp.clip(ratio, 1 - cliprange, 1 + cliprange)", "jnp.clip(ratio, 1 - cliprange, jnp.inf)", "test_losses.py"),
+        ("losses.py", "losses = 0.5 * jnp.maximum(unclipped, clipped)", "losses = 0.5 * jnp.minimum(unclipped, clipped)", "test_losses.py"),
+        ("losses.py", "near = jnp.clip(new_values, values - cliprange_value, values + cliprange_value)",
+         "near = jnp.clip(new_values, returns - cliprange_value, returns + cliprange_value)", "test_losses.py"),
+        ("losses.py", "advantages = _select(mask, advantages)\n    log_ratio", "log_ratio", "test_losses.py"),
+        ("losses.py", "smoothed = jnp.sum(label_smoothing * ", "smoothed = jnp.sum(-label_smoothing * ", "test_dpo.py loop"),
+        # --- advantages
+        ("advantages.py", "jnp.expm1(-k1) + k1", "jnp.expm1(k1) - k1", "test_advantages.py"),
+        ("advantages.py", "return mask & (real_from_here == 1)", "return real_from_here == 1", "test_advantages.py"),
+        ("advantages.py", "return jnp.where(has_eos, scores, scores - value)", "return jnp.where(has_eos, scores, scores + value)", "test_advantages.py"),
+        ("advantages.py", "return jnp.where(last_token(mask), scores, 0) - penalties", "return jnp.where(last_token(mask), scores - penalties, 0)", "test_advantages.py"),
+        ("advantages.py", "deltas = rewards + gamma * next_values - values", "deltas = rewards + next_values - values", "test_advantages.py"),
+        ("advantages.py", "advantage = delta + gamma * lam * advantage", "advantage = delta + lam * advantage", "test_advantages.py"),
+        ("advantages.py", "(samples / (samples - 1))", "((samples - 1) / samples)", "test_advantages.py"),
+        ("advantages.py", "jax.lax.rsqrt(masked_var(x, mask) + WHITEN_EPSILON)", "jax.lax.rsqrt(masked_var(x, jnp.ones_like(mask)) + WHITEN_EPSILON)", "test_advantages.py"),
+        ("advantages.py", "whitened if shift_mean else whitened + mean", "whitened + mean if shift_mean else whitened", "test_advantages.py"),
+        ("advantages.py", "error = jnp.clip(kl / target - 1, -0.2, 0.2)", "error = jnp.clip(1 - kl / target, -0.2, 0.2)", "test_advantages.py"),
+        # --- PPO
+        ("ppo.py", "jnp.any((rollout.completions == eos_id) & rollout.completion_mask, axis=1)", "jnp.any(rollout.completions == eos_id, axis=1)", "test_ppo.py padding"),
+        ("ppo.py", "value_optimizer, coefs.value_learning_rate * rate", "value_optimizer, coefs.value_learning_rate", "test_ppo.py epochs_times_minibatches"),
+        ("ppo.py", "grads = jax.tree.map(lambda g, p: g + coefs.ptx_coef * p, grads, ptx_grads)", "grads = jax.tree.map(lambda g, p: coefs.ptx_coef * (g + p), grads, ptx_grads)", "test_ppo.py gradient_of_both"),
+        ("ppo.py", "penalty = kl_coef if config.kl_in == \"reward\" else 0.0", "penalty = kl_coef", "test_ppo_options.py"),
+        ("ppo.py", "loss = losses.plus(loss, \"policy/entropy\", -coefs.entropy_coef, entropy, mask)", "loss = losses.plus(loss, \"policy/entropy\", coefs.entropy_coef, entropy, mask)", "test_ppo_options.py entropy"),
+        ("ppo_stage.py", "warmup_steps=section.warmup_iterations * steps_per_iteration", "warmup_steps=section.warmup_iterations", "test_ppo.py warm_up"),
+        ("ppo_stage.py", "return section.ptx_ratio * section.minibatch_size // section.ppo_epochs", "return section.ptx_ratio * section.minibatch_size", "test_ppo.py warm_up"),
+        ("ppo_stage.py", "value |= jax.tree.map(jnp.zeros_like, model.scalar_head_of(value))", "pass", "test_ppo.py starts_at_zero"),
+        ("ppo_stage.py", "orders = [jax.random.permutation(jax.random.fold_in(key, 1 + epoch), rows)", "orders = [jax.random.permutation(jax.random.fold_in(key, 1), rows)", "test_ppo.py epochs_times_minibatches"),
+        # --- the other stages
+        ("dpo.py", "examples = with_reference(run, stage, start, examples)", "pass", "test_dpo.py references_log"),
+        ("best_of_n_stage.py", "rollout = hosts.fetch(sampler(params, batch, run.key(stage, number)", "rollout = hosts.fetch(sampler(params, batch, run.key(stage)", "test_best_of_n_stage.py key_of_its_own"),
+        ("sweep/store.py", "\"completion_length\", ", "", "test_sweep.py identity_is"),
+        ("sweep/store.py", "\"too_long\", ", "", "test_sweep.py identity_is"),
+        ("sweep/store.py", "\"model\", \"evaluate\")", "\"model\")", "test_sweep.py identity_is"),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_what_a_mutation_replaces_stands_once_in_its_file(mutation):
+    text = (PROJECT / "rlhf_jax" / mutation.file).read_text(encoding="utf-8")
+    assert text.count(mutation.before) == 1, "the code has changed: change the mutation with it"
+    assert (PROJECT / "tests" / mutation.tests.split()[0]).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_mutation_is_noticed(mutation, tmp_path, programs):
+    copy = tmp_path / "project"
+    skipped = shutil.ignore_patterns("__pycache__")
+    for folder in ("rlhf_jax", "tests", "experiments"):
+        shutil.copytree(PROJECT / folder, copy / folder, ignore=skipped)
+    shutil.copy(PROJECT / "setup.cfg", copy)
+    path = copy / "rlhf_jax" / mutation.file
+    path.write_text(path.read_text(encoding="utf-8").replace(mutation.before, mutation.after), encoding="utf-8")
+    file, _, chosen = mutation.tests.partition(" ")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow", f"tests/{file}", "-k", chosen]
+    environment = os.environ | {"PYTHONPATH": str(copy), "JAX_COMPILATION_CACHE_DIR": str(programs)}
+    found = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert found.returncode == 1, f"nothing noticed it:\n{found.stdout[-2000:]}{found.stderr[-2000:]}"
+    assert " failed" in found.stdout and "SyntaxError" not in found.stdout, found.stdout[-2000:]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Compiled programs that mutations share, where they do not touch them."""
+    return tmp_path_factory.mktemp("programs")
