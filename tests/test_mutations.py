@@ -56,7 +56,7 @@ MUTATIONS = [
         ("advantages.py", "whitened if shift_mean else whitened + mean", "whitened + mean if shift_mean else whitened", "test_advantages.py"),
         ("advantages.py", "error = jnp.clip(kl / target - 1, -0.2, 0.2)", "error = jnp.clip(1 - kl / target, -0.2, 0.2)", "test_advantages.py"),
         # --- PPO
-        ("ppo.py", "jnp.any((rollout.completions == eos_id) & rollout.completion_mask, axis=1)", "jnp.any(rollout.completions == eos_id, axis=1)", "test_ppo.py padding"),
+        ("ppo.py", "jnp.any(is_end(rollout.completions, eos_id) & rollout.completion_mask, axis=1)", "jnp.any(is_end(rollout.completions, eos_id), axis=1)", "test_ppo.py padding"),
         ("ppo.py", "value_optimizer, coefs.value_learning_rate * rate", "value_optimizer, coefs.value_learning_rate", "test_ppo.py epochs_times_minibatches"),
         ("ppo.py", "grads = jax.tree.map(lambda g, p: g + coefs.ptx_coef * p, grads, ptx_grads)", "grads = jax.tree.map(lambda g, p: coefs.ptx_coef * (g + p), grads, ptx_grads)", "test_ppo.py gradient_of_both"),
         ("ppo.py", "penalty = kl_coef if config.kl_in == \"reward\" else 0.0", "penalty = kl_coef", "test_ppo_options.py"),
@@ -65,12 +65,34 @@ MUTATIONS = [
         ("ppo_stage.py", "return section.ptx_ratio * section.minibatch_size // section.ppo_epochs", "return section.ptx_ratio * section.minibatch_size", "test_ppo.py warm_up"),
         ("ppo_stage.py", "value |= jax.tree.map(jnp.zeros_like, model.scalar_head_of(value))", "pass", "test_ppo.py starts_at_zero"),
         ("ppo_stage.py", "orders = [jax.random.permutation(jax.random.fold_in(key, 1 + epoch), rows)", "orders = [jax.random.permutation(jax.random.fold_in(key, 1), rows)", "test_ppo.py epochs_times_minibatches"),
+        ("ppo_stage.py", "policies = {\"ema\": state.policy.ema_params, \"params\": state.policy.params}",
+         "policies = {\"params\": state.policy.ema_params, \"ema\": state.policy.params}", "test_ppo.py hands_on"),
+        ("losses.py", "variance = jnp.sum(_select(mask, returns - mean) ** 2) / count",
+         "variance = jnp.sum(_select(mask, returns) ** 2) / count - mean**2", "test_losses.py explained"),
+        ("train.py", "(1.0 - decay) / (1.0 - jnp.where(plain, 0.0, decay) ** step)", "1.0 - decay", "test_train.py average"),
+        ("train.py", "jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))",
+         "jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.zeros(rows, int))", "test_train.py key"),
         # --- the other stages
+        ("sft.py", "value > best[\"value\"])", "value >= best[\"value\"])", "test_stages.py equal"),
+        ("reward_model.py", "if ranking.ranks[i] != ranking.ranks[j]:", "if True:", "test_reward_model.py"),
+        ("evaluate/preferences.py", "\"accuracy\": statistics.share(right, units=units)._asdict()",
+         "\"accuracy\": statistics.share(right)._asdict()", "test_preferences.py"),
+        ("evaluate/preferences.py", "if ranking.ranks[better] < ranking.ranks[worse]:", "if ranking.ranks[better] <= ranking.ranks[worse]:", "test_preferences.py"),
+        ("data/batches.py", "cut += sum(len(prompt) + len(answer) > length for answer in own)",
+         "cut += any(len(prompt) + len(answer) > length for answer in own)", "test_batches.py"),
+        ("rankings.py", "if text and name == \"train\" else found", "if text else found", "test_rankings.py"),
+        ("rankings.py", "hashlib.blake2b(f\"{seed}/{unit}\".encode())", "hashlib.blake2b(f\"{unit}\".encode())", "test_rankings.py"),
+        ("checkpoint.py", "if found != size:", "if found < size:", "test_checkpoint.py longer"),
         ("dpo.py", "examples = with_reference(run, stage, start, examples)", "pass", "test_dpo.py references_log"),
         ("best_of_n_stage.py", "rollout = hosts.fetch(sampler(params, batch, run.key(stage, number)", "rollout = hosts.fetch(sampler(params, batch, run.key(stage)", "test_best_of_n_stage.py key_of_its_own"),
         ("sweep/store.py", "\"completion_length\", ", "", "test_sweep.py identity_is"),
         ("sweep/store.py", "\"too_long\", ", "", "test_sweep.py identity_is"),
         ("sweep/store.py", "\"model\", \"evaluate\")", "\"model\")", "test_sweep.py identity_is"),
+        # --- the report
+        ("report/verdicts.py", "points.append((math.sqrt(x) if rule.sqrt_x else x, y))", "points.append((math.sqrt(x), y))", "test_verdicts.py"),
+        ("report/verdicts.py", "return NOT if low > self.margin or high < -self.margin else UNDECIDED", "return NOT", "test_verdicts.py"),
+        ("report/verdicts.py", "mean_over_seeds(list(self.by_seed.values()), 1 - 0.05 / tests)", "mean_over_seeds(list(self.by_seed.values()))", "test_verdicts.py"),
+        ("evaluate/overoptimization.py", "beyond = kl > until", "beyond = kl >= until", "test_overoptimization.py"),
     ]
 ]  # fmt: skip
 
