@@ -135,16 +135,23 @@ def test_under_other_judges_it_is_judged_anew_and_keeps_its_curve(run):
 
     best_of_n_stage.run_stage(run, "best")
     before = json.loads((run.folder("best") / "evaluation.json").read_text())
-    path = run.folder("best") / "samples.jsonl"
-    rows = [row | {"completion": f"{row['completion']}\u2028\x85"} for row in policy.read_rows(path)]
-    policy.write_rows(path, rows)
     store._forget_judges(run.folder("best"))
     forgotten = json.loads((run.folder("best") / "evaluation.json").read_text())["estimates"]
-    assert [row["completion"] for row in policy.read_rows(path)] == [row["completion"] for row in rows]
     assert forgotten["kl"] is forgotten["score"] is None and "score/other" not in forgotten
     run.finished += ("best",)
     policy.rescore(run)
     assert json.loads((run.folder("best") / "evaluation.json").read_text()) == before
+
+
+def test_forgetting_judges_keeps_completions_with_other_separators(run):
+    from rlhf_jax.sweep import store
+
+    best_of_n_stage.run_stage(run, "best")
+    path = run.folder("best") / "samples.jsonl"
+    rows = [row | {"completion": f"{row['completion']}\u2028\x85"} for row in policy.read_rows(path)]
+    policy.write_rows(path, rows)
+    store._forget_judges(run.folder("best"))
+    assert [row["completion"] for row in policy.read_rows(path)] == [row["completion"] for row in rows]
 
 
 def test_of_another_policy_than_the_reference_no_kl_to_it_is_claimed(run):

@@ -19,7 +19,7 @@ from rlhf_jax.sweep.store import identities
 from rlhf_jax.workdir import InUse, Workdir
 from toy import get_config as toy_config
 
-DESCRIBED = {"config": json.loads(json.dumps(toy_config().to_dict()))}
+DESCRIBED = {"experiment": "experiments/quickstart.py", "config": json.loads(json.dumps(toy_config().to_dict())), "arms": []}
 # Each prints what the test wrote into the file of its name.
 SBATCH = """#!/bin/sh
 echo "$*" >> $CLUSTER/submitted
