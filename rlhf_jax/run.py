@@ -298,7 +298,7 @@ class Run:
                 if name == (named := self.config[stage].get(field)) or isinstance(named, (tuple, list)) and name in named
             ]  # fmt: skip
             raise InputError(
-                f"{' and '.join(fields) or 'the config'} names '{name}', which is neither a stage of this config nor a folder "
+                f"{' and '.join(fields) or 'the config'} {'name' if len(fields) > 1 else 'names'} '{name}', which is neither a stage of this config nor a folder "
                 f"of released weights in '{folder.parent}' (data.files.dir)"
             )
         return folder

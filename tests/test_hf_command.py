@@ -302,7 +302,7 @@ def test_a_name_that_is_nothing_is_said(run):
     run.check_released("ppo")
     run.config.sft.init = run.config.ppo.reward = "reward_modle"
     for use in (lambda: run.start_params("sft"), lambda: run.check_released("sft"), lambda: run.check_released("ppo")):
-        with pytest.raises(InputError, match="'reward_modle' is neither a stage of this config nor a folder of released"):
+        with pytest.raises(InputError, match="sft.init and ppo.reward name 'reward_modle', which is neither a stage of this config nor a folder of released"):
             use()
 
 
