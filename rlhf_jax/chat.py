@@ -13,7 +13,6 @@ import sys
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text

@@ -5,7 +5,6 @@ import time
 
 from rlhf_jax import (
     best_of_n_stage, collect, dpo, finished, hosts, ppo_stage, pretrain, prompted, rankings, report, reward_model, sft, sharding,
-    supervised,
 )  # fmt: skip
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError

@@ -5,7 +5,6 @@ be None (`type`), and whether it allows a value (`holds`).
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 

@@ -11,7 +11,6 @@ letter.
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 

@@ -5,7 +5,7 @@ import dataclasses
 from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.report import spec
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep import Row, Setting, Sweep, shown
+from rlhf_jax.report.sweep import Row, Sweep, shown
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, quantity_of
 
 _MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # no parts of another
