@@ -298,6 +298,16 @@ def test_a_template_that_computes_fills_or_nests_without_end_is_refused(source, 
     jinja_process._process.end()
 
 
+def test_memory_that_the_interpreter_has_before_a_template_is_not_the_templates(monkeypatch, tmp_path):
+    """Some machines load libraries into every Python, and some map hundreds of megabytes of locales."""
+    (tmp_path / "sitecustomize.py").write_text("import mmap\nheld = mmap.mmap(-1, 2**29)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(jinja_process, "MEGABYTES", 256)
+    monkeypatch.setattr(jinja_process, "_process", None)
+    assert jinja_process.render("{{ name }}", None, {"name": "a"}) == "a"
+    jinja_process._process.end()
+
+
 def test_no_template_is_a_sentence(tmp_path):
     released.save(tmp_path, "qwen")
     tokenizer = Tokenizer.load(tmp_path)

@@ -18,7 +18,7 @@ import threading
 from typing import Any
 
 SECONDS = 5  # of computing, for one text
-MEGABYTES = 512  # of memory
+MEGABYTES = 512  # of memory, beside the interpreter's own
 CHARACTERS = 10_000_000  # of a text
 
 
@@ -146,9 +146,19 @@ def _environment(now: str | None):
     return environment
 
 
+def _address_space() -> int:
+    """Bytes that the interpreter and its libraries have mapped, which differ between machines by hundreds of megabytes."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:  # not Linux
+        return 2**28
+
+
 def _serve(seconds: float, megabytes: int) -> None:
     """Answers questions, each a line of JSON, until the input ends or a limit is exceeded."""
-    resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20,) * 2)
+    _environment(None).from_string("").render()  # whatever is imported for a template is loaded before memory is limited
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + megabytes * 2**20,) * 2)
     templates: list = []
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # whose signal ends the process, whatever it is doing
