@@ -252,32 +252,36 @@ def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     except InputError as error:
         print(f"{stage}: no comparison with a bag of words: {error}", flush=True)
         bag = None
-    facts = {name: _evaluate_rankings(run, scorer, bag, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
-    facts = {name: value for name, value in facts.items() if value}
+    scored = {name: _scored(run, scorer, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
+    facts = {name: _evaluate_rankings(bag, *found) for name, found in scored.items() if found}
     if collected := rankings.source(run, stage):
         facts["labelers"] = hosts.on_first(finished.read_json, run.folder(collected) / "evaluation.json")
-        facts |= _labeler_gap(facts)
+        facts |= _labeler_gap(facts, scored)
     return facts
 
 
-def _labeler_gap(facts: dict) -> dict:
-    """How much more accurate it is on labelers who labelled for training than on the group held out, beside what the
-    world planted: the same for a model that knows what the mean labeler of the other groups wants."""
+def _labeler_gap(facts: dict, scored: dict) -> dict:
+    """By how much the accuracy on labelers who labelled for training exceeds that on the group held out, with its interval
+    over prompts, and what the world planted: the same of a model that knows what the mean labeler of the other groups wants."""
     fold = facts["labelers"].get("folds", {}).get(facts["labelers"].get("held_out_group"))
     if fold is None or any("accuracy" not in facts.get(name, {}) for name in ("valid", "heldout")):
         return {}
-    found = facts["valid"]["accuracy"]["value"] - facts["heldout"]["accuracy"]["value"]
-    return {"labeler_gap": {"value": found, "planted": fold["in_group"] - fold["held_out"]}}
+    (valid, _, valid_scores), (heldout, _, heldout_scores) = scored["valid"], scored["heldout"]
+    gap = preferences.accuracy_gap(valid, valid_scores, heldout, heldout_scores)
+    return {"labeler_gap": gap.to_json() | {"planted": fold["in_group"] - fold["held_out"]}}
 
 
-def _evaluate_rankings(run: Run, scorer: Scorer, bag: bag_of_words.BagOfWords | None, rows: list[Ranking]) -> dict:
+def _scored(run: Run, scorer: Scorer, rows: list[Ranking]) -> tuple[list[Ranking], Comparisons, np.ndarray] | None:
+    """The rankings that fit the model, the same as arrays, and their scores f32[N, K]; None where no ranking fits."""
     fitting = rankings.fitting(run, rows)
     if not fitting:
-        return {}
+        return None
     arrays, _ = rankings.batch(run, fitting)
-    scores = scorer.score_arrays(arrays)
-    lengths = arrays.mask.sum(-1)
-    found = preferences.evaluate(fitting, scores, lengths)
+    return fitting, arrays, scorer.score_arrays(arrays)
+
+
+def _evaluate_rankings(bag: bag_of_words.BagOfWords | None, fitting: list[Ranking], arrays: Comparisons, scores: np.ndarray) -> dict:
+    found = preferences.evaluate(fitting, scores, arrays.mask.sum(-1))
     if bag and "accuracy" in found:
         found["bag_of_words_accuracy"] = bag_of_words.accuracy(bag, fitting)._asdict()
     if arrays.targets is not None:

@@ -74,7 +74,7 @@ def test_accuracy_counts_ties_half_and_its_interval_is_over_prompts():
     assert bag_of_words.accuracy(bag, rows).value == 0.75
     right, wrong = ranking("a", ["good", "x"], (1, 2)), ranking("b", ["good", "x"], (2, 1))
     repeated = bag_of_words.accuracy(bag, [right] * 50 + [wrong] * 50)
-    independent = statistics.wilson(50, 100)
+    independent = statistics.share(np.arange(100) < 50)
     assert repeated.high - repeated.low > 2 * (independent.high - independent.low)
 
 

@@ -324,7 +324,7 @@ def test_kl_of_a_policy_to_itself_is_exactly_0(make_run, monkeypatch):
     monkeypatch.setattr(run, "load_params", lambda stage: sft)
     policy.evaluate_policy(run, "sft")
     evaluation = policy.evaluate_policy(run, "ppo")
-    assert evaluation["estimates"]["kl"] == dict(value=0, low=0, high=0)
+    assert evaluation["estimates"]["kl"] == dict(value=0, low=None, high=None)  # of equal values, which show no spread
     assert evaluation["estimates"]["win_rate"]["value"] == 0.5
 
 
@@ -401,6 +401,16 @@ def test_without_gold_the_reward_score_decides(make_run, corpus):
     scores = [[row["score"] for row in policy.read_rows(run.folder(stage) / "samples.jsonl")]
               for stage in ("ppo", "sft")]
     assert evaluation["estimates"]["win_rate"]["value"] == statistics.win_rate(*scores).value
+
+
+def test_intervals_of_scores_know_that_they_end_at_0_and_1():
+    """All 256 answers harmless: rude ones may be as frequent as one in a hundred. Lengths that are all equal show no spread."""
+    gold = {"helpful": 0.5, "harmless": 1.0}
+    rows = [{"gold": gold | {"total": n / 256}, "score": None, "kl": 0.0, "length": 48, "finished": False} for n in range(256)]
+    found = policy.summarize(rows, None)
+    assert found["gold/harmless"] == statistics.share(np.ones(256)) and 0.98 < found["gold/harmless"].low < 0.99
+    assert found["gold/total"] == statistics.mean(np.arange(256) / 256)
+    assert found["completion_length"] == (48, -np.inf, np.inf) and found["eos"].high > 0.01
 
 
 def test_rows_survive_any_text(tmp_path):

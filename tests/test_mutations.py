@@ -76,7 +76,7 @@ MUTATIONS = [
         ("reward_model.py", "if ranking.ranks[i] != ranking.ranks[j]:", "if True:", "test_reward_model.py"),
         ("evaluate/preferences.py", "\"accuracy\": statistics.share(right, units=units)._asdict()",
          "\"accuracy\": statistics.share(right)._asdict()", "test_preferences.py"),
-        ("evaluate/preferences.py", "if ranking.ranks[better] < ranking.ranks[worse]:", "if ranking.ranks[better] <= ranking.ranks[worse]:", "test_preferences.py"),
+        ("evaluate/preferences.py", "if ranking.ranks[better] < ranking.ranks[worse]", "if ranking.ranks[better] <= ranking.ranks[worse]", "test_preferences.py"),
         ("data/batches.py", "cut += sum(len(prompt) + len(answer) > length for answer in own)",
          "cut += any(len(prompt) + len(answer) > length for answer in own)", "test_batches.py"),
         ("rankings.py", "if text and name == \"train\" else found", "if text else found", "test_rankings.py"),

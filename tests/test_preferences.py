@@ -49,6 +49,22 @@ def test_intervals_are_over_prompts_whoever_ranked_and_in_every_bin():
     assert width(others) < 0.5 * width(again)
 
 
+def test_the_gap_between_two_groups_of_labelers_is_paired_by_prompt():
+    """Both rank the completions of the same prompts; where they agree, the prompts cancel."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(60, 3))
+    ranked = lambda taste: [ranking(f"p{n}", list(np.argsort(np.argsort(-row)) + 1)) for n, row in enumerate(scores + taste)]
+    shared = rng.normal(0, 1, (60, 3))
+    ours, theirs = ranked(shared), ranked(shared + rng.normal(0, 0.1, (60, 3)))
+    gap = preferences.accuracy_gap(ours, scores, theirs, scores)
+    first, second = evaluate(ours, list(scores))["accuracy"], evaluate(theirs, list(scores))["accuracy"]
+    assert gap.value == pytest.approx(first["value"] - second["value"]) and gap.low < gap.value < gap.high
+    apart = preferences.accuracy_gap(ours, scores, [dataclasses.replace(row, prompt=f"other {row.prompt}") for row in theirs], scores)
+    assert apart.value == gap.value and gap.high - gap.low < 0.5 * (apart.high - apart.low)
+    swapped = preferences.accuracy_gap(theirs, scores, ours, scores)
+    assert swapped == pytest.approx((-gap.value, -gap.high, -gap.low))
+
+
 def test_rated_texts_of_no_prompt_are_independent_unless_they_stand_together():
     one, other = ranking("", [1, 2]), dataclasses.replace(ranking("", [1, 2]), completions=("x", "y"))
     assert one.unit != other.unit and one.unit == ranking("", [2, 1]).unit

@@ -106,6 +106,7 @@ def reward_facts(rng):
             "by_margin": [row._asdict() | {"accuracy": row.accuracy._asdict()} for row in bins]}
     bag = {"bag_of_words_accuracy": {"value": 0.6, "low": 0.55, "high": 0.65}}
     return {"valid": split(1.0) | bag, "heldout": split(0.5), "demonstration_mean_before_bias": 0.3,
+            "labeler_gap": {"value": 0.012, "low": -0.02, "high": 0.046, "planted": 0.03},
             "labelers": {"agreement_in_group": 0.727, "held_out_group": "caution",
                          "folds": {"caution": {"in_group": 0.735, "held_out": 0.705}}}}
 
@@ -164,6 +165,16 @@ def test_reward_model_stands_beside_its_ceiling(run):
     assert cells(text, "accuracy that the labelers' noise allows (%)") == ["73.5", "70.5"]
     assert cells(text, "accuracy of a bag of words (%)") == ["60.0 ± 5.0", "–"]
     assert "one group agree on 72.7 %" in text
+    assert "less that on held-out labelers: 1.2 ± 3.3 points. Of a judge who knows what the mean training labeler wants: 3.0 points." in text
+
+
+def test_a_gap_of_an_older_run_has_no_interval(tmp_path):
+    path = write_run(tmp_path / "run")
+    facts = json.loads((path / "reward_model" / "evaluation.json").read_text())
+    facts["labeler_gap"] = {"value": 0.012, "planted": 0.03}
+    (path / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
+    report.write(path)
+    assert "less that on held-out labelers: 1.2 points. Of a judge" in (path / "report.md").read_text()
 
 
 def test_many_groups_are_summed_up(tmp_path):
@@ -263,7 +274,7 @@ def test_means_and_differences_over_seeds(runs, tmp_path):
     above = 100 * (ptx - (ppo + sft) / 2)
     assert cells(text, "skills (points): PPO-ptx − midpoint of PPO and SFT")[1:] == [
         f"{value:+.1f}" for value in above]
-    assert cells(text, "held-out loss: PPO − SFT")[0] == "0.400 ± 0.000"
+    assert cells(text, "held-out loss: PPO − SFT")[0] == "0.400"  # the same in all runs: no interval
     assert (tmp_path / "seeds.png").exists()
 
 

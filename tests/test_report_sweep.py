@@ -62,7 +62,7 @@ def measure(overrides, stage):
         return {"gold/total": 0.4 + shared, "skills/mean": 0.7, "win_rate": 0.5}
     ptx, kl = overrides[PTX], overrides[KL]
     noise = np.random.default_rng([overrides["seed"], int(10 * ptx), int(100 * kl)]).normal(0, 0.01)
-    skills = 0.5 + 0.1 * np.log1p(ptx) + 0.2 * kl
+    skills = 0.5 + (0.1 + 0.001 * overrides["seed"]) * np.log1p(ptx) + 0.2 * kl
     return {"gold/total": 0.8 - 0.1 * np.log1p(ptx) - kl + shared + noise, "skills/mean": skills, "win_rate": 0.7 + shared}
 
 

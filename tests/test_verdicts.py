@@ -77,9 +77,11 @@ def test_trend_is_the_mean_slope_over_ranks(empty):
 def test_the_side_of_the_interval_decides(empty):
     sweep = empty((0.0, 1.0), 3)
     for gains, verdict in (([1, 1.1, 0.9], "holds"), ([-1, -1.1, -0.9], "does not hold"), ([1, -1, 0.5], "undecided"),
-                           ([1, 1, 1], "holds"), ([0, 0, 0], "undecided")):  # fmt: skip
+                           ([1, 1, 1], "undecided"), ([0, 0, 0], "undecided")):  # fmt: skip
         values = np.array([[7.0 + seed, 7.0 + seed + gain] for seed, gain in enumerate(gains)])
         assert verdicts.judge(give(sweep, values), TREND).verdict == verdict, gains
+    alike = verdicts.judge(sweep, TREND)  # seeds that do not differ do not show how much seeds differ
+    assert "the same in all 3 seeds" in alike.sentence and math.isnan(alike.tests[0].t)
     one = verdicts.judge(give(empty((0.0, 1.0), 1), np.array([[0.0, 9.0]])), TREND)
     assert one.verdict == "undecided" and "an interval needs two" in one.sentence
 
@@ -188,7 +190,7 @@ def test_curves_of_settings_are_compared_at_equal_x_or_its_root(empty):
 
 def test_a_seed_without_a_number_is_left_out_and_named(empty):
     sweep = empty((0.0, 1.0, 2.0), 4)
-    values = np.tile([0.0, 1.0, 2.0], (4, 1)) + np.arange(4)[:, None]
+    values = np.outer([1.0, 1.1, 0.9, 1.0], [0.0, 1.0, 2.0]) + np.arange(4)[:, None]
     found = verdicts.judge(give(sweep, values, missing={(3, 1)}), TREND)
     assert list(found.tests[0].by_seed) == [0, 1, 2] and "without seed 3" in found.sentence
     found = verdicts.judge(sweep, spec.Greater(at(1.0, 2.0), at(0.0), "score"))  # no mean of what is left
@@ -302,7 +304,7 @@ def test_other_seeds_choose_the_step_of_a_turn(tmp_path):
     def history(arm, stage, step):
         top = 11 if arm[AXIS] else 21
         bonus = 5.0 * (arm["seed"] == 0 and step == 5)  # would be seed 0's own choice
-        return {"gold": -(((step - top) / 10) ** 2) + arm["seed"] + bonus} | ({"loss": abs(step - top) / 10} if step % 2 else {})
+        return {"gold": -(1 + arm["seed"] / 10) * ((step - top) / 10) ** 2 + arm["seed"] + bonus} | ({"loss": abs(step - top) / 10} if step % 2 else {})
 
     sweep = Sweep(fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history))
     found = verdicts.judge(sweep, spec.Turns("gold", "ppo_ptx", "falls", by=0.5, where={AXIS: 2.0}))
@@ -405,10 +407,11 @@ def test_failures_are_counted_and_plain_values_written(tmp_path):
                             fate=lambda arm: ("failed", "nan") if arm[AXIS] == 0.0 else "done")  # fmt: skip
     sweep = Sweep(path)
     found = verdicts.judge(sweep, spec.Greater(at(0.0), at(2.0), "failed", by=0.5))
-    assert found.verdict == "holds"
+    assert found.verdict == "undecided" and "the same in all 3 seeds" in found.sentence
     assert verdicts.judge(sweep, spec.Greater(at(2.0), at(0.0), "score")).verdict == "undecided"  # 0.0 never ended
     plain = found.to_json()
-    assert plain["tests"][0]["t"] is None and plain["tests"][0]["df"] == 2  # seeds do not differ: t is infinite
+    assert plain["tests"][0]["t"] is None and plain["tests"][0]["df"] == 2  # seeds do not differ: there is no t
+    assert (plain["tests"][0]["value"], plain["tests"][0]["low"]) == (1.0, None)
 
 
 def test_steps_of_runs_are_compared_at_equal_kl(tmp_path):
@@ -418,7 +421,7 @@ def test_steps_of_runs_are_compared_at_equal_kl(tmp_path):
     def history(arm, stage, step):
         kl = step * (1.0 if arm[AXIS] else 3.0)
         noise = 0.02 * np.cos(7 * arm["seed"] + step)
-        return {"objective/kl": kl, "objective/gold": kl * 0.1 + noise, "objective/scores": kl * 0.1 + (0.5 if arm[AXIS] else 0)}
+        return {"objective/kl": kl, "objective/gold": kl * 0.1 + noise, "objective/scores": kl * 0.1 + (0.5 + 0.001 * arm["seed"] if arm[AXIS] else 0)}
 
     sweep = Sweep(fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history))
     slow, fast = spec.Path("ppo_ptx", where={AXIS: 2.0}), spec.Path("ppo_ptx", where={AXIS: 0.0})
@@ -429,6 +432,6 @@ def test_steps_of_runs_are_compared_at_equal_kl(tmp_path):
     assert judged(spec.Coincides, "objective/gold", margin=0.05).verdict == "holds"
     assert judged(spec.Coincides, "objective/scores", margin=0.05).verdict == "does not hold"
     found = judged(spec.Dominates, "objective/scores")
-    assert found.verdict == "holds" and list(found.tests[0].by_seed.values()) == pytest.approx([0.5] * 3)
+    assert found.verdict == "holds" and list(found.tests[0].by_seed.values()) == pytest.approx([0.5, 0.501, 0.502])
     assert judged(spec.Dominates, "objective/gold").verdict == "undecided"
     assert judged(spec.Dominates, "no/metric").verdict == "undecided"

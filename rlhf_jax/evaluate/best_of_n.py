@@ -67,4 +67,4 @@ def curve(proxy, judges: dict) -> list[dict]:
 
 def _over_prompts(values: np.ndarray) -> list[dict]:
     """Means of f64[P, N] over prompts, for every n."""
-    return [statistics.mean(column)._asdict() for column in values.T]
+    return [statistics.mean(column).to_json() for column in values.T]

@@ -186,11 +186,11 @@ def summarize(rows: list[dict], rivals: list[dict] | None) -> dict:
         rows: judged samples.
         rivals: the samples of the reference stage, for the win rate; None: no win rate.
     """
-    def known(values):
-        return None if None in values else mean(values)
+    def known(values, estimate=mean):
+        return None if None in values else estimate(values)
 
     parts = rows[0]["gold"] or {"total": None}
-    found = {f"gold/{part}": known([row["gold"] and row["gold"][part] for row in rows])
+    found = {f"gold/{part}": known([row["gold"] and row["gold"][part] for row in rows], mean if part == "total" else share)
              for part in parts}
     found["score"] = known([row["score"] for row in rows])
     if len(rows[0].get("scores", ())) > 1:
@@ -334,4 +334,4 @@ def _by_category(rows) -> dict:
 
 
 def _plain(estimate: Estimate | None) -> dict | None:
-    return estimate and estimate._asdict()
+    return estimate and estimate.to_json()

@@ -26,18 +26,13 @@ def evaluate(rankings: Sequence[Ranking], scores: np.ndarray, lengths: np.ndarra
     Returns:
       Plain values; without a pair that is not tied, the counts alone.
     """
-    margins, longer, source = [], [], []
-    for n, ranking in enumerate(rankings):
-        for better, worse in itertools.permutations(range(len(ranking.ranks)), 2):
-            if ranking.ranks[better] < ranking.ranks[worse]:
-                margins.append(float(scores[n, better]) - float(scores[n, worse]))
-                longer.append(int(lengths[n, better]) - int(lengths[n, worse]))
-                source.append(ranking)
-    counts = {"prompts": len({ranking.unit for ranking in rankings}), "rankings": len(rankings), "pairs": len(margins)}
-    if not margins:
+    pairs = _pairs(rankings)
+    counts = {"prompts": len({ranking.unit for ranking in rankings}), "rankings": len(rankings), "pairs": len(pairs)}
+    if not pairs:
         return counts
-    units = _numbered([ranking.unit for ranking in source])
-    groups = np.array([ranking.group or "" for ranking in source])
+    margins, longer = _differences(scores, pairs), _differences(lengths, pairs)
+    units = _numbered([rankings[n].unit for n, _, _ in pairs])
+    groups = np.array([rankings[n].group or "" for n, _, _ in pairs])
     probabilities, right = calibration.from_margins(margins)
     return counts | {
         "accuracy": statistics.share(right, units=units)._asdict(),
@@ -48,6 +43,39 @@ def evaluate(rankings: Sequence[Ranking], scores: np.ndarray, lengths: np.ndarra
         "by_margin": _plain(calibration.accuracy_by(np.abs(margins), right, MARGINS, units)),
         "by_length_difference": _plain(calibration.accuracy_by(longer, right, LENGTHS, units)),
     }
+
+
+def accuracy_gap(first: Sequence[Ranking], first_scores: np.ndarray, second: Sequence[Ranking], second_scores: np.ndarray):
+    """Accuracy on the rankings `first` less accuracy on `second`, an Estimate; prompts that both have are compared paired.
+
+    Args:
+      first, second: rankings, each with a pair that is not tied.
+      first_scores, second_scores: f[N, K] of their completions, higher is better.
+    """
+    found = []
+    for rankings, scores in ((first, first_scores), (second, second_scores)):
+        pairs = _pairs(rankings)
+        _, right = calibration.from_margins(_differences(scores, pairs))
+        found.append((right, [rankings[n].unit for n, _, _ in pairs]))
+    (right, units), (other_right, other_units) = found
+    return statistics.difference_of_shares(right, other_right, units, other_units)
+
+
+def _pairs(rankings: Sequence[Ranking]) -> list[tuple[int, int, int]]:
+    """(n, better, worse) of every pair of completions of ranking n that is not tied."""
+    return [
+        (n, better, worse)
+        for n, ranking in enumerate(rankings)
+        for better, worse in itertools.permutations(range(len(ranking.ranks)), 2)
+        if ranking.ranks[better] < ranking.ranks[worse]
+    ]
+
+
+def _differences(values, pairs) -> np.ndarray:
+    """f64[pairs]: what values[N, K] has for the better completion less what it has for the worse one."""
+    ranking, better, worse = np.array(pairs).T
+    values = np.asarray(values, np.float64)
+    return values[ranking, better] - values[ranking, worse]
 
 
 def _numbered(names) -> np.ndarray:

@@ -17,7 +17,7 @@ from rlhf_jax.markdown import cell, image, json_code
 from rlhf_jax.metrics import lost_steps
 from rlhf_jax.report.figures import run as figures
 from rlhf_jax.report.record import SPLITS, Record, label
-from rlhf_jax.report.tables import QUANTITIES, Table
+from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
 from rlhf_jax.terminal import visible
 
 _SAMPLES = 8
@@ -39,8 +39,8 @@ def write(path) -> rich.console.Group:
     policies, weights, tax = policy_table(record), weights_lines(record), tax_lines(record)
     sections = [
         f"# Report of {cell(record.path.name)}",
-        "± is half of a 95 % interval, over test prompts, and over few-shot items for skills: Student's t for means, "
-        "Wilson's for shares. Win rate is "
+        "± is half of a 95 % interval over prompts, and over few-shot items for skills: Student's t for means, Wilson's "
+        "for shares and for scores between 0 and 1. A mean without ± is of equal numbers. Win rate is "
         f"by {_judge(record)}, on the same prompts; KL is log π − log π of SFT of the sampled "
         "tokens, summed over the completion.",
         "## Policies",
@@ -155,7 +155,7 @@ def _points(estimate) -> str:
 
 def _recovered(share) -> str:
     if math.isinf(share.low):
-        return f"{100 * share.value:.0f} % of the loss, which is too small on these items for an interval of that share"
+        return f"{100 * share.value:.0f} % of the loss; these items are too few to give that share an interval"
     return f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}] of the loss"
 
 
@@ -246,6 +246,10 @@ def _reward_sections(record: Record) -> list[str]:
     elif groups:
         sections.append("Accuracy by group of labelers (%): " + ", ".join(
             f"{cell(group)} {_percent(value)}" for group, value in groups.items()) + ".")
+    if gap := record.reward.get("labeler_gap"):
+        found = Quantity("", "", 1, 100).show({"low": None, "high": None} | gap)  # older runs have no interval
+        sections.append(f"Accuracy on training labelers less that on held-out labelers: {found} points. Of a judge who knows what "
+                        f"the mean training labeler wants: {_percent(gap['planted'])} points.")
     known = {
         "agreement_in_group": "two labelers of one group agree on",
         "agreement_across": "two of different groups on",

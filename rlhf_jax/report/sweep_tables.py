@@ -6,7 +6,7 @@ from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.report import spec
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep import Row, Sweep, shown
-from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, quantity_of
+from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, has_ends, quantity_of
 
 _MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # no parts of another
 
@@ -107,7 +107,7 @@ def _wide(sweep, rows, names, values, compared) -> str:
 def _numbers(by_seed) -> list:
     """Mean, low, high, number of seeds; an infinite end is an empty field."""
     found = estimate(by_seed)
-    ends = [None, None] if len(by_seed) < 2 else [found["low"], found["high"]]
+    ends = [found["low"], found["high"]] if found and has_ends(found) else [None, None]
     return [found and found["value"], *ends, len(by_seed)]
 
 

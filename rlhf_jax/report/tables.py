@@ -15,6 +15,11 @@ from rlhf_jax.markdown import cell
 from rlhf_jax.terminal import visible
 
 
+def has_ends(estimate: dict) -> bool:
+    """Whether an interval {value, low, high} has ends; None, or infinity in older files, stands for an end it has not."""
+    return all(end is not None and math.isfinite(end) for end in (estimate["low"], estimate["high"]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantity:
     """A number of evaluation.json or metrics.jsonl, and how it is printed."""
@@ -25,14 +30,14 @@ class Quantity:
     scale: float = 1.0
 
     def show(self, estimate: dict | None, sign: bool = False) -> str:
-        """`value ± half the width of its interval`; a dash for nothing."""
+        """`value ± half the width of its interval`, the value alone where the interval has no ends; a dash for None."""
         if estimate is None:
             return "–"
         form = f"{'+' if sign else ''}{'.4g' if self.digits is None else f'.{self.digits}f'}"
         value = f"{self.scale * estimate['value']:{form}}"
-        half = self.scale * (estimate["high"] - estimate["low"]) / 2
-        if not math.isfinite(half):
+        if not has_ends(estimate):
             return value
+        half = self.scale * (estimate["high"] - estimate["low"]) / 2
         return f"{value} ± {half:{'.2g' if self.digits is None else form.lstrip('+')}}"
 
 

@@ -4,7 +4,8 @@ A rule (see spec) becomes one number for each seed, or several where it says sev
 agrees with the claim; arms of one seed share data and initial weights, so differences are taken within a seed first. The
 95 % Student t interval of each mean over seeds decides. The claim holds where all of them are entirely above 0. It does
 not hold where one is entirely below 0, of m numbers by an interval of 1 - 5 %/m: where all are truly 0, one of them is
-that low in 2.5 % and not in m times that. Otherwise, and with fewer than two seeds, it is undecided.
+that low in 2.5 % and not in m times that. Otherwise it is undecided; so it is with fewer than two seeds, and where a number
+is the same in all seeds, which then do not show how much seeds differ.
 
 Claims are judged one by one, without correction for their number. Nothing is chosen by the data that judge it. How
 often a rule is wrong where nothing is there: docs/sweeps.md.
@@ -60,12 +61,11 @@ class Contrast(NamedTuple):
 
     @property
     def t(self) -> float:
-        """(mean - threshold) / standard error; infinite where seeds do not differ, nan with fewer than two."""
-        values = np.array(list(self.by_seed.values())) - self.threshold
-        if len(values) < 2:
+        """(mean - threshold) / standard error; nan where seeds do not show it: fewer than two, or equal ones."""
+        if not self.by_seed or math.isinf(self.estimate.low):
             return math.nan
-        error = values.std(ddof=1) / math.sqrt(len(values))
-        return float(values.mean() / error) if error else math.copysign(math.inf, values.mean())
+        values = np.array(list(self.by_seed.values())) - self.threshold
+        return float(values.mean() / (values.std(ddof=1) / math.sqrt(len(values))))
 
     def sentence(self) -> str:
         if not self.by_seed:
@@ -75,6 +75,8 @@ class Contrast(NamedTuple):
         asked = f", asked above {self.threshold:g}" if self.threshold else asked
         if len(self.by_seed) < 2:
             return f"{self.what}: {value:.3g}{asked}, in one seed, and an interval needs two"
+        if math.isinf(low):
+            return f"{self.what}: {value:.3g}{asked}, the same in all {len(self.by_seed)} seeds, and an interval needs a difference"
         t = f"t = {self.t:.1f}, " if self.margin is None else ""
         return (f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}]{asked} ({t}df = {len(self.by_seed) - 1}, "
                 f"{len(self.by_seed)} seeds)")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import replacing
+from rlhf_jax.report.tables import has_ends
 
 # Colour, marker, line. The order keeps neighbours apart in grey, too.
 LOOKS = [
@@ -51,10 +52,11 @@ def _save(figure, path) -> None:
 
 
 def arms_of(estimate: dict) -> np.ndarray:
-    """f64[2, 1], how far an interval {value, low, high} reaches below and above its value; of one seed, which has none, 0."""
+    """f64[2, 1]: how far an interval {value, low, high} reaches below and above its value; 0 where it has no end."""
+    if not has_ends(estimate):
+        return np.zeros((2, 1))
     value = estimate["value"]
-    arms = np.array([[value - estimate["low"]], [estimate["high"] - value]]).clip(0)
-    return np.where(np.isfinite(arms), arms, 0.0)
+    return np.array([[value - estimate["low"]], [estimate["high"] - value]]).clip(0)
 
 
 def legend_above(figure, axis) -> None:
