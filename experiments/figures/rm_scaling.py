@@ -50,6 +50,6 @@ CLAIMS = (
         "Accuracy rises with the size of the reward model.",
         spec.Trend("valid/accuracy", "reward_model", WIDTH, "rises", where={DATA: ":2400"}),
         figure="size",
-        note="Widths of 32 to 128 are equally accurate here: what bounds them is the labelers' noise.",
+        note="Widths of 32 to 128 are equally accurate here. Why was not studied.",
     ),
 )
