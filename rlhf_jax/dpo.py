@@ -120,6 +120,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     rankings.check_preference(stage, rows)
     start = run.start_params(stage)
     examples, report = prepare(run, stage, rows)
+    rankings.check_kept(run, stage, examples.ranks.tolist())
     run.report_data(stage, "rankings", report)
     examples = with_reference(run, stage, start, examples)
     held_out = rankings.load(run, stage, "valid")
@@ -142,7 +143,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
 
 def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences | PackedPreferences, LengthReport]:
     """Rankings as arrays, with ref_logprobs of 0; those that the length rules drop are left out."""
-    section, longest = run.config[stage], run.config.prompt_length
+    section = run.config[stage]
     arrays, report = rankings.training_rows(run, stage, rows)
     each = functools.partial(np.full, len(arrays.ranks), dtype=np.float32)
     of_rankings = (
@@ -154,9 +155,7 @@ def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences | Pa
     )
     if section.packed:
         return PackedPreferences(arrays.tokens, arrays.segment_ids, arrays.positions, *of_rankings), report
-    prompts = run.tokenizer.encode_prompts([row.prompt for row in rankings.fitting(run, rows)])
-    starts = np.array([min(len(ids), longest) for ids in prompts], np.int32)
-    return rankings.shorten(run, stage, Preferences(arrays.tokens, arrays.mask, starts, *of_rankings)), report
+    return rankings.shorten(run, stage, Preferences(arrays.tokens, arrays.mask, arrays.starts, *of_rankings)), report
 
 
 def with_reference(run: Run, stage: str, params: dict, examples):

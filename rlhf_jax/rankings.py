@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Iterable, Sequence
 
 from rlhf_jax import hosts
 from rlhf_jax.collect import read_rankings
 from rlhf_jax.config import forms
-from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons, batch_rankings, pack_rankings
+from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons, batch_rankings, kept_rankings, pack_rankings
 from rlhf_jax.data.loader import take
-from rlhf_jax.data.records import Ranking
+from rlhf_jax.data.records import Demonstration, Ranking
 from rlhf_jax.errors import InputError
 from rlhf_jax.finished import checked
 from rlhf_jax.model import TransformerConfig
@@ -24,13 +25,24 @@ def check(run: Run, stage: str) -> None:
 
 
 def check_data(run: Run, stage: str) -> None:
-    """Raises InputError where config[stage] learns from the corpus's own rankings, and these are none to learn from."""
-    if run.corpus and not any(run.config[name].kind == "collect" for name in _earlier(run, stage)):
+    """Raises InputError where there are no rankings for config[stage] to learn from, or not the part of them that it asks for.
+
+    What an unfinished collect stage will have is known as far as its prompts are.
+    """
+    if run.corpus is None:
+        return
+    collect, text = _collect(run, stage), run.config[stage].subset
+    if collect is None:
         for split in ("train", "valid"):
             run.need(stage, "rankings", split)
         for name in SPLITS:
             load(run, stage, name)
         check_preference(stage, run.corpus.rankings("train"))
+    elif text and run.done(collect):
+        load(run, stage, "train")
+    elif text:
+        prompts = {prompt.prompt for prompt in run.need(stage, "prompts", "train", "rm")}
+        _part(text, len(prompts), f"{stage}.subset")
 
 
 def check_preference(stage: str, rows: list[Ranking]) -> None:
@@ -39,16 +51,27 @@ def check_preference(stage: str, rows: list[Ranking]) -> None:
         raise InputError(f"{stage}: none of its {len(rows)} training rankings says that one completion is better than another")
 
 
+def check_kept(run: Run, stage: str, ranks: Iterable[Sequence[int]]) -> None:
+    """The same for what the length rules keep of the rankings: ranks, 0 where there is no completion."""
+    config, section = run.config, run.config[stage]
+    if not any(len(set(row) - {0}) > 1 for row in ranks):
+        fields = {f"{name}={config[name]}": config[name] for name in ("completion_length", "prompt_length")}
+        fields |= {f"{stage}.length={section.length}": section.length}
+        raise InputError(
+            f"{stage}: where its training rankings say that one completion is better than another, prompts are too long or "
+            f"the two are the same once they are cut: raise {', '.join(name for name, value in fields.items() if value)}"
+        )
+
+
 def most(run: Run, stage: str) -> int:
     """So many rankings (or pairs, where these are pooled) config[stage] learns from at most; 0 in a run without data."""
     section = run.config[stage]
     if run.corpus is None:
         return 0
-    collects = [name for name in _earlier(run, stage) if run.config[name].kind == "collect"]
-    if collects:  # one of a prompt
+    if collect := _collect(run, stage):  # one of a prompt
         count = len(run.need(stage, "prompts", "train", "rm"))
         first, last = forms.part(section.subset or ":", count)
-        count, largest = max(0, min(last, count) - first), run.config[section.rankings or collects[0]].max_completions
+        count, largest = max(0, min(last, count) - first), run.config[collect].max_completions
     else:
         rows = run.need(stage, "rankings", "train")
         count, largest = len(rows), max(len(row.completions) for row in rows)
@@ -59,6 +82,12 @@ def _earlier(run: Run, stage: str) -> list[str]:
     """The stages of the config before this one."""
     stages = list(run.config.stages)
     return stages[: stages.index(stage)] if stage in stages else stages
+
+
+def _collect(run: Run, stage: str) -> str | None:
+    """The collect stage that config[stage] will learn from, finished or not; None: the corpus's own rankings."""
+    collects = (name for name in _earlier(run, stage) if run.config[name].kind == "collect")
+    return run.config[stage].rankings or next(collects, None)
 
 
 SPLITS = ("train", "valid", "heldout")
@@ -108,27 +137,38 @@ def subset(rankings: list[Ranking], text: str, seed: int, field: str = "subset")
     """
     units = list(dict.fromkeys(ranking.unit for ranking in rankings))
     units.sort(key=lambda unit: hashlib.blake2b(f"{seed}/{unit}".encode()).digest())
-    first, last = forms.part(text, len(units))
-    if not 0 <= first < last <= len(units):
-        raise InputError(f"{field}='{text}' of {len(units)} prompts with rankings takes none, or more than there are")
+    first, last = _part(text, len(units), field)
     chosen = set(units[first:last])
     return [ranking for ranking in rankings if ranking.unit in chosen]
+
+
+def _part(text: str, count: int, field: str) -> tuple[int, int]:
+    first, last = forms.part(text, count)
+    if not first < last <= count:
+        raise InputError(f"{field}='{text}' of {count} prompts with rankings takes none, or more than there are")
+    return first, last
 
 
 def batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
     """Rankings as arrays, by the length rules of the run."""
     config = run.config
-    length = config.prompt_length + config.completion_length
-    return batch_rankings(rows, run.tokenizer, length, config.prompt_length, too_long=config.too_long)
+    return batch_rankings(rows, run.tokenizer, run.whole_length, config.prompt_length, too_long=config.too_long)
+
+
+def kept(run: Run, rows: list[Ranking]) -> tuple[list[Ranking], LengthReport]:
+    """The rankings that `batch` makes arrays of, with the completions that these have."""
+    return kept_rankings(rows, run.tokenizer, run.whole_length, run.config.prompt_length, run.config.too_long)
 
 
 def training_rows(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparisons | PackedComparisons, LengthReport]:
     """Rankings as config[stage] trains on them: packed or not; `shorten` comes after."""
     config, section = run.config, run.config[stage]
-    if not section.packed:
-        return batch(run, rows)
-    longest = config.prompt_length + config.completion_length
-    return pack_rankings(rows, run.tokenizer, longest, config.prompt_length, section.length, config.too_long)
+    try:
+        if not section.packed:
+            return batch(run, rows)
+        return pack_rankings(rows, run.tokenizer, run.whole_length, config.prompt_length, section.length, config.too_long)
+    except InputError as error:
+        raise InputError(f"{stage}: {error}") from None
 
 
 def training_shape(run: Run, stage: str) -> TransformerConfig:
@@ -158,8 +198,8 @@ def shorten(run: Run, stage: str, examples):
     return kept.replace(tokens=kept.tokens[..., : section.length], mask=kept.mask[..., : section.length])
 
 
-def fitting(run: Run, rows: list) -> list:
-    """The rows that the arrays have too: without those whose prompt is too long, if these are dropped."""
+def fitting(run: Run, rows: list[Demonstration]) -> list[Demonstration]:
+    """The demonstrations whose prompts are not too long, or all where these are cut."""
     if run.config.too_long == "cut_left":
         return rows
     lengths = map(len, run.tokenizer.encode_prompts([row.prompt for row in rows]))

@@ -81,25 +81,12 @@ def check(run: Run, stage: str) -> None:
 
 def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
     """Every untied pair as a ranking of its own: what the paper found to overfit when shuffled."""
-    pairs = []
-    for ranking in rows:
-        for i, j in itertools.combinations(range(len(ranking.completions)), 2):
-            if ranking.ranks[i] != ranking.ranks[j]:
-                pick = lambda column: column and (column[i], column[j])
-                pairs.append(
-                    Ranking(
-                        ranking.prompt,
-                        pick(ranking.completions),
-                        pick(ranking.ranks),
-                        ranking.labeler,
-                        ranking.group,
-                        pick(ranking.models),
-                        pick(ranking.finished),
-                        ranking.row,
-                        pick(ranking.scores),
-                    )
-                )
-    return pairs
+    return [
+        ranking.of(pair)
+        for ranking in rows
+        for pair in itertools.combinations(range(len(ranking.ranks)), 2)
+        if len({ranking.ranks[place] for place in pair}) > 1
+    ]
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -113,11 +100,10 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     loss_fn = loss_of(run, stage)
     rows = rankings.load(run, stage, "train")
     rankings.check_preference(stage, rows)
-    if section.loss == "pooled":
-        rows = split_into_pairs(rows)
-    examples, report = rankings.training_rows(run, stage, rows)
+    examples, report = _examples(run, stage, rows)
     run.report_data(stage, "rankings", report)
     examples, rated = _standardized(rankings.shorten(run, stage, examples))
+    rankings.check_kept(run, stage, examples.ranks.tolist())
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     shape = run.shape(stage)
@@ -132,6 +118,19 @@ def training_of(run: Run, stage: str) -> supervised.Training:
         head="scalar",
         live={"loss": "loss", "accuracy": "accuracy"},
     )
+
+
+def _examples(run: Run, stage: str, rows: list[Ranking]):
+    """Rankings, or their pairs where these are pooled, as arrays, and what became of them."""
+    if run.config[stage].loss != "pooled":
+        return rankings.training_rows(run, stage, rows)
+    # Of two completions that are equal once they are cut, the second is in no pair: it would contradict those of the first.
+    kept, left_out = rankings.kept(run, rows)
+    rankings.check_kept(run, stage, [row.ranks for row in kept])
+    examples, report = rankings.training_rows(run, stage, split_into_pairs(kept))
+    given = len(split_into_pairs(rows))
+    dropped = given - len(examples.ranks)
+    return examples, dataclasses.replace(report, given=given, dropped=dropped, repeats=left_out.repeats)
 
 
 def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
@@ -273,17 +272,17 @@ def _labeler_gap(facts: dict, scored: dict) -> dict:
 
 def _scored(run: Run, scorer: Scorer, rows: list[Ranking]) -> tuple[list[Ranking], Comparisons, np.ndarray] | None:
     """The rankings that fit the model, the same as arrays, and their scores f32[N, K]; None where no ranking fits."""
-    fitting = rankings.fitting(run, rows)
-    if not fitting:
+    kept, _ = rankings.kept(run, rows)
+    if not kept:
         return None
-    arrays, _ = rankings.batch(run, fitting)
-    return fitting, arrays, scorer.score_arrays(arrays)
+    arrays, _ = rankings.batch(run, kept)
+    return kept, arrays, scorer.score_arrays(arrays)
 
 
-def _evaluate_rankings(bag: bag_of_words.BagOfWords | None, fitting: list[Ranking], arrays: Comparisons, scores: np.ndarray) -> dict:
-    found = preferences.evaluate(fitting, scores, arrays.mask.sum(-1))
+def _evaluate_rankings(bag: bag_of_words.BagOfWords | None, kept: list[Ranking], arrays: Comparisons, scores: np.ndarray) -> dict:
+    found = preferences.evaluate(kept, scores, arrays.mask.sum(-1))
     if bag and "accuracy" in found:
-        found["bag_of_words_accuracy"] = bag_of_words.accuracy(bag, fitting)._asdict()
+        found["bag_of_words_accuracy"] = bag_of_words.accuracy(bag, kept)._asdict()
     if arrays.targets is not None:
         given, said = arrays.targets[arrays.valid], scores[arrays.valid]
         if given.std() and said.std():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf_jax.attention import PREFIX
 from rlhf_jax.data.batches import (LengthReport, batch_demonstrations, batch_prompts, batch_rankings,
-                                   pack_documents, pack_rankings)
+                                   kept_rankings, pack_documents, pack_rankings)
 from rlhf_jax.data.loader import Loader, by_length, in_order, take
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -193,12 +193,12 @@ def test_more_completions_than_k_are_refused():
 def test_rankings_hold_every_completion(data):
     rankings = []
     for _ in range(data.draw(st.integers(1, 4))):
-        completions = data.draw(st.lists(ASCII, min_size=2, max_size=4))
+        completions = data.draw(st.lists(ASCII, min_size=2, max_size=4, unique=True))
         flags = st.lists(st.booleans(), min_size=len(completions), max_size=len(completions))
         rankings.append(ranking(data.draw(ASCII), completions, range(1, len(completions) + 1),
                                 data.draw(st.none() | flags.map(tuple))))
     comparisons, _ = batch_rankings(rankings, BYTES, 24)
-    assert [a.dtype for a in jax.tree.leaves(comparisons)] == [np.int32, bool, np.int32, bool]
+    assert [a.dtype for a in jax.tree.leaves(comparisons)] == [np.int32, bool, np.int32, bool, np.int32]
     for n, source in enumerate(rankings):
         assert comparisons.valid[n].sum() == len(source.completions)
         np.testing.assert_array_equal(comparisons.valid[n], comparisons.ranks[n] > 0)
@@ -231,6 +231,61 @@ def test_completions_that_do_not_fit_into_the_packed_row_are_left_out():
     assert packed.tokens.tolist() == [[*ids('abbb'), EOS, *ids('c'), EOS]]
     assert packed.ranks.tolist() == [[1, 2, 0]]
     assert (report.dropped, report.cut, report.longest) == (2, 2, 9)
+
+
+def test_a_completion_that_repeats_another_one_once_it_is_cut_is_left_out():
+    """Under another rank; of a tie both stay, and a ranking of which one completion is left is dropped."""
+    rankings = [ranking('a', ['bcdX', 'e', 'bcdY', 'bcd'], [1, 2, 3, 1], (True, True, True, False)),
+                ranking('a', ['bcdX', 'bcdY'], [1, 2]), ranking('a', ['x', 'x'], [2, 2])]
+    rows, report = batch_rankings(rankings, BYTES, 4)
+    assert rows.tokens.tolist() == [[ids('abcd'), [*ids('ae'), EOS, PAD], ids('abcd'), [PAD] * 4],
+                                    [[*ids('ax'), EOS, PAD]] * 2 + [[PAD] * 4] * 2]
+    assert rows.ranks.tolist() == [[1, 2, 1, 0], [2, 2, 0, 0]] and rows.starts.tolist() == [1, 1]
+    assert rows.valid.tolist() == [[True, True, True, False], [True, True, False, False]]
+    assert report == LengthReport(3, 1, 4, 6, repeats=2)
+    assert str(report) == '2 of 3 kept, 4 cut, 2 completions left out that then repeat another one, longest 6 tokens'
+    packed, report = pack_rankings(rankings, BYTES, 4, 2)
+    assert packed.tokens.tolist() == [[*ids('abcd'), *ids('e'), EOS, *ids('bcd')], [*ids('ax'), EOS, *ids('x'), EOS, *[PAD] * 4]]
+    assert packed.ranks.tolist() == rows.ranks.tolist() and packed.valid.tolist() == rows.valid.tolist()
+    assert report == LengthReport(3, 1, 4, 9, repeats=2)
+
+
+@given(data=st.data(), length=st.integers(4, 8), too_long=st.sampled_from(['drop', 'cut_left']))
+def test_no_pair_is_of_equal_rows_and_all_that_are_not_stay(data, length, too_long):
+    """By a loop over the strings; both layouts and `kept_rankings` have the same."""
+    rankings = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        completions = data.draw(st.lists(st.text('ab', min_size=1, max_size=7), min_size=2, max_size=5))
+        ranks = data.draw(st.lists(st.integers(1, 3), min_size=len(completions), max_size=len(completions)))
+        rankings.append(ranking(data.draw(st.text('ab', min_size=1, max_size=4)), completions, ranks))
+    expected = []
+    for one in rankings:
+        if len(one.prompt) > 3 and too_long == 'drop':
+            continue
+        seen = {}
+        for text, rank in zip(one.completions, one.ranks):
+            seen.setdefault((one.prompt[-3:] + text + '.')[:length], []).append(rank)
+        own = [(row, rank) for row, ranks in seen.items() for rank in ranks if rank == ranks[0]]
+        expected += [sorted(own)] * (len(own) > 1)
+    kept, report = kept_rankings(rankings, BYTES, length, 3, too_long)
+    assert len(kept) == len(expected) == report.given - report.dropped
+    if not kept:
+        for build in (batch_rankings, pack_rankings):
+            with pytest.raises(InputError):
+                build(rankings, BYTES, length, 3, too_long=too_long)
+        return
+    rows, report = batch_rankings(rankings, BYTES, length, 3, too_long=too_long)
+    packed, packed_report = pack_rankings(rankings, BYTES, length, 3, too_long=too_long)
+    text = lambda row: ''.join('.' if token == EOS else BYTES.decode([token]) for token in row.tolist())
+    for n, own in enumerate(expected):
+        of_rows = [(text(rows.tokens[n, k][rows.mask[n, k]]), rows.ranks[n, k]) for k in np.flatnonzero(rows.valid[n])]
+        prompt = packed.tokens[n][packed.segment_ids[n] == PREFIX]
+        assert len(prompt) == rows.starts[n]
+        of_packed = [(text(np.append(prompt, packed.tokens[n][packed.segment_ids[n] == k + 1])), packed.ranks[n, k])
+                     for k in np.flatnonzero(packed.valid[n])]
+        assert sorted(of_rows) == sorted(of_packed) == own
+        assert list(kept[n].ranks) == rows.ranks[n][rows.valid[n]].tolist()
+    assert (report.dropped, report.repeats, report.cut) == (packed_report.dropped, packed_report.repeats, packed_report.cut)
 
 
 # Prompts.
@@ -291,6 +346,9 @@ def test_batches_by_length_hold_the_rows_asked_for_without_their_shared_padding(
     (lambda: batch_rankings([], BYTES, 3), 'no records'),
     (lambda: pack_rankings([ranking('abc', 'de', [1, 2])], BYTES, 3, 2), 'all 1 prompts'),
     (lambda: pack_rankings([], BYTES, 3, 2), 'no records'),
+    (lambda: batch_rankings([ranking('a', ['bcd', 'bce'], [1, 2])], BYTES, 3), 'are the same .* raise completion_length'),
+    (lambda: pack_rankings([ranking('a', ['bcd', 'bce'], [1, 2])], BYTES, 3, 1), 'are the same .* raise completion_length'),
+    (lambda: pack_rankings([ranking('a', ['bcd', 'e'], [1, 2])], BYTES, 5, 1, 4), 'fit into a row of 4 tokens .* raise length'),
     (lambda: batch_prompts([], BYTES, 3), 'no records'),
     (lambda: pack_documents([], BYTES, 3), 'no documents'),
     (lambda: batch_demonstrations([demonstration('a', 'b')], BYTES, 3, 3), 'prompt_length is 3'),

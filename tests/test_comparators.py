@@ -184,6 +184,10 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
         ({"dpo.rankings": "sft"}, "dpo.rankings='sft' is no collect stage that comes before it"),
         ({"reward_model.rankings": "feedback"}, "reward_model.rankings='feedback' is no collect stage that comes before it"),
         ({"taught.subset": "half"}, "taught.subset='half' must be a part of the prompts as ':1000', ':50%' or '50%:', or empty"),
+        ({"reward_model.subset": ":0"}, "reward_model.subset=':0' must be a part of the prompts"),
+        ({"reward_model.subset": "20:25"}, "reward_model.subset='20:25' of 24 prompts with rankings takes none, or more than there"),
+        ({"taught.subset": "24:"}, "taught.subset='24:' of 24 prompts with rankings takes none"),
+        ({"dpo.subset": ":1%"}, "dpo.subset=':1%' of 24 prompts with rankings takes none"),
         ({"feedback.rankings": "taught"}, "feedback.rankings='taught' is no collect stage that comes before it"),
         ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be a number from 0 and below 0.5"),
     ],
@@ -193,6 +197,7 @@ def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message)
     config.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=message):
         pipeline.run_stages(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "sft").exists()
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ WRONG_TEXTS = {
     "data.files.documents": ("a*0", "a@0", "a*-1", "a*nan", "a:b=", ":train", "a@x"),
     "data.files.prompts": ("a*0.5", "a@0"),
     "data.chat_date": ("", "today", "2024-13-01"),
-    "reward_model.subset": ("half", "150%", ":150%", ":-3", "50%:20%", "9:3", "5", ":x", ":nan%"),
+    "reward_model.subset": ("half", "150%", ":150%", ":-3", "50%:20%", "9:3", "5", ":x", ":nan%", ":0", ":0%", "0:0%", "100%:"),
     "sharding.batch": ("date", "data,data", "data,", "data, fsdp"),
     "ppo.reward": ("",),
 }
@@ -126,7 +126,7 @@ def test_texts_that_have_a_form(name):
         ("data.files.rated_pairs", ("2<9", "-1.5<0")),
         ("data.files.held_out_labelers", ("20%", "12.5%", "ann,bob")),
         ("data.files.documents", ("a.txt", "a.txt@10*0.5,b:train+test:x=text", "a*1,,")),
-        ("reward_model.subset", (":1000", ":50%", "50%:", "100:200", "10:50%", ":", "")),
+        ("reward_model.subset", (":1000", ":50%", "50%:", "100:200", "10:50%", "0:1", "0%:.5%", ":", "")),
         ("collect.models", (("sft",), ("sft@0", "sft@0.7", "sft@0.7"), ["sft@1"])),
         ("best_of_n.judges", ((), ("one", "two"), [])),
         ("model.rope_scaling", ((), (8.0, 1.0, 4.0, 8192), None)),

@@ -89,8 +89,8 @@ def test_without_weights_all_rows_are_one_source():
 
 
 def test_reports_of_sources_are_added():
-    parts = [LengthReport(5, 1, 2, 30, 0), LengthReport(7, 0, 1, 20, 3)]
-    assert LengthReport.total(parts) == LengthReport(12, 1, 3, 30, 3)
+    parts = [LengthReport(5, 1, 2, 30, 0, 2), LengthReport(7, 0, 1, 20, 3)]
+    assert LengthReport.total(parts) == LengthReport(12, 1, 3, 30, 3, 2)
 
 
 def corpus(folder, **files):

@@ -316,7 +316,7 @@ def test_arms_of_an_interval_that_excludes_its_value():
 
 
 def test_the_data_section_tells_of_splits_mixtures_and_packing():
-    fate = {"given": 9, "dropped": 1, "cut": 2, "longest": 30, "prompts_cut": 3}
+    fate = {"given": 9, "dropped": 1, "cut": 2, "longest": 30, "prompts_cut": 3, "repeats": 4}
     near = {"prompts": 8, "clusters": 1, "in_clusters": 2, "largest": 2}
     data = {
         "files": {},
@@ -328,7 +328,7 @@ def test_the_data_section_tells_of_splits_mixtures_and_packing():
                                                "padding_after": 0.479}}},
     }  # fmt: skip
     page = "\n".join(run_report._data_sections(types.SimpleNamespace(data=data)))
-    assert "| SFT | demonstrations | 9 | 1 | 3 | 2 | 30 |" in page
+    assert "| SFT | demonstrations | 9 | 1 | 3 | 2 | 4 | 30 |" in page
     assert "| demonstrations | 7 | 2 | 0 | 0 | 2 | 4: they repeat another row |" in page
     assert "| SFT | documents: a.txt | 0.0123 |" in page
     assert "| SFT | 13 | 47.9 | 32 rows, 78.8 % |" in page

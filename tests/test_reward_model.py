@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import tiny
 
 from rlhf_jax import losses, reward_model
-from rlhf_jax.data.batches import batch_rankings, pack_rankings
+from rlhf_jax import rankings as rankings_lib
+from rlhf_jax.data.batches import LengthReport, batch_rankings, pack_rankings
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.errors import InputError
 
 BYTES = Tokenizer.train([], 258)
 GPT = dict(vocab_size=BYTES.vocab_size)
@@ -38,10 +42,11 @@ def rankings_of(seed: int, rows: int = 4) -> list[Ranking]:
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_packed_completions_have_the_scores_and_the_gradient_of_rows_of_their_own(config, seed):
-    rankings = rankings_of(seed)
+    cut = Ranking("ab", ("abc" * 5 + "x", "c", "abc" * 5 + "y", "cc"), (1, 2, 3, 4), None, None, None, None, {})
+    rankings = [*rankings_of(seed), cut]
     rows, _ = batch_rankings(rankings, BYTES, 17, 8)
     packed, _ = pack_rankings(rankings, BYTES, 17, 8)
-    assert packed.tokens.size < rows.tokens.size
+    assert packed.tokens.size < rows.tokens.size and rows.valid[-1].sum() == 3  # of two that are equal once they are cut, one
     params = tiny.params_of(config, seed, "scalar")
 
     def loss(params, batch):
@@ -84,3 +89,53 @@ def test_pooled_pairs_are_all_that_are_not_tied():
     assert found[0] == dataclasses.replace(row, **first)
     assert found[5] == dataclasses.replace(found[0], models=None, finished=None, scores=None)
     assert all(pair.ranks[0] != pair.ranks[1] for pair in found)
+
+
+# Cut to the three tokens that the prompt leaves, the third completion repeats the first, and the last the one before it.
+CUT = [
+    Ranking("p", ("abcX", "d", "abcY", "e"), (1, 2, 3, 4), None, None, None, None, {}),
+    Ranking("q", ("abcX", "abcY"), (1, 2), None, None, None, None, {}),
+]
+
+
+def cut_run(**section) -> types.SimpleNamespace:
+    section = {"packed": False, "length": 0, "loss": "kwise", "beta": 1.0, "label_smoothing": 0.0} | section
+    config = ConfigDict({"prompt_length": 1, "completion_length": 3, "too_long": "drop", "reward_model": section})
+    return types.SimpleNamespace(config=config, tokenizer=BYTES, whole_length=4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pooled_pairs_hold_no_completion_that_repeats_another_once_it_is_cut(packed):
+    """It would be the worse one of a pair here, and the better one of another: "d" against "abc" and "abc" against "d"."""
+    examples, report = reward_model._examples(cut_run(loss="pooled", packed=packed), "reward_model", CUT)
+    assert report == LengthReport(7, 4, 2, 6, repeats=2)  # three of the 6 + 1 pairs
+    assert examples.ranks.tolist() == [[1, 2], [1, 4], [2, 4]]
+    texts = [BYTES.decode([token for token in row.ravel().tolist() if token < 256]) for row in examples.tokens]
+    assert texts == (["pabcd", "pabce", "pde"] if packed else ["pabcpd", "pabcpe", "pdpe"])
+
+
+def test_a_pair_of_equal_rows_is_neither_right_nor_wrong():
+    seen = []
+
+    def score(arrays):
+        seen.append(arrays)
+        return -np.arange(arrays.ranks.size, dtype=float).reshape(arrays.ranks.shape)  # as they are ranked
+
+    run, scorer = cut_run(), types.SimpleNamespace(score_arrays=score)
+    found = reward_model._evaluate_rankings(None, *reward_model._scored(run, scorer, CUT))
+    assert (found["rankings"], found["pairs"], found["accuracy"]["value"]) == (1, 3, 1.0)
+    assert seen[0].ranks.tolist() == [[1, 2, 4]]
+    assert reward_model._scored(run, scorer, CUT[1:]) is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("loss", ["kwise", "pooled", "regression"])
+def test_where_no_pair_is_left_the_length_to_raise_is_named(packed, loss):
+    run = cut_run(loss=loss, packed=packed)
+    run.seed_of = run.report_data = run.shape = lambda *_: tiny.CONFIG
+    tie = dataclasses.replace(CUT[1], completions=("r", "s"), ranks=(1, 1))
+    for rows in (CUT[1:], [*CUT[1:], tie], [dataclasses.replace(CUT[0], prompt="longer"), tie]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rankings_lib, "load", lambda *_: rows)
+            with pytest.raises(InputError, match="raise completion_length"):
+                reward_model.training_of(run, "reward_model")

@@ -39,7 +39,9 @@ def part(text: str, total: int = 1) -> tuple[int, int]:
     ends = [end or default for end, default in zip(found.groups(), ("0%", "100%"))]
     shares = [float(end[:-1]) for end in ends if end.endswith("%")]
     alike = len({end.endswith("%") for end in found.groups() if end}) == 1 and all(found.groups())
-    if max(shares, default=0) > 100 or (alike and float(ends[0].rstrip("%")) >= float(ends[1].rstrip("%"))):
+    begin, end = (float(end.rstrip("%")) for end in ends)
+    nothing = alike and begin >= end or end == 0 or ends[0].endswith("%") and begin == 100  # whatever the total
+    if max(shares, default=0) > 100 or nothing:
         raise ValueError(text)
     first, last = (round(float(end[:-1]) / 100 * total) if end.endswith("%") else int(end) for end in ends)
     return first, last

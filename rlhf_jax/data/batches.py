@@ -10,14 +10,14 @@ Shapes: N rows, K completions of a prompt, P prompt, T sequence.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from flax import struct
 
 from rlhf_jax.attention import PREFIX
 from rlhf_jax.data.encoding import encode, encode_once
-from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
+from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, without_repeats
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
 
@@ -46,6 +46,7 @@ class Comparisons:
     ranks: np.ndarray   # i32[N, K], 1 = best, equal = tie; 0 where not valid
     valid: np.ndarray   # bool[N, K], False where a prompt has fewer than K completions
     targets: np.ndarray | None = None  # f32[N, K], the labelers' own scores, where they gave any; 0 where not valid
+    starts: np.ndarray | None = None  # i32[N], where the completions' first token stands
 
 
 @struct.dataclass
@@ -76,26 +77,30 @@ class Prompts:
 class LengthReport:
     """What a builder did to records that are too long; lengths in tokens.
 
-    `dropped` have a prompt that is too long; with the rule "cut_left" they are `prompts_cut` and
-    stay. `cut` have an end that does not fit: completions, or documents that go on in the next row.
+    `dropped` have a prompt that is too long, or are rankings of which fewer than two completions are
+    left; with the rule "cut_left" long prompts are `prompts_cut` and stay. `cut` have an end that does
+    not fit: completions, or documents that go on in the next row. `repeats` are completions left out
+    because what is kept of them is also kept of an earlier one, which has another rank.
     """
     given: int
     dropped: int
     cut: int
     longest: int
     prompts_cut: int = 0
+    repeats: int = 0
 
     def __str__(self) -> str:
         prompts = f', {self.prompts_cut} prompts cut left' if self.prompts_cut else ''
-        return (f'{self.given - self.dropped} of {self.given} kept{prompts}, {self.cut} cut, '
+        repeats = f', {self.repeats} completions left out that then repeat another one' if self.repeats else ''
+        return (f'{self.given - self.dropped} of {self.given} kept{prompts}, {self.cut} cut{repeats}, '
                 f'longest {self.longest} tokens')
 
     @classmethod
     def total(cls, reports: 'Sequence[LengthReport]') -> 'LengthReport':
         """That of all records together."""
         columns = zip(*map(dataclasses.astuple, reports))
-        given, dropped, cut, longest, prompts_cut = map(tuple, columns)
-        return cls(sum(given), sum(dropped), sum(cut), max(longest), sum(prompts_cut))
+        given, dropped, cut, longest, prompts_cut, repeats = map(tuple, columns)
+        return cls(sum(given), sum(dropped), sum(cut), max(longest), sum(prompts_cut), sum(repeats))
 
 
 def batch_demonstrations(
@@ -183,7 +188,8 @@ def batch_rankings(
     """Each completion after its prompt, with EOS if it is finished, right-padded.
 
     A ranking whose prompt is longer than `prompt_length` (default length - 1) is dropped, or loses
-    the beginning of its prompt; a completion that does not fit is cut, and then has no EOS.
+    the beginning of its prompt; a completion that does not fit is cut, and then has no EOS. One that is
+    then equal to an earlier one of another rank is left out, and a ranking without a second is dropped.
 
     Args:
         completions: K; by default that of the largest ranking.
@@ -195,25 +201,19 @@ def batch_rankings(
     elif largest > completions:
         raise InputError(f'a ranking has {largest} completions, more than completions = '
                          f'{completions}; raise it')
-    prompts, answers = _encode_rankings(rankings, tokenizer)
-    fitting, prompts_cut = _fit(prompts, limit, too_long, tokenizer)
-    rows, ranks, targets, cut, longest = [], [], [], 0, 0
-    for ranking, whole, prompt, own in zip(rankings, prompts, fitting, answers):
-        longest = max(longest, len(whole) + max(map(len, own)))
-        if prompt is not None:
-            cut += sum(len(prompt) + len(answer) > length for answer in own)
-            absent = completions - len(own)
-            rows += [np.concatenate([prompt, answer])[:length] for answer in own] + [[]] * absent
-            ranks.append([*ranking.ranks, *[0] * absent])
-            targets.append([*(ranking.scores or ()), *[0.0] * absent])
-    _check_any(rows, prompts, 'prompt_length', limit)
+    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long)
+    rows, ranks, targets = [], [], []
+    for ranking, prompt, answers, _ in kept:
+        absent = completions - len(answers)
+        rows += [np.concatenate([prompt, answer]) for answer in answers] + [[]] * absent
+        ranks.append([*ranking.ranks, *[0] * absent])
+        targets.append([*(ranking.scores or ()), *[0.0] * absent])
     shape = (len(ranks), completions, length)
     tokens, mask = _pad_right(rows, length, tokenizer.pad_id)
     ranks = np.array(ranks, np.int32)
     targets = np.array(targets, np.float32) if all(ranking.scores for ranking in rankings) else None
-    comparisons = Comparisons(tokens.reshape(shape), mask.reshape(shape), ranks, ranks > 0, targets)
-    report = LengthReport(len(prompts), len(prompts) - len(ranks), cut, longest, prompts_cut)
-    return comparisons, report
+    starts = np.array([len(one.prompt) for one in kept], np.int32)
+    return Comparisons(tokens.reshape(shape), mask.reshape(shape), ranks, ranks > 0, targets, starts), report
 
 
 def pack_rankings(
@@ -234,40 +234,51 @@ def pack_rankings(
             counts the completions that were cut or left out, `longest` is the longest whole row.
     """
     limit = _prompt_limit(length, prompt_length)
-    prompts, answers = _encode_rankings(rankings, tokenizer)
-    fitting, prompts_cut = _fit(prompts, limit, too_long, tokenizer)
-    width = max((len(own) for own in answers), default=0)
-    room = row_length or max((len(p) + sum(map(len, own)) for p, own in zip(fitting, answers) if p is not None),
-                             default=0)
-    rows, columns, cut, longest = [], [], 0, 0
-    for ranking, prompt, own in zip(rankings, fitting, answers):
-        if prompt is None:
-            continue
+    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long)
+    width = max((len(ranking.completions) for ranking in rankings), default=0)
+    longest = max(len(one.prompt) + sum(map(len, one.answers)) for one in kept)
+    room, left_out = row_length or longest, 0
+    rows, columns = [], []
+    for ranking, prompt, answers, were_cut in kept:
         row, segments, positions = prompt.tolist(), [PREFIX] * len(prompt), list(range(len(prompt)))
-        ends, ranks, targets, whole = [], [], [], len(prompt)
-        for answer, rank, score in zip(own, ranking.ranks, ranking.scores or [0.0] * len(own)):
-            kept = answer[:length - len(prompt)]
-            whole += len(kept)
-            cut += len(kept) < len(answer) or len(row) + len(kept) > room
-            if len(row) + len(kept) <= room:
-                row += kept.tolist()
-                positions += range(len(prompt), len(prompt) + len(kept))
-                ends.append(len(row) - 1)
-                ranks.append(rank)
-                targets.append(score)
-                segments += [len(ends)] * len(kept)
-        longest = max(longest, whole)
+        ends, ranks, targets = [], [], []
+        for answer, was_cut, rank, score in zip(answers, were_cut, ranking.ranks, ranking.scores or [0.0] * len(answers)):
+            if len(row) + len(answer) > room:
+                left_out += not was_cut  # else it is counted already
+                continue
+            row += answer.tolist()
+            positions += range(len(prompt), len(prompt) + len(answer))
+            ends.append(len(row) - 1)
+            ranks.append(rank)
+            targets.append(score)
+            segments += [len(ends)] * len(answer)
         if len(ends) >= 2:
             rows.append((row, segments, positions))
             absent = [0] * (width - len(ends))
             columns.append((ends + absent, ranks + absent, targets + absent))
-    _check_any(rows, prompts, 'prompt_length or the row length', limit)
+    if not rows:
+        raise InputError(f'no two completions of a ranking fit into a row of {room} tokens with their prompt; raise length')
     tokens, segments, positions = (_pad_right(column, room, fill)[0]
                                    for column, fill in zip(zip(*rows), (tokenizer.pad_id, 0, 0)))
     ends, ranks, targets = (np.array(column, dtype) for column, dtype in zip(zip(*columns), (np.int32, np.int32, np.float32)))
     targets = targets if all(ranking.scores for ranking in rankings) else None
     packed = PackedComparisons(tokens, segments, positions, ends, ranks, ranks > 0, targets)
-    return packed, LengthReport(len(prompts), len(prompts) - len(rows), cut, longest, prompts_cut)
+    report = dataclasses.replace(
+        report, dropped=report.given - len(rows), cut=report.cut + left_out, longest=longest)
+    return packed, report
+
+
+def kept_rankings(
+    rankings: Sequence[Ranking],
+    tokenizer: Tokenizer,
+    length: int,
+    prompt_length: int,
+    too_long: TooLong = 'drop',
+) -> tuple[list[Ranking], LengthReport]:
+    """The rankings that `batch_rankings` makes arrays of, without the completions that it leaves out; there may be none."""
+    limit = _prompt_limit(length, prompt_length)
+    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long, empty=True)
+    return [one.ranking for one in kept], report
 
 
 def batch_prompts(
@@ -302,22 +313,52 @@ def _fit(prompts: Sequence[Ids], limit: int, too_long: TooLong, tokenizer: Token
     return [shorten(ids) if is_long else ids for ids, is_long in zip(prompts, long)], sum(long)
 
 
-def _encode_rankings(rankings: Sequence[Ranking], tokenizer: Tokenizer) -> tuple[list[Ids], list[list[Ids]]]:
-    """The prompts' ids, and for each prompt those of its completions, as they were sampled if they were.
+class _Encoded(NamedTuple):
+    """A ranking without what is left out of it, and the ids that are kept."""
+    ranking: Ranking
+    prompt: Ids
+    answers: list[Ids]
+    cut: list[bool]  # which of them lost their end
 
-    A finished one has EOS, whichever token ended it: that is where a reward model learned to give its score.
+
+def _encode_rankings(
+    rankings: Sequence[Ranking], tokenizer: Tokenizer, length: int, limit: int, too_long: TooLong, *, empty: bool = False
+) -> tuple[list[_Encoded], LengthReport]:
+    """The rankings whose prompts fit and that still compare something, completions cut to what the prompt leaves of `length`.
+
+    A completion has its ids as they were sampled, if they were. A finished one has EOS, whichever token ended it: that is
+    where a reward model learned to give its score. The rule for completions that are equal once they are cut is that for
+    texts which are equal as they are read (see `records`).
+
+    Args:
+        empty: whether there may be none.
     """
     prompts = encode(tokenizer, [ranking.prompt for ranking in rankings], 'prompts', prompts=True)
+    fitting, prompts_cut = _fit(prompts, limit, too_long, tokenizer)
     texts = [text for ranking in rankings if ranking.sampled is None for text in ranking.completions]
     encoded = iter(encode(tokenizer, texts, 'completions'))
-    answers = []
-    for ranking in rankings:
+    if not empty:
+        _check_any([prompt for prompt in fitting if prompt is not None], prompts, 'prompt_length', limit)
+    found, cut, repeats, longest = [], 0, 0, 0
+    for ranking, whole, prompt in zip(rankings, prompts, fitting):
         finished = ranking.finished or (True,) * len(ranking.completions)
         own = ([next(encoded) for _ in finished] if ranking.sampled is None else
                [np.array(ids[:-1] if ended else ids, np.int32) for ids, ended in zip(ranking.sampled, finished)])
-        answers.append([np.append(ids, np.int32(tokenizer.eos_id)) if ended else ids
-                        for ids, ended in zip(own, finished)])
-    return prompts, answers
+        own = [np.append(ids, np.int32(tokenizer.eos_id)) if ended else ids for ids, ended in zip(own, finished)]
+        longest = max(longest, len(whole) + max(map(len, own)))
+        if prompt is None:
+            continue
+        answers = [ids[: length - len(prompt)] for ids in own]
+        were_cut = [len(kept) < len(ids) for kept, ids in zip(answers, own)]
+        places = without_repeats([ids.tobytes() for ids in answers], ranking.ranks)
+        cut += sum(were_cut)
+        repeats += len(own) - len(places)
+        if len(places) > 1 or len(own) == 1:
+            found.append(_Encoded(ranking.of(places), prompt, [answers[n] for n in places], [were_cut[n] for n in places]))
+    if not found and not empty:
+        raise InputError(f'the completions of each ranking are the same once they are cut to {length} tokens with their '
+                         'prompt; raise completion_length')
+    return found, LengthReport(len(prompts), len(prompts) - len(found), cut, longest, prompts_cut, repeats)
 
 
 def _prompt_limit(length: int, prompt_length: int | None) -> int:

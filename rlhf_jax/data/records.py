@@ -22,7 +22,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 from rlhf_jax.data import documents, files, rows
@@ -87,6 +87,13 @@ class Ranking:
     def unit(self) -> tuple:
         """Rankings of one unit are not independent: those of one prompt, whoever ranked; of none, texts that stand together."""
         return (self.prompt,) if self.prompt else ("", self.completions)
+
+    def of(self, places: Sequence[int]) -> 'Ranking':
+        """The ranking of some of its completions, with what belongs to them."""
+        columns = ('completions', 'ranks', 'models', 'finished', 'scores', 'sampled')
+        values = {name: getattr(self, name) for name in columns}
+        return dataclasses.replace(self, **{name: value and tuple(value[place] for place in places)
+                                            for name, value in values.items()})
 
     @property
     def all_tied(self) -> bool:
@@ -249,7 +256,7 @@ def _ranking(row: Row, source: Row, template: Template) -> Ranking:
                                  f'{MOST_RANK}, equal for a tie')
     models = _optional_list(row, 'models', len(texts), str, 'strings')
     finished = _optional_list(row, 'finished', len(texts), bool, 'true or false')
-    kept = _without_repeats(texts, ranks, finished)
+    kept = without_repeats(list(zip(texts, finished)) if finished else texts, ranks)
     if len(kept) < 2:
         raise InputError('all completions are the same text, and one is ranked above another; leave the row out')
     chosen = lambda values: values and tuple(values[place] for place in kept)
@@ -258,13 +265,10 @@ def _ranking(row: Row, source: Row, template: Template) -> Ranking:
                    chosen(scores), repeats=len(texts) - len(kept))
 
 
-def _without_repeats(texts: Sequence[str], ranks: Sequence[int], finished: Sequence[bool] | None) -> list[int]:
+def without_repeats(completions: Sequence[Hashable], ranks: Sequence[int]) -> list[int]:
     """The places of all but those that repeat an earlier one under another rank: nobody prefers a text to itself."""
-    first, kept = {}, []
-    for place, (text, rank) in enumerate(zip(texts, ranks)):
-        if first.setdefault((text, finished and finished[place]), rank) == rank:
-            kept.append(place)
-    return kept
+    first = {}
+    return [place for place, (text, rank) in enumerate(zip(completions, ranks)) if first.setdefault(text, rank) == rank]
 
 
 def _rated(row: Row, source: Row, template: Template) -> Ranking:

@@ -183,7 +183,7 @@ def _data_sections(record: Record) -> list[str]:
              for name, read in record.data["files"].items()]
     lengths = [[label(stage), records, *(str(found.get(name, 0)) for name in _FATES)]
                for stage, reports in record.data["stages"].items() for records, found in reports.items()]
-    tables = [Table(["stage", "records", "given", "dropped", "prompt cut left", "cut", "longest (tokens)"], lengths, words=2)]
+    tables = [Table(["stage", "records", "given", "dropped", "prompt cut left", "cut", "repeats left out", "longest (tokens)"], lengths, words=2)]
     if files:
         tables.insert(0, Table(["file", "rows", "bad rows skipped", "rankings without a preference"], files))
     if splits := record.data.get("splits"):
@@ -206,7 +206,7 @@ def _data_sections(record: Record) -> list[str]:
     return [table.markdown() for table in tables]
 
 
-_FATES = ("given", "dropped", "prompts_cut", "cut", "longest")
+_FATES = ("given", "dropped", "prompts_cut", "cut", "repeats", "longest")
 
 
 def reward_table(record: Record) -> Table:
