@@ -85,24 +85,49 @@ def checked(path) -> pathlib.Path:
     path = pathlib.Path(path)
     # The folder of parameters that arms share lies in one of them; a link in the place of a file is none of ours.
     real = path.parent.resolve() / path.name
-    home = next((folder for folder in real.parents[:2] if (folder / DONE).is_file()), None)
-    if home is None:
-        return path
-    name, marked = real.relative_to(home).as_posix(), facts(home)
+    own, home = _stage_of(path), _stage_of(real)
+    if own is not None and own.resolve() != home:
+        _check_link(path, own, real)
+    if home is not None:
+        _check(path, real, home, real.relative_to(home).as_posix())
+    return path
+
+
+def _stage_of(path: pathlib.Path) -> pathlib.Path | None:
+    """The finished stage that has a file in its folder, or in a folder of it."""
+    return next((folder for folder in path.parents[:2] if (folder / DONE).is_file()), None)
+
+
+def _check_link(path: pathlib.Path, own: pathlib.Path, real: pathlib.Path) -> None:
+    """Raises InputError where a folder of a finished stage is a link and the stage has its own, or shares none."""
+    name, marked = path.relative_to(own).as_posix(), facts(own)
+    if name in marked.get("files", {}):
+        _check(path, real, own, name)
+    elif "files" in marked and "shared_from" not in marked:
+        raise _damaged(path, f"{path.parent} is a link to {real.parent}, and the stage shares nothing", own)
+
+
+def _check(path: pathlib.Path, real: pathlib.Path, home: pathlib.Path, name: str) -> None:
+    """Raises InputError where the file `real`, which is read as `path`, is not what the stage in `home` notes of `name`."""
+    marked = facts(home)
     while True:
         noted, announced = (marked.get(section, {}) for section in ("files", "writing"))
         if name not in noted and (name not in announced or not real.exists()):
-            return path
+            return
         found = _fingerprint(real)
         if found and found in (noted.get(name), announced.get(name)):
-            return path
+            return
         before, marked = marked, facts(home)
         if marked == before:  # else it has been written between the two
             break
     said = "it is missing" if found is None else "it is not what the stage wrote"
     if found and noted.get(name) and found[0] != noted[name][0]:
         said = f"it has {found[0]} bytes instead of {noted[name][0]}"
-    raise InputError(
+    raise _damaged(path, said, home)
+
+
+def _damaged(path: pathlib.Path, said: str, home: pathlib.Path) -> InputError:
+    return InputError(
         f"{path} is damaged ({said}): put it back as it was, or delete the folder {home}, and the same command makes "
         "that stage again"
     )

@@ -106,7 +106,7 @@ def test_parameters_that_arms_share_are_checked_where_they_lie(tmp_path):
     theirs, ours = make_stage(tmp_path / "a"), tmp_path / "b" / "sft"
     ours.mkdir(parents=True)
     (ours / "params").symlink_to(os.path.relpath(theirs / "params", ours))
-    finished.mark(ours, {})
+    finished.mark(ours, {"shared_from": "../a/sft"})
     finished.checked(ours / "params" / "manifest.json")
     shutil.rmtree(theirs)
     make_stage(tmp_path / "a")
@@ -114,6 +114,24 @@ def test_parameters_that_arms_share_are_checked_where_they_lie(tmp_path):
     flip(theirs / "params" / "manifest.json")
     with pytest.raises(InputError, match=f"delete the folder {theirs}"):
         finished.checked(ours / "params" / "manifest.json")
+
+
+@pytest.mark.parametrize("name", ["params", "candidates"])
+@pytest.mark.parametrize("noted, said", [(True, "bytes instead of|is not what the stage wrote"), (False, "{0} is a link to {1}, and the stage shares")])
+def test_a_folder_of_a_stage_that_became_a_link_to_another_stages_is_damage(tmp_path, name, noted, said):
+    """Although what it leads to is whole; also where the stage does not note what the folder had."""
+    ours, theirs = make_stage(tmp_path, "sft", 1.0), make_stage(tmp_path, "ppo", 2.0)
+    policy.write_rows(theirs / "candidates" / "0000.jsonl", ROWS[:1])
+    finished.mark(theirs, finished.facts(theirs))
+    shutil.rmtree(ours / name)
+    (ours / name).symlink_to(os.path.relpath(theirs / name, ours))
+    if not noted:
+        finished.mark(ours, finished.facts(ours))
+    file = ours / name / {"params": "manifest.json", "candidates": "0000.jsonl"}[name]
+    with pytest.raises(InputError, match=said.format(ours / name, theirs / name)) as error:
+        finished.checked(file)
+    error.match(f"delete the folder {ours}, and the same command")
+    finished.checked(theirs / file.relative_to(ours))
 
 
 class Killed(BaseException):
