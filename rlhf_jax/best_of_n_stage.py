@@ -89,7 +89,7 @@ def _law(points: list[dict], name: str) -> dict | None:
     """alpha, beta, r_squared and the peak (None: it never falls) of a curve; None where it has too few points."""
     if len(points) < 3:
         return None
-    found = overoptimization.fit(*overoptimization.gains(points, name), "best_of_n").numbers()
+    found = overoptimization.fit(*overoptimization.gains(points, name)).numbers()
     return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
 

@@ -106,7 +106,7 @@ def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
         for judge in ("score", "gold"):
             mean = np.mean([row[judge] for row in by_prompt], axis=0)
             np.testing.assert_allclose(mean, [point[judge]["value"] for point in points])
-        law = overoptimization.fit(*overoptimization.gains(points, "score"), "best_of_n")
+        law = overoptimization.fit(*overoptimization.gains(points, "score"))
         assert evaluation["law"]["score"]["alpha"] == pytest.approx(law.alpha)
         assert evaluation["deviation"]["score"] == pytest.approx(np.std([row["score"] for row in own]))
     points = json.loads((run.folder("best") / "best_of_n.json").read_text())["curve"]

@@ -1,18 +1,18 @@
-"""Over-optimisation: gold reward against the distance a policy went for a proxy (Gao, Schulman and Hilton 2022).
+"""Over-optimisation: gold reward against how far a policy has gone for a proxy (Gao, Schulman and Hilton 2022).
 
-With d = sqrt(KL(pi || pi_init)), in nats, and the reward R gained over the initial policy,
+With d = sqrt(KL(pi || pi_init)), the KL in nats, the reward gained over the initial policy is
 
-    best of n   R = d (alpha - beta d)
-    RL          R = d (alpha - beta ln d)
+    for best of n   d (alpha - beta d)
+    for RL          d (alpha - beta ln d)
 
-Both are linear in alpha and beta, so a fit is least squares in closed form. alpha says how fast the
-reward rises at first, beta how soon the proxy misleads. In units of the standard deviation of gold under
-the initial policy, a proxy of correlation rho can give at most sqrt(2) rho d to first order, which is what
-tilting by the proxy gives; best of n gives 1.28 to 1.35 rho d where scores are normal.
+Both are linear in alpha and beta, so least squares has a closed form. alpha says how fast the reward rises at first, beta how
+soon the proxy misleads. In units of the standard deviation of gold under the initial policy, a proxy whose correlation with
+gold is rho gives at most sqrt(2) rho d to first order, which is what tilting the policy by the proxy gives; best of n gives
+1.28 to 1.35 rho d where scores are normal.
 
-That a law fits says little: an R^2 of 0.9 is what even gold that has nothing to do with the proxy often reaches (its
-best of n drifts, smoothly). `saved_over_prompts` and `saved_over_runs` ask whether it predicts what it was not fitted to
-better than a simpler law does.
+That a law fits says little: even gold that has nothing to do with the proxy often reaches an R^2 of 0.9, because its best-of-n
+curve drifts smoothly. `saved_over_prompts` and `saved_over_runs` therefore ask whether a law predicts data that it was not
+fitted to better than a simpler law does.
 """
 
 from typing import NamedTuple
@@ -20,12 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-from rlhf_jax.evaluate import statistics
-from rlhf_jax.evaluate.statistics import Estimate
-
-_FALLOFF = {"best_of_n": lambda d: d, "rl": np.log}  # what beta multiplies
-FORMS = tuple(_FALLOFF)
-# What the coefficients of each law multiply, of the distance d = sqrt(KL) > 0.
+# What the coefficients of each law multiply, as functions of the distance d = sqrt(KL) > 0.
 LAWS = {
     "constant": lambda d: [],  # nothing is gained
     "linear": lambda d: [d],
@@ -34,131 +29,76 @@ LAWS = {
     "best_of_n": lambda d: [d, -(d**2)],
     "rl": lambda d: [d, -d * np.log(np.where(d > 0, d, 1))],
 }
+_BENDING = ("best_of_n", "rl")  # their second coefficient is beta, which is not below 0
 
 
 class Fit(NamedTuple):
-    """A law of one form: gain = d (alpha - beta falloff(d))."""
+    """A law of best of n: gain = d (alpha - beta d)."""
 
-    form: str  # of FORMS
     alpha: float
     beta: float
-    r_squared: float  # share of the reward's variance over the points that were fitted: it describes, and tests nothing
-    start: float = 0.0  # the initial policy's reward, where it was fitted too
+    r_squared: float  # share of the gain's variance over the fitted points that the law explains: a description, not a test
 
     def gain(self, kl) -> np.ndarray:
-        """What the law says is gained at KLs f[M], in nats, above 0."""
+        """The gain that the law states at KLs f[M], in nats."""
         d = np.sqrt(np.asarray(kl, np.float64))
-        return d * (self.alpha - self.beta * _FALLOFF[self.form](d))
+        return d * (self.alpha - self.beta * d)
 
     @property
     def peak(self) -> tuple[float, float] | None:
-        """(KL, gain) where more optimisation starts to hurt: d = alpha / 2 beta, or exp(alpha / beta - 1) for RL.
-
-        None: it never does, or there is nothing to gain.
-        """
-        if self.beta <= 0 or (self.form == "best_of_n" and self.alpha <= 0):
+        """(KL, gain) beyond which more optimisation hurts; None where there is no such point, or nothing to gain."""
+        if self.alpha <= 0 or self.beta <= 0:
             return None
-        d = self.alpha / (2 * self.beta) if self.form == "best_of_n" else np.exp(self.alpha / self.beta - 1)
-        return float(d**2), float(self.gain(d**2))
+        kl = (self.alpha / (2 * self.beta)) ** 2
+        return kl, float(self.gain(kl))
 
     def numbers(self) -> dict[str, float]:
-        """alpha, beta, r_squared, peak_kl and peak_gain; infinite where there is no peak."""
+        """alpha, beta, r_squared, peak_kl and peak_gain; the last two are infinite where there is no peak."""
         peak_kl, peak_gain = self.peak or (np.inf, np.inf)
         return {"alpha": self.alpha, "beta": self.beta, "r_squared": self.r_squared, "peak_kl": peak_kl, "peak_gain": peak_gain}
 
 
-def fit(kl, gain, form: str, *, start: bool = False) -> Fit:
-    """Least squares of one curve.
+def fit(kl, gain) -> Fit:
+    """The law of best of n that fits one curve by least squares.
 
     Args:
-        kl: f[M], nats; points at 0 or below, where every law says 0, are left out.
+        kl: f[M], nats. Points at 0 or below are left out, because the law says 0 there whatever its coefficients.
         gain: f[M], reward over that of the initial policy.
-        form: one of FORMS.
-        start: `gain` is the reward itself, and the initial policy's is a third coefficient: for curves of
-            training, whose first iteration is as noisy as any other.
 
     Raises:
-        ValueError: fewer distinct KLs above 0 than coefficients.
+        ValueError: there are fewer than two distinct KLs above 0.
     """
     kl, gain = np.asarray(kl, np.float64), np.asarray(gain, np.float64)
     kl, gain = kl[kl > 0], gain[kl > 0]
-    if (distinct := len(np.unique(kl))) < 2 + start:
-        raise ValueError(f"a law of {2 + start} coefficients needs as many distinct KLs above 0, not {distinct}")
-    d = np.sqrt(kl)
-    columns = np.stack([d, -d * _FALLOFF[form](d), np.ones_like(d)][: 2 + start], axis=1)
-    (alpha, beta, *rest), *_ = np.linalg.lstsq(columns, gain)
-    law = Fit(form, float(alpha), float(beta), np.nan, float(rest[0]) if start else 0.0)
-    return law._replace(r_squared=r_squared(gain, law.start + law.gain(kl)))
-
-
-def r_squared(found, said) -> float:
-    """1 - squared error of `said` over the variance of `found`, f[M] each; below 0 where the mean says more."""
-    found = np.asarray(found, np.float64)
-    variance = np.sum((found - found.mean()) ** 2)
-    return float(1 - np.sum((found - said) ** 2) / variance) if variance else float("nan")
-
-
-def over_seeds(fits: list[Fit]) -> dict[str, Estimate | None]:
-    """Each number of `Fit.numbers` with its interval over seeds, one fit each; None where one of them has no peak."""
-    columns = {name: [law.numbers()[name] for law in fits] for name in fits[0].numbers()}
-    return {name: statistics.mean_over_seeds(v) if np.isfinite(v).all() else None for name, v in columns.items()}
-
-
-def over_prompts(kl, gains, form: str, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
-    """Each number of `Fit.numbers` of the mean curve, with a 95 % bootstrap interval over prompts.
-
-    Args:
-        kl: f[M]. gains: f[P, M], each prompt's own.
-    """
-    gains = np.asarray(gains, np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = [fit(kl, gains[rng.integers(len(gains), size=len(gains))].mean(0), form).numbers() for _ in range(resamples)]
-    found = fit(kl, gains.mean(0), form).numbers()
-    quantile = lambda name, share: float(np.quantile([row[name] for row in drawn], share, method="nearest"))
-    return {name: Estimate(value, quantile(name, 0.025), quantile(name, 0.975)) for name, value in found.items()}
-
-
-class Extrapolation(NamedTuple):
-    """What a law that was fitted to the near points says of the far ones."""
-
-    law: Fit
-    points: int  # beyond
-    r_squared: float  # over them
-    largest_error: float  # over them, in units of reward
-
-
-def extrapolate(kl, gain, form: str, until: float) -> Extrapolation:
-    """Fits the points of KL <= `until` and checks those beyond: the paper fits to 6 nats and confirms at 10.
-
-    Raises:
-        ValueError: too few points on one of the two sides.
-    """
-    kl, gain = np.asarray(kl, np.float64), np.asarray(gain, np.float64)
-    beyond = kl > until
-    if not beyond.any():
-        raise ValueError(f"no point has a KL above {until}")
-    law = fit(kl[~beyond], gain[~beyond], form)
-    said = law.gain(kl[beyond])
-    error = float(np.abs(gain[beyond] - said).max())
-    return Extrapolation(law, int(beyond.sum()), r_squared(gain[beyond], said), error)
+    if (distinct := len(np.unique(kl))) < 2:
+        raise ValueError(f"a law of two coefficients needs two distinct KLs above 0, not {distinct}")
+    alpha, beta = np.linalg.lstsq(_columns("best_of_n", kl), gain)[0]
+    law = Fit(float(alpha), float(beta), np.nan)
+    variance = np.sum((gain - gain.mean()) ** 2)
+    return law._replace(r_squared=float(1 - np.sum((gain - law.gain(kl)) ** 2) / variance) if variance else np.nan)
 
 
 def log_n(kl) -> np.ndarray:
-    """ln n of the best of n at a KL in nats: of kl = ln n - (n - 1)/n, u = 1/n is -W(-exp(-1 - kl)), Lambert's W."""
+    """ln n of the best of n whose KL is `kl` nats: kl = ln n - (n - 1)/n has the solution 1/n = -W(-exp(-1 - kl)), W Lambert's."""
     kl = np.asarray(kl, np.float64)
     u = -scipy.special.lambertw(-np.exp(-1 - np.where(kl > 0, kl, 1.0))).real
     return np.where(kl > 0, -np.log(u), 0.0)
 
 
 def saved_over_prompts(kl, gains, law: str, against: str, folds: int = 4) -> float:
-    """Squared error that `law` saves over `against` where neither was fitted: unbiased for the difference of their errors.
+    """Mean squared error that `law` saves over `against` on data that neither was fitted to.
 
-    Fitted to every other point of all but a part of the prompts, judged at the points between, the farthest among them,
-    of that part, in turn. Where `against` is true and a case of `law`, `law` has one more coefficient to get wrong, and
-    saves less than nothing. A beta below 0 is no over-optimisation: `best_of_n` and `rl` then have 0 in its place.
+    The prompts are divided into `folds` parts. For each part, both laws are fitted to every other point of the other parts'
+    mean curve and judged on this part's mean curve at the points between, the farthest point among them. So the result is an
+    unbiased estimate of the difference of the two laws' errors. Where `against` is true and a special case of `law`, `law`
+    has one more coefficient to get wrong, and the result is negative on average. A beta below 0 is no over-optimisation:
+    `best_of_n` and `rl` then have 0 in its place.
 
     Args:
-        kl: f[M], of M values of n. gains: f[P, M], of each prompt, over n = 1. folds: parts.
+        kl: f[M], of M values of n.
+        gains: f[P, M], the gain over n = 1 of each prompt.
+        law, against: names of LAWS.
+        folds: the number of parts.
     """
     kl, gains = np.asarray(kl, np.float64), np.asarray(gains, np.float64)
     there = (len(kl) - 1 - np.arange(len(kl))) % 2 == 0
@@ -172,12 +112,14 @@ def saved_over_prompts(kl, gains, law: str, against: str, folds: int = 4) -> flo
 
 
 def saved_over_runs(runs: list, law: str, against: str) -> list[float]:
-    """The same of each run of training: coefficients of the *other* runs' even points, judged at the odd ones of this run.
+    """The same for runs of training: for each run, the mean squared error that `law` saves over `against`.
 
-    The start is each run's own: what its even points are above the law.
+    The coefficients are fitted to the even points of the *other* runs, and judged at the odd points of this run. The reward
+    at the start is each run's own: the mean of what its even points are above the law.
 
     Args:
-        runs: (KL f[M], reward f[M]) each, of one setting, two or more; a KL below 0 (an estimate) counts as 0.
+        runs: (KL f[M], reward f[M]) of each of two or more runs of one setting; a KL below 0 (an estimate) counts as 0.
+        law, against: names of LAWS.
     """
     runs = [(np.maximum(kl, 0.0), np.asarray(reward, np.float64)) for kl, reward in runs]
     even = [(kl[::2], reward[::2]) for kl, reward in runs]
@@ -193,11 +135,14 @@ def saved_over_runs(runs: list, law: str, against: str) -> list[float]:
 
 
 def _fitted(law: str, runs: list, start: bool = False) -> tuple[str, np.ndarray]:
-    """The law and its coefficients by least squares over all runs, each with a start of its own if there is one."""
+    """The law that is fitted to all runs by least squares, and its coefficients.
+
+    With `start`, each run has a reward of its own at the start. A law whose beta is below 0 gives way to `linear`.
+    """
     own = (lambda x: x - x.mean(0)) if start else (lambda x: x)
     columns = np.concatenate([own(_columns(law, kl)) for kl, _ in runs])
     found = np.linalg.lstsq(columns, np.concatenate([own(reward) for _, reward in runs]))[0]
-    return _fitted("linear", runs, start) if law in FORMS and found[1] < 0 else (law, found)
+    return _fitted("linear", runs, start) if law in _BENDING and found[1] < 0 else (law, found)
 
 
 def _said(law: str, coefficients, kl) -> np.ndarray:
@@ -205,44 +150,11 @@ def _said(law: str, coefficients, kl) -> np.ndarray:
 
 
 def _columns(law: str, kl) -> np.ndarray:
-    """f[M, coefficients]."""
+    """f64[M, coefficients]: what the coefficients of a law multiply at KLs f[M]."""
     return np.stack([0 * kl, *LAWS[law](np.sqrt(kl))], axis=1)[:, 1:]
 
 
-class Line(NamedTuple):
-    """reward = intercept + slope sqrt(KL)."""
-
-    slope: float
-    intercept: float
-    r_squared: float
-
-
-def line(kl, reward) -> Line:
-    """Least squares of reward in sqrt(KL): what Bai et al. 2022, section 4.3, find during RLHF.
-
-    Raises:
-        ValueError: fewer than two distinct KLs.
-    """
-    d = np.sqrt(np.maximum(np.asarray(kl, np.float64), 0))
-    if len(np.unique(d)) < 2:
-        raise ValueError("a line needs two distinct KLs")
-    slope, intercept = np.polyfit(d, np.asarray(reward, np.float64), 1)
-    return Line(float(slope), float(intercept), r_squared(reward, intercept + slope * d))
-
-
 def gains(curve: list[dict], name: str = "gold") -> tuple[np.ndarray, np.ndarray]:
-    """(KL f64[M], gain f64[M]) of the rows of a curve, whose first is the initial policy; see best_of_n.curve."""
+    """(KL f64[M], gain f64[M]) of a curve by best_of_n.curve: what `name` gains over the first row, the initial policy."""
     values = np.array([row[name]["value"] for row in curve])
     return np.array([row["kl"] for row in curve]), values - values[0]
-
-
-def of_training(rows: list[dict], name: str = "objective/gold", window: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(KL f64[M], reward f64[M]) of the metrics.jsonl of a PPO stage, each the mean of `window` iterations.
-
-    For `fit(..., "rl", start=True)`. The KL is the exact one of each token's distribution, whose noise is least.
-    A rest of fewer iterations is left out.
-    """
-    whole = len(rows) // window * window
-    table = np.array([(row["objective/kl_exact"], row[name]) for row in rows[:whole]], np.float64)
-    kl, reward = table.reshape(-1, window, 2).mean(1).T
-    return kl, reward
