@@ -178,8 +178,23 @@ def load_params(path, abstract):
     """
     path = pathlib.Path(path).absolute()
     if damage := hosts.on_first(_damage, path, True):
-        raise InputError(f"cannot load parameters from {path}: {damage}")
+        raise _unusable(path, damage)
     return _read(path, abstract)
+
+
+def check_params(path) -> None:
+    """Raises InputError where a file of parameters is missing or has another size; what is in them is not read."""
+    path = pathlib.Path(path).absolute()
+    if (path / _MANIFEST).is_file() and (damage := _damage(path)):
+        raise _unusable(path, damage)
+
+
+def _unusable(path: pathlib.Path, damage: str) -> InputError:
+    # The parameters that arms share lie in the folder of one of them.
+    return InputError(
+        f"cannot load parameters from {path}: {damage}; put it back as it was, or delete the folder {path.resolve().parent}, and "
+        "the same command makes that stage again"
+    )
 
 
 def remove_left_over(path) -> None:

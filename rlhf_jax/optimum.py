@@ -246,7 +246,7 @@ def main(config: ConfigDict) -> None:
     programs = ppo_stage.programs_config(
         TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model), None, bandit.EOS_ID, config.ppo
     )
-    print("\n".join(ppo_options.described(programs)))
+    print("\n".join(ppo_options.described(programs, gamma=config.ppo.gamma)))
     print("kl_coef seed | optimum: objective     KL | model: gain | sought: gain     KL | PPO: gain     KL | nats to sought | seconds")
     for row in compare(config):
         sought, nats = (f"{'-':>12} {'-':>6}", "-")

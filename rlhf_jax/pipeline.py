@@ -4,7 +4,7 @@ import contextlib
 import time
 
 from rlhf_jax import (
-    best_of_n_stage, collect, dpo, finished, hosts, ppo_stage, pretrain, prompted, rankings, report, reward_model, sft, sharding,
+    best_of_n_stage, checkpoint, collect, dpo, finished, hosts, ppo_stage, pretrain, prompted, rankings, report, reward_model, sft, sharding,
 )  # fmt: skip
 from rlhf_jax import run as run_lib
 from rlhf_jax.errors import InputError
@@ -135,6 +135,7 @@ def check(run: run_lib.Run) -> None:
         kind = run.config[stage].kind
         if run.done(stage):
             hosts.on_first(finished.check, run.folder(stage))
+            hosts.on_first(checkpoint.check_params, run.folder(stage) / "params")
         else:
             _check_names(run, stage)
             _CHECKS[kind](run, stage)

@@ -48,27 +48,30 @@ def filled(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def described(config: PPOConfig, penalized: bool = True) -> list[str]:
+def described(config: PPOConfig, penalized: bool = True, gamma: float = 1.0) -> list[str]:
     """What a stage says at its start: the choices in a sentence, and in another where kl_coef is not what it seems.
 
     Args:
       penalized: there is a penalty: kl_coef is not 0.
+      gamma: the discount.
     """
     whitened = {"none": "not whitened"}.get(config.whiten_advantages, f"whitened over the {config.whiten_advantages}")
     penalty = f"KL in the {config.kl_in} by {config.kl_estimator}" if penalized else "no penalty on the KL"
     said = f"advantages by {config.advantage}, {whitened}; {penalty}"
-    return [said, *filter(None, [penalized and caution(config)])]
+    return [said, *filter(None, [penalized and caution(config, gamma)])]
 
 
-def caution(config: PPOConfig) -> str:
+def caution(config: PPOConfig, gamma: float = 1.0) -> str:
     """In what kl_coef is not the coefficient of the optimum pi_ref exp(score / kl_coef), in one sentence; or ""."""
     reasons, kl = [], config.kl_estimator
     if config.kl_in == "loss" and kl == "k3":
         reasons.append("k3 in the loss has the gradient of KL(reference || policy) at each token, not of KL(policy || reference)")
     if config.kl_in == "loss" and kl == "k2":
         reasons.append("k2 in the loss leaves out what a token does to the KL of those after it")
-    if config.kl_in == "loss" and (config.whiten_advantages != "none" or config.advantage == "grpo"):
-        reasons.append("advantages are divided by their standard deviation and the KL is not, so that kl_coef is multiplied by it")
+    whitened = config.whiten_advantages != "none" or config.advantage == "grpo"
+    if config.kl_in == "loss" and (whitened or config.whiten_rewards):
+        divided = "advantages" if whitened else "rewards"
+        reasons.append(f"{divided} are divided by their standard deviation and the KL is not, so that kl_coef is multiplied by it")
     if config.kl_in == "reward" and kl != "k1":
         reasons.append(f"{kl} in the reward also punishes a token for being rarer than in the reference, and the KL ends larger")
     if config.kl_in == "reward" and config.advantage == "grpo":
@@ -78,4 +81,6 @@ def caution(config: PPOConfig) -> str:
         )
     if config.whiten_rewards:
         reasons.append("whitened rewards keep their mean at every token, which is a reward for length")
+    if gamma != 1.0 and config.advantage == "gae":  # the others add up the rewards of a completion
+        reasons.append(f"gamma={gamma:g} counts the score, and the KL of later tokens, for less at early tokens")
     return f"the optimum for this kl_coef is not where it ends: {'; '.join(reasons)} (docs/kl.md)" if reasons else ""

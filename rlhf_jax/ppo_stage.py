@@ -296,7 +296,7 @@ def training_of(run: Run, stage: str) -> Training:
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
     config = programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
-    for sentence in ppo_options.described(config, penalized=section.kl_coef != 0.0):
+    for sentence in ppo_options.described(config, section.kl_coef != 0.0, section.gamma):
         print(f"{stage}: {sentence}")
     return Training(run, stage, config, loader, _ptx_loader(run, stage), trial)
 

@@ -16,6 +16,7 @@ from rlhf_jax.data import mixture, packing, tokenizer_files
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
+from rlhf_jax.data.files import checksum
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
@@ -30,7 +31,8 @@ JUDGED = (*POLICIES, "best_of_n", "prompted")  # kinds whose completions of the 
 FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
 
 
-_PREPARED = ("template.txt", "data_report.json", *tokenizer_files.FILES)  # by `start`, before any stage
+KEPT = ("template.txt", *tokenizer_files.FILES)  # how a run reads and writes text, all its life
+_PREPARED = ("data_report.json", *KEPT)  # by `start`, before any stage
 
 
 @dataclasses.dataclass
@@ -421,6 +423,7 @@ def _assemble(
         raise InputError("data.template='chat' is the released model's own: tokenizer.path must name its directory")
     if save:
         hosts.on_first(_keep_tokenizer if chat else _keep_template, path, config)
+    hosts.on_first(_check_kept, path)
     template = Tokenizer.load(path).chat_template(forms.date(config.data.chat_date)) if chat else Template.load(path / "template.txt")
     corpora = {} if corpora is None else corpora
     data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
@@ -430,6 +433,7 @@ def _assemble(
     if save:
         hosts.on_first(_check_data, path, corpus)
         hosts.on_first(_keep_tokenizer, path, config, corpus)
+        hosts.on_first(_note_kept, path)
     tokenizer = Tokenizer.load(path)
     if chat:
         tokenizer = tokenizer.for_chat()
@@ -492,19 +496,60 @@ def sharding_rules(config: ConfigDict) -> dict:
 
 def _check_data(path: pathlib.Path, corpus: FileCorpus | WorldCorpus) -> None:
     """Keeps the checksums of the data files in data_report.json; at a resume, they must be the same."""
-    report = path / "data_report.json"
-    facts, ours = read_if_there(report) or {}, corpus.checksums
-    before = facts.get("checksums", ours)  # a run of an earlier version has none
-    differ = {name: "is gone" if name not in ours else "is new" if name not in before else "was changed"
-              for name in sorted(before | ours) if before.get(name) != ours.get(name)}  # fmt: skip
-    if differ:
-        said = ", ".join(f"{name} {what}" for name, what in list(differ.items())[:5]) + ", ..." * (len(differ) > 5)
+    ours = corpus.checksums
+    before = _noted(path, "checksums")
+    if said := before is not None and _changes(before, ours):
         raise InputError(
             f"the data files are not those that this run was begun with: {said}; put back what was there, or give another "
             "--workdir to begin a run with these"
         )
-    if ours and "checksums" not in facts:
-        write_json(report, {"files": {}, "stages": {}} | facts | {"checksums": ours})
+    if ours and before is None:
+        _note(path, "checksums", ours)
+
+
+def _noted(path: pathlib.Path, name: str) -> dict[str, str] | None:
+    """The checksums of this name in data_report.json; None in a run that has none yet, or is of an earlier version."""
+    report = path / "data_report.json"
+    found = (read_if_there(report) or {}).get(name)
+    if not isinstance(found, dict | None):
+        raise InputError(f"{report} is damaged: '{name}' must be an object of files and their checksums; put it back as it was")
+    return found
+
+
+def _note(path: pathlib.Path, name: str, checksums: dict[str, str]) -> None:
+    facts = read_if_there(path / "data_report.json") or {}
+    write_json(path / "data_report.json", {"files": {}, "stages": {}} | facts | {name: checksums})
+
+
+def _changes(before: dict, now: dict) -> str:
+    """What has become of files, by their checksums; "" where all are as they were."""
+    differ = {name: "is gone" if name not in now else "is new" if name not in before else "was changed"
+              for name in sorted(before | now) if before.get(name) != now.get(name)}  # fmt: skip
+    return ", ".join(f"{name} {what}" for name, what in list(differ.items())[:5]) + ", ..." * (len(differ) > 5)
+
+
+def _kept(path: pathlib.Path) -> dict[str, str]:
+    return {name: checksum(path / name) for name in KEPT if (path / name).is_file()}
+
+
+def _note_kept(path: pathlib.Path) -> None:
+    """Keeps the checksums of tokenizer and template in data_report.json, once."""
+    if _noted(path, "kept") is None:
+        _note(path, "kept", _kept(path))
+    _check_kept(path)
+
+
+def _check_kept(path: pathlib.Path) -> None:
+    """Raises InputError where tokenizer or template are not those that the run was begun with.
+
+    Where there is no tokenizer.json, a start makes the tokenizer anew, and it is checked after that.
+    """
+    before, now = _noted(path, "kept"), _kept(path)
+    if tokenizer_files.TOKENIZER in now and before is not None and (said := _changes(before, now)):
+        raise InputError(
+            f"{path}: the tokenizer or the template is not that with which this run was begun, as its models know it: {said}; "
+            "put back what was there, or give another --workdir"
+        )
 
 
 def _keep_template(path: pathlib.Path, config: ConfigDict) -> None:

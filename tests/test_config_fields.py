@@ -148,6 +148,8 @@ def test_what_a_field_can_be(name, values):
             {"ppo_ptx.ptx_ratio": 1, "ppo_ptx.minibatch_size": 2, "ppo_ptx.ppo_epochs": 4},
             "ptx_ratio x ppo_ptx.minibatch_size = 2 pretraining sequences do not divide over ppo_ptx.ppo_epochs=4",
         ),
+        ({"ppo.kl_target": 6.0, "ppo.kl_horizon": 102.0}, "ppo.kl_horizon=102.0 must be above a fifth of ppo.batch_size=512"),
+        ({"ppo.kl_target": 6.0, "ppo.kl_coef": 0.0}, "ppo.kl_target=6.0 multiplies ppo.kl_coef, and ppo.kl_coef=0 stays 0"),
         ({"pretrain.model": ConfigDict({"num_layers": 0})}, "pretrain.model.num_layers=0 must be a whole number from 1"),
         ({"pretrain.model": ConfigDict({"layers": 2})}, "pretrain.model.layers is no field"),
         ({"seed": -1, "ppo.kl_coef": -0.5}, "seed=-1 must be .*; ppo.kl_coef=-0.5 must be a number from 0$"),
@@ -158,6 +160,21 @@ def test_what_does_not_go_together(changes, sentence):
     changed.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=sentence):
         config.check(changed)
+
+
+@pytest.mark.parametrize("horizon", [102.4, 102.5])
+def test_a_coefficient_that_is_steered_stays_a_price(horizon):
+    """As far from its target as can be, where the horizon is accepted; what is refused would have reached 0."""
+    changed = config.default_config()
+    changed.ppo.update(kl_target=6.0, kl_horizon=horizon)
+    steered = float(advantages.update_kl_coef(0.02, 0.0, changed.ppo.batch_size, 6.0, horizon))
+    if steered <= 1e-9:
+        with pytest.raises(InputError, match="would become 0 or negative"):
+            config.check(changed)
+    else:
+        config.check(changed)
+    changed.ppo.update(kl_target=None)
+    config.check(changed)
 
 
 def test_fields_that_an_experiment_invents_are_refused_and_its_sections_are_its_own():

@@ -367,10 +367,14 @@ def test_what_is_not_given_is_as_the_estimators_paper_has_it(fields, expected):
         (dict(kl_in="loss", kl_estimator="k2"), ["k2 in the loss leaves out", "standard deviation and the KL is not"]),
         (dict(kl_estimator="k3"), ["k3 in the reward also punishes"]),
         (dict(whiten_rewards=True), ["a reward for length"]),
+        (dict(advantage="rloo", kl_in="loss", whiten_rewards=True), ["k3 in the loss", "rewards are divided by their", "for length"]),
+        (dict(advantage="grpo", whiten_rewards=True), ["k3 in the loss", "advantages are divided by their", "for length"]),
+        (dict(gamma=0.9), ["gamma=0.9 counts the score, and the KL of later tokens, for less"]),
+        (dict(advantage="rloo", gamma=0.9), []),
     ],
 )
 def test_a_run_says_where_kl_coef_is_not_that_of_the_optimum(fields, said):
-    found = ppo_options.caution(programs_of(**fields))
+    found = ppo_options.caution(programs_of(**fields), fields.get("gamma", 1.0))
     assert found.count(";") == max(len(said) - 1, 0) and all(reason in found for reason in said) and "\n" not in found
     assert bool(found) == bool(said) and ("docs/kl.md" in found) == bool(said)
     assert ppo_options.described(programs_of(**fields), penalized=False)[1:] == []

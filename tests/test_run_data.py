@@ -155,6 +155,42 @@ def test_a_run_of_a_version_without_checksums_gets_them(config, tmp_path):
     assert kept["checksums"] == run.corpus.checksums and kept["stages"] == {"sft": {}}
 
 
+@pytest.mark.parametrize("name, text, words", [
+    ("tokenizer.json", lambda text: text.replace('"a"', '"\u0101"', 1), "tokenizer.json was changed"),
+    ("template.txt", lambda text: text + " ", "template.txt was changed"),
+    ("tokenizer_config.json", lambda text: None, "tokenizer_config.json is gone"),
+    ("special_tokens_map.json", lambda text: '{"eos_token": "a"}', "special_tokens_map.json is new"),
+])  # fmt: skip
+def test_a_run_goes_on_with_its_tokenizer_and_template(config, tmp_path, name, text, words):
+    start(config, tmp_path / "run")
+    path = tmp_path / "run" / name
+    before = path.read_text() if path.exists() else None
+    changed = text(before)
+    path.unlink() if changed is None else path.write_text(changed)
+    for use in (lambda: start(config, tmp_path / "run"), lambda: run_lib.open_run(tmp_path / "run")):
+        with pytest.raises(InputError, match=f"is not that with which this run was begun.*: {words}; put back"):
+            use()
+    path.unlink(missing_ok=True) if before is None else path.write_text(before)
+    start(config, tmp_path / "run")
+
+
+def test_a_tokenizer_that_was_removed_is_made_anew_if_the_same_can_be(config, tmp_path):
+    start(config, tmp_path / "run")
+    kept = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    (tmp_path / "run" / "tokenizer.json").unlink()
+    start(config, tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["checksums", "kept"])
+def test_damaged_checksums_are_a_sentence(config, tmp_path, name):
+    start(config, tmp_path / "run")
+    path = tmp_path / "run" / "data_report.json"
+    path.write_text(json.dumps(read_json(path) | {name: 3}))
+    with pytest.raises(InputError, match=f"data_report.json is damaged: '{name}'"):
+        start(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize("name, row, words", [
     ("pairs.jsonl", {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 10**12]}, "pairs.jsonl:61: field 'ranks'"),
     ("demos.jsonl", {"prompt": "p"}, "demos.jsonl:61: needs one of the fields"),

@@ -588,6 +588,10 @@ def test_what_a_later_stage_reads_is_as_it_was_written(whole, tmp_path):
     for read in (lambda: run_stage(path, "reward_model"), lambda: pipeline.run_stages(toy_config(), path)):
         with pytest.raises(InputError, match="comparisons.train.jsonl is damaged .* bytes instead of"):
             read()
+    path = copy_until(whole, tmp_path / "short", "ppo")
+    _cut(max((path / "pretrain" / "params").rglob("*"), key=lambda file: file.stat().st_size))
+    with pytest.raises(InputError, match="pretrain/params: .* bytes instead of .*; put it back .* delete the folder .*/pretrain, and"):
+        pipeline.run_stages(toy_config(), path)  # though ppo reads nothing of it
     path = copy_until(whole, tmp_path / "run", "ppo")
     (path / "pretrain" / "params").rename(tmp_path / "aside")
     (path / "sft" / "params").rename(path / "pretrain" / "params")

@@ -266,7 +266,7 @@ def test_arms_of_another_experiment_are_not_left_out_of_the_report(tmp_path, cap
 def test_a_tokenizer_is_lent_whole_or_not_at_all(tmp_path, monkeypatch):
     store, config = Store(tmp_path / "stages"), toy_config()
     with store.tokenizer(config, tmp_path / "first"):
-        for name in ("tokenizer.json", "template.txt"):
+        for name in ("tokenizer.json", "template.txt", "chat_template.jinja", "special_tokens_map.json"):
             (tmp_path / "first" / name).write_text(name * 100)
     copy = shutil.copyfileobj
 
@@ -283,7 +283,8 @@ def test_a_tokenizer_is_lent_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.undo()
     with store.tokenizer(config, tmp_path / "second"):
         assert (tmp_path / "second" / "tokenizer.json").read_text() == "tokenizer.json" * 100
-    assert (tmp_path / "second" / "template.txt").read_text() == "template.txt" * 100
+    for name in ("template.txt", "chat_template.jinja", "special_tokens_map.json"):
+        assert (tmp_path / "second" / name).read_text() == name * 100
 
 
 def _run_arm(path: pathlib.Path, number: int) -> None:

@@ -136,6 +136,18 @@ def _together(config: ConfigDict) -> Iterator[str]:
                     f"{name}.{warmup}={section[warmup]} must be at most {name}.{total}={section[total]}: the learning rate "
                     "would never reach its peak"
                 )
+        if section["kind"] == "ppo" and section["kl_target"] is not None:
+            # An iteration multiplies the coefficient by at least 1 - 0.2 x batch_size / kl_horizon (Ziegler et al. 2019).
+            if section["kl_horizon"] <= 0.2 * section["batch_size"]:
+                yield (
+                    f"{name}.kl_horizon={section['kl_horizon']} must be above a fifth of {name}.batch_size="
+                    f"{section['batch_size']}: with {name}.kl_target the KL coefficient would become 0 or negative"
+                )
+            if section["kl_coef"] == 0:
+                yield (
+                    f"{name}.kl_target={section['kl_target']} multiplies {name}.kl_coef, and {name}.kl_coef=0 stays 0: give "
+                    f"{name}.kl_coef above 0, or {name}.kl_target=None"
+                )
         if section["kind"] == "ppo" and section["ptx_coef"] and section["ptx_ratio"]:
             sequences = section["ptx_ratio"] * section["minibatch_size"]
             if sequences % section["ppo_epochs"]:

@@ -23,17 +23,17 @@ import time
 from ml_collections import ConfigDict
 
 from rlhf_jax import finished, hosts, ppo_options, shapes
+from rlhf_jax.data.tokenizer_files import TOKENIZER
 from rlhf_jax.errors import InputError
 from rlhf_jax.files import (
     copy, lock, new_folder, not_through_links, read_if_there, read_json_lines, remove_left_over, write_json,
     write_json_lines,
 )  # fmt: skip
 from rlhf_jax.progress import Stopped
-from rlhf_jax.run import Run
+from rlhf_jax.run import KEPT, Run
 
 # What every stage reads of a config; meshes and free fields change no result.
 COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "template.txt")
 
 
 def identities(config: ConfigDict) -> dict[str, str]:
@@ -119,7 +119,7 @@ class Store:
         if not (path / "tokens").exists():
             (path / "tokens").symlink_to(os.path.relpath(self.path / "tokens", path))
         if ours.is_dir() and not (path / "tokenizer.json").exists():
-            for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: now it has one
+            for name in sorted(KEPT, key=TOKENIZER.__eq__):  # tokenizer.json last: now it has one
                 if (ours / name).exists():
                     copy(ours / name, path)
 
@@ -127,7 +127,7 @@ class Store:
         if not ours.is_dir() and (path / "tokenizer.json").exists():
             try:
                 with new_folder(ours) as new:
-                    for name in _TOKENIZER_FILES:
+                    for name in KEPT:
                         if (path / name).exists():
                             shutil.copy(path / name, new)
             except InputError:
