@@ -1,6 +1,7 @@
 """What a scorer is worth on rankings, against sums written out and intervals over prompts."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -47,6 +48,15 @@ def test_intervals_are_over_prompts_whoever_ranked_and_in_every_bin():
     assert [tuple(row["interval"]) for row in again["reliability"]] == [pytest.approx(expected[1:])]
     width = lambda found: found["accuracy"]["high"] - found["accuracy"]["low"]
     assert width(others) < 0.5 * width(again)
+
+
+def test_bins_of_lengths_hold_every_pair_and_are_plain_json():
+    rows = [ranking("a", [1, 2]), ranking("b", [1, 2]), ranking("c", [2, 1])]
+    lengths = np.array([[5000, 10], [12, 10], [5000, 10]])
+    found = preferences.evaluate(rows, np.array([[9.0, 0.0]] * 3), lengths)
+    bins = [(row["low"], row["high"], row["count"], row["accuracy"]["value"]) for row in found["by_length_difference"]]
+    assert bins == [(None, -8, 1, 0.0), (-2, 3, 1, 1.0), (9, None, 1, 1.0)]
+    json.dumps(found, allow_nan=False)
 
 
 def test_the_gap_between_two_groups_of_labelers_is_paired_by_prompt():

@@ -103,7 +103,8 @@ def reward_facts(rng):
             "log_loss": 0.55, "ece": 0.03, "by_group": {"plain": 0.7},
             "reliability": [row._asdict() for row in calibration.reliability(probabilities,
                                                                              outcomes)],
-            "by_margin": [row._asdict() | {"accuracy": row.accuracy._asdict()} for row in bins]}
+            "by_margin": [row._asdict() | {"high": None if np.isinf(row.high) else row.high, "accuracy": row.accuracy._asdict()}
+                          for row in bins]}
     bag = {"bag_of_words_accuracy": {"value": 0.6, "low": 0.55, "high": 0.65}}
     return {"valid": split(1.0) | bag, "heldout": split(0.5), "demonstration_mean_before_bias": 0.3,
             "labeler_gap": {"value": 0.012, "low": -0.02, "high": 0.046, "planted": 0.03},

@@ -1,1 +1,1 @@
-"""What a model is worth: policies by gold, score and skills; reward models by calibration."""
+"""Evaluation: of policies by gold score, reward score and retained skills; of reward models by accuracy and calibration."""

@@ -1,7 +1,7 @@
-"""The baseline that a reward model has to beat: a Bradley-Terry model on bags of words.
+"""A baseline for reward models: a Bradley-Terry model on bags of words.
 
-The score of a completion is the sum of the weights of its words; it sees no order and no prompt.
-Where it does well, little more than words is asked of the reward model.
+It scores a completion with the sum of the weights of its words, and sees neither their order nor the prompt. Where it does
+well, the preferences ask little more of a reward model than to know words.
 """
 
 import collections
@@ -20,30 +20,30 @@ from rlhf_jax.evaluate import statistics
 from rlhf_jax.evaluate.statistics import Estimate
 
 PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
-_VALIDATION_EVERY = 5  # one prompt in so many chooses the penalty
+_VALIDATION_EVERY = 5  # one prompt in so many is held out to choose the penalty
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclasses.dataclass(frozen=True)
 class BagOfWords:
-    """A fitted model: the column of each word, the weights f64[words], the L2 penalty chosen."""
+    """A fitted model: the column of each word, the weights f64[words], and the L2 penalty that was chosen."""
 
     columns: dict[str, int]
     weights: np.ndarray
     penalty: float
 
     def scores(self, completions: Sequence[str]) -> np.ndarray:
-        """f64[N]: higher is better."""
+        """The scores f64[N] of completions, the higher the better."""
         return _counts(self.columns, completions) @ self.weights
 
 
 def fit(rankings: Sequence[Ranking]) -> BagOfWords:
-    """Fits the weights; the penalty is the one of PENALTIES with the best log-loss on unseen prompts.
+    """Fits the weights with the penalty of PENALTIES that has the best log-loss on prompts held out.
 
-    As in the reward model's loss, ties are dropped and the pairs of a ranking weigh 1 together.
+    As in the reward model's loss, ties are dropped, and the pairs of a ranking together have weight 1.
 
     Raises:
-        InputError: all completions are tied, or all have the same prompt.
+        InputError: all completions are tied, or fewer than two prompts have a preference.
     """
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(r.unit for r in rankings))}
     validates = np.array([places[r.unit] % _VALIDATION_EVERY == 1 for r in rankings], bool)
@@ -55,7 +55,7 @@ def fit(rankings: Sequence[Ranking]) -> BagOfWords:
     if not valid.any() or not train.any():
         raise InputError("bag of words: the rankings need at least two prompts with a preference")
     best, chosen, solution = np.inf, PENALTIES[0], np.zeros(len(columns))
-    for penalty in PENALTIES:  # from strong to weak, each from the last solution, until it overfits
+    for penalty in PENALTIES:  # from strong to weak until it overfits; each fit starts at the last solution
         solution = _minimize(differences[train], weights[train], penalty, solution)
         loss = _log_loss(differences[valid] @ solution, weights[valid])
         if loss >= best:
@@ -67,7 +67,7 @@ def fit(rankings: Sequence[Ranking]) -> BagOfWords:
 
 
 def accuracy(bag: BagOfWords, rankings: Sequence[Ranking]) -> Estimate:
-    """Share of untied pairs put in the right order, equal scores counting one half.
+    """The share of untied pairs that the scores put in the right order; equal scores count one half.
 
     Pairs of one prompt are not independent, so the interval is over prompts (`Ranking.unit`).
     """
@@ -81,7 +81,7 @@ def _words(text: str) -> list[str]:
 
 
 def _columns(rankings: Sequence[Ranking]) -> dict[str, int]:
-    """Words of at least two completions, in the order of their appearance."""
+    """A column for each word that stands in at least two completions, in the order of their first appearance."""
     counts = collections.Counter(word for r in rankings for text in r.completions for word in set(_words(text)))
     return {word: column for column, word in enumerate(word for word, count in counts.items() if count > 1)}
 
@@ -96,7 +96,10 @@ def _counts(columns: dict[str, int], texts: Sequence[str]) -> scipy.sparse.csr_m
 
 
 def _pairs(columns: dict[str, int], rankings: Sequence[Ranking]):
-    """-> counts of the better minus those of the worse [N, words], weights f64[N], place of the ranking i64[N]."""
+    """The word counts of the better completion less those of the worse one [N, words], weights f64[N], and rankings i64[N].
+
+    N pairs are not tied; the last array has the place of each pair's ranking.
+    """
     better, worse, weights, source = [], [], [], []
     offset = 0
     for place, ranking in enumerate(rankings):
@@ -112,12 +115,12 @@ def _pairs(columns: dict[str, int], rankings: Sequence[Ranking]):
 
 
 def _log_loss(margins: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted mean of -log sigmoid(margin), in nats."""
+    """The weighted mean of -log sigmoid(margin), in nats."""
     return float(weights @ np.logaddexp(0, -margins) / weights.sum())
 
 
 def _minimize(differences, weights: np.ndarray, penalty: float, start: np.ndarray) -> np.ndarray:
-    """The weights of least log-loss + penalty / 2 * |weights|^2."""
+    """The word weights that minimise log-loss + penalty / 2 * |weights|^2; the search begins at `start`."""
 
     def objective(solution):
         margins = differences @ solution

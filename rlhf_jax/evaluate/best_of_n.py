@@ -1,6 +1,6 @@
-"""Best of n: the sample that a reward model likes best, among n of one policy; RLHF without training.
+"""Best of n: of n samples of a policy, the one that a reward model scores highest. It optimises a reward without training.
 
-P prompts, N samples of each. The stage that makes them is in best_of_n_stage.py.
+Shapes: P prompts, N samples of each. best_of_n_stage.py is the stage that draws the samples.
 """
 
 import numpy as np
@@ -9,29 +9,29 @@ from rlhf_jax.evaluate import statistics
 
 
 def kl(n):
-    """KL of best of n to the policy it draws from, in nats: ln n - (n - 1)/n (Stiennon et al. 2020).
+    """The KL of best of n to the policy it draws from, in nats: ln n - (n - 1)/n (Stiennon et al. 2020).
 
-    Exact where no two samples have equal scores, an upper bound otherwise.
+    It is exact where no two samples have equal scores, and an upper bound otherwise.
     """
     n = np.asarray(n, np.float64)
     return np.log(n) - (n - 1) / n
 
 
 def grid(samples: int) -> np.ndarray:
-    """i64[M]: values of n from 1 to `samples` that stand about evenly in ln n, two or three to an octave."""
+    """Values of n i64[M] from 1 to `samples`, about evenly spaced in ln n: two or three for each doubling of n."""
     return np.unique(np.round(np.geomspace(1, samples, 2 * samples.bit_length() - 1)).astype(int))
 
 
 def estimate(proxy, values) -> np.ndarray:
-    """Expected value of the best of n by proxy, f64[P, N] for n = 1 to N: unbiased, from all N samples of a prompt.
+    """The expected value of the best of n, f64[P, N] for n = 1 to N: an unbiased estimate from all N samples of a prompt.
 
-    The mean over all subsets of n samples of the value of the subset's best (Nakano et al. 2021, WebGPT):
-    with samples in ascending order of proxy, the sum over i >= n of C(i-1, n-1) / C(N, n) value_i. Among samples of
-    equal proxy score each is as likely the best.
+    It is the mean, over all subsets of n samples, of the value of the subset's best (Nakano et al. 2021, WebGPT): with samples
+    in ascending order of proxy, the sum over i >= n of C(i-1, n-1) / C(N, n) value_i. Samples of equal proxy score are
+    equally likely to be the best.
 
     Args:
-        proxy: f[P, N], by which the best is chosen.
-        values: f[P, N], what it is worth: gold, or the proxy itself.
+        proxy: f[P, N], the scores by which the best is chosen.
+        values: f[P, N], what each sample is worth: its gold score, or the proxy score itself.
     """
     proxy, values = np.asarray(proxy, np.float64), np.asarray(values, np.float64)
     total = proxy.shape[1]
@@ -46,17 +46,19 @@ def estimate(proxy, values) -> np.ndarray:
 
 
 def _weights(n: int, total: int) -> np.ndarray:
-    """C(i-1, n-1) / C(total, n) for i = n to total, by the ratio of neighbours: nothing overflows."""
+    """C(i-1, n-1) / C(total, n) for i = n to total, computed from the ratios of neighbours, so that nothing overflows."""
     i = np.arange(total, n, -1)
     return n / total * np.cumprod(np.append(1.0, (i - n) / (i - 1)))[::-1]
 
 
 def curve(proxy, judges: dict) -> list[dict]:
-    """One row for each n: {n, kl, score, and what each judge says}: {value, low, high}, 95 % intervals over prompts.
+    """What the best of n is worth, a row for each n: {n, kl, score and every judge: {value, low, high}}.
+
+    The intervals are over prompts.
 
     Args:
-        proxy: f[P, N], the reward model's scores.
-        judges: name -> f[P, N], as {"gold": ...}.
+        proxy: f[P, N], the reward model's scores, by which the best is chosen.
+        judges: the name of each other judge and what it says of the samples, f[P, N], such as {"gold": ...}.
     """
     columns = {name: _over_prompts(estimate(proxy, values)) for name, values in ({"score": proxy} | judges).items()}
     return [
@@ -66,5 +68,5 @@ def curve(proxy, judges: dict) -> list[dict]:
 
 
 def _over_prompts(values: np.ndarray) -> list[dict]:
-    """Means of f64[P, N] over prompts, for every n."""
+    """The means of f64[P, N] over prompts, one for each n."""
     return [statistics.mean(column).to_json() for column in values.T]

@@ -79,7 +79,10 @@ def fit(kl, gain) -> Fit:
 
 
 def log_n(kl) -> np.ndarray:
-    """ln n of the best of n whose KL is `kl` nats: kl = ln n - (n - 1)/n has the solution 1/n = -W(-exp(-1 - kl)), W Lambert's."""
+    """ln n of the best of n whose KL is `kl` nats.
+
+    The solution of kl = ln n - (n - 1)/n is 1/n = -W(-exp(-1 - kl)), where W is Lambert's function.
+    """
     kl = np.asarray(kl, np.float64)
     u = -scipy.special.lambertw(-np.exp(-1 - np.where(kl > 0, kl, 1.0))).real
     return np.where(kl > 0, -np.log(u), 0.0)

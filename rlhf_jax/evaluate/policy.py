@@ -1,21 +1,24 @@
-"""What a policy is worth, measured in the same way after every stage that gives one.
+"""The evaluation of a policy, done in the same way after every stage that gives one.
 
-One completion for each of the same test prompts, with the same random keys, so that policies are
-compared on pairs. A stage's folder gets
+Every policy completes the same test prompts once, with the same random keys, so that policies can be compared prompt by
+prompt. The folder of a stage gets
 
     samples.jsonl     a row for each prompt: completion, gold parts, score, kl, token ids
     skills.jsonl      a row for each few-shot item
-    evaluation.json   the estimates, each {value, low, high} with its 95 % interval over prompts or items
+    evaluation.json   the estimates, each {value, low, high}: a 95 % interval over prompts or items; an end is null where
+                      the data give no bound, as values that are all equal
 
-and a PPO stage's also, of the weights that it does not hand on ("params" where its output is their average, "ema"),
+A PPO stage has two sets of weights, the last parameters ("params") and their moving average ("ema"), and hands on one of
+them. Its folder also gets the completions of the other,
 
-    samples.params.jsonl    their completions; evaluation.json has their estimates as "other_weights"
+    samples.params.jsonl, or samples.ema.jsonl
 
-`score` is by the run's first reward model, and `score/NAME` by each where there are several.
-`reference` is the first SFT stage: `kl` is log pi - log pi_ref of the sampled tokens, summed over
-the completion, in nats, and `win_rate` is against its completions, paired on prompts.
+whose estimates stand in evaluation.json as "other_weights".
+
+`score` is that of the run's first reward model; where there are several, `score/NAME` is that of each. `reference` is the
+first SFT stage: `kl` is log pi - log pi_ref of the sampled tokens, summed over the completion, in nats, and `win_rate` is
+against the reference's completions of the same prompts.
 """
-
 
 import jax
 import numpy as np
@@ -37,11 +40,11 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
     """Samples, judges and summarises the policy of a finished stage, and writes its three files.
 
     Args:
-        answers: to the `questions` of the run, where they are known already.
+        answers: the policy's answers to the `questions` of the run; None: it is asked now.
 
     Returns:
-        What evaluation.json holds. Without a reward model, an SFT stage or gold scores, what
-        depends on them is None; `rescore` fills it in once they exist.
+        What evaluation.json holds. Estimates that need a reward model, an SFT stage or gold scores are None where there is
+        none; `rescore` fills them in once they can be computed.
     """
     if answers is None:
         answers = ask(run, Programs(run), run.load_params(stage), questions(run))
@@ -58,7 +61,7 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
 
 
 def check(run, stage: str) -> None:
-    """Raises InputError where a policy cannot be evaluated: there are no test prompts, or the model has not their places."""
+    """Raises InputError where a policy cannot be evaluated: without test prompts, or with texts too long for the model."""
     run.need(stage, "prompts", "test")
     try:
         prompt_arrays(run, _test_prompts(run))
@@ -69,7 +72,7 @@ def check(run, stage: str) -> None:
 
 
 def questions(run) -> Questions:
-    """What every policy of a run is asked."""
+    """The questions that every policy of a run is asked."""
     return Questions(_sample_questions(run), skills.questions(run), skills.documents(run))
 
 
@@ -83,13 +86,18 @@ def _sample_questions(run) -> list:
 
 
 def sample_others(run, stage: str, weights: str, params: dict) -> None:
-    """Asks weights of a stage that are not its output the test prompts, and keeps the answers; `conclude` judges them."""
+    """Samples from weights of a stage that it does not hand on, and keeps the rows, which `conclude` judges later.
+
+    Args:
+        weights: "params" or "ema".
+        params: those weights.
+    """
     answers = ask(run, Programs(run), params, Questions(_sample_questions(run), [], []))
     hosts.on_first(write_rows, run.folder(stage) / f"samples.{weights}.jsonl", sample_rows(run, answers.samples))
 
 
 def _other_weights(run, stage: str, rivals: list[dict] | None, temperature: float) -> dict:
-    """{"other_weights": {"weights", "estimates"}} of what sample_others kept; {} where it kept nothing."""
+    """The entry "other_weights" of evaluation.json, from the rows that `sample_others` kept; {} where it kept none."""
     for weights in ("params", "ema"):
         path = run.folder(stage) / f"samples.{weights}.jsonl"
         if rows := hosts.on_first(_read_rows_if_there, path):
@@ -101,10 +109,10 @@ def _other_weights(run, stage: str, rivals: list[dict] | None, temperature: floa
 
 
 def rescore(run) -> None:
-    """Adds to evaluations that are already there what a later stage made possible.
+    """Completes the evaluations of earlier stages with what a later stage has made possible.
 
-    Scores need the reward model, KL and win rate the SFT stage. Completions are not sampled again.
-    Does nothing where nothing is missing.
+    Scores need a reward model; KL and win rate need the SFT stage. Completions are not sampled again, and nothing is done
+    where nothing is missing.
     """
     stages = run.stages(*JUDGED)
     found = [hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json") for stage in stages]
@@ -125,7 +133,7 @@ def rescore(run) -> None:
 
 
 def _complete(run, evaluation: dict) -> bool:
-    """Whether everything is there that the finished stages allow."""
+    """Whether an evaluation has every estimate that the finished stages allow."""
     known, reference = evaluation["estimates"], reference_stage(run)
     scorers, stage = run.stages("reward_model"), evaluation["stage"]
     wanted = ["score"] if scorers else []
@@ -137,12 +145,12 @@ def _complete(run, evaluation: dict) -> bool:
 
 
 def reference_stage(run) -> str | None:
-    """The SFT stage that KL and win rate refer to; None before it is finished."""
+    """The first SFT stage, which KL and win rate refer to; None before it is finished."""
     return next(iter(run.stages("sft")), None)
 
 
 def sample_rows(run, answers: list) -> list[dict]:
-    """A row for each test prompt that is not too long: its completion, with its gold parts and log pi."""
+    """A row for each test prompt that is not too long: the completion, its gold parts and its log pi."""
     records, rows = _test_prompts(run), []
     indices = prompt_arrays(run, records).index
     for rollout, logprobs in answers:
@@ -155,7 +163,13 @@ def _test_prompts(run) -> list:
 
 
 def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
-    """The rows of completions, not yet scored: completion i answers records[indices[i]], and has log pi logprobs[i]."""
+    """The rows of completions, not yet scored.
+
+    Args:
+        records: prompts.
+        indices: i[N]; completion i answers records[indices[i]]. Rows of the rollout beyond N only fill up its batch.
+        logprobs: f[N], the log pi of each completion.
+    """
     completions, finished = generate.texts(rollout, run.tokenizer)
     sampled, rows = generate.sampled(rollout), []
     for i, index in enumerate(indices):
@@ -180,7 +194,7 @@ def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
 
 
 def summarize(rows: list[dict], rivals: list[dict] | None) -> dict:
-    """Estimates of a stage's samples, by name; None where the rows do not say.
+    """The estimates of a stage's samples, by name; None where the rows do not have the numbers for one.
 
     Args:
         rows: judged samples.
@@ -206,7 +220,7 @@ def read_rows(path) -> list[dict]:
     """The rows of a samples.jsonl or skills.jsonl.
 
     Raises:
-        InputError: it cannot be read, or is not what its stage has written.
+        InputError: the file cannot be read, or is not as its stage has written it.
     """
     return read_json_lines(checked(path))
 
@@ -221,20 +235,20 @@ def write_rows(path, rows: list[dict]) -> None:
 
 
 def judged_by(rows: list[dict]) -> str | None:
-    """What decides a win: "gold", else "score" (the reward model's), else None."""
+    """What decides who wins: "gold" where there are gold scores, otherwise "score", the reward model's; None without both."""
     if rows[0]["gold"] is not None:
         return "gold"
     return None if rows[0]["score"] is None else "score"
 
 
 def _kl_is_known(run, stage: str, reference: str) -> bool:
-    """Whether a stage's policy has a KL to the reference: best of n has one to what it draws from, by formula."""
+    """Whether the KL of a stage's policy to the reference can be computed: that of best of n only if it draws from it."""
     section = run.config[stage]
     return section.kind != "best_of_n" or section.init == reference
 
 
 def judge(run, stage: str, rows: list[dict], temperature: float) -> None:
-    """Fills in the scores and the KL of rows that lack them, where the run has what they need."""
+    """Fills in the scores and the KL that rows lack, as far as the finished stages of the run allow."""
     prompts = run.corpus.prompts("test", "ppo")
     records = [prompts[row["index"]] for row in rows]
     add_scores(run, rows)
@@ -252,7 +266,7 @@ def judge(run, stage: str, rows: list[dict], temperature: float) -> None:
 
 
 def add_scores(run, rows: list[dict]) -> None:
-    """Fills in what each finished reward model says of rows, `scores`; `score`, which all compare by, is the first's."""
+    """Fills in the `scores` of every finished reward model, and `score`, that of the first, by which policies are compared."""
     prompts = run.corpus.prompts("test", "ppo")
     records = [prompts[row["index"]] for row in rows]
     said = [[row[name] for row in rows] for name in ("completion", "finished", "tokens")]
@@ -269,7 +283,7 @@ def add_scores(run, rows: list[dict]) -> None:
 
 
 def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) -> np.ndarray:
-    """log pi f32[N] of the sampled tokens of rows, under any parameters."""
+    """The log pi f32[N] of the sampled tokens of rows, under the given parameters."""
     prompts = prompt_arrays(run, records)
     tokens = np.full((len(rows), run.config.completion_length), run.tokenizer.pad_id, np.int32)
     mask = np.arange(tokens.shape[1]) < np.array([[len(row["tokens"])] for row in rows])
@@ -284,14 +298,23 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
 
 
 def prompt_arrays(run, records) -> batches.Prompts:
-    """The prompts of records that are not too long."""
+    """The prompts of records as arrays, without those that are too long."""
     config = run.config
     return batches.batch_prompts(
         records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
 
 
 def conclude(run, stage: str, rows, retained: dict, temperature: float, others: dict | None = None) -> dict:
-    """Summarises judged samples, adds what is known of retained skills and other facts, writes evaluation.json."""
+    """Summarises judged samples and writes evaluation.json.
+
+    Args:
+        rows: the judged samples of the stage.
+        retained: the estimates of retained skills, by name.
+        others: what else evaluation.json is to hold; the entries made here take precedence.
+
+    Returns:
+        What evaluation.json holds.
+    """
     reference = reference_stage(run)
     rivals = None
     if reference not in (None, stage):
@@ -311,7 +334,7 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float, others: 
 
 
 def _win_rate(rows, rivals) -> Estimate | None:
-    """Against the reference's completions, on the prompts that both answered."""
+    """The win rate against the reference's completions, on the prompts that both have answered."""
     worth = {row["index"]: _worth(row) for row in rivals}
     pairs = [(_worth(row), worth[row["index"]]) for row in rows if row["index"] in worth]
     if not pairs or None in [value for pair in pairs for value in pair]:
@@ -324,7 +347,7 @@ def _worth(row: dict) -> float | None:
 
 
 def _by_category(rows) -> dict:
-    """{category: {count, gold}}; nothing without gold or categories."""
+    """The number of prompts and the mean gold score of each category; {} without gold scores or categories."""
     groups = {}
     for row in rows:
         if row["category"] is not None and row["gold"] is not None:

@@ -1,6 +1,7 @@
-"""How well scores put completions in the order of their ranks: over every pair that is not tied.
+"""How well scores put completions in the order that labelers ranked them in, over every pair that is not tied.
 
-Pairs of one prompt are not independent, in whichever rankings: every interval here is over prompts (`Ranking.unit`).
+Pairs of one prompt are not independent, even if they stand in different rankings, so every interval here is over prompts
+(`Ranking.unit`).
 """
 
 import itertools
@@ -10,21 +11,23 @@ import numpy as np
 
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.evaluate import calibration, statistics
+from rlhf_jax.evaluate.statistics import Estimate
 
-MARGINS = (0, 0.5, 1, 2, 4, np.inf)  # edges of bins: differences of scores
-LENGTHS = (-1000, -8, -2, 3, 9, 1000)  # and tokens that the better one is longer
+# Edges of bins.
+MARGINS = (0, 0.5, 1, 2, 4, np.inf)  # of how far the two scores of a pair are apart
+LENGTHS = (-np.inf, -8, -2, 3, 9, np.inf)  # of how many tokens longer the better completion is
 
 
 def evaluate(rankings: Sequence[Ranking], scores: np.ndarray, lengths: np.ndarray) -> dict:
-    """Accuracy, log-loss, calibration, and accuracy by group of labelers, by margin and by difference in length.
+    """Measures accuracy, log-loss and calibration, and accuracy by group of labelers, by margin and by difference in length.
 
     Args:
-      rankings: N of at most K completions.
-      scores: f[N, K], higher is better.
-      lengths: i[N, K], tokens.
+      rankings: N rankings of at most K completions each.
+      scores: f[N, K], the higher the better.
+      lengths: i[N, K], the tokens of each completion.
 
     Returns:
-      Plain values; without a pair that is not tied, the counts alone.
+      What evaluation.json holds of these rankings; nothing but the counts where every pair is tied.
     """
     pairs = _pairs(rankings)
     counts = {"prompts": len({ranking.unit for ranking in rankings}), "rankings": len(rankings), "pairs": len(pairs)}
@@ -45,12 +48,16 @@ def evaluate(rankings: Sequence[Ranking], scores: np.ndarray, lengths: np.ndarra
     }
 
 
-def accuracy_gap(first: Sequence[Ranking], first_scores: np.ndarray, second: Sequence[Ranking], second_scores: np.ndarray):
-    """Accuracy on the rankings `first` less accuracy on `second`, an Estimate; prompts that both have are compared paired.
+def accuracy_gap(
+    first: Sequence[Ranking], first_scores: np.ndarray, second: Sequence[Ranking], second_scores: np.ndarray
+) -> Estimate:
+    """Accuracy on the rankings `first` less accuracy on `second`, with an interval over prompts.
+
+    Prompts that are in both are compared with themselves.
 
     Args:
-      first, second: rankings, each with a pair that is not tied.
-      first_scores, second_scores: f[N, K] of their completions, higher is better.
+      first, second: rankings, of which at least one pair each is not tied.
+      first_scores, second_scores: f[N, K], the scores of their completions, the higher the better.
     """
     found = []
     for rankings, scores in ((first, first_scores), (second, second_scores)):
@@ -62,7 +69,7 @@ def accuracy_gap(first: Sequence[Ranking], first_scores: np.ndarray, second: Seq
 
 
 def _pairs(rankings: Sequence[Ranking]) -> list[tuple[int, int, int]]:
-    """(n, better, worse) of every pair of completions of ranking n that is not tied."""
+    """Every pair of completions that is not tied: the number of its ranking, the better completion, the worse one."""
     return [
         (n, better, worse)
         for n, ranking in enumerate(rankings)
@@ -72,16 +79,21 @@ def _pairs(rankings: Sequence[Ranking]) -> list[tuple[int, int, int]]:
 
 
 def _differences(values, pairs) -> np.ndarray:
-    """f64[pairs]: what values[N, K] has for the better completion less what it has for the worse one."""
+    """f64[pairs]: the value of the better completion less that of the worse one, of values[N, K]."""
     ranking, better, worse = np.array(pairs).T
     values = np.asarray(values, np.float64)
     return values[ranking, better] - values[ranking, worse]
 
 
 def _numbered(names) -> np.ndarray:
+    """i[N]: a number for each name, the same for equal names."""
     places = {}
     return np.array([places.setdefault(name, len(places)) for name in names])
 
 
-def _plain(rows) -> list[dict]:
-    return [row._asdict() | {"accuracy": row.accuracy._asdict()} for row in rows]
+def _plain(bins) -> list[dict]:
+    """Bins as JSON has them, None for an edge at infinity."""
+    edge = lambda number: number if np.isfinite(number) else None
+    return [
+        row._asdict() | {"low": edge(row.low), "high": edge(row.high), "accuracy": row.accuracy._asdict()} for row in bins
+    ]

@@ -1,7 +1,7 @@
-"""What a device computes of a policy's evaluation: batches of a run's questions -> answers, and the programs for it.
+"""The part of a policy's evaluation that runs on the devices: the programs that turn batches of questions into answers.
 
-The questions are the same for every policy of a run, and host arrays; so are the answers, of which policy.py and
-skills.py make rows and estimates.
+All policies of a run get the same questions. Questions and answers are arrays on the host; policy.py and skills.py turn the
+answers into rows and estimates.
 """
 
 import functools
@@ -19,26 +19,26 @@ from rlhf_jax.run import Run
 
 
 class Questions(NamedTuple):
-    """What a run asks each of its policies, in batches; a part may be empty."""
+    """What a run asks each of its policies, in batches; each of the lists may be empty."""
 
-    samples: list[tuple[Prompts, np.ndarray, np.float32]]  # test prompts, key data u32[...] and temperature
-    skills: list[Prompts]  # few-shot items, to be answered greedily
+    samples: list[tuple[Prompts, np.ndarray, np.float32]]  # test prompts, the data u32[...] of a random key, and temperature
+    skills: list[Prompts]  # few-shot items, answered greedily
     documents: list[Batch]  # held-out text
 
 
 class Answers(NamedTuple):
-    """What a policy says, batch by batch; rows that fill up a batch are still there."""
+    """What a policy answers, batch by batch, including the rows that only fill up the last batch."""
 
-    samples: list[tuple[Rollout, np.ndarray]]  # with log pi f32[B] of the completions at the temperature
+    samples: list[tuple[Rollout, np.ndarray]]  # completions, and their log pi f32[B] at the temperature
     skills: list[Rollout]
-    documents: list[tuple[np.ndarray, np.ndarray]]  # `row_losses`
+    documents: list[tuple[np.ndarray, np.ndarray]]  # the losses and numbers of targets of `row_losses`
 
 
 def ask(run: Run, programs: "Programs", params: dict, questions: Questions) -> Answers:
-    """The answers of a policy; or of several at once, if params, questions, programs have a leading axis of trials.
+    """Asks a policy, or several at once if params, questions and programs have a leading axis of trials.
 
     Raises:
-      progress.Stopped: an interrupt was asked for, and there is more to do.
+      progress.Stopped: the run was asked to stop before all questions were answered.
     """
     def each(part, program, batches):
         work = loop.each(run, f"evaluation, {part}", batches, len(batches))
@@ -52,7 +52,7 @@ def ask(run: Run, programs: "Programs", params: dict, questions: Questions) -> A
 
 
 class Programs:
-    """The programs of one run: (params, batch) -> answer on the mesh."""
+    """The programs of one run; each takes parameters and a batch of questions, and answers on the mesh."""
 
     def __init__(self, run: Run):
         self._shape, self._mesh = run.model, run.mesh
@@ -65,7 +65,7 @@ class Programs:
         return rollout, completion_logprob(self._shape, params, rollout, temperature)
 
     def answer(self, params: dict, prompts: Prompts) -> Rollout:
-        return self._answerer(params, prompts, jax.random.key(0), temperature=0.0)  # draws nothing
+        return self._answerer(params, prompts, jax.random.key(0), temperature=0.0)  # greedy: the key is not used
 
     def losses(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return row_losses(self._shape, params, sharding.put_batch(batch, self._mesh))
@@ -73,13 +73,13 @@ class Programs:
 
 @functools.partial(jax.jit, static_argnums=0)
 def completion_logprob(config: TransformerConfig, params: dict, rollout: Rollout, temperature):
-    """log pi f32[B] of whole completions, by teacher forcing at the sampling temperature."""
+    """The log pi f32[B] of whole completions at the sampling temperature, by teacher forcing."""
     return jnp.sum(ppo.completion_logprobs(config, params, rollout, temperature), axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def row_losses(config: TransformerConfig, params: dict, batch: Batch):
-    """Summed negative log-likelihood f32[B] and number of targets f32[B] of each row."""
+    """The summed negative log-likelihood f32[B] of each row, in nats, and its number of targets f32[B]."""
     hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
     logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
     targets = batch.loss_mask[:, 1:]

@@ -1,7 +1,7 @@
-"""Retained skills: what pretraining gave and alignment may take (the alignment tax).
+"""Retained skills: what a model has from pretraining and may lose in alignment (the alignment tax).
 
-Held-out pretraining loss, and few-shot tasks in formats that no instruction has. As in appendix D
-of InstructGPT, decoding is greedy and the answer ends at the first newline.
+They are measured by the loss on held-out pretraining text, and by few-shot tasks in formats that no instruction has. As in
+appendix D of InstructGPT, decoding is greedy and the answer ends at the first newline.
 """
 
 import collections
@@ -21,17 +21,17 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    """The normal form of SQuAD: lower case, without punctuation and articles, words separated by single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(given: str, answer: str) -> float:
-    """1 where the normal forms are equal, else 0."""
+    """1 if the normal forms are equal, 0 otherwise."""
     return float(normalize(given) == normalize(answer))
 
 
 def token_f1(given: str, answer: str) -> float:
-    """SQuAD 2.0's F1 over words of the normal forms; two empty texts agree."""
+    """The F1 score of SQuAD 2.0 over the words of the normal forms; two empty texts agree."""
     given, answer = normalize(given).split(), normalize(answer).split()
     shared = (collections.Counter(given) & collections.Counter(answer)).total()
     if not given or not answer:
@@ -40,19 +40,19 @@ def token_f1(given: str, answer: str) -> float:
 
 
 def first_line(completion: str) -> str:
-    """The answer in a completion that goes on, as a base model's does."""
+    """The answer in a completion that goes on after it, as a base model's does."""
     return completion.split("\n", 1)[0].strip()
 
 
-# Task -> its score in [0, 1]; a task that is not named here is scored by token F1.
+# How the answers of a task are scored, in [0, 1]; those of a task that is not named here by token F1.
 SCORES = {"closed_qa": token_f1, "translation": exact_match, "arithmetic": exact_match}
 
 
 def questions(run) -> list[batches.Prompts]:
-    """The few-shot prompts of the corpus in batches; none where it has no skills.
+    """The few-shot prompts of the corpus, in batches; no batch where the corpus has no skills.
 
-    A prompt that is longer than config.evaluate.skill_prompt_length, or than what an answer leaves of the model's
-    context, loses its first shots.
+    A prompt loses its first shots where it is longer than config.evaluate.skill_prompt_length, or than the part of the
+    model's context that the answer does not need.
     """
     config, items = run.config.evaluate, _items(run)
     if not items:
@@ -64,7 +64,11 @@ def questions(run) -> list[batches.Prompts]:
 
 
 def few_shot(run, answers: list[generate.Rollout]) -> list[dict]:
-    """Scores the answers to `questions`: a row {task, prompt, answer, given, score} for every item."""
+    """Scores the answers to `questions`.
+
+    Returns:
+        A row {task, prompt, answer, given, score} for every item: `answer` is the right one, `given` the model's.
+    """
     completions = [text for rollout in answers for text in generate.texts(rollout, run.tokenizer)[0]]
     rows = []
     for (task, item), completion in zip(_items(run), completions):
@@ -80,14 +84,14 @@ def _items(run) -> list[tuple[str, dict]]:
 
 
 def scores_and_weights(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores f64[N] and weights f64[N], N together, whose weighted mean is the mean over tasks, not items."""
+    """Scores f64[N] and weights f64[N] that sum to N, such that the weighted mean is the mean over tasks, not over items."""
     sizes = collections.Counter(row["task"] for row in rows)
     scores = np.array([row["score"] for row in rows], np.float64)
     return scores, np.array([len(rows) / len(sizes) / sizes[row["task"]] for row in rows])
 
 
 def summarize(rows: list[dict]) -> dict[str, Estimate]:
-    """skills/<task> of each task of `few_shot` rows, and skills/mean, the mean over tasks."""
+    """Estimates of the rows of `few_shot`: "skills/TASK" for each task, and "skills/mean", the mean over tasks."""
     found = {}
     for task in dict.fromkeys(row["task"] for row in rows):
         found[f"skills/{task}"] = share([row["score"] for row in rows if row["task"] == task])
@@ -97,8 +101,10 @@ def summarize(rows: list[dict]) -> dict[str, Estimate]:
 
 
 def documents(run) -> list[batches.Batch]:
-    """Held-out documents in batches, packed in rows as long as a prompt with its completion, as PPO's pretraining
-    batches are by default; none where a run on files has none."""
+    """Held-out documents, in batches; no batch where a run on files has no documents.
+
+    They are packed into rows as long as a prompt with its completion, as PPO's pretraining batches are by default.
+    """
     try:
         packed = run.held_out_documents(run.config.prompt_length + run.config.completion_length)
     except InputError:
@@ -107,9 +113,12 @@ def documents(run) -> list[batches.Batch]:
 
 
 def valid_loss(run, answers: list[tuple[np.ndarray, np.ndarray]]) -> Estimate | None:
-    """Negative log-likelihood of `documents`, nats per token, of their programs.row_losses; None without documents.
+    """The negative log-likelihood of `documents` in nats per token; None without documents.
 
-    The interval takes rows as independent.
+    The interval takes the packed rows as independent.
+
+    Args:
+        answers: what programs.row_losses gives for each batch.
     """
     if not answers:
         return None

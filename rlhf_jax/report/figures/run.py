@@ -173,15 +173,12 @@ def _reward_model(record, path) -> bool:
                 label=f"{SPLITS.get(name, name)} ({facts['pairs']} pairs)")
         axes[0].set_xlabel("stated probability of being right")
         axes[0].set_ylabel("share of pairs that are right")
-        bins = {(row["low"], row["high"]) for facts in splits.values()
-                for row in facts.get("by_margin", [])}
-        bins = sorted(bins)
+        bins = sorted({_edges(row) for facts in splits.values() for row in facts.get("by_margin", [])})
         for n, (name, facts) in enumerate(splits.items()):
             colour, marker = looks[name]
             rows = facts.get("by_margin", [])
             axes[1].errorbar(
-                [bins.index((row["low"], row["high"])) + 0.16 * (n - (len(splits) - 1) / 2)
-                 for row in rows],
+                [bins.index(_edges(row)) + 0.16 * (n - (len(splits) - 1) / 2) for row in rows],
                 [row["accuracy"]["value"] for row in rows],
                 yerr=np.concatenate([arms_of(row["accuracy"]) for row in rows], axis=1)
                 if rows else None, fmt=marker, color=colour, markersize=5, elinewidth=1, capsize=2)
@@ -229,6 +226,11 @@ def _curve(axis, rows, name, colour, title, line="-") -> None:
     half = len(values) // 40
     smooth = [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
     axis.plot(steps, smooth, line, color=colour, linewidth=1.6, label=title)
+
+
+def _edges(row: dict) -> tuple[float, float]:
+    """The edges of a bin of margins, whose last has no upper one: None, or infinity in older files."""
+    return row["low"], math.inf if row["high"] is None else row["high"]
 
 
 def _interval(low: float, high: float) -> str:
