@@ -423,7 +423,7 @@ def _assemble(
         raise InputError("data.template='chat' is the released model's own: tokenizer.path must name its directory")
     if save:
         hosts.on_first(_keep_tokenizer if chat else _keep_template, path, config)
-    hosts.on_first(_check_kept, path)
+    hosts.on_first(check_kept, path)
     template = Tokenizer.load(path).chat_template(forms.date(config.data.chat_date)) if chat else Template.load(path / "template.txt")
     corpora = {} if corpora is None else corpora
     data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
@@ -536,10 +536,10 @@ def _note_kept(path: pathlib.Path) -> None:
     """Keeps the checksums of tokenizer and template in data_report.json, once."""
     if _noted(path, "kept") is None:
         _note(path, "kept", _kept(path))
-    _check_kept(path)
+    check_kept(path)
 
 
-def _check_kept(path: pathlib.Path) -> None:
+def check_kept(path: pathlib.Path) -> None:
     """Raises InputError where tokenizer or template are not those that the run was begun with.
 
     Where there is no tokenizer.json, a start makes the tokenizer anew, and it is checked after that.

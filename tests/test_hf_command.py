@@ -21,6 +21,7 @@ import toy
 from released import read_tensors, save_llama, torch_and_transformers, write_tensors
 from rlhf_jax import checkpoint, files, hf, model, ppo, shapes, sharding
 from rlhf_jax import run as run_lib
+from rlhf_jax.data.files import checksum
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.hf import __main__ as command
@@ -219,6 +220,15 @@ def test_a_reward_model_goes_out_with_its_bias(workdir, tmp_path):
     with torch.no_grad():
         scores = network(torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long()).logits[:, 0].numpy()
     np.testing.assert_allclose(scores, ppo.sequence_scores(shape, params, tokens, mask), atol=1e-4)
+
+
+def test_a_tokenizer_that_is_not_that_of_the_run_goes_not_out(workdir, tmp_path, capsys):
+    kept = {name: checksum(workdir / name) for name in run_lib.KEPT if (workdir / name).is_file()}
+    (workdir / "data_report.json").write_text(json.dumps({"kept": kept}))
+    assert command.main(["export", str(workdir / "sft"), str(tmp_path / "good")]) == 0
+    (workdir / "tokenizer.json").write_text((workdir / "tokenizer.json").read_text() + " ")
+    assert command.main(["export", str(workdir / "sft"), str(tmp_path / "out")]) == 2
+    assert "tokenizer.json was changed; put back" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_where_padding_is_eos_transformers_does_not_take_it_for_padding(workdir, tmp_path):

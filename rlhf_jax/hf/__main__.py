@@ -136,6 +136,7 @@ def _export_stage(stage: pathlib.Path, options) -> str:
     head = "scalar" if config[stage.resolve().name].kind == "reward_model" else "lm"
     config.model.attention = "xla"
     mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])
+    run_lib.check_kept(path)
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     run = run_lib.without_data(config, tokenizer, mesh)
     run.path = path
