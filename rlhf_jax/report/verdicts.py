@@ -103,7 +103,7 @@ class Verdict:
             {"what": test.what, "verdict": test.verdict(), "by_seed": test.by_seed, "seeds": len(test.by_seed),
              "df": max(0, len(test.by_seed) - 1), "t": finite(test.t), "threshold": test.threshold,
              "margin": test.margin,
-             **({} if test.estimate is None else {name: finite(v) for name, v in test.estimate._asdict().items()})}
+             **({} if test.estimate is None else test.estimate.to_json())}
             for test in self.tests]}
 
 
