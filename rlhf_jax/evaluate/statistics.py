@@ -61,7 +61,7 @@ def share(values, weights=None, units=None) -> Estimate:
     So the number of trials is reduced by twice the squared relative standard error of the variance it comes from; the
     factor 2 was found by simulation (docs/measurements.md, "Intervals of shares"). The number is not reduced below the one
     that holds where all rows of a unit are alike: the number of units, if they have one size. Values that are all equal
-    are worth as many trials.
+    are worth as many trials. A rare failure that no row shows, among scores that differ otherwise, is not foreseen.
 
     Args:
         values, weights, units: as of `mean`.
