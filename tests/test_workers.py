@@ -146,6 +146,32 @@ def test_a_worker_stops_when_the_command_that_started_it_is_gone(tmp_path):
         time.sleep(0.1)
 
 
+def test_a_worker_stops_when_the_command_was_gone_before_it_had_begun(tmp_path):
+    """The command is killed while its worker still imports."""
+    worker = (
+        "import os, signal, time, pathlib, sys; first = os.getppid(); pathlib.Path(sys.argv[1], 'up').touch()\n"
+        "while os.getppid() == first: time.sleep(0.01)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1], 'stopped').touch(), sys.exit()))\n"
+        "from rlhf_jax.sweep import workers\n"
+        "workers.end_with_parent(); time.sleep(30)"
+    )
+    parent = (
+        "import pathlib, sys, types; from rlhf_jax.sweep import workers; path = pathlib.Path(sys.argv[2]);"
+        "workers.run(1, [types.SimpleNamespace(name='a', number=0)], path, command=[sys.executable, '-c', *sys.argv[1:]])"
+    )
+    command = subprocess.Popen([sys.executable, "-c", parent, worker, tmp_path], cwd=ROOT)
+    until = time.monotonic() + 60
+    while not (tmp_path / "up").exists():
+        assert time.monotonic() < until and command.poll() is None
+        time.sleep(0.05)
+    command.kill()
+    command.wait()
+    until = time.monotonic() + 20
+    while not (tmp_path / "stopped").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_two_workers_compute_what_their_arms_share_once(tmp_path):
     """The command itself: both arms are done, no stage was computed twice, and there is one report."""

@@ -24,6 +24,7 @@ from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.listing import record_of
 
 _POLL = 1.0  # seconds
+PARENT = "RLHF_JAX_SWEEP"  # tells a worker the number of the process that started it
 
 
 def run(
@@ -57,7 +58,7 @@ def run(
             log = stack.enter_context(_open(logs / f"{number}.log"))
             # In a session of its own, or Ctrl-C would come twice: from the terminal and from here.
             worker = subprocess.Popen(
-                command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, env=os.environ | environment | {PARENT: str(os.getpid())}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
             stack.callback(worker.wait)
@@ -88,8 +89,11 @@ def shares(count: int) -> list[dict[str, str]]:
 
 
 def end_with_parent() -> None:
-    """Stops this process as SIGTERM does, saving, once the one that started it is gone, however that ended."""
-    parent = os.getppid()
+    """Stops this process as SIGTERM does, saving, once the one that started it is gone, however that ended.
+
+    That may have been before this call: a worker imports for seconds.
+    """
+    parent = int(os.environ.get(PARENT) or os.getppid())
 
     def watch():
         while os.getppid() == parent:
