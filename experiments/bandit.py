@@ -16,7 +16,7 @@ signal was at the start.
 import ml_collections
 
 from rlhf_jax.config import ppo_config
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 FORMS = ("normal", "heavy", "binary", "sharp")
 

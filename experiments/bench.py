@@ -16,7 +16,7 @@ compilation. On two cores take fewer: --config.trials=4 --config.arms_alone=2 --
 
 import ml_collections
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 SIZES = {  # Parameters: 3.5 million and 29.5 million.
     "tiny": dict(vocab_size=1024, num_layers=4, embed_dim=256, num_heads=4, max_length=128),

@@ -14,7 +14,7 @@ its KL refers to. The reward and value models are 6B beside every policy (C.2).
 import ml_collections
 
 from rlhf_jax.config import default_config, sft_config
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 SIZES = {
     # Shapes: GPT-3's (shapes.py has its table); "6B" is its 6.7B.

@@ -12,7 +12,7 @@ Hardware: 2 CPU cores. Time: 10 minutes.
 """
 
 from rlhf_jax.config import default_config
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 REVIEWS, CHATS = "ko_nsmc_100k.jsonl.xz", "sft_ko_chatbot.jsonl.xz"
 
@@ -25,9 +25,16 @@ def get_config(loss: str = "pairs"):
     config.prompt_length, config.completion_length = 48, 80
     config.tokenizer.vocab_size = 4096
     config.model.update(
-        num_layers=4, embed_dim=192, num_heads=4, max_length=128, dtype="float32", scan_layers=False, remat="none",
-        attention="blocked", logits_chunk=0,
-    )  # fmt: skip
+        num_layers=4,
+        embed_dim=192,
+        num_heads=4,
+        max_length=128,
+        dtype="float32",
+        scan_layers=False,
+        remat="none",
+        attention="blocked",
+        logits_chunk=0,
+    )
     config.data.update(source="files", on_bad_row="skip")  # some reviews are empty
     config.data.files.update(
         documents=f"{REVIEWS}@40000",
@@ -44,8 +51,15 @@ def get_config(loss: str = "pairs"):
     if loss == "regression":
         config.reward_model.loss = "regression"
     config.ppo_ptx.update(
-        iterations=10, batch_size=64, minibatch_size=32, learning_rate=5e-5, value_learning_rate=1e-4, kl_coef=0.05,
-        ptx_ratio=1, ptx_coef=1.0, warmup_iterations=2,
-    )  # fmt: skip
+        iterations=10,
+        batch_size=64,
+        minibatch_size=32,
+        learning_rate=5e-5,
+        value_learning_rate=1e-4,
+        kl_coef=0.05,
+        ptx_ratio=1,
+        ptx_coef=1.0,
+        warmup_iterations=2,
+    )
     config.evaluate.prompts = 128
     return config

@@ -14,8 +14,7 @@ Hardware: 2 CPU cores. Time: at most 20 minutes.
 """
 
 from rlhf_jax.config import default_config
-from rlhf_jax.errors import InputError
-
+from rlhf_jax.runtime.errors import InputError
 
 PREFERENCES = {  # file, prompt_length, completion_length, epochs of the reward model
     "truthfulqa": ("pref_truthfulqa_judge.jsonl.xz", 64, 48, 1.0),

@@ -13,7 +13,7 @@ Hardware: 2 CPU cores. Time: 15 to 25 minutes each. docs/measurements.md has wha
 """
 
 from rlhf_jax.config import default_config
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 MODEL = "classics"  # the folder, in DIR
 PREFERENCES = {  # file, prompt_length, completion_length
@@ -24,9 +24,7 @@ PREFERENCES = {  # file, prompt_length, completion_length
 
 def get_config(which: str = "truthfulqa"):
     if which != "pretrain" and which not in PREFERENCES:
-        raise InputError(
-            f"experiments/real_text.py:{which} is unknown; it can be pretrain, {' or '.join(PREFERENCES)}"
-        )
+        raise InputError(f"experiments/real_text.py:{which} is unknown; it can be pretrain, {' or '.join(PREFERENCES)}")
     config = default_config()
     config.model.update(dtype="float32", scan_layers=False, remat="none", attention="blocked", logits_chunk=0)
     config.data.update(source="files", on_bad_row="skip")  # some of the real answers are empty
@@ -40,9 +38,14 @@ def get_config(which: str = "truthfulqa"):
         config.model.update(num_layers=6, embed_dim=256, num_heads=4, max_length=448)
         config.prompt_length = config.completion_length = 128
         config.pretrain.update(
-            length=256, batch_size=16, steps=600, learning_rate=1e-3, warmup_steps=50, validate_every=0,
+            length=256,
+            batch_size=16,
+            steps=600,
+            learning_rate=1e-3,
+            warmup_steps=50,
+            validate_every=0,
             checkpoint_every=50,
-        )  # fmt: skip
+        )
         config.evaluate.update(prompts=8, batch_size=8)
     else:
         rankings, config.prompt_length, config.completion_length = PREFERENCES[which]
@@ -50,6 +53,8 @@ def get_config(which: str = "truthfulqa"):
         config.model.shape, config.tokenizer.path, config.sft.init = MODEL, f"{MODEL}/tokenizer.json", MODEL
         config.data.files.rankings = rankings
         config.sft.update(epochs=1.0, learning_rate=3e-4, dropout_rate=0.0, packed=True)
-        config.reward_model.update(packed=True, learning_rate=3e-4, warmup_steps=20, epochs=1.0 if which == "truthfulqa" else 2.0)
+        config.reward_model.update(
+            packed=True, learning_rate=3e-4, warmup_steps=20, epochs=1.0 if which == "truthfulqa" else 2.0
+        )
         config.evaluate.prompts = 64
     return config

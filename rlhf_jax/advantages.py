@@ -60,9 +60,7 @@ def last_token(mask: jax.Array) -> jax.Array:
     return mask & (real_from_here == 1)
 
 
-def apply_missing_eos(
-    scores: jax.Array, has_eos: jax.Array, rule: str, value: jax.Array | float
-) -> jax.Array:
+def apply_missing_eos(scores: jax.Array, has_eos: jax.Array, rule: str, value: jax.Array | float) -> jax.Array:
     """Scores f32[B] after the rule for completions that did not end.
 
     Args:

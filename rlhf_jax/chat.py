@@ -17,17 +17,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_jax import generate, run as run_lib, terminal
-from rlhf_jax.command_line import option
-from rlhf_jax.config.ranges import NOT_NEGATIVE
+from rlhf_jax import generate
+from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.errors import InputError, as_command
+from rlhf_jax.evaluate.answers import completion_logprob
 from rlhf_jax.evaluate.policy import reference_stage
-from rlhf_jax.evaluate.programs import completion_logprob
+from rlhf_jax.fields.ranges import NOT_NEGATIVE
 from rlhf_jax.report.record import label
-from rlhf_jax.reward_model import Scorer
-from rlhf_jax.terminal import visible
+from rlhf_jax.runtime import terminal
+from rlhf_jax.runtime.command_line import option
+from rlhf_jax.runtime.errors import InputError, as_command
+from rlhf_jax.runtime.terminal import visible
+from rlhf_jax.stages.reward_model import Scorer
 
 
 class Answer(NamedTuple):
@@ -59,17 +61,14 @@ class Chat:
             raise InputError(f"{run.path} has no finished policy yet; run its pipeline first")
         stage = stage or stages[-1]
         if stage not in stages:
-            raise InputError(f"{run.path} has no finished policy '{stage}'; "
-                             f"--stage can be {', '.join(stages)}")
+            raise InputError(f"{run.path} has no finished policy '{stage}'; --stage can be {', '.join(stages)}")
         self._run = run
         self._reference = reference_stage(run)
-        shown = {run.stages("pretrain")[0] if run.stages("pretrain") else None, self._reference,
-                 stage}
+        shown = {run.stages("pretrain")[0] if run.stages("pretrain") else None, self._reference, stage}
         self._params = {name: run.load_params(name) for name in stages if name in shown}
         self._scorer = Scorer(run) if run.stages("reward_model") else None
 
-    def answer(self, instruction: str, input: str = "", *, temperature: float, turn: int = 0
-               ) -> list[Answer]:
+    def answer(self, instruction: str, input: str = "", *, temperature: float, turn: int = 0) -> list[Answer]:
         """One completion of each policy, all with the same random key.
 
         Raises:
@@ -87,16 +86,21 @@ class Chat:
             [completion, *_], [finished, *_] = generate.texts(rollout, run.tokenizer)
             sampled = generate.sampled(rollout)[0]
             logprob, reference = (
-                None if weights is None
-                else float(completion_logprob(run.model, weights, rollout, temperature)[0])
-                for weights in (params, self._params.get(self._reference)))
+                None if weights is None else float(completion_logprob(run.model, weights, rollout, temperature)[0])
+                for weights in (params, self._params.get(self._reference))
+            )
             gold = run.corpus.gold(prompt, completion, finished) if text in self._known else None
-            answers.append(Answer(
-                stage, completion, finished,
-                tokens=len(sampled),
-                score=self._scorer and float(self._scorer([prompt], [completion], [finished], [sampled])[0]),
-                gold=gold and gold.total,
-                kl=None if reference is None else logprob - reference))
+            answers.append(
+                Answer(
+                    stage,
+                    completion,
+                    finished,
+                    tokens=len(sampled),
+                    score=self._scorer and float(self._scorer([prompt], [completion], [finished], [sampled])[0]),
+                    gold=gold and gold.total,
+                    kl=None if reference is None else logprob - reference,
+                )
+            )
         return answers
 
     @property
@@ -124,14 +128,25 @@ def table(answers: list[Answer]) -> Table:
     shown.add_column("")
     for answer in answers:
         shown.add_column(Text(visible(label(answer.stage))), overflow="fold")
-    shown.add_row("", *(Text(visible(answer.completion.strip() or "(empty)")
-                             + ("" if answer.finished else " …")) for answer in answers))
+    shown.add_row(
+        "",
+        *(
+            Text(visible(answer.completion.strip() or "(empty)") + ("" if answer.finished else " …"))
+            for answer in answers
+        ),
+    )
     shown.add_section()
-    for title, name in {"tokens": "tokens", "reward score": "score", "gold score": "gold",
-                        "KL to SFT (nats)": "kl"}.items():
+    for title, name in {
+        "tokens": "tokens",
+        "reward score": "score",
+        "gold score": "gold",
+        "KL to SFT (nats)": "kl",
+    }.items():
         values = [getattr(answer, name) for answer in answers]
-        shown.add_row(title, *(f"{value:.2f}" if isinstance(value, float) else
-                               "–" if value is None else str(value) for value in values))
+        shown.add_row(
+            title,
+            *(f"{value:.2f}" if isinstance(value, float) else "–" if value is None else str(value) for value in values),
+        )
     return shown
 
 
@@ -139,14 +154,12 @@ def converse(chat: Chat, turns, console: Console, temperature: float) -> None:
     """Answers every (instruction, input), after an example of a prompt with a gold score."""
     if chat.example:
         instruction, text = chat.example
-        console.print(Text(visible("\n      input: ".join(filter(None, [
-            f"for example: {instruction}", text])))))
+        console.print(Text(visible("\n      input: ".join(filter(None, [f"for example: {instruction}", text])))))
     for turn, (instruction, text) in enumerate(turns):
         show(chat, console, instruction, text, temperature, turn)
 
 
-def show(chat: Chat, console: Console, instruction: str, input: str, temperature: float,
-         turn: int = 0) -> None:
+def show(chat: Chat, console: Console, instruction: str, input: str, temperature: float, turn: int = 0) -> None:
     """Prints one turn; a prompt that cannot be answered is one sentence."""
     try:
         answers = chat.answer(instruction, input, temperature=temperature, turn=turn)
@@ -160,6 +173,7 @@ def show(chat: Chat, console: Console, instruction: str, input: str, temperature
 
 def typed_turns():
     """(instruction, input) from a terminal, with a cue for each, or from the lines of a pipe."""
+
     def ask(cue):
         return input(cue if sys.stdin.isatty() else "")
 
@@ -178,8 +192,8 @@ def typed_turns():
 @as_command("rlhf_jax.chat")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.chat", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m rlhf_jax.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", required=True, help="the directory of a run")
     parser.add_argument("--stage", help="the policy beside base and SFT; default: the last one")
     parser.add_argument("--instruction", help="answer this one and stop")

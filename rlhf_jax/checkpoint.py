@@ -25,9 +25,9 @@ import zlib
 import jax
 import orbax.checkpoint as ocp
 
-from rlhf_jax import hosts
-from rlhf_jax.errors import InputError, reason, refused
-from rlhf_jax.files import read_json, write_json
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.errors import InputError, reason, refused
+from rlhf_jax.runtime.files import read_json, write_json
 
 _MANIFEST = "manifest.json"
 _UNLISTED = (_MANIFEST, "_CHECKPOINT_METADATA")  # Orbax changes the latter after the manifest
@@ -51,7 +51,9 @@ class Checkpointer:
 
     def __init__(self, directory, keep: int = 2, keep_every: int = 0):
         if keep < 1:
-            raise InputError(f"checkpoints_kept={keep}: one checkpoint at least must stay, or no run could go on from it")
+            raise InputError(
+                f"checkpoints_kept={keep}: one checkpoint at least must stay, or no run could go on from it"
+            )
         check_path(directory)
         self._directory = pathlib.Path(directory).absolute()
         self._keep, self._keep_every = keep, keep_every
@@ -129,8 +131,9 @@ class Checkpointer:
         return None
 
     def _clean(self):
-        outdated = [str(step) for step in self._good()[:-self._keep]
-                    if not self._keep_every or step % self._keep_every]
+        outdated = [
+            str(step) for step in self._good()[: -self._keep] if not self._keep_every or step % self._keep_every
+        ]
         for path in self._directory.iterdir():
             if path.name in outdated or path.name.endswith(_TEMPORARY):
                 shutil.rmtree(path)
@@ -142,8 +145,7 @@ class Checkpointer:
         """Every directory named like a step, good or not, ascending."""
         if not self._directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self._directory.iterdir()
-                      if path.name.isdecimal() and path.is_dir())
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
 def check_path(path) -> None:
@@ -152,7 +154,9 @@ def check_path(path) -> None:
     unreadable = re.search(r"\\|\[[^/]*\]|(?<=/)(?:gs|s3):(?=/)", text)
     if unreadable or text != text.encode(errors="replace").decode():
         what = f"'{unreadable[0]}'" if unreadable else "bytes that are no UTF-8"
-        raise InputError(f"{text!r}: checkpoints cannot be kept in a folder with {what} in its path; give one another name")
+        raise InputError(
+            f"{text!r}: checkpoints cannot be kept in a folder with {what} in its path; give one another name"
+        )
 
 
 def save_params(path, params) -> None:
@@ -221,8 +225,9 @@ class _Writer:
         if sys.unraisablehook is not _unraisablehook:
             _unraisablehook.shown, sys.unraisablehook = sys.unraisablehook, _unraisablehook
         self._path = self._arrays = None
-        self._orbax = ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(
-            post_finalization_callback=self._write_manifest))
+        self._orbax = ocp.StandardCheckpointer(
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest)
+        )
 
     def start(self, path, tree):
         self._path, self._arrays = path, _arrays(tree)
@@ -252,8 +257,10 @@ class _Writer:
     def _write_manifest(self):
         folder = self._temporary
         paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in _UNLISTED]
-        files = {path.relative_to(folder).as_posix(): [path.stat().st_size, crc32]
-                 for path, crc32 in zip(paths, _crc32s(paths))}
+        files = {
+            path.relative_to(folder).as_posix(): [path.stat().st_size, crc32]
+            for path, crc32 in zip(paths, _crc32s(paths))
+        }
         write_json(folder / _MANIFEST, {"arrays": self._arrays, "files": files})
 
     @property
@@ -274,8 +281,9 @@ class _Writer:
                 said = "its folder was removed"
             if not said:
                 raise
-            raise InputError(f"cannot save the checkpoint {path}: {said}; "
-                             "what was saved before is untouched") from error
+            raise InputError(
+                f"cannot save the checkpoint {path}: {said}; what was saved before is untouched"
+            ) from error
 
 
 def _at_once(kind: type | None) -> bool:
@@ -306,23 +314,28 @@ def _read(path, abstract):
     saved = hosts.on_first(read_json, path / _MANIFEST)["arrays"]
     wanted = _arrays(abstract)
     for name in sorted(saved.keys() | wanted.keys()):
-        there, here = (f"of shape {arrays[name]['shape']}" if name in arrays else "absent"
-                       for arrays in (saved, wanted))
+        there, here = (
+            f"of shape {arrays[name]['shape']}" if name in arrays else "absent" for arrays in (saved, wanted)
+        )
         if there != here:
-            raise InputError(f"{path} does not fit this config: the array {name} is {there} in the "
-                             f"checkpoint and {here} here")
+            raise InputError(
+                f"{path} does not fit this config: the array {name} is {there} in the checkpoint and {here} here"
+            )
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device), abstract)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device),
+        abstract,
+    )
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(path, abstract)
 
 
 def _arrays(tree) -> dict[str, dict]:
     """Shape and dtype of every array by its path in the tree, such as "params/layers/w"."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/"):
-            {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-            for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 def _crc32s(paths) -> list[int]:

@@ -17,18 +17,22 @@ from collections.abc import Callable
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax import command_line
 from rlhf_jax import config as config_lib
-from rlhf_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, refused
+from rlhf_jax.runtime import command_line
+from rlhf_jax.runtime.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, refused
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. experiments/quickstart.py.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. experiments/quickstart.py.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run or sweep lives; the same folder again resumes it.")
 _DATA = flags.DEFINE_string("data", None, "The folder of the data files (sets data.files.dir).")
 _DISTRIBUTED = flags.DEFINE_string("distributed", "", "'auto': join the other processes of this cluster.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 can be reached, outside a cluster.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the job has.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-_HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "A host not heard of for so long ends the job.", lower_bound=5)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 100, "A host not heard of for so long ends the job.", lower_bound=5
+)
 flags.mark_flags_as_required(["config", "workdir"])
 # An unset variable of a shell is an empty text, and an empty path the current directory.
 flags.register_validator("workdir", lambda path: path != "", "it is empty: name a folder")
@@ -62,7 +66,7 @@ class Job:
           InputError: flags that contradict each other, or no cluster.
           hosts.NotJoined: another process did not come in time.
         """
-        from rlhf_jax import hosts
+        from rlhf_jax.runtime import hosts
 
         try:
             hosts.start(
@@ -102,7 +106,7 @@ def main(name: str, work: Callable[[Job], int | None]) -> None:
         overrides = config_flags.get_override_values(flag)
         job = Job(config, flag.config_filename, overrides, _WORKDIR.value, arguments[1:])
         status = _status(name, work, job)
-        from rlhf_jax import hosts
+        from rlhf_jax.runtime import hosts
 
         if hosts.count() == 1:
             hosts.leave(status)
@@ -115,7 +119,8 @@ def main(name: str, work: Callable[[Job], int | None]) -> None:
 
 def _status(name: str, work: Callable[[Job], int | None], job: Job) -> int:
     """The exit status of work that all processes end together; what ends this process alone does not return."""
-    from rlhf_jax import hosts, loop, progress
+    from rlhf_jax import loop
+    from rlhf_jax.runtime import hosts, progress
 
     def said(sentence, status: int) -> int:
         with contextlib.suppress(OSError):  # the terminal is gone

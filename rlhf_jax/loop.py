@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
-from rlhf_jax import hosts
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.checkpoint import Checkpointer
-from rlhf_jax.progress import Progress, Stopped
 from rlhf_jax.run import Run
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.progress import Progress, Stopped
 
 
 class NonFinite(Exception):
@@ -131,7 +131,9 @@ def fit_all(
         writers = {
             place: stack.enter_context(
                 metrics_lib.MetricsWriter(
-                    trial.folder / "metrics.jsonl", min(first, trial.total) if restored else None, trial.run.config.tensorboard
+                    trial.folder / "metrics.jsonl",
+                    min(first, trial.total) if restored else None,
+                    trial.run.config.tensorboard,
                 )
             )
             for place, trial in trials.items()

@@ -12,7 +12,7 @@ On several hosts, start the same command on each of them, with --distributed=aut
 from absl import flags
 
 from rlhf_jax import job
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 flags.adopt_module_key_flags(job)
 

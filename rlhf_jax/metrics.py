@@ -13,9 +13,9 @@ import time
 import jax
 import numpy as np
 
-from rlhf_jax import hosts
-from rlhf_jax.errors import InputError, reason
-from rlhf_jax.files import whole_lines, write_text
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.errors import InputError, reason
+from rlhf_jax.runtime.files import whole_lines, write_text
 
 _SHOWN_GAPS = 8
 
@@ -70,8 +70,7 @@ class MetricsWriter:
             raise InputError(f"cannot write {self.path}: {reason(error)}") from error
         if make_events:
             purge_step = None if resume_step is None else resume_step + 1
-            self._events = make_events(
-                os.fspath(self.path.parent / "tensorboard"), purge_step=purge_step)
+            self._events = make_events(os.fspath(self.path.parent / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, metrics: dict) -> None:
         """Appends the values of one step: numbers (JAX and NumPy scalars too), strings or None."""
@@ -81,8 +80,9 @@ class MetricsWriter:
         row = {"step": int(step), "time": round(time.time(), 3)}
         if clash := values.keys() & row.keys():
             raise ValueError(f"a metric cannot be called {' or '.join(sorted(clash))}")
-        line = json.dumps(row | {name: _encode(value) for name, value in values.items()},
-                          ensure_ascii=False, allow_nan=False)
+        line = json.dumps(
+            row | {name: _encode(value) for name, value in values.items()}, ensure_ascii=False, allow_nan=False
+        )
         try:
             self._file.write(line + "\n")
             self._file.flush()
@@ -127,7 +127,9 @@ def read_metrics(path) -> list[dict]:
 def lost_steps(rows: list[dict], last: int) -> str:
     """Which of the steps 1 to `last` have no row: "step 3", "steps 4 to 6, 9", or "" where none is missing."""
     missing = sorted(set(range(1, last + 1)) - {row["step"] for row in rows})
-    runs = [[step for _, step in run] for _, run in itertools.groupby(enumerate(missing), lambda pair: pair[1] - pair[0])]
+    runs = [
+        [step for _, step in run] for _, run in itertools.groupby(enumerate(missing), lambda pair: pair[1] - pair[0])
+    ]
     shown = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
     more = [f"{len(shown) - _SHOWN_GAPS} more gaps"] if len(shown) > _SHOWN_GAPS else []
     return f"step{'s' * (len(missing) > 1)} {', '.join(shown[:_SHOWN_GAPS] + more)}" if missing else ""
@@ -142,7 +144,9 @@ def _rows(path) -> dict[int, tuple[str, dict]]:
             if isinstance(row["step"], int):
                 rows.setdefault(row["step"], (line.decode(), row))
     if not rows and len(lines) > 1:
-        raise InputError(f"{path}: no line of it is a JSON object with an integer 'step'; put it back as it was, or delete it")
+        raise InputError(
+            f"{path}: no line of it is a JSON object with an integer 'step'; put it back as it was, or delete it"
+        )
     return rows
 
 
@@ -165,5 +169,7 @@ def _tensorboard_writer():
             return importlib.import_module(module).SummaryWriter
         except ImportError:
             continue
-    raise InputError("TensorBoard files were asked for, but no writer is installed: "
-                     "pip install tensorboardX, or turn TensorBoard off")
+    raise InputError(
+        "TensorBoard files were asked for, but no writer is installed: "
+        "pip install tensorboardX, or turn TensorBoard off"
+    )

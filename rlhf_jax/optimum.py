@@ -22,16 +22,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax import command_line, generate, keys, model, optim, ppo, ppo_options, ppo_stage, sharding
-from rlhf_jax.config import stages
-from rlhf_jax.config.checks import check_values
-from rlhf_jax.config.fields import Field, Section
-from rlhf_jax.config.model import MODEL
-from rlhf_jax.config.ranges import POSITIVE, SEED, OneOf, Several, whole
+from rlhf_jax import generate, model, optim, ppo, sharding
 from rlhf_jax.data.batches import Prompts
-from rlhf_jax.errors import InputError
+from rlhf_jax.fields import stages
+from rlhf_jax.fields.checks import check_values
+from rlhf_jax.fields.field import Field, Section
+from rlhf_jax.fields.model import MODEL
+from rlhf_jax.fields.ranges import POSITIVE, SEED, OneOf, Several, whole
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.ppo import options as ppo_options
+from rlhf_jax.runtime import command_line, keys
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.world import bandit
 from rlhf_jax.world.bandit import Bandit, Outcome
 from rlhf_jax.world.fixed_points import NoFixedPoint, log_fixed_point
@@ -45,7 +48,9 @@ class Comparison(NamedTuple):
     reference: Outcome
     optimum: Outcome
     reachable: Outcome  # the best of the model, see best_of_model
-    sought: Outcome | None  # where PPO of these fields ends (world/fixed_points.py); None: at one completion, or not studied
+    sought: (
+        Outcome | None
+    )  # where PPO of these fields ends (world/fixed_points.py); None: at one completion, or not studied
     policy: Outcome
     nats_from_sought: float | None  # KL(policy || sought), nats per completion
     seconds: float
@@ -133,14 +138,24 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
 _WEIGHTS = {"ema": "ema_params", "params": "params"}
 
 
-def sought_by(config: ppo.PPOConfig, lam: float, game: Bandit, log_ref: np.ndarray, kl_coef: float) -> np.ndarray | None:
+def sought_by(
+    config: ppo.PPOConfig, lam: float, game: Bandit, log_ref: np.ndarray, kl_coef: float
+) -> np.ndarray | None:
     """log_fixed_point f64[X, Y] of these programs, or None where there is none or it was not worked out."""
     if config.whiten_rewards or config.entropy_bonus:
         return None
     whitened = config.whiten_advantages != "none"
     try:
         return log_fixed_point(
-            game, log_ref, kl_coef, config.kl_in, config.kl_estimator, config.advantage, whitened, config.samples_per_prompt, lam
+            game,
+            log_ref,
+            kl_coef,
+            config.kl_in,
+            config.kl_estimator,
+            config.advantage,
+            whitened,
+            config.samples_per_prompt,
+            lam,
         )
     except NoFixedPoint:
         return None
@@ -228,7 +243,11 @@ FIELDS = Section(
     {
         "rewards": Field("normal", OneOf(*bandit.REWARDS), "see bandit.make_bandit"),
         "num_prompts": Field(4, whole(1, bandit.VOCAB_SIZE - bandit.FIRST_LETTER), "of a bandit"),
-        "seeds": Field((0,), Several(SEED, "one or several whole numbers from 0", least=1), "each of a bandit, a reference and all noise"),
+        "seeds": Field(
+            (0,),
+            Several(SEED, "one or several whole numbers from 0", least=1),
+            "each of a bandit, a reference and all noise",
+        ),
         "kl_coefs": Field((0.1,), Several(POSITIVE, "one or several numbers above 0", least=1), "the prices of a nat"),
         "model": dataclasses.replace(MODEL, partial=True),
         "ppo": stages.PPO,
@@ -247,7 +266,9 @@ def main(config: ConfigDict) -> None:
         TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model), None, bandit.EOS_ID, config.ppo
     )
     print("\n".join(ppo_options.described(programs, gamma=config.ppo.gamma)))
-    print("kl_coef seed | optimum: objective     KL | model: gain | sought: gain     KL | PPO: gain     KL | nats to sought | seconds")
+    print(
+        "kl_coef seed | optimum: objective     KL | model: gain | sought: gain     KL | PPO: gain     KL | nats to sought | seconds"
+    )
     for row in compare(config):
         sought, nats = (f"{'-':>12} {'-':>6}", "-")
         if row.sought:

@@ -3,12 +3,15 @@
 import contextlib
 import time
 
-from rlhf_jax import (
-    best_of_n_stage, checkpoint, collect, dpo, finished, hosts, ppo_stage, pretrain, prompted, rankings, report, reward_model, sft, sharding,
-)  # fmt: skip
+from rlhf_jax import checkpoint, report, sharding
 from rlhf_jax import run as run_lib
-from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import policy, programs
+from rlhf_jax.evaluate import answers as programs
+from rlhf_jax.evaluate import policy
+from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import best_of_n as best_of_n_stage
+from rlhf_jax.stages import collect, dpo, pretrain, prompted, rankings, reward_model, sft
+from rlhf_jax.stages import ppo as ppo_stage
 
 KINDS = {
     "pretrain": pretrain.run_stage,
@@ -99,9 +102,12 @@ def evaluate(run: run_lib.Run, stage: str, answers: programs.Answers | None = No
 
 # The fields by which a stage names earlier ones, and of which kinds these are.
 _NAMES = {
-    "init": run_lib.POLICIES, "models": run_lib.POLICIES, "reward": ("reward_model",), "judges": ("reward_model",),
+    "init": run_lib.POLICIES,
+    "models": run_lib.POLICIES,
+    "reward": ("reward_model",),
+    "judges": ("reward_model",),
     "pool": ("best_of_n",),
-}  # fmt: skip
+}
 
 
 def _check_names(run: run_lib.Run, stage: str) -> None:

@@ -9,9 +9,9 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import attention, checkpoint, finished, generate, hf, hosts, keys, model, ppo_options, progress, shapes, sharding
+from rlhf_jax import checkpoint, generate, hf, model, shapes, sharding
 from rlhf_jax.config import check as check_config
-from rlhf_jax.config import defaults_like, forms, restored
+from rlhf_jax.config import defaults_like, restored
 from rlhf_jax.data import mixture, packing, tokenizer_files
 from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
 from rlhf_jax.data.chat_template import ChatTemplate
@@ -19,10 +19,13 @@ from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, read_json, write_json
-from rlhf_jax.model import TransformerConfig
-from rlhf_jax.workdir import Workdir
+from rlhf_jax.fields import forms
+from rlhf_jax.model import TransformerConfig, attention
+from rlhf_jax.ppo import options as ppo_options
+from rlhf_jax.runtime import finished, hosts, keys, progress
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_if_there, read_json, write_json
+from rlhf_jax.runtime.workdir import Workdir
 from rlhf_jax.world.corpus import WorldCorpus
 
 POLICIES = ("pretrain", "sft", "dpo", "ppo")  # kinds of stages that make one
@@ -205,7 +208,9 @@ class Run:
             return hf.load_params(self._released(stage), shape, self.param_shardings(shape, head), head)
         if not self.done(stage):
             if not hosts.on_first((self.path / "config.json").is_file):
-                raise InputError(f"{self.path} was moved or removed while this command used it: config.json is not there")
+                raise InputError(
+                    f"{self.path} was moved or removed while this command used it: config.json is not there"
+                )
             known = stage in self.config.stages
             raise InputError(
                 f"{self.path}: stage '{stage}' is needed and not finished"
@@ -288,17 +293,25 @@ class Run:
         else:  # GPT-2's pair of files, or none
             same = not (folder / "vocab.json").is_file() or Tokenizer.load(folder).same_ids(self.tokenizer)
         if not same:
-            raise InputError(f"{folder} reads other tokens than this run, or gives them other ids: set tokenizer.path={name}")
+            raise InputError(
+                f"{folder} reads other tokens than this run, or gives them other ids: set tokenizer.path={name}"
+            )
         if shape.vocab_size < self.tokenizer.vocab_size:
-            raise InputError(f"{folder} knows {shape.vocab_size} tokens, and the tokenizer has {self.tokenizer.vocab_size}")
+            raise InputError(
+                f"{folder} knows {shape.vocab_size} tokens, and the tokenizer has {self.tokenizer.vocab_size}"
+            )
 
     def _released(self, name: str) -> pathlib.Path:
         folder = pathlib.Path(self.config.data.files.dir, name)
         if not (folder / "config.json").is_file():
             fields = [
-                f"{stage}.{field}" for stage in self.config.stages for field in ("init", "reward", "judges")
-                if name == (named := self.config[stage].get(field)) or isinstance(named, (tuple, list)) and name in named
-            ]  # fmt: skip
+                f"{stage}.{field}"
+                for stage in self.config.stages
+                for field in ("init", "reward", "judges")
+                if name == (named := self.config[stage].get(field))
+                or isinstance(named, (tuple, list))
+                and name in named
+            ]
             raise InputError(
                 f"{' and '.join(fields) or 'the config'} {'name' if len(fields) > 1 else 'names'} '{name}', which is neither a stage of this config nor a folder "
                 f"of released weights in '{folder.parent}' (data.files.dir)"
@@ -424,7 +437,11 @@ def _assemble(
     if save:
         hosts.on_first(_keep_tokenizer if chat else _keep_template, path, config)
     hosts.on_first(check_kept, path)
-    template = Tokenizer.load(path).chat_template(forms.date(config.data.chat_date)) if chat else Template.load(path / "template.txt")
+    template = (
+        Tokenizer.load(path).chat_template(forms.date(config.data.chat_date))
+        if chat
+        else Template.load(path / "template.txt")
+    )
     corpora = {} if corpora is None else corpora
     data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
     if data not in corpora:
@@ -512,7 +529,9 @@ def _noted(path: pathlib.Path, name: str) -> dict[str, str] | None:
     report = path / "data_report.json"
     found = (read_if_there(report) or {}).get(name)
     if not isinstance(found, dict | None):
-        raise InputError(f"{report} is damaged: '{name}' must be an object of files and their checksums; put it back as it was")
+        raise InputError(
+            f"{report} is damaged: '{name}' must be an object of files and their checksums; put it back as it was"
+        )
     return found
 
 
@@ -523,8 +542,11 @@ def _note(path: pathlib.Path, name: str, checksums: dict[str, str]) -> None:
 
 def _changes(before: dict, now: dict) -> str:
     """What has become of files, by their checksums; "" where all are as they were."""
-    differ = {name: "is gone" if name not in now else "is new" if name not in before else "was changed"
-              for name in sorted(before | now) if before.get(name) != now.get(name)}  # fmt: skip
+    differ = {
+        name: "is gone" if name not in now else "is new" if name not in before else "was changed"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name)
+    }
     return ", ".join(f"{name} {what}" for name, what in list(differ.items())[:5]) + ", ..." * (len(differ) > 5)
 
 

@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 
 from rlhf_jax import hf
-from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime.errors import InputError
 
 # Brown et al. 2020, Table 2.1: layers, width, heads; 2048 places. Two of its rows cannot be: it prints 24
 # heads of 128 for 1.3B, which are not 2048 wide (16 are, and Stiennon et al. 2020 print 16), and a width of

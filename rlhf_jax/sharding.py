@@ -14,7 +14,7 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -54,7 +54,9 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence 
             "the sizes must multiply to the number of devices (-1 takes the rest)"
         )
     types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})  # described ahead of time, one slice has none
+    slices = len(
+        {getattr(device, "slice_index", 0) for device in devices}
+    )  # described ahead of time, one slice has none
     if slices == 1:
         return Mesh(_on_torus(mesh_utils.create_device_mesh, sizes, devices), MESH_AXES, axis_types=types)
     if sizes[0] % slices:

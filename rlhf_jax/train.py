@@ -35,7 +35,9 @@ def init_state(params: dict, optimizer: optax.GradientTransformation, *, ema: bo
     return TrainState(jnp.int32(0), params, optimizer.init(params), average)
 
 
-def state_shardings(state_shapes: TrainState, optimizer, logical_axes, mesh, rules=sharding.DEFAULT_RULES) -> TrainState:
+def state_shardings(
+    state_shapes: TrainState, optimizer, logical_axes, mesh, rules=sharding.DEFAULT_RULES
+) -> TrainState:
     """Parameters by their logical axes; optimizer state and average like the parameters."""
     params = sharding.param_shardings(logical_axes, state_shapes.params, mesh, rules)
     return TrainState(
@@ -46,9 +48,7 @@ def state_shardings(state_shapes: TrainState, optimizer, logical_axes, mesh, rul
     )
 
 
-def gradients(
-    loss_fn: LossFn, params: dict, batch, key: jax.Array, microbatches: int = 1
-) -> tuple[dict, losses.Loss]:
+def gradients(loss_fn: LossFn, params: dict, batch, key: jax.Array, microbatches: int = 1) -> tuple[dict, losses.Loss]:
     """Gradient of total / weight over the whole batch, computed in `microbatches` parts.
 
     Args:

@@ -5,12 +5,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rlhf_jax import checkpoint
-from rlhf_jax.files import read_json
 from rlhf_jax.metrics import read_metrics
+from rlhf_jax.runtime.files import read_json
 
 
 def timeless(path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "time"} for row in read_metrics(path / "metrics.jsonl")]
+    return [
+        {name: value for name, value in row.items() if name != "time"} for row in read_metrics(path / "metrics.jsonl")
+    ]
 
 
 def saved_arrays(path) -> dict[str, np.ndarray]:

@@ -9,68 +9,71 @@ import subprocess
 
 
 def _set_flag(name, value):
-    flags = os.environ.get('XLA_FLAGS', '')
+    flags = os.environ.get("XLA_FLAGS", "")
     if name not in flags:
-        os.environ['XLA_FLAGS'] = f'{flags} --{name}={value}'.strip()
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
 
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-_set_flag('xla_force_host_platform_device_count', 8)
-if os.environ['JAX_PLATFORMS'] == 'cpu':
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_set_flag("xla_force_host_platform_device_count", 8)
+if os.environ["JAX_PLATFORMS"] == "cpu":
     # The tests' programs are small and run briefly: machine code that is not optimized is ready in 60 % of the time.
-    _set_flag('xla_backend_optimization_level', 0)
+    _set_flag("xla_backend_optimization_level", 0)
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background: tests send it to commands that they start
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in a shell's background: tests send it to commands that they start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile('repeatable', deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile('repeatable')
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real data beside the project; tests that need it skip where it is missing."""
-    path = pathlib.Path(os.environ.get('RLHF_JAX_SHARED_DATA', _PROJECT.parent / 'shared' / 'data'))
+    path = pathlib.Path(os.environ.get("RLHF_JAX_SHARED_DATA", _PROJECT.parent / "shared" / "data"))
     if not path.is_dir():
-        pytest.skip(f'no real data: {path} is missing (RLHF_JAX_SHARED_DATA names another place)')
+        pytest.skip(f"no real data: {path} is missing (RLHF_JAX_SHARED_DATA names another place)")
     return path
 
 
 @pytest.fixture
 def disk_of(tmp_path):
     """size, such as '3m' -> a folder on a file system of that size; skips where that needs root."""
-    folder = tmp_path / 'disk'
+    folder = tmp_path / "disk"
 
     def mount(size):
         folder.mkdir()
-        command = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)]
-        if not shutil.which('mount') or subprocess.run(command, capture_output=True).returncode:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
             folder.rmdir()
-            pytest.skip('mounting a small file system needs root')
+            pytest.skip("mounting a small file system needs root")
         return folder
 
     yield mount
     if folder.is_dir():
-        subprocess.run(['umount', str(folder)], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     """A mesh of one device, and programs compiled once for all runs of a module; yields the settings of JAX for that."""
     import jax
+
     from rlhf_jax import sharding
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(sharding, 'make_mesh', functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+    patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
     settings = {
-        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-        'jax_persistent_cache_min_compile_time_secs': 0.0,
-        'jax_persistent_cache_min_entry_size_bytes': -1,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():

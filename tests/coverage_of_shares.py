@@ -14,7 +14,7 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 
-from rlhf_jax.evaluate.statistics import share
+from rlhf_jax.statistics import share
 
 
 class Cell(NamedTuple):
@@ -109,9 +109,12 @@ def main(repeats: int = 4000) -> None:
         found = [measure(cell, {"before": before, "now": now, "oracle": cell.oracle}, repeats) for cell in cells]
         worst = min(range(len(cells)), key=lambda n: found[n]["now"][0])
         widths = [one["now"][1] / one["oracle"][1] for one in found]
-        print(f"| {sizes} | {f'{correlation:g}, {family}' if correlation else 0} | {100 * min(one['before'][0] for one in found):.1f} % "
-              f"| {100 * found[worst]['now'][0]:.1f} % | {cells[worst].share:g}, {cells[worst].prompts} prompts "
-              f"| {np.mean(widths):.2f} | {max(widths):.2f} |", flush=True)  # fmt: skip
+        print(
+            f"| {sizes} | {f'{correlation:g}, {family}' if correlation else 0} | {100 * min(one['before'][0] for one in found):.1f} % "
+            f"| {100 * found[worst]['now'][0]:.1f} % | {cells[worst].share:g}, {cells[worst].prompts} prompts "
+            f"| {np.mean(widths):.2f} | {max(widths):.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

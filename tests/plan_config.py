@@ -8,9 +8,7 @@ def get_config(size: str = "tiny"):
     config.stages = ("sft", "reward_model", "ppo", "ppo_ptx")
     config.prompt_length = config.completion_length = 8
     config.tokenizer.vocab_size = 300
-    config.model.update(
-        num_layers=2, embed_dim=32, num_heads=4, max_length=16, dtype="float32", attention="xla"
-    )
+    config.model.update(num_layers=2, embed_dim=32, num_heads=4, max_length=16, dtype="float32", attention="xla")
     config.sft.update(batch_size=8, epochs=2.0)
     config.reward_model.batch_size = config.dpo.batch_size = 8
     for ppo in (config.ppo, config.ppo_ptx):

@@ -8,21 +8,33 @@ import safetensors.numpy
 
 VOCAB, LENGTH = 70, 32
 _COMMON = dict(
-    num_hidden_layers=3, hidden_size=32, num_attention_heads=4, intermediate_size=40, vocab_size=VOCAB,
+    num_hidden_layers=3,
+    hidden_size=32,
+    num_attention_heads=4,
+    intermediate_size=40,
+    vocab_size=VOCAB,
     max_position_embeddings=LENGTH,
-)  # fmt: skip
+)
 _GROUPED = _COMMON | dict(num_key_value_heads=2)
 _NEOX = _COMMON
 _LLAMA3 = dict(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
-)  # fmt: skip
+)
 # name -> transformers' model_type and settings.
 MODELS = {
     "gpt2": ("gpt2", dict(n_layer=3, n_embd=32, n_head=4, n_inner=40, vocab_size=VOCAB, n_positions=LENGTH)),
-    "opt": ("opt", dict(
-        num_hidden_layers=3, hidden_size=32, num_attention_heads=4, ffn_dim=40, vocab_size=VOCAB, word_embed_proj_dim=32,
-        max_position_embeddings=LENGTH,
-    )),
+    "opt": (
+        "opt",
+        dict(
+            num_hidden_layers=3,
+            hidden_size=32,
+            num_attention_heads=4,
+            ffn_dim=40,
+            vocab_size=VOCAB,
+            word_embed_proj_dim=32,
+            max_position_embeddings=LENGTH,
+        ),
+    ),
     "pythia": ("gpt_neox", _NEOX),
     "gpt_neox": ("gpt_neox", _NEOX | dict(use_parallel_residual=False, rotary_pct=1.0, hidden_act="gelu_new")),
     "llama": ("llama", _GROUPED | dict(rope_theta=500.0, tie_word_embeddings=True)),
@@ -31,7 +43,7 @@ MODELS = {
     "qwen2": ("qwen2", _GROUPED),
     "qwen3": ("qwen3", _GROUPED | dict(head_dim=12, tie_word_embeddings=True)),
     "gemma": ("gemma", _GROUPED | dict(head_dim=12)),
-}  # fmt: skip
+}
 
 
 def torch_and_transformers():
@@ -74,10 +86,21 @@ def their_logits(folder, tokens):
 
 
 LLAMA = dict(
-    model_type="llama", hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=6,
-    num_key_value_heads=2, vocab_size=VOCAB, max_position_embeddings=LENGTH, rms_norm_eps=1e-5, rope_theta=500.0,
-    hidden_act="silu", attention_bias=False, mlp_bias=False, tie_word_embeddings=True,
-)  # fmt: skip
+    model_type="llama",
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    vocab_size=VOCAB,
+    max_position_embeddings=LENGTH,
+    rms_norm_eps=1e-5,
+    rope_theta=500.0,
+    hidden_act="silu",
+    attention_bias=False,
+    mlp_bias=False,
+    tie_word_embeddings=True,
+)
 
 
 def save_llama(folder):
@@ -88,13 +111,20 @@ def save_llama(folder):
     shapes = {"model.embed_tokens.weight": (VOCAB, width), "model.norm.weight": (width,)}
     for layer in range(3):
         prefix = f"model.layers.{layer}."
-        shapes |= {prefix + name: shape for name, shape in {
-            "input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,),
-            "self_attn.q_proj.weight": (width, width), "self_attn.o_proj.weight": (width, width),
-            "self_attn.k_proj.weight": (kv, width), "self_attn.v_proj.weight": (kv, width),
-            "mlp.gate_proj.weight": (mlp, width), "mlp.up_proj.weight": (mlp, width),
-            "mlp.down_proj.weight": (width, mlp),
-        }.items()}  # fmt: skip
+        shapes |= {
+            prefix + name: shape
+            for name, shape in {
+                "input_layernorm.weight": (width,),
+                "post_attention_layernorm.weight": (width,),
+                "self_attn.q_proj.weight": (width, width),
+                "self_attn.o_proj.weight": (width, width),
+                "self_attn.k_proj.weight": (kv, width),
+                "self_attn.v_proj.weight": (kv, width),
+                "mlp.gate_proj.weight": (mlp, width),
+                "mlp.up_proj.weight": (mlp, width),
+                "mlp.down_proj.weight": (width, mlp),
+            }.items()
+        }
     rng = np.random.default_rng(0)
     write_tensors(folder, {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
     return folder

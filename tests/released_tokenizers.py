@@ -5,8 +5,13 @@ import json
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-TEXTS = ["Once upon a time, there was a girl named Lily.", "What is 12 + 30?  It's forty-two!", "고양이가 앉았다",
-         "naïve café\n\n\tdef f(x): return x", "the the the cat sat on the mat"] * 4  # fmt: skip
+TEXTS = [
+    "Once upon a time, there was a girl named Lily.",
+    "What is 12 + 30?  It's forty-two!",
+    "고양이가 앉았다",
+    "naïve café\n\n\tdef f(x): return x",
+    "the the the cat sat on the mat",
+] * 4
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 FALLBACK = [f"<0x{i:02X}>" for i in range(256)]
@@ -24,7 +29,8 @@ def _trained(tokenizer, special, **options):
 
 def _begin(tokenizer, bos):
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
     return tokenizer
 
 
@@ -53,7 +59,8 @@ def llama2():
     tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer = _trained(tokenizer, ["<unk>", "<s>", "</s>"] + FALLBACK)
     return _begin(tokenizer, "<s>"), dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
@@ -64,7 +71,14 @@ def mistral():
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     tokenizer = _trained(tokenizer, ["<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"])
-    object_ = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    object_ = {
+        "__type": "AddedToken",
+        "content": "</s>",
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+    }
     return _begin(tokenizer, "<s>"), dict(bos_token="<s>", eos_token=object_, unk_token="<unk>", pad_token="</s>")
 
 
@@ -75,7 +89,8 @@ def gemma():
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     tokenizer = _trained(tokenizer, special + FALLBACK)
     return _begin(tokenizer, "<bos>"), dict(
-        bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", add_bos_token=True)
+        bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", add_bos_token=True
+    )
 
 
 def wordpiece():
@@ -177,7 +192,11 @@ GEMMA = (
 )
 # template -> (kind of tokenizer, token that ends a reply)
 TEMPLATES = {
-    "chatml": (CHATML, "qwen", "<|im_end|>"), "qwen": (QWEN, "qwen", "<|im_end|>"), "qwen3": (QWEN3, "qwen", "<|im_end|>"),
-    "llama2": (LLAMA2, "llama2", "</s>"), "llama3": (LLAMA3, "llama3", "<|eot_id|>"),
-    "zephyr": (ZEPHYR, "mistral", "</s>"), "gemma": (GEMMA, "gemma", "<end_of_turn>"),
-}  # fmt: skip
+    "chatml": (CHATML, "qwen", "<|im_end|>"),
+    "qwen": (QWEN, "qwen", "<|im_end|>"),
+    "qwen3": (QWEN3, "qwen", "<|im_end|>"),
+    "llama2": (LLAMA2, "llama2", "</s>"),
+    "llama3": (LLAMA3, "llama3", "<|eot_id|>"),
+    "zephyr": (ZEPHYR, "mistral", "</s>"),
+    "gemma": (GEMMA, "gemma", "<end_of_turn>"),
+}

@@ -54,9 +54,7 @@ def test_kl_equals_loop(seed):
 def test_kl_estimates_agree_in_expectation_with_the_exact_kl():
     policy, ref = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5])
     exact = np.sum(policy * np.log(policy / ref))
-    k1, _, k3 = advantages.kl_estimates(
-        jnp.log(policy)[None], jnp.log(ref)[None], jnp.ones((1, 3), bool)
-    )
+    k1, _, k3 = advantages.kl_estimates(jnp.log(policy)[None], jnp.log(ref)[None], jnp.ones((1, 3), bool))
     np.testing.assert_allclose(np.sum(policy * k1), exact, rtol=1e-5)
     np.testing.assert_allclose(np.sum(policy * k3), exact, rtol=1e-5)
 
@@ -107,13 +105,9 @@ def test_a_completion_without_tokens_gets_no_reward():
     np.testing.assert_array_equal(rewards, zeros)
 
 
-@pytest.mark.parametrize(
-    "rule, expected", [("none", [2.0, 3.0]), ("replace", [2.0, -1.5]), ("subtract", [2.0, 4.5])]
-)
+@pytest.mark.parametrize("rule, expected", [("none", [2.0, 3.0]), ("replace", [2.0, -1.5]), ("subtract", [2.0, 4.5])])
 def test_missing_eos_rules(rule, expected):
-    scores = advantages.apply_missing_eos(
-        jnp.array([2, 3]), jnp.array([True, False]), rule, jnp.array(-1.5)
-    )
+    scores = advantages.apply_missing_eos(jnp.array([2, 3]), jnp.array([True, False]), rule, jnp.array(-1.5))
     np.testing.assert_array_equal(scores, expected)
 
 

@@ -73,7 +73,13 @@ def test_the_mathematics_imports_jax_alone():
 
 
 def test_each_library_has_one_home():
-    homes = {"orbax": {"checkpoint.py"}, "flax.linen": {"model.py"}, "tokenizers": {"tokenizer.py", "tokenizer_files.py"}, "jinja2": {"jinja_process.py"}, "markdown_it": {"html_page.py"}}
+    homes = {
+        "orbax": {"checkpoint.py"},
+        "flax.linen": {"model.py"},
+        "tokenizers": {"tokenizer.py", "tokenizer_files.py"},
+        "jinja2": {"jinja_process.py"},
+        "markdown_it": {"html_page.py"},
+    }
     for library, home in homes.items():
         users = {path.name for path in sources() if any(f"{name}.".startswith(f"{library}.") for name in imports(path))}
         assert users == home
@@ -81,7 +87,7 @@ def test_each_library_has_one_home():
 
 def test_importing_the_program_starts_no_backend():
     code = (
-        "import rlhf_jax.main, rlhf_jax.ppo_stage, rlhf_jax.reward_model, rlhf_jax.report, jax._src.xla_bridge as b;"
+        "import rlhf_jax.main, rlhf_jax.stages.ppo, rlhf_jax.stages.reward_model, rlhf_jax.report, jax._src.xla_bridge as b;"
         "assert not b._backends, b._backends"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

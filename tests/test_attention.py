@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import attention, sharding
-from rlhf_jax.errors import InputError
+from rlhf_jax import sharding
+from rlhf_jax.model import attention
+from rlhf_jax.runtime.errors import InputError
 
 H, G, WIDTH = 4, 2, 8
 attend = {name: jax.jit(functools.partial(attention.attend, implementation=name)) for name in ("xla", "blocked")}

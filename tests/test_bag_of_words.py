@@ -5,9 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
+from rlhf_jax import statistics
 from rlhf_jax.data.records import Ranking, read_rows
-from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import bag_of_words, statistics
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.statistics import bag_of_words
 
 FILLER = "the a of and to in it is was for on with as by at".split()
 
@@ -50,8 +51,12 @@ def test_weights_are_the_optimum_of_the_stated_objective():
         score = lambda text: sum(weights[bag.columns[word]] for word in text.split() if word in bag.columns)
         losses = []
         for row in rows:
-            margins = [score(a) - score(b) for a, i in zip(row.completions, row.ranks)
-                       for b, j in zip(row.completions, row.ranks) if i < j]
+            margins = [
+                score(a) - score(b)
+                for a, i in zip(row.completions, row.ranks)
+                for b, j in zip(row.completions, row.ranks)
+                if i < j
+            ]
             losses.append(np.mean([np.log1p(np.exp(-margin)) for margin in margins]))
         return np.mean(losses) + bag.penalty / 2 * np.sum(weights**2)
 
@@ -78,11 +83,15 @@ def test_accuracy_counts_ties_half_and_its_interval_is_over_prompts():
     assert repeated.high - repeated.low > 2 * (independent.high - independent.low)
 
 
-@pytest.mark.parametrize("rows", [
-    [],
-    [ranking("a", ["x", "y"], (1, 1)), ranking("b", ["x", "y"], (1, 1))],
-    [ranking("a", ["x", "y"], (1, 2))] * 3,
-], ids=["none", "all tied", "one prompt"])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [ranking("a", ["x", "y"], (1, 1)), ranking("b", ["x", "y"], (1, 1))],
+        [ranking("a", ["x", "y"], (1, 2))] * 3,
+    ],
+    ids=["none", "all tied", "one prompt"],
+)
 def test_too_few_rankings_are_a_clear_error(rows):
     with pytest.raises(InputError, match="bag of words: "):
         bag_of_words.fit(rows)

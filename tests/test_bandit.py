@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import bandit
 from rlhf_jax.world.bandit import EOS_ID, PAD_ID, PROMPT_LENGTH, VOCAB_SIZE
 
@@ -26,8 +26,9 @@ def next_token():
 
 def teacher_forced(next_token):
     def completion_logprobs(tokens, prompt_mask, completion_mask):
-        last, first, second = tokens[:, PROMPT_LENGTH - 1:].T
+        last, first, second = tokens[:, PROMPT_LENGTH - 1 :].T
         return np.log(np.stack([next_token[0][last, first], next_token[1][first, second]], axis=1))
+
     return completion_logprobs
 
 
@@ -40,8 +41,12 @@ def loop(game, next_token):
                 yield x, (first, PAD_ID), chance, game.reward_by_token[x, first, PAD_ID]
                 continue
             for second in range(VOCAB_SIZE):
-                yield (x, (first, second), chance * next_token[1][first, second],
-                       game.reward_by_token[x, first, second])
+                yield (
+                    x,
+                    (first, second),
+                    chance * next_token[1][first, second],
+                    game.reward_by_token[x, first, second],
+                )
 
 
 def test_the_enumeration_is_everything_a_sampler_can_produce(game, next_token):
@@ -50,8 +55,8 @@ def test_the_enumeration_is_everything_a_sampler_can_produce(game, next_token):
     assert tokens.dtype == np.int32 and tokens.shape == (4 * 57, PROMPT_LENGTH + 2)
     expected = {(x, completion) for x, completion, _, _ in rows}
     found = [
-        (last - bandit.FIRST_LETTER, tuple(completion))
-        for last, *completion in tokens[:, PROMPT_LENGTH - 1:].tolist()]
+        (last - bandit.FIRST_LETTER, tuple(completion)) for last, *completion in tokens[:, PROMPT_LENGTH - 1 :].tolist()
+    ]
     assert len(found) == len(set(found)) and set(found) == expected
     for row, mask in zip(tokens[:, PROMPT_LENGTH:], completion_mask):
         assert mask.tolist() == [True, row[0] != EOS_ID]
@@ -171,7 +176,9 @@ def test_prompts_that_clash_are_refused(game):
 
 
 def test_the_kinds_of_rewards():
-    tables = {kind: [bandit.make_bandit(seed, rewards=kind).reward_table for seed in range(20)] for kind in bandit.REWARDS}
+    tables = {
+        kind: [bandit.make_bandit(seed, rewards=kind).reward_table for seed in range(20)] for kind in bandit.REWARDS
+    }
     deviations = {kind: np.mean([table.std(axis=1) for table in found]) for kind, found in tables.items()}
     assert deviations["normal"] == pytest.approx(1, abs=0.05) and deviations["heavy"] == pytest.approx(0.9, abs=0.15)
     largest = {kind: np.max([np.abs(table).max() for table in tables[kind]]) for kind in ("normal", "heavy")}

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import keys, model, optimum, ppo, sharding
-from rlhf_jax.errors import InputError
+from rlhf_jax import model, optimum, ppo, sharding
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime import keys
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import bandit
 
 _CONFIG = pathlib.Path(__file__).resolve().parent.parent / "experiments" / "bandit.py"
@@ -52,7 +53,9 @@ def test_ppo_reaches_the_optimum(config):
 @pytest.mark.parametrize("rewards", ["heavy", "binary", "offsets"])
 def test_other_rewards_in_little_time(config, rewards):
     """Two prompts, a sharp reference, RLOO, another bandit for each; against the best that the model reaches."""
-    config.update(num_prompts=2, rewards=rewards, seeds=({"heavy": 1, "binary": 2, "offsets": 3}[rewards],), kl_coefs=(0.5,))
+    config.update(
+        num_prompts=2, rewards=rewards, seeds=({"heavy": 1, "binary": 2, "offsets": 3}[rewards],), kl_coefs=(0.5,)
+    )
     config.model.init_std = 0.2
     config.ppo.update(advantage="rloo", samples_per_prompt=256, iterations=30, batch_size=512)
     (row,) = optimum.compare(config)
@@ -62,7 +65,9 @@ def test_other_rewards_in_little_time(config, rewards):
 
 def test_a_batch_that_does_not_hold_whole_groups_is_refused(config):
     config.num_prompts = 3
-    with pytest.raises(InputError, match="ppo.batch_size=1024 must be a multiple of num_prompts=3 times ppo.samples_per_prompt=1"):
+    with pytest.raises(
+        InputError, match="ppo.batch_size=1024 must be a multiple of num_prompts=3 times ppo.samples_per_prompt=1"
+    ):
         next(optimum.compare(config))
 
 
@@ -72,10 +77,19 @@ def test_the_best_of_a_model_is_short_of_the_optimum_where_prompts_clash(monkeyp
     prompts, mask = np.array([[0, 0, 2], [0, 2, 3]], np.int32), np.array([[0, 0, 1], [0, 1, 1]], bool)
     game = bandit.Bandit(prompts, mask, bandit.make_bandit(1, 2).reward_by_token)
     shape = TransformerConfig(
-        vocab_size=8, vocab_multiple=8, num_layers=1, embed_dim=32, num_heads=2, max_length=8, init_std=0.2, scan_layers=False
+        vocab_size=8,
+        vocab_multiple=8,
+        num_layers=1,
+        embed_dim=32,
+        num_heads=2,
+        max_length=8,
+        init_std=0.2,
+        scan_layers=False,
     )
     params = model.init_params(shape, keys.named_key(1, "policy"))
-    log_policy = functools.partial(optimum._log_policy, game, jax.jit(functools.partial(ppo.completion_logprobs, shape)))
+    log_policy = functools.partial(
+        optimum._log_policy, game, jax.jit(functools.partial(ppo.completion_logprobs, shape))
+    )
     log_ref = log_policy(params)
     found = game.evaluate(log_policy(optimum.best_of_model(shape, game, params, 0.2)), log_ref, 0.2)
     assert found.objective < 0.99 * game.optimum(log_ref, 0.2).objective
@@ -104,7 +118,8 @@ LOSS = dict(kl_in="loss", samples_per_prompt=256, iterations=60)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [dict(advantage="rloo", kl_estimator="k3"), dict(advantage="rloo", kl_estimator="k2"), dict(advantage="grpo")]
+    "options",
+    [dict(advantage="rloo", kl_estimator="k3"), dict(advantage="rloo", kl_estimator="k2"), dict(advantage="grpo")],
 )
 def test_with_the_kl_in_the_loss_ppo_ends_at_the_fixed_point_of_its_choice(config, options):
     """Within 0.05 nats, and what it gains over the reference within 5 % of the optimum's gain."""

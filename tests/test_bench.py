@@ -24,7 +24,9 @@ def config():
     return config
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("reward_step", 16 * 16), pytest.param("ppo_iteration", 16 * 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("reward_step", 16 * 16), pytest.param("ppo_iteration", 16 * 10, marks=pytest.mark.slow)]
+)
 def test_a_line_says_how_much_work_was_done_how_fast(config, name, tokens):
     line = json.loads(json.dumps(bench.measure(name, config)))
     assert line["work"] == name and line["size"] == "tiny"
@@ -56,13 +58,23 @@ def test_the_sizes_are_the_published_ones():
 
 @pytest.mark.slow
 def test_the_command_prints_one_json_line_a_work():
-    flags = ["model.num_layers=1", "model.embed_dim=16", "model.max_length=96", "repeats=1", "works=('sample','sft_step')"]
+    flags = [
+        "model.num_layers=1",
+        "model.embed_dim=16",
+        "model.max_length=96",
+        "repeats=1",
+        "works=('sample','sft_step')",
+    ]
     command = [sys.executable, "-m", "rlhf_jax.bench", "--config=experiments/bench.py:tiny"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     result = subprocess.run(
         command + [f"--config.{flag}" for flag in flags],
-        cwd=PROJECT, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     lines = {line["work"]: line for line in map(json.loads, result.stdout.splitlines())}
     assert list(lines) == ["sample", "sft_step"]
     assert lines["sample"]["tokens_per_second"] * lines["sample"]["seconds"] == pytest.approx(32 * 64, rel=0.02)
@@ -96,9 +108,12 @@ def test_the_gain_of_all_at_once_is_in_arms_per_hour_without_compilation():
         "first_parts": {"alone": 70.0, "at_once": 154.0},
     }
     assert bench.gain_at_once({"sweep_arms": line}, "sweep_arms") == {
-        "work": "sweep_arms_at_once", "trials": 32, "per_hour": {"alone": 180.0, "at_once": 1800.0}, "gain": 10.0,
+        "work": "sweep_arms_at_once",
+        "trials": 32,
+        "per_hour": {"alone": 180.0, "at_once": 1800.0},
+        "gain": 10.0,
         "compilation": {"alone": 30.0, "at_once": 90.0},
-    }  # fmt: skip
+    }
     assert bench.gain_at_once({}, "sweep_arms") is None
 
 

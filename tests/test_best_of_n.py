@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluate import best_of_n, statistics
+from rlhf_jax import statistics
+from rlhf_jax.evaluate import best_of_n
 
 PRINTED = {8: 1.2, 63: 3.2, 128: 3.9, 256: 4.5, 512: 5.2}  # Stiennon et al. 2020
 

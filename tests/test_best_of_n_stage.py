@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_evaluate import CONFIG, LengthScorer, corpus, make_run, scorer, shared  # noqa: F401 (fixtures)
 
-from rlhf_jax import best_of_n_stage
 from rlhf_jax.config import best_of_n_config
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import best_of_n, overoptimization, policy
 from rlhf_jax.generate import Rollout
-from rlhf_jax.progress import Stopped
-from test_evaluate import CONFIG, LengthScorer, corpus, make_run, scorer, shared  # noqa: F401 (fixtures)
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.progress import Stopped
+from rlhf_jax.stages import best_of_n as best_of_n_stage
 
 STAGES = ("sft", "reward_model", "other", "best", "by_other")
 
@@ -35,7 +35,10 @@ def run(make_run):  # noqa: F811
         return made.folder(stage)
 
     made.workdir = types.SimpleNamespace(stage=folder)
-    made.load_params, made.sampler = lambda stage: None, lambda length: lambda *asked: random_rollout(made, length, *asked)
+    made.load_params, made.sampler = (
+        lambda stage: None,
+        lambda length: lambda *asked: random_rollout(made, length, *asked),
+    )
     records = made.corpus.prompts("test", "ppo")[: made.config.evaluate.prompts]
     prompts = policy.prompt_arrays(made, records)
     rollout = random_rollout(made, 6, None, prompts, made.key("sft"), 1.0)
@@ -66,7 +69,9 @@ def contents(run, stage):
 def test_every_batch_of_samples_has_a_key_of_its_own(run):
     """Else the second sample of a prompt could be its first."""
     keys, sampler = [], run.sampler
-    run.sampler = lambda length: lambda *asked: keys.append(jax.random.key_data(asked[2]).tolist()) or sampler(length)(*asked)
+    run.sampler = lambda length: (
+        lambda *asked: keys.append(jax.random.key_data(asked[2]).tolist()) or sampler(length)(*asked)
+    )
     best_of_n_stage.run_stage(run, "best")
     assert len(keys) > 2 and len({tuple(key) for key in keys}) == len(keys)
 
@@ -86,11 +91,15 @@ def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
         count = run.config[stage].samples
         by_prompt = {}
         for row in own:
-            by_prompt.setdefault(row["index"], []).append(row["scores"]["other" if stage == "by_other" else "reward_model"])
+            by_prompt.setdefault(row["index"], []).append(
+                row["scores"]["other" if stage == "by_other" else "reward_model"]
+            )
         evaluation = json.loads((run.folder(stage) / "evaluation.json").read_text())
         estimates, points = evaluation["estimates"], evaluation["curve"]
         chosen = policy.read_rows(run.folder(stage) / "samples.jsonl")
-        assert [row["scores"][run.config[stage].reward] for row in chosen] == [max(by_prompt[row["index"]]) for row in chosen]
+        assert [row["scores"][run.config[stage].reward] for row in chosen] == [
+            max(by_prompt[row["index"]]) for row in chosen
+        ]
         assert [point["n"] for point in points] == list(range(1, count + 1))
         assert estimates["kl"]["value"] == pytest.approx(np.log(count) - 1 + 1 / count)
         assert estimates["score"] == estimates["score/reward_model"]  # all compare by the first
@@ -110,7 +119,9 @@ def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
         assert evaluation["law"]["score"]["alpha"] == pytest.approx(law.alpha)
         assert evaluation["deviation"]["score"] == pytest.approx(np.std([row["score"] for row in own]))
     points = json.loads((run.folder("best") / "best_of_n.json").read_text())["curve"]
-    assert points[-1]["score/other"]["value"] == pytest.approx(-points[-1]["score"]["value"])  # the judge's opposite view
+    assert points[-1]["score/other"]["value"] == pytest.approx(
+        -points[-1]["score"]["value"]
+    )  # the judge's opposite view
 
 
 def test_stopped_it_goes_on_with_the_samples_that_are_there(run):

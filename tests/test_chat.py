@@ -9,19 +9,28 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from rlhf_jax import chat, model, progress, run, sharding
+from rlhf_jax import chat, model, run, sharding
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime import progress
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world.corpus import WorldCorpus
 
-WORLD = {"seed": 0, "documents": 20, "valid_documents": 4, "demonstrations": 4,
-         "valid_demonstrations": 4, "careless": 0.0, "rm_prompts": 4, "ppo_prompts": 4, "valid_prompts": 4,
-         "test_prompts": 6}
-KINDS = {"pretrain": "pretrain", "sft": "sft", "reward_model": "reward_model", "ppo": "ppo",
-         "ppo_ptx": "ppo"}
+WORLD = {
+    "seed": 0,
+    "documents": 20,
+    "valid_documents": 4,
+    "demonstrations": 4,
+    "valid_demonstrations": 4,
+    "careless": 0.0,
+    "rm_prompts": 4,
+    "ppo_prompts": 4,
+    "valid_prompts": 4,
+    "test_prompts": 6,
+}
+KINDS = {"pretrain": "pretrain", "sft": "sft", "reward_model": "reward_model", "ppo": "ppo", "ppo_ptx": "ppo"}
 _init = jax.jit(model.init_params, static_argnums=0)
 
 
@@ -59,14 +68,27 @@ def world():
 @pytest.fixture(scope="module")
 def made(world):
     tokenizer = Tokenizer.train([text.text for text in world.documents("train")], 400)
-    shape = TransformerConfig(tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2,
-                              max_length=96, init_std=0.5)
-    config = {"seed": 5, "stages": tuple(KINDS), "prompt_length": 88, "completion_length": 8,
-              **{stage: {"kind": kind} for stage, kind in KINDS.items()}}
+    shape = TransformerConfig(
+        tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2, max_length=96, init_std=0.5
+    )
+    config = {
+        "seed": 5,
+        "stages": tuple(KINDS),
+        "prompt_length": 88,
+        "completion_length": 8,
+        **{stage: {"kind": kind} for stage, kind in KINDS.items()},
+    }
     return MemoryRun(
-        config=ConfigDict(config), path="runs/made", template=Template(), tokenizer=tokenizer,
-        corpus=world, model=shape, rules=sharding.DEFAULT_RULES, interrupt=progress.Interrupt(),
-        mesh=sharding.make_mesh(devices=jax.devices()[:2]))
+        config=ConfigDict(config),
+        path="runs/made",
+        template=Template(),
+        tokenizer=tokenizer,
+        corpus=world,
+        model=shape,
+        rules=sharding.DEFAULT_RULES,
+        interrupt=progress.Interrupt(),
+        mesh=sharding.make_mesh(devices=jax.devices()[:2]),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +128,14 @@ def test_kl_is_that_of_the_completion_shown(made):
         chosen.append(int(np.argmax(tables["ppo"])))
         for stage in logprob:
             logprob[stage] += tables[stage][chosen[-1]]
-    shown = [token for token in chosen[len(tokens):] if token != made.tokenizer.eos_id]
+    shown = [token for token in chosen[len(tokens) :] if token != made.tokenizer.eos_id]
     assert answer.completion == made.tokenizer.decode(shown, continues=True)
     assert answer.kl == pytest.approx(logprob["ppo"] - logprob["sft"], abs=1e-3)
 
 
 def test_default_is_the_last_policy_and_turns_differ(made):
     session = chat.Chat(made)
-    first, second = (session.answer("say one word", temperature=1.0, turn=turn)
-                     for turn in (0, 1))
+    first, second = (session.answer("say one word", temperature=1.0, turn=turn) for turn in (0, 1))
     assert first[-1].stage == "ppo_ptx"
     assert first == session.answer("say one word", temperature=1.0, turn=0)
     assert [a.completion for a in first] != [a.completion for a in second]
@@ -160,14 +181,15 @@ def command(made, monkeypatch, capsys):
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
         code = chat.main(["--workdir=runs/made", *arguments])
         return code, *capsys.readouterr()
+
     return call
 
 
 def test_lines_from_a_pipe_are_turns_of_two(command, world):
     row = world.prompts("test", "ppo")[0].row
     code, out, err = command(
-        "--stage=ppo",
-        stdin=f"\n{row['instruction']}\n{row['input']}\nsay one word\n\nsay another word")
+        "--stage=ppo", stdin=f"\n{row['instruction']}\n{row['input']}\nsay one word\n\nsay another word"
+    )
     assert code == 0 and err == ""
     assert out.count("reward score") == 3 and out.count("No gold score") == 2
     assert row["instruction"] in out.replace("\n", " ")  # the example

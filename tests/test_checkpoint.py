@@ -11,16 +11,16 @@ import sys
 import textwrap
 import time
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import struct
 
 from rlhf_jax import checkpoint
 from rlhf_jax.checkpoint import Checkpointer, load_params, save_params
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -35,15 +35,16 @@ class State:
 
 def make_state(seed=0, ema=True):
     keys = jax.random.split(jax.random.key(seed), 2)
-    params = {"layers": {"w": jax.random.normal(keys[0], (3, 16, 24))},
-              "head": {"w": jax.random.normal(keys[1], (24, 8)).astype(jnp.bfloat16)}}
+    params = {
+        "layers": {"w": jax.random.normal(keys[0], (3, 16, 24))},
+        "head": {"w": jax.random.normal(keys[1], (24, 8)).astype(jnp.bfloat16)},
+    }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     return State(jnp.int32(seed), params, optimizer.init(params), params if ema else None)
 
 
 def abstract(tree):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def assert_bitwise(first, second):
@@ -96,8 +97,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     @jax.jit
     def train_step(state):
         key = jax.random.fold_in(jax.random.key(7), state.step)
-        grads = jax.tree.map(
-            lambda p: p + jax.random.normal(key, p.shape, p.dtype), state.params)
+        grads = jax.tree.map(lambda p: p + jax.random.normal(key, p.shape, p.dtype), state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state, None)
 
@@ -147,17 +147,16 @@ def break_file(path, how):
     if how == "missing":
         path.unlink()
     elif how == "truncated":
-        path.write_bytes(content[:len(content) // 2])
+        path.write_bytes(content[: len(content) // 2])
     else:
         middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1:])
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 def test_any_damaged_file_leads_to_the_older_checkpoint(tmp_path, how, caplog, capfd):
     saved(tmp_path / "good", 1, 2)
-    files = [path.relative_to(tmp_path / "good")
-             for path in (tmp_path / "good" / "2").rglob("*") if path.is_file()]
+    files = [path.relative_to(tmp_path / "good") for path in (tmp_path / "good" / "2").rglob("*") if path.is_file()]
     assert len(files) > 5
     for number, file in enumerate(files):
         directory = tmp_path / str(number)
@@ -212,9 +211,14 @@ def test_killed_while_saving(tmp_path):
                 checkpointer.wait()
                 print("saved", flush=True)
     """)
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               env=os.environ | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+    )
     assert process.stdout.readline() == "saved\n"
     target = {"w": jax.ShapeDtypeStruct((200, 200), jnp.float32)}
     steps = []
@@ -243,8 +247,11 @@ def test_another_config_is_refused_naming_the_array(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         other = make_state()
         other.params["head"]["w"] = jnp.zeros((24, 9))
-        with pytest.raises(InputError, match=r"params/head/w is of shape \[24, 8\] in the "
-                                             r"checkpoint and of shape \[24, 9\] here"):
+        with pytest.raises(
+            InputError,
+            match=r"params/head/w is of shape \[24, 8\] in the "
+            r"checkpoint and of shape \[24, 9\] here",
+        ):
             checkpointer.restore(abstract(other))
         with pytest.raises(InputError, match=r"ema_params/head/w is of shape .* and absent here"):
             checkpointer.restore(abstract(make_state(ema=False)))
@@ -346,8 +353,7 @@ def test_restored_onto_other_devices(tmp_path):
     expected = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
     save_params(tmp_path / "params", {"w": jnp.asarray(expected)})
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "params")], check=True,
-                   env=environment, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "params")], check=True, env=environment, cwd=ROOT)
     restored = load_params(tmp_path / "params", {"w": jax.ShapeDtypeStruct((64, 32), jnp.float32)})
     assert (np.asarray(restored["w"]) == expected).all()
 
@@ -403,12 +409,16 @@ def test_a_folder_of_any_other_name_is_read_back(tmp_path):
     assert_bitwise(load_params(path / "params", abstract(make_state().params)), make_state(2).params)
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.EFBIG, os.strerror(errno.EFBIG)), OSError(errno.EROFS, os.strerror(errno.EROFS), "x"),
-    PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x"),
-    ValueError(f"UNKNOWN: Error writing local file: {os.strerror(errno.EFBIG)}"),
-    ValueError(f"FAILED_PRECONDITION: {os.strerror(errno.EROFS)} [os_error='30']"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+        OSError(errno.EROFS, os.strerror(errno.EROFS), "x"),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x"),
+        ValueError(f"UNKNOWN: Error writing local file: {os.strerror(errno.EFBIG)}"),
+        ValueError(f"FAILED_PRECONDITION: {os.strerror(errno.EROFS)} [os_error='30']"),
+    ],
+)
 def test_a_disk_that_refuses_is_a_sentence(tmp_path, monkeypatch, error):
     saved(tmp_path, 1)
     checkpointer = Checkpointer(tmp_path)
@@ -418,7 +428,9 @@ def test_a_disk_that_refuses_is_a_sentence(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(checkpoint, "write_json", refuse)
     checkpointer.save(2, make_state(2))
-    with pytest.raises(InputError, match=f"2: {'|'.join(map(os.strerror, (errno.EFBIG, errno.EROFS, errno.EACCES)))}; what"):
+    with pytest.raises(
+        InputError, match=f"2: {'|'.join(map(os.strerror, (errno.EFBIG, errno.EROFS, errno.EACCES)))}; what"
+    ):
         checkpointer.wait()
     checkpointer.close()
     assert [path.name for path in tmp_path.iterdir()] == ["1"]

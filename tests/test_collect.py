@@ -5,16 +5,18 @@ import random
 import hypothesis
 import hypothesis.strategies as st
 
-from rlhf_jax import collect
 from rlhf_jax.data.records import Ranking
+from rlhf_jax.stages import collect
 
 TEXTS = ["", " ", "a", "b", "c", "d", "e"]  # few, so that equal ones meet
 
 
 @hypothesis.given(
     st.lists(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6), min_size=2, max_size=5),
-    st.integers(2, 6), st.integers(0, 4), st.integers(0, 2**16),
-)  # fmt: skip
+    st.integers(2, 6),
+    st.integers(0, 4),
+    st.integers(0, 2**16),
+)
 def test_a_prompt_has_no_text_twice_and_the_borrowed_come_last(samples, k, borrowed, seed):
     borrowed = min(borrowed, k - 1)
     everyone = [[(text, True, f"model {n}") for text in texts] for n, texts in enumerate(samples)]

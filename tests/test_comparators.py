@@ -4,19 +4,19 @@ import json
 
 import numpy as np
 import pytest
-
+from compare import assert_same_stage, timeless
 from ml_collections import ConfigDict
+from toy import get_config as toy_config
 
-from rlhf_jax import collect, dpo, pipeline, rankings, reward_model
+from rlhf_jax import pipeline
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
-from rlhf_jax.progress import Stopped
 from rlhf_jax.report.record import Record
-from rlhf_jax.reward_model import Scorer
-from compare import assert_same_stage, timeless
-from toy import get_config as toy_config
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json
+from rlhf_jax.runtime.progress import Stopped
+from rlhf_jax.stages import collect, dpo, rankings, reward_model
+from rlhf_jax.stages.reward_model import Scorer
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -68,7 +68,11 @@ def test_a_reward_model_ranks_for_another_one(whole):
     facts = read_json(whole / "taught" / "evaluation.json")
     assert facts["labelers"]["reward"] == "reward_model" and "heldout" not in facts
     data = read_json(whole / "data_report.json")["stages"]
-    assert 2 * data["taught"]["rankings"]["given"] == data["reward_model"]["rankings"]["given"] == data["dpo"]["rankings"]["given"]
+    assert (
+        2 * data["taught"]["rankings"]["given"]
+        == data["reward_model"]["rankings"]["given"]
+        == data["dpo"]["rankings"]["given"]
+    )
 
 
 @pytest.mark.slow
@@ -92,7 +96,10 @@ def test_packed_preferences_are_the_same_preferences(whole):
     assert found.tokens.shape[0] == len(rows) and found.tokens.ndim == 2
     np.testing.assert_array_equal(found.ranks, expected.ranks)
     np.testing.assert_allclose(
-        np.where(found.valid, found.ref_logprobs, 0), np.where(expected.valid, expected.ref_logprobs, 0), rtol=1e-4, atol=1e-4
+        np.where(found.valid, found.ref_logprobs, 0),
+        np.where(expected.valid, expected.ref_logprobs, 0),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -101,7 +108,9 @@ def test_every_comparator_is_evaluated_as_a_policy(whole):
     record = Record.load(whole)
     assert list(record.evaluations) == ["sft", "dpo", "best_of_n", "prompted"]
     for stage in ("dpo", "best_of_n", "prompted"):
-        assert all(record.estimate(stage, name) for name in ("gold/total", "score", "kl", "win_rate", "completion_length"))
+        assert all(
+            record.estimate(stage, name) for name in ("gold/total", "score", "kl", "win_rate", "completion_length")
+        )
         assert record.evaluations[stage]["reference"] == "sft"
     assert record.estimate("dpo", "skills/mean") and not record.estimate("best_of_n", "skills/mean")
     assert record.estimate("dpo", "kl")["value"] != 0
@@ -133,12 +142,15 @@ def test_the_group_held_out_changes_who_labels_and_nothing_else(whole, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packed, shape", [
-    (True, dict(num_layers=3, embed_dim=16)),
-    pytest.param(False, dict(embed_dim=48, num_heads=3, mlp_dim=20)),
-    pytest.param(True, dict(num_layers=2, embed_dim=8, num_heads=1)),
-    pytest.param(False, dict(embed_dim=64, num_heads=8)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "packed, shape",
+    [
+        (True, dict(num_layers=3, embed_dim=16)),
+        pytest.param(False, dict(embed_dim=48, num_heads=3, mlp_dim=20)),
+        pytest.param(True, dict(num_layers=2, embed_dim=8, num_heads=1)),
+        pytest.param(False, dict(embed_dim=64, num_heads=8)),
+    ],
+)
 def test_proxies_of_any_size_learn_from_any_number_of_prompts(whole, tmp_path, packed, shape):
     config = get_config()
     config.reward_model.update(init="", packed=packed, subset=":10", model=ConfigDict(shape))
@@ -179,13 +191,28 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
     "change, message",
     [
         ({"dpo.beta": 0.0}, "dpo.beta=0.0 must be a number above 0"),
-        ({"reward_model.warmup_steps": 7}, "reward_model.warmup_steps=7 must be at most 6, the steps that reward_model.epochs=2 of 24"),
-        ({"taught.warmup_steps": 3}, "taught.warmup_steps=3 must be at most 2, the steps that taught.epochs=1 of 12 examples"),
+        (
+            {"reward_model.warmup_steps": 7},
+            "reward_model.warmup_steps=7 must be at most 6, the steps that reward_model.epochs=2 of 24",
+        ),
+        (
+            {"taught.warmup_steps": 3},
+            "taught.warmup_steps=3 must be at most 2, the steps that taught.epochs=1 of 12 examples",
+        ),
         ({"dpo.rankings": "sft"}, "dpo.rankings='sft' is no collect stage that comes before it"),
-        ({"reward_model.rankings": "feedback"}, "reward_model.rankings='feedback' is no collect stage that comes before it"),
-        ({"taught.subset": "half"}, "taught.subset='half' must be a part of the prompts as ':1000', ':50%' or '50%:', or empty"),
+        (
+            {"reward_model.rankings": "feedback"},
+            "reward_model.rankings='feedback' is no collect stage that comes before it",
+        ),
+        (
+            {"taught.subset": "half"},
+            "taught.subset='half' must be a part of the prompts as ':1000', ':50%' or '50%:', or empty",
+        ),
         ({"reward_model.subset": ":0"}, "reward_model.subset=':0' must be a part of the prompts"),
-        ({"reward_model.subset": "20:25"}, "reward_model.subset='20:25' of 24 prompts with rankings takes none, or more than there"),
+        (
+            {"reward_model.subset": "20:25"},
+            "reward_model.subset='20:25' of 24 prompts with rankings takes none, or more than there",
+        ),
         ({"taught.subset": "24:"}, "taught.subset='24:' of 24 prompts with rankings takes none"),
         ({"dpo.subset": ":1%"}, "dpo.subset=':1%' of 24 prompts with rankings takes none"),
         ({"feedback.rankings": "taught"}, "feedback.rankings='taught' is no collect stage that comes before it"),
@@ -204,7 +231,9 @@ def test_a_wrong_field_is_said_before_the_first_stage(tmp_path, change, message)
 def test_rankings_of_a_stage_that_collects_none_are_refused(whole):
     run = run_lib.open_run(whole)
     run.config.dpo.rankings = "sft"
-    with pytest.raises(InputError, match="dpo.rankings='sft' is no finished collect stage; finished ones: collect, feedback"):
+    with pytest.raises(
+        InputError, match="dpo.rankings='sft' is no finished collect stage; finished ones: collect, feedback"
+    ):
         rankings.load(run, "dpo", "train")
 
 
@@ -215,9 +244,17 @@ def test_subsets_are_nested_and_halves_disjoint(whole):
     part = lambda text, seed=0: [row.prompt for row in rankings.subset(rows, text, seed)]
     everything = part(":")
     assert everything == [row.prompt for row in rows]
-    assert len(part(":7")) == 7 and set(part(":7")) < set(part(":12")) and part(":12") == [p for p in everything if p in part(":12")]
+    assert (
+        len(part(":7")) == 7
+        and set(part(":7")) < set(part(":12"))
+        and part(":12") == [p for p in everything if p in part(":12")]
+    )
     halves = set(part(":50%")), set(part("50%:"))
-    assert not halves[0] & halves[1] and halves[0] | halves[1] == set(everything) and len(halves[0]) == round(len(everything) / 2)
+    assert (
+        not halves[0] & halves[1]
+        and halves[0] | halves[1] == set(everything)
+        and len(halves[0]) == round(len(everything) / 2)
+    )
     assert part(":7") != part(":7", seed=1) and part(":7") != everything[:7]
     doubled = rankings.subset(rows + rows, ":7", 0)  # rankings of one prompt stay together
     assert len(doubled) == 14 and {row.prompt for row in doubled} == set(part(":7"))

@@ -8,17 +8,24 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import optim, ppo_stage, shapes
+from rlhf_jax import optim, shapes
 from rlhf_jax.config import default_config
-from rlhf_jax.errors import InputError
 from rlhf_jax.model import param_shapes
 from rlhf_jax.run import model_shape
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import ppo as ppo_stage
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 RELEASED = dict(
-    model_type="llama", hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=6,
-    num_key_value_heads=2, vocab_size=70, max_position_embeddings=512,
-)  # fmt: skip
+    model_type="llama",
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    vocab_size=70,
+    max_position_embeddings=512,
+)
 
 
 def experiment(name: str):
@@ -73,16 +80,44 @@ BY_SIZE = {
     "175b": (96, 12288, 96, 5.03e-6, 8, 2.45e-6, 5e-6),
 }
 ALL_SIZES = {
-    "prompt_length": 1024, "completion_length": 1024, "too_long": "drop", "model.max_length": 2048,
-    "sft.epochs": 16, "sft.dropout_rate": 0.2, "sft.schedule": "cosine", "sft.final_fraction": 0.1, "sft.warmup_steps": 0,
-    "sft.pretrain_mix": 0, "ppo_init.epochs": 2, "ppo_init.pretrain_mix": 0.1, "ppo_init.schedule": "cosine",
-    "reward_model.epochs": 1, "reward_model.batch_size": 64, "reward_model.learning_rate": 9e-6,
-    "reward_model.schedule": "cosine", "reward_model.final_fraction": 0.1, "reward_model.loss": "kwise",
-    "ppo.init": "ppo_init", "ppo.value_init": "reward", "ppo.batch_size": 512, "ppo.minibatch_size": 64, "ppo.ppo_epochs": 1,
-    "ppo.kl_coef": 0.02, "ppo.cliprange": 0.2, "ppo.ema_decay": 0.992, "ppo.temperature": 1, "ppo.gamma": 1,
-    "ppo.schedule": "constant", "ppo.warmup_iterations": 10, "ppo.warmup_from": 0.1, "ppo.ptx_coef": 0,
-    "ppo_ptx.ptx_coef": 27.8, "ppo_ptx.ptx_ratio": 8, "ppo.optimizer.b1": 0.9, "ppo.optimizer.b2": 0.95,
-}  # fmt: skip
+    "prompt_length": 1024,
+    "completion_length": 1024,
+    "too_long": "drop",
+    "model.max_length": 2048,
+    "sft.epochs": 16,
+    "sft.dropout_rate": 0.2,
+    "sft.schedule": "cosine",
+    "sft.final_fraction": 0.1,
+    "sft.warmup_steps": 0,
+    "sft.pretrain_mix": 0,
+    "ppo_init.epochs": 2,
+    "ppo_init.pretrain_mix": 0.1,
+    "ppo_init.schedule": "cosine",
+    "reward_model.epochs": 1,
+    "reward_model.batch_size": 64,
+    "reward_model.learning_rate": 9e-6,
+    "reward_model.schedule": "cosine",
+    "reward_model.final_fraction": 0.1,
+    "reward_model.loss": "kwise",
+    "ppo.init": "ppo_init",
+    "ppo.value_init": "reward",
+    "ppo.batch_size": 512,
+    "ppo.minibatch_size": 64,
+    "ppo.ppo_epochs": 1,
+    "ppo.kl_coef": 0.02,
+    "ppo.cliprange": 0.2,
+    "ppo.ema_decay": 0.992,
+    "ppo.temperature": 1,
+    "ppo.gamma": 1,
+    "ppo.schedule": "constant",
+    "ppo.warmup_iterations": 10,
+    "ppo.warmup_from": 0.1,
+    "ppo.ptx_coef": 0,
+    "ppo_ptx.ptx_coef": 27.8,
+    "ppo_ptx.ptx_ratio": 8,
+    "ppo.optimizer.b1": 0.9,
+    "ppo.optimizer.b2": 0.95,
+}
 
 
 @pytest.mark.parametrize("size", BY_SIZE)
@@ -112,9 +147,15 @@ def test_the_papers_numbers(size):
 
 # Brown et al. 2020, Table 2.1: millions of parameters, by the formula below; D.1 has 174,600 for the largest.
 GPT3 = {
-    "gpt3_125m": 125.2, "gpt3_350m": 355.9, "gpt3_760m": 760.3, "gpt3_1.3b": 1315.7, "gpt3_2.7b": 2651.6,
-    "gpt3_6.7b": 6658.4, "gpt3_13b": 12_853.4, "gpt3_175b": 174_604.3,
-}  # fmt: skip
+    "gpt3_125m": 125.2,
+    "gpt3_350m": 355.9,
+    "gpt3_760m": 760.3,
+    "gpt3_1.3b": 1315.7,
+    "gpt3_2.7b": 2651.6,
+    "gpt3_6.7b": 6658.4,
+    "gpt3_13b": 12_853.4,
+    "gpt3_175b": 174_604.3,
+}
 
 
 @pytest.mark.parametrize("name", GPT3)

@@ -14,14 +14,16 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import advantages, attention, command_line, config, job, model, optim, optimum, pipeline, sharding
+from rlhf_jax import advantages, config, job, model, optim, optimum, pipeline, sharding
 from rlhf_jax.bench import fields as bench_fields
-from rlhf_jax.config import checks, page, ranges
-from rlhf_jax.config.fields import Field
-from rlhf_jax.config.run import RUN
-from rlhf_jax.config.stages import KINDS
 from rlhf_jax.data import tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.fields import checks, page, ranges
+from rlhf_jax.fields.field import Field
+from rlhf_jax.fields.run import RUN
+from rlhf_jax.fields.stages import KINDS
+from rlhf_jax.model import attention
+from rlhf_jax.runtime import command_line
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.sweep import arms, grid
 from rlhf_jax.world import labelers
 from tests import toy
@@ -72,7 +74,14 @@ def test_a_number_that_cannot_be_is_refused_and_zero_has_a_documented_meaning(na
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_that_there_is_not_is_refused(name):
-    for value in ("Xx", FIELDS[name].allowed.names[-1] + "s", FIELDS[name].allowed.names[-1].upper(), 1, True, ("cosine",)):
+    for value in (
+        "Xx",
+        FIELDS[name].allowed.names[-1] + "s",
+        FIELDS[name].allowed.names[-1].upper(),
+        1,
+        True,
+        ("cosine",),
+    ):
         assert f"{name}={value!r} must be {FIELDS[name].says}" in refusal(name, value)
     for value in FIELDS[name].allowed.names:
         assert refusal(name, value) is None
@@ -107,7 +116,21 @@ WRONG_TEXTS = {
     "data.files.documents": ("a*0", "a@0", "a*-1", "a*nan", "a:b=", ":train", "a@x"),
     "data.files.prompts": ("a*0.5", "a@0"),
     "data.chat_date": ("", "today", "2024-13-01"),
-    "reward_model.subset": ("half", "150%", ":150%", ":-3", "50%:20%", "9:3", "5", ":x", ":nan%", ":0", ":0%", "0:0%", "100%:"),
+    "reward_model.subset": (
+        "half",
+        "150%",
+        ":150%",
+        ":-3",
+        "50%:20%",
+        "9:3",
+        "5",
+        ":x",
+        ":nan%",
+        ":0",
+        ":0%",
+        "0:0%",
+        "100%:",
+    ),
     "sharding.batch": ("date", "data,data", "data,", "data, fsdp"),
     "ppo.reward": ("",),
 }
@@ -141,16 +164,31 @@ def test_what_a_field_can_be(name, values):
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"data.files.valid_share": 0.5, "data.files.test_share": 0.5}, r"valid_share=0.5 and test_share=0.5 must be below 1 together"),
-        ({"pretrain.warmup_steps": 11, "pretrain.steps": 10}, "pretrain.warmup_steps=11 must be at most pretrain.steps=10"),
+        (
+            {"data.files.valid_share": 0.5, "data.files.test_share": 0.5},
+            r"valid_share=0.5 and test_share=0.5 must be below 1 together",
+        ),
+        (
+            {"pretrain.warmup_steps": 11, "pretrain.steps": 10},
+            "pretrain.warmup_steps=11 must be at most pretrain.steps=10",
+        ),
         ({"ppo.iterations": 3}, "ppo.warmup_iterations=10 must be at most ppo.iterations=3"),
         (
             {"ppo_ptx.ptx_ratio": 1, "ppo_ptx.minibatch_size": 2, "ppo_ptx.ppo_epochs": 4},
             "ptx_ratio x ppo_ptx.minibatch_size = 2 pretraining sequences do not divide over ppo_ptx.ppo_epochs=4",
         ),
-        ({"ppo.kl_target": 6.0, "ppo.kl_horizon": 102.0}, "ppo.kl_horizon=102.0 must be above a fifth of ppo.batch_size=512"),
-        ({"ppo.kl_target": 6.0, "ppo.kl_coef": 0.0}, "ppo.kl_target=6.0 multiplies ppo.kl_coef, and ppo.kl_coef=0 stays 0"),
-        ({"pretrain.model": ConfigDict({"num_layers": 0})}, "pretrain.model.num_layers=0 must be a whole number from 1"),
+        (
+            {"ppo.kl_target": 6.0, "ppo.kl_horizon": 102.0},
+            "ppo.kl_horizon=102.0 must be above a fifth of ppo.batch_size=512",
+        ),
+        (
+            {"ppo.kl_target": 6.0, "ppo.kl_coef": 0.0},
+            "ppo.kl_target=6.0 multiplies ppo.kl_coef, and ppo.kl_coef=0 stays 0",
+        ),
+        (
+            {"pretrain.model": ConfigDict({"num_layers": 0})},
+            "pretrain.model.num_layers=0 must be a whole number from 1",
+        ),
         ({"pretrain.model": ConfigDict({"layers": 2})}, "pretrain.model.layers is no field"),
         ({"seed": -1, "ppo.kl_coef": -0.5}, "seed=-1 must be .*; ppo.kl_coef=-0.5 must be a number from 0$"),
     ],
@@ -192,7 +230,9 @@ def test_fields_that_an_experiment_invents_are_refused_and_its_sections_are_its_
     with pytest.raises(InputError, match="did you mean prompt_length"):
         config.check(made)
     del made.promt_length
-    with pytest.raises(InputError, match="^first_ppo.cliprange=-0.1 must be a number above 0; first_ppo.lam is missing$"):
+    with pytest.raises(
+        InputError, match="^first_ppo.cliprange=-0.1 must be a number above 0; first_ppo.lam is missing$"
+    ):
         config.check(made)
     with pytest.raises(InputError, match="no config of a run"):
         config.check(ConfigDict({"works": ()}))
@@ -200,7 +240,12 @@ def test_fields_that_an_experiment_invents_are_refused_and_its_sections_are_its_
 
 def experiments() -> list[str]:
     """Every experiment that gives a run's config, with its arguments."""
-    arguments = {"instructgpt": ("1.3b", "6b", "175b"), "real_text": ("pretrain", "hh"), "real_small": ("ranked4",), "korean": ("regression",)}
+    arguments = {
+        "instructgpt": ("1.3b", "6b", "175b"),
+        "real_text": ("pretrain", "hh"),
+        "real_small": ("ranked4",),
+        "korean": ("regression",),
+    }
     found = []
     for path in sorted([*(PROJECT / "experiments").glob("*.py"), *(PROJECT / "experiments" / "figures").glob("*.py")]):
         if path.stem not in ("bandit", "bench"):
@@ -222,7 +267,9 @@ def test_the_values_of_every_arm_are_checked_before_the_first(tmp_path):
         "from tests.toy import get_config\n"
         "def sweep(h): return h.product([h.sweep('ppo.cliprange', [0.1, 0.2, -0.1]), h.sweep('seed', [0])])\n"
     )
-    with pytest.raises(InputError, match=r"sweep.py: arm 2 \(cliprange=-0.1,seed=0\): ppo.cliprange=-0.1 must be a number above 0$"):
+    with pytest.raises(
+        InputError, match=r"sweep.py: arm 2 \(cliprange=-0.1,seed=0\): ppo.cliprange=-0.1 must be a number above 0$"
+    ):
         arms.load(str(file), command_line.load(str(file)))
     with pytest.raises(InputError, match="no field ppo.clip"):
         arms.expand(toy.get_config(), grid.sweep("ppo.clip", [1.0]) and [{"ppo.clip": 1.0, "seed": 0}])
@@ -235,13 +282,18 @@ def test_the_values_of_every_arm_are_checked_before_the_first(tmp_path):
         (lambda saved: {}, "is damaged: it does not hold the config of a run"),
         (lambda saved: saved | {"stages": "sft"}, "stages='sft' must be names"),
         (lambda saved: saved | {"ppo": 3}, "ppo=3 must be a section with the fields kind, init, "),
-        (lambda saved: saved | {"ppo": saved["ppo"] | {"cliprange": None}}, "ppo.cliprange=None must be a number above 0"),
+        (
+            lambda saved: saved | {"ppo": saved["ppo"] | {"cliprange": None}},
+            "ppo.cliprange=None must be a number above 0",
+        ),
         (lambda saved: saved | {"sft": []}, "must be a section"),
     ],
 )
 def test_a_damaged_config_of_a_finished_run_is_a_sentence(change, sentence):
     saved = json.loads(json.dumps(config.default_config().to_dict()))
-    with pytest.raises(InputError, match="^run/config.json is damaged: .*" * (sentence[:2] != "is") + re.escape(sentence)):
+    with pytest.raises(
+        InputError, match="^run/config.json is damaged: .*" * (sentence[:2] != "is") + re.escape(sentence)
+    ):
         config.restored(change(saved), "run/config.json")
 
 
@@ -255,13 +307,17 @@ def test_a_config_of_another_version_is_restored():
 
 def test_choices_are_those_that_are_implemented():
     choices = {name: set(FIELDS[name].allowed.names) for name in CHOICES}
-    assert choices["ppo.advantage"] == set(advantages.ESTIMATORS) and choices["ppo.kl_estimator"] == set(advantages.KL_ESTIMATORS)
+    assert choices["ppo.advantage"] == set(advantages.ESTIMATORS) and choices["ppo.kl_estimator"] == set(
+        advantages.KL_ESTIMATORS
+    )
     assert choices["model.attention"] == {"auto", *attention.IMPLEMENTATIONS}
     assert choices["ppo.schedule"] == choices["sft.schedule"] == set(optim.SCHEDULES)
     assert choices["ppo.optimizer.eps_placement"] == set(optim.EPS_PLACEMENTS)
     assert choices["collect.held_out_group"] == {"", *labelers.GROUPS}
     assert choices["model.sequence_axis"] == {"", *sharding.MESH_AXES}
-    assert {field.name for field in dataclasses.fields(model.TransformerConfig)} >= set(RUN.parts["model"].parts) - {"shape"}
+    assert {field.name for field in dataclasses.fields(model.TransformerConfig)} >= set(RUN.parts["model"].parts) - {
+        "shape"
+    }
     assert RUN.parts["tokenizer"].parts["vocab_size"].allowed.low == tokenizer._MIN_VOCAB_SIZE
     assert KINDS.keys() == pipeline.KINDS.keys()
     assert set(RUN.parts["sharding"].parts) == set(sharding.DEFAULT_RULES)
@@ -271,7 +327,10 @@ def test_the_page_and_the_help_have_every_field():
     written = (PROJECT / "docs" / "config.md").read_text()
     assert written == page.markdown(), "print it anew: python -m rlhf_jax.config > docs/config.md"
     said = page.text()
-    assert "--config.ppo.kl_coef=0.02\n      a number from 0; beta" in said and "ppo_ptx.*: the fields of ppo, but\n  --config.ppo_ptx.ptx_coef=27.8" in said
+    assert (
+        "--config.ppo.kl_coef=0.02\n      a number from 0; beta" in said
+        and "ppo_ptx.*: the fields of ppo, but\n  --config.ppo_ptx.ptx_coef=27.8" in said
+    )
     for name, field in FIELDS.items():
         assert isinstance(field, Field) and field.meaning and field.meaning == field.meaning.strip(" ;,")
     assert page.text("kl_target").count("--config.") == 1
@@ -329,12 +388,20 @@ def test_what_is_wrong_on_the_command_line_is_a_sentence_and_status_2(tmp_path):
     lines = [line.format(tmp_path) for line, said in COMMANDS.items() if said]
     code = "from rlhf_jax import job, main" + IN_ONE_PROCESS
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run")], input="\n".join(lines), cwd=PROJECT, capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        input="\n".join(lines),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
     )
     found = done.stderr.splitlines()
     assert len(found) == 2 * len(lines) and done.stdout == "", done.stderr
     for line, said, status in zip([line for line in COMMANDS.items() if line[1]], found[::2], found[1::2]):
-        assert said.startswith("rlhf_jax: ") and line[1].format(tmp_path) in said and status == "2", (line, said, status)
+        assert said.startswith("rlhf_jax: ") and line[1].format(tmp_path) in said and status == "2", (
+            line,
+            said,
+            status,
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -342,7 +409,9 @@ def test_help_is_printed_from_the_table():
     done = subprocess.run(
         [sys.executable, "-m", "rlhf_jax.main", "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("Runs the stages of a config in order:") and "--[no]" not in done.stdout.split("\n")[0]
+    assert (
+        done.stdout.startswith("Runs the stages of a config in order:") and "--[no]" not in done.stdout.split("\n")[0]
+    )
     assert "--workdir: Where the run or sweep lives" in done.stdout and page.text() in done.stdout
 
 
@@ -350,11 +419,13 @@ def test_a_platform_that_is_not_there_is_a_sentence(monkeypatch):
     def start(*_):
         raise RuntimeError("Unable to initialize backend 'gpu': no device (set JAX_PLATFORMS='' to choose)\nmore")
 
-    monkeypatch.setattr("rlhf_jax.hosts.start", start)
+    monkeypatch.setattr("rlhf_jax.runtime.hosts.start", start)
     monkeypatch.setenv("JAX_PLATFORMS", "gpu")
     for name in ("DISTRIBUTED", "COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "HEARTBEAT"):
         monkeypatch.setattr(job, f"_{name}", types.SimpleNamespace(value=None))
-    with pytest.raises(InputError, match=r"^platform='gpu' is not there: Unable to initialize backend 'gpu': .* to choose\)$"):
+    with pytest.raises(
+        InputError, match=r"^platform='gpu' is not there: Unable to initialize backend 'gpu': .* to choose\)$"
+    ):
         job.Job(toy.get_config(), "", {}, "x", []).join()
 
 
@@ -364,10 +435,16 @@ def test_what_is_no_run_has_a_table_of_its_own():
         checks.check_values("", made, fields)
         assert set(made.keys()) == set(fields.parts)
     bench.works, bench.repeats, bench.model.num_heads = ("sample", "sample"), 0, -1
-    with pytest.raises(InputError, match=r"^model.num_heads=-1 must .*; works=\('sample', 'sample'\) must .*; repeats=0 must be a whole"):
+    with pytest.raises(
+        InputError,
+        match=r"^model.num_heads=-1 must .*; works=\('sample', 'sample'\) must .*; repeats=0 must be a whole",
+    ):
         checks.check_values("", bench, bench_fields.FIELDS)
     game.kl_coefs, game.seeds, game.num_prompts, game.ppo.cliprange, game.rewards = (0.0,), (), 7, 0.0, "odd"
-    with pytest.raises(InputError, match="^rewards='odd' must be 'normal', .*; num_prompts=7 must .* from 1 to 6; seeds=.*; kl_coefs=.*; ppo.cliprange"):
+    with pytest.raises(
+        InputError,
+        match="^rewards='odd' must be 'normal', .*; num_prompts=7 must .* from 1 to 6; seeds=.*; kl_coefs=.*; ppo.cliprange",
+    ):
         checks.check_values("", game, optimum.FIELDS)
 
 
@@ -375,12 +452,28 @@ def test_what_is_no_run_has_a_table_of_its_own():
     "command, flags, said",
     [
         ("world.__main__", ["--out="], "--out: it is empty: name a folder"),
-        ("world.__main__", ["--out=x", "--seed=-1"], "--seed: '-1' is given, and it must be a whole number from 0 to 4294967295"),
+        (
+            "world.__main__",
+            ["--out=x", "--seed=-1"],
+            "--seed: '-1' is given, and it must be a whole number from 0 to 4294967295",
+        ),
         ("data.prepare", ["--dataset=dolly", "--source=", "--out=x"], "--source: it is empty"),
-        ("generate.__main__", ["--model=x", "--prompt=y", "--top_p=0"], "--top_p: '0' is given, and it must be a number above 0 and at most 1"),
-        ("generate.__main__", ["--model=x", "--prompt=y", "--samples=0"], "--samples: '0' is given, and it must be a whole number from 1"),
+        (
+            "generate.__main__",
+            ["--model=x", "--prompt=y", "--top_p=0"],
+            "--top_p: '0' is given, and it must be a number above 0 and at most 1",
+        ),
+        (
+            "generate.__main__",
+            ["--model=x", "--prompt=y", "--samples=0"],
+            "--samples: '0' is given, and it must be a whole number from 1",
+        ),
         ("chat", ["--workdir=x", "--temperature=nan"], "--temperature: 'nan' is given, and it must be a number from 0"),
-        ("chat", ["--workdir=x", "--temperature=cold"], "--temperature: 'cold' is given, and it must be a number from 0"),
+        (
+            "chat",
+            ["--workdir=x", "--temperature=cold"],
+            "--temperature: 'cold' is given, and it must be a number from 0",
+        ),
     ],
 )
 def test_options_of_other_commands_have_ranges_too(command, flags, said, capsys):

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.config import data_config
-from rlhf_jax.config import forms
 from rlhf_jax.data.corpus import FileCorpus, _spread
 from rlhf_jax.data.template import Template
-from rlhf_jax.errors import InputError
+from rlhf_jax.fields import forms
+from rlhf_jax.runtime.errors import InputError
 
 
 def write(path, rows):
@@ -31,7 +31,9 @@ def pair(question, number):
 @pytest.fixture
 def folder(tmp_path):
     write(tmp_path / "pairs.jsonl", [pair(f"question {i // 5}", i) for i in range(500)])
-    write(tmp_path / "demos.jsonl", [{"instruction": f"task {i}", "input": "", "output": f"done {i}"} for i in range(200)])
+    write(
+        tmp_path / "demos.jsonl", [{"instruction": f"task {i}", "input": "", "output": f"done {i}"} for i in range(200)]
+    )
     write(tmp_path / "qa.jsonl", [{"question": f"question {i}", "answer": f"answer {i}"} for i in range(100)])
     (tmp_path / "stories.txt").write_text("\n".join(f"story {i}, first part\n\nsecond part" for i in range(60)))
     return tmp_path
@@ -56,7 +58,9 @@ def test_nothing_is_sampled_after_no_prompt(folder):
     assert len({row.prompt for split in SPLITS for row in found.prompts(split, "ppo")}) == 201
     assert all(row.prompt for split in SPLITS for row in found.prompts(split, "ppo"))
     write(folder / "rated.jsonl", rated)
-    with pytest.raises(InputError, match="no row of data.files.rankings in the train split has a prompt to sample from"):
+    with pytest.raises(
+        InputError, match="no row of data.files.rankings in the train split has a prompt to sample from"
+    ):
         corpus(folder, rankings="rated.jsonl").prompts("train", "ppo")
 
 
@@ -80,9 +84,13 @@ def test_the_split_is_of_the_question_whatever_the_file(folder):
 
 
 def test_another_order_or_more_rows_move_nothing(folder):
-    before = {row.row["chosen"]: split for split in SPLITS for row in corpus(folder, rankings="pairs.jsonl").rankings(split)}
+    before = {
+        row.row["chosen"]: split for split in SPLITS for row in corpus(folder, rankings="pairs.jsonl").rankings(split)
+    }
     write(folder / "pairs.jsonl", [pair(f"question {i // 5}", i) for i in reversed(range(600))])
-    after = {row.row["chosen"]: split for split in SPLITS for row in corpus(folder, rankings="pairs.jsonl").rankings(split)}
+    after = {
+        row.row["chosen"]: split for split in SPLITS for row in corpus(folder, rankings="pairs.jsonl").rankings(split)
+    }
     assert {name: after[name] for name in before} == before
 
 
@@ -96,8 +104,10 @@ def test_shares_are_those_of_the_config(folder):
 def test_published_splits_are_kept_and_what_is_held_out_is_in_no_other_kind(tmp_path, capsys, published, other):
     """A prompt that one file publishes as test is no train row of any file, published or not."""
     names = ("train", "validation", "test")
-    write(tmp_path / "split.jsonl", [pair(f"q{i}", i) | {"split": names[i % 3]} for i in range(90)]
-          + [pair("q2", 91) | {"split": "train"}])  # fmt: skip
+    write(
+        tmp_path / "split.jsonl",
+        [pair(f"q{i}", i) | {"split": names[i % 3]} for i in range(90)] + [pair("q2", 91) | {"split": "train"}],
+    )
     write(tmp_path / "plain.jsonl", [pair(f"q{i}", i) for i in range(150)])
     found = corpus(tmp_path, splits="published", **{published: "split.jsonl", other: "plain.jsonl"})
     asked = {split: [row.prompt for row in found._split(published, split)] for split in SPLITS}
@@ -115,10 +125,14 @@ def test_an_unknown_way_to_split_is_refused(folder):
 
 def test_an_empty_split_says_what_to_change(folder):
     found = corpus(folder, demonstrations="demos.jsonl", valid_share=0.0)
-    with pytest.raises(InputError, match="valid split of data.files.demonstrations is empty; raise data.files.valid_share"):
+    with pytest.raises(
+        InputError, match="valid split of data.files.demonstrations is empty; raise data.files.valid_share"
+    ):
         found.demonstrations("valid")
     found = corpus(folder, demonstrations="demos.jsonl@1", valid_share=0.9, test_share=0.09)
-    with pytest.raises(InputError, match="train split of data.files.demonstrations is empty; lower data.files.valid_share or"):
+    with pytest.raises(
+        InputError, match="train split of data.files.demonstrations is empty; lower data.files.valid_share or"
+    ):
         found.demonstrations("train")
 
 
@@ -154,7 +168,9 @@ def test_a_prompt_that_a_file_repeats_is_one_prompt_of_its_split(folder, capsys)
     assert all(row.row["category"] == 0 for rows in by_split.values() for row in rows)  # the first stays
     assert found.prompts("test", "ppo") is found.prompts("test", "rm")
     left_out = 4 * len(by_split["test"])
-    assert capsys.readouterr().out.count(f"data.files.prompts: {left_out} rows left out of test, because they repeat") == 1
+    assert (
+        capsys.readouterr().out.count(f"data.files.prompts: {left_out} rows left out of test, because they repeat") == 1
+    )
 
 
 def test_documents_are_divided_by_the_given_expression(folder):
@@ -181,9 +197,12 @@ def test_a_wrong_entry_says_how_files_are_given(folder, entry):
         corpus(folder, demonstrations=entry).demonstrations("train")
 
 
-@given(st.from_regex(r"[a-z./_-]{1,12}", fullmatch=True), st.none() | st.integers(1, 10**6),
-       st.lists(st.from_regex(r"[a-z_]{1,6}", fullmatch=True), max_size=2),
-       st.dictionaries(*2 * [st.from_regex(r"[a-z_ ]{1,6}", fullmatch=True)], max_size=3))  # fmt: skip
+@given(
+    st.from_regex(r"[a-z./_-]{1,12}", fullmatch=True),
+    st.none() | st.integers(1, 10**6),
+    st.lists(st.from_regex(r"[a-z_]{1,6}", fullmatch=True), max_size=2),
+    st.dictionaries(*2 * [st.from_regex(r"[a-z_ ]{1,6}", fullmatch=True)], max_size=3),
+)
 def test_entries_are_read_as_written(name, count, splits, fields):
     entry = name + (f"@{count}" if count else "") + (f":{'+'.join(splits)}" if splits else "")
     entry += ":" + ";".join(f"{a}={b}" for a, b in fields.items()) if fields else ""

@@ -12,7 +12,7 @@ from rlhf_jax.data import describe
 from rlhf_jax.data.describe.__main__ import main, open_data
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.files import read_json
+from rlhf_jax.runtime.files import read_json
 
 
 def ranking(prompt, completions, ranks, labeler=None):
@@ -29,17 +29,25 @@ def test_lengths_are_pythons_statistics():
     facts = describe.length_facts(np.array(values))
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     assert facts == {
-        "count": 11, "mean": pytest.approx(statistics.mean(values)), "sd": pytest.approx(statistics.stdev(values)),
-        "min": 1, "quartile_1": low, "median": middle, "quartile_3": high, "max": 9,
-    }  # fmt: skip
+        "count": 11,
+        "mean": pytest.approx(statistics.mean(values)),
+        "sd": pytest.approx(statistics.stdev(values)),
+        "min": 1,
+        "quartile_1": low,
+        "median": middle,
+        "quartile_3": high,
+        "max": 9,
+    }
 
 
 def test_pairs_ties_and_biases_by_hand():
-    facts = describe.ranking_facts([
-        ranking("p", ["a", "bb", "ccc"], [3, 2, 1], "x"),  # three pairs, the longer and later wins
-        ranking("q", ["a", "bb", "cc", "d"], [1, 2, 2, 4], "y"),  # one tie; of 5, the longer wins 2, one is as long
-        ranking("r", ["a", "b"], [1, 1], "x"),
-    ])  # fmt: skip
+    facts = describe.ranking_facts(
+        [
+            ranking("p", ["a", "bb", "ccc"], [3, 2, 1], "x"),  # three pairs, the longer and later wins
+            ranking("q", ["a", "bb", "cc", "d"], [1, 2, 2, 4], "y"),  # one tie; of 5, the longer wins 2, one is as long
+            ranking("r", ["a", "b"], [1, 1], "x"),
+        ]
+    )
     assert (facts["rankings"], facts["pairs"], facts["tied_pairs"], facts["all_tied"]) == (3, 10, 2, 1)
     assert facts["completions"] == {2: 1, 3: 1, 4: 1} and facts["labelers"] == {"x": 2, "y": 1}
     # q: a>bb a>cc a>d bb>d cc>d
@@ -53,9 +61,7 @@ def test_agreement_is_that_of_a_plain_loop_over_pairs_of_judgements():
     rows = []
     for prompt in range(30):
         for labeler in "abc"[: rng.randint(1, 3)]:
-            rows.append(
-                ranking(f"p{prompt}", ["x", "y", "z"], [rng.randint(1, 3) for _ in range(3)], labeler)
-            )
+            rows.append(ranking(f"p{prompt}", ["x", "y", "z"], [rng.randint(1, 3) for _ in range(3)], labeler))
     same = total = 0
     for first, second in itertools.combinations(rows, 2):
         if first.prompt == second.prompt:
@@ -70,24 +76,44 @@ def test_agreement_is_that_of_a_plain_loop_over_pairs_of_judgements():
 
 
 def test_agreement_finds_completions_wherever_they_stand_and_counts_a_labeler_once():
-    rows = [ranking("p", ["x", "y"], [1, 2], "a"), ranking("p", ["y", "x"], [2, 1], "b"),
-            ranking("p", ["x", "y"], [2, 1], "a"), ranking("q", ["x", "y"], [2, 1], "b")]  # fmt: skip
+    rows = [
+        ranking("p", ["x", "y"], [1, 2], "a"),
+        ranking("p", ["y", "x"], [2, 1], "b"),
+        ranking("p", ["x", "y"], [2, 1], "a"),
+        ranking("q", ["x", "y"], [2, 1], "b"),
+    ]
     assert describe.agreement(rows) | {"low": 1, "high": 1} == {
-        "value": 1.0, "low": 1, "high": 1, "comparisons": 1, "prompts": 1,
-    }  # fmt: skip
+        "value": 1.0,
+        "low": 1,
+        "high": 1,
+        "comparisons": 1,
+        "prompts": 1,
+    }
 
 
 @pytest.fixture
 def folder(tmp_path):
     passage = "a passage that is long enough to be the same beginning of several questions on it, " * 2
-    write(tmp_path / "demos.jsonl", [
-        {"prompt": f"{passage if n < 9 else n} what?", "completion": " yes", "category": "qa" if n % 3 else "chat"}
-        for n in range(120)
-    ] + [{"prompt": "x", "completion": " "}])  # fmt: skip
-    write(tmp_path / "pairs.jsonl", [
-        {"prompt": f"{passage if n < 20 else n} why {n}?", "completions": ["ab", "a"], "ranks": [1, 2], "labeler": f"l{n % 3}"}
-        for n in range(90)
-    ])  # fmt: skip
+    write(
+        tmp_path / "demos.jsonl",
+        [
+            {"prompt": f"{passage if n < 9 else n} what?", "completion": " yes", "category": "qa" if n % 3 else "chat"}
+            for n in range(120)
+        ]
+        + [{"prompt": "x", "completion": " "}],
+    )
+    write(
+        tmp_path / "pairs.jsonl",
+        [
+            {
+                "prompt": f"{passage if n < 20 else n} why {n}?",
+                "completions": ["ab", "a"],
+                "ranks": [1, 2],
+                "labeler": f"l{n % 3}",
+            }
+            for n in range(90)
+        ],
+    )
     (tmp_path / "text.txt").write_text("\n\n".join(f"story {n}" for n in range(90)))
     return tmp_path
 
@@ -110,9 +136,7 @@ def test_a_folder_is_described_by_what_its_rows_say(folder):
     assert set(lengths["rankings"]) == {"prompts", "completions"}
     assert found["lengths"]["completions"]["all"] == describe.length_facts(np.full(120, 4))
     assert facts["leaks"]["across_splits"] == 0 < facts["leaks"]["across_splits_by_prompt_alone"]
-    assert facts["leaks"]["between_files"] == {
-        "demos.jsonl (demonstrations) and pairs.jsonl (rankings)": 1
-    }  # cluster
+    assert facts["leaks"]["between_files"] == {"demos.jsonl (demonstrations) and pairs.jsonl (rankings)": 1}  # cluster
 
 
 def test_the_command_writes_a_page_a_picture_and_json(folder, capsys, monkeypatch):
@@ -129,9 +153,7 @@ def test_the_command_writes_a_page_a_picture_and_json(folder, capsys, monkeypatc
     assert facts["unit"] == "tokens" and facts["kinds"]["rankings"]["rankings"]["pairs"] == 90
     page = (out / "report.md").read_text()
     assert "| rankings | 90 |" in page and "lengths.png" in page
-    assert (out / "lengths.png").read_bytes()[:4] == b"\x89PNG" and (
-        out / "lengths.png"
-    ).stat().st_size > 20_000
+    assert (out / "lengths.png").read_bytes()[:4] == b"\x89PNG" and (out / "lengths.png").stat().st_size > 20_000
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert lines and all(line.count("|") >= 3 for line in lines)
 
@@ -143,17 +165,14 @@ def test_one_file_and_one_kind_and_renamed_fields(folder, capsys):
     corpus, kinds = open_data(f"{path}:q=prompt", "prompts")
     assert kinds == ["prompts"]
     assert main([f"--data={path}"]) == 2
-    assert (
-        "what kind of rows these are cannot be told from their fields a, q; give --kind"
-        in capsys.readouterr().err
-    )
+    assert "what kind of rows these are cannot be told from their fields a, q; give --kind" in capsys.readouterr().err
     assert main(["--data=nowhere.jsonl"]) == 2 and main([f"--data={folder / 'none'}", "--kind=prompts"]) == 2
 
 
 def test_the_work_directory_of_a_run_is_described_as_the_run_splits_it(folder):
     from rlhf_jax.config import default_config
     from rlhf_jax.data.template import Template
-    from rlhf_jax.files import write_json
+    from rlhf_jax.runtime.files import write_json
 
     config = default_config()
     config.data.source = "files"
@@ -179,7 +198,9 @@ def test_a_real_file(shared_data):
 
 
 def test_published_splits_are_shown_and_what_leaks_through_them_is_named(tmp_path):
-    rows = [{"prompt": f"question {n}", "completion": " yes", "split": "train" if n < 80 else "test"} for n in range(100)]
+    rows = [
+        {"prompt": f"question {n}", "completion": " yes", "split": "train" if n < 80 else "test"} for n in range(100)
+    ]
     rows += [{**row, "split": "train"} for row in rows[90:]]
     corpus, kinds = open_data(write(tmp_path / "demos.jsonl", rows))
     facts, _ = describe.describe(corpus, kinds, None)

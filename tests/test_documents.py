@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.data import documents
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 
 def test_marked_else_blank_lines():
@@ -25,18 +25,25 @@ def test_what_its_groups_match_is_no_document():
     assert documents.split("a-b+c", "(-)|([+])") == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("end, words", [
-    ("(", "is no regular expression (missing"), ("((a{1000}){1000}){1000}", "the numbers in its braces multiply to"),
-    ("(" * 5000 + ")" * 5000, "is no regular expression ("),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "end, words",
+    [
+        ("(", "is no regular expression (missing"),
+        ("((a{1000}){1000}){1000}", "the numbers in its braces multiply to"),
+        ("(" * 5000 + ")" * 5000, "is no regular expression ("),
+    ],
+)
 def test_what_is_no_expression_is_a_sentence(end, words):
     with pytest.raises(InputError) as caught:
         documents.split("a", end)
     assert words in str(caught.value) and "data.files.document_end=" in str(caught.value)
 
 
-@pytest.mark.parametrize(("end", "text"), [("(a|aa)+$", "a" * 60 + "c"), ("(?:a?){12}a{12}b|c", ("a" * 12 + "c") * 100_000)],
-                         ids=["one match", "many"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [("(a|aa)+$", "a" * 60 + "c"), ("(?:a?){12}a{12}b|c", ("a" * 12 + "c") * 100_000)],
+    ids=["one match", "many"],
+)
 def test_an_expression_that_backtracks_is_stopped(monkeypatch, end, text):
     monkeypatch.setattr(documents, "SECONDS", 0.2)
     monkeypatch.setattr(documents, "SECONDS_A_CHARACTER", 0.0)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny
 
-from rlhf_jax import dpo, losses, model, reward_model, sharding, train
-from rlhf_jax.attention import PREFIX
+from rlhf_jax import losses, model, sharding, train
 from rlhf_jax.config import default_config
+from rlhf_jax.model.attention import PREFIX
+from rlhf_jax.stages import dpo, reward_model
 from rlhf_jax.world import bandit
 
 SHAPE = (4, 5, 12)  # B, K, T
@@ -192,7 +192,9 @@ def test_neither_padding_nor_what_stands_in_it_matters():
     wide = lambda x, fill: np.concatenate([x, np.full((*x.shape[:2], 6), fill, x.dtype)], axis=2)
     padded = batch.replace(tokens=wide(batch.tokens, 9), mask=wide(batch.mask, False))
     ranked = lambda x: np.concatenate([x, np.zeros_like(x[:, :2])], axis=1)
-    taller = batch.replace(**{name: ranked(getattr(batch, name)) for name in ("tokens", "mask", "ranks", "valid", "ref_logprobs")})
+    taller = batch.replace(
+        **{name: ranked(getattr(batch, name)) for name in ("tokens", "mask", "ranks", "valid", "ref_logprobs")}
+    )
     expected = loss_of(policy(), batch, None)
     for other in (padded, taller):
         found = loss_of(policy(), other, None)
@@ -206,7 +208,10 @@ def test_nan_where_there_is_no_completion_reaches_neither_loss_nor_gradient():
         loss = losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
         return loss.total, loss
 
-    found = [jax.grad(total, has_aux=True)(np.where(batch.valid, batch.ref_logprobs, hole)) for hole in (np.float32("nan"), 0.0)]
+    found = [
+        jax.grad(total, has_aux=True)(np.where(batch.valid, batch.ref_logprobs, hole))
+        for hole in (np.float32("nan"), 0.0)
+    ]
     assert not batch.valid.all()
     jax.tree.map(np.testing.assert_array_equal, *found)
 
@@ -221,9 +226,9 @@ def test_a_step_is_the_same_on_every_mesh_and_for_every_beta_one_program(mesh):
     def step_on(name, microbatches, beta):
         places = tiny.mesh_of(name)
         params = tiny.place(tiny.params_of(tiny.SCANNED, 0), tiny.SCANNED, places)
-        step = steps.setdefault((name, microbatches), jax.jit(
-            train.make_train_step(loss_fn, optimizer, lambda step: 1.0, microbatches)
-        ))  # fmt: skip
+        step = steps.setdefault(
+            (name, microbatches), jax.jit(train.make_train_step(loss_fn, optimizer, lambda step: 1.0, microbatches))
+        )
         with jax.set_mesh(places):
             rows = sharding.put_batch(batch.replace(beta=np.full(16, beta, np.float32)), places)
             state, metrics = step(train.init_state(params, optimizer), rows, jnp.float32(0.1), jax.random.key(0))
@@ -251,9 +256,17 @@ def test_infinitely_many_comparisons_of_the_bandit_lead_to_the_optimum_in_closed
     start = bandit.PROMPT_LENGTH
     all_of_them = dpo.Preferences(  # the completions of a prompt as one row, to be compared in every way
         *(x.reshape(len(rewards), count, -1) for x in (rows.tokens, mask)),
-        np.full(len(rewards), start), *(np.zeros(rewards.shape, kind) for kind in (np.int32, bool, np.float32)), *np.zeros((2, len(rewards))),
-    )  # fmt: skip
-    pairs = [(x, i, j) for x in range(len(rewards)) for i in range(count) for j in range(count) if rewards[x, i] > rewards[x, j]]
+        np.full(len(rewards), start),
+        *(np.zeros(rewards.shape, kind) for kind in (np.int32, bool, np.float32)),
+        *np.zeros((2, len(rewards))),
+    )
+    pairs = [
+        (x, i, j)
+        for x in range(len(rewards))
+        for i in range(count)
+        for j in range(count)
+        if rewards[x, i] > rewards[x, j]
+    ]
     x, better, worse = np.array(pairs).T
     wrong = 1 / (1 + np.exp(rewards[x, better] - rewards[x, worse]))
     both, one = np.ones((len(x), 2)), np.ones(len(x), np.float32)
@@ -280,8 +293,13 @@ def test_infinitely_many_comparisons_of_the_bandit_lead_to_the_optimum_in_closed
     for number in range(steps):
         params, state, value = step(params, state, -0.02 * (1 - number / steps))
     optimum = game.optimum(log_ref, beta)
-    start, found = (game.evaluate(np.asarray(table, np.float64), log_ref, beta) for table in (log_ref, log_policy(params)))
+    start, found = (
+        game.evaluate(np.asarray(table, np.float64), log_ref, beta) for table in (log_ref, log_policy(params))
+    )
     assert start.objective < 0.6 * optimum.objective, (start, optimum)
-    assert found.objective > 0.99 * optimum.objective and found.kl == pytest.approx(optimum.kl, rel=0.05), (found, optimum)
+    assert found.objective > 0.99 * optimum.objective and found.kl == pytest.approx(optimum.kl, rel=0.05), (
+        found,
+        optimum,
+    )
     least = np.mean(-wrong * np.log(wrong) - (1 - wrong) * np.log(1 - wrong))
     assert float(value) == pytest.approx(least, abs=2e-3)

@@ -56,9 +56,7 @@ def test_planted_ones_are_found():
         "user: how do I tie a knot\nassistant: which one?\nuser:" + 40 * " a bowline",
         "user: how do I tie a knot\nassistant: which one?",  # an earlier turn
     ]
-    assert groups(prompts, 40) == sorted(
-        [set(prompts[:3]), {prompts[3]}, {prompts[4]}, set(prompts[5:])], key=sorted
-    )
+    assert groups(prompts, 40) == sorted([set(prompts[:3]), {prompts[3]}, {prompts[4]}, set(prompts[5:])], key=sorted)
 
 
 def test_a_system_prompt_is_no_evidence():
@@ -90,9 +88,7 @@ def test_nothing_and_one_and_empty_ones():
 @pytest.mark.slow
 def test_a_million_prompts_with_one_beginning_take_seconds():
     """Quadratic work would take days."""
-    prompts = [f"{'the same beginning ' * 5}{n:07}" for n in range(300_000)] + [
-        f"{n}" for n in range(700_000)
-    ]
+    prompts = [f"{'the same beginning ' * 5}{n:07}" for n in range(300_000)] + [f"{n}" for n in range(700_000)]
     start = time.perf_counter()
     assert len(np.unique(duplicates.clusters(prompts, 50))) == 1_000_000
     assert time.perf_counter() - start < 90

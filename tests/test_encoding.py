@@ -7,7 +7,7 @@ from rlhf_jax.data import encoding
 from rlhf_jax.data.batches import pack_documents
 from rlhf_jax.data.records import Document
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 TEXTS = ["one two", "", "three", "äöü €", "four five six", "x" * 40]
 
@@ -65,23 +65,15 @@ def test_small_data_is_tokenized_without_a_word(tokenizer, capsys, tmp_path):
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
 
 
-def test_large_data_is_tokenized_once_and_again_when_it_changes(
-    tokenizer, small_parts, tmp_path, monkeypatch
-):
+def test_large_data_is_tokenized_once_and_again_when_it_changes(tokenizer, small_parts, tmp_path, monkeypatch):
     calls = []
     real = Tokenizer.encode_batch
-    monkeypatch.setattr(
-        Tokenizer, "encode_batch", lambda *args, **named: calls.append(1) or real(*args, **named)
-    )
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args, **named: calls.append(1) or real(*args, **named))
     first = encoding.encode_once(tmp_path / "tokens", tokenizer, TEXTS, "texts")
     made = len(calls)
     again = encoding.encode_once(tmp_path / "tokens", tokenizer, TEXTS, "texts")
     assert len(calls) == made > 0
-    assert (
-        [ids.tolist() for ids in first]
-        == [ids.tolist() for ids in again]
-        == real(tokenizer, TEXTS, continues=True)
-    )
+    assert [ids.tolist() for ids in first] == [ids.tolist() for ids in again] == real(tokenizer, TEXTS, continues=True)
     assert len(again) == len(TEXTS)
     encoding.encode_once(tmp_path / "tokens", tokenizer, TEXTS[::-1], "texts")
     encoding.encode_once(tmp_path / "tokens", tokenizer, TEXTS, "texts", starts=True)
@@ -90,10 +82,7 @@ def test_large_data_is_tokenized_once_and_again_when_it_changes(
 
 def test_documents_are_packed_alike_from_memory_and_from_disk(tokenizer, small_parts, tmp_path):
     documents = [Document(text) for text in TEXTS if text]
-    batches = [
-        pack_documents(documents, tokenizer, 7, folder)[0]
-        for folder in (None, tmp_path / "t", tmp_path / "t")
-    ]
+    batches = [pack_documents(documents, tokenizer, 7, folder)[0] for folder in (None, tmp_path / "t", tmp_path / "t")]
     for batch in batches[1:]:
         np.testing.assert_array_equal(batch.tokens, batches[0].tokens)
         np.testing.assert_array_equal(batch.segment_ids, batches[0].segment_ids)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax.errors import InputError, as_command
+from rlhf_jax.runtime.errors import InputError, as_command
 
 
 @pytest.mark.parametrize(

@@ -9,31 +9,55 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+import toy
 from ml_collections import ConfigDict
 
-import toy
-from rlhf_jax import best_of_n_stage, collect, generate, hosts, model, ppo, ppo_stage, progress, reward_model, run, sharding
+from rlhf_jax import generate, model, ppo, run, sharding, statistics
 from rlhf_jax.data import loader
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.evaluate import policy, programs, skills, statistics
+from rlhf_jax.evaluate import answers as programs
+from rlhf_jax.evaluate import policy, skills
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime import hosts, progress
+from rlhf_jax.stages import best_of_n as best_of_n_stage
+from rlhf_jax.stages import collect, reward_model
+from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.world.corpus import WorldCorpus
 
 CONFIG = {
     "seed": 3,
     "stages": ("pretrain", "sft", "reward_model", "ppo"),
-    "prompt_length": 48, "completion_length": 6, "too_long": "drop",
-    "pretrain": {"kind": "pretrain"}, "sft": {"kind": "sft"}, "ppo": {"kind": "ppo"},
+    "prompt_length": 48,
+    "completion_length": 6,
+    "too_long": "drop",
+    "pretrain": {"kind": "pretrain"},
+    "sft": {"kind": "sft"},
+    "ppo": {"kind": "ppo"},
     "reward_model": {"kind": "reward_model"},
-    "evaluate": {"prompts": 20, "batch_size": 8, "temperature": 1.0, "skill_items": 3,
-                 "skill_prompt_length": 64, "skill_completion_length": 4, "document_rows": 0},
+    "evaluate": {
+        "prompts": 20,
+        "batch_size": 8,
+        "temperature": 1.0,
+        "skill_items": 3,
+        "skill_prompt_length": 64,
+        "skill_completion_length": 4,
+        "document_rows": 0,
+    },
 }
-WORLD = {"seed": 0, "documents": 20, "valid_documents": 12, "demonstrations": 4,
-         "valid_demonstrations": 4, "rm_prompts": 4, "ppo_prompts": 4, "valid_prompts": 4,
-         "test_prompts": 24}
+WORLD = {
+    "seed": 0,
+    "documents": 20,
+    "valid_documents": 12,
+    "demonstrations": 4,
+    "valid_demonstrations": 4,
+    "rm_prompts": 4,
+    "ppo_prompts": 4,
+    "valid_prompts": 4,
+    "test_prompts": 24,
+}
 
 
 class MemoryRun(run.Run):
@@ -75,10 +99,10 @@ def corpus():
 def shared(corpus):
     """What costs time to make: tokenizer, model and mesh."""
     tokenizer = Tokenizer.train([text.text for text in corpus.documents("train")], 400)
-    shape = TransformerConfig(tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2,
-                              max_length=68, init_std=0.5)
-    return dict(tokenizer=tokenizer, model=shape,
-                mesh=sharding.make_mesh(devices=jax.devices()[:2]))
+    shape = TransformerConfig(
+        tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2, max_length=68, init_std=0.5
+    )
+    return dict(tokenizer=tokenizer, model=shape, mesh=sharding.make_mesh(devices=jax.devices()[:2]))
 
 
 @pytest.fixture
@@ -86,12 +110,20 @@ def make_run(tmp_path, shared, corpus):
     def make(*finished, corpus=corpus, **overrides):
         config = ConfigDict(CONFIG)
         config.evaluate.update(overrides)
-        found = MemoryRun(config=config, path=tmp_path, rules=sharding.DEFAULT_RULES, template=Template(),
-                          corpus=corpus, interrupt=progress.Interrupt(), **shared)
+        found = MemoryRun(
+            config=config,
+            path=tmp_path,
+            rules=sharding.DEFAULT_RULES,
+            template=Template(),
+            corpus=corpus,
+            interrupt=progress.Interrupt(),
+            **shared,
+        )
         found.finished = finished
         for stage in CONFIG["stages"]:
             (tmp_path / stage).mkdir(exist_ok=True)
         return found
+
     return make
 
 
@@ -111,8 +143,12 @@ class LengthScorer:
 
     def __call__(self, prompts, completions, finished, sampled=None):
         assert all(isinstance(prompt, Prompt) for prompt in prompts)
-        return self.sign * np.float32([len(prompt.prompt) + len(completion) / 100 - ended
-                           for prompt, completion, ended in zip(prompts, completions, finished)])
+        return self.sign * np.float32(
+            [
+                len(prompt.prompt) + len(completion) / 100 - ended
+                for prompt, completion, ended in zip(prompts, completions, finished)
+            ]
+        )
 
 
 REAL_SCORER = reward_model.Scorer
@@ -126,16 +162,19 @@ def scorer(monkeypatch):
 # --- skills -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given, answer, f1, exact", [
-    ("mira", "mira", 1, 1),
-    ("The  Mira .", "mira", 1, 1),  # articles, case, punctuation and spaces do not count
-    ("the old red house", "red house", 0.8, 0),
-    ("red red", "red house", 0.5, 0),  # a word counts as often as it stands on both sides
-    ("blue", "red", 0, 0),
-    ("", "red", 0, 0),
-    ("the", "", 1, 1),
-    ("9 .5", "9.5", 0, 0),
-])
+@pytest.mark.parametrize(
+    "given, answer, f1, exact",
+    [
+        ("mira", "mira", 1, 1),
+        ("The  Mira .", "mira", 1, 1),  # articles, case, punctuation and spaces do not count
+        ("the old red house", "red house", 0.8, 0),
+        ("red red", "red house", 0.5, 0),  # a word counts as often as it stands on both sides
+        ("blue", "red", 0, 0),
+        ("", "red", 0, 0),
+        ("the", "", 1, 1),
+        ("9 .5", "9.5", 0, 0),
+    ],
+)
 def test_scores_are_squads(given, answer, f1, exact):
     assert skills.token_f1(given, answer) == pytest.approx(f1)
     assert skills.exact_match(given, answer) == exact
@@ -165,8 +204,7 @@ def test_mean_weighs_tasks_alike_whatever_their_sizes():
 def test_few_shot_completes_every_item_greedily(make_run):
     run = make_run("sft")
     rows = skills.few_shot(run, answers(run, run.load_params("sft")).skills)
-    assert [row["task"] for row in rows] == ["closed_qa"] * 3 + ["translation"] * 3 + [
-        "arithmetic"] * 3
+    assert [row["task"] for row in rows] == ["closed_qa"] * 3 + ["translation"] * 3 + ["arithmetic"] * 3
     assert run.corpus.skills() is run.corpus.skills()  # drawn once for all policies
     item = run.corpus.skills()["arithmetic"][0]
     assert rows[6]["prompt"] == item["prompt"] and rows[6]["answer"] == item["answer"]
@@ -182,8 +220,11 @@ def test_few_shot_completes_every_item_greedily(make_run):
 def test_valid_loss_is_the_mean_over_tokens(make_run):
     run = make_run("sft")
     found = skills.valid_loss(run, answers(run, run.load_params("sft")).documents)
-    lines = [ids for document in run.corpus.documents("valid")
-             for ids in [run.tokenizer.encode(document.text) + [run.tokenizer.eos_id]]]
+    lines = [
+        ids
+        for document in run.corpus.documents("valid")
+        for ids in [run.tokenizer.encode(document.text) + [run.tokenizer.eos_id]]
+    ]
     stream = [(token, start) for ids in lines for token, start in zip(ids, [True] + [False] * 999)]
     total = count = 0
     for begin in range(0, len(stream), 48 + 6):  # rows cut documents in two
@@ -227,8 +268,7 @@ def test_evaluation_holds_what_plain_means_give(make_run):
     assert estimates["kl"] == pytest.approx(np.mean([row["kl"] for row in rows]))
     assert estimates["completion_length"] == np.mean([row["length"] for row in rows])
     assert estimates["eos"] == np.mean([row["finished"] for row in rows])
-    wins = [np.sign(row["gold"]["total"] - rival["gold"]["total"]) / 2 + 0.5
-            for row, rival in zip(rows, rivals)]
+    wins = [np.sign(row["gold"]["total"] - rival["gold"]["total"]) / 2 + 0.5 for row, rival in zip(rows, rivals)]
     assert estimates["win_rate"] == pytest.approx(np.mean(wins))
     assert {"skills/mean", "skills/translation", "valid_loss"} <= estimates.keys()
     categories = evaluation["categories"]
@@ -251,7 +291,9 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
 
     rows = policy.describe(run, records, prompts.index, rollout, np.zeros(8))
     spelled = run.tokenizer.encode_batch([row["completion"] for row in rows], continues=True)
-    assert sum(list(ids) != row["tokens"][: len(row["tokens"]) - row["finished"]] for ids, row in zip(spelled, rows)) > 5
+    assert (
+        sum(list(ids) != row["tokens"][: len(row["tokens"]) - row["finished"]] for ids, row in zip(spelled, rows)) > 5
+    )
     scorer = REAL_SCORER(run, "reward_model")
     best_of_n_stage._score(records, rows, {"reward_model": scorer})
     np.testing.assert_allclose([row["scores"]["reward_model"] for row in rows], asked, atol=2e-5)
@@ -262,7 +304,9 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     np.testing.assert_allclose([row["score"] for row in rows], asked, atol=2e-5)
 
     said = *generate.texts(rollout, run.tokenizer), ["sft"] * 8, generate.sampled(rollout)
-    items = [collect.Sampled(records[prompts.index[i]], *((column[i], column[i + 4]) for column in said)) for i in range(4)]
+    items = [
+        collect.Sampled(records[prompts.index[i]], *((column[i], column[i + 4]) for column in said)) for i in range(4)
+    ]
     for i, ranking in enumerate(collect._rank_by_scores(scorer, items)):
         assert ranking.ranks == ((1, 2) if asked[i] > asked[i + 4] else (2, 1))
     valid = policy.reward_model.ValidationReward(run, "reward_model")
@@ -275,7 +319,7 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     run = make_run("sft", "reward_model")
     ends = run.tokenizer.eos_id, *range(300, 340)
     monkeypatch.setattr(run.tokenizer, "end_ids", ends)
-    batch, = loader.in_order(policy.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
+    (batch,) = loader.in_order(policy.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
     rollout = hosts.fetch(run.sampler(6)(run.load_params("sft"), batch, run.key("sft", 0), 1.0))
     texts, finished = generate.texts(rollout, run.tokenizer)
     ended = [[token in ends for token in ids] for ids in generate.sampled(rollout)]
@@ -334,8 +378,7 @@ def test_rescore_fills_in_what_was_missing_and_keeps_the_rest(make_run):
     assert before["reference"] is None
     for name in ("score", "kl", "win_rate"):
         assert before["estimates"][name] is None
-    completions = [row["completion"]
-                   for row in policy.read_rows(run.folder("pretrain") / "samples.jsonl")]
+    completions = [row["completion"] for row in policy.read_rows(run.folder("pretrain") / "samples.jsonl")]
 
     run.finished = ("pretrain", "sft")
     policy.evaluate_policy(run, "sft")
@@ -398,15 +441,19 @@ def test_without_gold_the_reward_score_decides(make_run, corpus):
     assert evaluation["win_rate_by"] == "score"
     assert evaluation["estimates"]["gold/total"] is None and evaluation["categories"] == {}
     assert not any(name.startswith("skills/") for name in evaluation["estimates"])
-    scores = [[row["score"] for row in policy.read_rows(run.folder(stage) / "samples.jsonl")]
-              for stage in ("ppo", "sft")]
+    scores = [
+        [row["score"] for row in policy.read_rows(run.folder(stage) / "samples.jsonl")] for stage in ("ppo", "sft")
+    ]
     assert evaluation["estimates"]["win_rate"]["value"] == statistics.win_rate(*scores).value
 
 
 def test_intervals_of_scores_know_that_they_end_at_0_and_1():
     """All 256 answers harmless: rude ones may be as frequent as one in a hundred. Lengths that are all equal show no spread."""
     gold = {"helpful": 0.5, "harmless": 1.0}
-    rows = [{"gold": gold | {"total": n / 256}, "score": None, "kl": 0.0, "length": 48, "finished": False} for n in range(256)]
+    rows = [
+        {"gold": gold | {"total": n / 256}, "score": None, "kl": 0.0, "length": 48, "finished": False}
+        for n in range(256)
+    ]
     found = policy.summarize(rows, None)
     assert found["gold/harmless"] == statistics.share(np.ones(256)) and 0.98 < found["gold/harmless"].low < 0.99
     assert found["gold/total"] == statistics.mean(np.arange(256) / 256)
@@ -414,12 +461,14 @@ def test_intervals_of_scores_know_that_they_end_at_0_and_1():
 
 
 def test_rows_survive_any_text(tmp_path):
-    rows = [{"completion": "two\u2028lines \x85 \r\n 한국어 \\ \""}, {"completion": ""}]
+    rows = [{"completion": 'two\u2028lines \x85 \r\n 한국어 \\ "'}, {"completion": ""}]
     policy.write_rows(tmp_path / "rows.jsonl", rows)
     assert policy.read_rows(tmp_path / "rows.jsonl") == rows
 
 
-@pytest.mark.parametrize("part, shown", [("samples", "samples"), ("skills", "skills"), ("documents", "pretraining loss")])
+@pytest.mark.parametrize(
+    "part, shown", [("samples", "samples"), ("skills", "skills"), ("documents", "pretraining loss")]
+)
 def test_an_evaluation_stops_between_two_batches_when_asked(make_run, part, shown):
     run = make_run("sft", batch_size=2)
     asked = programs.Questions([], [], [])._replace(**{part: getattr(policy.questions(run), part)})

@@ -10,10 +10,18 @@ import textwrap
 
 import pytest
 
-from rlhf_jax import files
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import new_folder, read_json, read_json_lines, remove_left_over, whole_lines, write_json_lines, write_text
-from rlhf_jax.workdir import Workdir
+from rlhf_jax.runtime import files
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import (
+    new_folder,
+    read_json,
+    read_json_lines,
+    remove_left_over,
+    whole_lines,
+    write_json_lines,
+    write_text,
+)
+from rlhf_jax.runtime.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 WRITERS = {
@@ -68,8 +76,13 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path)
     for name in (".file.1234.tmp", ".notes.tmp", ".file.xyz.tmp", "file.12.tmp"):  # the first by an older version
         (tmp_path / name).write_text("")
     (tmp_path / ".elsewhere.12.tmp").symlink_to(tmp_path / ".notes.tmp")
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WRITES), str(tmp_path)], cwd=ROOT, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITES), str(tmp_path)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout.readline() == "writes\n"
     others = {".notes.tmp", ".file.xyz.tmp", "file.12.tmp", ".elsewhere.12.tmp"}
     remove_left_over(tmp_path)  # while it lives
@@ -117,7 +130,7 @@ def test_a_limit_on_the_size_of_files_is_a_sentence(tmp_path):
         import resource, sys
         import numpy as np
         from rlhf_jax import files
-        from rlhf_jax.errors import InputError
+        from rlhf_jax.runtime.errors import InputError
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         for number, write in enumerate([lambda file: file.write(b"x" * 2000), lambda file: np.save(file, np.zeros(2000))]):
             try:
@@ -126,8 +139,13 @@ def test_a_limit_on_the_size_of_files_is_a_sentence(tmp_path):
             except InputError as error:
                 print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], cwd=ROOT, text=True,
-                          capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     first, second = done.stdout.splitlines()
     assert first == f"cannot write {tmp_path / '0'}: File too large"
     assert second.startswith(f"cannot write {tmp_path / '1'}: ") and "None" not in second
@@ -198,10 +216,16 @@ def test_the_half_line_of_a_killed_process_is_no_line(tmp_path):
     assert whole_lines(tmp_path / "rows.jsonl", cut=False) == [b'{"a": 1}', b'{"a"']
 
 
-@pytest.mark.parametrize("content, words", [
-    (b'{"a": 1}\n{"a"', "rows.jsonl, line 2: not a JSON object; the file was cut or changed after it was written"),
-    (b'{"a": 1}\n\n{}\n', "line 2"), (b'[1]\n', "line 1"), (b'{"a": "\xff"}\n', "line 1"), (b"[" * 100_000 + b"\n", "line 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b'{"a": 1}\n{"a"', "rows.jsonl, line 2: not a JSON object; the file was cut or changed after it was written"),
+        (b'{"a": 1}\n\n{}\n', "line 2"),
+        (b"[1]\n", "line 1"),
+        (b'{"a": "\xff"}\n', "line 1"),
+        (b"[" * 100_000 + b"\n", "line 1"),
+    ],
+)
 def test_a_damaged_line_is_named(tmp_path, content, words):
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=words):

@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from rlhf_jax import files, finished, metrics
+from rlhf_jax import metrics
 from rlhf_jax.checkpoint import load_params, save_params
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import policy
+from rlhf_jax.runtime import files, finished
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.workdir import Workdir
 from rlhf_jax.sweep.store import Store
-from rlhf_jax.workdir import Workdir
 
 ROWS = [{"index": n, "completion": "a \u2028 b"} for n in range(3)]
 
@@ -64,17 +65,25 @@ def test_what_is_noted_is_what_is_read_later(tmp_path):
     assert policy.read_rows(folder / "samples.jsonl") == ROWS
 
 
-@pytest.mark.parametrize("damage, said", [
-    (cut, "it has .* bytes instead of"), (cut_a_line, "it has .* bytes instead of"), (flip, "it is not what the stage wrote"),
-    (lambda path: path.unlink(), "it is missing"), (lambda path: path.write_bytes(b""), "it has 0 bytes instead of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (cut, "it has .* bytes instead of"),
+        (cut_a_line, "it has .* bytes instead of"),
+        (flip, "it is not what the stage wrote"),
+        (lambda path: path.unlink(), "it is missing"),
+        (lambda path: path.write_bytes(b""), "it has 0 bytes instead of"),
+    ],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_damage_is_named_with_what_to_do(tmp_path, name, damage, said):
     folder = make_stage(tmp_path)
     damage(folder / name)
     with pytest.raises(InputError) as error:
         finished.checked(folder / name)
-    error.match(rf"{folder / name} is damaged \({said}.*\): put it back as it was, or delete the folder {folder}, and the")
+    error.match(
+        rf"{folder / name} is damaged \({said}.*\): put it back as it was, or delete the folder {folder}, and the"
+    )
     for other in set(NAMES) - {name}:
         finished.checked(folder / other)
 
@@ -117,7 +126,10 @@ def test_parameters_that_arms_share_are_checked_where_they_lie(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["params", "candidates"])
-@pytest.mark.parametrize("noted, said", [(True, "bytes instead of|is not what the stage wrote"), (False, "{0} is a link to {1}, and the stage shares")])
+@pytest.mark.parametrize(
+    "noted, said",
+    [(True, "bytes instead of|is not what the stage wrote"), (False, "{0} is a link to {1}, and the stage shares")],
+)
 def test_a_folder_of_a_stage_that_became_a_link_to_another_stages_is_damage(tmp_path, name, noted, said):
     """Although what it leads to is whole; also where the stage does not note what the folder had."""
     ours, theirs = make_stage(tmp_path, "sft", 1.0), make_stage(tmp_path, "ppo", 2.0)
@@ -230,9 +242,18 @@ def test_rows_that_are_no_json_name_their_line(tmp_path, line):
         policy.read_rows(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize("text", [
-    "[]", "3", "{", '{"files": []}', '{"files": {"samples.jsonl": 3}}', '{"writing": {"samples.jsonl": []}}', '{"seconds": "1"}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "3",
+        "{",
+        '{"files": []}',
+        '{"files": {"samples.jsonl": 3}}',
+        '{"writing": {"samples.jsonl": []}}',
+        '{"seconds": "1"}',
+    ],
+)
 def test_a_damaged_mark_is_a_sentence(tmp_path, text):
     folder = make_stage(tmp_path)
     (folder / "done.json").write_text(text)

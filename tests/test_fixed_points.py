@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny
+
 from rlhf_jax import advantages as adv
 from rlhf_jax import model, ppo
 from rlhf_jax.generate import Rollout
@@ -43,14 +43,21 @@ def table_of(params):
 @pytest.fixture(scope="module")
 def reference():
     rng = np.random.default_rng(0)
-    return {"first": rng.normal(size=(2, 8)).astype(np.float32), "second": rng.normal(size=(2, 8, 8)).astype(np.float32)}
+    return {
+        "first": rng.normal(size=(2, 8)).astype(np.float32),
+        "second": rng.normal(size=(2, 8, 8)).astype(np.float32),
+    }
 
 
 @pytest.fixture
 def tabular(monkeypatch):
     """ppo.policy_loss of a policy that is a table."""
-    monkeypatch.setattr(ppo, "completion_states", lambda config, params, rollout: logprobs_by_state(params, rollout.tokens))
-    gather = lambda config, params, states, tokens, divisor: jnp.take_along_axis(states, tokens[..., None], axis=-1)[..., 0]
+    monkeypatch.setattr(
+        ppo, "completion_states", lambda config, params, rollout: logprobs_by_state(params, rollout.tokens)
+    )
+    gather = lambda config, params, states, tokens, divisor: jnp.take_along_axis(states, tokens[..., None], axis=-1)[
+        ..., 0
+    ]
     monkeypatch.setattr(model, "target_logprobs", gather)
 
 
@@ -60,7 +67,9 @@ def expected_loss(config, kl_coef, reference, advantages, params):
     per_token = jnp.where(ROWS.completion_mask, advantages.reshape(-1, 1), 0.0)
     zeros = jnp.zeros(len(new))
     experience = ppo.Experience(ROWS, new, token_logprobs(reference), None, per_token, per_token, None, zeros)
-    one = lambda row: ppo.policy_loss(config, tiny.coefficients(temperature=1.0), kl_coef, params, jax.tree.map(lambda x: x[None], row))
+    one = lambda row: ppo.policy_loss(
+        config, tiny.coefficients(temperature=1.0), kl_coef, params, jax.tree.map(lambda x: x[None], row)
+    )
     return jnp.sum(jnp.exp(new.sum(1)) * jax.vmap(lambda row: one(row).total)(experience)) / 2
 
 
@@ -89,9 +98,13 @@ def kl(log_policy, other):
 
 
 CASES = [  # estimator of advantages, whitened, of the KL, kl_coef
-    ("rloo", False, "k2", 0.7), ("rloo", False, "k3", 0.7), ("rloo", True, "k3", 0.7), ("grpo", False, "k3", 0.7),
-    ("reinforce", True, "k3", 0.3), ("gae", True, "k2", 2.0),
-]  # fmt: skip
+    ("rloo", False, "k2", 0.7),
+    ("rloo", False, "k3", 0.7),
+    ("rloo", True, "k3", 0.7),
+    ("grpo", False, "k3", 0.7),
+    ("reinforce", True, "k3", 0.3),
+    ("gae", True, "k2", 2.0),
+]
 
 
 @pytest.mark.parametrize("advantage, whitened, kl_estimator, kl_coef", CASES)
@@ -115,8 +128,12 @@ def test_with_k1_in_the_reward_it_is_the_optimum(tabular, reference):
     log_ref = table_of(reference)
     optimum = GAME.log_optimum(log_ref, 0.4)
     for advantage, whitened in (("gae", True), ("rloo", False), ("grpo", False), ("reinforce", True)):
-        np.testing.assert_allclose(log_fixed_point(GAME, log_ref, 0.4, advantage=advantage, whitened=whitened), optimum, atol=1e-9)
-    worth = GAME.reward_table - 0.4 * (optimum - log_ref)  # the same for all completions of a prompt: no advantage is left
+        np.testing.assert_allclose(
+            log_fixed_point(GAME, log_ref, 0.4, advantage=advantage, whitened=whitened), optimum, atol=1e-9
+        )
+    worth = GAME.reward_table - 0.4 * (
+        optimum - log_ref
+    )  # the same for all completions of a prompt: no advantage is left
     np.testing.assert_allclose(worth, worth[:, :1] + np.zeros(57), atol=1e-5)
 
 

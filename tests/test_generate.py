@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
+
 from rlhf_jax import generate, model, ppo, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.plan import hlo

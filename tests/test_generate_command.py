@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import released_tokenizers as released
 import tiny
-from rlhf_jax import checkpoint, generate, progress, sharding
+from toy import get_config as toy_config
+
+from rlhf_jax import checkpoint, generate, sharding
 from rlhf_jax import run as run_lib
-from rlhf_jax.errors import InputError
 from rlhf_jax.generate import __main__ as command
 from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation, keep_likely
-from toy import get_config as toy_config
+from rlhf_jax.runtime import progress
+from rlhf_jax.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_device")
 PROMPTS = ["once upon a time", "lily and tom went to the park. they saw a big dog and", "the"]
@@ -62,7 +63,7 @@ def transformers_greedy(folder, prompt, count, chat=False):
     else:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     out = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)
-    completion = out[0, ids.shape[1]:].tolist()
+    completion = out[0, ids.shape[1] :].tolist()
     ends = network.generation_config.eos_token_id
     if completion[-1] in (ends if isinstance(ends, list) else [ends]):
         completion.pop()
@@ -108,8 +109,17 @@ def chat_model(tmp_path_factory):
     folder = released.save(tmp_path_factory.mktemp("chat"), "qwen", released.CHATML)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=360,
-        max_position_embeddings=128, tie_word_embeddings=False, eos_token_id=2, bos_token_id=None, pad_token_id=0)  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=360,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        eos_token_id=2,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
     network = transformers.LlamaForCausalLM(config)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -135,12 +145,26 @@ def test_a_chat_ends_where_transformers_ends_it(chat_model, capsys, tmp_path):
 
 
 def test_a_prompt_that_somebody_rendered_is_read_as_transformers_reads_it(chat_model, capsys, tmp_path):
-    rows = [{"prompt": f"<|im_start|>user\nWhat is {n} + 2?<|im_end|>\n<|im_start|>assistant\n", "completion": "mine"} for n in range(8)]
+    rows = [
+        {"prompt": f"<|im_start|>user\nWhat is {n} + 2?<|im_end|>\n<|im_start|>assistant\n", "completion": "mine"}
+        for n in range(8)
+    ]
     (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    out = lines(run_command(capsys, f"--model={chat_model}", "--temperature=0", "--max_new_tokens=24",
-                            f"--prompts={tmp_path}/prompts.jsonl"))  # fmt: skip
-    assert [found["completion"] for found in out] == [transformers_greedy(chat_model, row["prompt"], 24) for row in rows]
-    assert all(found["prompt"] == row["prompt"] and found["given"] == {"completion": "mine"} for row, found in zip(rows, out))
+    out = lines(
+        run_command(
+            capsys,
+            f"--model={chat_model}",
+            "--temperature=0",
+            "--max_new_tokens=24",
+            f"--prompts={tmp_path}/prompts.jsonl",
+        )
+    )
+    assert [found["completion"] for found in out] == [
+        transformers_greedy(chat_model, row["prompt"], 24) for row in rows
+    ]
+    assert all(
+        found["prompt"] == row["prompt"] and found["given"] == {"completion": "mine"} for row, found in zip(rows, out)
+    )
 
 
 def test_a_template_without_replies_does_not_hinder_a_plain_prompt(chat_model, capsys, tmp_path):
@@ -156,21 +180,43 @@ def test_a_template_without_replies_does_not_hinder_a_plain_prompt(chat_model, c
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
 def test_the_repetition_penalty_of_generation_config_is_that_of_transformers(stories, capsys, tmp_path, penalty):
     shutil.copytree(stories, tmp_path / "model")
-    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"repetition_penalty": penalty, "min_length": 3}))
-    arguments = f"--model={tmp_path}/model", "--temperature=0", "--max_new_tokens=40", f"--prompt={PROMPTS[1]}", "--samples=3"
+    (tmp_path / "model" / "generation_config.json").write_text(
+        json.dumps({"repetition_penalty": penalty, "min_length": 3})
+    )
+    arguments = (
+        f"--model={tmp_path}/model",
+        "--temperature=0",
+        "--max_new_tokens=40",
+        f"--prompt={PROMPTS[1]}",
+        "--samples=3",
+    )
     texts = run_command(capsys, *arguments).removesuffix("\n").split("\n---\n")
     theirs = transformers_greedy(tmp_path / "model", PROMPTS[1], 40).lstrip()
     assert [text.lstrip() for text in texts] == 3 * [theirs]
     plain = run_command(capsys, *arguments, "--repetition_penalty=1").removesuffix("\n").split("\n---\n")
-    assert [text.lstrip() for text in plain] == 3 * [transformers_greedy(stories, PROMPTS[1], 40).lstrip()] != 3 * [theirs]
+    assert (
+        [text.lstrip() for text in plain] == 3 * [transformers_greedy(stories, PROMPTS[1], 40).lstrip()] != 3 * [theirs]
+    )
 
 
 def test_what_is_not_followed_of_a_generation_config_is_named(tmp_path):
     given = {
-        "_from_model_config": True, "repetition_penalty": 1.05, "temperature": 0.7, "top_k": 20, "top_p": 1.0, "do_sample": True,
-        "num_beams": 1, "no_repeat_ngram_size": 3, "suppress_tokens": [7], "bad_words_ids": None, "eos_token_id": [1, 2],
-        "transformers_version": "5.0", "watermarking_config": {}, "new_in_2027": 4, "max_length": 20,
-    }  # fmt: skip
+        "_from_model_config": True,
+        "repetition_penalty": 1.05,
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 1.0,
+        "do_sample": True,
+        "num_beams": 1,
+        "no_repeat_ngram_size": 3,
+        "suppress_tokens": [7],
+        "bad_words_ids": None,
+        "eos_token_id": [1, 2],
+        "transformers_version": "5.0",
+        "watermarking_config": {},
+        "new_in_2027": 4,
+        "max_length": 20,
+    }
     (tmp_path / "generation_config.json").write_text(json.dumps(given))
     others = {"no_repeat_ngram_size": 3, "suppress_tokens": [7], "new_in_2027": 4}
     assert settings.read(tmp_path, greedy=True) == (1.05, others)
@@ -178,7 +224,9 @@ def test_what_is_not_followed_of_a_generation_config_is_named(tmp_path):
     assert settings.read(tmp_path / "nothing", greedy=False) == (1.0, {})
     for wrong in (0, -1, "a", True, [1], float("nan"), float("inf")):
         (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": wrong}))
-        with pytest.raises(InputError, match="generation_config.json: 'repetition_penalty' is .* must be a number above 0"):
+        with pytest.raises(
+            InputError, match="generation_config.json: 'repetition_penalty' is .* must be a number above 0"
+        ):
             settings.read(tmp_path, greedy=True)
 
 
@@ -286,17 +334,30 @@ def test_what_is_no_finished_policy_is_named(workdir, capsys, tmp_path):
 # --- Refused --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    (["--prompt=a", "--max_new_tokens=512"], "--max_new_tokens=512 leaves no room for a prompt in the model's context of 512"),
-    (["--prompt=" + 300 * "a b", "--max_new_tokens=12"], "prompt 1 has 601 tokens; with --max_new_tokens=12 it can have 1 to 500"),
-    (["--prompt=a", "--chat"], "there is no chat template beside it"),
-    (["--prompts=DIR/rows.jsonl"], "rows.jsonl:2: field 'prompt' is 7"),
-    (["--prompts=DIR/chat.jsonl"], "there is no chat template beside it"),
-    (["--prompts=DIR/none.jsonl"], "none.jsonl: no such file"),
-    (["--prompt=a", "--tensor=3"], "mesh data=-1 fsdp=1 tensor=3 does not fill 1 devices"),
-    (["--prompt=a", "--out=DIR"], "is a directory: give a file"),
-    (["--prompt=a", "--out=DIR/no/where.jsonl", "--max_new_tokens=4"], "where.jsonl cannot be written: No such file"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--prompt=a", "--max_new_tokens=512"],
+            "--max_new_tokens=512 leaves no room for a prompt in the model's context of 512",
+        ),
+        (
+            ["--prompt=" + 300 * "a b", "--max_new_tokens=12"],
+            "prompt 1 has 601 tokens; with --max_new_tokens=12 it can have 1 to 500",
+        ),
+        (["--prompt=a", "--chat"], "there is no chat template beside it"),
+        (["--prompts=DIR/rows.jsonl"], "rows.jsonl:2: field 'prompt' is 7"),
+        (["--prompts=DIR/chat.jsonl"], "there is no chat template beside it"),
+        (["--prompts=DIR/none.jsonl"], "none.jsonl: no such file"),
+        (["--prompt=a", "--tensor=3"], "mesh data=-1 fsdp=1 tensor=3 does not fill 1 devices"),
+        (["--prompt=a", "--out=DIR"], "is a directory: give a file"),
+        (
+            ["--prompt=a", "--out=DIR/no/where.jsonl", "--max_new_tokens=4"],
+            "where.jsonl cannot be written: No such file",
+        ),
+    ],
+    ids=str,
+)
 def test_what_cannot_be_done_is_one_sentence(stories, capsys, tmp_path, arguments, sentence):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": 7}\n')
     (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
@@ -304,8 +365,20 @@ def test_what_cannot_be_done_is_one_sentence(stories, capsys, tmp_path, argument
     assert sentence.replace("is 7", "is a number") in refused(capsys, f"--model={stories}", *arguments)
 
 
-@pytest.mark.parametrize("flag", ["--temperature=-1", "--temperature=nan", "--top_p=0", "--top_p=1.1", "--top_k=-1",
-                                  "--samples=0", "--max_new_tokens=0", "--seed=x", "--prompts=x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--temperature=-1",
+        "--temperature=nan",
+        "--top_p=0",
+        "--top_p=1.1",
+        "--top_k=-1",
+        "--samples=0",
+        "--max_new_tokens=0",
+        "--seed=x",
+        "--prompts=x",
+    ],
+)
 def test_a_flag_out_of_range_is_named(capsys, flag):
     with pytest.raises(SystemExit) as raised:
         command.main(["--model=x", "--prompt=a", flag])
@@ -318,7 +391,8 @@ def test_a_model_with_another_tokenizer_is_refused(chat_model, capsys, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     assert "tokens but the model only 100; use the model's own tokenizer" in refused(
-        capsys, f"--model={folder}", "--prompt=a")  # fmt: skip
+        capsys, f"--model={folder}", "--prompt=a"
+    )
 
 
 # --- Top-k and top-p ------------------------------------------------------------------------------
@@ -370,9 +444,10 @@ def test_truncation_is_that_of_a_plain_loop_and_of_transformers(top_k, top_p):
 
 
 @hypothesis.given(
-    weights=st.lists(st.sampled_from([1e-20, 0.1, 0.2, 1.0]), min_size=1, max_size=30), top_k=st.integers(0, 40),
+    weights=st.lists(st.sampled_from([1e-20, 0.1, 0.2, 1.0]), min_size=1, max_size=30),
+    top_k=st.integers(0, 40),
     top_p=st.floats(2**-20, 1.0, width=32),
-)  # fmt: skip
+)
 def test_something_likeliest_is_always_kept_and_ties_stay_together(weights, top_k, top_p):
     logprobs = np.full(30, -1e9, np.float32)
     logprobs[: len(weights)] = np.log(weights)
@@ -388,8 +463,16 @@ def test_the_sampler_draws_what_is_kept_and_nothing_changes_without():
     with jax.set_mesh(mesh):
         params = tiny.place(tiny.params_of(config, 0), config, mesh)
         sampler = generate.Sampler(config, mesh, completion_length=8, eos_id=tiny.EOS, pad_id=tiny.PAD)
-        draw = lambda temperature, *truncation: jax.tree.map(np.asarray, sampler(
-            params, prompts, jax.random.key(0), temperature, *(Truncation(jnp.int32(k), jnp.float32(p)) for k, p in truncation)))
+        draw = lambda temperature, *truncation: jax.tree.map(
+            np.asarray,
+            sampler(
+                params,
+                prompts,
+                jax.random.key(0),
+                temperature,
+                *(Truncation(jnp.int32(k), jnp.float32(p)) for k, p in truncation),
+            ),
+        )
         plain, greedy = draw(1.0), draw(0.0)
         np.testing.assert_array_equal(draw(1.0, (0, 1.0)).tokens, plain.tokens)
         np.testing.assert_array_equal(draw(1.0, (1, 1.0)).tokens, greedy.tokens)

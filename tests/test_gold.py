@@ -30,22 +30,33 @@ def _total(row, text, finished=True) -> float:
 
 def _row(**spec) -> dict:
     return {
-        "instruction": "do it .", "input": "", "category": "", "kind": "", "id": "",
-        "output": "", "spec": {"constraints": [], "words": 8} | spec,
+        "instruction": "do it .",
+        "input": "",
+        "category": "",
+        "kind": "",
+        "id": "",
+        "output": "",
+        "spec": {"constraints": [], "words": 8} | spec,
     }
 
 
 def _facts_row(subject, count, **spec) -> dict:
-    return _row(**{
-        "task": "facts", "subjects": [subject], "relations": None, "count": count,
-        "sentences": None, "include": [],
-    } | spec)
+    return _row(
+        **{
+            "task": "facts",
+            "subjects": [subject],
+            "relations": None,
+            "count": count,
+            "sentences": None,
+            "include": [],
+        }
+        | spec
+    )
 
 
 def _true(entity, *relations) -> str:
     return "".join(
-        language.statement(entity, relation, WORLD.knowledge[entity][relation]) + " . "
-        for relation in relations
+        language.statement(entity, relation, WORLD.knowledge[entity][relation]) + " . " for relation in relations
     )
 
 
@@ -117,9 +128,7 @@ def test_parts_are_in_range_and_the_total_is_their_documented_sum():
         judged = gold.score(WORLD, row, _half(row))
         assert all(0 <= part <= 1 for part in judged[:5])
         parts = judged.helpful + 0.4 * judged.honest + 0.4 * judged.harmless
-        assert judged.total == pytest.approx(
-            parts + 0.2 * judged.constraint + 0.2 * judged.concise - 1.2
-        )
+        assert judged.total == pytest.approx(parts + 0.2 * judged.constraint + 0.2 * judged.concise - 1.2)
 
 
 @settings(max_examples=200, deadline=None)
@@ -131,9 +140,7 @@ def test_any_text_is_judged(text, kind, finished):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.sampled_from(WORDS + list(".?!\n")), max_size=40), st.sampled_from(sorted(BY_KIND))
-)
+@given(st.lists(st.sampled_from(WORDS + list(".?!\n")), max_size=40), st.sampled_from(sorted(BY_KIND)))
 def test_any_words_are_judged(words, kind):
     judged = gold.score(WORLD, BY_KIND[kind], " ".join(words))
     assert all(0 <= part <= 1 for part in judged[:5])
@@ -160,7 +167,10 @@ def test_what_is_worse_scores_less(kind):
 def test_every_further_fact_pays():
     row = _facts_row("fox", 3, sentences=3, words=14)
     texts = [
-        "", "the fox .", _true("fox", "colour"), _true("fox", "colour", "home"),
+        "",
+        "the fox .",
+        _true("fox", "colour"),
+        _true("fox", "colour", "home"),
         _true("fox", "colour", "home", "diet"),
     ]
     totals = [_total(row, text) for text in texts]
@@ -177,15 +187,16 @@ def test_every_further_fact_pays():
 def test_a_false_fact_is_worse_than_none():
     row = _facts_row("fox", 2)
     assert _total(row, _false("fox", "home")) < _total(row, "the fox .")
-    assert _total(row, _true("fox", "diet") + _false("fox", "home")) < _total(
-        row, _true("fox", "diet")
-    )
+    assert _total(row, _true("fox", "diet") + _false("fox", "home")) < _total(row, _true("fox", "diet"))
     assert gold.score(WORLD, row, _true("fox", "diet", "home")).honest == 1
 
 
 def test_the_passage_decides_about_events():
     row = _row(
-        task="answer", answers=["mill"], options=["mill", "barn", "anna"], about=["anna"],
+        task="answer",
+        answers=["mill"],
+        options=["mill", "barn", "anna"],
+        about=["anna"],
         events=[["anna", "went", "mill"]],
     )
     assert gold.score(WORLD, row, "anna went to the mill .").honest == 1
@@ -197,8 +208,7 @@ def test_the_passage_decides_about_events():
 def test_naming_every_option_is_no_answer():
     row = _row(task="answer", answers=["red"], options=["red", "blue", "green"], about=["fox"])
     right, two, three, wrong = (
-        gold.score(WORLD, row, text).helpful
-        for text in ("red .", "red or blue .", "red or blue or green .", "blue .")
+        gold.score(WORLD, row, text).helpful for text in ("red .", "red or blue .", "red or blue or green .", "blue .")
     )
     assert right == 1 and right > two + 0.5 and two > three > wrong > 0
 
@@ -216,8 +226,12 @@ def test_lists_want_the_count_and_nothing_wrong():
 def test_replies_must_fit_the_mood_and_the_topic():
     row = _row(task="reply", mood="sad", topics=["cat"], message="my cat is ill .")
     texts = (
-        "i am sorry about your cat . can i help you ?", "i am sorry about your cat .",
-        "i am sorry .", "i am glad about your cat .", "my cat is ill .", "",
+        "i am sorry about your cat . can i help you ?",
+        "i am sorry about your cat .",
+        "i am sorry .",
+        "i am glad about your cat .",
+        "my cat is ill .",
+        "",
     )
     helpful = [gold.score(WORLD, row, text).helpful for text in texts]
     assert helpful[0] == pytest.approx(1) and helpful == sorted(helpful, reverse=True)
@@ -227,9 +241,7 @@ def test_replies_must_fit_the_mood_and_the_topic():
 def test_rewriting_is_more_than_copying():
     source, target = "anna met the owl .", "ben met the owl ."
     row = _row(task="rewrite", source=source, targets=[target])
-    grades = [
-        gold.score(WORLD, row, text).helpful for text in (target, "ben met .", source, "the bee .")
-    ]
+    grades = [gold.score(WORLD, row, text).helpful for text in (target, "ben met .", source, "the bee .")]
     assert grades[0] == pytest.approx(1)
     assert grades[0] > grades[1] + 0.3 and grades[2] < 0.3 and grades[3] < 0.1
 
@@ -240,20 +252,25 @@ def test_summaries_are_shorter_than_the_text():
     short = gold.score(WORLD, row, "anna went to the mill and found the bell .").helpful
     half = gold.score(WORLD, row, "anna went to the mill .").helpful
     long = gold.score(
-        WORLD, row, "the day was long . anna went to the mill . it was cold . anna found the "
+        WORLD,
+        row,
+        "the day was long . anna went to the mill . it was cold . anna found the "
         "bell . the sun was warm . all was quiet . the wind was strong .",
     ).helpful
     assert short == pytest.approx(1) and 0.3 < half < 0.8 and long < 0.4
 
 
-@pytest.mark.parametrize("constraint, obeys, fails", [
-    (["use", "indeed"], "indeed , the fox .", "the fox ."),
-    (["start", "well"], "well , the fox .", "the fox is well ."),
-    (["most", 3], "the fox .", "the fox and the owl and the bee ."),
-    (["one_sentence", True], "the fox and the owl .", "the fox . the owl ."),
-    (["avoid", "colour"], "the fox is small .", "the fox is red ."),
-    (["avoid_name", "fox"], "i am small .", "the fox is small ."),
-])
+@pytest.mark.parametrize(
+    "constraint, obeys, fails",
+    [
+        (["use", "indeed"], "indeed , the fox .", "the fox ."),
+        (["start", "well"], "well , the fox .", "the fox is well ."),
+        (["most", 3], "the fox .", "the fox and the owl and the bee ."),
+        (["one_sentence", True], "the fox and the owl .", "the fox . the owl ."),
+        (["avoid", "colour"], "the fox is small .", "the fox is red ."),
+        (["avoid_name", "fox"], "i am small .", "the fox is small ."),
+    ],
+)
 def test_constraints(constraint, obeys, fails):
     row = _facts_row("fox", 1, constraints=[constraint])
     assert gold.score(WORLD, row, obeys).constraint == 1

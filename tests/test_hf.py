@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
 from released import LENGTH, MODELS, VOCAB, save_with_transformers, their_logits, torch_and_transformers
+
 from rlhf_jax import generate, hf, model, ppo, sharding
-from rlhf_jax.errors import InputError
 from rlhf_jax.hf import tensors as tensors_lib
+from rlhf_jax.runtime.errors import InputError
 
 WINDOW = 20  # of the Mistral here
 
@@ -91,9 +91,13 @@ def their_greedy_tokens(folder, prompts, length, eos_id):
     torch, transformers = torch_and_transformers()
     network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     found = network.generate(
-        torch.from_numpy(prompts).long(), attention_mask=torch.ones(prompts.shape, dtype=torch.long), do_sample=False,
-        max_new_tokens=length, eos_token_id=eos_id, pad_token_id=0,
-    )  # fmt: skip
+        torch.from_numpy(prompts).long(),
+        attention_mask=torch.ones(prompts.shape, dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=length,
+        eos_token_id=eos_id,
+        pad_token_id=0,
+    )
     return np.pad(found.numpy(), ((0, 0), (0, prompts.shape[1] + length - found.shape[1])))
 
 
@@ -220,4 +224,3 @@ def test_each_device_gets_its_part(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, params, whole)
     assert jax.tree.map(lambda x: x.sharding, params) == places
     assert params["layers"]["w_up"].addressable_shards[0].data.size < whole["layers"]["w_up"].size
-

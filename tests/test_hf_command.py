@@ -15,17 +15,18 @@ import threading
 import jax
 import numpy as np
 import pytest
-
 import tiny
 import toy
 from released import read_tensors, save_llama, torch_and_transformers, write_tensors
-from rlhf_jax import checkpoint, files, hf, model, ppo, shapes, sharding
+from test_hf import bits
+
+from rlhf_jax import checkpoint, hf, model, ppo, shapes, sharding
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
 from rlhf_jax.hf import __main__ as command
-from test_hf import bits
+from rlhf_jax.runtime import files
+from rlhf_jax.runtime.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -45,16 +46,24 @@ def test_import_copies_a_checked_model(tmp_path, capsys):
     assert command.main(["export", str(folder), str(tmp_path / "again"), "--dtype=bfloat16"]) == 0
     assert {str(dtype) for dtype, _, _ in bits(tmp_path / "again").values()} == {"bfloat16"}
     assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert (folder / "model.safetensors").stat().st_mode & 0o044 == folder.stat().st_mode & 0o044  # not its owner's alone
+    assert (
+        folder / "model.safetensors"
+    ).stat().st_mode & 0o044 == folder.stat().st_mode & 0o044  # not its owner's alone
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["import", "nowhere/model", "{dst}"], "nowhere/model is no folder; if it is a name on the Hugging Face hub, add --hub"),
-    (["import", "{bad}", "{dst}"], "tensor 'model.norm.weight' is missing"),
-    (["export", "nowhere", "{dst}"], "nowhere is no folder; give a finished stage"),
-    (["import", "{good}", "{good}"], "in exists already; remove it or give another folder"),
-    (["import", "{good}", "{dst}", "--shard_gb=0"], "--shard_gb=0.0 must be positive"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            ["import", "nowhere/model", "{dst}"],
+            "nowhere/model is no folder; if it is a name on the Hugging Face hub, add --hub",
+        ),
+        (["import", "{bad}", "{dst}"], "tensor 'model.norm.weight' is missing"),
+        (["export", "nowhere", "{dst}"], "nowhere is no folder; give a finished stage"),
+        (["import", "{good}", "{good}"], "in exists already; remove it or give another folder"),
+        (["import", "{good}", "{dst}", "--shard_gb=0"], "--shard_gb=0.0 must be positive"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, capsys, arguments, sentence):
     good, bad = save_llama(tmp_path / "in"), save_llama(tmp_path / "bad")
     write_tensors(bad, {name: x for name, x in read_tensors(bad).items() if name != "model.norm.weight"})
@@ -96,7 +105,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def answer(self, body):
         path = self.path.partition("?")[0]
         self.asked.append(path)
-        found = re.match(r"/(api/models/)?(?P<repo>someone/\w+)(/(?P<what>tree|revision|resolve)/[^/]+(/(?P<file>.+))?)?$", path)
+        found = re.match(
+            r"/(api/models/)?(?P<repo>someone/\w+)(/(?P<what>tree|revision|resolve)/[^/]+(/(?P<file>.+))?)?$", path
+        )
         if not found or found["repo"] not in self.folders:
             self.send_response(404)
             self.send_header("X-Error-Code", "RepoNotFound")
@@ -106,7 +117,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if found["what"] == "resolve":
             return self.send(files[found["file"]].read_bytes(), body)
         if found["what"] == "tree":
-            listed = [{"type": "file", "path": name, "oid": "0" * 40, "size": file.stat().st_size} for name, file in files.items()]
+            listed = [
+                {"type": "file", "path": name, "oid": "0" * 40, "size": file.stat().st_size}
+                for name, file in files.items()
+            ]
             return self.send(json.dumps(listed).encode(), body)
         info = {"id": found["repo"], "sha": self.commit, "siblings": [{"rfilename": name} for name in files]}
         self.send(json.dumps(info).encode(), body)
@@ -143,17 +157,28 @@ def hub(tmp_path):
 
 def test_a_model_is_downloaded_when_asked_for(tmp_path, hub):
     handler, url = hub
-    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {
+        name: value for name, value in os.environ.items() if "proxy" not in name.lower() and not name.startswith("HF_")
+    }
+    environment |= {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
     code = "import sys; from rlhf_jax.hf.__main__ import main\n" + "\n".join(
-        f"print(main(['import', 'someone/{name}', {str(tmp_path / 'out' / name)!r}, '--hub']))" for name in ("tiny", "pickled", "else")
+        f"print(main(['import', 'someone/{name}', {str(tmp_path / 'out' / name)!r}, '--hub']))"
+        for name in ("tiny", "pickled", "else")
     )
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert re.sub(r"\n.*/tiny: .*", "", "\n" + found.stdout).split() == ["0", "2", "2"], found.stderr
     assert bits(tmp_path / "out" / "tiny") == bits(handler.folders["someone/tiny"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
     assert "someone/pickled has no safetensors on the hub" in found.stderr
-    assert "someone/else cannot be downloaded from the Hugging Face hub" in found.stderr and "Traceback" not in found.stderr
+    assert (
+        "someone/else cannot be downloaded from the Hugging Face hub" in found.stderr
+        and "Traceback" not in found.stderr
+    )
     assert not any(path.endswith((".bin", ".py")) for path in handler.asked)
 
 
@@ -218,7 +243,9 @@ def test_a_reward_model_goes_out_with_its_bias(workdir, tmp_path):
     mask = np.arange(11) < np.array([[11], [7], [4]])
     tokens = np.where(mask, tokens, tokenizer().pad_id)
     with torch.no_grad():
-        scores = network(torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long()).logits[:, 0].numpy()
+        scores = (
+            network(torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long()).logits[:, 0].numpy()
+        )
     np.testing.assert_allclose(scores, ppo.sequence_scores(shape, params, tokens, mask), atol=1e-4)
 
 
@@ -246,9 +273,13 @@ def test_where_padding_is_eos_transformers_does_not_take_it_for_padding(workdir,
     np.testing.assert_allclose(score, ppo.sequence_scores(shape, params, tokens, tokens >= 0), atol=1e-4)
 
 
-@pytest.mark.parametrize("source, sentence", [
-    ("", "is a work directory; give one of its stages"), ("ppo", "is no finished stage: it has no done.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, sentence",
+    [
+        ("", "is a work directory; give one of its stages"),
+        ("ppo", "is no finished stage: it has no done.json"),
+    ],
+)
 def test_what_is_no_stage_is_said(workdir, tmp_path, capsys, source, sentence):
     assert command.main(["export", str(workdir / source), str(tmp_path / "out")]) == 2
     assert sentence in capsys.readouterr().err and written_nothing(tmp_path / "out")
@@ -284,7 +315,11 @@ def test_what_the_tokenizer_has_not_is_masked_in_every_model_of_a_run(run, workd
     run.config.model.vocab_size = tokenizer().vocab_size + 70  # as a released vocabulary is padded
     config = run.config.copy_and_resolve_references()
     found = run_lib.without_data(config, tokenizer(), sharding.make_mesh(2, 2, 2))
-    assert found.model.absent_ids == found.shape("reward_model").absent_ids == ((tokenizer().vocab_size, config.model.vocab_size),)
+    assert (
+        found.model.absent_ids
+        == found.shape("reward_model").absent_ids
+        == ((tokenizer().vocab_size, config.model.vocab_size),)
+    )
     assert run.model.absent_ids == () and hf.canonical(found.model).absent_ids == ()
 
 
@@ -295,7 +330,9 @@ def test_a_stage_starts_from_a_released_model(run, workdir):
     with pytest.raises(InputError, match="released_reward_model is a reward model; a language model is needed here"):
         run.config.sft.init = "released_reward_model"
         run.start_params("sft")
-    with pytest.raises(InputError, match="released_sft does not fit .*: num_layers=1, not 2; model.shape=released_sft takes"):
+    with pytest.raises(
+        InputError, match="released_sft does not fit .*: num_layers=1, not 2; model.shape=released_sft takes"
+    ):
         run.model = dataclasses.replace(run.model, num_layers=2)
         run.config.sft.init = "released_sft"
         run.start_params("sft")
@@ -305,14 +342,19 @@ def test_a_released_reward_model_starts_one_and_is_one(run, workdir):
     shape, params = stage_params(workdir, "scalar")
     jax.tree.map(np.testing.assert_array_equal, run.start_params("reward_model"), zeroed(params, shape))
     assert hf.canonical(run.shape("released_reward_model")) == hf.canonical(shape)
-    jax.tree.map(np.testing.assert_array_equal, run.load_params("released_reward_model", "scalar"), zeroed(params, shape))
+    jax.tree.map(
+        np.testing.assert_array_equal, run.load_params("released_reward_model", "scalar"), zeroed(params, shape)
+    )
 
 
 def test_a_name_that_is_nothing_is_said(run):
     run.check_released("ppo")
     run.config.sft.init = run.config.ppo.reward = "reward_modle"
     for use in (lambda: run.start_params("sft"), lambda: run.check_released("sft"), lambda: run.check_released("ppo")):
-        with pytest.raises(InputError, match="sft.init and ppo.reward name 'reward_modle', which is neither a stage of this config nor a folder of released"):
+        with pytest.raises(
+            InputError,
+            match="sft.init and ppo.reward name 'reward_modle', which is neither a stage of this config nor a folder of released",
+        ):
             use()
 
 
@@ -332,7 +374,9 @@ def test_the_same_tokens_with_other_ids_are_refused(run, tmp_path, files):
     vocab |= {first: vocab[second], second: vocab[first]}
     path = folder / files.partition(" and ")[0]
     path.write_text(json.dumps(theirs if files == "tokenizer.json" else vocab))
-    with pytest.raises(InputError, match="released_reward_model reads other tokens than this run, or gives them other ids"):
+    with pytest.raises(
+        InputError, match="released_reward_model reads other tokens than this run, or gives them other ids"
+    ):
         run.check_released("ppo")
 
 
@@ -344,5 +388,7 @@ def test_a_reward_model_of_other_tokens_is_refused(run, tmp_path):
 
 def zeroed(params, shape):
     """The rows that pad the vocabulary are not released."""
-    return {name: np.where(np.arange(len(x))[:, None] < shape.vocab_size, x, 0) if name == "embedding" else x
-            for name, x in params.items()}  # fmt: skip
+    return {
+        name: np.where(np.arange(len(x))[:, None] < shape.vocab_size, x, 0) if name == "embedding" else x
+        for name, x in params.items()
+    }

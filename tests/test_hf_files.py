@@ -14,12 +14,12 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
-
 import tiny
 from released import LLAMA, read_tensors, save_llama, write_tensors
+
 from rlhf_jax import hf, model, sharding
-from rlhf_jax.errors import InputError
 from rlhf_jax.hf import tensors as tensors_lib
+from rlhf_jax.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -56,24 +56,31 @@ def test_files_of_the_bare_trunk_lack_the_prefix(folder):
 # ---------------------------------------------------------------------------- config.json
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    (dict(model_type="mamba"), "config.json: model_type 'mamba' is unknown; it can be gpt2, opt, gpt_neox, llama, mistral"),
-    (dict(model_type=["llama"]), "config.json: model_type ['llama'] is unknown"),
-    (dict(hidden_act="gelu"), "config.json: 'hidden_act' = 'gelu' is not supported; it can be 'silu'"),
-    (dict(hidden_act=["silu"]), "config.json: 'hidden_act' = ['silu'] is not supported"),
-    (dict(attention_bias=True), "config.json: 'attention_bias' = True is not supported"),
-    (dict(rope_scaling={"type": "linear"}), "'rope_scaling.rope_type' = 'linear' is not supported"),
-    (dict(rope_parameters={"rope_type": "yarn"}), "'rope_scaling.rope_type' = 'yarn' is not supported"),
-    (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "'rope_scaling.low_freq_factor' is None"),
-    (dict(rope_scaling=8), "config.json: 'rope_scaling' is 8; it must be an object"),
-    (dict(rope_theta=0), "config.json: 'rope_theta' is 0; it must be a positive number"),
-    (dict(vocab_size=None), "config.json: 'vocab_size' is None; it must be a positive number"),
-    (dict(num_hidden_layers=-1), "config.json: 'num_hidden_layers' is -1"),
-    (dict(num_hidden_layers=2.5), "config.json: 'num_hidden_layers' is 2.5; it must be a whole number"),
-    (dict(num_attention_heads=5), "model.num_heads=5 must divide embed_dim=24"),
-    (dict(quantization_config={"bits": 4}), "config.json: 'quantization_config' = {'bits': 4} is not supported"),
-    (dict(model_type="opt", do_layer_norm_before=False), "can be True (opt-350m is the one such OPT"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            dict(model_type="mamba"),
+            "config.json: model_type 'mamba' is unknown; it can be gpt2, opt, gpt_neox, llama, mistral",
+        ),
+        (dict(model_type=["llama"]), "config.json: model_type ['llama'] is unknown"),
+        (dict(hidden_act="gelu"), "config.json: 'hidden_act' = 'gelu' is not supported; it can be 'silu'"),
+        (dict(hidden_act=["silu"]), "config.json: 'hidden_act' = ['silu'] is not supported"),
+        (dict(attention_bias=True), "config.json: 'attention_bias' = True is not supported"),
+        (dict(rope_scaling={"type": "linear"}), "'rope_scaling.rope_type' = 'linear' is not supported"),
+        (dict(rope_parameters={"rope_type": "yarn"}), "'rope_scaling.rope_type' = 'yarn' is not supported"),
+        (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "'rope_scaling.low_freq_factor' is None"),
+        (dict(rope_scaling=8), "config.json: 'rope_scaling' is 8; it must be an object"),
+        (dict(rope_theta=0), "config.json: 'rope_theta' is 0; it must be a positive number"),
+        (dict(vocab_size=None), "config.json: 'vocab_size' is None; it must be a positive number"),
+        (dict(num_hidden_layers=-1), "config.json: 'num_hidden_layers' is -1"),
+        (dict(num_hidden_layers=2.5), "config.json: 'num_hidden_layers' is 2.5; it must be a whole number"),
+        (dict(num_attention_heads=5), "model.num_heads=5 must divide embed_dim=24"),
+        (dict(quantization_config={"bits": 4}), "config.json: 'quantization_config' = {'bits': 4} is not supported"),
+        (dict(model_type="opt", do_layer_norm_before=False), "can be True (opt-350m is the one such OPT"),
+    ],
+    ids=str,
+)
 def test_a_config_that_we_cannot_follow_is_named(folder, changes, sentence):
     (folder / "config.json").write_text(json.dumps(LLAMA | changes))
     with pytest.raises(InputError, match=re.escape(sentence)):
@@ -94,9 +101,27 @@ def test_more_layers_than_tensors_are_refused_at_once(folder, layers, sentence):
 
 
 NONSENSE = [
-    0, -1, 0.5, float("nan"), float("inf"), 10**400, -(10**400), 1e300, 2**31 - 1, 2**31, "a", "", [], [1], [["a"]], {}, {"a": 1},
-    None, True, False,
-]  # fmt: skip
+    0,
+    -1,
+    0.5,
+    float("nan"),
+    float("inf"),
+    10**400,
+    -(10**400),
+    1e300,
+    2**31 - 1,
+    2**31,
+    "a",
+    "",
+    [],
+    [1],
+    [["a"]],
+    {},
+    {"a": 1},
+    None,
+    True,
+    False,
+]
 
 
 @pytest.mark.parametrize("model_type", hf.families.FAMILIES)
@@ -105,11 +130,31 @@ def test_no_value_of_any_setting_is_more_than_a_sentence(tmp_path, model_type):
     family = hf.families.FAMILIES[model_type]
     gated = {"llama": "swiglu", "mistral": "swiglu", "qwen2": "swiglu", "qwen3": "swiglu", "gemma": "geglu"}
     shape = model.TransformerConfig(
-        vocab_size=61, num_layers=2, embed_dim=24, num_heads=4, max_length=48, mlp=gated.get(model_type, "gelu"), **family.fields
+        vocab_size=61,
+        num_layers=2,
+        embed_dim=24,
+        num_heads=4,
+        max_length=48,
+        mlp=gated.get(model_type, "gelu"),
+        **family.fields,
     )
     whole = {"model_type": model_type, **family.to_json(shape)}
-    others = ("architectures", "id2label", "num_labels", "rope_scaling", "rope_parameters", "sliding_window", "quantization_config")
-    rope = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 32}
+    others = (
+        "architectures",
+        "id2label",
+        "num_labels",
+        "rope_scaling",
+        "rope_parameters",
+        "sliding_window",
+        "quantization_config",
+    )
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8,
+        "low_freq_factor": 1,
+        "high_freq_factor": 4,
+        "original_max_position_embeddings": 32,
+    }
     changes = [{name: value} for name in {*whole, *others} for value in NONSENSE]
     changes += [{"rope_scaling": rope | {name: value}} for name in (*rope, "rope_theta", "type") for value in NONSENSE]
     refused = 0
@@ -130,7 +175,9 @@ def test_a_vocabulary_and_a_context_beyond_reason_are_refused_before_anything_is
         "vocab_size": r"tensor 'model.embed_tokens.weight' is \[70, 24\]; by config.json it must be \[1000000000, 24\]",
         "hidden_size": "tensor '.*' is .*; by config.json it must be",
     }.items():
-        (folder / "config.json").write_text(json.dumps(LLAMA | {change: 10**9 if change == "vocab_size" else 2**20, "head_dim": 6}))
+        (folder / "config.json").write_text(
+            json.dumps(LLAMA | {change: 10**9 if change == "vocab_size" else 2**20, "head_dim": 6})
+        )
         with pytest.raises(InputError, match=sentence):
             load(folder)
     (folder / "config.json").write_text(json.dumps(LLAMA | {"max_position_embeddings": 2**31}))
@@ -138,7 +185,9 @@ def test_a_vocabulary_and_a_context_beyond_reason_are_refused_before_anything_is
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_no_finite_number_is_named(folder, tmp_path, name, value):
     tensors = read_tensors(folder)
@@ -246,10 +295,19 @@ def lie(header, about):
     return header
 
 
-@pytest.mark.parametrize("about", [
-    "offsets beyond the file", "overlapping offsets", "negative offsets", "a larger shape", "a negative shape", "another type",
-    "no offsets", "a number",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "about",
+    [
+        "offsets beyond the file",
+        "overlapping offsets",
+        "negative offsets",
+        "a larger shape",
+        "a negative shape",
+        "another type",
+        "no offsets",
+        "a number",
+    ],
+)
 def test_a_header_that_lies_is_refused(folder, about):
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -301,10 +359,19 @@ def places_of(folder):
     return json.loads((folder / tensors_lib.INDEX).read_text())["weight_map"]
 
 
-@pytest.mark.parametrize("file", [
-    "../a.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "a.safetensors/../../b.safetensors", "..\\a.safetensors",
-    "a.bin", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../a.safetensors",
+        "/etc/passwd",
+        "sub/a.safetensors",
+        "..",
+        "a.safetensors/../../b.safetensors",
+        "..\\a.safetensors",
+        "a.bin",
+        "",
+    ],
+)
 def test_a_path_outside_the_folder_is_refused(sharded, file):
     write_index(sharded, places_of(sharded) | {"model.norm.weight": file})
     with pytest.raises(InputError, match="must be the name of a safetensors file in this folder"):
@@ -322,7 +389,9 @@ def test_an_index_that_is_not_true_is_refused(sharded):
         load(sharded)
     for text in ("[]", '{"weight_map": 5}', '{"weight_map": {"a": 5}}'):
         (sharded / tensors_lib.INDEX).write_text(text)
-        with pytest.raises(InputError, match="is not a JSON object|'weight_map' must be an object of tensor names and file names"):
+        with pytest.raises(
+            InputError, match="is not a JSON object|'weight_map' must be an object of tensor names and file names"
+        ):
             load(sharded)
 
 

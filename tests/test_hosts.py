@@ -19,18 +19,20 @@ import types
 import jax
 import numpy as np
 import pytest
-
 import tiny
-from compare import assert_same_stage, saved_arrays, timeless
 import toy
-from rlhf_jax import hosts, pretrain, sharding
+from compare import assert_same_stage, saved_arrays, timeless
+
 from rlhf_jax import run as run_lib
+from rlhf_jax import sharding
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.data.batches import Batch, LengthReport
 from rlhf_jax.data.loader import Loader
-from rlhf_jax.errors import InputError
-from rlhf_jax.sft import MixedLoader
-from rlhf_jax.workdir import Workdir
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.workdir import Workdir
+from rlhf_jax.stages import pretrain
+from rlhf_jax.stages.sft import MixedLoader
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "tests/toy.py"
@@ -58,9 +60,15 @@ class Job:
 
     def __init__(self, command, environment):
         self.process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            command,
+            env=environment,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.lines = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")))
         self._reader.start()
@@ -124,20 +132,27 @@ def test_a_dry_run_prints_the_commands(environment):
     ]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["two", CONFIG], "the first argument is the number of processes, not 'two'"),
-    (["2"], "the second argument is the config"),
-    (["2", "--workdir=x"], "the second argument is the config"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["two", CONFIG], "the first argument is the number of processes, not 'two'"),
+        (["2"], "the second argument is the config"),
+        (["2", "--workdir=x"], "the second argument is the config"),
+    ],
+)
 def test_wrong_arguments_are_named(arguments, message, environment):
-    done = subprocess.run(["bash", "launch/local.sh", *arguments], env=environment, cwd=ROOT, text=True, capture_output=True)
+    done = subprocess.run(
+        ["bash", "launch/local.sh", *arguments], env=environment, cwd=ROOT, text=True, capture_output=True
+    )
     assert done.returncode == 2 and message in done.stderr and done.stdout == ""
 
 
 def test_one_that_fails_ends_all_and_its_status_is_returned(tmp_path, environment):
     """Stand-ins for the program: what it would do takes longer to start."""
     program = tmp_path / "python"
-    program.write_text('#!/bin/sh\ncase "$*" in *process_id=1*) echo bad input; exit 2;; esac\necho started\nsleep 60\n')
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *process_id=1*) echo bad input; exit 2;; esac\necho started\nsleep 60\n'
+    )
     program.chmod(0o755)
     begun = time.monotonic()
     job = local(3, CONFIG, tmp_path, environment | {"LOCAL_PYTHON": str(program), "PORT": "1", "GRACE": "1"})
@@ -214,7 +229,9 @@ def test_flags_that_join_nothing_are_refused(flags, message):
 
 
 def test_auto_outside_a_cluster_says_what_to_give(tmp_path, environment):
-    outside = {name: value for name, value in environment.items() if not re.match("SLURM|OMPI|KUBERNETES|TPU|CLOUD_TPU", name)}
+    outside = {
+        name: value for name, value in environment.items() if not re.match("SLURM|OMPI|KUBERNETES|TPU|CLOUD_TPU", name)
+    }
     job = alone(f"{CONFIG}:pretrain", tmp_path, outside, "--distributed=auto")
     assert job.end() == 2 and "finds no cluster" in job.lines[-1] and "Traceback" not in job.output, job.output
 
@@ -242,8 +259,12 @@ def test_two_processes_stop_together_and_one_goes_on_as_if_never_stopped(tmp_pat
     job.wait_for(r"\[0\] pretrain 1/60")
     os.kill(int(job.wait_for(r"pid (\d+) joins as process 1 of 2")[1]), signal.SIGTERM)
     assert job.end(240) == 75, job.output
-    stopped = re.findall(r"\[(\d)\] rlhf_jax: stopped at pretrain step (\d+); run the same command to go on", job.output)
-    assert sorted(process for process, _ in stopped) == ["0", "1"] and len({step for _, step in stopped}) == 1, job.output
+    stopped = re.findall(
+        r"\[(\d)\] rlhf_jax: stopped at pretrain step (\d+); run the same command to go on", job.output
+    )
+    assert sorted(process for process, _ in stopped) == ["0", "1"] and len({step for _, step in stopped}) == 1, (
+        job.output
+    )
     assert "[1] pretrain" not in job.output
     step = int(stopped[0][1])
     assert 1 <= step < 60 and [row["step"] for row in timeless(tmp_path / "two" / "pretrain")] == [*range(1, step + 1)]
@@ -361,7 +382,9 @@ def test_a_dead_peer_ends_the_job_and_a_new_start_resumes(tmp_path, environment,
     status = jobs[1 - victim].end(60)
     assert time.monotonic() - died < 30
     output = jobs[1 - victim].output
-    assert status in ((76, -signal.SIGABRT) if victim == 0 else (76,) if number == signal.SIGKILL else (-signal.SIGABRT, 76))
+    assert status in (
+        (76, -signal.SIGABRT) if victim == 0 else (76,) if number == signal.SIGKILL else (-signal.SIGABRT, 76)
+    )
     if status == 76:
         assert f"process {1 - victim} of 2: another process of the job ended or cannot be reached" in output
         assert "Traceback" not in output
@@ -394,7 +417,9 @@ def test_a_full_disk_is_a_sentence_from_every_process_and_older_checkpoints_stay
     job = local(2, f"{CONFIG}:pretrain", disk / "run", environment)
     assert job.end() == 2, job.output
     for process in range(2):
-        sentence = rf"^\[{process}\] rlhf_jax: cannot save the checkpoint \S+/5: the disk is full; what was saved before is"
+        sentence = (
+            rf"^\[{process}\] rlhf_jax: cannot save the checkpoint \S+/5: the disk is full; what was saved before is"
+        )
         assert re.search(sentence, job.output, re.MULTILINE), job.output
     assert "Traceback" not in job.output
     with Checkpointer(disk / "run" / "pretrain" / "checkpoints") as checkpointer:
@@ -415,9 +440,13 @@ def test_a_host_that_read_other_data_than_the_first_is_refused(monkeypatch):
 @pytest.mark.slow
 def test_a_folder_that_not_every_host_sees_is_refused(tmp_path, environment):
     jobs = side_by_side(
-        2, f"{CONFIG}:pretrain", tmp_path / "shared", environment, "--heartbeat_seconds=10",
+        2,
+        f"{CONFIG}:pretrain",
+        tmp_path / "shared",
+        environment,
+        "--heartbeat_seconds=10",
         own=lambda i: [f"--workdir={tmp_path / 'other'}"] if i == 1 else [],
-    )  # fmt: skip
+    )
     assert jobs[1].end(120) == 2, jobs[1].output
     assert "other is not the same folder on every host (process 1 of 2 does not find its config.json)" in jobs[1].output
     assert jobs[0].end(120) in (76, -signal.SIGABRT), jobs[0].output
@@ -479,9 +508,11 @@ def test_arms_that_fail_on_all_hosts_end_alone_and_one_that_fails_on_one_host_en
     assert "process 1 of 2 failed alone" in jobs[1].output and "its disk is gone" in jobs[1].output
     assert jobs[0].end(200) in (76, -signal.SIGABRT), jobs[0].output
     ended = [
-        ("done", None), ("failed", "diverged: pretrain step 3: loss not finite"), ("failed", "ValueError: no program fits"),
+        ("done", None),
+        ("failed", "diverged: pretrain step 3: loss not finite"),
+        ("failed", "ValueError: no program fits"),
         ("failed", "OSError: its disk is gone (process 1 of 2)"),
-    ]  # fmt: skip
+    ]
     assert accounts() == [*ended, (None, None)]
     assert "OSError" in (path / "arms" / "seed=9" / "traceback.txt").read_text()
     job = local(2, str(tmp_path / "sweep.py"), path, environment, "--program=sweep")

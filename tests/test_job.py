@@ -11,14 +11,14 @@ import textwrap
 
 import pytest
 
-from rlhf_jax.errors import refused
+from rlhf_jax.runtime.errors import refused
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A command whose work is given, with what it needs of the program.
 PROGRAM = """
 import atexit, errno, os, pathlib, sys, threading, time
 from rlhf_jax import checkpoint, job, progress, files
-from rlhf_jax.progress import Interrupt, Stopped
+from rlhf_jax.runtime.progress import Interrupt, Stopped
 
 def slow(self):  # a checkpoint that is being written for as long as somebody looks
     print("saving", flush=True)
@@ -41,9 +41,12 @@ def start(work, path, under=(), **streams):
     program = PROGRAM % textwrap.indent(textwrap.dedent(work), "    ")
     streams = {name: subprocess.PIPE for name in ("stdout", "stderr")} | streams
     return subprocess.Popen(
-        [*under, sys.executable, "-c", program, "--config=tests/toy.py", f"--workdir={path}"], cwd=ROOT, text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}, **streams,
-    )  # fmt: skip
+        [*under, sys.executable, "-c", program, "--config=tests/toy.py", f"--workdir={path}"],
+        cwd=ROOT,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        **streams,
+    )
 
 
 def test_a_second_ctrl_c_while_a_checkpoint_is_awaited_is_one_sentence_and_130(tmp_path):
@@ -88,8 +91,12 @@ def test_the_end_of_a_terminal_saves_and_may_come_twice(tmp_path):
             (path / "saved").touch()
             raise Stopped("sft", 1, interrupt.asked())
         """,
-        tmp_path, stdin=child, stdout=child, stderr=child, start_new_session=True,
-    )  # fmt: skip
+        tmp_path,
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        start_new_session=True,
+    )
     os.close(child)
     while not (tmp_path / "begun").exists():
         assert process.poll() is None, os.read(parent, 10_000)
@@ -102,11 +109,17 @@ def test_under_nohup_the_end_of_a_terminal_is_nothing(tmp_path):
     assert process.communicate(timeout=60) == ("goes on\n", "") and process.returncode == 0
 
 
-@pytest.mark.parametrize("work, status, sentence", [
-    ("threading.Thread(target=lambda: time.sleep(300)).start()\nopen('/nowhere/file')", 2,  # it does not wait for the thread
-     "command: /nowhere/file: No such file or directory\n"),
-    ("[][0]", 1, "IndexError: list index out of range\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "work, status, sentence",
+    [
+        (
+            "threading.Thread(target=lambda: time.sleep(300)).start()\nopen('/nowhere/file')",
+            2,  # it does not wait for the thread
+            "command: /nowhere/file: No such file or directory\n",
+        ),
+        ("[][0]", 1, "IndexError: list index out of range\n"),
+    ],
+)
 def test_what_ends_a_job_has_its_status(tmp_path, work, status, sentence):
     process = start(work, tmp_path)
     _, err = process.communicate(timeout=30)
@@ -118,5 +131,10 @@ def test_what_a_person_can_mend_is_told_from_errors_of_the_program():
         assert refused(OSError(number, os.strerror(number))) == os.strerror(number)
         assert refused(ValueError(f"UNKNOWN: {os.strerror(number)} [os_error]")) == os.strerror(number)
     assert refused(PermissionError(errno.EACCES, "Permission denied", "a")) == "a: Permission denied"
-    for error in (KeyError("a"), ConnectionResetError(errno.ECONNRESET, "reset"), OSError(errno.EPIPE, "pipe"), OSError("no")):
+    for error in (
+        KeyError("a"),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        OSError(errno.EPIPE, "pipe"),
+        OSError("no"),
+    ):
         assert refused(error) is None

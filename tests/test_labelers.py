@@ -5,12 +5,13 @@ import itertools
 import json
 from types import SimpleNamespace
 
-from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate.statistics import share
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.statistics import share
 from rlhf_jax.world import labelers
 from rlhf_jax.world.labelers import GROUPS, LABELERS_PER_GROUP
 
@@ -20,8 +21,12 @@ WORDS = "the river castle wizard golden market of and ship please thank glad per
 def gold(rng, **parts):
     """A stand-in for the gold labeler's verdict."""
     parts = {
-        "helpful": rng.normal(), "honest": rng.random(), "harmless": rng.integers(0, 2),
-        "constraint": rng.integers(0, 2), **parts}
+        "helpful": rng.normal(),
+        "honest": rng.random(),
+        "harmless": rng.integers(0, 2),
+        "constraint": rng.integers(0, 2),
+        **parts,
+    }
     return SimpleNamespace(**parts, total=parts["helpful"] + parts["harmless"] / 4)
 
 
@@ -49,8 +54,7 @@ def preferences(panel, candidates):
     """Everyone's +1 where the first of a pair is better, 0 where tied: [G,labelers,pairs]."""
     ranks = np.array([panel.rank(candidates, labeler) for labeler in panel.labelers])
     first, second = np.triu_indices(ranks.shape[1], 1)
-    return np.sign(ranks[:, second] - ranks[:, first]).reshape(
-        len(GROUPS), LABELERS_PER_GROUP, -1)
+    return np.sign(ranks[:, second] - ranks[:, first]).reshape(len(GROUPS), LABELERS_PER_GROUP, -1)
 
 
 def test_simulated_rankings_agree_as_much_as_the_papers_labelers(fitted):
@@ -59,9 +63,9 @@ def test_simulated_rankings_agree_as_much_as_the_papers_labelers(fitted):
     agreeing, deciding = [], []
     for candidates in prompts:
         signs = preferences(panel, candidates)
-        products = np.concatenate([
-            signs[:, a] * signs[:, b]
-            for a, b in itertools.combinations(range(LABELERS_PER_GROUP), 2)])
+        products = np.concatenate(
+            [signs[:, a] * signs[:, b] for a, b in itertools.combinations(range(LABELERS_PER_GROUP), 2)]
+        )
         agreeing.append((products > 0).sum())
         deciding.append((products != 0).sum())
     estimate = share(np.divide(agreeing, deciding), deciding)
@@ -88,8 +92,7 @@ def test_agreement_and_folds_equal_sums_over_labelers_and_pairs():
     for fold in panel.folds(comparisons):
         others = ~panel.members(fold.held_out_group)
         right, decided = np.zeros(len(group)), np.zeros(len(group))
-        pairs = ((u, i, j) for u in utilities
-                 for i, j in itertools.combinations(range(u.shape[1]), 2))
+        pairs = ((u, i, j) for u in utilities for i, j in itertools.combinations(range(u.shape[1]), 2))
         for m, (utility, i, j) in enumerate(pairs):
             model = utility[others].mean(0)
             right += win[:, m] if model[i] > model[j] else lose[:, m]
@@ -118,7 +121,7 @@ def test_without_ties_the_formulas_are_the_papers(monkeypatch):
     comparisons = sample(4, 20)
     panel = dataclasses.replace(labelers.fit_panel(0, comparisons, gap=0), private=0.0)
     chance = panel.choices(comparisons)[0][0]
-    expected = (chance**2 + (1 - chance)**2).mean()
+    expected = (chance**2 + (1 - chance) ** 2).mean()
     assert panel.agreement(comparisons) == pytest.approx((expected, expected), abs=1e-5)
     ceiling = np.maximum(chance, 1 - chance).mean()
     assert panel.ceiling(comparisons) == pytest.approx(ceiling, abs=1e-5)
@@ -135,8 +138,7 @@ def test_pairs_of_a_ranking_follow_bradley_terry_with_ties_by_grade(monkeypatch,
     five = labelers.candidates("", texts, [gold(rng, helpful=i / 3) for i in range(5)])
     panel = labelers.fit_panel(0, [five])
     labeler, draws = panel.labelers[10], 4000
-    ranks = np.array([
-        panel.rank(dataclasses.replace(five, prompt_id=str(i)), labeler) for i in range(draws)])
+    ranks = np.array([panel.rank(dataclasses.replace(five, prompt_id=str(i)), labeler) for i in range(draws)])
     win, lose = (chances[labeler.index] for chances in panel.choices([five]))
     utility = panel.utilities(five.traits)[labeler.index]
     felt = np.linspace(1e-9, 40, 400_001)
@@ -168,9 +170,7 @@ def test_ranks_are_dense_tie_duplicates_and_do_not_depend_on_order(numbers, labe
         assert by_text.setdefault(text, rank) == rank
 
     order = random.sample(range(len(numbers)), len(numbers))
-    again = panel.rank(
-        labelers.candidates("a", [texts[i] for i in order], [parts(numbers[i]) for i in order]),
-        labeler)
+    again = panel.rank(labelers.candidates("a", [texts[i] for i in order], [parts(numbers[i]) for i in order]), labeler)
     assert again == tuple(ranks[i] for i in order)
 
 
@@ -183,8 +183,8 @@ def test_a_ranking_is_drawn_anew_for_each_labeler_and_prompt_and_alone_decides()
     same_taste = dataclasses.replace(panel, private=0.0)
     drawn = {same_taste.rank(comparisons[0], labeler) for labeler in panel.labelers}
     drawn_prompts = {
-        panel.rank(dataclasses.replace(comparisons[0], prompt_id=str(i)), panel.labelers[0])
-        for i in range(20)}
+        panel.rank(dataclasses.replace(comparisons[0], prompt_id=str(i)), panel.labelers[0]) for i in range(20)
+    }
     assert len(drawn) > 20 and len(drawn_prompts) > 10
 
 
@@ -198,13 +198,16 @@ def test_equal_utilities_tie_one_time_in_ten():
     assert tied == pytest.approx(0.1, abs=0.02)
 
 
-@pytest.mark.parametrize("group, better, worse", [
-    ("brevity", "Short.", "This one goes on and on and on for a while."),
-    ("warmth", "Thank you, friend. A castle.", "It is just. A castle."),
-    ("exactness", "The golden castle.", "The golden castle"),
-    ("detail", "The golden castle overlooks another market.", "The big bad den has one odd hut."),
-    ("caution", "Perhaps it is so.", "Surely it is so."),
-])
+@pytest.mark.parametrize(
+    "group, better, worse",
+    [
+        ("brevity", "Short.", "This one goes on and on and on for a while."),
+        ("warmth", "Thank you, friend. A castle.", "It is just. A castle."),
+        ("exactness", "The golden castle.", "The golden castle"),
+        ("detail", "The golden castle overlooks another market.", "The big bad den has one odd hut."),
+        ("caution", "Perhaps it is so.", "Surely it is so."),
+    ],
+)
 def test_each_group_likes_its_trait(group, better, worse):
     same = SimpleNamespace(honest=1, harmless=1, constraint=1, total=1)
     panel = labelers.Panel(0, 1.0, 1.0, (0.0,) * 5, (1.0,) * 6)
@@ -217,10 +220,10 @@ def test_tastes_are_private():
     """No taste is a second helping of the gold total: regressed on it, nothing is left."""
     comparisons = sample(6, 40)
     panel = labelers.fit_panel(0, comparisons)
-    differences = np.concatenate([
-        [a - b for a, b in itertools.combinations(prompt.traits, 2)] for prompt in comparisons])
-    pairs = [
-        labelers.Candidates("", ("a", "b"), np.stack([row, np.zeros(6)])) for row in differences]
+    differences = np.concatenate(
+        [[a - b for a, b in itertools.combinations(prompt.traits, 2)] for prompt in comparisons]
+    )
+    pairs = [labelers.Candidates("", ("a", "b"), np.stack([row, np.zeros(6)])) for row in differences]
     utilities = np.array([np.diff(panel.utilities(pair.traits))[:, 0] for pair in pairs])
     total = differences[:, 0] / panel.scales[0]
     slopes = -(utilities * total[:, None]).sum(0) / (total**2).sum() * panel.temperature

@@ -120,7 +120,9 @@ def test_dry_run_of_the_arms_of_a_sweep():
 def test_dry_run_of_a_whole_sweep_in_one_job():
     programs = {}
     for script, *flags in ([*POD, "--type=v5p-32", *RUN], [*GKE, *RUN], SLURM):
-        (programs[script],) = [line for line in commands(script, *flags, "--program=sweep") if "rlhf_jax.sweep " in line]
+        (programs[script],) = [
+            line for line in commands(script, *flags, "--program=sweep") if "rlhf_jax.sweep " in line
+        ]
     assert "run ATTEMPT bucket rlhf_jax.sweep --distributed=auto " in programs["tpu_pod.sh"]
     assert "--array" not in programs["slurm.sh"] and " 5 ' ' -- " in programs["slurm.sh"]
     assert "python.sh -m rlhf_jax.sweep --distributed=auto " in programs["gke.sh"]
@@ -156,7 +158,7 @@ def test_dry_run_of_a_whole_sweep_in_one_job():
         ([*SLURM, "--program=chat"], "unknown flag '--program=chat'"),
         ([*SLURM, "--gpus=all"], "--gpus=all is not a whole number"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_flag_is_one_sentence(flags, sentence):
     done = launch(flags[0], "--dry-run", *flags[1:])
     assert done.returncode == 2
@@ -364,7 +366,10 @@ def test_a_call_repeated_after_a_lost_connection_starts_nothing(slice_of_two, tm
     subprocess.run(["tar", "-czf", home / "rlhf_jax.tgz", "launch", "setup.cfg"], cwd=PROJECT, check=True)
     command = ["bash", PROJECT / "launch" / "tpu_worker.sh", "run"]
     env = slice_of_two.env | {"HOME": str(home)}
-    codes = [subprocess.run([*command, attempt, "", "rlhf_jax.main", "--x"], env=env).returncode for attempt in ("1", "1", "2")]
+    codes = [
+        subprocess.run([*command, attempt, "", "rlhf_jax.main", "--x"], env=env).returncode
+        for attempt in ("1", "1", "2")
+    ]
     assert codes == [134, 134, 0] and len(slice_of_two.starts()) == 2
 
 
@@ -439,9 +444,13 @@ def figures(tmp_path):
         (tmp_path / f"experiments/figures/{name}.py").write_text("" if name == "world" else "def sweep(h):\n    pass\n")
 
     def run(*flags, **env):
-        done = subprocess.run(["bash", tmp_path / "launch/figures.sh", *flags], env=os.environ | env, capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", tmp_path / "launch/figures.sh", *flags], env=os.environ | env, capture_output=True, text=True
+        )
         asked = tmp_path / "asked"
-        return done, [line.removeprefix("-m rlhf_jax.") for line in asked.read_text().splitlines()] if asked.exists() else []
+        return done, [
+            line.removeprefix("-m rlhf_jax.") for line in asked.read_text().splitlines()
+        ] if asked.exists() else []
 
     return run
 

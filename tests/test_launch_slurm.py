@@ -96,7 +96,9 @@ def test_processes_on_two_nodes_find_each_other(cluster, submit, tmp_path):
 
 def test_an_array_has_one_run_a_seed_and_a_line_of_the_sweep(cluster, submit, tmp_path):
     sweep = tmp_path / "sweep.txt"
-    sweep.write_text("# two coefficients\n--config.ppo.kl_coef=0.1\n\n--config.ppo.kl_coef=0.2 --config.ppo.microbatches=2\n")
+    sweep.write_text(
+        "# two coefficients\n--config.ppo.kl_coef=0.1\n\n--config.ppo.kl_coef=0.2 --config.ppo.microbatches=2\n"
+    )
     number = submit("--data=none", "--seeds=0,4", f"--sweep={sweep}", "--config.ppo.lam=0.9", nodes=1)
     found = {}
     for task in range(4):
@@ -106,20 +108,31 @@ def test_an_array_has_one_run_a_seed_and_a_line_of_the_sweep(cluster, submit, tm
         (line,) = path.read_text().splitlines()
         found[path.parent.name] = json.loads(line)
     assert sorted(found) == [
-        "ppo.kl_coef=0.1,seed=0", "ppo.kl_coef=0.1,seed=4",
-        "ppo.kl_coef=0.2,ppo.microbatches=2,seed=0", "ppo.kl_coef=0.2,ppo.microbatches=2,seed=4",
-    ]  # fmt: skip
+        "ppo.kl_coef=0.1,seed=0",
+        "ppo.kl_coef=0.1,seed=4",
+        "ppo.kl_coef=0.2,ppo.microbatches=2,seed=0",
+        "ppo.kl_coef=0.2,ppo.microbatches=2,seed=4",
+    ]
     assert found["ppo.kl_coef=0.2,ppo.microbatches=2,seed=4"] == [
-        "-m", "rlhf_jax.main", "--distributed=auto", "--config=experiments/quickstart.py", "--data=none",
-        "--config.ppo.lam=0.9", f"--workdir={tmp_path}/run/ppo.kl_coef=0.2,ppo.microbatches=2,seed=4",
-        "--config.ppo.kl_coef=0.2", "--config.ppo.microbatches=2", "--config.seed=4",
-    ]  # fmt: skip
+        "-m",
+        "rlhf_jax.main",
+        "--distributed=auto",
+        "--config=experiments/quickstart.py",
+        "--data=none",
+        "--config.ppo.lam=0.9",
+        f"--workdir={tmp_path}/run/ppo.kl_coef=0.2,ppo.microbatches=2,seed=4",
+        "--config.ppo.kl_coef=0.2",
+        "--config.ppo.microbatches=2",
+        "--config.seed=4",
+    ]
 
 
 def test_a_run_told_to_stop_is_queued_again(cluster, submit, tmp_path):
     number, run = submit("--data=wait"), tmp_path / "run"
     wait_for(lambda: starts(run, 0) == starts(run, 1) == 1)
-    subprocess.run(["scancel", "--signal=TERM", number], env=cluster, check=True)  # what Slurm does before the time is up
+    subprocess.run(
+        ["scancel", "--signal=TERM", number], env=cluster, check=True
+    )  # what Slurm does before the time is up
     wait_for(lambda: (run / "saved-0").exists() and (run / "saved-1").exists())
     job = slurm_cluster.wait(cluster, number)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1")
@@ -172,9 +185,14 @@ def test_the_tasks_of_an_array_are_the_arms_of_a_sweep(cluster, submit, tmp_path
     assert slurm_cluster.wait(cluster, f"{rest}_7")["ExitCode"] == "4:0"
     assert [starts(run / arm) for arm in ("0", "1", "7")] == [2, 1, 1]
     assert json.loads((run / "7" / "starts-0").read_text()) == [
-        "-m", "rlhf_jax.sweep", "--distributed=auto", "--config=experiments/quickstart.py", "--data=arms",
-        f"--workdir={run}", "--arms=7",
-    ]  # fmt: skip
+        "-m",
+        "rlhf_jax.sweep",
+        "--distributed=auto",
+        "--config=experiments/quickstart.py",
+        "--data=arms",
+        f"--workdir={run}",
+        "--arms=7",
+    ]
 
 
 TOY = """
@@ -195,13 +213,16 @@ def get_config():
 
 
 # Two settings x two seeds, one of which diverges; arms of one seed share the pretrained model.
-SWEEP = TOY.replace('("pretrain",)', '("pretrain", "sft")') + """
+SWEEP = (
+    TOY.replace('("pretrain",)', '("pretrain", "sft")')
+    + """
 
 def sweep(h):
     arms = h.product([h.sweep("sft.learning_rate", [1e-2, 3e-3]), h.sweep("seed", range(2))])
     arms[3]["sft.learning_rate"] = 1e38
     return arms
 """
+)
 
 
 def test_a_sweep_runs_side_by_side_and_is_resumed_by_the_same_command(cluster, tmp_path):

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax import hosts, loop
+from rlhf_jax import loop
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.metrics import read_metrics
-from rlhf_jax.progress import Interrupt, Stopped
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.progress import Interrupt, Stopped
 
 STEPS = 6
 
@@ -61,7 +62,15 @@ def test_no_step_is_begun_after_a_signal(tmp_path, monkeypatch, what, long):
 
 
 def test_short_steps_are_dispatched_ahead_and_long_ones_are_waited_for(tmp_path, monkeypatch):
-    one_late = [("advance", 1), ("record", 1), ("advance", 2), ("advance", 3), ("record", 2), ("advance", 4), ("record", 3)]
+    one_late = [
+        ("advance", 1),
+        ("record", 1),
+        ("advance", 2),
+        ("advance", 3),
+        ("record", 2),
+        ("advance", 4),
+        ("record", 3),
+    ]
     with monkeypatch.context() as patch:
         assert run_in(tmp_path / "short", patch, long=False)[:7] == one_late  # the first compiles, and is waited for
     with monkeypatch.context() as patch:

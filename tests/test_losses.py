@@ -68,12 +68,7 @@ def comparisons(seed, count=K):
 def pairs_of(ranks, valid):
     """(winner, loser) of every kept pair of one prompt, found by looking at all of them."""
     count = len(ranks)
-    return [
-        (i, j)
-        for i in range(count)
-        for j in range(count)
-        if valid[i] and valid[j] and ranks[i] < ranks[j]
-    ]
+    return [(i, j) for i in range(count) for j in range(count) if valid[i] and valid[j] and ranks[i] < ranks[j]]
 
 
 def kwise_by_loop(scores, ranks, valid):
@@ -145,9 +140,7 @@ def test_kwise_prompt_weights():
 
 
 @hypothesis.settings(deadline=None, max_examples=40)
-@hypothesis.given(
-    seed=st.integers(0, 2**32 - 1), order=st.permutations(range(K)), shift=st.floats(-9, 9)
-)
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), order=st.permutations(range(K)), shift=st.floats(-9, 9))
 def test_kwise_does_not_depend_on_order_or_a_constant(seed, order, shift):
     scores, ranks, valid = comparisons(seed)
     loss = kwise(scores, ranks, valid)
@@ -470,5 +463,9 @@ def test_a_term_is_added_as_a_token_mean_and_logged_without_its_coefficient(garb
     assert mean(more.sums["policy/kl"]) == pytest.approx(expected, rel=1e-5)
     assert float((more.total - loss.total) / loss.weight) == pytest.approx(0.3 * expected, abs=1e-5)
     assert mean(more.sums["policy/loss"]) == pytest.approx(float(loss.total / loss.weight))
-    assert more.sums.keys() == {"policy/kl", "policy/loss", *(f"policy/{name}" for name in policy_loss(*arrays, mask, 0.2).sums)}
+    assert more.sums.keys() == {
+        "policy/kl",
+        "policy/loss",
+        *(f"policy/{name}" for name in policy_loss(*arrays, mask, 0.2).sums),
+    }
     assert more.maxima.keys() == {"policy/ratio_max"}

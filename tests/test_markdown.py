@@ -7,9 +7,11 @@ import hypothesis
 import hypothesis.strategies as st
 from markdown_it import MarkdownIt
 
-from rlhf_jax import markdown, terminal
+from rlhf_jax.runtime import markdown, terminal
 
-TEXTS = st.text(alphabet=st.sampled_from("ab _*`~#>+-=!|\\[](){}<&;:/.1\n\t\"'$^\x1b"), max_size=40) | st.text(max_size=40)
+TEXTS = st.text(alphabet=st.sampled_from("ab _*`~#>+-=!|\\[](){}<&;:/.1\n\t\"'$^\x1b"), max_size=40) | st.text(
+    max_size=40
+)
 
 
 def read(page: str) -> str:

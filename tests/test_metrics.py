@@ -4,15 +4,16 @@ import json
 import math
 import types
 
-from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_jax import metrics
-from rlhf_jax.errors import InputError
 from rlhf_jax.metrics import MetricsWriter, read_metrics
+from rlhf_jax.runtime.errors import InputError
 
 
 def test_scalars_of_every_kind_become_floats():
@@ -80,7 +81,9 @@ def test_fresh_start(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path / "new.jsonl")] == [6]
 
 
-@pytest.mark.parametrize("bad", ["{", '{"time": 1}', "3", '{"step": "1"}', "", '{"step": 2, "objec', "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize(
+    "bad", ["{", '{"time": 1}', "3", '{"step": "1"}', "", '{"step": 2, "objec', "[" * 100_000, "\udcff"]
+)
 def test_a_line_that_is_not_whole_is_cut_and_the_others_stay_to_the_byte(tmp_path, bad, capsys):
     path = tmp_path / "metrics.jsonl"
     write(path, None, [1, 2, 3])

@@ -14,7 +14,7 @@ from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.mixture import BLOCK, Mixture, Source, build
 from rlhf_jax.data.template import Template
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 NAMES = ("a", "b", "c")
 
@@ -120,13 +120,9 @@ def test_weights_that_make_no_sense_are_refused(tmp_path):
         InputError, match=r"'b.jsonl' has no weight and others of its kind do; give it one, as b.jsonl\*0.5"
     ):
         build(corpus(tmp_path, documents="a.jsonl*1,b.jsonl").mixed("documents", "train"), identity)
-    with pytest.raises(
-        InputError, match="'a.jsonl' has the weight 0.0001 of 1.0001; the least share is 1 in 1000"
-    ):
+    with pytest.raises(InputError, match="'a.jsonl' has the weight 0.0001 of 1.0001; the least share is 1 in 1000"):
         build(corpus(tmp_path, documents="a.jsonl*0.0001,b.jsonl*1").mixed("documents", "train"), identity)
-    with pytest.raises(
-        InputError, match="data.files.prompts='a.jsonl.0.5' must be .* no weight"
-    ):
+    with pytest.raises(InputError, match="data.files.prompts='a.jsonl.0.5' must be .* no weight"):
         corpus(tmp_path, prompts="a.jsonl*0.5").prompts("train", "ppo")
     with pytest.raises(InputError, match="'b.jsonl' has a weight and no row in the test split"):
         corpus(tmp_path, documents="a.jsonl*0.5,b.jsonl@1*0.5", test_share=0.3).mixed("documents", "test")

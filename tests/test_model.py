@@ -10,17 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
-from rlhf_jax import decode, generate, model, train
-from rlhf_jax.errors import InputError
+
+from rlhf_jax import generate, model, train
+from rlhf_jax.model import decode
+from rlhf_jax.runtime.errors import InputError
 
 T = 14
 FAMILIES = {"gpt": tiny.CONFIG, "llama": tiny.llama()}
 OTHERS = {  # test_hf.py compares them with transformers
     "opt": dataclasses.replace(tiny.CONFIG, mlp="relu", position_offset=2),
     "gpt_neox": dataclasses.replace(
-        tiny.CONFIG, positions="rope", rotary_fraction=0.5, mlp="gelu_exact", parallel_residual=True, tie_embeddings=False
+        tiny.CONFIG,
+        positions="rope",
+        rotary_fraction=0.5,
+        mlp="gelu_exact",
+        parallel_residual=True,
+        tie_embeddings=False,
     ),
     "llama3": tiny.llama(rope_scaling=(8.0, 1.0, 4.0, 16.0)),
     "qwen2": tiny.llama(qkv_bias=True),
@@ -249,7 +255,9 @@ def test_ids_that_no_token_has_are_never_likely_and_never_trained():
     probabilities = jnp.exp(jax.nn.log_softmax(jnp.float32(logits)))[0, :1].repeat(500, axis=0)
     draws = generate.inverse_cdf(probabilities, jnp.linspace(0, 1, 500, endpoint=False)[:, None])
     assert set(np.asarray(draws).tolist()) <= set(known)
-    _, gradient = loss_and_gradient(config, lm_params(config), np.array([known[:12]], np.int32), np.ones((1, 12), np.int32))
+    _, gradient = loss_and_gradient(
+        config, lm_params(config), np.array([known[:12]], np.int32), np.ones((1, 12), np.int32)
+    )
     assert not np.any(gradient["embedding"][np.setdiff1d(np.arange(64), known)])
 
 

@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from rlhf_jax import pipeline, reward_model
+from rlhf_jax import pipeline
 from rlhf_jax import run as run_lib
 from rlhf_jax.config import default_config
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json
+from rlhf_jax.stages import reward_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 KINDS = ("documents", "demonstrations", "rankings", "prompts")
@@ -63,7 +64,9 @@ def config_of(files, stages, **changes):
         num_layers=1, embed_dim=16, num_heads=2, max_length=40, dtype="float32", scan_layers=False, remat="none"
     )
     config.data.source = "files"
-    config.data.files.update(dir=str(files), splits="published", near_duplicates="ignore", valid_share=0.0, test_share=0.0)
+    config.data.files.update(
+        dir=str(files), splits="published", near_duplicates="ignore", valid_share=0.0, test_share=0.0
+    )
     config.data.files.update({kind: f"{kind}.jsonl" for kind in KINDS})
     config.pretrain.update(length=40, batch_size=8, steps=2, warmup_steps=1)
     config.sft.update(init="", epochs=1.0, batch_size=8)
@@ -97,11 +100,15 @@ def test_every_source_that_a_stage_lacks_is_named_before_its_first_step(stage, f
     for kind in KINDS:
         change = {f"data.files.{kind}": ""}
         # Prompts are then those of the demonstrations and rankings; only without these there are none.
-        other = {"data.files.demonstrations": "", "data.files.rankings": ""} if kind == "prompts" and kind in needs else {}
+        other = (
+            {"data.files.demonstrations": "", "data.files.rankings": ""} if kind == "prompts" and kind in needs else {}
+        )
         config = config_of(files, (*before, stage), **change | other)
         if kind in needs:
             lacking = next(name for name in needs if name == kind or f"data.files.{name}" in other)
-            with pytest.raises(InputError, match=f"{stage} needs {lacking}, and there are none: give data.files.{lacking}"):
+            with pytest.raises(
+                InputError, match=f"{stage} needs {lacking}, and there are none: give data.files.{lacking}"
+            ):
                 checked(config, tmp_path / kind, before)
         else:
             checked(config, tmp_path / kind, before)
@@ -132,16 +139,31 @@ def test_a_stage_with_what_it_needs_and_no_more_finishes(stage, files, tmp_path)
         (("ppo", "sft"), {}, "ppo.init names 'sft', which is no pretrain or sft or dpo or ppo stage before 'ppo'"),
         (("sft",), {"sft.init": "sft"}, "sft.init names 'sft', .* there are none"),
         (("sft", "reward_model", "collect"), {"collect.models": ("sft@1.0", "stf@0.7")}, "collect.models names 'stf'"),
-        (("sft", "reward_model", "collect"), {"collect.models": ("reward_model",)}, "collect.models names 'reward_model'"),
-        (("sft", "reward_model", "collect"), {"collect.labeler": "world"}, "labeler='world' judges the texts of the embedded"),
+        (
+            ("sft", "reward_model", "collect"),
+            {"collect.models": ("reward_model",)},
+            "collect.models names 'reward_model'",
+        ),
+        (
+            ("sft", "reward_model", "collect"),
+            {"collect.labeler": "world"},
+            "labeler='world' judges the texts of the embedded",
+        ),
         (("sft", "reward_model", "best_of_n"), {"best_of_n.judges": ("sft",)}, "best_of_n.judges names 'sft'"),
         (("sft", "reward_model"), {"data.files.rankings": "tied.jsonl:split=mine"}, "none of its .* training rankings"),
         (("pretrain",), {"pretrain.length": 41}, "pretrain.length=41 is more than the 40 places"),
-        (("sft", "reward_model", "ppo_ptx"), {"ppo_ptx.ptx_length": 41}, "ppo_ptx.ptx_length=41 is more than the 40 places"),
-        (("sft", "reward_model"), {"reward_model.init": "", "reward_model.model.max_length": 39},
-         "prompt_length . completion_length=40 is more than the 39 places"),
+        (
+            ("sft", "reward_model", "ppo_ptx"),
+            {"ppo_ptx.ptx_length": 41},
+            "ppo_ptx.ptx_length=41 is more than the 40 places",
+        ),
+        (
+            ("sft", "reward_model"),
+            {"reward_model.init": "", "reward_model.model.max_length": 39},
+            "prompt_length . completion_length=40 is more than the 39 places",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_together_is_said_before_the_first_step(stages, change, message, files, tmp_path):
     config = config_of(files, stages)
     with config.unlocked():

@@ -20,8 +20,7 @@ def problem(seed=0, scale=1.0):
     shapes = {"kernel": (3, 2), "bias": (2,)}
     params = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
     gradients = [
-        {name: (scale * rng.normal(size=s)).astype(np.float32) for name, s in shapes.items()}
-        for _ in range(STEPS)
+        {name: (scale * rng.normal(size=s)).astype(np.float32) for name, s in shapes.items()} for _ in range(STEPS)
     ]
     return params, gradients
 

@@ -98,8 +98,19 @@ def test_ln_n_of_a_kl():
     np.testing.assert_allclose(overoptimization.log_n(best_of_n.kl(n)), np.log(n), atol=1e-12)
 
 
-@pytest.mark.parametrize("form, other", [("best_of_n", "linear"), ("rl", "linear"), ("linear", "kl"), ("kl", "rl"), ("log_n", "kl"),
-                                         ("linear", "constant"), ("best_of_n", "rl"), ("rl", "best_of_n")])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, other",
+    [
+        ("best_of_n", "linear"),
+        ("rl", "linear"),
+        ("linear", "kl"),
+        ("kl", "rl"),
+        ("log_n", "kl"),
+        ("linear", "constant"),
+        ("best_of_n", "rl"),
+        ("rl", "best_of_n"),
+    ],
+)
 def test_a_law_predicts_what_it_was_not_fitted_to(form, other):
     d = np.sqrt(KL)
     true = {"linear": 0.3 * d, "kl": 0.1 * KL, "log_n": 0.2 * overoptimization.log_n(KL)}
@@ -151,8 +162,16 @@ def best_of_64(rng, rho, bend, prompts):
     return found - found[:, :1]
 
 
-@pytest.mark.parametrize("rho, bend, prompts, least, most", [
-    (0.0, 0.0, 64, 0, 1), (0.05, 0.0, 64, 0, 1), (0.1, 0.0, 64, 0, 1), (0.2, 0.0, 64, 0, 1), (0.45, 0.15, 256, 16, 20)])  # fmt: skip
+@pytest.mark.parametrize(
+    "rho, bend, prompts, least, most",
+    [
+        (0.0, 0.0, 64, 0, 1),
+        (0.05, 0.0, 64, 0, 1),
+        (0.1, 0.0, 64, 0, 1),
+        (0.2, 0.0, 64, 0, 1),
+        (0.45, 0.15, 256, 16, 20),
+    ],
+)
 def test_the_law_of_best_of_n_holds_where_it_is_true_alone(rho, bend, prompts, least, most):
     """Of 20 sweeps of three seeds; an R^2 of 0.9 of its mean curve is reached where gold is proportional to d, too."""
     rng, kl = np.random.default_rng(7), best_of_n.kl(best_of_n.grid(64))
@@ -160,14 +179,20 @@ def test_the_law_of_best_of_n_holds_where_it_is_true_alone(rho, bend, prompts, l
     for _ in range(20):
         seeds = [best_of_64(rng, rho, bend, prompts) for _ in range(3)]
         fits.append(np.mean([fit(kl, gained.mean(0)).r_squared > 0.9 for gained in seeds]))
-        found += holds([[overoptimization.saved_over_prompts(kl, gained, "best_of_n", against) for gained in seeds]
-                        for against in ("constant", "linear", "log_n")])  # fmt: skip
+        found += holds(
+            [
+                [overoptimization.saved_over_prompts(kl, gained, "best_of_n", against) for gained in seeds]
+                for against in ("constant", "linear", "log_n")
+            ]
+        )
     assert least <= found <= most
     assert rho < 0.2 or np.mean(fits) > 0.9
 
 
-@pytest.mark.parametrize("alpha, beta, wanders, least, most", [(0.0, 0.0, 0.0, 0, 3), (0.3, 0.0, 0.0, 0, 3), (0.0, 0.0, 0.7, 0, 3),
-                                                               (0.2, 0.25, 0.0, 22, 40)])  # fmt: skip
+@pytest.mark.parametrize(
+    "alpha, beta, wanders, least, most",
+    [(0.0, 0.0, 0.0, 0, 3), (0.3, 0.0, 0.0, 0, 3), (0.0, 0.0, 0.7, 0, 3), (0.2, 0.25, 0.0, 22, 40)],
+)
 def test_the_law_of_training_holds_where_it_is_true_alone(alpha, beta, wanders, least, most):
     """Of 40 sweeps of three seeds and seven settings, 20 iterations each, noise 0.05, at times of a policy that wanders."""
     rng = np.random.default_rng(0)
@@ -182,6 +207,10 @@ def test_the_law_of_training_holds_where_it_is_true_alone(alpha, beta, wanders, 
     found = 0
     for _ in range(40):
         settings = [[run() for _ in range(3)] for _ in range(7)]
-        found += holds([np.mean([overoptimization.saved_over_runs(runs, "rl", against) for runs in settings], axis=0)
-                        for against in ("constant", "linear")])  # fmt: skip
+        found += holds(
+            [
+                np.mean([overoptimization.saved_over_runs(runs, "rl", against) for runs in settings], axis=0)
+                for against in ("constant", "linear")
+            ]
+        )
     assert least <= found <= most

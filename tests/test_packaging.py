@@ -12,7 +12,12 @@ import sys
 import pytest
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGES = {"google": "protobuf", "orbax": "orbax-checkpoint", "absl": "absl-py", "markdown_it": "markdown-it-py"}  # import name -> distribution
+PACKAGES = {
+    "google": "protobuf",
+    "orbax": "orbax-checkpoint",
+    "absl": "absl-py",
+    "markdown_it": "markdown-it-py",
+}  # import name -> distribution
 
 
 def requirements(section, key):
@@ -41,8 +46,11 @@ def test_every_import_is_installed_and_everything_installed_is_imported():
 def run_python(project, path, **environment):
     return subprocess.run(
         ["bash", str(project / "launch" / "python.sh"), "-c", "print('ran')"],
-        env={"PATH": path, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @pytest.fixture

@@ -5,15 +5,16 @@ import functools
 import jax
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tiny
-from rlhf_jax import pretrain, sharding, train
+from rlhf_jax import sharding, train
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.packing import PackedLoader, best_fit, lengths, pack, pack_all
-from rlhf_jax.sft import MixedLoader
+from rlhf_jax.stages import pretrain
+from rlhf_jax.stages.sft import MixedLoader
 
 
 def demonstrations(rows, length, seed=0) -> Batch:
@@ -38,9 +39,7 @@ def segments(batch: Batch) -> list:
     for row in range(len(batch.tokens)):
         for number in range(1, batch.segment_ids[row].max(initial=0) + 1):
             own = batch.segment_ids[row] == number
-            found.append(
-                tuple(x[row][own].tolist() for x in (batch.tokens, batch.loss_mask, batch.positions))
-            )
+            found.append(tuple(x[row][own].tolist() for x in (batch.tokens, batch.loss_mask, batch.positions)))
     return sorted(found)
 
 
@@ -136,9 +135,7 @@ def test_processes_gather_their_rows_of_a_packed_and_mixed_batch(name):
     found = sharding.put_rows(functools.partial(mixed.batch, 4), mixed.batch_size, mesh)
     jax.tree.map(np.testing.assert_array_equal, found, mixed.batch(4))
     parts = [mixed.batch(4, np.arange(8)[half]) for half in (slice(0, 4), slice(4, 8))]
-    jax.tree.map(
-        lambda x, a, b: np.testing.assert_array_equal(x, np.concatenate([a, b])), mixed.batch(4), *parts
-    )
+    jax.tree.map(lambda x, a, b: np.testing.assert_array_equal(x, np.concatenate([a, b])), mixed.batch(4), *parts)
     assert segments(take(mixed.batch(4), slice(0, 6))) == segments(loaders()[0].batch(4))
 
 
@@ -146,9 +143,10 @@ def test_processes_gather_their_rows_of_a_packed_and_mixed_batch(name):
 def test_the_stage_trains_the_same_model_packed_or_not(tmp_path):
     """The toy pipeline up to SFT, without dropout: the same losses, with the pretraining mix, and a report of both."""
     import toy
+
     from rlhf_jax import pipeline
-    from rlhf_jax.files import read_json
     from rlhf_jax.metrics import read_metrics
+    from rlhf_jax.runtime.files import read_json
 
     losses = {}
     for packed in (False, True):
@@ -156,11 +154,7 @@ def test_the_stage_trains_the_same_model_packed_or_not(tmp_path):
         config.prompt_length, config.completion_length, config.model.max_length = 96, 64, 160
         config.sft.update(packed=packed, dropout_rate=0.0, batch_size=24)  # 18 demonstrations, on 8 devices
         pipeline.run_stages(config, tmp_path / str(packed))
-        losses[packed] = [
-            row["loss"] for row in read_metrics(tmp_path / str(packed) / "sft" / "metrics.jsonl")
-        ]
+        losses[packed] = [row["loss"] for row in read_metrics(tmp_path / str(packed) / "sft" / "metrics.jsonl")]
     np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
     found = read_json(tmp_path / "True" / "data_report.json")["packing"]["sft"]["demonstrations"]
-    assert (
-        found["rows_after"] < found["rows_before"] == 18 and found["padding_after"] < found["padding_before"]
-    )
+    assert found["rows_after"] < found["rows_before"] == 18 and found["padding_after"] < found["padding_before"]

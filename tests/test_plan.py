@@ -15,10 +15,11 @@ import pytest
 
 from rlhf_jax import model, plan, sharding
 from rlhf_jax import run as run_lib
-from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.plan import estimate, hlo, programs, search, tables, topology
+from rlhf_jax.plan import estimate, hlo, programs, search, topology
+from rlhf_jax.plan import page as tables
 from rlhf_jax.plan.programs import Data
+from rlhf_jax.runtime.errors import InputError
 from tests import plan_config, tiny
 from tests.test_dpo import packed_of, preferences_of
 
@@ -33,10 +34,19 @@ GIB = 2**30
 @pytest.mark.parametrize(
     "name, chips",
     [
-        ("v4:2x2x1", 4), ("v4:4x4x8", 128), ("v5e:1x1", 1), ("v5e:8x16", 128), ("v5e:16x16x4slices", 1024), ("v5p:8x8x8", 512),
-        ("v5p:16x16x24", 6144), ("v6e:4x4", 16), ("h100:8", 8), ("h200:2x8", 16), ("cpu:8", 8),
+        ("v4:2x2x1", 4),
+        ("v4:4x4x8", 128),
+        ("v5e:1x1", 1),
+        ("v5e:8x16", 128),
+        ("v5e:16x16x4slices", 1024),
+        ("v5p:8x8x8", 512),
+        ("v5p:16x16x24", 6144),
+        ("v6e:4x4", 16),
+        ("h100:8", 8),
+        ("h200:2x8", 16),
+        ("cpu:8", 8),
     ],
-)  # fmt: skip
+)
 def test_topologies_that_exist(name, chips):
     found = topology.parse(name)
     assert found.chips == chips and found.name == name
@@ -164,9 +174,7 @@ def test_the_slowest_thing_binds():
 
 
 def on_this_machine(name="cpu:8", memory=GIB):
-    return dataclasses.replace(
-        topology.parse(name), chip=dataclasses.replace(topology.CHIPS["cpu"], memory=memory)
-    )
+    return dataclasses.replace(topology.parse(name), chip=dataclasses.replace(topology.CHIPS["cpu"], memory=memory))
 
 
 def tensor_config():
@@ -199,9 +207,7 @@ def test_everything_on_the_device_is_counted(planned):
     sample = planned["programs"][2]
     policy = sample["held"]["policy parameters"]
     assert sample["held"]["policy optimizer"] == pytest.approx(2 * policy, rel=0.01)
-    assert (
-        sample["cache"] == 2 * 2 * 32 * 16 * 16 * 4 // 8
-    )  # keys and values, layers, width, rows, length, bytes
+    assert sample["cache"] == 2 * 2 * 32 * 16 * 16 * 4 // 8  # keys and values, layers, width, rows, length, bytes
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo", "ppo_ptx"])
@@ -225,9 +231,13 @@ def test_every_program_of_a_config_is_compiled():
     found = plan.plan(tensor_config(), on_this_machine(), DATA)
     names = [(row["stage"], row["program"]) for row in found["programs"]]
     assert names == [
-        ("sft", "train step"), ("reward_model", "train step"),
-        ("ppo_ptx", "decode layout"), ("ppo_ptx", "sample"), ("ppo_ptx", "score"), ("ppo_ptx", "update"),
-    ]  # fmt: skip
+        ("sft", "train step"),
+        ("reward_model", "train step"),
+        ("ppo_ptx", "decode layout"),
+        ("ppo_ptx", "sample"),
+        ("ppo_ptx", "score"),
+        ("ppo_ptx", "update"),
+    ]
     check_rows(found)
 
 
@@ -235,9 +245,7 @@ def test_runs_and_tokens_of_every_program():
     config = tensor_config()
     run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
     found = {
-        (p.stage, p.name): p
-        for stage in programs.chosen_stages(config)
-        for p in programs.of_stage(run, stage, DATA)
+        (p.stage, p.name): p for stage in programs.chosen_stages(config) for p in programs.of_stage(run, stage, DATA)
     }
     counts = {key: (program.runs, program.work.tokens) for key, program in found.items()}
     assert counts == {
@@ -281,10 +289,15 @@ def test_dpo_reads_its_rankings_once_more_for_the_reference(packed, tokens):
     config.dpo.packed = packed
     run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
     reference, step = programs.of_stage(run, "dpo", DATA)
-    assert [(p.name, p.runs, p.work.tokens) for p in (reference, step)] == [("reference", 2, tokens), ("train step", 2, tokens)]
+    assert [(p.name, p.runs, p.work.tokens) for p in (reference, step)] == [
+        ("reference", 2, tokens),
+        ("train step", 2, tokens),
+    ]
     assert step.work.flops == 3 * reference.work.flops and set(reference.passed) == {"parameters", "batch"}
     real = packed_of(preferences_of(0)) if packed else preferences_of(0)
-    assert jax.tree.map(lambda x: (x.ndim, x.dtype), reference.passed["batch"]) == jax.tree.map(lambda x: (x.ndim, x.dtype), real)
+    assert jax.tree.map(lambda x: (x.ndim, x.dtype), reference.passed["batch"]) == jax.tree.map(
+        lambda x: (x.ndim, x.dtype), real
+    )
     with jax.set_mesh(run.mesh):
         reference.lower()
 
@@ -316,9 +329,7 @@ def test_the_overview_names_the_program_with_the_least_room(planned):
 
 def test_what_was_compiled_is_not_compiled_again(planned, monkeypatch):
     config = tensor_config()
-    known = {
-        row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]
-    }
+    known = {row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]}
     monkeypatch.setattr(plan, "_compile", lambda *_: pytest.fail("compiles again"))
     again = plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
     assert again["programs"][0]["peak"] == 1
@@ -381,8 +392,12 @@ def command(*flags, **options):
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": ""}
     return subprocess.run(
         [sys.executable, "-m", "rlhf_jax.plan", f"--config={PROJECT}/tests/plan_config.py:tiny", *flags],
-        env=environment, capture_output=True, text=True, cwd=PROJECT, **options,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        **options,
+    )
 
 
 def test_the_command_end_to_end(tmp_path):
@@ -399,9 +414,7 @@ def test_the_command_end_to_end(tmp_path):
 
 def test_bad_input_is_one_sentence():
     found = command("--topology=v5e:3x3")
-    assert found.returncode == 2 and found.stderr.startswith(
-        "rlhf_jax.plan: topology 'v5e:3x3' does not exist"
-    )
+    assert found.returncode == 2 and found.stderr.startswith("rlhf_jax.plan: topology 'v5e:3x3' does not exist")
     assert found.stderr.count("\n") == 1
 
 
@@ -446,24 +459,20 @@ print(plan.peak_memory(compiled, topology.parse("cpu:1")), status("VmHWM") - bef
 def test_peak_memory_is_what_the_process_really_uses():
     found = subprocess.run(
         [sys.executable, "-c", _REALLY_USED.format(project=str(PROJECT))],
-        env=os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
     assert found.returncode == 0, found.stderr
     planned, used = map(int, found.stdout.split())
-    assert used == pytest.approx(planned, rel=0.15), (
-        f"planned {planned / 2**20:.0f} MiB, used {used / 2**20:.0f} MiB"
-    )
+    assert used == pytest.approx(planned, rel=0.15), f"planned {planned / 2**20:.0f} MiB, used {used / 2**20:.0f} MiB"
 
 
 # ---------------------------------------------------------------------------- the real compilers
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: [plan]"
-)
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: [plan]")
 needs_cuda = pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda13") is None
-    if importlib.util.find_spec("jax_plugins")
-    else True,
+    importlib.util.find_spec("jax_plugins.xla_cuda13") is None if importlib.util.find_spec("jax_plugins") else True,
     reason="the CUDA compiler is not installed: [plan_gpu]",
 )
 
@@ -494,7 +503,9 @@ def test_a_program_that_is_too_large_for_a_tpu_says_by_how_much():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name, sizes", [("v6e:16x16", (1, 8, 32)), ("v5e:4x4", (1, 2, 8)), ("v5e:4x4x2slices", (2, 2, 8))])
+@pytest.mark.parametrize(
+    "name, sizes", [("v6e:16x16", (1, 8, 32)), ("v5e:4x4", (1, 2, 8)), ("v5e:4x4x2slices", (2, 2, 8))]
+)
 def test_a_mesh_may_split_an_axis_of_the_torus(name, sizes):
     devices = topology.parse(name).devices()
     mesh = sharding.make_mesh(*sizes, devices=devices)

@@ -82,10 +82,8 @@ def test_tpu_slices_have_a_program_each_and_send_to_one_another():
   %after = token[] after-all()
   %sum = f32[4,8] all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
   %send = (f32[4,8], u32[], token[]) send(%sum, %after), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
-  ROOT %r = f32[4,8]{1,0} copy(%p)""").replace("num_partitions=8", "num_partitions=4")  # fmt: skip
-    inside, between = sorted(
-        hlo.read(text, MESH, lambda device: device.id // 4).collectives, key=lambda c: c.network
-    )
+  ROOT %r = f32[4,8]{1,0} copy(%p)""").replace("num_partitions=8", "num_partitions=4")
+    inside, between = sorted(hlo.read(text, MESH, lambda device: device.id // 4).collectives, key=lambda c: c.network)
     assert (inside.kind, inside.axes, inside.network) == ("all-reduce", "tensor", 0)
     assert between == hlo.Collective("all-reduce", "data", 1, 128, 0, 128)
 
@@ -124,13 +122,16 @@ LOOP = """
     ["compare(%j, %limit), direction=LT", "fusion(%j, %limit), kind=kLoop, calls=%fused_less"],
 )
 def test_a_collective_in_a_loop_counts_as_often_as_the_loop_turns(condition):
-    text = module("""
+    text = module(
+        """
   %p = f32[4,8]{1,0} parameter(0)
   %zero = s32[] constant(1)
   %start = s32[] copy(%zero)
   %both = (s32[], f32[4,8]) tuple(%start, %p)
   %loop = (s32[], f32[4,8]) while(%both), condition=%condition, body=%body
-  ROOT %r = f32[4,8] get-tuple-element(%loop), index=1""", LOOP.replace("CONDITION", condition))  # fmt: skip
+  ROOT %r = f32[4,8] get-tuple-element(%loop), index=1""",
+        LOOP.replace("CONDITION", condition),
+    )
     assert only(text).count == 95  # from 1 to 96
     noted = text.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"12"}}')
     assert only(noted).count == 12
@@ -155,12 +156,15 @@ def test_a_collective_that_a_tpu_takes_apart_counts_once_and_its_scatter_is_one(
   ROOT %mine = f32[2,8] slice(%all), slice={[0:2], [0:8]}
 }
 """
-    text = module("""
+    text = module(
+        """
   %p = f32[4,8]{1,0} parameter(0)
   %a = f32[8,8] fusion(%p), kind=kCustom, calls=%part0
   %b = f32[8,8] fusion(%p), kind=kCustom, calls=%part1
   %c = f32[8,8] fusion(%p), kind=kCustom, calls=%part2
-  ROOT %r = f32[2,8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1""", parts + scatter)  # fmt: skip
+  ROOT %r = f32[2,8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1""",
+        parts + scatter,
+    )
     found = {collective.kind: collective.count for collective in hlo.read(text, MESH).collectives}
     assert found == {"all-gather": 1, "reduce-scatter": 1}
 
@@ -174,15 +178,16 @@ def test_bytes_moved_leave_out_what_slices_do_not_touch_and_what_stays_on_the_ch
   ROOT %row = f32[1,8] dynamic-slice(%w, %i, %zero), dynamic_slice_sizes={1,8}
 }
 """
-    text = module("""
+    text = module(
+        """
   %p = f32[100,8]{1,0} parameter(0)
   %n = s32[] constant(3)
   %row = f32[1,8]{1,0SPACE} fusion(%p, %n), kind=kLoop, calls=%pick
-  ROOT %twice = f32[1,8]{1,0} add(%row, %row)""", sliced)  # fmt: skip
+  ROOT %twice = f32[1,8]{1,0} add(%row, %row)""",
+        sliced,
+    )
     everywhere = hlo.read(text.replace("SPACE", ""), MESH).moved
-    assert (
-        everywhere == 32 + 4 + 32 + 3 * 32
-    )  # a row and its number read, a row written; twice read, once written
+    assert everywhere == 32 + 4 + 32 + 3 * 32  # a row and its number read, a row written; twice read, once written
     assert hlo.read(text.replace("SPACE", ":S(1)"), MESH, on_chip_spaces=True).moved == 32 + 4 + 32
 
 

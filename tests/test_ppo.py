@@ -13,18 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny
-from rlhf_jax import config, model, optim, ppo, ppo_stage
+
+from rlhf_jax import config, model, optim, ppo
+from rlhf_jax.stages import ppo as ppo_stage
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
 FIRST, SECOND = np.random.default_rng(5).permutation(ROWS).reshape(2, -1)  # two minibatches
 slow = pytest.mark.slow
 CASES = [
-    ("1x1x1", 1), ("2x2x2", 1), ("2x2x2", 2),
+    ("1x1x1", 1),
+    ("2x2x2", 1),
+    ("2x2x2", 2),
     *(pytest.param(mesh, 1, marks=slow) for mesh in ("8x1x1", "1x8x1", "1x1x8")),
     *(pytest.param(mesh, 2, marks=slow) for mesh in ("1x1x1", "8x1x1", "1x8x1")),
-]  # fmt: skip
+]
 cases = pytest.mark.parametrize("mesh, microbatches", CASES, ids=lambda x: str(x))
 others = pytest.mark.parametrize("mesh, microbatches", CASES[1:], ids=lambda x: str(x))
 host = functools.partial(jax.tree.map, np.asarray)
@@ -235,7 +238,9 @@ def test_rewards_are_the_score_on_the_last_token_and_the_kl_on_every_token():
 def test_exact_kl_and_entropy_equal_the_sum_over_the_vocabulary():
     s, coefs = stage(), tiny.coefficients(temperature=0.7)
     _, metrics = s.score(s.state(), rollout(), coefs)
-    logits = jax.jit(lambda params: model.lm_logits(s.config, params, ppo.completion_states(s.config, params, rollout())))
+    logits = jax.jit(
+        lambda params: model.lm_logits(s.config, params, ppo.completion_states(s.config, params, rollout()))
+    )
     log_softmax = lambda params: np.asarray(jax.nn.log_softmax(logits(params)[..., : tiny.VOCAB] / 0.7))
     policy, ref = log_softmax(s.policy), log_softmax(s.ref)
     mask = rollout().completion_mask
@@ -260,7 +265,9 @@ def test_the_temperature_divides_the_logits():
 
 def test_the_value_model_starts_as_the_reward_model_and_gives_the_reward_after_the_last_token():
     s = stage()
-    run = types.SimpleNamespace(config={"ppo": types.SimpleNamespace(advantage="gae", value="separate", value_init="reward")})
+    run = types.SimpleNamespace(
+        config={"ppo": types.SimpleNamespace(advantage="gae", value="separate", value_init="reward")}
+    )
     value = ppo_stage._value_params(run, "ppo", s.reward, s.policy)
     assert value is s.reward
     scores = jax.jit(s.reward_fn)(s.reward, rollout())
@@ -392,22 +399,27 @@ def test_the_average_follows_the_policy_and_holds_nothing_of_its_start():
     second, _ = s.update(state, experience, FIRST, coefs)
     jax.tree.map(
         lambda average, old, new: np.testing.assert_allclose(average, (0.9 * old + new) / 1.9, atol=1e-6),
-        second.policy.ema_params, first.policy.params, second.policy.params,
-    )  # fmt: skip
+        second.policy.ema_params,
+        first.policy.params,
+        second.policy.params,
+    )
 
 
 @pytest.mark.parametrize("output, other", [("ema", "params"), ("params", "ema")])
 def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(output, other, monkeypatch, tmp_path):
     weights = {"ema": {"w": 1.0, "scalar_kernel": 0.0}, "params": {"w": 2.0, "scalar_kernel": 0.0}}
     state = types.SimpleNamespace(policy=types.SimpleNamespace(ema_params=weights["ema"], params=weights["params"]))
-    run = types.SimpleNamespace(config={"ppo": types.SimpleNamespace(output=output)}, folder=lambda stage: tmp_path / stage)
+    run = types.SimpleNamespace(
+        config={"ppo": types.SimpleNamespace(output=output)}, folder=lambda stage: tmp_path / stage
+    )
     did = []
     monkeypatch.setattr(ppo_stage.checkpoint, "save_params", lambda *saved: did.append(saved))
     monkeypatch.setattr(ppo_stage.evaluation, "sample_others", lambda *asked: did.append(asked))
     ppo_stage.Training(run, "ppo", None, None, None, None).finish(state)
     assert did == [
-        (tmp_path / "ppo" / "params", {"w": weights[output]["w"]}), (run, "ppo", other, {"w": weights[other]["w"]}),
-    ]  # fmt: skip
+        (tmp_path / "ppo" / "params", {"w": weights[output]["w"]}),
+        (run, "ppo", other, {"w": weights[other]["w"]}),
+    ]
 
 
 def whitened(x, mask):
@@ -510,9 +522,16 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
         for iteration in range(2):
             before, compiled[:] = float(state.kl_coef), []
             state, metrics = ppo_stage.iterate(
-                s.programs, state, (s.policy, s.reward), tiny.prompts_of(ROWS, P, iteration), asked.append, coefs,
-                jax.random.key(iteration), section, fixed_kl=False,
-            )  # fmt: skip
+                s.programs,
+                state,
+                (s.policy, s.reward),
+                tiny.prompts_of(ROWS, P, iteration),
+                asked.append,
+                coefs,
+                jax.random.key(iteration),
+                section,
+                fixed_kl=False,
+            )
             assert metrics["ppo/policy/first_approxkl"] == 0.0
             assert metrics["ppo/policy/ratio_max"] > 1.0 and metrics["ppo/policy/approxkl"] > 0.0
             assert metrics["objective/logprob_gap_max"] < 5e-5
@@ -543,7 +562,9 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
 def test_warm_up_is_counted_in_iterations_and_ptx_sequences_in_episodes(epochs, minibatch):
     """A schedule counts optimizer steps; ptx_ratio is for each episode, however often the episode is used (C.4)."""
     section = config.ppo_config()
-    section.update(batch_size=128, minibatch_size=minibatch, ppo_epochs=epochs, warmup_iterations=3, iterations=50, ptx_ratio=8)
+    section.update(
+        batch_size=128, minibatch_size=minibatch, ppo_epochs=epochs, warmup_iterations=3, iterations=50, ptx_ratio=8
+    )
     programs, steps = ppo_stage.programs_config(tiny.CONFIG, tiny.CONFIG, 0, section), epochs * 128 // minibatch
     assert (programs.warmup_steps, programs.total_steps) == (3 * steps, 50 * steps)
     assert ppo_stage.ptx_rows(section) * steps == 8 * 128
@@ -557,6 +578,8 @@ def test_a_value_head_that_starts_at_zero_is_zero(value):
     run = types.SimpleNamespace(config={"ppo": section}, model=s.config, key=lambda *names: jax.random.key(7))
     run.with_scalar_head = functools.partial(model.with_scalar_head)
     found = ppo_stage._value_params(run, "ppo", s.reward, host(s.policy))
-    assert jax.tree.leaves(model.scalar_head_of(found)) and not any(np.any(x) for x in jax.tree.leaves(model.scalar_head_of(found)))
+    assert jax.tree.leaves(model.scalar_head_of(found)) and not any(
+        np.any(x) for x in jax.tree.leaves(model.scalar_head_of(found))
+    )
     if value == "separate":
         np.testing.assert_array_equal(found["embedding"], s.policy["embedding"])

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
-from rlhf_jax import advantages, config, generate, model, ppo, ppo_options, ppo_stage, sharding, train
+
+from rlhf_jax import advantages, config, generate, model, ppo, sharding, train
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.loader import Loader
-from rlhf_jax.errors import InputError
+from rlhf_jax.ppo import options as ppo_options
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.world import bandit
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
@@ -361,14 +363,23 @@ def test_what_is_not_given_is_as_the_estimators_paper_has_it(fields, expected):
         (dict(), []),
         (dict(advantage="rloo"), []),
         (dict(advantage="reinforce", whiten_advantages="minibatch"), []),
-        (dict(advantage="grpo"), ["k3 in the loss has the gradient of KL(reference || policy)", "standard deviation and the KL is not"]),
+        (
+            dict(advantage="grpo"),
+            ["k3 in the loss has the gradient of KL(reference || policy)", "standard deviation and the KL is not"],
+        ),
         (dict(advantage="grpo", kl_in="reward"), ["the KL is part of what GRPO divides"]),
         (dict(advantage="rloo", kl_in="loss", kl_estimator="k2"), ["k2 in the loss leaves out"]),
         (dict(kl_in="loss", kl_estimator="k2"), ["k2 in the loss leaves out", "standard deviation and the KL is not"]),
         (dict(kl_estimator="k3"), ["k3 in the reward also punishes"]),
         (dict(whiten_rewards=True), ["a reward for length"]),
-        (dict(advantage="rloo", kl_in="loss", whiten_rewards=True), ["k3 in the loss", "rewards are divided by their", "for length"]),
-        (dict(advantage="grpo", whiten_rewards=True), ["k3 in the loss", "advantages are divided by their", "for length"]),
+        (
+            dict(advantage="rloo", kl_in="loss", whiten_rewards=True),
+            ["k3 in the loss", "rewards are divided by their", "for length"],
+        ),
+        (
+            dict(advantage="grpo", whiten_rewards=True),
+            ["k3 in the loss", "advantages are divided by their", "for length"],
+        ),
         (dict(gamma=0.9), ["gamma=0.9 counts the score, and the KL of later tokens, for less"]),
         (dict(advantage="rloo", gamma=0.9), []),
     ],
@@ -385,7 +396,9 @@ def test_grpo_of_its_paper_learns_nothing_from_equal_scores():
     logprobs, ref_logprobs = np.random.default_rng(0).normal(size=(2, ROWS, C))
     mask = rollout().completion_mask
     for kl_in, size in (("reward", 1.0), (programs_of(advantage="grpo").kl_in, 0.0)):
-        rewards = advantages.shaped_rewards(np.ones(ROWS), logprobs, ref_logprobs, mask, 1e-2 if kl_in == "reward" else 0.0)
+        rewards = advantages.shaped_rewards(
+            np.ones(ROWS), logprobs, ref_logprobs, mask, 1e-2 if kl_in == "reward" else 0.0
+        )
         found = advantages.of_completions(rewards, mask, "grpo", samples=4)
         np.testing.assert_allclose(np.sqrt(np.mean(np.square(found[:, 0]))), size, atol=1e-3)
 

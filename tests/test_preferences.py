@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from rlhf_jax import statistics
 from rlhf_jax.data.records import Ranking
-from rlhf_jax.evaluate import preferences, statistics
+from rlhf_jax.evaluate import preferences
 
 
 def ranking(prompt, ranks, group=None, scores=None):
@@ -30,7 +31,10 @@ def test_every_untied_pair_counts_once_and_equal_scores_one_half():
     margins = np.array([0.0, 1.0, -3.0])
     assert found["log_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
     assert [(row["low"], row["count"], row["accuracy"]["value"]) for row in found["by_margin"]] == [
-        (0, 1, 0.5), (1, 1, 1.0), (2, 1, 0.0)]  # fmt: skip
+        (0, 1, 0.5),
+        (1, 1, 1.0),
+        (2, 1, 0.0),
+    ]
 
 
 def test_intervals_are_over_prompts_whoever_ranked_and_in_every_bin():
@@ -63,13 +67,17 @@ def test_the_gap_between_two_groups_of_labelers_is_paired_by_prompt():
     """Both rank the completions of the same prompts; where they agree, the prompts cancel."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(60, 3))
-    ranked = lambda taste: [ranking(f"p{n}", list(np.argsort(np.argsort(-row)) + 1)) for n, row in enumerate(scores + taste)]
+    ranked = lambda taste: [
+        ranking(f"p{n}", list(np.argsort(np.argsort(-row)) + 1)) for n, row in enumerate(scores + taste)
+    ]
     shared = rng.normal(0, 1, (60, 3))
     ours, theirs = ranked(shared), ranked(shared + rng.normal(0, 0.1, (60, 3)))
     gap = preferences.accuracy_gap(ours, scores, theirs, scores)
     first, second = evaluate(ours, list(scores))["accuracy"], evaluate(theirs, list(scores))["accuracy"]
     assert gap.value == pytest.approx(first["value"] - second["value"]) and gap.low < gap.value < gap.high
-    apart = preferences.accuracy_gap(ours, scores, [dataclasses.replace(row, prompt=f"other {row.prompt}") for row in theirs], scores)
+    apart = preferences.accuracy_gap(
+        ours, scores, [dataclasses.replace(row, prompt=f"other {row.prompt}") for row in theirs], scores
+    )
     assert apart.value == gap.value and gap.high - gap.low < 0.5 * (apart.high - apart.low)
     swapped = preferences.accuracy_gap(theirs, scores, ours, scores)
     assert swapped == pytest.approx((-gap.value, -gap.high, -gap.low))

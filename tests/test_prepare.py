@@ -20,15 +20,17 @@ from published import corpus, made, write_lines
 from rlhf_jax.data import prepare, prepared
 from rlhf_jax.data.public import DATASETS
 from rlhf_jax.data.public.dataset import Download
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra tfds is not installed")
 pytest.importorskip("array_record")
 
 
 def test_training_reads_a_prepared_dataset(tmp_path):
-    pairs = [{"chosen": f"\n\nHuman: {i}?\n\nAssistant: yes", "rejected": f"\n\nHuman: {i}?\n\nAssistant: no"}
-             for i in range(300)]  # fmt: skip
+    pairs = [
+        {"chosen": f"\n\nHuman: {i}?\n\nAssistant: yes", "rejected": f"\n\nHuman: {i}?\n\nAssistant: no"}
+        for i in range(300)
+    ]
     write_lines(tmp_path / "source/helpful-base/train.jsonl", pairs[:250])
     write_lines(tmp_path / "source/helpful-base/test.jsonl", pairs[240:])
     folder, report = prepare.prepare(DATASETS["hh_rlhf_helpful_base"], tmp_path / "source", tmp_path)
@@ -68,12 +70,18 @@ def left(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-@pytest.mark.parametrize("row, words", [
-    ({**GOOD, "response": 3}, "field 'response' is a number; it must be a string"),
-    ({"instruction": "Who?", "context": "", "category": "qa"}, "field 'response' is missing; the row has 'instruction', "),
-    ({**GOOD, "context": "\ud83d"}, "field 'context' holds half a character"),
-    ([GOOD], "the line holds a list; a row is a JSON object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({**GOOD, "response": 3}, "field 'response' is a number; it must be a string"),
+        (
+            {"instruction": "Who?", "context": "", "category": "qa"},
+            "field 'response' is missing; the row has 'instruction', ",
+        ),
+        ({**GOOD, "context": "\ud83d"}, "field 'context' holds half a character"),
+        ([GOOD], "the line holds a list; a row is a JSON object"),
+    ],
+)
 def test_a_row_that_breaks_the_format_is_named_and_nothing_is_written(tmp_path, row, words):
     source, out = dolly(tmp_path / "source", GOOD, row, GOOD), tmp_path / "out"
     with pytest.raises(InputError) as caught:
@@ -89,7 +97,9 @@ def test_missing_and_doubled_files_are_named(tmp_path):
     with pytest.raises(InputError, match="--source: .*nowhere is no folder"):
         made("dolly", tmp_path / "nowhere", tmp_path)
     write_lines(tmp_path / "source" / "harmless-base" / "train.jsonl", [])
-    with pytest.raises(InputError, match=r"source: has no helpful-base/train.jsonl \(or .*hh_rlhf is made.*harmless-base"):
+    with pytest.raises(
+        InputError, match=r"source: has no helpful-base/train.jsonl \(or .*hh_rlhf is made.*harmless-base"
+    ):
         made("hh_rlhf", tmp_path / "source", tmp_path)
     for name in ("databricks-dolly-15k.jsonl", "databricks-dolly-15k.jsonl.gz"):
         write_lines(tmp_path / "twice" / name, [GOOD])
@@ -127,8 +137,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     """A limit on the size of files stands for the disk."""
     dolly(tmp_path / "source", *[{**GOOD, "response": os.urandom(200).hex()} for _ in range(5000)])
     command = ["--dataset=dolly", f"--source={tmp_path}/source", f"--out={tmp_path}/out"]
-    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**18,) * 2)\n"
-            f"from rlhf_jax.data import prepare; sys.exit(prepare.main({command}))")  # fmt: skip
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**18,) * 2)\n"
+        f"from rlhf_jax.data import prepare; sys.exit(prepare.main({command}))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, left(tmp_path / "out")) == (2, [])
     assert f"cannot write {tmp_path}/out/dolly/1.0.0: " in result.stderr and "File too large" in result.stderr
@@ -138,8 +150,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
 def test_a_run_that_is_interrupted_leaves_nothing(tmp_path):
     dolly(tmp_path / "source", *[{**GOOD, "response": "word " * 50}] * 60_000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlhf_jax.data.prepare", "--dataset=dolly", f"--source={tmp_path}/source", f"--out={tmp_path}/out"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "rlhf_jax.data.prepare",
+            "--dataset=dolly",
+            f"--source={tmp_path}/source",
+            f"--out={tmp_path}/out",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").rglob("*.array_record*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -186,12 +208,14 @@ def test_rows_are_read_by_number_without_the_rest(tmp_path, monkeypatch):
 
 # The command, and downloads.
 
+
 def test_the_command_says_what_it_did(tmp_path, capsys):
     source = dolly(tmp_path / "source", GOOD, {**GOOD, "response": ""})
     assert prepare.main(["--dataset=dolly", f"--source={source}", f"--out={tmp_path}"]) == 0
     assert capsys.readouterr().out == (
         f"{tmp_path}/dolly/1.0.0: demonstrations\ntrain 1 rows\n"
-        f"left out 1: field 'response' is empty ({source}/databricks-dolly-15k.jsonl:2)\n")  # fmt: skip
+        f"left out 1: field 'response' is empty ({source}/databricks-dolly-15k.jsonl:2)\n"
+    )
     assert prepare.main(["--dataset=dolli", f"--source={source}", f"--out={tmp_path}"]) == 2
     assert "--dataset: 'dolli' is none of hh_rlhf, " in capsys.readouterr().err
     assert prepare.main(["--dataset=dolly", f"--source={source}", f"--out={tmp_path}", "--where=x"]) == 2
@@ -236,5 +260,7 @@ def test_pinned_files_are_those_that_the_builders_read():
     for dataset in DATASETS.values():
         for file in dataset.downloads:
             assert len(bytes.fromhex(file.sha256)) == 32 and file.url.endswith(file.path)
-            names = [pattern for names in dataset.files.values() for name in names for pattern in name.split("|") if pattern]
+            names = [
+                pattern for names in dataset.files.values() for name in names for pattern in name.split("|") if pattern
+            ]
             assert any(fnmatch.fnmatch(file.path, f"{pattern}.*") for pattern in names), file.path

@@ -8,18 +8,19 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_evaluate import CONFIG, WORLD, LengthScorer, logprobs, make_run, scorer  # noqa: F401 (fixtures)
 
-from rlhf_jax import prompted, sharding
+from rlhf_jax import sharding
 from rlhf_jax.config import prompted_config
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import policy
-from rlhf_jax.evaluate.programs import Programs, ask
+from rlhf_jax.evaluate.answers import Programs, ask
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.progress import Stopped
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.progress import Stopped
+from rlhf_jax.stages import prompted
 from rlhf_jax.world.corpus import WorldCorpus
-from test_evaluate import CONFIG, WORLD, LengthScorer, logprobs, make_run, scorer  # noqa: F401 (fixtures)
 
 LENGTH = 60  # of 68 places, of which a completion takes 6
 
@@ -35,7 +36,9 @@ def shared(corpus):
     """As test_evaluate's, with a tokenizer whose words are few tokens: demonstrations fit before prompts."""
     texts = [item.prompt + item.completion for item in corpus.demonstrations("train")]
     tokenizer = Tokenizer.train([document.text for document in corpus.documents("train")] + texts, 800)
-    shape = TransformerConfig(tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2, max_length=68, init_std=0.5)
+    shape = TransformerConfig(
+        tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2, max_length=68, init_std=0.5
+    )
     return dict(tokenizer=tokenizer, model=shape, mesh=sharding.make_mesh(devices=jax.devices()[:2]))
 
 

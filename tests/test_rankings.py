@@ -5,19 +5,23 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import rankings
 from rlhf_jax.data.records import Ranking
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import rankings
 
-ROWS = {name: [Ranking(f"{name} {i // 2}", ("a", "b"), (1, 2), None, None, None, None, {}) for i in range(80)]
-        for name in ("train", "valid", "heldout")}  # fmt: skip
+ROWS = {
+    name: [Ranking(f"{name} {i // 2}", ("a", "b"), (1, 2), None, None, None, None, {}) for i in range(80)]
+    for name in ("train", "valid", "heldout")
+}
 
 
 def load(name, subset, seed=0):
     run = types.SimpleNamespace(
-        config=ConfigDict({"reward_model": {"subset": subset}}), stages=lambda *kinds: [], seed_of=lambda stage: seed,
+        config=ConfigDict({"reward_model": {"subset": subset}}),
+        stages=lambda *kinds: [],
+        seed_of=lambda stage: seed,
         corpus=types.SimpleNamespace(rankings=ROWS.get),
-    )  # fmt: skip
+    )
     return rankings.load(run, "reward_model", name)
 
 

@@ -9,51 +9,79 @@ import numpy as np
 import pytest
 import rich.console
 
-from rlhf_jax import files, report
-from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate import calibration, policy, skills, statistics
+from rlhf_jax import report, statistics
+from rlhf_jax.evaluate import policy, skills
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import figures, html_page, seeds, tables
-from rlhf_jax.report import run as run_report
+from rlhf_jax.report import run_page as run_report
 from rlhf_jax.report.record import Record
+from rlhf_jax.runtime import files
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.statistics import calibration
 
 STAGES = {  # kind, gold, skill, held-out loss
-    "pretrain": ("pretrain", -0.2, 0.80, 1.50), "sft": ("sft", 0.4, 0.76, 1.60),
-    "collect": ("collect", 0, 0, 0), "reward_model": ("reward_model", 0, 0, 0),
-    "ppo": ("ppo", 0.6, 0.50, 2.00), "ppo_ptx": ("ppo", 0.58, 0.70, 1.70),
+    "pretrain": ("pretrain", -0.2, 0.80, 1.50),
+    "sft": ("sft", 0.4, 0.76, 1.60),
+    "collect": ("collect", 0, 0, 0),
+    "reward_model": ("reward_model", 0, 0, 0),
+    "ppo": ("ppo", 0.6, 0.50, 2.00),
+    "ppo_ptx": ("ppo", 0.58, 0.70, 1.70),
 }
-CATEGORIES = {"generation": 0.456, "open_qa": 0.124, "brainstorming": 0.112, "chat": 0.084,
-              "rewrite": 0.066, "summarization": 0.042, "classification": 0.035, "other": 0.035,
-              "closed_qa": 0.026, "extract": 0.02}
+CATEGORIES = {
+    "generation": 0.456,
+    "open_qa": 0.124,
+    "brainstorming": 0.112,
+    "chat": 0.084,
+    "rewrite": 0.066,
+    "summarization": 0.042,
+    "classification": 0.035,
+    "other": 0.035,
+    "closed_qa": 0.026,
+    "extract": 0.02,
+}
 
 
 def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=30):
     """A run directory with the files that the stages leave, and numbers that are made up."""
     rng = np.random.default_rng(seed)
-    config = {"seed": seed, "stages": list(stages), "model": {"num_layers": 4},
-              **{stage: {"kind": STAGES[stage][0], "ptx_coef": 2.0 * stage.endswith("ptx")}
-                 for stage in stages}}
+    config = {
+        "seed": seed,
+        "stages": list(stages),
+        "model": {"num_layers": 4},
+        **{stage: {"kind": STAGES[stage][0], "ptx_coef": 2.0 * stage.endswith("ptx")} for stage in stages},
+    }
     path.mkdir(parents=True)
     files.write_json(path / "config.json", config)
     files.write_json(path / "overrides.json", {"ppo.kl_coef": 0.1})
     run = types.SimpleNamespace(
         folder=lambda stage: path / stage,
         stages=lambda kind: [stage for stage in done if STAGES[stage][0] == kind],
-        config=None)
+        config=None,
+    )
     done = []
     names = rng.choice(list(CATEGORIES), prompts, p=list(CATEGORIES.values()))
     for stage in stages:
         (path / stage).mkdir()
         done.append(stage)
         kind, level, skill, loss = STAGES[stage]
-        files.write_json(path / stage / "done.json", {
-            "seconds": 61.0, "finished_at": "2026-01-02T03:04:05+00:00", **report.machine()})
+        files.write_json(
+            path / stage / "done.json",
+            {"seconds": 61.0, "finished_at": "2026-01-02T03:04:05+00:00", **report.machine()},
+        )
         if kind in ("pretrain", "sft", "reward_model"):
             write_curve(path / stage, rng, 300, lambda t: {"loss": 1 + 3 * np.exp(-t / 40)})
         if kind == "ppo":
-            write_curve(path / stage, rng, 40, lambda t: {
-                "objective/scores": 2 - 2 * np.exp(-t / 15), "objective/kl": t / 4,
-                "objective/completion_length": 14 + t / 10, "objective/entropy": 30 - t / 4})
+            write_curve(
+                path / stage,
+                rng,
+                40,
+                lambda t: {
+                    "objective/scores": 2 - 2 * np.exp(-t / 15),
+                    "objective/kl": t / 4,
+                    "objective/completion_length": 14 + t / 10,
+                    "objective/entropy": 30 - t / 4,
+                },
+            )
         if kind == "reward_model":
             files.write_json(path / stage / "evaluation.json", reward_facts(rng))
         if kind not in ("pretrain", "sft", "ppo"):
@@ -66,16 +94,27 @@ def write_policy(run, stage, rng, names, level, skill, loss, items, gold):
     rows = []
     for index, name in enumerate(names):
         parts = dict.fromkeys(("helpful", "honest", "harmless", "constraint", "concise"), 0.5)
-        rows.append({
-            "index": index, "prompt": f"tell me of | number {index}\nanswer:",
-            "completion": f"{stage} says <b>{index}</b> | *so*\nand more", "finished": True,
-            "category": str(name) if gold else None, "kind": "x",
-            "gold": parts | {"total": float(rng.normal(level, 0.4))} if gold else None,
-            "score": float(rng.normal(level, 1)), "kl": 3.0 * (stage != "sft"), "logprob": -5.0,
-            "length": int(rng.integers(5, 20)), "tokens": [3]})
-    answers = [{"task": task, "prompt": f"{task} {n}", "answer": "a", "given": "a",
-                "score": float(rng.random() < skill)}
-               for task in ("closed_qa", "translation", "arithmetic") for n in range(items)]
+        rows.append(
+            {
+                "index": index,
+                "prompt": f"tell me of | number {index}\nanswer:",
+                "completion": f"{stage} says <b>{index}</b> | *so*\nand more",
+                "finished": True,
+                "category": str(name) if gold else None,
+                "kind": "x",
+                "gold": parts | {"total": float(rng.normal(level, 0.4))} if gold else None,
+                "score": float(rng.normal(level, 1)),
+                "kl": 3.0 * (stage != "sft"),
+                "logprob": -5.0,
+                "length": int(rng.integers(5, 20)),
+                "tokens": [3],
+            }
+        )
+    answers = [
+        {"task": task, "prompt": f"{task} {n}", "answer": "a", "given": "a", "score": float(rng.random() < skill)}
+        for task in ("closed_qa", "translation", "arithmetic")
+        for n in range(items)
+    ]
     policy.write_rows(run.folder(stage) / "samples.jsonl", rows)
     policy.write_rows(run.folder(stage) / "skills.jsonl", answers)
     retained = {name: value._asdict() for name, value in skills.summarize(answers).items()}
@@ -99,17 +138,32 @@ def reward_facts(rng):
         probabilities, outcomes = calibration.from_margins(margins)
         bins = calibration.accuracy_by(np.abs(margins), outcomes, [0, 0.5, 1, 2, 4, np.inf])
         return {
-            "prompts": 80, "rankings": 95, "pairs": 600, "accuracy": {"value": 0.71, "low": 0.67, "high": 0.75},
-            "log_loss": 0.55, "ece": 0.03, "by_group": {"plain": 0.7},
-            "reliability": [row._asdict() for row in calibration.reliability(probabilities,
-                                                                             outcomes)],
-            "by_margin": [row._asdict() | {"high": None if np.isinf(row.high) else row.high, "accuracy": row.accuracy._asdict()}
-                          for row in bins]}
+            "prompts": 80,
+            "rankings": 95,
+            "pairs": 600,
+            "accuracy": {"value": 0.71, "low": 0.67, "high": 0.75},
+            "log_loss": 0.55,
+            "ece": 0.03,
+            "by_group": {"plain": 0.7},
+            "reliability": [row._asdict() for row in calibration.reliability(probabilities, outcomes)],
+            "by_margin": [
+                row._asdict() | {"high": None if np.isinf(row.high) else row.high, "accuracy": row.accuracy._asdict()}
+                for row in bins
+            ],
+        }
+
     bag = {"bag_of_words_accuracy": {"value": 0.6, "low": 0.55, "high": 0.65}}
-    return {"valid": split(1.0) | bag, "heldout": split(0.5), "demonstration_mean_before_bias": 0.3,
-            "labeler_gap": {"value": 0.012, "low": -0.02, "high": 0.046, "planted": 0.03},
-            "labelers": {"agreement_in_group": 0.727, "held_out_group": "caution",
-                         "folds": {"caution": {"in_group": 0.735, "held_out": 0.705}}}}
+    return {
+        "valid": split(1.0) | bag,
+        "heldout": split(0.5),
+        "demonstration_mean_before_bias": 0.3,
+        "labeler_gap": {"value": 0.012, "low": -0.02, "high": 0.046, "planted": 0.03},
+        "labelers": {
+            "agreement_in_group": 0.727,
+            "held_out_group": "caution",
+            "folds": {"caution": {"in_group": 0.735, "held_out": 0.705}},
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +220,10 @@ def test_reward_model_stands_beside_its_ceiling(run):
     assert cells(text, "accuracy that the labelers' noise allows (%)") == ["73.5", "70.5"]
     assert cells(text, "accuracy of a bag of words (%)") == ["60.0 ± 5.0", "–"]
     assert "one group agree on 72.7 %" in text
-    assert "less that on held-out labelers: 1.2 ± 3.3 points. Of a judge who knows what the mean training labeler wants: 3.0 points." in text
+    assert (
+        "less that on held-out labelers: 1.2 ± 3.3 points. Of a judge who knows what the mean training labeler wants: 3.0 points."
+        in text
+    )
 
 
 def test_a_gap_of_an_older_run_has_no_interval(tmp_path):
@@ -214,9 +271,9 @@ def test_terminal_table_fits(run):
     assert "recovered" in shown
 
 
-@pytest.mark.parametrize("stages", [
-    (), ("pretrain",), ("sft",), ("pretrain", "sft"), ("sft", "collect", "reward_model"),
-    ("sft", "ppo_ptx")])
+@pytest.mark.parametrize(
+    "stages", [(), ("pretrain",), ("sft",), ("pretrain", "sft"), ("sft", "collect", "reward_model"), ("sft", "ppo_ptx")]
+)
 def test_missing_stages_are_absent(tmp_path, stages):
     path = write_run(tmp_path / "part", stages=stages, prompts=12, items=3)
     report.write(path)
@@ -265,7 +322,9 @@ def test_means_and_differences_over_seeds(runs, tmp_path):
     gained = values("ppo") - values("sft")
     mean = statistics.mean_over_seeds(gained)
     assert cells(text, "gold: PPO − SFT") == [
-        f"{mean.value:.3f} ± {mean.high - mean.value:.3f}", *(f"{value:+.3f}" for value in gained)]
+        f"{mean.value:.3f} ± {mean.high - mean.value:.3f}",
+        *(f"{value:+.3f}" for value in gained),
+    ]
     wins = 100 * values("ppo_ptx", "win_rate") - 50
     assert cells(text, "win rate of PPO-ptx − 50 (%)")[1:] == [f"{value:+.1f}" for value in wins]
     sft, ppo, ptx = (values(stage, "skills/mean") for stage in ("sft", "ppo", "ppo_ptx"))
@@ -273,8 +332,7 @@ def test_means_and_differences_over_seeds(runs, tmp_path):
     shares = 100 * (ptx - ppo) / (sft - ppo)
     assert cells(text, title)[1:] == [f"{share:+.0f}" for share in shares]
     above = 100 * (ptx - (ppo + sft) / 2)
-    assert cells(text, "skills (points): PPO-ptx − midpoint of PPO and SFT")[1:] == [
-        f"{value:+.1f}" for value in above]
+    assert cells(text, "skills (points): PPO-ptx − midpoint of PPO and SFT")[1:] == [f"{value:+.1f}" for value in above]
     assert cells(text, "held-out loss: PPO − SFT")[0] == "0.400"  # the same in all runs: no interval
     assert (tmp_path / "seeds.png").exists()
 
@@ -322,12 +380,20 @@ def test_the_data_section_tells_of_splits_mixtures_and_packing():
     data = {
         "files": {},
         "stages": {"sft": {"demonstrations": fate}},
-        "splits": {"demonstrations": {"rows": {"train": 7, "valid": 2}, "left_out": {"they repeat another row": 4},
-                                      "near_duplicates": near}},
+        "splits": {
+            "demonstrations": {
+                "rows": {"train": 7, "valid": 2},
+                "left_out": {"they repeat another row": 4},
+                "near_duplicates": near,
+            }
+        },
         "epochs": {"sft": {"documents": {"a.txt": 0.0123}}},
-        "packing": {"sft": {"demonstrations": {"rows_before": 32, "rows_after": 13, "padding_before": 0.788,
-                                               "padding_after": 0.479}}},
-    }  # fmt: skip
+        "packing": {
+            "sft": {
+                "demonstrations": {"rows_before": 32, "rows_after": 13, "padding_before": 0.788, "padding_after": 0.479}
+            }
+        },
+    }
     page = "\n".join(run_report._data_sections(types.SimpleNamespace(data=data)))
     assert "| SFT | demonstrations | 9 | 1 | 3 | 2 | 4 | 30 |" in page
     assert "| demonstrations | 7 | 2 | 0 | 0 | 2 | 4: they repeat another row |" in page
@@ -353,11 +419,18 @@ def hostile_run(path, monkeypatch, text=ATTACK):
     facts["valid"]["by_group"] = {text: 0.5}
     files.write_json(path / "reward_model" / "evaluation.json", facts)
     done = files.read_json(path / "sft" / "done.json")
-    files.write_json(path / "sft" / "done.json", done | {"hardware": text, "versions": {text: text}, "finished_at": text})
+    files.write_json(
+        path / "sft" / "done.json", done | {"hardware": text, "versions": {text: text}, "finished_at": text}
+    )
     fate = {"given": 9, "dropped": 1, "cut": 2, "longest": 30, "prompts_cut": 3}
-    files.write_json(path / "data_report.json", {
-        "files": {text: {"kept": 1, "skipped": [], "all_tied": 0}}, "stages": {text: {text: fate}},
-        "epochs": {text: {text: {text: 1.0}}}})  # fmt: skip
+    files.write_json(
+        path / "data_report.json",
+        {
+            "files": {text: {"kept": 1, "skipped": [], "all_tied": 0}},
+            "stages": {text: {text: fate}},
+            "epochs": {text: {text: {text: 1.0}}},
+        },
+    )
     return path
 
 
@@ -389,10 +462,16 @@ def test_nothing_of_a_run_is_more_than_text(tmp_path, monkeypatch, capsys):
     assert len(sources) == len(figures_of_run) and "root:" not in page
     for source in sources:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG\r\n")
-    assert "<script" not in page and 'href="javascript' not in page and "<h1>Head" not in page and "<h2>Head" not in page
+    assert (
+        "<script" not in page and 'href="javascript' not in page and "<h1>Head" not in page and "<h2>Head" not in page
+    )
     assert set(re.findall(r"<(h\d)>([^<]*)", page)) == {
-        ("h1", "Report of run"), *(("h2", name) for name in re.findall("^## (.*)$", text, re.MULTILINE))}  # fmt: skip
-    assert {"Policies", "Reward model", "Completions", "Data", "How it was made"} <= set(re.findall("^## (.*)$", text, re.MULTILINE))
+        ("h1", "Report of run"),
+        *(("h2", name) for name in re.findall("^## (.*)$", text, re.MULTILINE)),
+    }
+    assert {"Policies", "Reward model", "Completions", "Data", "How it was made"} <= set(
+        re.findall("^## (.*)$", text, re.MULTILINE)
+    )
     assert page.count("alert(1)") > 10  # it is all there, to be read
 
 
@@ -413,7 +492,13 @@ def test_a_page_reads_its_own_figures_alone_and_follows_no_link(tmp_path, plante
     (run / "report.md").write_text("![plane](figures/plane.png)\n")
     with pytest.raises(InputError, match="plane.png is no"):
         html_page.write(run / "report.md")
-    for name in ("/etc/passwd", "../secrets/plane.png", "figures/../../secrets/plane.png", "a/b/figures/plane.png", "secrets/plane.png"):
+    for name in (
+        "/etc/passwd",
+        "../secrets/plane.png",
+        "figures/../../secrets/plane.png",
+        "a/b/figures/plane.png",
+        "secrets/plane.png",
+    ):
         (run / "report.md").write_text(f"![plane]({name})\n")
         with pytest.raises(InputError, match="is no figure of this report"):
             html_page.write(run / "report.md")

@@ -18,15 +18,16 @@ import rich.console
 from test_report import write_run
 
 from rlhf_jax import report
-from rlhf_jax.errors import InputError
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import html_page, reproduction, spec, sweep_page, sweep_tables, tables
-from rlhf_jax.report.sweep import Sweep
+from rlhf_jax.report.sweep_report import Sweep
+from rlhf_jax.runtime.errors import InputError
 
 PTX, KL = "ppo_ptx.ptx_coef", "ppo_ptx.kl_coef"
 SEEDS = (0, 1, 2)
-ARMS = (fake_sweep.product(seed=SEEDS, ppo_ptx__ptx_coef=(0.0, 0.5, 2.0, 20.0), ppo_ptx__kl_coef=(0.08,))
-        + fake_sweep.product(seed=SEEDS, ppo_ptx__ptx_coef=(0.0,), ppo_ptx__kl_coef=(0.0, 0.3)))  # fmt: skip
+ARMS = fake_sweep.product(
+    seed=SEEDS, ppo_ptx__ptx_coef=(0.0, 0.5, 2.0, 20.0), ppo_ptx__kl_coef=(0.08,)
+) + fake_sweep.product(seed=SEEDS, ppo_ptx__ptx_coef=(0.0,), ppo_ptx__kl_coef=(0.0, 0.3))
 GAMMA = spec.Path("ppo_ptx", PTX, {KL: 0.08}, "γ")
 BETA = spec.Path("ppo_ptx", KL, {PTX: 0.0}, "β")
 DECLARED = spec.Declared(
@@ -39,19 +40,31 @@ DECLARED = spec.Declared(
         spec.History("no/such", "ppo_ptx", name="nothing"),
     ),
     tables=(
-        spec.Table(("ppo_ptx",), ("gold/total", "skills/mean", "history:objective/kl@last"), name="main", title="PPO-ptx"),
+        spec.Table(
+            ("ppo_ptx",), ("gold/total", "skills/mean", "history:objective/kl@last"), name="main", title="PPO-ptx"
+        ),
         spec.Table(("sft", "ppo_ptx"), ("gold/total", "failed"), where={KL: 0.08}, name="stages"),
     ),
     claims=(
-        spec.Claim("Ouyang et al. 2022, Fig. 33", "skills recover | as γ grows",
-                   spec.Trend("skills/mean", "ppo_ptx", PTX, "rises", {KL: 0.08}), figure="plane"),
-        spec.Claim("Ouyang et al. 2022, Fig. 34", "β does it, too", spec.Dominates(BETA, GAMMA, "skills/mean", "gold/total"),
-                   note="It does not: the paper says so."),
+        spec.Claim(
+            "Ouyang et al. 2022, Fig. 33",
+            "skills recover | as γ grows",
+            spec.Trend("skills/mean", "ppo_ptx", PTX, "rises", {KL: 0.08}),
+            figure="plane",
+        ),
+        spec.Claim(
+            "Ouyang et al. 2022, Fig. 34",
+            "β does it, too",
+            spec.Dominates(BETA, GAMMA, "skills/mean", "gold/total"),
+            note="It does not: the paper says so.",
+        ),
     ),
     baseline={PTX: 0.0, KL: 0.08},
-)  # fmt: skip
+)
 
-LIGHT = dataclasses.replace(DECLARED, figures=(spec.Curve("gold/total", "ppo_ptx", PTX, name="plane"),))  # drawing is slow
+LIGHT = dataclasses.replace(
+    DECLARED, figures=(spec.Curve("gold/total", "ppo_ptx", PTX, name="plane"),)
+)  # drawing is slow
 
 
 def measure(overrides, stage):
@@ -63,7 +76,11 @@ def measure(overrides, stage):
     ptx, kl = overrides[PTX], overrides[KL]
     noise = np.random.default_rng([overrides["seed"], int(10 * ptx), int(100 * kl)]).normal(0, 0.01)
     skills = 0.5 + (0.1 + 0.001 * overrides["seed"]) * np.log1p(ptx) + 0.2 * kl
-    return {"gold/total": 0.8 - 0.1 * np.log1p(ptx) - kl + shared + noise, "skills/mean": skills, "win_rate": 0.7 + shared}
+    return {
+        "gold/total": 0.8 - 0.1 * np.log1p(ptx) - kl + shared + noise,
+        "skills/mean": skills,
+        "win_rate": 0.7 + shared,
+    }
 
 
 def fate(overrides):
@@ -112,7 +129,13 @@ def test_every_arm_is_in_the_long_list(done):
         found = {row.value for row in rows if (row.arm, row.stage, row.quantity) == (arm.name, "ppo_ptx", "gold/total")}
         assert found == ({measure(arm.overrides, "ppo_ptx")["gold/total"]} if arm.status == "done" else set())
     known = {row.quantity for row in rows if row.stage == "reward_model"}
-    assert known >= {"valid/accuracy", "heldout/accuracy", "demonstration_mean_before_bias", "seconds", "history:objective/kl@first"}
+    assert known >= {
+        "valid/accuracy",
+        "heldout/accuracy",
+        "demonstration_mean_before_bias",
+        "seconds",
+        "history:objective/kl@first",
+    }
     assert not any("categories" in row.quantity for row in rows)
 
 
@@ -120,11 +143,19 @@ def test_quantities(done):
     sweep = Sweep(done)
     arm = sweep.arms[0]
     for quantity, value in {
-        "history:objective/kl@last": 4.0, "history:objective/kl@first": 0.1, "history:loss@min": None, "history:loss@max": None,
-        "history:objective/kl@mean_last_10%": (3.7 + 3.8 + 3.9 + 4.0) / 4, "seconds": 30, "failed": 0, "prompts": 3,
-        "evaluation:categories/chat/gold": 0.5, "evaluation:gold/total": measure(arm.overrides, "ppo_ptx")["gold/total"],
-        "history:nothing@last": None, "gold/nothing": None,
-    }.items():  # fmt: skip
+        "history:objective/kl@last": 4.0,
+        "history:objective/kl@first": 0.1,
+        "history:loss@min": None,
+        "history:loss@max": None,
+        "history:objective/kl@mean_last_10%": (3.7 + 3.8 + 3.9 + 4.0) / 4,
+        "seconds": 30,
+        "failed": 0,
+        "prompts": 3,
+        "evaluation:categories/chat/gold": 0.5,
+        "evaluation:gold/total": measure(arm.overrides, "ppo_ptx")["gold/total"],
+        "history:nothing@last": None,
+        "gold/nothing": None,
+    }.items():
         assert sweep.value(arm, "ppo_ptx", quantity) == (None if value is None else pytest.approx(value)), quantity
     failed = next(arm for arm in sweep.arms if arm.status == "failed")
     assert sweep.value(failed, "ppo_ptx", "failed") == 1
@@ -142,7 +173,11 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path):
     (arms[5] / "ppo_ptx" / "metrics.jsonl").write_text('{"step": 1, "objective/kl": "nan"}\n')
     report.write(path)
     text = (path / "report.md").read_text()
-    assert text.count("Not read: ") == 3 and "evaluation.json, line 1" in text and "metrics.jsonl: no line of it is" in text
+    assert (
+        text.count("Not read: ") == 3
+        and "evaluation.json, line 1" in text
+        and "metrics.jsonl: no line of it is" in text
+    )
     assert "its arm.json cannot be read" in text and "nan" not in text
     sweep = Sweep(path)
     arm = next(arm for arm in sweep.arms if arm.path == arms[3])
@@ -153,19 +188,44 @@ def test_settings_have_short_names_and_a_baseline(tmp_path):
     arms = fake_sweep.product(seed=(0, 1), ppo__kl_coef=(0.08, 0.1), ppo_ptx__kl_coef=(0.08, 1.0))
     sweep = Sweep(make(tmp_path / "a", spec.Declared(), arms, lambda *_: {"score": 1.0}, fate=lambda _: "done"))
     assert [setting.name for setting in sweep.settings] == [
-        "ppo.kl_coef=0.08, ppo_ptx.kl_coef=0.08", "ppo.kl_coef=0.08, ppo_ptx.kl_coef=1",
-        "ppo.kl_coef=0.1, ppo_ptx.kl_coef=0.08", "ppo.kl_coef=0.1, ppo_ptx.kl_coef=1"]  # fmt: skip
+        "ppo.kl_coef=0.08, ppo_ptx.kl_coef=0.08",
+        "ppo.kl_coef=0.08, ppo_ptx.kl_coef=1",
+        "ppo.kl_coef=0.1, ppo_ptx.kl_coef=0.08",
+        "ppo.kl_coef=0.1, ppo_ptx.kl_coef=1",
+    ]
     assert sweep.baseline() == sweep.settings[0]  # the config's own values
     assert sweep.baseline({"ppo.kl_coef": 0.1}) == sweep.settings[2]  # and otherwise the config's
     assert list(sweep.names(sweep.settings[:2]).values()) == ["ppo_ptx.kl_coef=0.08", "ppo_ptx.kl_coef=1"]
     assert [s.overrides["ppo.kl_coef"] for s in sweep.select({"ppo_ptx.kl_coef": (1, 7)})] == [0.08, 0.1]
-    zipped = [{"seed": 0, "ppo.kl_coef": beta, "ppo_ptx.kl_coef": 2 * beta, "ppo.gamma": gamma} for beta in (0.1, 0.2) for gamma in (0.9, 1.0)]
+    zipped = [
+        {"seed": 0, "ppo.kl_coef": beta, "ppo_ptx.kl_coef": 2 * beta, "ppo.gamma": gamma}
+        for beta in (0.1, 0.2)
+        for gamma in (0.9, 1.0)
+    ]
     sides = Sweep(make(tmp_path / "c", spec.Declared(), zipped, lambda *_: {}, fate=lambda _: "done"))
     assert list(sides.names(sides.settings).values())[1:3] == ["gamma=1, ppo.kl_coef=0.1", "gamma=0.9, ppo.kl_coef=0.2"]
-    told = Sweep(make(tmp_path / "d", spec.Declared(baseline={"ppo_ptx.kl_coef": 0.2}), zipped, lambda *_: {}, fate=lambda _: "done"))
-    assert list(told.names(told.settings).values())[1:3] == ["gamma=1, ppo_ptx.kl_coef=0.2", "gamma=0.9, ppo_ptx.kl_coef=0.4"]
-    chained = Sweep(make(tmp_path / "b", spec.Declared(), [{"seed": 0, "ppo.kl_coef": 0.5}, {"seed": 0, "ppo_ptx.ptx_coef": 2}],
-                         lambda *_: {}, fate=lambda _: "done"))  # fmt: skip
+    told = Sweep(
+        make(
+            tmp_path / "d",
+            spec.Declared(baseline={"ppo_ptx.kl_coef": 0.2}),
+            zipped,
+            lambda *_: {},
+            fate=lambda _: "done",
+        )
+    )
+    assert list(told.names(told.settings).values())[1:3] == [
+        "gamma=1, ppo_ptx.kl_coef=0.2",
+        "gamma=0.9, ppo_ptx.kl_coef=0.4",
+    ]
+    chained = Sweep(
+        make(
+            tmp_path / "b",
+            spec.Declared(),
+            [{"seed": 0, "ppo.kl_coef": 0.5}, {"seed": 0, "ppo_ptx.ptx_coef": 2}],
+            lambda *_: {},
+            fate=lambda _: "done",
+        )
+    )
     assert [s.name for s in chained.select(axis="ppo.kl_coef")] == ["kl_coef=0.5"]
     assert [s.name for s in chained.select({"ppo_ptx.ptx_coef": 2.0})] == ["kl_coef=0.5", "ptx_coef=2"]  # the config's
 
@@ -219,7 +279,11 @@ def test_a_stage_that_all_settings_share_has_one_row(tmp_path):
     arms = fake_sweep.product(seed=SEEDS, ppo_ptx__ptx_coef=(0.0, 2.0), ppo_ptx__kl_coef=(0.08,))
     path = make(tmp_path / "shared", spec.Declared(baseline={PTX: 0.0}), arms, measure, fate=lambda _: "done")
     drawn = sweep_tables.draw(Sweep(path), table)
-    assert [row[:2] for row in drawn.means.rows] == [["all", "SFT"], ["ptx_coef=0", "PPO-ptx"], ["ptx_coef=2", "PPO-ptx"]]
+    assert [row[:2] for row in drawn.means.rows] == [
+        ["all", "SFT"],
+        ["ptx_coef=0", "PPO-ptx"],
+        ["ptx_coef=2", "PPO-ptx"],
+    ]
     assert drawn.means.rows[0][2].startswith("0.450 ± ")
     assert [row[:2] for row in drawn.differences.rows] == [["ptx_coef=2", "PPO-ptx"]]
     assert drawn.wide.count(",sft,") == 2  # a line a setting for who computes with it
@@ -235,8 +299,14 @@ def test_csv_files_hold_the_numbers_in_full(done):
     rows = list(csv.DictReader(io.StringIO((done / "tables" / "all.csv").read_text())))
     assert {row["status"] for row in rows} == {"done", "failed", "missing"}
     few = list(csv.DictReader(io.StringIO((done / "tables" / "seeds.csv").read_text())))
-    assert {row["quantity"] for row in few} == {"gold/total", "skills/mean", "win_rate", "valid/accuracy",
-                                                "history:objective/kl@last", ""}  # fmt: skip
+    assert {row["quantity"] for row in few} == {
+        "gold/total",
+        "skills/mean",
+        "win_rate",
+        "valid/accuracy",
+        "history:objective/kl@last",
+        "",
+    }
     assert all(row in rows for row in few) and len(few) < len(rows)
 
 
@@ -246,12 +316,16 @@ def test_latex_is_escaped(done):
     body = [line for line in text.splitlines() if "&" in line and not line.startswith("%")]
     assert len({line.count("&") for line in body}) == 1 and all(line.endswith(r"\\") for line in body)
     assert r"kl\_coef=0.08, ptx\_coef=0.5 & " in text
-    assert r"& \begin{tabular}[b]{@{}r@{}}retained \\ skills, mean \\ (\%)\end{tabular} &" in text  # no wider than its numbers
+    assert (
+        r"& \begin{tabular}[b]{@{}r@{}}retained \\ skills, mean \\ (\%)\end{tabular} &" in text
+    )  # no wider than its numbers
     assert text.count(r"\resizebox{\ifdim\width>\linewidth") == 2  # the whole no wider than the page
     assert text.isascii() and text.startswith("% python -m rlhf_jax.sweep ") and "\n% commit: abc123\n" in text
     every = tables.latex("\\ { } $ & # % _ ^ ~ < > | ± − – [x] γ")
-    assert every == (r"\textbackslash{} \{ \} \$ \& \# \% \_ \textasciicircum{} \textasciitilde{} \textless{} \textgreater{} "
-                     r"\textbar{} $\pm$ $-$ -- {[}x{]} $\gamma$")  # fmt: skip
+    assert every == (
+        r"\textbackslash{} \{ \} \$ \& \# \% \_ \textasciicircum{} \textasciitilde{} \textless{} \textgreater{} "
+        r"\textbar{} $\pm$ $-$ -- {[}x{]} $\gamma$"
+    )
     assert tables.latex("-0.1 ± 2 held-out, 1e-3, a-1, -.5") == r"$-$0.1 $\pm$ 2 held-out, 1e-3, a-1, $-$.5"
 
 
@@ -273,7 +347,11 @@ def test_claims_have_verdicts(done):
     assert "See [plane](figures/plane.png)" in text and "What is known of why: It does not" in text
     facts = json.loads((done / "verdicts.json").read_text())
     found = facts["claims"]
-    assert facts["commits"] == ["abc123"] and facts["name"] == "ptx_coef" and found[0]["figure"] == "plane" in facts["figures"]
+    assert (
+        facts["commits"] == ["abc123"]
+        and facts["name"] == "ptx_coef"
+        and found[0]["figure"] == "plane" in facts["figures"]
+    )
     assert [row["verdict"] for row in found] == ["holds", "does not hold"]
     assert spec.from_json(found[0]["rule"]) == DECLARED.claims[0].rule
     test = found[0]["tests"][0]
@@ -282,9 +360,19 @@ def test_claims_have_verdicts(done):
 
 def test_the_page_says_how_to_repeat_it(done):
     text = (done / "report.md").read_text()
-    assert "python -m rlhf_jax.sweep --config=experiments/figures/fake.py --workdir=runs/figures/ptx_coef --config.ppo.iterations=5" in text
-    for fact in ("commit: abc123", "seeds: 0, 1, 2", "hardware: 1 x cpu, 2 cores", "versions: jax 0.10.2, python 3.11.7",
-                 "18 arms (16 done, 1 failed, 1 missing): 6 settings x 3 seeds", "the loss is nan &#124; inf", "it has not begun"):  # fmt: skip
+    assert (
+        "python -m rlhf_jax.sweep --config=experiments/figures/fake.py --workdir=runs/figures/ptx_coef --config.ppo.iterations=5"
+        in text
+    )
+    for fact in (
+        "commit: abc123",
+        "seeds: 0, 1, 2",
+        "hardware: 1 x cpu, 2 cores",
+        "versions: jax 0.10.2, python 3.11.7",
+        "18 arms (16 done, 1 failed, 1 missing): 6 settings x 3 seeds",
+        "the loss is nan &#124; inf",
+        "it has not begun",
+    ):
         assert fact in text, fact
     assert '`{"ppo_ptx.kl_coef": 0.08, "ppo_ptx.ptx_coef": 0.5}`' in text
 
@@ -294,7 +382,9 @@ def test_a_sweep_that_declares_nothing_gets_tables_and_curves(tmp_path):
     report.write(path)
     text = (path / "report.md").read_text()
     assert "### PPO-ptx" in text and "### reward model" not in text and len(re.findall(r"!\[", text)) == 2
-    assert "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 1  # the config's own
+    assert (
+        "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 1
+    )  # the config's own
     for folder in (path / "arms").glob("*kl_coef=0.3"):
         facts = json.loads((folder / "reward_model" / "evaluation.json").read_text())
         facts["valid"]["accuracy"]["value"] += 0.1
@@ -307,7 +397,10 @@ def test_a_sweep_without_results_is_reported(tmp_path, ending):
     path = make(tmp_path / "sweep", fate=lambda _: ending, history=None)
     console = rich.console.Console(width=100, record=True, file=io.StringIO())
     console.print(report.write(path))
-    assert "undecided" in console.export_text() and "holds" not in json.loads((path / "verdicts.json").read_text())["claims"][0]["verdict"]
+    assert (
+        "undecided" in console.export_text()
+        and "holds" not in json.loads((path / "verdicts.json").read_text())["claims"][0]["verdict"]
+    )
 
 
 def test_one_seed_has_no_interval(tmp_path):
@@ -352,28 +445,51 @@ def test_html_of_a_run(tmp_path, capsys):
 
 def test_nothing_of_a_sweep_is_more_than_text(tmp_path, capsys):
     """Names, reasons, overrides and the experiment's own words, in report.md, its HTML, LaTeX and the page of all sweeps."""
-    attack = '![y](/etc/passwd) `` ``` <script>alert(1)</script> |\n\n# Head\n    ```\n\n\x1b]0;owned\x07\\input{/etc/passwd}'
+    attack = "![y](/etc/passwd) `` ``` <script>alert(1)</script> |\n\n# Head\n    ```\n\n\x1b]0;owned\x07\\input{/etc/passwd}"
     claim = dataclasses.replace(DECLARED.claims[0], text=attack, source=attack, note=attack)
     figures = (spec.Curve("gold/total", "ppo_ptx", PTX, name="plane", title="x"),)
     tables = (dataclasses.replace(DECLARED.tables[0], title=attack),)
     path = make(tmp_path / "sweeps" / "one", spec.Declared(figures, tables, (dataclasses.replace(claim, figure=""),)))
     facts = json.loads((path / "sweep.json").read_text())
-    facts |= {"about": attack, "experiment": attack, "argument": attack, "commit": attack, "overrides": {attack: attack}}
+    facts |= {
+        "about": attack,
+        "experiment": attack,
+        "argument": attack,
+        "commit": attack,
+        "overrides": {attack: attack},
+    }
     facts["figures"][0]["name"], facts["tables"][0]["name"] = "../../out of it/plane", "/etc/table"
     (path / "sweep.json").write_text(json.dumps(facts))
     for file in path.glob("arms/*/arm.json"):
         status = {"failed": "failed"}.get(json.loads(file.read_text())["status"], "done")
-        file.write_text(json.dumps({"status": status, "reason": attack, "hardware": attack, "versions": {attack: attack}, "commit": attack}))
+        file.write_text(
+            json.dumps(
+                {"status": status, "reason": attack, "hardware": attack, "versions": {attack: attack}, "commit": attack}
+            )
+        )
     assert command.main(["--all", "--html", str(path.parent)]) == 0
     shown = capsys.readouterr().out
     assert command.main(["--html", str(path)]) == 0
     for page in (path / "report.html", path.parent / "REPRODUCTION.html"):
         text = page.read_text()
         sources = re.findall(r'src="([^"]*)"', text)
-        assert len(sources) == 1 and sources[0].startswith("data:image/png") and "<script" not in text and "root:" not in text
+        assert (
+            len(sources) == 1
+            and sources[0].startswith("data:image/png")
+            and "<script" not in text
+            and "root:" not in text
+        )
         assert not re.search("<h[1-6]>Head", text) and text.count("alert(1)") > 3
-    assert {file.name for file in (path / "figures").iterdir()} == {"_.._out_of_it_plane.png", "_.._out_of_it_plane.pdf"}
-    assert {file.name for file in (path / "tables").iterdir()} == {"_etc_table.csv", "_etc_table.tex", "all.csv", "seeds.csv"}
+    assert {file.name for file in (path / "figures").iterdir()} == {
+        "_.._out_of_it_plane.png",
+        "_.._out_of_it_plane.pdf",
+    }
+    assert {file.name for file in (path / "tables").iterdir()} == {
+        "_etc_table.csv",
+        "_etc_table.tex",
+        "all.csv",
+        "seeds.csv",
+    }
     latex = (path / "tables" / "_etc_table.tex").read_text()
     assert not any("\\input" in line for line in latex.splitlines() if not line.startswith("%"))
     everything = [shown, capsys.readouterr().out, latex, *(file.read_text() for file in path.parent.rglob("*.md"))]
@@ -399,7 +515,12 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     for page in docs.rglob("*.md"):
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
-    assert not list(docs.rglob("table9.csv")) and not list(docs.rglob("all.csv")) and not list(docs.rglob("*.pdf")) and list(docs.rglob("seeds.csv"))
+    assert (
+        not list(docs.rglob("table9.csv"))
+        and not list(docs.rglob("all.csv"))
+        and not list(docs.rglob("*.pdf"))
+        and list(docs.rglob("seeds.csv"))
+    )
     assert "Run at commit abc123. [Report](ptx_coef/report.md)" in text
     verdicts = json.loads((docs / "ptx_coef" / "verdicts.json").read_text())
     verdicts["claims"][0] |= {"verdict": "withdrawn", "sentence": "not judged anew yet: why", "looks": []}
@@ -443,8 +564,12 @@ def test_the_published_page_says_what_the_experiments_claim():
 
 
 def test_wrong_arguments_are_one_sentence(done, tmp_path, capsys):
-    for arguments, words in (([str(done), str(done)], "is a sweep: give one directory"), (["--all", str(tmp_path)], "sweep.json"),
-                             ([str(done), "--publish=x"], "--publish goes with --all"), (["--all", "a", "b"], "--all takes one")):  # fmt: skip
+    for arguments, words in (
+        ([str(done), str(done)], "is a sweep: give one directory"),
+        (["--all", str(tmp_path)], "sweep.json"),
+        ([str(done), "--publish=x"], "--publish goes with --all"),
+        (["--all", "a", "b"], "--all takes one"),
+    ):
         assert command.main(arguments) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
@@ -462,48 +587,106 @@ def test_wrong_arguments_are_one_sentence(done, tmp_path, capsys):
 def test_specs_are_json_both_ways():
     text = json.dumps(DECLARED.to_json())
     assert spec.Declared.from_json(json.loads(text)) == DECLARED
-    nested = spec.All((spec.Greater(spec.Pick("ppo", {PTX: (1.0, 2.0)}, label="a"), 0.5, "score"),
-                       spec.Close(spec.Pick("ppo"), spec.Pick("sft"), "kl", 0.1), spec.Peak("kl", "ppo", PTX),
-                       spec.Turns("objective/gold", "ppo", "falls", 0.1), spec.Law("gold", "ppo", "rl", ("kl", "linear"))))  # fmt: skip
+    nested = spec.All(
+        (
+            spec.Greater(spec.Pick("ppo", {PTX: (1.0, 2.0)}, label="a"), 0.5, "score"),
+            spec.Close(spec.Pick("ppo"), spec.Pick("sft"), "kl", 0.1),
+            spec.Peak("kl", "ppo", PTX),
+            spec.Turns("objective/gold", "ppo", "falls", 0.1),
+            spec.Law("gold", "ppo", "rl", ("kl", "linear")),
+        )
+    )
     assert spec.from_json(json.loads(json.dumps(spec.to_json(nested)))) == nested
 
 
-@pytest.mark.parametrize("make_spec,words", [
-    (lambda: spec.Curve("gold/totl", "ppo_ptx", PTX), "Curve.y='gold/totl' is no quantity of ppo_ptx.*did you mean gold/total"),
-    (lambda: spec.Curve("score", "ppo_pt", PTX), "Curve.stage='ppo_pt' is no stage of the sweep; did you mean ppo_ptx"),
-    (lambda: spec.Curve("score", "ppo_ptx", "ppo_ptx.lam"), "Curve.axis='ppo_ptx.lam' is no field that the sweep varies"),
-    (lambda: spec.Curve("score", "ppo_ptx", PTX, by="seed"), "Curve.by='seed' is no field"),
-    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={"seed": 0}), "Curve.where: 'seed' chooses no setting"),
-    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={KL: 7.0}), "Curve.where: no arm has ppo_ptx.kl_coef=7.0; there are"),
-    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={"ppo.nothing": 7.0}), "'ppo.nothing' is no field of the config"),
-    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={PTX: 2.0, KL: 0.3}), "no arm has all of"),
-    (lambda: spec.Curve("score", "ppo_ptx", PTX, where={KL: 0.3}), "with {'ppo_ptx.kl_coef': 0.3} have 1 of its values; 2"),
-    (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo_ptx", PTX, {PTX: (0.0, 2.0)})), "Peak.axis='ppo_ptx.ptx_coef': .* 3 are"),
-    (lambda: spec.Curve("score", "ppo_ptx", PTX, scale="logg"), "Curve: scale='logg' is none of auto, linear"),
-    (lambda: spec.Curve("history:objective/kl@median", "ppo_ptx", PTX), "is no quantity of ppo_ptx"),
-    (lambda: spec.Curve("history:objective/gold@max", "ppo_ptx", PTX), r"biased; Turns\('objective/gold', stage, 'falls', by\)"),
-    (lambda: spec.Table(("ppo_ptx",), ("history:loss@min",)), "Table.quantities='history:loss@min': the extreme of a noisy course"),
-    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", y="history:kl@max"), spec.Pick("ppo"), "history:kl@last")),
-     "Claim.Greater.Pick.y='history:kl@max': the extreme"),
-    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", tuned="ppo.lam"), 0.0, "kl")), "Pick.tuned='ppo.lam' is no field"),
-    (lambda: spec.Claim("a", "b", spec.Turns("kl", "pp", "falls")), "Claim.Turns.stage='pp'"),
-    (lambda: spec.Claim("a", "b", spec.Turns("kl", "ppo", "down")), "Turns: direction='down' is none of falls, rises"),
-    (lambda: spec.Curve("gold/total", "reward_model", PTX), "no quantity of reward_model"),
-    (lambda: spec.Curve("valid/accuracy", "ppo", PTX), "no quantity of ppo"),
-    (lambda: spec.Plane("kl", "score", (spec.Path("ppo", "x"),)), "Plane.Path.axis='x'"),
-    (lambda: spec.Plane("kl", "scores", (GAMMA,)), "Plane.y='scores' is no quantity"),
-    (lambda: spec.Plane("kl", "score", GAMMA), "Plane: paths must be a tuple of Path"),
-    (lambda: spec.Dots("score", "ppo"), "Dots: stages must be a tuple of str, not 'ppo'"),
-    (lambda: spec.History("score", "pp"), "History.stage='pp'"),
-    (lambda: spec.Table(("ppo",), ("gold/total", "skil")), "Table.quantities='skil' is no quantity"),
-    (lambda: spec.Claim("a", "b", spec.Trend("kl", "ppo", PTX, "up")), "Trend: direction='up' is none of rises, falls"),
-    (lambda: spec.Claim("a", "b", spec.Trend("kls", "ppo", PTX, "falls")), "Claim.Trend.y='kls'"),
-    (lambda: spec.Claim("a", "b", "rises"), "Claim: rule must be Trend or Peak"),
-    (lambda: spec.Claim("a", "b", spec.All((spec.Greater(spec.Pick("pp"), 0.0, "kl"),))), "Claim.All.Greater.Pick.stage='pp'"),
-    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo"), spec.Pick("sft"), "klx")), "Claim.Greater.y='klx'"),
-    (lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", y="klx"), 1.0, "kl")), "Claim.Greater.Pick.y='klx'"),
-    (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo", PTX), figure="x"), "figure='x' is the name of no figure"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make_spec,words",
+    [
+        (
+            lambda: spec.Curve("gold/totl", "ppo_ptx", PTX),
+            "Curve.y='gold/totl' is no quantity of ppo_ptx.*did you mean gold/total",
+        ),
+        (
+            lambda: spec.Curve("score", "ppo_pt", PTX),
+            "Curve.stage='ppo_pt' is no stage of the sweep; did you mean ppo_ptx",
+        ),
+        (
+            lambda: spec.Curve("score", "ppo_ptx", "ppo_ptx.lam"),
+            "Curve.axis='ppo_ptx.lam' is no field that the sweep varies",
+        ),
+        (lambda: spec.Curve("score", "ppo_ptx", PTX, by="seed"), "Curve.by='seed' is no field"),
+        (lambda: spec.Curve("score", "ppo_ptx", PTX, where={"seed": 0}), "Curve.where: 'seed' chooses no setting"),
+        (
+            lambda: spec.Curve("score", "ppo_ptx", PTX, where={KL: 7.0}),
+            "Curve.where: no arm has ppo_ptx.kl_coef=7.0; there are",
+        ),
+        (
+            lambda: spec.Curve("score", "ppo_ptx", PTX, where={"ppo.nothing": 7.0}),
+            "'ppo.nothing' is no field of the config",
+        ),
+        (lambda: spec.Curve("score", "ppo_ptx", PTX, where={PTX: 2.0, KL: 0.3}), "no arm has all of"),
+        (
+            lambda: spec.Curve("score", "ppo_ptx", PTX, where={KL: 0.3}),
+            "with {'ppo_ptx.kl_coef': 0.3} have 1 of its values; 2",
+        ),
+        (
+            lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo_ptx", PTX, {PTX: (0.0, 2.0)})),
+            "Peak.axis='ppo_ptx.ptx_coef': .* 3 are",
+        ),
+        (lambda: spec.Curve("score", "ppo_ptx", PTX, scale="logg"), "Curve: scale='logg' is none of auto, linear"),
+        (lambda: spec.Curve("history:objective/kl@median", "ppo_ptx", PTX), "is no quantity of ppo_ptx"),
+        (
+            lambda: spec.Curve("history:objective/gold@max", "ppo_ptx", PTX),
+            r"biased; Turns\('objective/gold', stage, 'falls', by\)",
+        ),
+        (
+            lambda: spec.Table(("ppo_ptx",), ("history:loss@min",)),
+            "Table.quantities='history:loss@min': the extreme of a noisy course",
+        ),
+        (
+            lambda: spec.Claim(
+                "a", "b", spec.Greater(spec.Pick("ppo", y="history:kl@max"), spec.Pick("ppo"), "history:kl@last")
+            ),
+            "Claim.Greater.Pick.y='history:kl@max': the extreme",
+        ),
+        (
+            lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", tuned="ppo.lam"), 0.0, "kl")),
+            "Pick.tuned='ppo.lam' is no field",
+        ),
+        (lambda: spec.Claim("a", "b", spec.Turns("kl", "pp", "falls")), "Claim.Turns.stage='pp'"),
+        (
+            lambda: spec.Claim("a", "b", spec.Turns("kl", "ppo", "down")),
+            "Turns: direction='down' is none of falls, rises",
+        ),
+        (lambda: spec.Curve("gold/total", "reward_model", PTX), "no quantity of reward_model"),
+        (lambda: spec.Curve("valid/accuracy", "ppo", PTX), "no quantity of ppo"),
+        (lambda: spec.Plane("kl", "score", (spec.Path("ppo", "x"),)), "Plane.Path.axis='x'"),
+        (lambda: spec.Plane("kl", "scores", (GAMMA,)), "Plane.y='scores' is no quantity"),
+        (lambda: spec.Plane("kl", "score", GAMMA), "Plane: paths must be a tuple of Path"),
+        (lambda: spec.Dots("score", "ppo"), "Dots: stages must be a tuple of str, not 'ppo'"),
+        (lambda: spec.History("score", "pp"), "History.stage='pp'"),
+        (lambda: spec.Table(("ppo",), ("gold/total", "skil")), "Table.quantities='skil' is no quantity"),
+        (
+            lambda: spec.Claim("a", "b", spec.Trend("kl", "ppo", PTX, "up")),
+            "Trend: direction='up' is none of rises, falls",
+        ),
+        (lambda: spec.Claim("a", "b", spec.Trend("kls", "ppo", PTX, "falls")), "Claim.Trend.y='kls'"),
+        (lambda: spec.Claim("a", "b", "rises"), "Claim: rule must be Trend or Peak"),
+        (
+            lambda: spec.Claim("a", "b", spec.All((spec.Greater(spec.Pick("pp"), 0.0, "kl"),))),
+            "Claim.All.Greater.Pick.stage='pp'",
+        ),
+        (
+            lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo"), spec.Pick("sft"), "klx")),
+            "Claim.Greater.y='klx'",
+        ),
+        (
+            lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", y="klx"), 1.0, "kl")),
+            "Claim.Greater.Pick.y='klx'",
+        ),
+        (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo", PTX), figure="x"), "figure='x' is the name of no figure"),
+    ],
+)
 def test_wrong_words_are_refused_when_a_sweep_is_defined(make_spec, words):
     with pytest.raises(InputError, match=words) as error:
         made = make_spec()

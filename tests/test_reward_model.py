@@ -7,16 +7,16 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict
 
-import tiny
-
-from rlhf_jax import losses, reward_model
-from rlhf_jax import rankings as rankings_lib
+from rlhf_jax import losses
 from rlhf_jax.data.batches import LengthReport, batch_rankings, pack_rankings
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import rankings as rankings_lib
+from rlhf_jax.stages import reward_model
 
 BYTES = Tokenizer.train([], 258)
 GPT = dict(vocab_size=BYTES.vocab_size)
@@ -46,7 +46,9 @@ def test_packed_completions_have_the_scores_and_the_gradient_of_rows_of_their_ow
     rankings = [*rankings_of(seed), cut]
     rows, _ = batch_rankings(rankings, BYTES, 17, 8)
     packed, _ = pack_rankings(rankings, BYTES, 17, 8)
-    assert packed.tokens.size < rows.tokens.size and rows.valid[-1].sum() == 3  # of two that are equal once they are cut, one
+    assert (
+        packed.tokens.size < rows.tokens.size and rows.valid[-1].sum() == 3
+    )  # of two that are equal once they are cut, one
     params = tiny.params_of(config, seed, "scalar")
 
     def loss(params, batch):
@@ -64,8 +66,10 @@ def test_packed_completions_have_the_scores_and_the_gradient_of_rows_of_their_ow
 
 def test_regression_learns_the_labelers_scores_where_they_gave_any_and_ranks_elsewhere():
     """Against the sum written out; standardised over the training set."""
-    rankings = [dataclasses.replace(r, scores=tuple(float(10 * n + k) for k in range(len(r.ranks))))
-                for n, r in enumerate(rankings_of(0))]  # fmt: skip
+    rankings = [
+        dataclasses.replace(r, scores=tuple(float(10 * n + k) for k in range(len(r.ranks))))
+        for n, r in enumerate(rankings_of(0))
+    ]
     config, params = CONFIGS["learned positions"], tiny.params_of(CONFIGS["learned positions"], 0, "scalar")
     scored, facts = reward_model._standardized(batch_rankings(rankings, BYTES, 17, 8)[0])
     given = np.concatenate([r.scores for r in rankings])
@@ -73,16 +77,27 @@ def test_regression_learns_the_labelers_scores_where_they_gave_any_and_ranks_els
     unscored, nothing = reward_model._standardized(scored.replace(targets=None))
     assert nothing == {}
     scores = np.asarray(reward_model.completion_scores(config, params, scored), np.float64)
-    for batch, targets in ((scored, (given - given.mean()) / given.std()),
-                           (unscored, np.asarray(losses.rank_targets(scored.ranks, scored.valid))[scored.valid])):  # fmt: skip
+    for batch, targets in (
+        (scored, (given - given.mean()) / given.std()),
+        (unscored, np.asarray(losses.rank_targets(scored.ranks, scored.valid))[scored.valid]),
+    ):
         loss = reward_model.reward_loss(config, "regression", params, batch, None)
         assert float(loss.total) == pytest.approx(np.sum((scores[scored.valid] - targets) ** 2), rel=1e-4)
 
 
 def test_pooled_pairs_are_all_that_are_not_tied():
     """Each with what belongs to its two completions, in their order; a tie is no pair."""
-    row = Ranking("p", ("a", "b", "c", "d"), (2, 1, 2, 3), "ann", "plain", ("m", "n", "o", "q"), (True, False, True, False),
-                  {"id": 7}, (5.0, 9.0, 5.0, 1.0))  # fmt: skip
+    row = Ranking(
+        "p",
+        ("a", "b", "c", "d"),
+        (2, 1, 2, 3),
+        "ann",
+        "plain",
+        ("m", "n", "o", "q"),
+        (True, False, True, False),
+        {"id": 7},
+        (5.0, 9.0, 5.0, 1.0),
+    )
     found = reward_model.split_into_pairs([row, dataclasses.replace(row, models=None, finished=None, scores=None)])
     assert [pair.completions for pair in found] == 2 * [("a", "b"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
     first = dict(completions=("a", "b"), ranks=(2, 1), models=("m", "n"), finished=(True, False), scores=(5.0, 9.0))

@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pytest
+from toy import get_config as toy_config
 
 from rlhf_jax import pipeline
 from rlhf_jax import run as run_lib
@@ -14,10 +15,9 @@ from rlhf_jax.config import data_config
 from rlhf_jax.data import prepared
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json
 from rlhf_jax.sweep.store import Store
-from toy import get_config as toy_config
 
 DEMOS = [{"prompt": f"question {i}?", "completion": f" answer {i} of many"} for i in range(60)]
 PAIRS = [{"prompt": f"question {i}?", "chosen": f" good {i}", "rejected": " bad"} for i in range(60)]
@@ -35,7 +35,9 @@ def jsonl(folder):
 
 
 def gz(folder):
-    (folder / "demos.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in DEMOS).encode(), mtime=0))
+    (folder / "demos.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(row) + "\n" for row in DEMOS).encode(), mtime=0)
+    )
     return "demos.jsonl.gz@10", ["demos.jsonl.gz"]
 
 
@@ -155,12 +157,15 @@ def test_a_run_of_a_version_without_checksums_gets_them(config, tmp_path):
     assert kept["checksums"] == run.corpus.checksums and kept["stages"] == {"sft": {}}
 
 
-@pytest.mark.parametrize("name, text, words", [
-    ("tokenizer.json", lambda text: text.replace('"a"', '"\u0101"', 1), "tokenizer.json was changed"),
-    ("template.txt", lambda text: text + " ", "template.txt was changed"),
-    ("tokenizer_config.json", lambda text: None, "tokenizer_config.json is gone"),
-    ("special_tokens_map.json", lambda text: '{"eos_token": "a"}', "special_tokens_map.json is new"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("tokenizer.json", lambda text: text.replace('"a"', '"\u0101"', 1), "tokenizer.json was changed"),
+        ("template.txt", lambda text: text + " ", "template.txt was changed"),
+        ("tokenizer_config.json", lambda text: None, "tokenizer_config.json is gone"),
+        ("special_tokens_map.json", lambda text: '{"eos_token": "a"}', "special_tokens_map.json is new"),
+    ],
+)
 def test_a_run_goes_on_with_its_tokenizer_and_template(config, tmp_path, name, text, words):
     start(config, tmp_path / "run")
     path = tmp_path / "run" / name
@@ -191,12 +196,19 @@ def test_damaged_checksums_are_a_sentence(config, tmp_path, name):
         start(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name, row, words", [
-    ("pairs.jsonl", {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 10**12]}, "pairs.jsonl:61: field 'ranks'"),
-    ("demos.jsonl", {"prompt": "p"}, "demos.jsonl:61: needs one of the fields"),
-    ("pairs.jsonl", {"completion": "p", "score": 10**400}, "pairs.jsonl:61: field 'score'"),
-    ("texts.jsonl", None, "texts.jsonl: the file is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, row, words",
+    [
+        (
+            "pairs.jsonl",
+            {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 10**12]},
+            "pairs.jsonl:61: field 'ranks'",
+        ),
+        ("demos.jsonl", {"prompt": "p"}, "demos.jsonl:61: needs one of the fields"),
+        ("pairs.jsonl", {"completion": "p", "score": 10**400}, "pairs.jsonl:61: field 'score'"),
+        ("texts.jsonl", None, "texts.jsonl: the file is empty"),
+    ],
+)
 def test_all_files_are_read_before_the_first_step(config, tmp_path, name, row, words):
     start(config, tmp_path / "other")
     path = tmp_path / "data" / name

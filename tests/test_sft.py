@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from rlhf_jax import checkpoint, reward_model, sft
+from rlhf_jax import checkpoint
+from rlhf_jax.stages import reward_model, sft
 
 
 @pytest.fixture
@@ -33,8 +34,12 @@ def test_the_best_validation_is_kept_and_of_equal_ones_the_first(selection, by, 
         metrics = chosen.offer(params=value, step=step, loss=value if by == "loss" else -99.0 * step)
         assert metrics == ({} if by == "loss" else {"valid/score": value})
     assert chosen.saved == [sign * 1.0, sign * 3.0]
-    assert chosen.chosen() == {"step": 2, "by": by, "value": sign * 3.0,
-                               "before": {"step": 1, "by": by, "value": sign * 1.0, "before": None}}  # fmt: skip
+    assert chosen.chosen() == {
+        "step": 2,
+        "by": by,
+        "value": sign * 3.0,
+        "before": {"step": 1, "by": by, "value": sign * 1.0, "before": None},
+    }
 
 
 def test_a_resumed_run_forgets_what_it_chose_further_on(selection, tmp_path):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import PartitionSpec
 
-import tiny
 from rlhf_jax import model, optim, sharding, train
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 RULES = sharding.DEFAULT_RULES
 

@@ -10,7 +10,7 @@ from rlhf_jax.config import data_config
 from rlhf_jax.data import splits
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 SPLITS = ("train", "valid", "test")
 
@@ -78,13 +78,11 @@ def test_near_duplicates_stay_together_across_kinds_and_in_any_order(tmp_path, p
 
 def test_groups_that_share_a_near_duplicate_hang_together(tmp_path):
     long = "Here is the whole text of the letter that has to be answered today: " + "x" * 100
-    rows = [
-        demonstration(f"{letter} {n}", group=letter) for letter in "abcdefghij" for n in range(3)
-    ] + [demonstration(f"{long} {n}", group=letter) for n, letter in enumerate("aehj")]  # fmt: skip
+    rows = [demonstration(f"{letter} {n}", group=letter) for letter in "abcdefghij" for n in range(3)] + [
+        demonstration(f"{long} {n}", group=letter) for n, letter in enumerate("aehj")
+    ]
     where = collections.defaultdict(set)
-    for name, own in (
-        corpus(tmp_path, {"demonstrations": rows}, valid_share=0.4).splits("demonstrations").items()
-    ):
+    for name, own in corpus(tmp_path, {"demonstrations": rows}, valid_share=0.4).splits("demonstrations").items():
         for row in own:
             where["linked" if row.row["group"] in "aehj" else row.row["group"]].add(name)
     assert all(len(names) == 1 for names in where.values()) and len(set().union(*where.values())) > 1
@@ -115,12 +113,11 @@ def test_held_out_labelers_are_never_in_training_and_their_prompts_neither(tmp_p
     found = corpus(tmp_path, {"rankings": rows}, held_out_labelers="cyd")
     by_split = {name: found.rankings(name) for name in (*SPLITS, "heldout")}
     assert {name: {row.labeler for row in own} for name, own in by_split.items()} == {
-        **dict.fromkeys(SPLITS, {"ann", "bob"}), "heldout": {"cyd"},
-    }  # fmt: skip
+        **dict.fromkeys(SPLITS, {"ann", "bob"}),
+        "heldout": {"cyd"},
+    }
     prompts = {name: {row.prompt for row in own} for name, own in by_split.items()}
-    assert (
-        prompts["heldout"] == prompts["valid"] | prompts["test"] and not prompts["heldout"] & prompts["train"]
-    )
+    assert prompts["heldout"] == prompts["valid"] | prompts["test"] and not prompts["heldout"] & prompts["train"]
     left_out = found.split_reports["rankings"]["left_out"]["a held-out labeler judged a training prompt"]
     assert left_out == len(prompts["train"]) and left_out + sum(map(len, by_split.values())) == 600
 
@@ -178,9 +175,7 @@ def test_documents_have_no_labelers_and_no_users(tmp_path):
 def test_splitting_by_user_is_a_group_field(tmp_path):
     rows = [demonstration(f"p{n}", user=f"u{n % 7}") for n in range(140)]
     where = collections.defaultdict(set)
-    for name, own in (
-        corpus(tmp_path, {"demonstrations": rows}, group_field="user").splits("demonstrations").items()
-    ):
+    for name, own in corpus(tmp_path, {"demonstrations": rows}, group_field="user").splits("demonstrations").items():
         for row in own:
             where[row.row["user"]].add(name)
     assert all(len(names) == 1 for names in where.values())

@@ -13,27 +13,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
+from compare import assert_same_stage, saved_arrays, timeless
 from ml_collections import ConfigDict
+from toy import TRAINED
+from toy import get_config as toy_config
 
-from rlhf_jax import collect, generate, loop, model, pipeline, ppo_stage, pretrain, rankings, report, reward_model, sft, sharding, supervised, train
+from rlhf_jax import generate, loop, model, pipeline, report, sharding, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import policy
-from rlhf_jax.files import read_json, write_json
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.progress import Stopped
-from compare import assert_same_stage, saved_arrays, timeless
-from toy import TRAINED, get_config as toy_config
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.runtime.progress import Stopped
+from rlhf_jax.stages import collect, pretrain, rankings, reward_model, sft, supervised
+from rlhf_jax.stages import ppo as ppo_stage
 
 pytestmark = pytest.mark.usefixtures("one_device")
 STAGES = {
-    "pretrain": pretrain, "sft": sft, "collect": collect, "reward_model": reward_model, "ppo": ppo_stage,
+    "pretrain": pretrain,
+    "sft": sft,
+    "collect": collect,
+    "reward_model": reward_model,
+    "ppo": ppo_stage,
     "ppo_ptx": ppo_stage,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +114,26 @@ def test_running_again_repeats_nothing(whole, capsys, monkeypatch):
     pipeline.run_stages(toy_config(), whole)
     printed = capsys.readouterr().out
     assert all(f"{stage}: finished before" in printed for stage in STAGES)
-    after = {path: path.stat().st_mtime_ns for path in whole.glob("*/*") if path.suffix not in (".json", ".jsonl", ".png")}
+    after = {
+        path: path.stat().st_mtime_ns for path in whole.glob("*/*") if path.suffix not in (".json", ".jsonl", ".png")
+    }
     assert all(before[path] == time for path, time in after.items())
 
 
 def test_the_report_of_the_data_says_what_was_dropped_and_cut(whole):
     stages = read_json(whole / "data_report.json")["stages"]
     assert {(stage, records) for stage, found in stages.items() for records in found} == {
-        ("pretrain", "documents"), ("sft", "demonstrations"), ("reward_model", "rankings"), ("ppo", "prompts"),
+        ("pretrain", "documents"),
+        ("sft", "demonstrations"),
+        ("reward_model", "rankings"),
+        ("ppo", "prompts"),
         ("ppo_ptx", "prompts"),
-    }  # fmt: skip
-    assert all(set(found[records]) == {"given", "dropped", "cut", "longest", "prompts_cut"} for found in stages.values() for records in found)
+    }
+    assert all(
+        set(found[records]) == {"given", "dropped", "cut", "longest", "prompts_cut"}
+        for found in stages.values()
+        for records in found
+    )
     report = (whole / "report.md").read_text()
     assert "## Data" in report
     done = {stage: json.loads((whole / stage / "done.json").read_text()) for stage in STAGES}
@@ -151,12 +166,17 @@ def test_one_of_the_completions_of_a_prompt_was_sampled_for_another(whole):
 def test_demonstrations_average_0_by_the_stored_reward_model(whole):
     run = run_lib.open_run(whole)
     rows = rankings.fitting(run, run.corpus.demonstrations("train"))
-    scores = reward_model.Scorer(run)([Prompt(row.prompt, row.row) for row in rows], [r.completion for r in rows], [True] * len(rows))
+    scores = reward_model.Scorer(run)(
+        [Prompt(row.prompt, row.row) for row in rows], [r.completion for r in rows], [True] * len(rows)
+    )
     assert np.std(scores) > 1e-3 and abs(scores.mean()) < 1e-5
     unbiased = read_json(whole / "reward_model" / "evaluation.json")["demonstration_mean_before_bias"]
     stored = run.load_params("reward_model", "scalar")["scalar_bias"]
     state = saved_arrays(whole / "reward_model")
-    assert stored == pytest.approx(state["['state']['params']['scalar_bias']"] - unbiased, abs=1e-6) and abs(unbiased) > 1e-4
+    assert (
+        stored == pytest.approx(state["['state']['params']['scalar_bias']"] - unbiased, abs=1e-6)
+        and abs(unbiased) > 1e-4
+    )
 
 
 def test_ppo_starts_at_the_reference_and_leaves_it(whole):
@@ -196,13 +216,17 @@ def test_the_adaptive_kl_coef_follows_the_kl(whole):
         error = np.clip(row["objective/kl"] / section.kl_target - 1, -0.2, 0.2)
         factor = 1 + error * section.batch_size / section.kl_horizon
         assert after["objective/kl_coef"] == pytest.approx(row["objective/kl_coef"] * factor, rel=1e-5)
-    assert {row["objective/kl_coef"] for row in timeless(whole / "ppo")} == {float(np.float32(toy_config().ppo.kl_coef))}
+    assert {row["objective/kl_coef"] for row in timeless(whole / "ppo")} == {
+        float(np.float32(toy_config().ppo.kl_coef))
+    }
 
 
 # ---------------------------------------------------------------------------- stopping and going on
 
 
-@pytest.mark.parametrize("stage, step", [("sft", 3), ("reward_model", 2), ("ppo_ptx", 1)])  # the others: two tests below
+@pytest.mark.parametrize(
+    "stage, step", [("sft", 3), ("reward_model", 2), ("ppo_ptx", 1)]
+)  # the others: two tests below
 def test_a_stage_stopped_and_resumed_is_the_stage_never_stopped(whole, tmp_path, stage, step):
     path = copy_until(whole, tmp_path / "run", stage)
     with pytest.raises(Stopped, match=f"{stage} step {step + 1}; run the same command to go on"):
@@ -275,7 +299,9 @@ def test_a_learning_rate_that_breaks_the_model_is_found_at_once(whole, tmp_path)
     config = toy_config()
     config.sft.learning_rate = 1e30
     path = copy_until(whole, tmp_path / "run", "sft", config)
-    with pytest.raises(loop.NonFinite, match="sft step 2: .*loss.* not finite; rows of its batch: .*no checkpoint was saved yet"):
+    with pytest.raises(
+        loop.NonFinite, match="sft step 2: .*loss.* not finite; rows of its batch: .*no checkpoint was saved yet"
+    ):
         run_stage(path, "sft", config)
     assert not (path / "sft" / "done.json").exists()
 
@@ -285,12 +311,16 @@ def test_a_learning_rate_that_breaks_the_model_is_found_at_once(whole, tmp_path)
 
 OTHER_PPOS = {
     "rloo": dict(advantage="rloo", samples_per_prompt=2, log_gold=True),
-    "grpo": dict(advantage="grpo", samples_per_prompt=4, kl_in="loss", kl_estimator="k3", kl_target=0.1, kl_horizon=40.0),
+    "grpo": dict(
+        advantage="grpo", samples_per_prompt=4, kl_in="loss", kl_estimator="k3", kl_target=0.1, kl_horizon=40.0
+    ),
     "shared": dict(value="shared", value_init="reward", entropy_coef=0.01, whiten_advantages="minibatch"),
 }
 
 
-@pytest.mark.parametrize("name", ["rloo", pytest.param("grpo", marks=pytest.mark.slow), pytest.param("shared", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["rloo", pytest.param("grpo", marks=pytest.mark.slow), pytest.param("shared", marks=pytest.mark.slow)]
+)
 def test_other_kinds_of_ppo_resume_and_write_a_plain_policy(whole, tmp_path, capsys, name):
     config = toy_config()
     config.ppo.update(OTHER_PPOS[name])
@@ -326,7 +356,9 @@ def assert_gold(path, row):
     golds = [run.corpus.gold(records[arrays.index[i]], *said).total for i, *said in zip(chosen, texts, finished)]
     means = [(golds[i] + golds[i + 1]) / 2 for i in range(0, 8, 2)]
     assert row["objective/gold"] == pytest.approx(np.mean(means), abs=1e-6)
-    assert row["objective/gold_sem"] == pytest.approx(math.sqrt(sum((x - np.mean(means)) ** 2 for x in means) / 3 / 4), abs=1e-6)
+    assert row["objective/gold_sem"] == pytest.approx(
+        math.sqrt(sum((x - np.mean(means)) ** 2 for x in means) / 3 / 4), abs=1e-6
+    )
     assert any(texts[i] != texts[i + 1] for i in range(0, 8, 2))
 
 
@@ -422,7 +454,10 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
         ({"ppo.value_init": "sft"}, "ppo.value_init='sft' must be 'reward', 'policy', 'random' or 'zero'"),
         ({"ppo.missing_eos": "punish"}, "ppo.missing_eos='punish' must be 'replace', 'subtract' or 'none'"),
         ({"sft.select": "luck"}, "sft.select='luck' must be 'loss' or 'reward'"),
-        ({"sft.warmup_steps": 9}, "sft.warmup_steps=9 must be at most 8, the steps that sft.epochs=2 of 24 examples make"),
+        (
+            {"sft.warmup_steps": 9},
+            "sft.warmup_steps=9 must be at most 8, the steps that sft.epochs=2 of 24 examples make",
+        ),
         ({"sft.pretrain_mix": 0.99}, "sft.pretrain_mix=0.99 leaves no demonstration of sft.batch_size=8"),
         ({"collect.borrowed": 4}, "collect: borrowed=4 must be below min_completions=4"),
         ({"collect.labeler": "me"}, "collect.labeler='me' must be 'world' or 'reward_model'"),
@@ -501,7 +536,9 @@ def test_sft_loss_does_not_depend_on_prompt_labels(demonstrations, monkeypatch):
 
     expected = grad_and_loss()
     monkeypatch.setattr(
-        model, "target_logprobs", lambda c, p, hidden, targets: target_logprobs(c, p, hidden, jnp.where(prompt, 7, targets))
+        model,
+        "target_logprobs",
+        lambda c, p, hidden, targets: target_logprobs(c, p, hidden, jnp.where(prompt, 7, targets)),
     )
     assert prompt.any()
     jax.tree.map(np.testing.assert_array_equal, grad_and_loss(), expected)
@@ -590,7 +627,9 @@ def test_what_a_later_stage_reads_is_as_it_was_written(whole, tmp_path):
             read()
     path = copy_until(whole, tmp_path / "short", "ppo")
     _cut(max((path / "pretrain" / "params").rglob("*"), key=lambda file: file.stat().st_size))
-    with pytest.raises(InputError, match="pretrain/params: .* bytes instead of .*; put it back .* delete the folder .*/pretrain, and"):
+    with pytest.raises(
+        InputError, match="pretrain/params: .* bytes instead of .*; put it back .* delete the folder .*/pretrain, and"
+    ):
         pipeline.run_stages(toy_config(), path)  # though ppo reads nothing of it
     path = copy_until(whole, tmp_path / "run", "ppo")
     (path / "pretrain" / "params").rename(tmp_path / "aside")
@@ -599,17 +638,35 @@ def test_what_a_later_stage_reads_is_as_it_was_written(whole, tmp_path):
     biggest = max((path / "reward_model" / "params").rglob("*"), key=lambda file: file.stat().st_size)
     _flip(biggest)
     run = run_lib.open_run(path)  # as generate, chat and the export read it
-    for stage, head, message in [("pretrain", "lm", "manifest"), ("sft", "lm", "manifest"), ("reward_model", "scalar", biggest.name)]:
+    for stage, head, message in [
+        ("pretrain", "lm", "manifest"),
+        ("sft", "lm", "manifest"),
+        ("reward_model", "scalar", biggest.name),
+    ]:
         with pytest.raises(InputError, match=message):
             run.load_params(stage, head)
 
 
-@pytest.mark.parametrize("name, text", [
-    ("config.json", "[]"), ("config.json", "{}"), ("overrides.json", "[1]"), ("data_report.json", "[]"), ("sft/done.json", "[]"),
-    ("sft/done.json", "{}"), ("sft/evaluation.json", "[]"), ("sft/evaluation.json", "{}"), ("reward_model/evaluation.json", "3"),
-    ("sft/samples.jsonl", None), ("sft/skills.jsonl", None), ("ppo/samples.jsonl", ""), ("ppo/skills.jsonl", "{}\n"),
-    ("sft/metrics.jsonl", '{"step": 1}\n'), ("ppo/metrics.jsonl", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.json", "[]"),
+        ("config.json", "{}"),
+        ("overrides.json", "[1]"),
+        ("data_report.json", "[]"),
+        ("sft/done.json", "[]"),
+        ("sft/done.json", "{}"),
+        ("sft/evaluation.json", "[]"),
+        ("sft/evaluation.json", "{}"),
+        ("reward_model/evaluation.json", "3"),
+        ("sft/samples.jsonl", None),
+        ("sft/skills.jsonl", None),
+        ("ppo/samples.jsonl", ""),
+        ("ppo/skills.jsonl", "{}\n"),
+        ("sft/metrics.jsonl", '{"step": 1}\n'),
+        ("ppo/metrics.jsonl", None),
+    ],
+)
 def test_a_report_of_a_damaged_run_is_a_sentence_that_names_the_file(whole, tmp_path, name, text):
     path = tmp_path / "run"
     shutil.copytree(whole, path, ignore=shutil.ignore_patterns("params", "checkpoints"))

@@ -2,14 +2,24 @@
 
 import math
 
-from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 import scipy.stats
-
 from coverage_of_shares import Cell, measure, now
-from rlhf_jax.evaluate import calibration
-from rlhf_jax.evaluate.statistics import Estimate, difference_of_shares, mean, mean_over_seeds, paired_difference, ratio, share, win_rate
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_jax.statistics import (
+    Estimate,
+    calibration,
+    difference_of_shares,
+    mean,
+    mean_over_seeds,
+    paired_difference,
+    ratio,
+    share,
+    win_rate,
+)
 
 
 def coverage(interval, truth, draw, repeats, seed):
@@ -24,7 +34,9 @@ def test_a_mean_is_scipys_with_students_t(units):
     values = np.random.default_rng(units).normal(3, 2, units)
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean(values) == pytest.approx((values.mean(), *expected), rel=1e-12)
-    assert mean_over_seeds(values, 0.5)[1:] == pytest.approx(scipy.stats.ttest_1samp(values, 0).confidence_interval(0.5))
+    assert mean_over_seeds(values, 0.5)[1:] == pytest.approx(
+        scipy.stats.ttest_1samp(values, 0).confidence_interval(0.5)
+    )
 
 
 @pytest.mark.parametrize("units", [10, 64, 500])
@@ -36,8 +48,15 @@ def test_an_interval_is_as_wide_as_the_bootstrap_over_units_says(units, seed):
     unit = np.repeat(np.arange(units), sizes)
     values, weights = rng.normal(size=units)[unit] + rng.normal(size=len(unit)), rng.uniform(0.5, 2, len(unit))
     sums = [np.bincount(unit, x) for x in (weights * values, weights)]
-    result = scipy.stats.bootstrap(sums, lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True,
-                                   n_resamples=2000, method="basic", rng=rng)  # fmt: skip
+    result = scipy.stats.bootstrap(
+        sums,
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        method="basic",
+        rng=rng,
+    )
     found = mean(values, weights, unit)
     standard_error = (found.high - found.value) / scipy.stats.t.ppf(0.975, units - 1)
     assert found.value == pytest.approx(np.average(values, weights=weights), rel=1e-12)
@@ -61,14 +80,18 @@ def test_win_rates_cover_the_truth_exactly_counted(truth):
     assert 0.94 < exact_coverage(lambda won: win_rate(won, np.full(64, 0.5)), truth, 64) < 0.98
 
 
-@pytest.mark.parametrize("cell, least, widest", [
-    (Cell(0.5, 40, "unequal", 0.1), 0.94, 1.25),
-    (Cell(0.65, 40, "unequal", 0.3), 0.94, 1.25),
-    (Cell(0.9, 40, "unequal", 0.6), 0.94, 1.3),
-    (Cell(0.97, 40, "unequal", 0.6), 0.94, 1.45),
-    (Cell(0.97, 64, "equal", 0.3, "logit-normal"), 0.94, 1.65),
-    (Cell(0.97, 64, "equal", 0.6, "logit-normal"), 0.94, 1.4),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "cell, least, widest",
+    [
+        (Cell(0.5, 40, "unequal", 0.1), 0.94, 1.25),
+        (Cell(0.65, 40, "unequal", 0.3), 0.94, 1.25),
+        (Cell(0.9, 40, "unequal", 0.6), 0.94, 1.3),
+        (Cell(0.97, 40, "unequal", 0.6), 0.94, 1.45),
+        (Cell(0.97, 64, "equal", 0.3, "logit-normal"), 0.94, 1.65),
+        (Cell(0.97, 64, "equal", 0.6, "logit-normal"), 0.94, 1.4),
+    ],
+    ids=str,
+)
 def test_accuracy_covers_where_pairs_of_a_prompt_are_alike(cell, least, widest):
     """Wilson's interval with the variance that prompts show, taken as known, holds the last three in 80 to 86 %."""
     found = measure(cell, {"now": now, "oracle": cell.oracle}, 1500)
@@ -84,7 +107,9 @@ def test_accuracy_over_pairs_as_if_they_were_independent_would_not_cover():
     assert held / 300 < 0.85
 
 
-@pytest.mark.parametrize("scores, weights", [((0, 0.25, 0.5, 1), (0.3, 0.3, 0.2, 0.2)), ((1, 0.4, 0.16), (0.97, 0.025, 0.005))])
+@pytest.mark.parametrize(
+    "scores, weights", [((0, 0.25, 0.5, 1), (0.3, 0.3, 0.2, 0.2)), ((1, 0.4, 0.16), (0.97, 0.025, 0.005))]
+)
 def test_scores_between_0_and_1_cover_as_narrowly_as_their_spread_allows(scores, weights):
     """Graded scores, as gold's parts are: where most differ by Student's t, where few do by more."""
     rng, truth = np.random.default_rng(0), np.dot(scores, weights)
@@ -158,6 +183,7 @@ def test_paired_differences_cover_where_almost_all_items_are_alike(won, lost):
 @pytest.mark.parametrize("lost", [0.3, 0.1, 0.03])
 def test_the_share_of_a_loss_that_was_won_back_is_fiellers(lost):
     """Also where the loss is hardly there: then no interval, instead of one that says too much."""
+
     def draw(rng):
         tax = rng.random(150) < lost
         other = rng.choice([1, -1, 0], 150, p=[0.02, 0.02, 0.96])
@@ -222,8 +248,7 @@ def test_one_seed_says_nothing_about_the_spread():
     assert mean_over_seeds([0.4]) == (0.4, -math.inf, math.inf)
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 0.99), st.booleans()), min_size=1, max_size=40),
-       st.integers(1, 12))
+@given(st.lists(st.tuples(st.floats(0.01, 0.99), st.booleans()), min_size=1, max_size=40), st.integers(1, 12))
 def test_the_reliability_table_partitions_the_predictions(predictions, bins):
     probabilities, outcomes = np.array(predictions, float).T
     table = calibration.reliability(probabilities, outcomes, bins)

@@ -8,15 +8,16 @@ import shutil
 
 import jax
 import pytest
-
-from rlhf_jax import files, pipeline, shapes
-from rlhf_jax.config import default_config
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json, write_json
-from rlhf_jax.sweep import arms, grid, listing, sequential, vectorized
-from rlhf_jax.sweep.store import Store, identities
 from compare import assert_same_stage, saved_arrays
 from toy import get_config as toy_config
+
+from rlhf_jax import pipeline, shapes
+from rlhf_jax.config import default_config
+from rlhf_jax.runtime import files
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.sweep import arms, grid, listing, sequential, vectorized
+from rlhf_jax.sweep.store import Store, identities
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -30,8 +31,9 @@ def test_a_grid_is_built_from_products_zips_and_chains():
         {"ppo.learning_rate": rate, "seed": seed} for rate in (1e-3, 1e-4) for seed in (0, 1)
     ]
     assert grid.zipit([seeds, rates]) == [
-        {"seed": 0, "ppo.learning_rate": 1e-3}, {"seed": 1, "ppo.learning_rate": 1e-4}
-    ]  # fmt: skip
+        {"seed": 0, "ppo.learning_rate": 1e-3},
+        {"seed": 1, "ppo.learning_rate": 1e-4},
+    ]
     assert grid.chain([seeds, grid.sweep("seed", [7])]) == [{"seed": 0}, {"seed": 1}, {"seed": 7}]
 
 
@@ -43,14 +45,17 @@ def test_a_grid_is_built_from_products_zips_and_chains():
         (lambda: grid.zipit([grid.sweep("seed", [0, 1]), grid.sweep("ppo.lam", [1.0])]), "these have 2, 1 arms"),
         (lambda: arms.expand(toy_config(), []), "the sweep has no arms"),
         (lambda: arms.expand(toy_config(), [{"ppo.lam": 1.0}]), "arm 0 has no seed"),
-        (lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lamb": 1.0}]), r"no field ppo.lamb; did you mean ppo.lam\?"),
+        (
+            lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lamb": 1.0}]),
+            r"no field ppo.lamb; did you mean ppo.lam\?",
+        ),
         (lambda: arms.expand(toy_config(), [{"seed": 0, "seed.x": 1.0}]), "no field seed.x"),
         (lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lam": "high"}]), "ppo.lam='high' is of another type"),
         (lambda: arms.expand(toy_config(), [{"seed": 0}, {"seed": 0}]), "arms 0 and 1 are the same, seed=0"),
         (lambda: arms.choose([None] * 3, "5:9"), "the sweep has the arms 0 to 2"),
         (lambda: arms.choose([None] * 3, "one"), "--arms=one: give numbers and ranges"),
     ],
-)  # fmt: skip
+)
 def test_a_sweep_that_cannot_be_is_refused_in_a_sentence(make, sentence):
     with pytest.raises(InputError, match=sentence):
         make()
@@ -67,7 +72,9 @@ def test_arms_override_the_config_and_are_named_after_what_tells_them_apart():
     assert len({arm.name for arm in long}) == 4 and max(len(arm.name) for arm in long) <= 130
 
 
-@pytest.mark.parametrize("chosen, numbers", [("", range(9)), ("3:7", range(3, 7)), ("0,4,7:", [0, 4, 7, 8]), (":2", [0, 1]), ("8", [8])])
+@pytest.mark.parametrize(
+    "chosen, numbers", [("", range(9)), ("3:7", range(3, 7)), ("0,4,7:", [0, 4, 7, 8]), (":2", [0, 1]), ("8", [8])]
+)
 def test_arms_are_chosen_by_number(chosen, numbers):
     assert arms.choose(list(range(9)), chosen) == list(numbers)
 
@@ -77,7 +84,9 @@ def test_arms_are_chosen_by_number(chosen, numbers):
 
 def changed(**overrides) -> set[str]:
     """The stages whose identity an override changes."""
-    (arm,) = arms.expand(toy_config(), [{"seed": 0} | {name.replace("__", "."): value for name, value in overrides.items()}])
+    (arm,) = arms.expand(
+        toy_config(), [{"seed": 0} | {name.replace("__", "."): value for name, value in overrides.items()}]
+    )
     before, after = identities(toy_config()), identities(arm.config)
     return {stage for stage in before if before[stage] != after[stage]}
 
@@ -97,7 +106,12 @@ def test_a_stage_s_identity_is_what_it_reads_and_what_its_inputs_read():
     first, second = (identities(arm.config) for arm in arms.expand(fixed, grid.sweep("seed", range(2))))
     assert [stage for stage in first if first[stage] == second[stage]] == ["pretrain", "sft"]
     # The length rules and the evaluation belong to every stage: a stage is adopted with its data report and evaluation.
-    for field in ({"too_long": "cut_left"}, {"completion_length": 7}, {"evaluate__temperature": 0.5}, {"data__world__seed": 3}):
+    for field in (
+        {"too_long": "cut_left"},
+        {"completion_length": 7},
+        {"evaluate__temperature": 0.5},
+        {"data__world__seed": 3},
+    ):
         assert changed(**field) == everything, field
     assert changed(mesh__data=2) == changed(checkpoints_kept=1) == changed(tensorboard=True) == set()
 
@@ -107,8 +121,10 @@ def test_a_stage_of_its_own_model_is_the_same_for_policies_of_all_sizes():
     config.base = config.pretrain.copy_and_resolve_references()
     config.base.model.embed_dim = 8
     config.stages = ("base", *config.stages)
-    small, large = (identities(arm.config) for arm in arms.expand(config, grid.product(
-        [grid.sweep("model.embed_dim", [8, 32]), grid.sweep("seed", [0])])))  # fmt: skip
+    small, large = (
+        identities(arm.config)
+        for arm in arms.expand(config, grid.product([grid.sweep("model.embed_dim", [8, 32]), grid.sweep("seed", [0])]))
+    )
     assert [stage for stage in small if small[stage] == large[stage]] == ["base"]
     config.base.model.embed_dim = 16
     assert identities(config)["base"] != small["base"]

@@ -9,17 +9,21 @@ import os
 import signal
 
 import pytest
-
-from rlhf_jax import files, progress
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json, write_json
-from rlhf_jax.report.spec import Declared
-from rlhf_jax.sweep import arms, cluster, grid, sequential, slurm
-from rlhf_jax.sweep.store import identities
-from rlhf_jax.workdir import InUse, Workdir
 from toy import get_config as toy_config
 
-DESCRIBED = {"experiment": "experiments/quickstart.py", "config": json.loads(json.dumps(toy_config().to_dict())), "arms": []}
+from rlhf_jax.report.spec import Declared
+from rlhf_jax.runtime import files, progress
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.runtime.workdir import InUse, Workdir
+from rlhf_jax.sweep import arms, cluster, grid, sequential, slurm
+from rlhf_jax.sweep.store import identities
+
+DESCRIBED = {
+    "experiment": "experiments/quickstart.py",
+    "config": json.loads(json.dumps(toy_config().to_dict())),
+    "arms": [],
+}
 # Each prints what the test wrote into the file of its name.
 SBATCH = """#!/bin/sh
 echo "$*" >> $CLUSTER/submitted
@@ -35,7 +39,11 @@ def tools(tmp_path, monkeypatch):
     """A Slurm that takes every job; its queue is tools / "squeue.txt", the ends of jobs tools / "sacct.txt"."""
     folder = tmp_path / "tools"
     folder.mkdir()
-    for name, text in {"sbatch": SBATCH, "squeue": TELL.format(name="squeue"), "sacct": TELL.format(name="sacct")}.items():
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": TELL.format(name="squeue"),
+        "sacct": TELL.format(name="sacct"),
+    }.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
         (folder / f"{name}.txt").write_text("")
@@ -92,7 +100,9 @@ def arrays(tools) -> list[tuple[str, str | None]]:
     found = []
     lines = (tools / "submitted").read_text().splitlines() if (tools / "submitted").exists() else []
     for line in lines:
-        words = dict(word.removeprefix("--").split("=", 1) for word in line.split() if word.startswith("--") and "=" in word)
+        words = dict(
+            word.removeprefix("--").split("=", 1) for word in line.split() if word.startswith("--") and "=" in word
+        )
         found.append((words["array"], words.get("dependency")))
     return found
 
@@ -124,7 +134,9 @@ def test_only_what_is_missing_and_not_queued_is_submitted(tools, tmp_path, capsy
 
 
 def test_a_script_or_a_slurm_that_refuses_is_a_sentence(tools, tmp_path):
-    with pytest.raises(InputError, match="the arms 0-1 were not submitted: slurm.sh: --config=nothing.py: no such file"):
+    with pytest.raises(
+        InputError, match="the arms 0-1 were not submitted: slurm.sh: --config=nothing.py: no such file"
+    ):
         submit(tmp_path / "sweep", made(), flags=["--config=nothing.py"])
     (tools / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
     with pytest.raises(InputError, match="not submitted: sbatch: error: invalid partition"):
@@ -175,12 +187,19 @@ def test_what_slurm_killed_is_said_with_its_reason(tools, tmp_path):
     cluster.settle(chosen, tmp_path)
     found = [read_json(tmp_path / "arms" / arm.name / "arm.json") for arm in chosen[:4]]
     assert [facts["status"] for facts in found] == ["stopped", "failed", "running", "running"]
-    assert found[0]["reason"] == "killed once: it ran out of the memory that Slurm gave its job (OUT_OF_MEMORY); job 41_0"
+    assert (
+        found[0]["reason"] == "killed once: it ran out of the memory that Slurm gave its job (OUT_OF_MEMORY); job 41_0"
+    )
     assert found[1]["reason"].startswith("killed 2 times: it ran out") and found[0]["seconds"] == 5.0
-    assert sequential.missing(tmp_path / "arms" / chosen[0].name) and not sequential.missing(tmp_path / "arms" / chosen[1].name)
+    assert sequential.missing(tmp_path / "arms" / chosen[0].name) and not sequential.missing(
+        tmp_path / "arms" / chosen[1].name
+    )
 
 
-@pytest.mark.parametrize("said, words", [("CANCELLED by 1000\n", "cancelled"), ("TIMEOUT\n", "time limit"), ("COMPLETED\n", None), ("", None)])
+@pytest.mark.parametrize(
+    "said, words",
+    [("CANCELLED by 1000\n", "cancelled"), ("TIMEOUT\n", "time limit"), ("COMPLETED\n", None), ("", None)],
+)
 def test_the_ends_of_jobs_in_words(tools, said, words):
     (tools / "sacct.txt").write_text(said)
     (tools / "scontrol").symlink_to("/bin/false")
@@ -236,7 +255,9 @@ def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(files.fcntl, "flock", flock)
-    with pytest.raises(InputError, match=r"\.lock cannot be locked \(No locks available\): give a folder on a disk with"):
+    with pytest.raises(
+        InputError, match=r"\.lock cannot be locked \(No locks available\): give a folder on a disk with"
+    ):
         Workdir(tmp_path, {})
 
 

@@ -8,15 +8,16 @@ import types
 
 import hypothesis
 import hypothesis.strategies as st
-
-from rlhf_jax import chat, progress, terminal
-from rlhf_jax.data.describe import __main__ as describe
-from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.evaluate import policy
-from rlhf_jax.files import write_json
-from rlhf_jax.report import __main__ as report_command
-from rlhf_jax.sweep import listing
 from test_report import STAGES, write_run
+
+from rlhf_jax import chat
+from rlhf_jax.data.describe import __main__ as describe
+from rlhf_jax.evaluate import policy
+from rlhf_jax.report import __main__ as report_command
+from rlhf_jax.runtime import progress, terminal
+from rlhf_jax.runtime.errors import InputError, as_command
+from rlhf_jax.runtime.files import write_json
+from rlhf_jax.sweep import listing
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jred\x9b31m\rover\u202edesrever\x7f"
 SHOWN = r"\u001b]0;owned\u0007\u001b[2Jred\u009b31m\u000dover\u202edesrever\u007f"
@@ -24,7 +25,12 @@ SHOWN = r"\u001b]0;owned\u0007\u001b[2Jred\u009b31m\u000dover\u202edesrever\u007
 
 def harmless(text: str) -> bool:
     """Whether nothing in it steers a terminal, but rich's own colours and links."""
-    return not set("\x07\x08\x7f\x9b\u202e") & set(text) and "\x1b]0" not in text and "\x1b[2J" not in text and "\ro" not in text
+    return (
+        not set("\x07\x08\x7f\x9b\u202e") & set(text)
+        and "\x1b]0" not in text
+        and "\x1b[2J" not in text
+        and "\ro" not in text
+    )
 
 
 @contextlib.contextmanager
@@ -128,7 +134,9 @@ def test_listing_of_a_sweep(monkeypatch, tmp_path):
 
 
 def test_description_of_data(monkeypatch, tmp_path):
-    rows = [{"prompt": f"{n} ?", "completion": EVIL, "category": f"![x](/etc/passwd) {n % 2} {EVIL}"} for n in range(30)]
+    rows = [
+        {"prompt": f"{n} ?", "completion": EVIL, "category": f"![x](/etc/passwd) {n % 2} {EVIL}"} for n in range(30)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with a_terminal(monkeypatch) as written:
         assert describe.main([f"--data={tmp_path / 'rows.jsonl'}", f"--out={tmp_path / 'out'}"]) == 0

@@ -6,10 +6,10 @@ import re
 import shutil
 
 import pytest
-
 import released_tokenizers as released
+
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 TEXTS = [*released.TEXTS[:5], "", " ", "a  b\n", "</s> <s> <|im_end|>", "éè 👩‍🚀 12345 don't", "  two  spaces  "]
 
@@ -61,7 +61,10 @@ def test_a_trained_tokenizer_is_saved_for_transformers_too(tmp_path):
     tokenizer = Tokenizer.train(released.TEXTS, 300)
     tokenizer.save_to(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "generation_config.json", "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert check_the_same(tmp_path).pad_id == tokenizer.pad_id
 
 
@@ -71,22 +74,32 @@ def test_what_a_model_was_trained_to_end_with_is_saved(tmp_path):
     assert tokenizer.end_ids == (5, 1)
     tokenizer.save_to(tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {
-        "bos_token_id": 2, "eos_token_id": [5, 1], "pad_token_id": 0, "top_k": 64}  # fmt: skip
+        "bos_token_id": 2,
+        "eos_token_id": [5, 1],
+        "pad_token_id": 0,
+        "top_k": 64,
+    }
     assert Tokenizer.load(tmp_path).end_ids == (1, 5)
 
 
 # --- Which tokens end, begin and pad --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("files", "ends"), [
-    ({}, [4]), ({"generation_config": {"eos_token_id": [1, 3, 4]}}, [4, 1, 3]), ({"generation_config": {"eos_token_id": 1}}, [4, 1]),
-    ({"config": {"model_type": "llama", "eos_token_id": [1]}}, [4, 1]),
-    ({"config": {"model_type": "llama", "eos_token_id": 3}, "generation_config": {"eos_token_id": 1}}, [4, 1]),
-    ({"config": {"eos_token_id": 3}}, [4]),  # a run's config.json, not a model's
-    ({"tokenizer_config": {}, "special_tokens_map": {"eos_token": {"content": "<|end_of_text|>"}}}, [1]),
-    ({"tokenizer_config": {}, "generation_config": {"eos_token_id": [3, 4]}}, [3, 4]),
-    ({"tokenizer_config": {}}, [1]),  # by its name
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("files", "ends"),
+    [
+        ({}, [4]),
+        ({"generation_config": {"eos_token_id": [1, 3, 4]}}, [4, 1, 3]),
+        ({"generation_config": {"eos_token_id": 1}}, [4, 1]),
+        ({"config": {"model_type": "llama", "eos_token_id": [1]}}, [4, 1]),
+        ({"config": {"model_type": "llama", "eos_token_id": 3}, "generation_config": {"eos_token_id": 1}}, [4, 1]),
+        ({"config": {"eos_token_id": 3}}, [4]),  # a run's config.json, not a model's
+        ({"tokenizer_config": {}, "special_tokens_map": {"eos_token": {"content": "<|end_of_text|>"}}}, [1]),
+        ({"tokenizer_config": {}, "generation_config": {"eos_token_id": [3, 4]}}, [3, 4]),
+        ({"tokenizer_config": {}}, [1]),  # by its name
+    ],
+    ids=str,
+)
 def test_the_ends_of_llama_3(tmp_path, files, ends):
     tokenizer = Tokenizer.load(released.save(tmp_path, "llama3", **files))
     assert list(tokenizer.end_ids) == ends and tokenizer.eos_id == tokenizer.document_end_id == ends[0]
@@ -107,7 +120,10 @@ def test_merges_of_tokens_that_are_not_there_are_one_sentence(tmp_path):
 @pytest.mark.parametrize("add_bos_token", [True, False])
 def test_tokenizer_json_says_whether_a_text_begins_with_bos(tmp_path, add_bos_token):
     for kind, begins in (("llama2", True), ("qwen", False)):
-        config = released.KINDS[kind]()[1] | {"add_bos_token": add_bos_token, "tokenizer_class": "PreTrainedTokenizerFast"}
+        config = released.KINDS[kind]()[1] | {
+            "add_bos_token": add_bos_token,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        }
         ours = check_the_same(released.save(tmp_path, kind, tokenizer_config=config))
         assert (ours.bos_id is not None) == begins
 
@@ -132,8 +148,16 @@ def test_without_a_tokenizer_json_the_config_says_it(tmp_path, add_bos_token):
 def test_special_tokens_of_the_config_are_special(tmp_path):
     """One that tokenizer.json does not have, and one that it has as a plain one."""
     tokenizer, config = released.qwen()
-    more = {str(tokenizer.get_vocab_size()): {"content": "<|extra|>", "special": True, "normalized": False,
-                                              "lstrip": False, "rstrip": False, "single_word": False}}  # fmt: skip
+    more = {
+        str(tokenizer.get_vocab_size()): {
+            "content": "<|extra|>",
+            "special": True,
+            "normalized": False,
+            "lstrip": False,
+            "rstrip": False,
+            "single_word": False,
+        }
+    }
     config |= {"additional_special_tokens": ["<think>"], "added_tokens_decoder": more}
     released.save(tmp_path, "qwen", tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"} | config)
     ours = check_the_same(tmp_path, [*TEXTS, "<|extra|>"])
@@ -148,7 +172,9 @@ def test_which_file_counts_is_as_in_transformers(tmp_path, declared):
     config |= {"eos_token": "<|end_of_text|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     if declared:
         decoder = tokenizer.get_added_tokens_decoder()
-        config["added_tokens_decoder"] = {i: {"content": token.content, "special": True} for i, token in decoder.items()}
+        config["added_tokens_decoder"] = {
+            i: {"content": token.content, "special": True} for i, token in decoder.items()
+        }
     released.save(tmp_path, "llama3", tokenizer_config=config, special_tokens_map={"eos_token": "<|eot_id|>"})
     assert check_the_same(tmp_path).eos_id == (1 if declared else 4)
 
@@ -200,7 +226,9 @@ def test_pythia(shared_data, tmp_path):
     unpack(shared_data / "tokenizers" / "neox20b_tokenizer.json.xz", tmp_path / "tokenizer.json")
     config = {"tokenizer_class": "GPTNeoXTokenizer", "eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "vocab_size": 50688, "eos_token_id": 0}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt_neox", "vocab_size": 50688, "eos_token_id": 0})
+    )
     ours = check_the_same(tmp_path, [*TEXTS, "def f():\n        return 1"])
     assert (ours.vocab_size, ours.eos_id, ours.bos_id, ours.pad_id) == (50281, 0, None, 1)
 
@@ -236,10 +264,15 @@ def test_no_tokenizer_is_a_sentence(tmp_path):
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize(("vocab_size", "sentence"), [
-    (485, "tokenizer.json: has 486 tokens but the model only 485"), (486, None), (1500, None),
-    (1600, "has 486 tokens and the model 1600, more than padding explains"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("vocab_size", "sentence"),
+    [
+        (485, "tokenizer.json: has 486 tokens but the model only 485"),
+        (486, None),
+        (1500, None),
+        (1600, "has 486 tokens and the model 1600, more than padding explains"),
+    ],
+)
 def test_another_vocabulary_than_the_model_s_is_refused(tmp_path, vocab_size, sentence):
     released.save(tmp_path, "llama2", config={"model_type": "llama", "vocab_size": vocab_size})
     if sentence is None:
@@ -249,25 +282,53 @@ def test_another_vocabulary_than_the_model_s_is_refused(tmp_path, vocab_size, se
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize(("files", "sentence"), [
-    ({"tokenizer_config": {"eos_token": "<stop>"}}, r"tokenizer_config\.json: eos_token is '<stop>', which tokenizer\.json does not"),
-    ({"generation_config": {"eos_token_id": 9999}}, "by the model's files the id 9999 ends a text"),
-    ({"generation_config": {"eos_token_id": "</s>"}}, r"generation_config\.json: 'eos_token_id' is '</s>'; it is the id"),
-    ({"tokenizer_config": {"eos_token": 2}}, r"tokenizer_config\.json: 'eos_token' is 2, which no release has there"),
-    ({"tokenizer_config": {"chat_template": 1}}, r"tokenizer_config\.json: 'chat_template' is 1"),
-    ({"generation_config": [1]}, r"generation_config\.json is not a JSON object"),
-    ({"tokenizer_config": {"added_tokens_decoder": {"a": {"content": "<new>"}}}}, "'added_tokens_decoder' is .*no release"),
-    ({"tokenizer_config": {"added_tokens_decoder": {"77": {"content": 5}}}}, "'added_tokens_decoder' is .*no release"),
-    ({"tokenizer_config": {"added_tokens_decoder": {"77": {"content": "a", "special": "yes"}}}}, "'added_tokens_decoder' is"),
-    ({"tokenizer_config": {"eos_token": {"content": ["</s>"]}}}, "'eos_token' is .*no release"),
-    ({"tokenizer_config": {"additional_special_tokens": [1]}}, "'additional_special_tokens' is"),
-    ({"tokenizer_config": {"chat_template": [{"name": "default", "template": 1}]}}, "'chat_template' is"),
-    ({"config": {"model_type": "llama", "vocab_size": 486.0}}, "config.json: 'vocab_size' is 486.0"),
-    ({"config": {"model_type": "llama", "vocab_size": -1}}, "config.json: 'vocab_size' is -1"),
-    ({"added_tokens": {"<new>": "a"}}, r"added_tokens\.json must be an object of tokens and their ids"),
-    ({"vocab": {"</s>": 1}}, "the token '</s>' has the id 2, but vocab.json gives it 1; take all files from one release"),
-    ({"tokenizer_config": {"added_tokens_decoder": {"77": {"content": "<new>"}}}}, "the token '<new>' has the id 486, but"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (
+            {"tokenizer_config": {"eos_token": "<stop>"}},
+            r"tokenizer_config\.json: eos_token is '<stop>', which tokenizer\.json does not",
+        ),
+        ({"generation_config": {"eos_token_id": 9999}}, "by the model's files the id 9999 ends a text"),
+        (
+            {"generation_config": {"eos_token_id": "</s>"}},
+            r"generation_config\.json: 'eos_token_id' is '</s>'; it is the id",
+        ),
+        (
+            {"tokenizer_config": {"eos_token": 2}},
+            r"tokenizer_config\.json: 'eos_token' is 2, which no release has there",
+        ),
+        ({"tokenizer_config": {"chat_template": 1}}, r"tokenizer_config\.json: 'chat_template' is 1"),
+        ({"generation_config": [1]}, r"generation_config\.json is not a JSON object"),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"a": {"content": "<new>"}}}},
+            "'added_tokens_decoder' is .*no release",
+        ),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"77": {"content": 5}}}},
+            "'added_tokens_decoder' is .*no release",
+        ),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"77": {"content": "a", "special": "yes"}}}},
+            "'added_tokens_decoder' is",
+        ),
+        ({"tokenizer_config": {"eos_token": {"content": ["</s>"]}}}, "'eos_token' is .*no release"),
+        ({"tokenizer_config": {"additional_special_tokens": [1]}}, "'additional_special_tokens' is"),
+        ({"tokenizer_config": {"chat_template": [{"name": "default", "template": 1}]}}, "'chat_template' is"),
+        ({"config": {"model_type": "llama", "vocab_size": 486.0}}, "config.json: 'vocab_size' is 486.0"),
+        ({"config": {"model_type": "llama", "vocab_size": -1}}, "config.json: 'vocab_size' is -1"),
+        ({"added_tokens": {"<new>": "a"}}, r"added_tokens\.json must be an object of tokens and their ids"),
+        (
+            {"vocab": {"</s>": 1}},
+            "the token '</s>' has the id 2, but vocab.json gives it 1; take all files from one release",
+        ),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"77": {"content": "<new>"}}}},
+            "the token '<new>' has the id 486, but",
+        ),
+    ],
+    ids=str,
+)
 def test_files_that_contradict_each_other_are_refused(tmp_path, files, sentence):
     with pytest.raises(InputError, match=sentence):
         Tokenizer.load(released.save(tmp_path, "llama2", **files))

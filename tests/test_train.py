@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny
-from rlhf_jax import generate, losses, model, optim, pretrain, sharding, train
+
+from rlhf_jax import generate, losses, model, optim, sharding, train
+from rlhf_jax.stages import pretrain
 
 ROWS, T = 16, 14
 
@@ -131,9 +132,12 @@ def test_a_train_step_uses_the_schedule_at_its_own_step_and_never_recompiles():
 
 slow = pytest.mark.slow  # the default run sees these meshes in test_ppo.py
 CASES = [
-    ("8x1x1", 1), ("1x1x1", 2), ("2x2x2", 2),
-    pytest.param("1x8x1", 1, marks=slow), pytest.param("2x2x2", 1, marks=slow),
-]  # fmt: skip
+    ("8x1x1", 1),
+    ("1x1x1", 2),
+    ("2x2x2", 2),
+    pytest.param("1x8x1", 1, marks=slow),
+    pytest.param("2x2x2", 1, marks=slow),
+]
 DROPOUT = 0.1
 
 

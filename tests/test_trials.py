@@ -8,17 +8,21 @@ import shutil
 import jax
 import numpy as np
 import pytest
-
-from rlhf_jax import checkpoint, dpo, loop, ppo_stage, pretrain, progress, reward_model, sft, sharding
-from rlhf_jax import run as run_lib
-from rlhf_jax.evaluate import policy
-from rlhf_jax.evaluate import programs as evaluate_programs
-from rlhf_jax.files import read_json, write_json
-from rlhf_jax.sweep import arms, grid, trials
-from rlhf_jax.sweep.store import Store
-from rlhf_jax.sweep.trials import evaluation, programs
 from compare import params_of, timeless
 from toy import get_config as toy_config
+
+from rlhf_jax import checkpoint, loop, sharding
+from rlhf_jax import run as run_lib
+from rlhf_jax.evaluate import answers as evaluate_programs
+from rlhf_jax.evaluate import policy
+from rlhf_jax.runtime import progress
+from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.stages import dpo, pretrain, reward_model, sft
+from rlhf_jax.stages import ppo as ppo_stage
+from rlhf_jax.sweep import arms, grid, trials
+from rlhf_jax.sweep.store import Store
+from rlhf_jax.sweep.trials import evaluation
+from rlhf_jax.sweep.trials import stacked as programs
 
 pytestmark = pytest.mark.usefixtures("one_device")
 RUN_STAGE = {"pretrain": pretrain, "sft": sft, "reward_model": reward_model, "dpo": dpo, "ppo": ppo_stage}
@@ -27,7 +31,11 @@ SETTINGS = {
     + [{"seed": 0, "pretrain.steps": 3}],
     "sft": grid.product([grid.sweep("seed", [0, 1]), grid.sweep("sft.epochs", [1.0, 2.0])]),
     "reward_model": [{"seed": 0}, {"seed": 1}, {"seed": 2, "reward_model.learning_rate": 3e-4}],
-    "dpo": [{"seed": 0, "dpo.beta": 0.1}, {"seed": 0, "dpo.beta": 0.5, "dpo.label_smoothing": 0.2}, {"seed": 1, "dpo.beta": 0.1}],
+    "dpo": [
+        {"seed": 0, "dpo.beta": 0.1},
+        {"seed": 0, "dpo.beta": 0.5, "dpo.label_smoothing": 0.2},
+        {"seed": 1, "dpo.beta": 0.1},
+    ],
     "ppo": grid.product(
         [
             grid.sweep("seed", [0, 1]),
@@ -36,7 +44,7 @@ SETTINGS = {
             ),
         ]
     ),
-}  # fmt: skip
+}
 DIVERGING = {"seed": 1, "ppo.learning_rate": 1e38}
 
 
@@ -187,7 +195,9 @@ def same_answers(found, wanted):
 
 
 def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path, capsys, monkeypatch):
-    runs = open_runs(tmp_path, [{"seed": 0}, {"seed": 1}, {"seed": 2, "completion_length": 7}, {"seed": 3}, {"seed": 4}])
+    runs = open_runs(
+        tmp_path, [{"seed": 0}, {"seed": 1}, {"seed": 2, "completion_length": 7}, {"seed": 3}, {"seed": 4}]
+    )
     shutil.rmtree(runs[4].folder("sft") / "params")  # one with a policy that cannot be read
     fit, sizes = evaluation.Programs, []
 
@@ -235,7 +245,9 @@ def test_sft_and_reward_models_at_once_are_those_one_by_one(open_runs, tmp_path,
             for path in folders:
                 write_json(path / stage / "done.json", {})
             opened = map(run_lib.open_run, map(str, folders))
-            found, wanted = (reward_model.evaluate(one, stage, reward_model.Scorer(one, stage))["valid"] for one in opened)
+            found, wanted = (
+                reward_model.evaluate(one, stage, reward_model.Scorer(one, stage))["valid"] for one in opened
+            )
             assert found["log_loss"] == pytest.approx(wanted["log_loss"], rel=1e-3)
             assert found["accuracy"]["value"] == pytest.approx(wanted["accuracy"]["value"], abs=0.05)
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-
-from rlhf_jax import progress
-from rlhf_jax.files import read_json
-from rlhf_jax.sweep import arms, sequential, trials, vectorized
-from rlhf_jax.sweep.store import Store
 from compare import params_of, timeless
 from toy import get_config as toy_config
+
+from rlhf_jax.runtime import progress
+from rlhf_jax.runtime.files import read_json
+from rlhf_jax.sweep import arms, sequential, trials, vectorized
+from rlhf_jax.sweep.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -136,7 +136,11 @@ def test_a_group_killed_and_resumed_is_the_group_never_killed(tmp_path):
     def swept(name, **variables) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "rlhf_jax.sweep", "--runner=vectorized", f"--config={tmp_path / 'killed.py'}"]
         return subprocess.run(
-            [*command, f"--workdir={tmp_path / name}"], cwd=ROOT, env=environment | variables, capture_output=True, text=True
+            [*command, f"--workdir={tmp_path / name}"],
+            cwd=ROOT,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
         )
 
     done = swept("resumed", KILLED_WITH=str(tmp_path / "resumed"))

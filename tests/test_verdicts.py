@@ -8,10 +8,10 @@ import fake_sweep
 import numpy as np
 import pytest
 
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import best_of_n
 from rlhf_jax.report import spec, verdicts
-from rlhf_jax.report.sweep import Sweep
+from rlhf_jax.report.sweep_report import Sweep
+from rlhf_jax.runtime.errors import InputError
 
 AXIS = "ppo_ptx.ptx_coef"
 T975 = {1: 12.706205, 2: 4.302653, 3: 3.182446, 4: 2.776445}  # printed tables of Student's t
@@ -76,8 +76,13 @@ def test_trend_is_the_mean_slope_over_ranks(empty):
 
 def test_the_side_of_the_interval_decides(empty):
     sweep = empty((0.0, 1.0), 3)
-    for gains, verdict in (([1, 1.1, 0.9], "holds"), ([-1, -1.1, -0.9], "does not hold"), ([1, -1, 0.5], "undecided"),
-                           ([1, 1, 1], "undecided"), ([0, 0, 0], "undecided")):  # fmt: skip
+    for gains, verdict in (
+        ([1, 1.1, 0.9], "holds"),
+        ([-1, -1.1, -0.9], "does not hold"),
+        ([1, -1, 0.5], "undecided"),
+        ([1, 1, 1], "undecided"),
+        ([0, 0, 0], "undecided"),
+    ):
         values = np.array([[7.0 + seed, 7.0 + seed + gain] for seed, gain in enumerate(gains)])
         assert verdicts.judge(give(sweep, values), TREND).verdict == verdict, gains
     alike = verdicts.judge(sweep, TREND)  # seeds that do not differ do not show how much seeds differ
@@ -98,23 +103,33 @@ def test_peak_takes_the_inner_value_that_other_seeds_choose(empty):
     assert two.verdict == "undecided"  # no inner value
 
 
-@pytest.mark.parametrize("seeds,means,times", [
-    (3, (0,) * 7 + (-9,), 1500),  # with the seed's own choice it is 7 %
-    (2, (0, 0, 0, 0, 0), 300), (5, (0, 0, 0, 0, -9), 400), (5, (0, -9, 0, -9, -9), 300)])  # fmt: skip
+@pytest.mark.parametrize(
+    "seeds,means,times",
+    [
+        (3, (0,) * 7 + (-9,), 1500),  # with the seed's own choice it is 7 %
+        (2, (0, 0, 0, 0, 0), 300),
+        (5, (0, 0, 0, 0, -9), 400),
+        (5, (0, -9, 0, -9, -9), 300),
+    ],
+)
 def test_peak_is_rarely_found_where_none_is(empty, seeds, means, times):
     """The hardest nulls: an end is as good as the best inner value, and the other end is far below."""
     rng = np.random.default_rng(seeds)
     sweep = empty(tuple(map(float, range(len(means)))), seeds)
-    found = sum(verdicts.judge(give(sweep, np.array(means) + rng.normal(size=(seeds, len(means)))), PEAK).verdict == "holds"
-                for _ in range(times))  # fmt: skip
+    found = sum(
+        verdicts.judge(give(sweep, np.array(means) + rng.normal(size=(seeds, len(means)))), PEAK).verdict == "holds"
+        for _ in range(times)
+    )
     assert found / times < 0.05
 
 
 def test_peak_is_found_where_one_is(empty):
     rng = np.random.default_rng(0)
     sweep = empty((0.0, 1.0, 2.0, 3.0, 4.0), 3)
-    found = [verdicts.judge(give(sweep, np.array([0, 2, 3, 2, 0]) + rng.normal(0, 0.3, (3, 5))), PEAK).verdict
-             for _ in range(100)]  # fmt: skip
+    found = [
+        verdicts.judge(give(sweep, np.array([0, 2, 3, 2, 0]) + rng.normal(0, 0.3, (3, 5))), PEAK).verdict
+        for _ in range(100)
+    ]
     assert found.count("holds") > 90
     upside_down = verdicts.judge(give(sweep, np.array([3, 0, 0, 0, 3]) + rng.normal(0, 0.1, (3, 5))), PEAK)
     assert upside_down.verdict == "does not hold"
@@ -123,8 +138,10 @@ def test_peak_is_found_where_one_is(empty):
 def test_a_trend_of_noise_is_found_in_one_of_forty(empty):
     rng = np.random.default_rng(0)
     sweep, times = empty((0.0, 1.0, 2.0, 3.0, 4.0), 3), 1500
-    found = [verdicts.judge(give(sweep, rng.normal(size=(3, 5)) + rng.normal(size=(3, 1))), TREND).verdict
-             for _ in range(times)]  # fmt: skip
+    found = [
+        verdicts.judge(give(sweep, rng.normal(size=(3, 5)) + rng.normal(size=(3, 1))), TREND).verdict
+        for _ in range(times)
+    ]
     for verdict in ("holds", "does not hold"):
         assert found.count(verdict) / times == pytest.approx(0.025, abs=0.012)
 
@@ -134,7 +151,9 @@ def test_greater_is_paired_over_seeds(empty):
     values = np.array([[0.0, 1.0, 2.0], [10.0, 11.2, 12.0], [20.0, 20.8, 22.0]])
     found = verdicts.judge(give(sweep, values), spec.Greater(at(1.0), at(0.0), "score"))
     assert found.verdict == "holds" and list(found.tests[0].by_seed.values()) == pytest.approx([1.0, 1.2, 0.8])
-    assert (found.tests[0].estimate.low, found.tests[0].estimate.high) == pytest.approx(interval([1, 1.2, 0.8]), rel=1e-5)
+    assert (found.tests[0].estimate.low, found.tests[0].estimate.high) == pytest.approx(
+        interval([1, 1.2, 0.8]), rel=1e-5
+    )
     both = verdicts.judge(sweep, spec.Greater(at(1.0, 2.0), at(0.0), "score", by=2.0))  # 1.5, 1.6, 1.4
     assert both.verdict == "does not hold" and "asked above 2" in both.sentence
     assert verdicts.judge(sweep, spec.Greater(at(2.0), at(0.0), "score", factor=2.0)).verdict == "undecided"
@@ -146,8 +165,12 @@ def test_greater_is_paired_over_seeds(empty):
 def test_close_needs_the_whole_interval_inside(empty):
     sweep = give(empty((0.0, 1.0), 3), np.array([[0.0, 0.1], [5.0, 5.0], [9.0, 8.9]]))
     low, high = interval([0.1, 0.0, -0.1])
-    for margin, difference, verdict in ((1.01 * high, 0.0, "holds"), (0.99 * high, 0.0, "undecided"),
-                                        (0.1, 2.0, "does not hold"), (3.0, 2.0, "holds")):  # fmt: skip
+    for margin, difference, verdict in (
+        (1.01 * high, 0.0, "holds"),
+        (0.99 * high, 0.0, "undecided"),
+        (0.1, 2.0, "does not hold"),
+        (3.0, 2.0, "holds"),
+    ):
         rule = spec.Close(at(1.0), at(0.0), "score", margin, difference)
         assert verdicts.judge(sweep, rule).verdict == verdict
     assert verdicts.judge(sweep, spec.Close(at(0.0), 4.0, "score", 100.0)).verdict == "holds"
@@ -199,11 +222,17 @@ def test_a_seed_without_a_number_is_left_out_and_named(empty):
     found = verdicts.judge(give(sweep, values, missing=gone), TREND)
     assert found.verdict == "holds" and "without 2, which no arm has" in found.sentence
     every = {(seed, level) for seed in range(4) for level in range(3)}
-    for rule in (TREND, PEAK, spec.Greater(at(1.0), at(0.0), "score"), spec.Close(at(1.0), at(0.0), "score", 1.0),
-                 spec.Dominates(spec.Path("ppo_ptx", AXIS), spec.Path("ppo_ptx", AXIS), "kl", "score"),
-                 spec.Turns("score", "ppo_ptx", "falls"), spec.Law("score", "ppo_ptx", "rl", ("linear",)),
-                 spec.Law("gold", "ppo_ptx", "best_of_n", ("linear",), over="prompts"),
-                 spec.Greater(spec.Pick("ppo_ptx", tuned=AXIS), at(0.0), "score")):  # fmt: skip
+    for rule in (
+        TREND,
+        PEAK,
+        spec.Greater(at(1.0), at(0.0), "score"),
+        spec.Close(at(1.0), at(0.0), "score", 1.0),
+        spec.Dominates(spec.Path("ppo_ptx", AXIS), spec.Path("ppo_ptx", AXIS), "kl", "score"),
+        spec.Turns("score", "ppo_ptx", "falls"),
+        spec.Law("score", "ppo_ptx", "rl", ("linear",)),
+        spec.Law("gold", "ppo_ptx", "best_of_n", ("linear",), over="prompts"),
+        spec.Greater(spec.Pick("ppo_ptx", tuned=AXIS), at(0.0), "score"),
+    ):
         assert verdicts.judge(give(sweep, values, missing=every), rule).verdict == "undecided"
 
 
@@ -281,8 +310,17 @@ def test_equal_curves_are_told_apart_in_one_of_forty_whatever_their_points():
     def points(x):
         return list(zip(x, 0.2 * np.sqrt(x) + rng.normal(0, 0.03, len(x))))
 
-    gaps = np.array([[verdicts.mean_gap(points(rng.uniform(0, 7, 20)), points(np.array([1.0, 5.0]) * rng.uniform(0.8, 1.2, 2)))
-                      for _ in range(3)] for _ in range(times)])  # fmt: skip
+    gaps = np.array(
+        [
+            [
+                verdicts.mean_gap(
+                    points(rng.uniform(0, 7, 20)), points(np.array([1.0, 5.0]) * rng.uniform(0.8, 1.2, 2))
+                )
+                for _ in range(3)
+            ]
+            for _ in range(times)
+        ]
+    )
     assert max(rates(gaps)) < 0.025 + 3 * math.sqrt(0.025 / times)
 
 
@@ -304,7 +342,9 @@ def test_other_seeds_choose_the_step_of_a_turn(tmp_path):
     def history(arm, stage, step):
         top = 11 if arm[AXIS] else 21
         bonus = 5.0 * (arm["seed"] == 0 and step == 5)  # would be seed 0's own choice
-        return {"gold": -(1 + arm["seed"] / 10) * ((step - top) / 10) ** 2 + arm["seed"] + bonus} | ({"loss": abs(step - top) / 10} if step % 2 else {})
+        return {"gold": -(1 + arm["seed"] / 10) * ((step - top) / 10) ** 2 + arm["seed"] + bonus} | (
+            {"loss": abs(step - top) / 10} if step % 2 else {}
+        )
 
     sweep = Sweep(fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history))
     found = verdicts.judge(sweep, spec.Turns("gold", "ppo_ptx", "falls", by=0.5, where={AXIS: 2.0}))
@@ -323,9 +363,13 @@ def test_a_tuned_pick_is_where_the_first_seed_is_best(empty):
     give(sweep, np.array([[0.0, 5.0, 1.0], [0.0, 1.0, 4.0], [0.2, 3.0, 2.5]]))
     found = verdicts.judge(sweep, spec.Greater(spec.Pick("ppo_ptx", tuned=AXIS), at(0.0), "score"))
     assert found.tests[0].by_seed == pytest.approx({1: 1.0, 2: 2.8})
-    assert "at ptx_coef = 1 (chosen by seed 0) over" in found.sentence and "without seed 0, which lacks" in found.sentence
+    assert (
+        "at ptx_coef = 1 (chosen by seed 0) over" in found.sentence and "without seed 0, which lacks" in found.sentence
+    )
     lowest = spec.Pick("ppo_ptx", tuned=AXIS, best="lowest")
-    assert verdicts.judge(sweep, spec.Greater(lowest, -1.0, "score")).tests[0].by_seed == pytest.approx({1: 0.0, 2: 0.2})
+    assert verdicts.judge(sweep, spec.Greater(lowest, -1.0, "score")).tests[0].by_seed == pytest.approx(
+        {1: 0.0, 2: 0.2}
+    )
 
 
 def test_laws_of_runs_and_of_prompts_are_judged_from_files(tmp_path):
@@ -395,7 +439,10 @@ def test_a_second_look_is_said(empty):
         found = verdicts.judge(sweep, TREND)
         assert found.looks == (2, 3) == tuple(found.to_json()["looks"]) and "was not measured" in found.sentence
         sweep.declared = dataclasses.replace(plain, looks=(3, 5))
-        assert "look 2 of 2: judged with 3, then 5 seeds, wrong in up to 4.3 % a side" in verdicts.judge(sweep, TREND).sentence
+        assert (
+            "look 2 of 2: judged with 3, then 5 seeds, wrong in up to 4.3 % a side"
+            in verdicts.judge(sweep, TREND).sentence
+        )
     finally:
         sweep.declared = plain
     assert "look" not in verdicts.judge(sweep, TREND).sentence
@@ -403,8 +450,12 @@ def test_a_second_look_is_said(empty):
 
 def test_failures_are_counted_and_plain_values_written(tmp_path):
     arms = fake_sweep.product(seed=(0, 1, 2), ppo_ptx__ptx_coef=(0.0, 2.0))
-    path = fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0},
-                            fate=lambda arm: ("failed", "nan") if arm[AXIS] == 0.0 else "done")  # fmt: skip
+    path = fake_sweep.write(
+        tmp_path / "sweep",
+        arms,
+        lambda *_: {"score": 1.0},
+        fate=lambda arm: ("failed", "nan") if arm[AXIS] == 0.0 else "done",
+    )
     sweep = Sweep(path)
     found = verdicts.judge(sweep, spec.Greater(at(0.0), at(2.0), "failed", by=0.5))
     assert found.verdict == "undecided" and "the same in all 3 seeds" in found.sentence
@@ -421,7 +472,11 @@ def test_steps_of_runs_are_compared_at_equal_kl(tmp_path):
     def history(arm, stage, step):
         kl = step * (1.0 if arm[AXIS] else 3.0)
         noise = 0.02 * np.cos(7 * arm["seed"] + step)
-        return {"objective/kl": kl, "objective/gold": kl * 0.1 + noise, "objective/scores": kl * 0.1 + (0.5 + 0.001 * arm["seed"] if arm[AXIS] else 0)}
+        return {
+            "objective/kl": kl,
+            "objective/gold": kl * 0.1 + noise,
+            "objective/scores": kl * 0.1 + (0.5 + 0.001 * arm["seed"] if arm[AXIS] else 0),
+        }
 
     sweep = Sweep(fake_sweep.write(tmp_path / "sweep", arms, lambda *_: {"score": 1.0}, history=history))
     slow, fast = spec.Path("ppo_ptx", where={AXIS: 2.0}), spec.Path("ppo_ptx", where={AXIS: 0.0})

@@ -12,21 +12,25 @@ import textwrap
 
 import pytest
 
-from rlhf_jax import files
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json, write_json, write_text
-from rlhf_jax.progress import Interrupt, Progress, Stopped
-from rlhf_jax.workdir import Workdir
+from rlhf_jax.runtime import files
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json, write_json, write_text
+from rlhf_jax.runtime.progress import Interrupt, Progress, Stopped
+from rlhf_jax.runtime.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIG = {"seed": 0, "ppo": {"kl_coef": 0.02, "sizes": (4, 8), "whiten": None, "extra": {}},
-          "logging": {"every": 10}}
+CONFIG = {"seed": 0, "ppo": {"kl_coef": 0.02, "sizes": (4, 8), "whiten": None, "extra": {}}, "logging": {"every": 10}}
 
 
 def start(program, *arguments):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, cwd=ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def test_first_and_second_run(tmp_path):
@@ -45,14 +49,19 @@ def test_first_and_second_run(tmp_path):
 def test_another_config_is_refused_naming_the_fields(tmp_path):
     Workdir(tmp_path, CONFIG).close()
     before = (tmp_path / "config.json").read_bytes()
-    other = {"seed": 1, "ppo": {"kl_coef": 0.02, "sizes": (4, 9), "whiten": None, "extra": {}},
-             "logging": {"every": 10}, "name": "x"}
+    other = {
+        "seed": 1,
+        "ppo": {"kl_coef": 0.02, "sizes": (4, 9), "whiten": None, "extra": {}},
+        "logging": {"every": 10},
+        "name": "x",
+    }
     with pytest.raises(InputError) as error:
         Workdir(tmp_path, other)
     assert str(error.value) == (
-        f'the work directory {tmp_path} holds a run of another config (name was absent and is now '
+        f"the work directory {tmp_path} holds a run of another config (name was absent and is now "
         '"x", ppo.sizes was [4, 8] and is now [4, 9], seed was 0 and is now 1): give these fields '
-        "their old values or another directory")
+        "their old values or another directory"
+    )
     assert (tmp_path / "config.json").read_bytes() == before
     Workdir(tmp_path, CONFIG).close()  # the refusal released the lock
     with pytest.raises(InputError, match="and 12 more"):
@@ -91,13 +100,16 @@ def test_fields_that_may_change(tmp_path):
 
 
 def test_second_process_is_refused_while_the_first_lives(tmp_path):
-    owner = start("""
+    owner = start(
+        """
         import sys
-        from rlhf_jax.workdir import Workdir
+        from rlhf_jax.runtime.workdir import Workdir
         with Workdir(sys.argv[1], {}):
             print("locked", flush=True)
             sys.stdin.read()
-    """, tmp_path)
+    """,
+        tmp_path,
+    )
     assert owner.stdout.readline() == "locked\n"
     with pytest.raises(InputError, match=f"{tmp_path} is in use by process {owner.pid}:"):
         Workdir(tmp_path, {})
@@ -149,7 +161,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 LOOP = """
     import time
-    from rlhf_jax.progress import Interrupt, Stopped
+    from rlhf_jax.runtime.progress import Interrupt, Stopped
     try:
         with Interrupt() as interrupt:
             print("started", flush=True)
@@ -195,29 +207,35 @@ def test_handlers_are_restored():
 
 def test_plain_progress(capsys, monkeypatch):
     clock = iter([100.0, 104.0, 112.0, 113.0, 114.0])
-    monkeypatch.setattr("rlhf_jax.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("rlhf_jax.runtime.progress.time.monotonic", lambda: next(clock))
     with Progress("ppo", total=10_000, step=50, seconds=10) as progress:
         progress.update(51, {"kl": 0.123456})
-        progress.update(53)   # too soon for a line
+        progress.update(53)  # too soon for a line
         progress.update(57, {"kl": 12.0})
         progress.update(58)
         progress.update(10_000)
     assert capsys.readouterr().out.splitlines() == [
         "ppo 51/10000  kl 0.1235",
         "ppo 57/10000  0.5 steps/s  5h31m left  kl 12",
-        "ppo 10000/10000  711 steps/s  0m00s left"]
+        "ppo 10000/10000  711 steps/s  0m00s left",
+    ]
 
 
 def test_live_progress_on_a_terminal():
     program = """
-        from rlhf_jax.progress import Progress
+        from rlhf_jax.runtime.progress import Progress
         with Progress("sft", total=3) as progress:
             for step in (1, 2, 3):
                 progress.update(step, {"loss": 1.5})
     """
     parent, child = pty.openpty()
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stdout=child, check=True,
-                   cwd=ROOT, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"})
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=child,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    )
     os.close(child)
     shown = b""
     try:

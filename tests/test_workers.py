@@ -9,12 +9,12 @@ import threading
 import time
 
 import pytest
-
-from rlhf_jax import progress
-from rlhf_jax.files import read_json, write_json
-from rlhf_jax.sweep import arms, listing, workers
-from rlhf_jax.workdir import Workdir
 from toy import get_config as toy_config
+
+from rlhf_jax.runtime import progress
+from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.runtime.workdir import Workdir
+from rlhf_jax.sweep import arms, listing, workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A worker that takes the arms nobody has and is done with each after `seconds`; "die" kills it at its first.
@@ -96,7 +96,9 @@ def test_an_arm_that_failed_is_run_once_more_however_many_workers_come_to_it(fou
         write_json(path / "arms" / arm.name / "arm.json", {"status": "failed", "reason": "x", "attempts": 2})
     assert workers.run(2, chosen, path, command=["false"]) == {}
     assert set(workers.run(2, chosen[:1], path, retry=True, command=["false"])) == {0}
-    assert [read_json(path / "arms" / arm.name / "arm.json")["status"] for arm in chosen] == ["stopped"] + ["failed"] * 3
+    assert [read_json(path / "arms" / arm.name / "arm.json")["status"] for arm in chosen] == ["stopped"] + [
+        "failed"
+    ] * 3
 
 
 def test_a_worker_that_is_killed_is_named_and_its_arm_is_nobody_s(four, no_gpus):

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import World, __main__, language
 from rlhf_jax.world.instructions import SHARES
 from rlhf_jax.world.knowledge import CLASS_OF, NUMBERS, RELATIONS, RELATIONS_OF
@@ -36,7 +36,10 @@ def world():
 def test_every_process_makes_the_same_world():
     digests = {
         subprocess.run(
-            [sys.executable, "-c", _DIGEST], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", _DIGEST],
+            capture_output=True,
+            text=True,
+            check=True,
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
         ).stdout
         for seed in ("1", "2")
@@ -86,13 +89,12 @@ def test_most_facts_in_documents_are_true(world):
 
 def test_every_fact_is_told(world):
     told = collections.Counter(
-        claim[:3]
-        for text in world.documents("train", 4000)
-        for claim in language.claims(language.read(text))
+        claim[:3] for text in world.documents("train", 4000) for claim in language.claims(language.read(text))
     )
     facts = [
         (name, relation, world.knowledge[name][relation])
-        for name, kind in CLASS_OF.items() for relation in RELATIONS_OF[kind]
+        for name, kind in CLASS_OF.items()
+        for relation in RELATIONS_OF[kind]
     ]
     assert min(told[fact] for fact in facts) > 10
 
@@ -101,13 +103,15 @@ def test_prompts_of_splits_and_purposes_are_apart(world):
     drawn = {
         (split, purpose): world.instructions(split, count, purpose)
         for split, purpose, count in (
-            ("train", "sft", 600), ("train", "rm", 600), ("train", "ppo", 600),
-            ("valid", "ppo", 200), ("test", "ppo", 200), ("heldout_kinds", "ppo", 100),
+            ("train", "sft", 600),
+            ("train", "rm", 600),
+            ("train", "ppo", 600),
+            ("valid", "ppo", 200),
+            ("test", "ppo", 200),
+            ("heldout_kinds", "ppo", 100),
         )
     }
-    prompts = [
-        (row["instruction"], row["input"]) for rows in drawn.values() for row in rows
-    ]
+    prompts = [(row["instruction"], row["input"]) for rows in drawn.values() for row in rows]
     assert len(set(prompts)) == len(prompts)
     kinds = {key: {row["kind"] for row in rows} for key, rows in drawn.items()}
     held_out = {name for name, kind in KINDS.items() if kind.held_out}
@@ -121,7 +125,8 @@ def test_no_paraphrase_of_a_training_question_is_tested(world):
         return {
             (*row["spec"]["about"], *row["spec"]["answers"], len(row["spec"]["options"]))
             for purpose in ("sft", "ppo")
-            for row in world.instructions(split, 400, purpose) if row["kind"] == "ask"
+            for row in world.instructions(split, 400, purpose)
+            if row["kind"] == "ask"
         }
 
     shared = questions("train") & questions("test")
@@ -162,8 +167,7 @@ def test_rows_are_plain_json(world):
     rows = world.instructions("train", 200)
     assert json.loads(json.dumps(rows)) == rows
     assert all(
-        set(row) == {"instruction", "input", "output", "category", "kind", "id", "split", "spec"}
-        for row in rows
+        set(row) == {"instruction", "input", "output", "category", "kind", "id", "split", "spec"} for row in rows
     )
 
 
@@ -202,19 +206,14 @@ def test_skills_are_solvable_and_held_out(world):
                 assert total == NUMBERS.index(row["answer"])
             if name == "closed_qa":
                 assert row["answer"] in asked.split()
-            assert (f"{asked}\n" in text if name != "arithmetic" else asked in text) != row[
-                "held_out"
-            ]
+            assert (f"{asked}\n" in text if name != "arithmetic" else asked in text) != row["held_out"]
         assert any(row["held_out"] for row in rows)
 
 
 def test_documents_show_no_prompt_of_ppo_or_evaluation(world):
     asked = set()
     for text in world.documents("train", 3000):
-        asked |= {
-            line.removeprefix("request : ") for line in text.split("\n")
-            if line.startswith("request : ")
-        }
+        asked |= {line.removeprefix("request : ") for line in text.split("\n") if line.startswith("request : ")}
     assert len(asked) > 300
     for split in ("train", "valid", "test", "heldout_kinds"):
         rows = world.instructions(split, 200, "ppo")
@@ -228,21 +227,23 @@ def test_the_toy_language_puts_the_verb_last_and_the_noun_first(world):
     assert world.toy.translate("the red fox sees the owl").split() == expected
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("The FOX is small and red, and eats corn.", ["fox size small", "fox colour red",
-                                                  "fox diet corn"]),
-    ("the owl is big . it lives in the barn!", ["owl size big", "owl home barn"]),
-    ("the colour of the fox is red", ["fox colour red"]),
-    ("the bread goes with jam , comes from the mill", ["bread partner jam", "bread source mill"]),
-    ("anna likes soup and ben likes cake", ["anna dish soup", "ben dish cake"]),
-    ("anna and ben are singers . anna and ben like tea", ["anna dish tea", "ben dish tea"]),
-    ("ben is a friend of the fox and wears a red hat", ["ben friend fox", "ben hat red"]),
-    ("the rope is made of clay", ["rope material clay"]),
-    ("anna went to the mill and found the bell", ["anna went mill", "anna found bell"]),
-    ("is the fox red ? the fox ! red", []),
-    ("red fox is small big", ["fox size small", "fox size big"]),
-    ("i am red", []),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("The FOX is small and red, and eats corn.", ["fox size small", "fox colour red", "fox diet corn"]),
+        ("the owl is big . it lives in the barn!", ["owl size big", "owl home barn"]),
+        ("the colour of the fox is red", ["fox colour red"]),
+        ("the bread goes with jam , comes from the mill", ["bread partner jam", "bread source mill"]),
+        ("anna likes soup and ben likes cake", ["anna dish soup", "ben dish cake"]),
+        ("anna and ben are singers . anna and ben like tea", ["anna dish tea", "ben dish tea"]),
+        ("ben is a friend of the fox and wears a red hat", ["ben friend fox", "ben hat red"]),
+        ("the rope is made of clay", ["rope material clay"]),
+        ("anna went to the mill and found the bell", ["anna went mill", "anna found bell"]),
+        ("is the fox red ? the fox ! red", []),
+        ("red fox is small big", ["fox size small", "fox size big"]),
+        ("i am red", []),
+    ],
+)
 def test_reading_claims(text, expected):
     claims = language.claims(language.read(text))
     assert [" ".join(claim[:3]) for claim in claims] == expected
@@ -252,8 +253,10 @@ def test_a_denial_is_the_opposite(world):
     colour = world.knowledge["fox"]["colour"]
     wrong = next(value for value in RELATIONS["colour"].values if value != colour)
     for text, truth in (
-        (f"the fox is {colour}", True), (f"the fox is not {colour}", False),
-        (f"the fox is {wrong}", False), (f"the fox is not {wrong}", True),
+        (f"the fox is {colour}", True),
+        (f"the fox is not {colour}", False),
+        (f"the fox is {wrong}", False),
+        (f"the fox is not {wrong}", True),
     ):
         (claim,) = language.claims(language.read(text))
         assert language.is_true(claim, world.knowledge) is truth

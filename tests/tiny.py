@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import generate, model, ppo, ppo_stage, sharding
+from rlhf_jax import generate, model, ppo, sharding
 from rlhf_jax.data.batches import Batch, Prompts
+from rlhf_jax.stages import ppo as ppo_stage
 
 PAD, EOS, VOCAB = 0, 1, 61  # 61 is padded to 64: the padding of the vocabulary is there in every test
 CONFIG = model.TransformerConfig(
@@ -68,9 +69,21 @@ def documents_of(rows: int, length: int, seed: int = 0) -> Batch:
 
 
 COEFFICIENTS = dict(
-    ptx_coef=0.5, learning_rate=1e-2, value_learning_rate=1e-2, temperature=1.0, cliprange=0.2, cliprange_value=0.2,
-    vf_coef=0.5, entropy_coef=0.0, gamma=1.0, lam=0.95, missing_eos_value=-1.0, ema_decay=0.9, kl_target=6.0, kl_horizon=100.0,
-)  # fmt: skip
+    ptx_coef=0.5,
+    learning_rate=1e-2,
+    value_learning_rate=1e-2,
+    temperature=1.0,
+    cliprange=0.2,
+    cliprange_value=0.2,
+    vf_coef=0.5,
+    entropy_coef=0.0,
+    gamma=1.0,
+    lam=0.95,
+    missing_eos_value=-1.0,
+    ema_decay=0.9,
+    kl_target=6.0,
+    kl_horizon=100.0,
+)
 
 
 def coefficients(**changes) -> ppo.Coefficients:
@@ -103,7 +116,15 @@ class PPO:
     rows, minibatch = 32, 16
 
     def __init__(
-        self, mesh: str, *, config=SCANNED, microbatches: int = 1, optimizer=None, score_parts=None, shared=False, **fields
+        self,
+        mesh: str,
+        *,
+        config=SCANNED,
+        microbatches: int = 1,
+        optimizer=None,
+        score_parts=None,
+        shared=False,
+        **fields,
     ):
         self.config, self.mesh = config, mesh_of(mesh)
         self.optimizer = optimizer or optax.identity()
@@ -122,9 +143,7 @@ class PPO:
         optimizers = (self.optimizer,) * 2
         self._init, shardings = ppo_stage.state_maker(self.ppo_config, self.mesh, sharding.DEFAULT_RULES, optimizers)
         sampler = generate.Sampler(config, self.mesh, completion_length=8, eos_id=EOS, pad_id=PAD)
-        self.programs = ppo_stage.Programs(
-            self.ppo_config, self.reward_fn, optimizers, shardings, sampler, self.mesh
-        )
+        self.programs = ppo_stage.Programs(self.ppo_config, self.reward_fn, optimizers, shardings, sampler, self.mesh)
 
     def reward_fn(self, params, rollout):
         return ppo.sequence_scores(self.config, params, rollout.tokens, rollout.mask)

@@ -7,7 +7,8 @@ larger proxy and more data raise alpha and lower beta. Gold here is the world's 
 64 samples of each test prompt; each size starts from a base model of its own size.
 """
 
-from experiments.figures.world import get_config as world, own_base, own_widths
+from experiments.figures.world import get_config as world
+from experiments.figures.world import own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH = "proxy.subset", "proxy.model.embed_dim"
@@ -58,7 +59,9 @@ CLAIMS = (
         "Gao et al. 2022, section 3.1",
         "Gold gains d (alpha - beta d) of the distance d = sqrt(KL): it predicts other prompts and n better than alpha d, "
         "alpha ln n and no gain do.",
-        spec.Law("gold", "best_of_n", "best_of_n", against=("constant", "linear", "log_n"), over="prompts", where=BASELINE),
+        spec.Law(
+            "gold", "best_of_n", "best_of_n", against=("constant", "linear", "log_n"), over="prompts", where=BASELINE
+        ),
         figure="gold_by_size",
     ),
     spec.Claim(
@@ -67,8 +70,8 @@ CLAIMS = (
         spec.Trend(ALPHA, "best_of_n", WIDTH, "rises", where=MOST),
         figure="alpha_by_size",
         note="-0.007, 0.001 and 0.009 by seed. Proxies of widths 16, 32, 64 and 128 are right on 63.9, 64.5, 64.7 "
-             "and 63.7 % of validation pairs here, without a difference that three seeds tell apart. Why they do "
-             "not differ was not studied.",
+        "and 63.7 % of validation pairs here, without a difference that three seeds tell apart. Why they do "
+        "not differ was not studied.",
     ),
     spec.Claim(
         "Gao et al. 2022, Fig. 3",
@@ -83,4 +86,4 @@ CLAIMS = (
         spec.Trend("gold/total", "best_of_n", DATA, "rises", where=LARGEST),
         figure="gold_by_data",
     ),
-)  # fmt: skip
+)

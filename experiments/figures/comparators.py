@@ -20,8 +20,17 @@ def get_config(arg: str = ""):
     config = world()
     copy = lambda section: section.copy_and_resolve_references()
     config.stages = (
-        "pretrain", "sft", "collect", "reward_model", "regression", "feedback", "taught", *POLICIES, "dpo", "best_of_n",
-    )  # fmt: skip
+        "pretrain",
+        "sft",
+        "collect",
+        "reward_model",
+        "regression",
+        "feedback",
+        "taught",
+        *POLICIES,
+        "dpo",
+        "best_of_n",
+    )
     config.ppo.update(iterations=12)
     for name in POLICIES[1:]:
         config[name] = copy(config.ppo)
@@ -47,9 +56,15 @@ def sweep(h):
 
 
 LABELS = {
-    "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "by_regression": "PPO, regressed scores", "by_feedback": "PPO, AI feedback",
-    "from_base": "PPO from the base model", "dpo": "DPO", "best_of_n": "best of n",
-}  # fmt: skip
+    "ppo": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "by_regression": "PPO, regressed scores",
+    "by_feedback": "PPO, AI feedback",
+    "from_base": "PPO from the base model",
+    "dpo": "DPO",
+    "best_of_n": "best of n",
+}
 
 
 def path(stage):
@@ -58,10 +73,11 @@ def path(stage):
 
 BASELINE = {AXIS: 0.04}
 FIGURES = (
-    spec.Plane("kl", "gold/total", tuple(map(path, LABELS)), sqrt_x=True, name="frontier",
-               title="gold score against distance"),
+    spec.Plane(
+        "kl", "gold/total", tuple(map(path, LABELS)), sqrt_x=True, name="frontier", title="gold score against distance"
+    ),
     spec.Dots("gold/total", ("sft", *LABELS), where=BASELINE, name="gold"),
-)  # fmt: skip
+)
 TABLES = (spec.Table(("sft", *LABELS), ("gold/total", "score", "kl", "win_rate", "completion_length", "seconds")),)
 CLAIMS = (
     spec.Claim(
@@ -85,4 +101,4 @@ CLAIMS = (
         spec.Greater(spec.Pick("ppo", BASELINE), spec.Pick("from_base", BASELINE), "gold/total"),
         figure="gold",
     ),
-)  # fmt: skip
+)

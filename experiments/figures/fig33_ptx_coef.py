@@ -63,8 +63,7 @@ CLAIMS = (
             )
         ),
         figure="skills_over_gamma",
-        note="The recovery holds; of the loss all three seeds agree, and three are too few for the interval to say "
-             "so.",
+        note="The recovery holds; of the loss all three seeds agree, and three are too few for the interval to say so.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 34, E.6",

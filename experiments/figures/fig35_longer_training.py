@@ -31,14 +31,17 @@ CLAIMS = (
         spec.Trend("skills/mean", "ppo_ptx", AXIS, "falls"),
         figure="skills",
         note="Here the mix keeps the skills at 68 % from 10 to 40 iterations; what drifts is the distance from "
-             "SFT, 0.7 to 1.7 nats.",
+        "SFT, 0.7 to 1.7 nats.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 35, E.8",
         "Training for twice as long does not help: the gold score gains less than 0.05.",
         spec.Greater(
-            spec.Pick("ppo_ptx", {AXIS: 20}), spec.Pick("ppo_ptx", {AXIS: 40}), "gold/total", by=-0.05,
+            spec.Pick("ppo_ptx", {AXIS: 20}),
+            spec.Pick("ppo_ptx", {AXIS: 40}),
+            "gold/total",
+            by=-0.05,
         ),
         figure="gold",
     ),
-)  # fmt: skip
+)

@@ -50,7 +50,9 @@ CLAIMS = (
         "Ouyang et al. 2022, Fig. 36, E.7",
         "A beta far too large costs gold: 2.0 is below 0.08.",
         spec.Greater(
-            spec.Pick("ppo_ptx", {AXIS: 0.08}), spec.Pick("ppo_ptx", {AXIS: 2.0}), "gold/total",
+            spec.Pick("ppo_ptx", {AXIS: 0.08}),
+            spec.Pick("ppo_ptx", {AXIS: 2.0}),
+            "gold/total",
         ),
         figure="gold",
     ),
@@ -60,4 +62,4 @@ CLAIMS = (
         spec.Trend("kl", "ppo_ptx", AXIS, "falls"),
         figure="frontier",
     ),
-)  # fmt: skip
+)

@@ -42,7 +42,7 @@ CLAIMS = (
         spec.Greater(at(1.12e-2, 2.0), at(1.12e-2, 0.0), "gold/total"),
         figure="gold",
         note="At sixteen times the default one seed of PPO-ptx is ruined, too; at four times PPO loses its skills "
-             "and PPO-ptx keeps them, see the next claim.",
+        "and PPO-ptx keeps them, see the next claim.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 38, E.9",

@@ -12,7 +12,8 @@ places that the base models were trained on. One base model of a size stands und
 spread over seeds.
 """
 
-from experiments.figures.world import get_config as world, own_base
+from experiments.figures.world import get_config as world
+from experiments.figures.world import own_base
 from rlhf_jax.report import spec
 
 SIZE, SIZES = "model.embed_dim", (32, 64, 128)
@@ -37,7 +38,9 @@ def at(size, stage):
 
 def above(lower, *higher):
     """At every size."""
-    return spec.All(tuple(spec.Greater(at(size, one), at(size, lower), "gold/total") for one in higher for size in SIZES))
+    return spec.All(
+        tuple(spec.Greater(at(size, one), at(size, lower), "gold/total") for one in higher for size in SIZES)
+    )
 
 
 BASELINE = {SIZE: 128}
@@ -63,7 +66,7 @@ CLAIMS = (
         above("prompted", "sft"),
         figure="gold",
         note="It is at width 128. At width 32, whose base model has 16 % of the skills, two epochs teach less than two "
-             "demonstrations show.",
+        "demonstrations show.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 1",
@@ -91,4 +94,4 @@ CLAIMS = (
         figure="gold",
         note="A quarter of its width is level with it.",
     ),
-)  # fmt: skip
+)

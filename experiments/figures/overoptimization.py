@@ -9,7 +9,8 @@ other half of the rankings agrees at first, and less and less as the score rises
 world's labeler says of every rollout. Every value model starts as the policy, so that only the proxy differs.
 """
 
-from experiments.figures.world import get_config as world, own_base, own_widths
+from experiments.figures.world import get_config as world
+from experiments.figures.world import own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH, BETA = "reward_model.subset", "reward_model.model.embed_dim", "ppo.kl_coef"
@@ -67,11 +68,17 @@ FIGURES = (
 TABLES = (
     spec.Table(
         ("ppo",),
-        ("gold/total", "score/reward_model", "score/test_model", "kl", "history:objective/gold@first",
-         "history:objective/gold@mean_last_10%"),
+        (
+            "gold/total",
+            "score/reward_model",
+            "score/test_model",
+            "kl",
+            "history:objective/gold@first",
+            "history:objective/gold@mean_last_10%",
+        ),
     ),
     spec.Table(("reward_model",), ("valid/accuracy", "valid/log_loss"), name="proxies"),
-)  # fmt: skip
+)
 PROXY = spec.Pick("ppo", {BETA: 0.0}, y="history:objective/scores@mean_last_10%")
 CLAIMS = (
     spec.Claim(
@@ -121,8 +128,14 @@ CLAIMS = (
         "Bai et al. 2022, 4.3",
         "The proxy's score is linear in the root of the KL: that predicts other seeds and iterations better than a line in the "
         "KL does.",
-        spec.Law("objective/scores", "ppo", "linear", against=("constant", "kl"), x="objective/kl",
-                 where={DATA: MOST, BETA: 0.1}),
+        spec.Law(
+            "objective/scores",
+            "ppo",
+            "linear",
+            against=("constant", "kl"),
+            x="objective/kl",
+            where={DATA: MOST, BETA: 0.1},
+        ),
         figure="proxy_by_data",
     ),
     spec.Claim(
@@ -131,4 +144,4 @@ CLAIMS = (
         spec.Greater(at(WEAK, 0.0, "score/reward_model"), at(WEAK, 0.0, "score/test_model"), "score/reward_model"),
         figure="proxy_by_data",
     ),
-)  # fmt: skip
+)

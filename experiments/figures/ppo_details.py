@@ -13,9 +13,13 @@ from rlhf_jax.report import spec
 
 P = "ppo_ptx."
 DEFAULT = {
-    P + "kl_estimator": "k1", P + "whiten_advantages": "batch", P + "whiten_rewards": False, P + "optimizer.eps": 1e-8,
-    P + "optimizer.eps_placement": "torch", P + "kl_target": None,
-}  # fmt: skip
+    P + "kl_estimator": "k1",
+    P + "whiten_advantages": "batch",
+    P + "whiten_rewards": False,
+    P + "optimizer.eps": 1e-8,
+    P + "optimizer.eps_placement": "torch",
+    P + "kl_target": None,
+}
 TARGET = 1.2  # nats
 
 
@@ -54,7 +58,9 @@ BASELINE = DEFAULT
 FIGURES = (
     spec.History("objective/kl", "ppo_ptx", where=but("kl_estimator"), name="kl_by_estimator"),
     spec.History("objective/kl", "ppo_ptx", where=but("kl_target"), name="kl_by_controller"),
-    spec.History("ppo/policy/approxkl", "ppo_ptx", where=but("optimizer.eps", "optimizer.eps_placement"), name="moves_by_epsilon"),
+    spec.History(
+        "ppo/policy/approxkl", "ppo_ptx", where=but("optimizer.eps", "optimizer.eps_placement"), name="moves_by_epsilon"
+    ),
 )
 TABLES = (
     table("kl_estimator", "the estimator of the KL in the reward", "kl_estimator"),
@@ -77,11 +83,13 @@ CLAIMS = (
     spec.Claim(
         "Ziegler et al. 2019",
         "The adaptive coefficient brings the KL to its target, within 0.75 nats at the end, and below that of the fixed one.",
-        spec.All((
-            spec.Close(ADAPTIVE, TARGET, LAST_KL, margin=0.75),
-            spec.Greater(at("PPO-ptx with the fixed one"), ADAPTIVE, LAST_KL),
-        )),
+        spec.All(
+            (
+                spec.Close(ADAPTIVE, TARGET, LAST_KL, margin=0.75),
+                spec.Greater(at("PPO-ptx with the fixed one"), ADAPTIVE, LAST_KL),
+            )
+        ),
         figure="kl_by_controller",
         note="In all three seeds: it ends at 1.7 nats, the fixed one at 2.4. The intervals of three seeds are a little too wide.",
     ),
-)  # fmt: skip
+)

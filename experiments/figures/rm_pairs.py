@@ -48,7 +48,9 @@ FIGURES = (
     spec.Curve("valid/accuracy", "reward_model", RATE, where=TOGETHER | {EPOCHS: 1.0}, name="rate"),
 )
 TABLES = (
-    spec.Table(("reward_model",), ("valid/accuracy", "valid/log_loss", "valid/ece", "history:loss@mean_last_10%", "seconds")),
+    spec.Table(
+        ("reward_model",), ("valid/accuracy", "valid/log_loss", "valid/ece", "history:loss@mean_last_10%", "seconds")
+    ),
 )
 CLAIMS = (
     spec.Claim(
@@ -58,7 +60,7 @@ CLAIMS = (
         spec.Greater(tuned(SHUFFLED, "shuffled pairs"), tuned(TOGETHER, "pairs together"), "valid/log_loss"),
         figure="pairs",
         note="0.01, 0.03 and 0.01 by seed: all three agree, and are too few for the interval to say so. For both, seed 0 "
-             "chose the largest of the three rates; larger ones were not tried.",
+        "chose the largest of the three rates; larger ones were not tried.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, C.2",

@@ -7,7 +7,8 @@ for each doubling of the model (160M to 13B). Signs and monotony are what can be
 model starts from a base model of its own size; the policies that are compared are the same.
 """
 
-from experiments.figures.world import get_config as world, own_base, own_widths
+from experiments.figures.world import get_config as world
+from experiments.figures.world import own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH = "reward_model.subset", "reward_model.model.embed_dim"

@@ -45,7 +45,7 @@ CLAIMS = (
         spec.Greater(of_history("valid/score@last"), of_history("valid/score@first"), "history:valid/score@last"),
         figure="score",
         note="It is lower in all three seeds (-0.06, -0.01 and -0.01); three are too few for the interval to say "
-             "so. Why was not studied.",
+        "so. Why was not studied.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, C.1",

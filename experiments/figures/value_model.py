@@ -28,7 +28,9 @@ FIGURES = (
     spec.History("objective/scores", "ppo_ptx", name="scores"),
 )
 TABLES = (
-    spec.Table(("ppo_ptx",), ("gold/total", "score", "kl", "skills/mean", "history:ppo/val/explained_variance@mean_last_10%")),
+    spec.Table(
+        ("ppo_ptx",), ("gold/total", "score", "kl", "skills/mean", "history:ppo/val/explained_variance@mean_last_10%")
+    ),
 )
 CLAIMS = (
     spec.Claim(
@@ -42,8 +44,10 @@ CLAIMS = (
         "Ouyang et al. 2022, 3.5",
         "Started as the reward model it explains more of the returns at first than started at random.",
         spec.Greater(
-            at("separate", "reward"), at("separate", "random"), "history:ppo/val/explained_variance@first",
+            at("separate", "reward"),
+            at("separate", "random"),
+            "history:ppo/val/explained_variance@first",
         ),
         figure="explained_variance",
     ),
-)  # fmt: skip
+)

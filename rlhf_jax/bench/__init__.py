@@ -24,16 +24,27 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint, generate, model, optim, ppo, pretrain, reward_model, sharding, train
+from rlhf_jax import checkpoint, generate, model, optim, ppo, sharding, train
 from rlhf_jax.bench import fields
 from rlhf_jax.bench.sweeps import gain_at_once, ppo_trials, sweep_arms
-from rlhf_jax.bench.work import NEVER, Work, coefficients, episode_shape, model_of, one_device, rounded, timed, tokens_of
-from rlhf_jax.config.checks import check_values
+from rlhf_jax.bench.work import (
+    NEVER,
+    Work,
+    coefficients,
+    episode_shape,
+    model_of,
+    one_device,
+    rounded,
+    timed,
+    tokens_of,
+)
 from rlhf_jax.data import batches, packing
 from rlhf_jax.data import loader as loader_lib
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.data.records import Demonstration, Document, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.fields.checks import check_values
+from rlhf_jax.stages import pretrain, reward_model
 
 
 def sft_step(config: ml_collections.ConfigDict) -> Work:
@@ -106,7 +117,9 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
     programs = ppo.PPOConfig(lm, lm, eos_id=NEVER, missing_eos="none", score_parts=minibatches)
     optimizer = optim.make_optimizer(optim.OptimizerConfig())
     draw = _sampler(config)
-    score = jax.jit(ppo.make_score(programs, lambda p, rollout: ppo.sequence_scores(lm, p, rollout.tokens, rollout.mask)))
+    score = jax.jit(
+        ppo.make_score(programs, lambda p, rollout: ppo.sequence_scores(lm, p, rollout.tokens, rollout.mask))
+    )
     update = jax.jit(ppo.make_update(programs, optimizer, optimizer), donate_argnums=0)
     keys = jax.random.split(jax.random.key(0), 4)
     policy, ref = (model.init_params(lm, key) for key in keys[:2])
@@ -166,9 +179,13 @@ def loading(config: ml_collections.ConfigDict) -> Work:
 
 # What a batch of the loader feeds: kind -> the work, and the batches that it takes.
 _FEEDS = {
-    "documents": "sft_step", "demonstrations": "sft_step", "demonstrations_packed": "sft_step",
-    "rankings": "reward_step", "rankings_packed": "reward_step", "prompts": "ppo_iteration",
-}  # fmt: skip
+    "documents": "sft_step",
+    "demonstrations": "sft_step",
+    "demonstrations_packed": "sft_step",
+    "rankings": "reward_step",
+    "rankings_packed": "reward_step",
+    "prompts": "ppo_iteration",
+}
 
 
 def against_steps(lines: dict[str, dict]) -> dict | None:
@@ -213,7 +230,11 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
         "shape": work.shape,
         "seconds": rounded(seconds),
         "tokens_per_second": round(work.tokens / seconds, 1),
-        **({"parts": parts, "first_parts": {name: rounded(x) for name, x in first_parts.items()}} if len(parts) > 1 else {}),
+        **(
+            {"parts": parts, "first_parts": {name: rounded(x) for name, x in first_parts.items()}}
+            if len(parts) > 1
+            else {}
+        ),
         "repeats": [rounded(total) for total in totals],
         "first_seconds": round(first, 2),  # with compilation
         "peak_mib": round(_peak_bytes() / 2**20),

@@ -2,7 +2,8 @@
 
 from ml_collections import config_flags
 
-from rlhf_jax import bench, command_line
+from rlhf_jax import bench
+from rlhf_jax.runtime import command_line
 
 if __name__ == "__main__":  # and not in the processes of the works, which import this file
     _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)

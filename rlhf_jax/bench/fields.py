@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from rlhf_jax.config.fields import Field, Section
-from rlhf_jax.config.model import MODEL
-from rlhf_jax.config.ranges import COUNT, SOME_TEXT, OneOf, Several
+from rlhf_jax.fields.field import Field, Section
+from rlhf_jax.fields.model import MODEL
+from rlhf_jax.fields.ranges import COUNT, SOME_TEXT, OneOf, Several
 
 WORKS = ("sft_step", "reward_step", "sample", "ppo_iteration", "ppo_trials", "sweep_arms", "saving", "loading")
 
@@ -13,9 +13,15 @@ FIELDS = Section(
     {
         "size": Field("tiny", SOME_TEXT, "what the sizes below are called"),
         "model": dataclasses.replace(MODEL, partial=True),
-        "works": Field(WORKS, Several(OneOf(*WORKS), f"one or several of {', '.join(WORKS)}, each once", least=1, distinct=True), "what is timed"),
+        "works": Field(
+            WORKS,
+            Several(OneOf(*WORKS), f"one or several of {', '.join(WORKS)}, each once", least=1, distinct=True),
+            "what is timed",
+        ),
         "repeats": Field(7, COUNT, "of each work, after one that compiles"),
-        "batch_size": Field(16, COUNT, "sequences of an SFT step, pairs of a reward model step; each a whole context long"),
+        "batch_size": Field(
+            16, COUNT, "sequences of an SFT step, pairs of a reward model step; each a whole context long"
+        ),
         "episodes": Field(32, COUNT, "of an iteration"),
         "prompt_length": Field(32, COUNT, "tokens"),
         "completion_length": Field(64, COUNT, "tokens; no completion ends early"),
@@ -27,4 +33,4 @@ FIELDS = Section(
         "loader_rows": Field(4096, COUNT, "examples that batches are loaded from"),
         "checkpoint_every": Field(100, COUNT, "steps"),
     },
-)  # fmt: skip
+)

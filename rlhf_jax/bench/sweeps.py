@@ -11,14 +11,26 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import generate, hosts, model, optim, ppo, ppo_stage, sharding
-from rlhf_jax.bench.work import NEVER, Work, coefficients, episode_shape, model_of, one_device, rounded, timed, tokens_of
+from rlhf_jax import generate, model, optim, ppo, sharding
+from rlhf_jax.bench.work import (
+    NEVER,
+    Work,
+    coefficients,
+    episode_shape,
+    model_of,
+    one_device,
+    rounded,
+    timed,
+    tokens_of,
+)
 from rlhf_jax.config import default_config
 from rlhf_jax.data.batches import Prompts
-from rlhf_jax.files import read_if_there
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.files import read_if_there
+from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.sweep import arms, sequential, vectorized
 from rlhf_jax.sweep.store import Store
-from rlhf_jax.sweep.trials.programs import PPOPrograms
+from rlhf_jax.sweep.trials.stacked import PPOPrograms
 
 
 def ppo_trials(config: ml_collections.ConfigDict) -> Work:
@@ -91,7 +103,11 @@ def sweep_arms(config: ml_collections.ConfigDict) -> Work:
     counts = {part: count for part, (_, count) in runners.items()}
     length = base.prompt_length + base.completion_length
     tokens = sum(counts.values()) * config.iterations * config.episodes * length
-    return Work(run, tokens, {**episode_shape(config), "prompt_length": base.prompt_length, "iterations": config.iterations, **counts})
+    return Work(
+        run,
+        tokens,
+        {**episode_shape(config), "prompt_length": base.prompt_length, "iterations": config.iterations, **counts},
+    )
 
 
 def _pipeline(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -99,23 +115,36 @@ def _pipeline(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     base = default_config()
     base.stages = ("pretrain", "sft", "collect", "reward_model", "ppo")
     with base.model.unlocked():
-        base.model.update({name: value for name, value in config.model.items() if name != "vocab_size"}, dtype="float32")
+        base.model.update(
+            {name: value for name, value in config.model.items() if name != "vocab_size"}, dtype="float32"
+        )
     base.tokenizer.vocab_size = config.model.vocab_size
     base.completion_length = config.completion_length
     base.prompt_length = config.model.max_length - config.completion_length  # most prompts of the world fit
     base.data.world.update(
-        documents=300, valid_documents=50, demonstrations=64, valid_demonstrations=16, rm_prompts=32, ppo_prompts=512,
-        valid_prompts=32, test_prompts=config.test_prompts,
-    )  # fmt: skip
+        documents=300,
+        valid_documents=50,
+        demonstrations=64,
+        valid_demonstrations=16,
+        rm_prompts=32,
+        ppo_prompts=512,
+        valid_prompts=32,
+        test_prompts=config.test_prompts,
+    )
     base.evaluate.prompts = config.test_prompts
     base.pretrain.update(length=config.model.max_length, batch_size=16, steps=20, warmup_steps=0)
     base.sft.update(epochs=1.0, batch_size=16)
     base.collect.update(models=("sft@1.0",), batch_size=32)
     base.reward_model.update(epochs=1.0, batch_size=16)
     base.ppo.update(
-        iterations=config.iterations, batch_size=config.episodes, minibatch_size=config.episodes // config.minibatches,
-        ppo_epochs=1, ptx_coef=0.0, checkpoint_every=config.iterations, warmup_iterations=0,
-    )  # fmt: skip
+        iterations=config.iterations,
+        batch_size=config.episodes,
+        minibatch_size=config.episodes // config.minibatches,
+        ppo_epochs=1,
+        ptx_coef=0.0,
+        checkpoint_every=config.iterations,
+        warmup_iterations=0,
+    )
     return base
 
 

@@ -59,7 +59,19 @@ def episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
 
 def coefficients() -> ppo.Coefficients:
     numbers = dict(
-        ptx_coef=0.0, learning_rate=1e-5, value_learning_rate=1e-5, temperature=1.0, cliprange=0.2, cliprange_value=0.2,
-        vf_coef=1.0, entropy_coef=0.0, gamma=1.0, lam=0.95, missing_eos_value=0.0, ema_decay=0.0, kl_target=6.0, kl_horizon=1e4,
-    )  # fmt: skip
+        ptx_coef=0.0,
+        learning_rate=1e-5,
+        value_learning_rate=1e-5,
+        temperature=1.0,
+        cliprange=0.2,
+        cliprange_value=0.2,
+        vf_coef=1.0,
+        entropy_coef=0.0,
+        gamma=1.0,
+        lam=0.95,
+        missing_eos_value=0.0,
+        ema_decay=0.0,
+        kl_target=6.0,
+        kl_horizon=1e4,
+    )
     return ppo.Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})

@@ -15,14 +15,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from flax import struct
 
-from rlhf_jax.attention import PREFIX
 from rlhf_jax.data.encoding import encode, encode_once
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, without_repeats
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.model.attention import PREFIX
+from rlhf_jax.runtime.errors import InputError
 
 Ids = np.ndarray  # i32[length]
-TooLong = Literal['drop', 'cut_left']
+TooLong = Literal["drop", "cut_left"]
 
 
 @struct.dataclass
@@ -32,19 +32,21 @@ class Batch:
     loss_mask[n, t] = 1 says that token t is a target, predicted from the tokens before it in its
     segment; a segment's first token never is. Tokens see their own segment alone.
     """
-    tokens: np.ndarray       # i32[N, T]
-    loss_mask: np.ndarray    # f32[N, T]
+
+    tokens: np.ndarray  # i32[N, T]
+    loss_mask: np.ndarray  # f32[N, T]
     segment_ids: np.ndarray  # i32[N, T], from 1; 0 = padding
-    positions: np.ndarray    # i32[N, T], from 0 in each segment
+    positions: np.ndarray  # i32[N, T], from 0 in each segment
 
 
 @struct.dataclass
 class Comparisons:
     """Ranked completions, each with its prompt in front."""
+
     tokens: np.ndarray  # i32[N, K, T], right-padded
-    mask: np.ndarray    # bool[N, K, T], True on real tokens
-    ranks: np.ndarray   # i32[N, K], 1 = best, equal = tie; 0 where not valid
-    valid: np.ndarray   # bool[N, K], False where a prompt has fewer than K completions
+    mask: np.ndarray  # bool[N, K, T], True on real tokens
+    ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid
+    valid: np.ndarray  # bool[N, K], False where a prompt has fewer than K completions
     targets: np.ndarray | None = None  # f32[N, K], the labelers' own scores, where they gave any; 0 where not valid
     starts: np.ndarray | None = None  # i32[N], where the completions' first token stands
 
@@ -56,21 +58,23 @@ class PackedComparisons:
     Each completion sees the prompt and itself, and its positions go on from the prompt's end: its
     score is that of a row of its own.
     """
-    tokens: np.ndarray       # i32[N, T], right-padded
+
+    tokens: np.ndarray  # i32[N, T], right-padded
     segment_ids: np.ndarray  # i32[N, T], PREFIX on the prompt, then 1 to K; 0 = padding
-    positions: np.ndarray    # i32[N, T]
-    ends: np.ndarray         # i32[N, K], where each completion's last token stands; 0 where not valid
-    ranks: np.ndarray        # i32[N, K], 1 = best, equal = tie; 0 where not valid
-    valid: np.ndarray        # bool[N, K], False where a prompt has fewer than K completions
+    positions: np.ndarray  # i32[N, T]
+    ends: np.ndarray  # i32[N, K], where each completion's last token stands; 0 where not valid
+    ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid
+    valid: np.ndarray  # bool[N, K], False where a prompt has fewer than K completions
     targets: np.ndarray | None = None  # f32[N, K], as in Comparisons
 
 
 @struct.dataclass
 class Prompts:
     """Prompts to sample from."""
+
     tokens: np.ndarray  # i32[N, P], left-padded
-    mask: np.ndarray    # bool[N, P], True on real tokens
-    index: np.ndarray   # i32[N], place of the prompt in the records that the builder was given
+    mask: np.ndarray  # bool[N, P], True on real tokens
+    index: np.ndarray  # i32[N], place of the prompt in the records that the builder was given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,7 @@ class LengthReport:
     not fit: completions, or documents that go on in the next row. `repeats` are completions left out
     because what is kept of them is also kept of an earlier one, which has another rank.
     """
+
     given: int
     dropped: int
     cut: int
@@ -90,13 +95,15 @@ class LengthReport:
     repeats: int = 0
 
     def __str__(self) -> str:
-        prompts = f', {self.prompts_cut} prompts cut left' if self.prompts_cut else ''
-        repeats = f', {self.repeats} completions left out that then repeat another one' if self.repeats else ''
-        return (f'{self.given - self.dropped} of {self.given} kept{prompts}, {self.cut} cut{repeats}, '
-                f'longest {self.longest} tokens')
+        prompts = f", {self.prompts_cut} prompts cut left" if self.prompts_cut else ""
+        repeats = f", {self.repeats} completions left out that then repeat another one" if self.repeats else ""
+        return (
+            f"{self.given - self.dropped} of {self.given} kept{prompts}, {self.cut} cut{repeats}, "
+            f"longest {self.longest} tokens"
+        )
 
     @classmethod
-    def total(cls, reports: 'Sequence[LengthReport]') -> 'LengthReport':
+    def total(cls, reports: "Sequence[LengthReport]") -> "LengthReport":
         """That of all records together."""
         columns = zip(*map(dataclasses.astuple, reports))
         given, dropped, cut, longest, prompts_cut, repeats = map(tuple, columns)
@@ -108,7 +115,7 @@ def batch_demonstrations(
     tokenizer: Tokenizer,
     length: int,
     prompt_length: int | None = None,
-    too_long: TooLong = 'drop',
+    too_long: TooLong = "drop",
 ) -> tuple[Batch, LengthReport]:
     """prompt + completion + EOS, right-padded; completion and EOS are the targets.
 
@@ -117,16 +124,16 @@ def batch_demonstrations(
     and then has no EOS.
     """
     limit = _prompt_limit(length, prompt_length)
-    prompts = encode(tokenizer, [d.prompt for d in demonstrations], 'prompts', prompts=True)
+    prompts = encode(tokenizer, [d.prompt for d in demonstrations], "prompts", prompts=True)
     fitting, prompts_cut = _fit(prompts, limit, too_long, tokenizer)
-    completions = encode(tokenizer, [d.completion for d in demonstrations], 'completions')
+    completions = encode(tokenizer, [d.completion for d in demonstrations], "completions")
     rows, starts, cut = [], [], 0
     for prompt, completion in zip(fitting, completions):
         if prompt is not None:
             cut += len(prompt) + len(completion) + 1 > length
             rows.append(np.concatenate([prompt, completion, [tokenizer.eos_id]])[:length])
             starts.append(max(1, len(prompt)))  # Nothing predicts token 0.
-    _check_any(rows, prompts, 'prompt_length', limit)
+    _check_any(rows, prompts, "prompt_length", limit)
     tokens, mask = _pad_right(rows, length, tokenizer.pad_id)
     column = np.arange(length, dtype=np.int32)
     batch = Batch(
@@ -149,15 +156,15 @@ def pack_documents(
     data are kept in `folder` (see `encoding.encode_once`).
     """
     if not documents:
-        raise InputError('there are no documents to pack')
-    texts = encode_once(folder, tokenizer, [document.text for document in documents], 'documents', starts=True)
+        raise InputError("there are no documents to pack")
+    texts = encode_once(folder, tokenizer, [document.text for document in documents], "documents", starts=True)
     sizes = np.array([len(ids) + 1 for ids in texts])
     total = int(sizes.sum())
     rows = -(-total // length)
     tokens = np.full(rows * length, tokenizer.pad_id, np.int32)
     begins = np.cumsum(sizes) - sizes
     for begin, size, ids in zip(begins, sizes, texts):
-        tokens[begin:begin + size - 1] = ids
+        tokens[begin : begin + size - 1] = ids
         tokens[begin + size - 1] = tokenizer.document_end_id
     starts = np.zeros(rows * length, bool)
     starts[begins] = True
@@ -183,7 +190,7 @@ def batch_rankings(
     length: int,
     prompt_length: int | None = None,
     completions: int | None = None,
-    too_long: TooLong = 'drop',
+    too_long: TooLong = "drop",
 ) -> tuple[Comparisons, LengthReport]:
     """Each completion after its prompt, with EOS if it is finished, right-padded.
 
@@ -199,8 +206,7 @@ def batch_rankings(
     if completions is None:
         completions = largest
     elif largest > completions:
-        raise InputError(f'a ranking has {largest} completions, more than completions = '
-                         f'{completions}; raise it')
+        raise InputError(f"a ranking has {largest} completions, more than completions = {completions}; raise it")
     kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long)
     rows, ranks, targets = [], [], []
     for ranking, prompt, answers, _ in kept:
@@ -222,7 +228,7 @@ def pack_rankings(
     length: int,
     prompt_length: int,
     row_length: int = 0,
-    too_long: TooLong = 'drop',
+    too_long: TooLong = "drop",
 ) -> tuple[PackedComparisons, LengthReport]:
     """The completions of `batch_rankings`, those of a prompt behind one another in one row.
 
@@ -242,7 +248,9 @@ def pack_rankings(
     for ranking, prompt, answers, were_cut in kept:
         row, segments, positions = prompt.tolist(), [PREFIX] * len(prompt), list(range(len(prompt)))
         ends, ranks, targets = [], [], []
-        for answer, was_cut, rank, score in zip(answers, were_cut, ranking.ranks, ranking.scores or [0.0] * len(answers)):
+        for answer, was_cut, rank, score in zip(
+            answers, were_cut, ranking.ranks, ranking.scores or [0.0] * len(answers)
+        ):
             if len(row) + len(answer) > room:
                 left_out += not was_cut  # else it is counted already
                 continue
@@ -257,14 +265,18 @@ def pack_rankings(
             absent = [0] * (width - len(ends))
             columns.append((ends + absent, ranks + absent, targets + absent))
     if not rows:
-        raise InputError(f'no two completions of a ranking fit into a row of {room} tokens with their prompt; raise length')
-    tokens, segments, positions = (_pad_right(column, room, fill)[0]
-                                   for column, fill in zip(zip(*rows), (tokenizer.pad_id, 0, 0)))
-    ends, ranks, targets = (np.array(column, dtype) for column, dtype in zip(zip(*columns), (np.int32, np.int32, np.float32)))
+        raise InputError(
+            f"no two completions of a ranking fit into a row of {room} tokens with their prompt; raise length"
+        )
+    tokens, segments, positions = (
+        _pad_right(column, room, fill)[0] for column, fill in zip(zip(*rows), (tokenizer.pad_id, 0, 0))
+    )
+    ends, ranks, targets = (
+        np.array(column, dtype) for column, dtype in zip(zip(*columns), (np.int32, np.int32, np.float32))
+    )
     targets = targets if all(ranking.scores for ranking in rankings) else None
     packed = PackedComparisons(tokens, segments, positions, ends, ranks, ranks > 0, targets)
-    report = dataclasses.replace(
-        report, dropped=report.given - len(rows), cut=report.cut + left_out, longest=longest)
+    report = dataclasses.replace(report, dropped=report.given - len(rows), cut=report.cut + left_out, longest=longest)
     return packed, report
 
 
@@ -273,7 +285,7 @@ def kept_rankings(
     tokenizer: Tokenizer,
     length: int,
     prompt_length: int,
-    too_long: TooLong = 'drop',
+    too_long: TooLong = "drop",
 ) -> tuple[list[Ranking], LengthReport]:
     """The rankings that `batch_rankings` makes arrays of, without the completions that it leaves out; there may be none."""
     limit = _prompt_limit(length, prompt_length)
@@ -285,36 +297,37 @@ def batch_prompts(
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
     length: int,
-    too_long: TooLong = 'drop',
+    too_long: TooLong = "drop",
 ) -> tuple[Prompts, LengthReport]:
     """Left-padded prompts; one that is too long is dropped, or loses its beginning (not BOS)."""
-    encoded = encode(tokenizer, [prompt.prompt for prompt in prompts], 'prompts', prompts=True)
+    encoded = encode(tokenizer, [prompt.prompt for prompt in prompts], "prompts", prompts=True)
     fitting, prompts_cut = _fit(encoded, length, too_long, tokenizer)
     index = [i for i, ids in enumerate(fitting) if ids is not None]
-    _check_any(index, encoded, 'prompt_length', length)
+    _check_any(index, encoded, "prompt_length", length)
     tokens, mask = _pad_right([fitting[i][::-1] for i in index], length, tokenizer.pad_id)
     report = LengthReport(len(encoded), len(encoded) - len(index), 0, max(map(len, encoded)), prompts_cut)
     return Prompts(tokens[:, ::-1].copy(), mask[:, ::-1].copy(), np.array(index, np.int32)), report
 
 
-def _fit(prompts: Sequence[Ids], limit: int, too_long: TooLong, tokenizer: Tokenizer
-         ) -> tuple[list[Ids | None], int]:
+def _fit(prompts: Sequence[Ids], limit: int, too_long: TooLong, tokenizer: Tokenizer) -> tuple[list[Ids | None], int]:
     """Prompts of at most `limit` tokens by the rule for those that are longer, and how many it cut.
 
     "drop" gives None, "cut_left" takes away the beginning, but not BOS.
     """
+
     def shorten(ids):
         head = int(ids[0] == tokenizer.bos_id)
-        return np.concatenate([ids[:head], ids[len(ids) - (limit - head):]])
+        return np.concatenate([ids[:head], ids[len(ids) - (limit - head) :]])
 
     long = [len(ids) > limit for ids in prompts]
-    if too_long == 'drop':
+    if too_long == "drop":
         return [None if is_long else ids for ids, is_long in zip(prompts, long)], 0
     return [shorten(ids) if is_long else ids for ids, is_long in zip(prompts, long)], sum(long)
 
 
 class _Encoded(NamedTuple):
     """A ranking without what is left out of it, and the ids that are kept."""
+
     ranking: Ranking
     prompt: Ids
     answers: list[Ids]
@@ -322,7 +335,13 @@ class _Encoded(NamedTuple):
 
 
 def _encode_rankings(
-    rankings: Sequence[Ranking], tokenizer: Tokenizer, length: int, limit: int, too_long: TooLong, *, empty: bool = False
+    rankings: Sequence[Ranking],
+    tokenizer: Tokenizer,
+    length: int,
+    limit: int,
+    too_long: TooLong,
+    *,
+    empty: bool = False,
 ) -> tuple[list[_Encoded], LengthReport]:
     """The rankings whose prompts fit and that still compare something, completions cut to what the prompt leaves of `length`.
 
@@ -333,17 +352,20 @@ def _encode_rankings(
     Args:
         empty: whether there may be none.
     """
-    prompts = encode(tokenizer, [ranking.prompt for ranking in rankings], 'prompts', prompts=True)
+    prompts = encode(tokenizer, [ranking.prompt for ranking in rankings], "prompts", prompts=True)
     fitting, prompts_cut = _fit(prompts, limit, too_long, tokenizer)
     texts = [text for ranking in rankings if ranking.sampled is None for text in ranking.completions]
-    encoded = iter(encode(tokenizer, texts, 'completions'))
+    encoded = iter(encode(tokenizer, texts, "completions"))
     if not empty:
-        _check_any([prompt for prompt in fitting if prompt is not None], prompts, 'prompt_length', limit)
+        _check_any([prompt for prompt in fitting if prompt is not None], prompts, "prompt_length", limit)
     found, cut, repeats, longest = [], 0, 0, 0
     for ranking, whole, prompt in zip(rankings, prompts, fitting):
         finished = ranking.finished or (True,) * len(ranking.completions)
-        own = ([next(encoded) for _ in finished] if ranking.sampled is None else
-               [np.array(ids[:-1] if ended else ids, np.int32) for ids, ended in zip(ranking.sampled, finished)])
+        own = (
+            [next(encoded) for _ in finished]
+            if ranking.sampled is None
+            else [np.array(ids[:-1] if ended else ids, np.int32) for ids, ended in zip(ranking.sampled, finished)]
+        )
         own = [np.append(ids, np.int32(tokenizer.eos_id)) if ended else ids for ids, ended in zip(own, finished)]
         longest = max(longest, len(whole) + max(map(len, own)))
         if prompt is None:
@@ -354,27 +376,35 @@ def _encode_rankings(
         cut += sum(were_cut)
         repeats += len(own) - len(places)
         if len(places) > 1 or len(own) == 1:
-            found.append(_Encoded(ranking.of(places), prompt, [answers[n] for n in places], [were_cut[n] for n in places]))
+            found.append(
+                _Encoded(ranking.of(places), prompt, [answers[n] for n in places], [were_cut[n] for n in places])
+            )
     if not found and not empty:
-        raise InputError(f'the completions of each ranking are the same once they are cut to {length} tokens with their '
-                         'prompt; raise completion_length')
+        raise InputError(
+            f"the completions of each ranking are the same once they are cut to {length} tokens with their "
+            "prompt; raise completion_length"
+        )
     return found, LengthReport(len(prompts), len(prompts) - len(found), cut, longest, prompts_cut, repeats)
 
 
 def _prompt_limit(length: int, prompt_length: int | None) -> int:
     limit = length - 1 if prompt_length is None else prompt_length
     if not 0 < limit < length:
-        raise InputError(f'prompt_length is {limit} and the whole sequence {length}; '
-                         'a completion needs at least one token after the prompt')
+        raise InputError(
+            f"prompt_length is {limit} and the whole sequence {length}; "
+            "a completion needs at least one token after the prompt"
+        )
     return limit
 
 
 def _check_any(kept: Sequence, prompts: Sequence[Ids], name: str, limit: int) -> None:
     if not prompts:
-        raise InputError('there are no records to batch')
+        raise InputError("there are no records to batch")
     if not kept:
-        raise InputError(f'all {len(prompts)} prompts are longer than {name} = {limit}, the '
-                         f'shortest has {min(map(len, prompts))} tokens; raise {name}')
+        raise InputError(
+            f"all {len(prompts)} prompts are longer than {name} = {limit}, the "
+            f"shortest has {min(map(len, prompts))} tokens; raise {name}"
+        )
 
 
 def _pad_right(rows: Sequence[Ids], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,26 +12,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rlhf_jax.data import jinja_process
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 # What looks like a special token in a message is put between these two, which are no characters of
 # any text, so that the tokenizer reads it as text: nobody ends a turn but the template.
-_OPEN, _CLOSE = '\ufdd0', '\ufdd1'
-LITERAL = re.compile(f'{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}')
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+LITERAL = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 # A completion is the other way round, for a model's own text has no marks: what looks like a special token is text, but
 # between these two.
-_BEGIN, _END = '\ufdd2', '\ufdd3'
-SPECIAL = re.compile(f'{_BEGIN}([^{_BEGIN}{_END}]*){_END}')
-START = '\ufdd4'  # before a prompt that starts as any text does
-_MARKS = re.compile(f'[{_OPEN}{_CLOSE}{_BEGIN}{_END}{START}]')
+_BEGIN, _END = "\ufdd2", "\ufdd3"
+SPECIAL = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}")
+START = "\ufdd4"  # before a prompt that starts as any text does
+_MARKS = re.compile(f"[{_OPEN}{_CLOSE}{_BEGIN}{_END}{START}]")
 
 
 def shown(text: str) -> str:
     """A prompt or completion without the marks, as people read it."""
-    return _MARKS.sub('', text)
+    return _MARKS.sub("", text)
 
 
-_QUESTION, _PROBE = [{'role': 'user', 'content': 'question'}], 'REPLY'
+_QUESTION, _PROBE = [{"role": "user", "content": "question"}], "REPLY"
 
 
 class ChatTemplate:
@@ -49,18 +49,25 @@ class ChatTemplate:
     What the template is asked for first is what shows that it is no valid Jinja, or cannot be used: an InputError.
     """
 
-    def __init__(self, source: str, special: Mapping[str, str], special_tokens: Iterable[str],
-                 name: str = 'tokenizer', now: datetime.datetime | None = None, bos: str | None = None):
-        self._bos = bos or ''
+    def __init__(
+        self,
+        source: str,
+        special: Mapping[str, str],
+        special_tokens: Iterable[str],
+        name: str = "tokenizer",
+        now: datetime.datetime | None = None,
+        bos: str | None = None,
+    ):
+        self._bos = bos or ""
         self._source, self._now = source, now
         self._name, self._special = name, dict(special)
         longest_first = sorted({*special_tokens, *special.values()}, key=len, reverse=True)
-        self._special_token = re.compile('|'.join(map(re.escape, longest_first)) or r'(?!)')
+        self._special_token = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def prompt(self, instruction: str, input: str = '') -> str:
+    def prompt(self, instruction: str, input: str = "") -> str:
         """The prompt of an instruction, as one user turn; a blank input means none."""
-        text = '\n\n'.join(part for part in (instruction, input) if part.strip())
-        return self.chat([{'role': 'user', 'content': text}])
+        text = "\n\n".join(part for part in (instruction, input) if part.strip())
+        return self.chat([{"role": "user", "content": text}])
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt for the assistant's next turn after `messages`.
@@ -81,15 +88,17 @@ class ChatTemplate:
         del chat  # an instruction is a chat of one turn
         reply = self._reply
         if not reply.behind:
-            raise InputError(f'{self._name}: the chat template does not write a reply behind its prompt (it writes '
-                             f'{reply.whole[:200]!r} after the prompt {reply.before[:200]!r}), so that completions cannot '
-                             'be made with it; give rows with prompt and completion, written as the model reads them')
-        whole = self._render([*_QUESTION, {'role': 'assistant', 'content': output}], add_generation_prompt=False)
+            raise InputError(
+                f"{self._name}: the chat template does not write a reply behind its prompt (it writes "
+                f"{reply.whole[:200]!r} after the prompt {reply.before[:200]!r}), so that completions cannot "
+                "be made with it; give rows with prompt and completion, written as the model reads them"
+            )
+        whole = self._render([*_QUESTION, {"role": "assistant", "content": output}], add_generation_prompt=False)
         behind = whole.removeprefix(reply.before)
         if not whole.startswith(reply.before) or not behind.endswith(reply.after):
-            raise InputError(f'the chat template of {self._name} writes this reply elsewhere than behind its prompt')
+            raise InputError(f"the chat template of {self._name} writes this reply elsewhere than behind its prompt")
         parts = LITERAL.split(behind.removesuffix(reply.after) + reply.tail)  # every other part is literal
-        return ''.join(part if i % 2 else self._marked(part) for i, part in enumerate(parts))
+        return "".join(part if i % 2 else self._marked(part) for i, part in enumerate(parts))
 
     @property
     def end(self) -> str:
@@ -116,50 +125,56 @@ class ChatTemplate:
             InputError: it goes on after that token, or is empty before it.
         """
         text = shown(text)
-        ends = {self.end, self._special.get('eos_token') or self.end}
-        said, *rest = re.split('|'.join(map(re.escape, ends)), text, maxsplit=1)
+        ends = {self.end, self._special.get("eos_token") or self.end}
+        said, *rest = re.split("|".join(map(re.escape, ends)), text, maxsplit=1)
         if rest and rest[0].strip():
-            raise InputError(f'the completion goes on after the token that ends a reply, {self.end}: '
-                             f'{rest[0].strip()[:40]!r}; it is one turn')
+            raise InputError(
+                f"the completion goes on after the token that ends a reply, {self.end}: "
+                f"{rest[0].strip()[:40]!r}; it is one turn"
+            )
         if not said.strip():
-            raise InputError(f'the completion is empty before the token that ends a reply, {self.end}')
+            raise InputError(f"the completion is empty before the token that ends a reply, {self.end}")
         return self._marked(said)
 
     def _marked(self, text: str) -> str:
-        return self._special_token.sub(lambda match: f'{_BEGIN}{match[0]}{_END}', text)
+        return self._special_token.sub(lambda match: f"{_BEGIN}{match[0]}{_END}", text)
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        marked = [{**message, 'content': self._as_text(message['content'])} for message in messages]
-        values = {'messages': marked, 'add_generation_prompt': add_generation_prompt, 'tools': None, 'documents': None}
+        marked = [{**message, "content": self._as_text(message["content"])} for message in messages]
+        values = {"messages": marked, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
         try:
             return jinja_process.render(self._source, self._now, values | self._special)
         except jinja_process.TemplateError as error:
             if error.invalid:
-                raise InputError(f'{self._name}: the chat template is not valid Jinja ({error})') from None
-            raise InputError(f'the chat template of {self._name} refuses these messages: {error}') from None
+                raise InputError(f"{self._name}: the chat template is not valid Jinja ({error})") from None
+            raise InputError(f"the chat template of {self._name} refuses these messages: {error}") from None
 
     def _as_text(self, content: str) -> str:
-        return self._special_token.sub(lambda match: f'{_OPEN}{match[0]}{_CLOSE}', shown(content))
+        return self._special_token.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", shown(content))
 
     @functools.cached_property
-    def _reply(self) -> '_Reply':
+    def _reply(self) -> "_Reply":
         """What the template makes of one question and its reply."""
         before = self._render(_QUESTION, add_generation_prompt=True)
-        whole = self._render([*_QUESTION, {'role': 'assistant', 'content': _PROBE}], add_generation_prompt=False)
+        whole = self._render([*_QUESTION, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
         _, found, after = whole.rpartition(_PROBE)
         if not found:
-            raise InputError(f'{self._name}: the chat template does not write a reply (it writes {whole[:200]!r}), so '
-                             'that what ends one is unknown')
+            raise InputError(
+                f"{self._name}: the chat template does not write a reply (it writes {whole[:200]!r}), so "
+                "that what ends one is unknown"
+            )
         if end := self._special_token.search(after):
-            return _Reply(before, whole, after, after[:end.start()], end[0])
-        if 'eos_token' not in self._special:
-            raise InputError(f'{self._name}: the chat template ends a reply with no special token, and the files '
-                             'name no eos_token')
-        return _Reply(before, whole, after, '', self._special['eos_token'])
+            return _Reply(before, whole, after, after[: end.start()], end[0])
+        if "eos_token" not in self._special:
+            raise InputError(
+                f"{self._name}: the chat template ends a reply with no special token, and the files name no eos_token"
+            )
+        return _Reply(before, whole, after, "", self._special["eos_token"])
 
 
 class _Reply(NamedTuple):
     """A prompt, the chat with its reply, what stands after the reply, what of that belongs to it, and the end."""
+
     before: str
     whole: str
     after: str
@@ -169,4 +184,4 @@ class _Reply(NamedTuple):
     @property
     def behind(self) -> bool:
         """The reply stands behind the prompt, with what the template puts between them."""
-        return self.whole.startswith(self.before) and _PROBE in self.whole[len(self.before):]
+        return self.whole.startswith(self.before) and _PROBE in self.whole[len(self.before) :]

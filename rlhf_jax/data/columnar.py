@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_jax.data import files
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 
 class Binary(str):
@@ -25,7 +25,7 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     """
     files.check_content(path)
     if not path.is_file():
-        raise InputError(f'{path}: no such file; {files.neighbours(path)}')
+        raise InputError(f"{path}: no such file; {files.neighbours(path)}")
     pyarrow = _pyarrow(path)
     left = max(files.ALWAYS_ALLOWED_BYTES, files.MAX_RATIO * path.stat().st_size)
     number = 0
@@ -35,34 +35,35 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
                 number += 1
                 row, size = _plain(row.as_py())
                 if (left := left - size) < 0:
-                    raise InputError(f'{path}: unfolds to more than {files.MAX_RATIO} times its size, as no '
-                                     'text does; if it is meant so, write it as JSON lines')
-                yield f'{path}:{number}', row
+                    raise InputError(
+                        f"{path}: unfolds to more than {files.MAX_RATIO} times its size, as no "
+                        "text does; if it is meant so, write it as JSON lines"
+                    )
+                yield f"{path}:{number}", row
     except InputError:
         raise
     # ValueError: a column that is no valid UTF-8; the others are pyarrow's for a broken file.
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f'{path}: not a readable {path.suffix} file, after row {number} ({detail})'
-                         ) from None
+        raise InputError(f"{path}: not a readable {path.suffix} file, after row {number} ({detail})") from None
     if not number:
-        raise InputError(f'{path}: the file has no rows')
+        raise InputError(f"{path}: the file has no rows")
 
 
 def _batches(path: pathlib.Path, pyarrow) -> Iterator[Any]:
-    if path.suffix == '.parquet':
-        parquet = importlib.import_module('pyarrow.parquet')
+    if path.suffix == ".parquet":
+        parquet = importlib.import_module("pyarrow.parquet")
         with parquet.ParquetFile(path) as file:
             leaves = [file.schema.column(index) for index in range(len(file.schema))]
-        texts = {leaf.path for leaf in leaves if leaf.physical_type == 'BYTE_ARRAY'}
+        texts = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
         # pyarrow cannot keep repeated texts once inside lists of objects; there, batches are small.
-        once = [name for name in texts if '.' not in name]
+        once = [name for name in texts if "." not in name]
         with parquet.ParquetFile(path, read_dictionary=once) as file:
             yield from file.iter_batches(batch_size=1024 if len(once) == len(texts) else 64)
         return
-    ipc = importlib.import_module('pyarrow.ipc')
+    ipc = importlib.import_module("pyarrow.ipc")
     with pyarrow.memory_map(str(path)) as file:
-        if file.read(6) == b'ARROW1':
+        if file.read(6) == b"ARROW1":
             reader = ipc.open_file(file)
             for index in range(reader.num_record_batches):
                 yield reader.get_batch(index)
@@ -86,13 +87,15 @@ def _plain(value: Any) -> tuple[Any, int]:
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat(), 8
     if isinstance(value, bytes):
-        return Binary(f'<{len(value)} bytes>'), len(value)
+        return Binary(f"<{len(value)} bytes>"), len(value)
     return (value if isinstance(value, (bool, int, float, type(None))) else str(value)), 8
 
 
 def _pyarrow(path: pathlib.Path):
     try:
-        return importlib.import_module('pyarrow')
+        return importlib.import_module("pyarrow")
     except ImportError:
-        raise InputError(f"{path}: {path.suffix} files are read with pyarrow, which is not installed: "
-                         "pip install 'rlhf_jax[parquet]'") from None
+        raise InputError(
+            f"{path}: {path.suffix} files are read with pyarrow, which is not installed: "
+            "pip install 'rlhf_jax[parquet]'"
+        ) from None

@@ -4,16 +4,16 @@ import functools
 import os
 import pathlib
 
-from rlhf_jax.config import forms
-from rlhf_jax.config.checks import check_values
-from rlhf_jax.config.run import FILES
 from rlhf_jax.data import files, ratings
 from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data.mixture import Source
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, ReadReport, read_rows
 from rlhf_jax.data.splits import HELD_OUT, split_rows
 from rlhf_jax.data.template import Template
-from rlhf_jax.errors import InputError
+from rlhf_jax.fields import forms
+from rlhf_jax.fields.checks import check_values
+from rlhf_jax.fields.run import FILES
+from rlhf_jax.runtime.errors import InputError
 
 KINDS = ("documents", "demonstrations", "rankings", "prompts")
 
@@ -86,9 +86,7 @@ class FileCorpus:
         return self._split("demonstrations", split)
 
     def rankings(self, split: str) -> list[Ranking]:
-        return ratings.compare(
-            self._split("rankings", split), self.config.rated_size, self.config.rated_pairs
-        )
+        return ratings.compare(self._split("rankings", split), self.config.rated_size, self.config.rated_pairs)
 
     def prompts(self, split: str, purpose: str) -> list[Prompt]:
         """Prompts to sample from, each once; without files of their own, those of the other rows."""
@@ -98,7 +96,11 @@ class FileCorpus:
     @functools.cache
     def _distinct_prompts(self, split: str) -> list[Prompt]:
         """Samples for one prompt are not independent: an interval over prompts may count it once."""
-        kinds = ["prompts"] if self.config.prompts else [kind for kind in ("demonstrations", "rankings") if self.config[kind]]
+        kinds = (
+            ["prompts"]
+            if self.config.prompts
+            else [kind for kind in ("demonstrations", "rankings") if self.config[kind]]
+        )
         rows, found = [row for kind in kinds for row in self._split(kind, split)], {}
         for row in rows:
             if row.prompt:  # a completion that is rated by itself may have none
@@ -109,7 +111,9 @@ class FileCorpus:
                 "sample from; name some in data.files.prompts"
             )
         if self.config.prompts and len(found) < len(rows):
-            print(f"data.files.prompts: {len(rows) - len(found)} rows left out of {split}, because they repeat another's prompt")
+            print(
+                f"data.files.prompts: {len(rows) - len(found)} rows left out of {split}, because they repeat another's prompt"
+            )
         return list(found.values())
 
     def gold(self, prompt: Prompt, completion: str, finished: bool = True) -> None:
@@ -138,9 +142,7 @@ class FileCorpus:
             found[name_of[id(row)]].rows.append(row)
         for source in found.values():
             if not source.rows:
-                raise InputError(
-                    f"data.files.{kind}: '{source.name}' has a weight and no row in the {split} split"
-                )
+                raise InputError(f"data.files.{kind}: '{source.name}' has a weight and no row in the {split} split")
         return list(found.values())
 
     @functools.cache
@@ -180,7 +182,10 @@ class FileCorpus:
         if not rows and split == HELD_OUT and not self.config.held_out_labelers:
             return []
         if not rows:
-            shares = {"train": "lower data.files.valid_share or data.files.test_share", "test": "raise data.files.test_share"}
+            shares = {
+                "train": "lower data.files.valid_share or data.files.test_share",
+                "test": "raise data.files.test_share",
+            }
             raise InputError(
                 f"the {split} split of data.files.{kind} is empty; "
                 f"{shares.get(split, 'raise data.files.valid_share')} or give more rows"
@@ -206,9 +211,7 @@ class FileCorpus:
     def _divide(self, *kinds: str) -> dict[str, dict[str, list]]:
         splits, facts = split_rows(self.config, {kind: self._rows(kind) for kind in kinds})
         self.split_reports |= facts
-        for kind, reason, count in (
-            (kind, *item) for kind in kinds for item in facts[kind]["left_out"].items()
-        ):
+        for kind, reason, count in ((kind, *item) for kind in kinds for item in facts[kind]["left_out"].items()):
             print(f"data.files.{kind}: {count} rows left out, because {reason}")
         return splits
 

@@ -6,12 +6,12 @@ import time
 
 import regex
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
-MARKER = '<|endoftext|>'
+MARKER = "<|endoftext|>"
 
-_MARKER_LINE = re.compile(rf'(?m)^{re.escape(MARKER)}[ \t]*$')
-_BLANK_LINES = re.compile(r'\n(?:[ \t]*\n)+')
+_MARKER_LINE = re.compile(rf"(?m)^{re.escape(MARKER)}[ \t]*$")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 # An expression takes about a second for 40 MB; one that backtracks would never end.
 SECONDS, SECONDS_A_CHARACTER = 10.0, 1e-6
@@ -33,14 +33,14 @@ def split(text: str, document_end: str | None = None) -> list[str]:
         try:
             pattern = expression(document_end)
         except ValueError as error:
-            raise InputError(f'data.files.document_end={document_end!r} is no regular expression ({error})') from None
+            raise InputError(f"data.files.document_end={document_end!r} is no regular expression ({error})") from None
         spans = _found(pattern, text)
     else:
         end = _MARKER_LINE if _MARKER_LINE.search(text) else _BLANK_LINES
         spans = [match.span() for match in end.finditer(text)]
     ends, begins = [begin for begin, _ in spans], [end for _, end in spans]
     parts = (text[begin:end] for begin, end in zip([0, *begins], [*ends, len(text)]))
-    return [part.strip('\n') for part in parts if part.strip()]
+    return [part.strip("\n") for part in parts if part.strip()]
 
 
 def expression(text: str) -> regex.Pattern:
@@ -49,9 +49,9 @@ def expression(text: str) -> regex.Pattern:
     Raises:
         ValueError: with the reason, where it is no regular expression, or one that would fill the memory.
     """
-    counts = [int(count) for count in re.findall(r'\{(?:\d*,)?(\d{1,18})\}', text)]
+    counts = [int(count) for count in re.findall(r"\{(?:\d*,)?(\d{1,18})\}", text)]
     if math.prod(filter(None, counts)) > _MOST_REPEATS:
-        raise ValueError(f'the numbers in its braces multiply to more than {_MOST_REPEATS:,}')
+        raise ValueError(f"the numbers in its braces multiply to more than {_MOST_REPEATS:,}")
     try:
         return regex.compile(text)
     except (regex.error, RecursionError, OverflowError) as error:
@@ -67,6 +67,8 @@ def _found(pattern: regex.Pattern, text: str) -> list[tuple[int, int]]:
             if time.monotonic() > end:
                 raise TimeoutError
     except TimeoutError:
-        raise InputError(f'data.files.document_end={pattern.pattern!r} was stopped after {limit:.0f} s: it tries the same '
-                         'text in ever new ways; write it without repeats inside repeats, such as (a+)+') from None
+        raise InputError(
+            f"data.files.document_end={pattern.pattern!r} was stopped after {limit:.0f} s: it tries the same "
+            "text in ever new ways; write it without repeats inside repeats, such as (a+)+"
+        ) from None
     return spans

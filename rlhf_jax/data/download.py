@@ -6,8 +6,8 @@ import sys
 import urllib.request
 
 from rlhf_jax.data.public import Dataset
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import replacing
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import replacing
 
 _PIECE = 2**20
 _SECONDS = 60
@@ -20,12 +20,14 @@ def fetch(dataset: Dataset, folder: pathlib.Path) -> None:
         InputError: no checksum is known, or a file cannot be had, or is not the one that was published.
     """
     if not dataset.downloads:
-        raise InputError(f'--download: no checksum of the files of {dataset.name} is known here, so fetch '
-                         f'them yourself from {dataset.homepage} and give their folder as --source')
+        raise InputError(
+            f"--download: no checksum of the files of {dataset.name} is known here, so fetch "
+            f"them yourself from {dataset.homepage} and give their folder as --source"
+        )
     for file in dataset.downloads:
         path = folder / file.path
         if not path.exists():
-            print(f'{file.url} -> {path}', file=sys.stderr, flush=True)
+            print(f"{file.url} -> {path}", file=sys.stderr, flush=True)
             _fetch(file.url, file.sha256, path)
 
 
@@ -38,7 +40,8 @@ def _fetch(url: str, sha256: str, path: pathlib.Path) -> None:
                 digest.update(piece)
                 file.write(piece)
             if digest.hexdigest() != sha256:
-                raise InputError(f'{url}: has the SHA-256 {digest.hexdigest()}, not {sha256} as published; '
-                                 'nothing is kept of it')
+                raise InputError(
+                    f"{url}: has the SHA-256 {digest.hexdigest()}, not {sha256} as published; nothing is kept of it"
+                )
     except OSError as error:  # of the network too: urllib's errors are OSErrors
-        raise InputError(f'{url}: cannot be downloaded to {path} ({error})') from None
+        raise InputError(f"{url}: cannot be downloaded to {path} ({error})") from None

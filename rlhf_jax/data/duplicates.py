@@ -41,7 +41,7 @@ def clusters(prompts: Sequence[str], characters: int, share: float = 0.8) -> np.
 
 def normalised(text: str) -> str:
     """The text without differences of case and white space."""
-    return ' '.join(text.casefold().split())
+    return " ".join(text.casefold().split())
 
 
 def _linked(ordered: list[str], characters: int, share: float) -> np.ndarray:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from rlhf_jax import hosts
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import replacing
-from rlhf_jax.progress import Progress
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import replacing
+from rlhf_jax.runtime.progress import Progress
 
 PART = 4_000_000  # characters tokenized at once
 

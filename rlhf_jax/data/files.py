@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import check_is_no_pipe
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import check_is_no_pipe
 
 MAX_LINE_BYTES = 16 * 2**20
 
@@ -19,9 +19,9 @@ MAX_LINE_BYTES = 16 * 2**20
 MAX_RATIO = 300
 ALWAYS_ALLOWED_BYTES = 64 * 2**20
 
-_OPENERS = {'.xz': lzma.open, '.gz': gzip.open}
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 _LISTED = 12
-_LFS_POINTER = b'version https://git-lfs.github.com/spec/'
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def file_type(path: str | os.PathLike) -> str:
@@ -29,7 +29,7 @@ def file_type(path: str | os.PathLike) -> str:
     suffixes = pathlib.Path(path).suffixes
     if suffixes and suffixes[-1] in _OPENERS:
         suffixes.pop()
-    return suffixes[-1] if suffixes else ''
+    return suffixes[-1] if suffixes else ""
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes | None]]:
@@ -45,13 +45,13 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes | None]]:
     with _open(path) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            too_long = len(line) > MAX_LINE_BYTES and not line.endswith(b'\n')
-            rest = line if too_long else b''
-            while rest and not rest.endswith(b'\n'):
+            too_long = len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
+            rest = line if too_long else b""
+            while rest and not rest.endswith(b"\n"):
                 rest = file.readline(MAX_LINE_BYTES)
-            yield number, None if too_long else line.rstrip(b'\r\n')
+            yield number, None if too_long else line.rstrip(b"\r\n")
     if not number:
-        raise InputError(f'{path}: the file is empty')
+        raise InputError(f"{path}: the file is empty")
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -59,45 +59,45 @@ def read_text(path: str | os.PathLike) -> str:
     with _open(path) as file:
         data = file.read()
     try:
-        text = data.decode('utf-8-sig')
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b'\n', 0, error.start) + 1
-        raise InputError(f'{path}:{line}: {not_utf8(error)}') from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: {not_utf8(error)}") from None
     if not text.strip():
-        raise InputError(f'{path}: the file is empty')
-    return text.replace('\r\n', '\n')
+        raise InputError(f"{path}: the file is empty")
+    return text.replace("\r\n", "\n")
 
 
 def checksum(path: str | os.PathLike) -> str:
     """The SHA-256 of a file as it lies on the disk, in hexadecimal digits; raises as read_lines does."""
     with _open(path, unpacked=False) as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_byte(path: str | os.PathLike) -> bytes:
     """The first byte that is neither a space nor a byte order mark; raises as read_lines does."""
     with _open(path) as file:
         while line := file.readline(1024):
-            if start := line.removeprefix(b'\xef\xbb\xbf').lstrip():
+            if start := line.removeprefix(b"\xef\xbb\xbf").lstrip():
                 return start[:1]
-    return b''
+    return b""
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
     """The reason to give for bytes that are no UTF-8."""
-    return f'byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8'
+    return f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
 
 
 def check_content(path: pathlib.Path) -> None:
     """Raises InputError for a pipe or a device, and where git left a pointer in place of a large file."""
     check_is_no_pipe(path)
     try:
-        with open(path, 'rb') as file:
+        with open(path, "rb") as file:
             pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
     except OSError:
         return  # whoever opens it says why
     if pointer:
-        raise InputError(f'{path}: is a pointer of Git LFS and not the file; run `git lfs pull` in its repository')
+        raise InputError(f"{path}: is a pointer of Git LFS and not the file; run `git lfs pull` in its repository")
 
 
 class _Bounded:
@@ -116,8 +116,10 @@ class _Bounded:
     def _counted(self, data: bytes) -> bytes:
         self._left -= len(data)
         if self._left < 0:
-            raise InputError(f'{self._path}: unfolds to more than {MAX_RATIO} times its size, as no text '
-                             'does; if it is meant so, unpack it first')
+            raise InputError(
+                f"{self._path}: unfolds to more than {MAX_RATIO} times its size, as no text "
+                "does; if it is meant so, unpack it first"
+            )
         return data
 
 
@@ -128,19 +130,18 @@ def _open(path: str | os.PathLike, unpacked: bool = True) -> Iterator[BinaryIO]:
     openers = _OPENERS if unpacked else {}
     check_content(path)
     try:
-        with openers.get(path.suffix, open)(path, 'rb') as file:
+        with openers.get(path.suffix, open)(path, "rb") as file:
             yield _Bounded(file, path) if path.suffix in openers else file
     except FileNotFoundError:
-        raise InputError(f'{path}: no such file; {neighbours(path)}') from None
+        raise InputError(f"{path}: no such file; {neighbours(path)}") from None
     except IsADirectoryError:
-        raise InputError(f'{path}: is a folder, name one file; {listing(path)}') from None
+        raise InputError(f"{path}: is a folder, name one file; {listing(path)}") from None
     except EOFError:
-        raise InputError(
-            f'{path}: the compressed file ends too early; copy or download it again') from None
+        raise InputError(f"{path}: the compressed file ends too early; copy or download it again") from None
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f'{path}: is not a valid {path.suffix} file ({error})') from None
+        raise InputError(f"{path}: is not a valid {path.suffix} file ({error})") from None
     except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror or error})') from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def neighbours(path: pathlib.Path) -> str:
@@ -153,6 +154,6 @@ def listing(folder: pathlib.Path) -> str:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
-        return f'{folder} cannot be listed'
-    shown = ', '.join(names[:_LISTED]) + (', ...' if len(names) > _LISTED else '')
-    return f'{folder} holds {shown or "nothing"}'
+        return f"{folder} cannot be listed"
+    shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return f"{folder} holds {shown or 'nothing'}"

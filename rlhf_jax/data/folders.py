@@ -11,20 +11,20 @@ import re
 from collections.abc import Collection
 
 from rlhf_jax.data import files
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json
 
-SUFFIXES = ('.jsonl', '.json', '.csv', '.parquet', '.arrow')
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
-_DESCRIPTIONS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json')
-_SHARD = re.compile(r'[-_.]\d+(-of-\d+)?([-_.][0-9a-f]{16})?$')
-_SPLIT = re.compile(r'(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])')
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SHARD = re.compile(r"[-_.]\d+(-of-\d+)?([-_.][0-9a-f]{16})?$")
+_SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])")
 
 
 def split_name(published: str) -> str | None:
     """train, valid or test, for the name that a source gives a split; None if it says none of them."""
-    found = _SPLIT.search(re.sub(r'\d+$', '', published.lower()))
-    return found and {'train': 'train', 'test': 'test'}.get(found[1], 'valid')
+    found = _SPLIT.search(re.sub(r"\d+$", "", published.lower()))
+    return found and {"train": "train", "test": "test"}.get(found[1], "valid")
 
 
 def shards(folder: str | os.PathLike, splits: Collection[str] = ()) -> list[tuple[str | None, pathlib.Path]]:
@@ -44,33 +44,32 @@ def shards(folder: str | os.PathLike, splits: Collection[str] = ()) -> list[tupl
         wanted = {name for name in names if name in splits or name and split_name(name) in splits}
         for split in splits:
             if not any(name and split in (name, split_name(name)) for name in names):
-                raise InputError(f'{folder}: has no split {split}; it has {_listed(names)}')
+                raise InputError(f"{folder}: has no split {split}; it has {_listed(names)}")
         names = [name for name in names if name in wanted]
-    for split in ('train', 'valid', 'test'):
+    for split in ("train", "valid", "test"):
         if len(same := [name for name in names if name and split_name(name) == split]) > 1 and not splits:
-            raise InputError(f'{folder}: holds several tables, {_listed(same)}; name one, as '
-                             f'{folder.name}:{same[0]}')
+            raise InputError(f"{folder}: holds several tables, {_listed(same)}; name one, as {folder.name}:{same[0]}")
     return [(name and split_name(name), path) for name, path in found if name in names]
 
 
 def inside(folder: pathlib.Path, name: str, where: pathlib.Path) -> pathlib.Path:
     """The path of a file that a description names; InputError if that lies outside the folder."""
-    if not isinstance(name, str) or not name or os.path.isabs(name) or '..' in pathlib.PurePath(name).parts:
-        raise InputError(f'{where}: names the file {name!r}, which lies outside its folder')
+    if not isinstance(name, str) or not name or os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
+        raise InputError(f"{where}: names the file {name!r}, which lies outside its folder")
     return folder / name
 
 
 def _saved_to_disk(folder: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
-    if (folder / 'dataset_dict.json').is_file():
-        where = folder / 'dataset_dict.json'
-        names = _described(where, 'splits')
+    if (folder / "dataset_dict.json").is_file():
+        where = folder / "dataset_dict.json"
+        names = _described(where, "splits")
         return [(name, path) for name in names for _, path in _saved_to_disk(inside(folder, name, where))]
-    if (folder / 'state.json').is_file():
-        where = folder / 'state.json'
-        entries = _described(where, '_data_files')
+    if (folder / "state.json").is_file():
+        where = folder / "state.json"
+        entries = _described(where, "_data_files")
         if not all(isinstance(entry, dict) for entry in entries):
             raise InputError(f"{where}: field '_data_files' must be a list of objects with a filename")
-        return [(None, inside(folder, entry.get('filename'), where)) for entry in entries]
+        return [(None, inside(folder, entry.get("filename"), where)) for entry in entries]
     return []
 
 
@@ -78,32 +77,35 @@ def _described(path: pathlib.Path, field: str) -> list:
     description = read_json(path)
     value = description.get(field)
     if not isinstance(value, list) or not value:
-        raise InputError(f'{path}: needs the field {field!r}, a list, as datasets.save_to_disk writes it')
+        raise InputError(f"{path}: needs the field {field!r}, a list, as datasets.save_to_disk writes it")
     return value
 
 
 def _snapshot(folder: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
-    paths = sorted(path for path in folder.rglob('*') if _is_data(path, folder))
-    found = ([path for path in paths if files.file_type(path) in SUFFIXES]
-             or [path for path in paths if files.file_type(path) == '.txt'])
+    paths = sorted(path for path in folder.rglob("*") if _is_data(path, folder))
+    found = [path for path in paths if files.file_type(path) in SUFFIXES] or [
+        path for path in paths if files.file_type(path) == ".txt"
+    ]
     if not found:
-        raise InputError(f'{folder}: holds none of the files that rows are read from, '
-                         f'{", ".join(SUFFIXES)} or .txt; {files.listing(folder)}')
+        raise InputError(
+            f"{folder}: holds none of the files that rows are read from, "
+            f"{', '.join(SUFFIXES)} or .txt; {files.listing(folder)}"
+        )
     kinds = sorted({files.file_type(path) for path in found})
     if len(kinds) > 1:
-        raise InputError(f'{folder}: holds {" and ".join(kinds)} files; name one of them, or its folder')
+        raise InputError(f"{folder}: holds {' and '.join(kinds)} files; name one of them, or its folder")
     named = [(_published_split(path.relative_to(folder)), path) for path in found]
     places = {path.parent for name, path in named if name is None or path.parent.name != name}
     if len(places) > 1:
-        shown = ', '.join(sorted(str(place.relative_to(folder)) for place in places))
-        raise InputError(f'{folder}: holds several tables, in {shown}; name one of these folders')
+        shown = ", ".join(sorted(str(place.relative_to(folder)) for place in places))
+        raise InputError(f"{folder}: holds several tables, in {shown}; name one of these folders")
     return named
 
 
 def _published_split(path: pathlib.PurePath) -> str | None:
     """'train_sft' for data/train_sft-00000-of-00003.parquet; 'test' for test/part0.jsonl."""
-    stem = path.name.split('.')[0]
-    stem = _SHARD.sub('', stem)
+    stem = path.name.split(".")[0]
+    stem = _SHARD.sub("", stem)
     if split_name(stem):
         return stem
     parent = path.parent.name
@@ -111,7 +113,7 @@ def _published_split(path: pathlib.PurePath) -> str | None:
 
 
 def _listed(names: Collection[str | None]) -> str:
-    return ', '.join(sorted(name or 'files without one' for name in names))
+    return ", ".join(sorted(name or "files without one" for name in names))
 
 
 def find(folder: pathlib.Path, name: str, dataset: str) -> list[tuple[str, pathlib.Path]]:
@@ -125,28 +127,33 @@ def find(folder: pathlib.Path, name: str, dataset: str) -> list[tuple[str, pathl
     Raises:
         InputError: there is none, or the same one in several formats.
     """
-    patterns = name.split('|')
+    patterns = name.split("|")
     for pattern in filter(None, patterns):
-        found = sorted(path for path in folder.glob(f'{pattern}.*')
-                       if files.file_type(path) in (*SUFFIXES, '.txt') and _is_data(path, folder))
+        found = sorted(
+            path
+            for path in folder.glob(f"{pattern}.*")
+            if files.file_type(path) in (*SUFFIXES, ".txt") and _is_data(path, folder)
+        )
         named = [(_without_endings(path.relative_to(folder)), path) for path in found]
         for (first, path), (second, other) in zip(named, named[1:]):
             if first == second:
-                raise InputError(f'{path} and {other.name} are the same file of {dataset} twice; remove one')
+                raise InputError(f"{path} and {other.name} are the same file of {dataset} twice; remove one")
         if named:
             return named
-    if '' in patterns:
+    if "" in patterns:
         return []
-    wanted = ' or '.join(f'{pattern}{SUFFIXES[0]}' for pattern in patterns)
-    raise InputError(f'{folder}: has no {wanted} (or {", ".join(SUFFIXES[1:])}, also .gz and .xz), of which '
-                     f'{dataset} is made; {files.listing(folder)}')
+    wanted = " or ".join(f"{pattern}{SUFFIXES[0]}" for pattern in patterns)
+    raise InputError(
+        f"{folder}: has no {wanted} (or {', '.join(SUFFIXES[1:])}, also .gz and .xz), of which "
+        f"{dataset} is made; {files.listing(folder)}"
+    )
 
 
 def _is_data(path: pathlib.Path, folder: pathlib.Path) -> bool:
-    hidden = any(part.startswith('.') for part in path.relative_to(folder).parts)
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and path.name not in _DESCRIPTIONS and path.is_file()
 
 
 def _without_endings(path: pathlib.PurePath) -> str:
     ending = files.file_type(path)
-    return str(path)[:str(path).rindex(ending)]
+    return str(path)[: str(path).rindex(ending)]

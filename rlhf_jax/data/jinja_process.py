@@ -68,13 +68,19 @@ class _Process:
         self._process = subprocess.Popen(
             # -P: the modules beside this file are not the standard library's.
             [sys.executable, "-P", __file__, str(SECONDS), str(MEGABYTES)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us; it ends when its input does
-        )  # fmt: skip
+        )
 
     def ask(self, source: str, now: str | None, values: dict[str, Any]) -> dict[str, Any]:
         number = self._known.get((source, now))
-        question = {"number": number, "values": values} if number is not None else {"source": source, "now": now, "values": values}
+        question = (
+            {"number": number, "values": values}
+            if number is not None
+            else {"source": source, "now": now, "values": values}
+        )
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
@@ -157,7 +163,9 @@ def _address_space() -> int:
 
 def _serve(seconds: float, megabytes: int) -> None:
     """Answers questions, each a line of JSON, until the input ends or a limit is exceeded."""
-    _environment(None).from_string("").render()  # whatever is imported for a template is loaded before memory is limited
+    _environment(None).from_string(
+        ""
+    ).render()  # whatever is imported for a template is loaded before memory is limited
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + megabytes * 2**20,) * 2)
     templates: list = []
     for line in sys.stdin.buffer:

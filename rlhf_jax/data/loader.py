@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.mixture import Mixture
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 Examples = Any  # A pytree of NumPy arrays with one leading axis N, such as data.batches.Batch.
 
@@ -25,20 +25,30 @@ class Loader:
     come together, as neighbours; `batch_size` counts them all.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, *, name: str,
-                 shuffle: bool = True, mixture: Mixture | None = None, copies: int = 1):
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        seed: int,
+        *,
+        name: str,
+        shuffle: bool = True,
+        mixture: Mixture | None = None,
+        copies: int = 1,
+    ):
         sizes = {len(leaf) for leaf in jax.tree.leaves(examples)}
         if len(sizes) != 1:
-            raise ValueError(f'the arrays of {name} differ in their leading axis: {sizes}')
+            raise ValueError(f"the arrays of {name} differ in their leading axis: {sizes}")
         self.num_examples: int = sizes.pop()
         if self.num_examples == 0 or batch_size < 1:
-            raise InputError(f'{name}: {self.num_examples} examples in batches of {batch_size}; '
-                             'both must be at least 1')
+            raise InputError(
+                f"{name}: {self.num_examples} examples in batches of {batch_size}; both must be at least 1"
+            )
         self._examples = examples
         if batch_size % copies:
-            raise InputError(f'{name}: a batch of {batch_size} does not hold every example {copies} times')
+            raise InputError(f"{name}: a batch of {batch_size} does not hold every example {copies} times")
         self.batch_size, self._copies = batch_size, copies
-        self._key = f'{seed}/{name}' if shuffle else None
+        self._key = f"{seed}/{name}" if shuffle else None
         self.mixture = mixture
         # A batch needs the epochs that it straddles and the next batch needs the last of them.
         sources = 1 if mixture is None else len(mixture.names)
@@ -61,12 +71,12 @@ class Loader:
     def _examples_of(self, places: np.ndarray) -> np.ndarray:
         """The examples of places in the walk, from 0."""
         if self.mixture is None:
-            return self._at(places, self.num_examples, '')
+            return self._at(places, self.num_examples, "")
         rows, start = np.empty_like(places), 0
         source, draws = self.mixture.draws(places)
         for number, (name, size) in enumerate(zip(self.mixture.names, self.mixture.sizes)):
             own = source == number
-            rows[own] = start + self._at(draws[own], size, f'/{number}/{name}')
+            rows[own] = start + self._at(draws[own], size, f"/{number}/{name}")
             start += size
         return rows
 
@@ -90,9 +100,9 @@ class Loader:
         if self._key is None:
             return np.arange(size)
         # NumPy promises that raw bits never change with its version; permutation() may.
-        digest = hashlib.blake2b(f'{self._key}{source}/{epoch}'.encode(), digest_size=16).digest()
-        bits = np.random.Philox(key=int.from_bytes(digest, 'little'))
-        return np.argsort(bits.random_raw(size), kind='stable')
+        digest = hashlib.blake2b(f"{self._key}{source}/{epoch}".encode(), digest_size=16).digest()
+        bits = np.random.Philox(key=int.from_bytes(digest, "little"))
+        return np.argsort(bits.random_raw(size), kind="stable")
 
 
 def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
@@ -106,8 +116,9 @@ def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
         yield jax.tree.map(lambda leaf: _fill_up(leaf, batch_size), batch)
 
 
-def by_length(prompts: Prompts, rows: Sequence[int], batch_size: int,
-              multiple: int = 16) -> Iterator[tuple[np.ndarray, Prompts]]:
+def by_length(
+    prompts: Prompts, rows: Sequence[int], batch_size: int, multiple: int = 16
+) -> Iterator[tuple[np.ndarray, Prompts]]:
     """Rows of left-padded prompts, short ones first, in batches without the padding that all share.
 
     Yields:
@@ -116,9 +127,9 @@ def by_length(prompts: Prompts, rows: Sequence[int], batch_size: int,
     """
     rows = np.asarray(rows)
     lengths = prompts.mask.sum(axis=1)[rows]
-    rows = rows[np.argsort(lengths, kind='stable')]
+    rows = rows[np.argsort(lengths, kind="stable")]
     for number, batch in enumerate(in_order(take(prompts, rows), batch_size)):
-        chosen = rows[number * batch_size:][:batch_size]
+        chosen = rows[number * batch_size :][:batch_size]
         longest = int(batch.mask.sum(axis=1).max())
         kept = -max(1, -(-longest // multiple) * multiple)
         yield chosen, batch.replace(tokens=batch.tokens[:, kept:], mask=batch.mask[:, kept:])

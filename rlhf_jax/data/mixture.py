@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.data.batches import LengthReport
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 BLOCK = 1000  # draws in which every source has its share exactly; a share is rounded to 1 / BLOCK
 

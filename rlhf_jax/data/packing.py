@@ -100,9 +100,7 @@ class PackedLoader:
         others: rows of each batch that come from elsewhere and count in `multiple`.
     """
 
-    def __init__(
-        self, loader: Loader, examples: Batch, pad_id: int, steps: int, multiple: int = 1, others: int = 0
-    ):
+    def __init__(self, loader: Loader, examples: Batch, pad_id: int, steps: int, multiple: int = 1, others: int = 0):
         self._loader, self._pad_id = loader, pad_id
         self._lengths, self._length = lengths(examples), examples.tokens.shape[1]
         batches = [loader.rows(step) for step in range(steps)]

@@ -18,16 +18,16 @@ from typing import Any
 
 import rich.status
 
-from rlhf_jax import command_line, terminal
 from rlhf_jax.data import download, folders, prepared, rows
 from rlhf_jax.data.public import DATASETS, Dataset, LeftOut
 from rlhf_jax.data.records import parse_row
-from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.files import write_json
+from rlhf_jax.runtime import command_line, terminal
+from rlhf_jax.runtime.errors import InputError, as_command
+from rlhf_jax.runtime.files import write_json
 
-SPLITS = ('train', 'valid', 'test')
-VERSION = '1.0.0'
-REPORT = 'preparation.json'
+SPLITS = ("train", "valid", "test")
+VERSION = "1.0.0"
+REPORT = "preparation.json"
 
 _PLACES_SHOWN = 3
 
@@ -44,6 +44,7 @@ class Report:
         shared_groups: 'test in train' -> how many groups lie in both splits.
         not_wanted: rows that --where left out.
     """
+
     files: dict[str, int]
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -52,22 +53,30 @@ class Report:
     not_wanted: int = 0
 
     def __str__(self) -> str:
-        lines = [(', '.join(f'{split} {count:,}' for split, count in self.rows.items()) or 'no') + ' rows']
+        lines = [(", ".join(f"{split} {count:,}" for split, count in self.rows.items()) or "no") + " rows"]
         for reason, places in sorted(self.left_out.items()):
-            lines.append(f'left out {len(places):,}: {reason} ({_some(places)})')
+            lines.append(f"left out {len(places):,}: {reason} ({_some(places)})")
         if self.bad:
             place, reason = next(iter(self.bad.items()))
-            lines.append(f'skipped {len(self.bad):,} bad rows, the first: {place}: {reason}')
+            lines.append(f"skipped {len(self.bad):,} bad rows, the first: {place}: {reason}")
         if self.not_wanted:
-            lines.append(f'left out {self.not_wanted:,}: not wanted by --where')
+            lines.append(f"left out {self.not_wanted:,}: not wanted by --where")
         for splits, count in self.shared_groups.items():
-            lines.append(f'{count:,} groups of {splits} too; training with the published splits leaves their '
-                         'rows out there')
-        return '\n'.join(lines)
+            lines.append(
+                f"{count:,} groups of {splits} too; training with the published splits leaves their rows out there"
+            )
+        return "\n".join(lines)
 
 
-def prepare(dataset: Dataset, source: pathlib.Path, out: pathlib.Path, *, on_bad_row: str = 'error',
-            where: Mapping[str, str] | None = None, name: str | None = None) -> tuple[pathlib.Path, Report]:
+def prepare(
+    dataset: Dataset,
+    source: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    on_bad_row: str = "error",
+    where: Mapping[str, str] | None = None,
+    name: str | None = None,
+) -> tuple[pathlib.Path, Report]:
     """Reads the source's files and writes `out`/name/version, whole or not at all.
 
     Args:
@@ -84,40 +93,54 @@ def prepare(dataset: Dataset, source: pathlib.Path, out: pathlib.Path, *, on_bad
     """
     where = dict(where or {})
     if unknown := where.keys() - dataset.columns.keys():
-        raise InputError(f'--where: {dataset.name} has no column {min(unknown)}; '
-                         f'it has {", ".join(dataset.columns)}')
+        raise InputError(f"--where: {dataset.name} has no column {min(unknown)}; it has {', '.join(dataset.columns)}")
     prepared.check_writable(out, name or dataset.name, VERSION)
     found = source_files(dataset, source)
-    report = Report({str(path.relative_to(source)): path.stat().st_size
-                     for paths in found.values() for _, path in paths})
+    report = Report(
+        {str(path.relative_to(source)): path.stat().st_size for paths in found.values() for _, path in paths}
+    )
     groups: dict[str, set[str]] = {split: set() for split in SPLITS}
 
     def finish(folder: pathlib.Path) -> None:
         if not report.rows:
-            reasons = '; '.join(str(report).splitlines()[1:])
-            raise InputError(f'{source}: no row of {dataset.name} is usable; {reasons}')
+            reasons = "; ".join(str(report).splitlines()[1:])
+            raise InputError(f"{source}: no row of {dataset.name} is usable; {reasons}")
         report.shared_groups = _shared(groups)
         write_json(folder / REPORT, dataclasses.asdict(report))
 
     with _Progress(dataset.name, len(report.files)) as progress:
         folder = prepared.write(
-            out, name or dataset.name, VERSION, dataset.columns,
+            out,
+            name or dataset.name,
+            VERSION,
+            dataset.columns,
             _rows(dataset, found, on_bad_row, where, report, groups, progress),
-            description=dataset.about, homepage=dataset.homepage, finish=finish)
+            description=dataset.about,
+            homepage=dataset.homepage,
+            finish=finish,
+        )
     return folder, report
 
 
 def source_files(dataset: Dataset, source: pathlib.Path) -> dict[str | None, list[tuple[str, pathlib.Path]]]:
     """Split -> (name of the file as published, where it is); raises InputError if one is missing."""
     if not source.is_dir():
-        raise InputError(f'--source: {source} is no folder; give the one that holds the files of '
-                         f'{dataset.name}')
-    return {split: [found for name in names for found in folders.find(source, name, dataset.name)]
-            for split, names in dataset.files.items()}
+        raise InputError(f"--source: {source} is no folder; give the one that holds the files of {dataset.name}")
+    return {
+        split: [found for name in names for found in folders.find(source, name, dataset.name)]
+        for split, names in dataset.files.items()
+    }
 
 
-def _rows(dataset: Dataset, found: dict, on_bad_row: str, where: dict[str, str], report: Report,
-          groups: dict[str, set[str]], progress: '_Progress') -> Iterator[tuple[str, dict]]:
+def _rows(
+    dataset: Dataset,
+    found: dict,
+    on_bad_row: str,
+    where: dict[str, str],
+    report: Report,
+    groups: dict[str, set[str]],
+    progress: "_Progress",
+) -> Iterator[tuple[str, dict]]:
     """Our rows, each with its split, in the order of the files."""
     for file_split, name, path in [(split, *file) for split, files in found.items() for file in files]:
         progress.next_file()
@@ -130,36 +153,35 @@ def _rows(dataset: Dataset, found: dict, on_bad_row: str, where: dict[str, str],
                 if isinstance(row, InputError):
                     raise row
                 for ours in dataset.convert(row, name):
-                    split = ours.pop('split', file_split)
+                    split = ours.pop("split", file_split)
                     if any(str(ours.get(column)) != value for column, value in where.items()):
                         report.not_wanted += 1
                         continue
-                    if len(set(ours.get('completions', ()))) == 1:
-                        report.left_out.setdefault('all completions are the same', []).append(place)
+                    if len(set(ours.get("completions", ()))) == 1:
+                        report.left_out.setdefault("all completions are the same", []).append(place)
                         continue
                     parse_row(ours, dataset.kind)
                     report.rows[split] = report.rows.get(split, 0) + 1
-                    if 'group' in ours:
-                        groups[split].add(ours['group'])
+                    if "group" in ours:
+                        groups[split].add(ours["group"])
                     yield split, ours
             except LeftOut as reason:
                 report.left_out.setdefault(str(reason), []).append(place)
             except InputError as error:
-                if on_bad_row == 'error':
-                    raise InputError(f'{place}: {error}') from None
+                if on_bad_row == "error":
+                    raise InputError(f"{place}: {error}") from None
                 report.bad[place] = str(error)
 
 
 def _shared(groups: dict[str, set[str]]) -> dict[str, int]:
     pairs = itertools.combinations(SPLITS, 2)
-    counts = {f'{later} in {first}': len(groups.get(first, set()) & groups.get(later, set()))
-              for first, later in pairs}
+    counts = {f"{later} in {first}": len(groups.get(first, set()) & groups.get(later, set())) for first, later in pairs}
     return {splits: count for splits, count in counts.items() if count}
 
 
 def _some(places: list[str]) -> str:
-    shown = ', '.join(places[:_PLACES_SHOWN])
-    return shown + (', ...' if len(places) > _PLACES_SHOWN else '')
+    shown = ", ".join(places[:_PLACES_SHOWN])
+    return shown + (", ..." if len(places) > _PLACES_SHOWN else "")
 
 
 class _Progress:
@@ -174,7 +196,7 @@ class _Progress:
         self._file += 1
 
     def update(self, count: int) -> None:
-        text = f'{self._name}: {count:,} rows, file {self._file} of {self._files}'
+        text = f"{self._name}: {count:,} rows, file {self._file} of {self._files}"
         if isinstance(self._live, rich.status.Status):
             if count % 100 == 0:
                 self._live.update(text)
@@ -191,42 +213,69 @@ class _Progress:
 
 
 def _described(dataset: Dataset) -> str:
-    names = dict.fromkeys(name.strip('|') for names in dataset.files.values() for name in names)
-    return (f'  {dataset.name} ({dataset.kind})\n      {dataset.about}; {dataset.homepage}\n'
-            f'      files: {", ".join(names)}').replace('; \n', '\n').replace('|', ' or ')
+    names = dict.fromkeys(name.strip("|") for names in dataset.files.values() for name in names)
+    return (
+        (
+            f"  {dataset.name} ({dataset.kind})\n      {dataset.about}; {dataset.homepage}\n"
+            f"      files: {', '.join(names)}"
+        )
+        .replace("; \n", "\n")
+        .replace("|", " or ")
+    )
 
 
-@as_command('rlhf_jax.data.prepare', stopped='stopped, nothing is written')
+@as_command("rlhf_jax.data.prepare", stopped="stopped, nothing is written")
 def main(arguments: list[str] | None = None) -> None:
-    listed = '\n'.join(map(_described, DATASETS.values()))
+    listed = "\n".join(map(_described, DATASETS.values()))
     parser = argparse.ArgumentParser(
-        prog='python -m rlhf_jax.data.prepare', description=__doc__, epilog=f'datasets:\n{listed}',
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--dataset', required=True, help='which one, see below')
-    parser.add_argument('--source', type=command_line.folder, required=True, help="the folder of the source's files")
-    parser.add_argument('--out', type=command_line.folder, required=True, help='the folder to write it into')
-    parser.add_argument('--where', action='append', default=[], metavar='COLUMN=VALUE',
-                        help='only rows with this value, e.g. lang=en; may be given several times')
-    parser.add_argument('--chat', action='store_true',
-                        help="dialogues as messages for the run's chat template, not in the source's markup")
-    parser.add_argument('--name', help='of the prepared dataset; default: that of --dataset')
-    parser.add_argument('--on_bad_row', choices=('error', 'skip'), default='error',
-                        help='rows that break the format: stop at the first, or skip, count and list them')
-    parser.add_argument('--download', action='store_true', help='fetch what is missing into --source first')
+        prog="python -m rlhf_jax.data.prepare",
+        description=__doc__,
+        epilog=f"datasets:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", required=True, help="which one, see below")
+    parser.add_argument("--source", type=command_line.folder, required=True, help="the folder of the source's files")
+    parser.add_argument("--out", type=command_line.folder, required=True, help="the folder to write it into")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only rows with this value, e.g. lang=en; may be given several times",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="dialogues as messages for the run's chat template, not in the source's markup",
+    )
+    parser.add_argument("--name", help="of the prepared dataset; default: that of --dataset")
+    parser.add_argument(
+        "--on_bad_row",
+        choices=("error", "skip"),
+        default="error",
+        help="rows that break the format: stop at the first, or skip, count and list them",
+    )
+    parser.add_argument("--download", action="store_true", help="fetch what is missing into --source first")
     options = parser.parse_args(arguments)
     if options.dataset not in DATASETS:
         raise InputError(f"--dataset: '{options.dataset}' is none of {', '.join(DATASETS)}")
     dataset = DATASETS[options.dataset]
-    if wrong := [pair for pair in options.where if '=' not in pair]:
+    if wrong := [pair for pair in options.where if "=" not in pair]:
         raise InputError(f"--where: '{wrong[0]}' must be COLUMN=VALUE")
     if options.download:
         download.fetch(dataset, options.source)
     if options.chat:
         dataset = dataset.as_chat()
-    folder, report = prepare(dataset, options.source, options.out, on_bad_row=options.on_bad_row,
-                             where=dict(pair.split('=', 1) for pair in options.where), name=options.name)
-    print(f'{folder}: {dataset.kind}\n{report}')
+    folder, report = prepare(
+        dataset,
+        options.source,
+        options.out,
+        on_bad_row=options.on_bad_row,
+        where=dict(pair.split("=", 1) for pair in options.where),
+        name=options.name,
+    )
+    print(f"{folder}: {dataset.kind}\n{report}")
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     sys.exit(main())

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import new_folder, read_if_there, write_json
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import new_folder, read_if_there, write_json
 
 Row = dict[str, Any]
 
 # What a column can hold. An empty text or list, and a number that is not there, are absent in a row;
 # a `number` keeps seven digits, because TFDS writes float32.
-KINDS = ('text', 'texts', 'int', 'ints', 'number', 'numbers', 'messages')
+KINDS = ("text", "texts", "int", "ints", "number", "numbers", "messages")
 
 _ROWS_AT_ONCE = 1000
 _ROWS_A_SHARD = 100_000
-_ORDER = {'train': 0, 'valid': 1, 'test': 2}
-_SIZES = 'sizes.json'
-_NO_INT = -2**63
+_ORDER = {"train": 0, "valid": 1, "test": 2}
+_SIZES = "sizes.json"
+_NO_INT = -(2**63)
 
 
 class Rows(Sequence):
@@ -53,20 +53,23 @@ class Rows(Sequence):
 
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield from self[start:start + _ROWS_AT_ONCE]
+            yield from self[start : start + _ROWS_AT_ONCE]
 
 
 def find(path: str | os.PathLike) -> pathlib.Path | None:
     """The folder of a prepared dataset: `path` itself, or the newest version in it; None if neither."""
     path = pathlib.Path(path)
-    versions = sorted((folder for folder in path.glob('*.*.*') if _is_dataset(folder)), key=_version)
+    versions = sorted((folder for folder in path.glob("*.*.*") if _is_dataset(folder)), key=_version)
     return path if _is_dataset(path) else versions[-1] if versions else None
 
 
 def paths(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files that hold the rows of a prepared dataset, and those that say how to read them."""
-    return [path for path in sorted(folder.iterdir())
-            if path.is_file() and ('.array_record' in path.name or path.name in ('dataset_info.json', 'features.json'))]
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (".array_record" in path.name or path.name in ("dataset_info.json", "features.json"))
+    ]
 
 
 def open_splits(folder: pathlib.Path) -> dict[str, Rows]:
@@ -75,11 +78,12 @@ def open_splits(folder: pathlib.Path) -> dict[str, Rows]:
     _check_sizes(folder)
     try:
         builder = tfds.builder_from_directory(folder)
-        return {split: Rows(builder.as_data_source(split))
-                for split in sorted(builder.info.splits, key=lambda split: _ORDER.get(split, len(_ORDER)))}
+        return {
+            split: Rows(builder.as_data_source(split))
+            for split in sorted(builder.info.splits, key=lambda split: _ORDER.get(split, len(_ORDER)))
+        }
     except Exception as error:  # TFDS lets through what its parts raise: OSError, ValueError, ParseError, ...
-        raise InputError(f'{folder}: not a readable TFDS dataset ({_first_line(error)}); prepare it again'
-                         ) from None
+        raise InputError(f"{folder}: not a readable TFDS dataset ({_first_line(error)}); prepare it again") from None
 
 
 def read(folder: pathlib.Path, splits: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
@@ -87,15 +91,16 @@ def read(folder: pathlib.Path, splits: Collection[str] = ()) -> Iterator[tuple[s
     found = open_splits(folder)
     for split in splits:
         if split not in found:
-            raise InputError(f'{folder}: has no split {split}; it has {", ".join(found)}')
+            raise InputError(f"{folder}: has no split {split}; it has {', '.join(found)}")
     for split, rows in found.items():
         if not splits or split in splits:
             try:
                 for number, row in enumerate(rows, start=1):
-                    yield f'{folder}/{split}:{number}', {**row, 'split': split}
+                    yield f"{folder}/{split}:{number}", {**row, "split": split}
             except (IndexError, OSError, ValueError, RuntimeError) as error:
-                raise InputError(f'{folder}: split {split} cannot be read ({_first_line(error)}); prepare it '
-                                 'again') from None
+                raise InputError(
+                    f"{folder}: split {split} cannot be read ({_first_line(error)}); prepare it again"
+                ) from None
 
 
 def write(
@@ -106,7 +111,7 @@ def write(
     rows: Iterable[tuple[str, Row]],
     *,
     description: str,
-    homepage: str = '',
+    homepage: str = "",
     finish: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> pathlib.Path:
     """Writes a dataset whole or not at all; memory holds a thousand rows, whatever comes.
@@ -127,11 +132,11 @@ def write(
     folder = out / name / version
     check_writable(out, name, version)
     with new_folder(folder, within=out) as beside:
-        identity = tfds.core.dataset_info.DatasetIdentity(
-            name, tfds.core.Version(version), str(beside), __name__)
-        info = tfds.core.DatasetInfo(builder=identity, description=description, homepage=homepage or None,
-                                     features=_features(tfds, columns))
-        writer = tfds.core.SequentialWriter(info, _ROWS_A_SHARD, file_format='array_record')
+        identity = tfds.core.dataset_info.DatasetIdentity(name, tfds.core.Version(version), str(beside), __name__)
+        info = tfds.core.DatasetInfo(
+            builder=identity, description=description, homepage=homepage or None, features=_features(tfds, columns)
+        )
+        writer = tfds.core.SequentialWriter(info, _ROWS_A_SHARD, file_format="array_record")
         rows, splits = iter(rows), set()
         while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
             by_split: dict[str, list[Row]] = {}
@@ -153,50 +158,47 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # array_record's, of a full disk too
-        raise InputError(f'cannot write {folder}: {_first_line(error)}') from None
+        raise InputError(f"cannot write {folder}: {_first_line(error)}") from None
 
 
 def check_writable(out: pathlib.Path, name: str, version: str) -> None:
     """What `write` would refuse, said before anything is read."""
     _tfds()
     if (folder := out / name / version).exists():
-        raise InputError(f'{folder} is there already; delete it, or give another --out')
+        raise InputError(f"{folder} is there already; delete it, or give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f'--out: cannot make the folder {out}: {error.strerror}') from None
+        raise InputError(f"--out: cannot make the folder {out}: {error.strerror}") from None
 
 
 def _features(tfds, columns: Mapping[str, str]):
     text, integer, number = tfds.features.Text(), np.int64, np.float32
-    scalars = {'int': integer, 'number': number}
-    lists = {'texts': text, 'ints': tfds.features.Scalar(dtype=integer),
-             'numbers': tfds.features.Scalar(dtype=number)}
+    scalars = {"int": integer, "number": number}
+    lists = {"texts": text, "ints": tfds.features.Scalar(dtype=integer), "numbers": tfds.features.Scalar(dtype=number)}
 
     def feature(kind):
-        if kind == 'text':
+        if kind == "text":
             return text
         if kind in scalars:
             return tfds.features.Scalar(dtype=scalars[kind])
-        if kind == 'messages':
-            return tfds.features.Sequence({'role': text, 'content': text})
+        if kind == "messages":
+            return tfds.features.Sequence({"role": text, "content": text})
         return tfds.features.Sequence(lists[kind])
 
     return tfds.features.FeaturesDict({name: feature(kind) for name, kind in columns.items()})
 
 
 def _encoded(row: Row, columns: Mapping[str, str]) -> Row:
-    absent = {'text': '', 'int': _NO_INT, 'number': float('nan')}
+    absent = {"text": "", "int": _NO_INT, "number": float("nan")}
     if extra := row.keys() - columns.keys():
-        raise ValueError(f'the row has the fields {sorted(extra)}, which are no columns')
-    return {name: absent.get(kind, []) if row.get(name) is None else row[name]
-            for name, kind in columns.items()}
+        raise ValueError(f"the row has the fields {sorted(extra)}, which are no columns")
+    return {name: absent.get(kind, []) if row.get(name) is None else row[name] for name, kind in columns.items()}
 
 
 def _decoded(example: Mapping[str, Any]) -> Row:
     row = {name: _plain(value) for name, value in example.items()}
-    return {name: value for name, value in row.items()
-            if value not in ('', [], _NO_INT) and value == value}
+    return {name: value for name, value in row.items() if value not in ("", [], _NO_INT) and value == value}
 
 
 def _plain(value: Any) -> Any:
@@ -215,7 +217,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_sizes(folder: pathlib.Path) -> None:
-    records = sorted(folder.glob('*.array_record*'))
+    records = sorted(folder.glob("*.array_record*"))
     write_json(folder / _SIZES, {path.name: path.stat().st_size for path in records})
 
 
@@ -224,16 +226,15 @@ def _check_sizes(folder: pathlib.Path) -> None:
     for name, size in (read_if_there(folder / _SIZES) or {}).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
-            raise InputError(f'{path}: is missing or has not its {size} bytes; copy it again, or prepare it '
-                             'again')
+            raise InputError(f"{path}: is missing or has not its {size} bytes; copy it again, or prepare it again")
 
 
 def _is_dataset(folder: pathlib.Path) -> bool:
-    return (folder / 'dataset_info.json').is_file() and (folder / 'features.json').is_file()
+    return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()
 
 
 def _version(folder: pathlib.Path) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split('.'))
+    return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
 
 
 def _first_line(error: Exception) -> str:
@@ -242,10 +243,12 @@ def _first_line(error: Exception) -> str:
 
 def _tfds():
     try:
-        importlib.import_module('array_record.python.array_record_module')
-        tfds = importlib.import_module('tensorflow_datasets')
+        importlib.import_module("array_record.python.array_record_module")
+        tfds = importlib.import_module("tensorflow_datasets")
     except ImportError as error:
-        raise InputError("prepared datasets are written and read with tensorflow-datasets and array_record "
-                         f"({error}): pip install 'rlhf_jax[tfds]'") from None
+        raise InputError(
+            "prepared datasets are written and read with tensorflow-datasets and array_record "
+            f"({error}): pip install 'rlhf_jax[tfds]'"
+        ) from None
     tfds.disable_progress_bar()
     return tfds

@@ -8,9 +8,9 @@ learns these, Bradley-Terry the pairs of which one is rated higher.
 import random
 from collections.abc import Iterable, Sequence
 
-from rlhf_jax.config import forms
 from rlhf_jax.data.records import Ranking, ranks_of
-from rlhf_jax.errors import InputError
+from rlhf_jax.fields import forms
+from rlhf_jax.runtime.errors import InputError
 
 
 def compare(rankings: Iterable[Ranking], size: int, pairs: str = "") -> list[Ranking]:

@@ -12,10 +12,10 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.config import forms
 from rlhf_jax.data import duplicates
 from rlhf_jax.data.folders import split_name
-from rlhf_jax.errors import InputError
+from rlhf_jax.fields import forms
+from rlhf_jax.runtime.errors import InputError
 
 NAMES = ("train", "valid", "test")
 HELD_OUT = "heldout"
@@ -27,9 +27,7 @@ def place(name: str) -> float:
     return int.from_bytes(digest, "little") / 2**64
 
 
-def split_rows(
-    config, rows: Mapping[str, Sequence[Any]]
-) -> tuple[dict[str, dict[str, list]], dict[str, dict]]:
+def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dict[str, list]], dict[str, dict]]:
     """Divides rows into splits.
 
     Args:
@@ -53,9 +51,7 @@ def split_rows(
     people = [row for kind, found in rows.items() if kind != "documents" for row in found]
     held_out = _held_out(config.held_out_labelers, people) if people else set()
     if config.per_user and people and all(field(row, config.user_field) is None for row in people):
-        raise InputError(
-            f"data.files.per_user = {config.per_user}, but no row has the field '{config.user_field}'"
-        )
+        raise InputError(f"data.files.per_user = {config.per_user}, but no row has the field '{config.user_field}'")
     published = _Published(config, rows, lambda row: home[key_of(row)])
 
     splits, facts = {}, {}
@@ -192,9 +188,7 @@ def _held_out(wanted: str, rows) -> set[str]:
     if names - there or not names:
         shown = ", ".join(sorted(there)[:12]) or "none"
         missing = ", ".join(sorted(names - there)) or wanted
-        raise InputError(
-            f"data.files.held_out_labelers: '{missing}' labelled no row; the labelers are {shown}"
-        )
+        raise InputError(f"data.files.held_out_labelers: '{missing}' labelled no row; the labelers are {shown}")
     return names
 
 
@@ -225,12 +219,8 @@ def _limit_users(rows: list, dropped: collections.Counter, user_field: str, limi
         if user is not None:
             prompts[user].add(_text(row))
     draw = lambda user, prompt: place(f"{user}\n{prompt}")
-    stays = {
-        user: set(sorted(own, key=lambda prompt: draw(user, prompt))[:limit]) for user, own in prompts.items()
-    }
-    kept = [
-        row for row in rows if field(row, user_field) is None or _text(row) in stays[field(row, user_field)]
-    ]
+    stays = {user: set(sorted(own, key=lambda prompt: draw(user, prompt))[:limit]) for user, own in prompts.items()}
+    kept = [row for row in rows if field(row, user_field) is None or _text(row) in stays[field(row, user_field)]]
     dropped[f"their user has more than {limit} prompts"] += len(rows) - len(kept)
     return kept
 

@@ -15,21 +15,21 @@ import re
 from collections.abc import Mapping, Sequence
 
 from rlhf_jax.data import files
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import write_text
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_text
 
-ROLES = ('system', 'user', 'assistant')
+ROLES = ("system", "user", "assistant")
 
-_PLACEHOLDER = re.compile(r'\{(instruction|input|output|content)\}')
+_PLACEHOLDER = re.compile(r"\{(instruction|input|output|content)\}")
 
 
 def _section(title: str, default: str, *placeholders: str):
-    metadata = {'title': f'[{title}]', 'placeholders': placeholders}
+    metadata = {"title": f"[{title}]", "placeholders": placeholders}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def _title(field: dataclasses.Field) -> str:
-    return field.metadata['title']
+    return field.metadata["title"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,38 +39,44 @@ class Template:
     Raises:
         InputError: a section lacks a placeholder, has a strange one, or goes on after `{output}`.
     """
+
     with_input: str = _section(
-        'instruction with input', '{instruction}\n{input}\nanswer: {output}',
-        'instruction', 'input', 'output')
-    without_input: str = _section(
-        'instruction', '{instruction}\nanswer: {output}', 'instruction', 'output')
-    system: str = _section('system', '{content}', 'content')
-    user: str = _section('user', 'user: {content}', 'content')
-    assistant: str = _section('assistant', 'assistant: {output}', 'output')
+        "instruction with input", "{instruction}\n{input}\nanswer: {output}", "instruction", "input", "output"
+    )
+    without_input: str = _section("instruction", "{instruction}\nanswer: {output}", "instruction", "output")
+    system: str = _section("system", "{content}", "content")
+    user: str = _section("user", "user: {content}", "content")
+    assistant: str = _section("assistant", "assistant: {output}", "output")
 
     def __post_init__(self):
         titles = {_title(field) for field in dataclasses.fields(self)}
         for field in dataclasses.fields(self):
             text, section = getattr(self, field.name), _title(field)
             found = _PLACEHOLDER.findall(text)
-            for name in field.metadata['placeholders']:
+            for name in field.metadata["placeholders"]:
                 if found.count(name) != 1:
-                    raise InputError(f'section {section} of the template has {{{name}}} '
-                                     f'{found.count(name)} times; it belongs there once')
-            if extra := set(found) - set(field.metadata['placeholders']):
-                raise InputError(f'section {section} of the template cannot use '
-                                 f'{{{min(extra)}}}')
-            if text != text.strip('\n') or titles & set(text.split('\n')):
-                raise InputError(f'section {section} of the template has a line that cannot be '
-                                 'kept in a file: an empty one at an end, or a [title]')
-            if 'output' in found and not text.endswith('{output}'):
-                raise InputError(f'section {section} of the template goes on after {{output}}; '
-                                 'the completion comes last')
+                    raise InputError(
+                        f"section {section} of the template has {{{name}}} "
+                        f"{found.count(name)} times; it belongs there once"
+                    )
+            if extra := set(found) - set(field.metadata["placeholders"]):
+                raise InputError(f"section {section} of the template cannot use {{{min(extra)}}}")
+            if text != text.strip("\n") or titles & set(text.split("\n")):
+                raise InputError(
+                    f"section {section} of the template has a line that cannot be "
+                    "kept in a file: an empty one at an end, or a [title]"
+                )
+            if "output" in found and not text.endswith("{output}"):
+                raise InputError(
+                    f"section {section} of the template goes on after {{output}}; the completion comes last"
+                )
         if _cue(self.with_input)[1] != _cue(self.without_input)[1]:
-            raise InputError('the two instruction sections of the template have different spaces '
-                             'before {output}; use the same in both')
+            raise InputError(
+                "the two instruction sections of the template have different spaces "
+                "before {output}; use the same in both"
+            )
 
-    def prompt(self, instruction: str, input: str = '') -> str:
+    def prompt(self, instruction: str, input: str = "") -> str:
         """The prompt of an instruction; a blank input means none."""
         if input.strip():
             return _fill(_cue(self.with_input)[0], instruction=instruction, input=input)
@@ -81,9 +87,12 @@ class Template:
 
         A system turn without text is left away.
         """
-        turns = [self._turn(message['role'], message['content']) for message in messages
-                 if message['role'] != 'system' or message['content'].strip()]
-        return '\n'.join([*turns, _cue(self.assistant)[0]])
+        turns = [
+            self._turn(message["role"], message["content"])
+            for message in messages
+            if message["role"] != "system" or message["content"].strip()
+        ]
+        return "\n".join([*turns, _cue(self.assistant)[0]])
 
     def completion(self, output: str, *, chat: bool = False) -> str:
         """A completion as it follows a `prompt`, or a `chat`."""
@@ -99,16 +108,15 @@ class Template:
 
     def _turn(self, role: str, content: str) -> str:
         text = getattr(self, role)
-        return _fill(text, **{'output' if role == 'assistant' else 'content': content})
+        return _fill(text, **{"output" if role == "assistant" else "content": content})
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the sections as one readable text file."""
-        sections = (f'{_title(field)}\n{getattr(self, field.name)}\n'
-                    for field in dataclasses.fields(self))
-        write_text(path, '\n'.join(sections))
+        sections = (f"{_title(field)}\n{getattr(self, field.name)}\n" for field in dataclasses.fields(self))
+        write_text(path, "\n".join(sections))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> 'Template':
+    def load(cls, path: str | os.PathLike) -> "Template":
         """Reads what `save` writes; a section that the file leaves out keeps its default.
 
         Raises:
@@ -117,26 +125,25 @@ class Template:
         names = {_title(field): field.name for field in dataclasses.fields(cls)}
         sections: dict[str, list[str]] = {}
         lines: list[str] | None = None
-        for number, line in enumerate(files.read_text(path).split('\n'), start=1):
+        for number, line in enumerate(files.read_text(path).split("\n"), start=1):
             if line in names:
                 if names[line] in sections:
-                    raise InputError(f'{path}:{number}: section {line} appears twice')
+                    raise InputError(f"{path}:{number}: section {line} appears twice")
                 lines = sections[names[line]] = []
             elif lines is not None:
                 lines.append(line)
             elif line.strip():
-                raise InputError(f'{path}:{number}: a template starts with one of the lines '
-                                 f"{', '.join(names)}")
+                raise InputError(f"{path}:{number}: a template starts with one of the lines {', '.join(names)}")
         try:
-            return cls(**{name: '\n'.join(text).strip('\n') for name, text in sections.items()})
+            return cls(**{name: "\n".join(text).strip("\n") for name, text in sections.items()})
         except InputError as error:
-            raise InputError(f'{path}: {error}') from None
+            raise InputError(f"{path}: {error}") from None
 
 
 def _cue(section: str) -> tuple[str, str]:
     """Splits a section before `{output}`: the prompt's part and the spaces after it."""
-    text = section.removesuffix('{output}')
-    return text.rstrip(' '), text[len(text.rstrip(' ')):]
+    text = section.removesuffix("{output}")
+    return text.rstrip(" "), text[len(text.rstrip(" ")) :]
 
 
 def _fill(section: str, **values: str) -> str:

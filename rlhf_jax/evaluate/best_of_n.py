@@ -5,7 +5,7 @@ Shapes: P prompts, N samples of each. best_of_n_stage.py is the stage that draws
 
 import numpy as np
 
-from rlhf_jax.evaluate import statistics
+from rlhf_jax import statistics
 
 
 def kl(n):

@@ -37,7 +37,9 @@ class Fit(NamedTuple):
 
     alpha: float
     beta: float
-    r_squared: float  # share of the gain's variance over the fitted points that the law explains: a description, not a test
+    r_squared: (
+        float  # share of the gain's variance over the fitted points that the law explains: a description, not a test
+    )
 
     def gain(self, kl) -> np.ndarray:
         """The gain that the law states at KLs f[M], in nats."""
@@ -55,7 +57,13 @@ class Fit(NamedTuple):
     def numbers(self) -> dict[str, float]:
         """alpha, beta, r_squared, peak_kl and peak_gain; the last two are infinite where there is no peak."""
         peak_kl, peak_gain = self.peak or (np.inf, np.inf)
-        return {"alpha": self.alpha, "beta": self.beta, "r_squared": self.r_squared, "peak_kl": peak_kl, "peak_gain": peak_gain}
+        return {
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "r_squared": self.r_squared,
+            "peak_kl": peak_kl,
+            "peak_gain": peak_gain,
+        }
 
 
 def fit(kl, gain) -> Fit:

@@ -23,17 +23,19 @@ against the reference's completions of the same prompts.
 import jax
 import numpy as np
 
-from rlhf_jax import generate, hosts, reward_model, sharding
+from rlhf_jax import generate, sharding
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.chat_template import shown
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import best_of_n, skills
-from rlhf_jax.evaluate.programs import Answers, Programs, Questions, ask, completion_logprob
-from rlhf_jax.evaluate.statistics import Estimate, mean, share, win_rate
-from rlhf_jax.files import read_json_lines
-from rlhf_jax.finished import checked, read_if_there, write_json, write_json_lines
+from rlhf_jax.evaluate.answers import Answers, Programs, Questions, ask, completion_logprob
 from rlhf_jax.generate import Rollout
 from rlhf_jax.run import JUDGED
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json_lines
+from rlhf_jax.runtime.finished import checked, read_if_there, write_json, write_json_lines
+from rlhf_jax.stages import reward_model
+from rlhf_jax.statistics import Estimate, mean, share, win_rate
 
 
 def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
@@ -104,7 +106,9 @@ def _other_weights(run, stage: str, rivals: list[dict] | None, temperature: floa
             judge(run, stage, rows, temperature)
             hosts.on_first(write_rows, path, rows)
             estimates = summarize(rows, rivals)
-            return {"other_weights": {"weights": weights, "estimates": {name: _plain(x) for name, x in estimates.items()}}}
+            return {
+                "other_weights": {"weights": weights, "estimates": {name: _plain(x) for name, x in estimates.items()}}
+            }
     return {}
 
 
@@ -127,8 +131,11 @@ def rescore(run) -> None:
             judge(run, stage, samples[stage], evaluations[stage]["temperature"])
             hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", samples[stage])
     for stage, evaluation in evaluations.items():
-        retained = {name: value for name, value in evaluation["estimates"].items()
-                    if name.startswith("skills/") or name == "valid_loss"}
+        retained = {
+            name: value
+            for name, value in evaluation["estimates"].items()
+            if name.startswith("skills/") or name == "valid_loss"
+        }
         conclude(run, stage, samples[stage], retained, evaluation["temperature"], evaluation)
 
 
@@ -175,21 +182,23 @@ def describe(run, records, indices, rollout: Rollout, logprobs) -> list[dict]:
     for i, index in enumerate(indices):
         record = records[index]
         gold = run.corpus.gold(record, completions[i], finished[i])
-        rows.append({
-            "index": int(index),
-            "prompt": shown(record.prompt),
-            "completion": completions[i],
-            "finished": finished[i],
-            "category": record.row.get("category"),
-            "kind": record.row.get("kind"),
-            "gold": gold and gold._asdict(),
-            "score": None,
-            "scores": {},
-            "kl": None,
-            "logprob": float(logprobs[i]),
-            "length": len(sampled[i]),
-            "tokens": list(sampled[i]),
-        })
+        rows.append(
+            {
+                "index": int(index),
+                "prompt": shown(record.prompt),
+                "completion": completions[i],
+                "finished": finished[i],
+                "category": record.row.get("category"),
+                "kind": record.row.get("kind"),
+                "gold": gold and gold._asdict(),
+                "score": None,
+                "scores": {},
+                "kl": None,
+                "logprob": float(logprobs[i]),
+                "length": len(sampled[i]),
+                "tokens": list(sampled[i]),
+            }
+        )
     return rows
 
 
@@ -200,12 +209,15 @@ def summarize(rows: list[dict], rivals: list[dict] | None) -> dict:
         rows: judged samples.
         rivals: the samples of the reference stage, for the win rate; None: no win rate.
     """
+
     def known(values, estimate=mean):
         return None if None in values else estimate(values)
 
     parts = rows[0]["gold"] or {"total": None}
-    found = {f"gold/{part}": known([row["gold"] and row["gold"][part] for row in rows], mean if part == "total" else share)
-             for part in parts}
+    found = {
+        f"gold/{part}": known([row["gold"] and row["gold"][part] for row in rows], mean if part == "total" else share)
+        for part in parts
+    }
     found["score"] = known([row["score"] for row in rows])
     if len(rows[0].get("scores", ())) > 1:
         found |= {f"score/{name}": known([row["scores"][name] for row in rows]) for name in rows[0]["scores"]}
@@ -288,8 +300,9 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
     tokens = np.full((len(rows), run.config.completion_length), run.tokenizer.pad_id, np.int32)
     mask = np.arange(tokens.shape[1]) < np.array([[len(row["tokens"])] for row in rows])
     tokens[mask] = np.concatenate([row["tokens"] for row in rows])
-    rollouts = Rollout(np.concatenate([prompts.tokens, tokens], axis=1), prompts.mask, mask,
-                       np.zeros(mask.shape, np.float32))
+    rollouts = Rollout(
+        np.concatenate([prompts.tokens, tokens], axis=1), prompts.mask, mask, np.zeros(mask.shape, np.float32)
+    )
     found = []
     for batch in loader.in_order(rollouts, run.config.evaluate.batch_size):
         batch = sharding.put_batch(batch, run.mesh)
@@ -300,8 +313,7 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
 def prompt_arrays(run, records) -> batches.Prompts:
     """The prompts of records as arrays, without those that are too long."""
     config = run.config
-    return batches.batch_prompts(
-        records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
+    return batches.batch_prompts(records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
 
 
 def conclude(run, stage: str, rows, retained: dict, temperature: float, others: dict | None = None) -> dict:
@@ -320,15 +332,19 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float, others: 
     if reference not in (None, stage):
         rivals = hosts.on_first(_read_rows_if_there, run.folder(reference) / "samples.jsonl")
     estimates = summarize(rows, rivals)
-    evaluation = (others or {}) | _other_weights(run, stage, rivals, temperature) | {
-        "stage": stage,
-        "reference": reference,
-        "prompts": len(rows),
-        "temperature": temperature,
-        "win_rate_by": judged_by(rows),
-        "estimates": {name: _plain(value) for name, value in estimates.items()} | retained,
-        "categories": _by_category(rows),
-    }
+    evaluation = (
+        (others or {})
+        | _other_weights(run, stage, rivals, temperature)
+        | {
+            "stage": stage,
+            "reference": reference,
+            "prompts": len(rows),
+            "temperature": temperature,
+            "win_rate_by": judged_by(rows),
+            "estimates": {name: _plain(value) for name, value in estimates.items()} | retained,
+            "categories": _by_category(rows),
+        }
+    )
     hosts.on_first(write_json, run.folder(stage) / "evaluation.json", evaluation)
     return evaluation
 
@@ -352,8 +368,7 @@ def _by_category(rows) -> dict:
     for row in rows:
         if row["category"] is not None and row["gold"] is not None:
             groups.setdefault(row["category"], []).append(row["gold"]["total"])
-    return {name: {"count": len(values), "gold": _plain(mean(values))}
-            for name, values in groups.items()}
+    return {name: {"count": len(values), "gold": _plain(mean(values))} for name, values in groups.items()}
 
 
 def _plain(estimate: Estimate | None) -> dict | None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf_jax import statistics
 from rlhf_jax.data.records import Ranking
-from rlhf_jax.evaluate import calibration, statistics
-from rlhf_jax.evaluate.statistics import Estimate
+from rlhf_jax.statistics import Estimate, calibration
 
 # Edges of bins.
 MARGINS = (0, 0.5, 1, 2, 4, np.inf)  # of how far the two scores of a pair are apart
@@ -95,5 +95,6 @@ def _plain(bins) -> list[dict]:
     """Bins as JSON has them, None for an edge at infinity."""
     edge = lambda number: number if np.isfinite(number) else None
     return [
-        row._asdict() | {"low": edge(row.low), "high": edge(row.high), "accuracy": row.accuracy._asdict()} for row in bins
+        row._asdict() | {"low": edge(row.low), "high": edge(row.high), "accuracy": row.accuracy._asdict()}
+        for row in bins
     ]

@@ -13,8 +13,8 @@ import numpy as np
 from rlhf_jax import generate
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate.statistics import Estimate, mean, share
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.statistics import Estimate, mean, share
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -59,7 +59,8 @@ def questions(run) -> list[batches.Prompts]:
         return []
     length = min(config.skill_prompt_length, run.model.max_length - config.skill_completion_length)
     prompts, _ = batches.batch_prompts(
-        [Prompt(item["prompt"], item) for _, item in items], run.tokenizer, length, too_long="cut_left")
+        [Prompt(item["prompt"], item) for _, item in items], run.tokenizer, length, too_long="cut_left"
+    )
     return list(loader.in_order(prompts, config.batch_size))
 
 
@@ -74,8 +75,7 @@ def few_shot(run, answers: list[generate.Rollout]) -> list[dict]:
     for (task, item), completion in zip(_items(run), completions):
         given = first_line(completion)
         score = SCORES.get(task, token_f1)(given, item["answer"])
-        rows.append({"task": task, "prompt": item["prompt"], "answer": item["answer"],
-                     "given": given, "score": score})
+        rows.append({"task": task, "prompt": item["prompt"], "answer": item["answer"], "given": given, "score": score})
     return rows
 
 

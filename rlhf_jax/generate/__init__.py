@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import decode, hosts, model, sharding
+from rlhf_jax import model, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.generate.truncation import Truncation, keep_likely, penalized
-from rlhf_jax.model import TransformerConfig
+from rlhf_jax.model import TransformerConfig, decode
+from rlhf_jax.runtime import hosts
 
 
 @struct.dataclass
@@ -230,6 +231,7 @@ class Sampler:
 
     def laid_out(self, params: dict) -> bool:
         """Whether the layout would only copy the parameters."""
+
         def fits(x, place):
             return isinstance(x, jax.Array) and x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
 

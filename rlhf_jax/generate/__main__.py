@@ -25,19 +25,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import attention, generate, hf, hosts, keys, progress, run as run_lib, sharding
-from rlhf_jax.command_line import option
-from rlhf_jax.config.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Number
+from rlhf_jax import generate, hf, sharding
+from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.chat_template import ChatTemplate, shown
 from rlhf_jax.data.records import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.files import not_through_links, read_json, whole_lines
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Number
 from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation
-from rlhf_jax.model import TransformerConfig
+from rlhf_jax.model import TransformerConfig, attention
+from rlhf_jax.runtime import hosts, keys, progress
+from rlhf_jax.runtime.command_line import option
+from rlhf_jax.runtime.errors import InputError, as_command
+from rlhf_jax.runtime.files import not_through_links, read_json, whole_lines
 
 _SHORTEST = 16  # tokens that prompts are padded to at least; then powers of two, so that few programs are compiled
 
@@ -86,8 +88,10 @@ def load_model(directory: str, *, tensor: int = 1, dtype: str = "") -> Model:
         return _open_stage(folder.absolute().parent, folder.absolute().name, mesh, dtype)
     config = folder / "config.json"
     if not config.is_file():
-        raise InputError(f"--model={directory} has no config.json: it is neither a Hugging Face directory, nor a work "
-                         "directory, nor a finished stage of one")
+        raise InputError(
+            f"--model={directory} has no config.json: it is neither a Hugging Face directory, nor a work "
+            "directory, nor a finished stage of one"
+        )
     if "stages" in read_json(config):
         return _open_stage(folder, "", mesh, dtype)
     platform = mesh.devices.flat[0].platform
@@ -145,13 +149,26 @@ class Completer:
         InputError: a prompt that leaves no room for `max_new_tokens` in the model's context.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float = 1.0,
-                 top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, samples: int = 1, seed: int = 0,
-                 batch_size: int = 16):
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        samples: int = 1,
+        seed: int = 0,
+        batch_size: int = 16,
+    ):
         room = model.config.max_length - max_new_tokens
         if room < 1:
-            raise InputError(f"--max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's context of "
-                             f"{model.config.max_length} tokens")
+            raise InputError(
+                f"--max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's context of "
+                f"{model.config.max_length} tokens"
+            )
         tokenizer = model.tokenizer
         chats = isinstance(model.template, ChatTemplate)
         # What ends a turn is asked for where there is one: a template that does not say will do for other prompts.
@@ -163,15 +180,21 @@ class Completer:
             if not 0 < len(ids) <= room:
                 raise InputError(
                     f"prompt {number} has {len(ids)} tokens; with --max_new_tokens={max_new_tokens} it can have 1 to "
-                    f"{room}, as the model's context is {model.config.max_length}")
+                    f"{room}, as the model's context is {model.config.max_length}"
+                )
         self._model, self._prompts, self._room = model, prompts, room
         self._rows = [(number, ids, sample) for number, ids in enumerate(encoded) for sample in range(samples)]
         ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
         self.batch_size = -(-min(batch_size, len(self._rows)) // ways) * ways
         self.batches = -(-len(self._rows) // self.batch_size)
         self._sampler = generate.Sampler(
-            model.config, model.mesh, model.rules, completion_length=max_new_tokens, eos_id=self._ends,
-            pad_id=tokenizer.pad_id)
+            model.config,
+            model.mesh,
+            model.rules,
+            completion_length=max_new_tokens,
+            eos_id=self._ends,
+            pad_id=tokenizer.pad_id,
+        )
         self._params = model.params if self._sampler.laid_out(model.params) else self._sampler.layout(model.params)
         self._seed, self._temperature = seed, temperature
         whole = top_k == 0 and top_p == 1.0 and repetition_penalty == 1.0
@@ -181,19 +204,27 @@ class Completer:
     def __call__(self, first: int = 0) -> Iterator[list[dict]]:
         """The completions of each batch, from batch number `first` on, in the order of the prompts."""
         for number in range(first, self.batches):
-            rows = self._rows[number * self.batch_size:(number + 1) * self.batch_size]
+            rows = self._rows[number * self.batch_size : (number + 1) * self.batch_size]
             batch = self._pad(rows)
             key = keys.named_key(self._seed, "generate", number)
             rollout = hosts.fetch(self._sampler(self._params, batch, key, self._temperature, self._truncation))
             completions, finished = generate.texts(rollout, self._model.tokenizer, self._ends)
             yield [
-                _beside(self._prompts[place].row, {
-                    "prompt": shown(self._prompts[place].text), "completion": text, "sample": sample,
-                    "finished": end, "tokens": int(mask.sum()), "logprob": round(float(logprobs.sum()), 4),
-                })
+                _beside(
+                    self._prompts[place].row,
+                    {
+                        "prompt": shown(self._prompts[place].text),
+                        "completion": text,
+                        "sample": sample,
+                        "finished": end,
+                        "tokens": int(mask.sum()),
+                        "logprob": round(float(logprobs.sum()), 4),
+                    },
+                )
                 for (place, _, sample), text, end, mask, logprobs in zip(
-                    rows, completions, finished, rollout.completion_mask, rollout.logprobs)
-            ]  # fmt: skip
+                    rows, completions, finished, rollout.completion_mask, rollout.logprobs
+                )
+            ]
 
     def _pad(self, rows: list) -> Prompts:
         """Left-padded to one of few lengths; a last batch that is too small repeats its first row."""
@@ -203,7 +234,7 @@ class Completer:
         mask = np.zeros(tokens.shape, bool)
         for n in range(self.batch_size):
             _, ids, _ = rows[n] if n < len(rows) else rows[0]
-            tokens[n, length - len(ids):], mask[n, length - len(ids):] = ids, True
+            tokens[n, length - len(ids) :], mask[n, length - len(ids) :] = ids, True
         return Prompts(tokens, mask, np.arange(self.batch_size, dtype=np.int32))
 
 
@@ -257,7 +288,8 @@ def _line(row: dict) -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m rlhf_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a work directory or a finished stage")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompt", help="a text to go on with")
@@ -267,9 +299,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=option(COUNT), help="default: 128, or half of a small model's context")
     parser.add_argument("--temperature", type=option(NOT_NEGATIVE), default=1.0, help="0: the likeliest tokens")
     parser.add_argument("--top_k", type=option(COUNT_OR_NONE), default=0, help="of so many tokens; 0: of all")
-    parser.add_argument("--top_p", type=option(Number(above=0, high=1)), default=1.0, help="of the likeliest with this probability")
-    parser.add_argument("--repetition_penalty", type=option(POSITIVE), help="divides the logits of tokens that are there "
-                        "already; 1: does nothing; default: generation_config.json's of a Hugging Face directory")
+    parser.add_argument(
+        "--top_p", type=option(Number(above=0, high=1)), default=1.0, help="of the likeliest with this probability"
+    )
+    parser.add_argument(
+        "--repetition_penalty",
+        type=option(POSITIVE),
+        help="divides the logits of tokens that are there "
+        "already; 1: does nothing; default: generation_config.json's of a Hugging Face directory",
+    )
     parser.add_argument("--samples", type=option(COUNT), default=1, help="completions of each prompt")
     parser.add_argument("--seed", type=option(SEED), default=0)
     parser.add_argument("--batch_size", type=option(COUNT), default=16, help="completions sampled at once")
@@ -285,9 +323,12 @@ def _follow_release(model: Model, options: argparse.Namespace) -> None:
         if options.repetition_penalty is None:
             options.repetition_penalty = asked.repetition_penalty
         if asked.ignored:
-            print(f"rlhf_jax.generate: {model.folder}: generation_config.json is not followed in "
-                  f"{', '.join(f'{name}={value!r}' for name, value in asked.ignored.items())}; temperature, top_k and "
-                  "top_p are flags here, the others are not there", file=sys.stderr)
+            print(
+                f"rlhf_jax.generate: {model.folder}: generation_config.json is not followed in "
+                f"{', '.join(f'{name}={value!r}' for name, value in asked.ignored.items())}; temperature, top_k and "
+                "top_p are flags here, the others are not there",
+                file=sys.stderr,
+            )
     options.repetition_penalty = options.repetition_penalty or 1.0
 
 
@@ -307,8 +348,15 @@ def main(arguments: list[str] | None = None) -> None:
         options.max_new_tokens = options.max_new_tokens or new_tokens(model.config.max_length)
         _follow_release(model, options)
         names = (
-            "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "samples", "seed", "batch_size"
-        )  # fmt: skip
+            "max_new_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "repetition_penalty",
+            "samples",
+            "seed",
+            "batch_size",
+        )
         asked = {name: getattr(options, name) for name in names}
         with jax.set_mesh(model.mesh):
             completer = Completer(model, prompts, **asked)

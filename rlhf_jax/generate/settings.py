@@ -10,28 +10,72 @@ import pathlib
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.tokenizer_files import GENERATION
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_if_there
 
 # What changes no text, or is asked of the command or the tokenizer: a length, the number of completions, ids, how
 # transformers computes and what else it returns.
 _NO_MATTER = {
-    "max_length", "max_new_tokens", "num_return_sequences", "early_stopping", "length_penalty", "max_time",
-    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "do_sample", "num_beam_groups",
-    "use_cache", "cache_implementation", "cache_config", "return_legacy_cache", "prefill_chunk_size", "low_memory",
-    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
-    "remove_invalid_values", "renormalize_logits", "disable_compile", "compile_config", "transformers_version",
-    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    "assistant_lookbehind", "target_lookbehind", "assistant_early_exit", "prompt_lookup_num_tokens",
-    "max_matching_ngram_size", "token_healing",
-}  # fmt: skip
+    "max_length",
+    "max_new_tokens",
+    "num_return_sequences",
+    "early_stopping",
+    "length_penalty",
+    "max_time",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "do_sample",
+    "num_beam_groups",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "return_legacy_cache",
+    "prefill_chunk_size",
+    "low_memory",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "disable_compile",
+    "compile_config",
+    "transformers_version",
+    "is_assistant",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "target_lookbehind",
+    "assistant_early_exit",
+    "prompt_lookup_num_tokens",
+    "max_matching_ngram_size",
+    "token_healing",
+}
 # Of the others, the values that do nothing; and any field: null.
 _NOTHING = {
-    "repetition_penalty": (1,), "encoder_repetition_penalty": (1,), "temperature": (1,), "top_k": (0,), "top_p": (1,),
-    "min_p": (0,), "typical_p": (1,), "top_h": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "diversity_penalty": (0,),
-    "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,), "min_length": (0,), "min_new_tokens": (0,),
-    "num_beams": (1,), "guidance_scale": (1,), "penalty_alpha": (0,),
-}  # fmt: skip
+    "repetition_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "temperature": (1,),
+    "top_k": (0,),
+    "top_p": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "top_h": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "diversity_penalty": (0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "num_beams": (1,),
+    "guidance_scale": (1,),
+    "penalty_alpha": (0,),
+}
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -62,8 +106,11 @@ def read(folder: str | os.PathLike, greedy: bool) -> Settings:
         raise InputError(f"{path}: 'repetition_penalty' is {penalty!r}; it must be a number above 0")
     followed = {"repetition_penalty", *_NO_MATTER, *(_SAMPLING if greedy else ())}
     ignored = {
-        name: value for name, value in given.items()
-        if name not in followed and not name.startswith("_") and value not in (None, False, [], {})
+        name: value
+        for name, value in given.items()
+        if name not in followed
+        and not name.startswith("_")
+        and value not in (None, False, [], {})
         and value not in _NOTHING.get(name, ())
-    }  # fmt: skip
+    }
     return Settings(float(penalty), ignored)

@@ -16,21 +16,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import model, progress
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import write_json
+from rlhf_jax import model
 from rlhf_jax.hf import tensors as tensors_lib
 from rlhf_jax.hf.families import FAMILIES, family_of, named_by
 from rlhf_jax.hf.mapping import Settings, Source, canonical
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime import progress
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json
 
 __all__ = ["PROGRAM_FIELDS", "canonical", "copy", "family_of", "head_of", "load_config", "load_params", "save"]
 
 # Of TransformerConfig: how it computes, which no released model says.
 PROGRAM_FIELDS = (
-    "dtype", "scan_layers", "remat", "attention", "vocab_multiple", "init_std", "sequence_axis", "logits_chunk",
+    "dtype",
+    "scan_layers",
+    "remat",
+    "attention",
+    "vocab_multiple",
+    "init_std",
+    "sequence_axis",
+    "logits_chunk",
     "absent_ids",
-)  # fmt: skip
+)
 SHARD_BYTES = 5 * 10**9  # of an exported file, as transformers has it
 _LARGE = 10**9  # parameters: reading more takes a time in which something should be seen
 UNFOLDED = "score.final_norm_bias"  # see _fold_bias
@@ -173,8 +181,10 @@ class _Reader:
         """By the extremes, which need no memory: NaN is one wherever it stands."""
         if values.size and not np.isfinite([values.min(), values.max()]).all():
             tensor = self.tensors[self.used[name]]
-            raise InputError(f"{tensor.file}: tensor '{self.used[name]}' has values that are no finite numbers (NaN or "
-                             "infinity): the file is damaged, or of a training that diverged")  # fmt: skip
+            raise InputError(
+                f"{tensor.file}: tensor '{self.used[name]}' has values that are no finite numbers (NaN or "
+                "infinity): the file is damaged, or of a training that diverged"
+            )
 
     def checked(self, name: str) -> np.ndarray:
         """A tensor by the family's name, all of it finite, as the file has it."""

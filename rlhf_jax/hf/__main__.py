@@ -16,14 +16,18 @@ import shutil
 import sys
 
 from rlhf_jax import hf
-from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.files import new_folder, read_json
+from rlhf_jax.runtime.errors import InputError, as_command
+from rlhf_jax.runtime.files import new_folder, read_json
 
 # What else there is in a model folder, beside config.json and the tensors.
 _BESIDE = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
     "generation_config.json",
-)  # fmt: skip
+)
 
 
 @as_command("rlhf_jax.hf", stopped="stopped; nothing was written")
@@ -114,7 +118,7 @@ def _download(name: str, revision: str | None) -> str:
     if not any(pathlib.Path(folder).glob("*.safetensors")):
         raise InputError(
             f"{name} has no safetensors on the hub, and pickles are not read; where you trust it, and transformers is "
-            f"installed, convert it once: python -c \"from transformers import AutoModelForCausalLM as M; "
+            f'installed, convert it once: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{name}').save_pretrained('DIR')\""
         )
     return folder
@@ -148,9 +152,14 @@ def _export_stage(stage: pathlib.Path, options) -> str:
         if head == "scalar" and tokenizer.pad_id == tokenizer.eos_id:
             ids["pad_token_id"] = None  # transformers reads the score before the last token that is no padding
         hf.save(
-            folder, shape, params, head=head, dtype=options.dtype or "float32", settings=ids,
+            folder,
+            shape,
+            params,
+            head=head,
+            dtype=options.dtype or "float32",
+            settings=ids,
             shard_bytes=int(options.shard_gb * 1e9),
-        )  # fmt: skip
+        )
         tokenizer.save_to(folder)
         said = _describe(folder)
     return f"{options.folder}: {said}"

@@ -4,9 +4,9 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.errors import InputError
 from rlhf_jax.hf.mapping import Family, Setting, Settings, Source, canonical
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime.errors import InputError
 
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _ACTIVATIONS = dict.fromkeys(_TANH, "gelu") | {"gelu": "gelu_exact", "relu": "relu"}
@@ -100,8 +100,10 @@ FAMILIES: Mapping[str, Family] = {
             activation_function=Setting("mlp", "gelu_new", _ACTIVATIONS),
         ),
         fixed={
-            "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
-        },  # fmt: skip
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        },
         fields=dict(positions="learned", norm="layernorm", use_bias=True),
         prefix="transformer.",
         sources={
@@ -133,9 +135,11 @@ FAMILIES: Mapping[str, Family] = {
             activation_function=Setting("mlp", "relu", {"relu": "relu", **_ACTIVATIONS}),
         ),
         fixed={
-            "do_layer_norm_before": (True,), "_remove_final_layer_norm": (False, None), "enable_bias": (True,),
+            "do_layer_norm_before": (True,),
+            "_remove_final_layer_norm": (False, None),
+            "enable_bias": (True,),
             "layer_norm_elementwise_affine": (True,),
-        },  # fmt: skip
+        },
         why={
             "do_layer_norm_before": " (opt-350m is the one such OPT, with its norms after each layer; take another size)"
         },
@@ -231,7 +235,9 @@ def named_by(settings: Settings) -> Family:
     """The family of a config.json."""
     model_type = settings.get("model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{settings.path}: model_type {reprlib.repr(model_type)} is unknown; it can be {', '.join(FAMILIES)}")
+        raise InputError(
+            f"{settings.path}: model_type {reprlib.repr(model_type)} is unknown; it can be {', '.join(FAMILIES)}"
+        )
     return FAMILIES[model_type]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime.errors import InputError
 
 REQUIRED = object()  # the default of a setting that has none
 
@@ -214,11 +214,21 @@ def _shown(value: Any) -> str:
 def canonical(config: TransformerConfig) -> TransformerConfig:
     """The same architecture with its defaults spelled out, and without what changes no result of it."""
     shape = dataclasses.replace(
-        config, num_kv_heads=config.kv_heads, head_size=config.head_dim, mlp_dim=config.hidden_dim, dtype="float32",
-        scan_layers=True, remat="none", attention="xla", vocab_multiple=1, init_std=0.0, sequence_axis="", logits_chunk=0,
+        config,
+        num_kv_heads=config.kv_heads,
+        head_size=config.head_dim,
+        mlp_dim=config.hidden_dim,
+        dtype="float32",
+        scan_layers=True,
+        remat="none",
+        attention="xla",
+        vocab_multiple=1,
+        init_std=0.0,
+        sequence_axis="",
+        logits_chunk=0,
         absent_ids=(),
         qkv_bias=config.use_bias or config.qkv_bias,
-    )  # fmt: skip
+    )
     if config.positions == "learned":
         return dataclasses.replace(shape, rope_theta=1.0, rotary_fraction=1.0, rope_scaling=())
     return dataclasses.replace(shape, position_offset=0)
@@ -257,9 +267,12 @@ def _write_rope(config: TransformerConfig, theta: str, fraction: str | None, def
     if config.rope_scaling:
         factor, low, high, length = config.rope_scaling
         written["rope_scaling"] = {
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
             "original_max_position_embeddings": int(length),
-        }  # fmt: skip
+        }
     return written
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_json, write_json
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -94,7 +94,9 @@ def _in_index(path: pathlib.Path) -> dict[str, Tensor]:
     return found
 
 
-def save(folder: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], make, shard_bytes: int) -> None:
+def save(
+    folder: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], make, shard_bytes: int
+) -> None:
     """Writes model.safetensors, or numbered files of at most `shard_bytes` (a larger tensor alone) and their index.
 
     Args:
@@ -107,9 +109,11 @@ def save(folder: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...], np.
         if shards[-1] and sum(shards[-1].values()) + size > shard_bytes:
             shards.append({})
         shards[-1][name] = size
-    names = [SINGLE] if len(shards) == 1 else [
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
-    ]  # fmt: skip
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
     for file, shard in zip(names, shards):
         try:
             safetensors.numpy.save_file({name: make(name) for name in shard}, folder / file, metadata={"format": "pt"})

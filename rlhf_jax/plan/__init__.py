@@ -15,11 +15,11 @@ import jax
 
 from rlhf_jax import run as run_lib
 from rlhf_jax import sharding
-from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.plan import estimate, hlo, programs
 from rlhf_jax.plan.programs import Data, Program
 from rlhf_jax.plan.topology import Topology
+from rlhf_jax.runtime.errors import InputError
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _FIELDS = (
@@ -75,8 +75,7 @@ def plan(
             if (not only or program.name in only) and not (give_up and not fits({"programs": rows})):
                 rows.append(row(run, topology, program, known, tell))
     summary = [
-        _stage_summary(config, topology, stage, rows, run, price)
-        for stage in dict.fromkeys(r["stage"] for r in rows)
+        _stage_summary(config, topology, stage, rows, run, price) for stage in dict.fromkeys(r["stage"] for r in rows)
     ]
     return {
         "topology": topology.name,
@@ -85,9 +84,7 @@ def plan(
         "mesh": dict(mesh.shape),
         "model": {name: getattr(run.model, name) for name in _FIELDS},
         "parameters": estimate.parameters(run.model),
-        "microbatches": {
-            stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)
-        },
+        "microbatches": {stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)},
         "compiler": compiler(topology),
         "programs": rows,
         "stages": summary,
@@ -117,9 +114,7 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
     found = {"stage": program.stage, "program": program.name, "runs": program.runs, "key": key, **known[key]}
     if "failed" in found:
         return found
-    held = {
-        name: programs.bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()
-    }
+    held = {name: programs.bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()}
     resident = sum(programs.bytes_per_device(tree) for tree in program.resident.values())
     work = program.work
     found |= {
@@ -212,9 +207,7 @@ def _stage_summary(config, topology: Topology, stage: str, rows: list[dict], run
         }
     days = sum(r["runs"] * r["flops"] for r in rows) / estimate.PETAFLOP_S_DAY
     seconds = [r.get("seconds") for r in rows]
-    hours = (
-        sum(r["runs"] * r["seconds"] for r in rows) / 3600 if all(s is not None for s in seconds) else None
-    )
+    hours = sum(r["runs"] * r["seconds"] for r in rows) / 3600 if all(s is not None for s in seconds) else None
     chip_hours = hours and hours * topology.chips
     is_175b = abs(estimate.parameters(run.model) / 174.6e9 - 1) < 0.01
     return {
@@ -230,10 +223,7 @@ def _stage_summary(config, topology: Topology, stage: str, rows: list[dict], run
 
 def _total(stages: list[dict]) -> dict:
     names = ("tokens", "petaflop_s_days", "hours", "chip_hours", "cost")
-    return {
-        name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None
-        for name in names
-    }
+    return {name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None for name in names}
 
 
 def _key(lowered, run, topology: Topology) -> str:

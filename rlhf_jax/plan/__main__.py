@@ -18,9 +18,9 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from rlhf_jax import command_line
 from rlhf_jax import config as config_lib
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime import command_line
+from rlhf_jax.runtime.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True
@@ -35,24 +35,16 @@ _STAGES = flags.DEFINE_string(
 _PROGRAMS = flags.DEFINE_list("programs", [], "Only these, e.g. sample,update.")
 _PRICE = flags.DEFINE_float("price", 0.0, "Of a chip and hour.", lower_bound=0.0)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
-_OUT = flags.DEFINE_string(
-    "out", None, "A folder that keeps plans, and the tables of all of them in plan.md."
-)
+_OUT = flags.DEFINE_string("out", None, "A folder that keeps plans, and the tables of all of them in plan.md.")
 _SEARCH = flags.DEFINE_integer(
     "search", 0, "Compile so many of the meshes, microbatches and remat that could fit, and rank them."
 )
-_DEMONSTRATIONS = flags.DEFINE_integer(
-    "demonstrations", 0, "How many; 0: the world's, or the paper's 12,725."
-)
+_DEMONSTRATIONS = flags.DEFINE_integer("demonstrations", 0, "How many; 0: the world's, or the paper's 12,725.")
 _RANKINGS = flags.DEFINE_integer(
     "rankings", 0, "How many prompts with ranked completions; 0: the world's, or the paper's 33,207."
 )
-_COMPLETIONS = flags.DEFINE_integer(
-    "completions", 0, "Ranked completions of a prompt, at most; 0: config.collect's."
-)
-_VOCAB = flags.DEFINE_integer(
-    "vocab_size", 0, "Of the tokenizer; 0: the one that is trained, or GPT-3's 50,257."
-)
+_COMPLETIONS = flags.DEFINE_integer("completions", 0, "Ranked completions of a prompt, at most; 0: config.collect's.")
+_VOCAB = flags.DEFINE_integer("vocab_size", 0, "Of the tokenizer; 0: the one that is trained, or GPT-3's 50,257.")
 flags.mark_flags_as_required(["config", "topology"])
 
 EXIT_DOES_NOT_FIT = 1
@@ -73,7 +65,8 @@ def main(argv) -> int:
 def _plan_all() -> bool:
     """Plans every topology; returns whether everything fits."""
     from rlhf_jax import plan
-    from rlhf_jax.plan import tables, topology
+    from rlhf_jax.plan import page as tables
+    from rlhf_jax.plan import topology
 
     wanted = [topology.parse(name, _SLICES.value) for name in _TOPOLOGY.value]
     topology.prepare(wanted)
@@ -81,9 +74,7 @@ def _plan_all() -> bool:
     name = _name()
     fits = True
     for place in wanted:
-        options = dict(
-            stages=_STAGES.value, only=tuple(_PROGRAMS.value), price=_PRICE.value, known=store.known
-        )
+        options = dict(stages=_STAGES.value, only=tuple(_PROGRAMS.value), price=_PRICE.value, known=store.known)
         options["tell"] = lambda line: print(line, file=sys.stderr, flush=True)
         if _SEARCH.value:
             plans = _search(plan, place, data, options)
@@ -147,9 +138,7 @@ def _name() -> str:
 
 
 def _command() -> str:
-    kept = [
-        argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)
-    ]
+    kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)]
     return " ".join(["python -m rlhf_jax.plan", *kept])
 
 
@@ -157,14 +146,14 @@ class _Compiled(dict):
     """What compilers said, by key; each in a file of its own as soon as it is known."""
 
     def __init__(self, folder: pathlib.Path):
-        from rlhf_jax.files import read_json
+        from rlhf_jax.runtime.files import read_json
 
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__({path.stem: read_json(path) for path in folder.glob("*.json")})
 
     def __setitem__(self, key: str, facts: dict) -> None:
-        from rlhf_jax.files import write_json
+        from rlhf_jax.runtime.files import write_json
 
         super().__setitem__(key, facts)
         if "failed" not in facts:  # the next start tries again
@@ -182,8 +171,8 @@ class _Store:
         """Writes a plan, and plan.md anew."""
         if self._folder is None:
             return
-        from rlhf_jax.plan import tables
-        from rlhf_jax.files import read_json, write_json, write_text
+        from rlhf_jax.plan import page as tables
+        from rlhf_jax.runtime.files import read_json, write_json, write_text
 
         mesh = "-".join(map(str, found["mesh"].values()))
         name = f"{pathlib.Path(found['name']).name}.{found['topology']}.{mesh}.{found['model']['remat']}"
@@ -193,9 +182,7 @@ class _Store:
         parts = [_PREFACE, tables.overview(plans) + "\n"]
         for plan in plans:
             command = f"{plan['command']} --topology={plan['topology']}"
-            parts.append(
-                f"## {plan['name']} on {plan['topology']}\n\n```\n{command}\n```\n\n{tables.render(plan)}"
-            )
+            parts.append(f"## {plan['name']} on {plan['topology']}\n\n```\n{command}\n```\n\n{tables.render(plan)}")
         write_text(self._folder / "plan.md", "\n".join(parts))
 
 

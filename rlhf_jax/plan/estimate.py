@@ -79,9 +79,7 @@ def training(config: TransformerConfig, rows: int, length: int, logits: int = 0)
     """Forward and backward; the backward pass costs twice, and what remat makes it repeat."""
     once = forward(config, rows, length, logits)
     computed = _attention(config, rows * length**2 / (2 if config.attention in _MASKED_HALF_SKIPPED else 1))
-    repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[
-        config.remat
-    ]
+    repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[config.remat]
     if 0 < config.logits_chunk < logits / rows:  # each chunk of logits is computed again
         repeated += _linear(config, 0, logits)[1]
     return Work(once.tokens, 3 * once.flops, 3 * once.executed + repeated)
@@ -94,9 +92,7 @@ def sampling(config: TransformerConfig, rows: int, prompt: int, completion: int)
     flops, executed = _linear(config, rows * steps, rows * steps)
     visible = rows * sum(prompt + step for step in range(1, completion))
     cached = rows * steps * (prompt + completion)
-    return read + Work(
-        rows * steps, flops + _attention(config, visible), executed + _attention(config, cached)
-    )
+    return read + Work(rows * steps, flops + _attention(config, visible), executed + _attention(config, cached))
 
 
 def cache_bytes(config: TransformerConfig, rows: int, length: int, mesh) -> int:

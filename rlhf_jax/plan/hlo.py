@@ -34,13 +34,30 @@ _SENT = {
     "collective-broadcast": lambda n: 1.0,
 }
 _BETWEEN_SLICES = {
-    "ALL_REDUCE": "all-reduce", "ALL_GATHER": "all-gather", "REDUCE_SCATTER": "reduce-scatter", "ALL_TO_ALL": "all-to-all",
+    "ALL_REDUCE": "all-reduce",
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
     "ONE_TO_ONE": "collective-permute",
-}  # fmt: skip
+}
 _NO_TRAFFIC = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "iota", "async-start", "async-update",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "optimization-barrier",
+    "iota",
+    "async-start",
+    "async-update",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,9 +270,7 @@ class _Module:
             elif user.opcode == "fusion":
                 deeper = self.computations[user.called[0]]
                 named = next(
-                    i.name
-                    for i in deeper.values()
-                    if i.opcode == "parameter" and _parameter_number(i) == place
+                    i.name for i in deeper.values() if i.opcode == "parameter" and _parameter_number(i) == place
                 )
                 total += self._read(deeper, named, size)
             elif user.opcode == "tuple":
@@ -286,9 +301,7 @@ def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarra
             kind = "all-to-all"
         if kind == "send" and "xla_megascale_runtime" in instruction.attributes:
             # Between TPU slices, each of which has a program of its own: device n here is device n of the first.
-            kind = _BETWEEN_SLICES[
-                re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1]
-            ]
+            kind = _BETWEEN_SLICES[re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1]]
             firsts = np.unique(islands, return_index=True)[1].tolist()
             size = _size(module.computations[where][instruction.operands[0]].type)
             size *= len(firsts) if kind == "all-gather" else 1

@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import dpo, model, ppo_stage, pretrain, reward_model, sharding, supervised
+from rlhf_jax import model, sharding
 from rlhf_jax.data.batches import Batch, Comparisons, PackedComparisons
-from rlhf_jax.errors import InputError
 from rlhf_jax.plan import estimate
 from rlhf_jax.plan.estimate import Work
 from rlhf_jax.run import Run
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import dpo, pretrain, reward_model, supervised
+from rlhf_jax.stages import ppo as ppo_stage
 
 Groups = dict[str, Any]  # what an array is for -> a tree of abstract arrays
 
@@ -116,9 +118,7 @@ def _pretrain(run: Run, stage: str, data: Data) -> list[Program]:
 
 def _sft(run: Run, stage: str, data: Data) -> list[Program]:
     section = run.config[stage]
-    shown = section.batch_size - round(
-        section.pretrain_mix * section.batch_size
-    )  # the rest is pretraining text
+    shown = section.batch_size - round(section.pretrain_mix * section.batch_size)  # the rest is pretraining text
     batch = _batch(run, section.batch_size, _whole_length(run))  # packed ones have fewer rows: how many, the data say
     steps = max(1, math.ceil(section.epochs * data.demonstrations / shown))
     return [_supervised(run, stage, pretrain.loss_of(run, stage), batch, steps)]
@@ -143,9 +143,12 @@ def _dpo(run: Run, stage: str, data: Data) -> list[Program]:
     of_rows = functools.partial(_abstract, run)
     ranked, number = (section.batch_size, data.completions), of_rows((section.batch_size,), jnp.float32)
     of_rankings = {
-        "ranks": of_rows(ranked, jnp.int32), "valid": of_rows(ranked, jnp.bool_), "ref_logprobs": of_rows(ranked, jnp.float32),
-        "beta": number, "label_smoothing": number,
-    }  # fmt: skip
+        "ranks": of_rows(ranked, jnp.int32),
+        "valid": of_rows(ranked, jnp.bool_),
+        "ref_logprobs": of_rows(ranked, jnp.float32),
+        "beta": number,
+        "label_smoothing": number,
+    }
     if section.packed:
         batch = dpo.PackedPreferences(**rows, **of_rankings)
     else:
@@ -153,10 +156,14 @@ def _dpo(run: Run, stage: str, data: Data) -> list[Program]:
     loss_fn = dpo.loss_of(run, stage)
     shape, params = loss_fn.config, _params(run, loss_fn.config, "lm")
     reference = Program(
-        stage, "reference", lambda: dpo.logprobs.lower(shape, params, batch),
-        {"parameters": params, "batch": batch}, {},
-        estimate.forward(shape, count, length, count * length), math.ceil(data.rankings / section.batch_size),
-    )  # fmt: skip
+        stage,
+        "reference",
+        lambda: dpo.logprobs.lower(shape, params, batch),
+        {"parameters": params, "batch": batch},
+        {},
+        estimate.forward(shape, count, length, count * length),
+        math.ceil(data.rankings / section.batch_size),
+    )
     steps = max(1, math.ceil(section.epochs * data.rankings / section.batch_size))
     return [reference, _supervised(run, stage, loss_fn, batch, steps)]
 
@@ -232,30 +239,46 @@ def _ppo(run: Run, stage: str, data: Data) -> list[Program]:
     value_work = (forward(value, 0), estimate.training(value, part, length)) if value else (Work(), Work())
     return [
         Program(
-            stage, "decode layout", lambda: programs.sample.layout.lower(state.language_model),
-            once, others | frozen, Work(), section.iterations,
-        ),
-        Program(
-            stage, "sample", lambda: programs.sample.program.lower(*sampled),
-            {"decode copy": copy, "batch": prompts}, held | frozen,
-            estimate.sampling(policy, rows, prompt, completion), section.iterations,
-            estimate.cache_bytes(policy, rows // section.sample_parts, length, run.mesh),
-        ),
-        Program(
-            stage, "score", lambda: programs.score.lower(*read),
-            passed | frozen | {"batch": rollout}, rest,
-            forward(policy, rows * completion) + forward(policy, rows * completion) + value_work[0] + forward(reward, 0),
+            stage,
+            "decode layout",
+            lambda: programs.sample.layout.lower(state.language_model),
+            once,
+            others | frozen,
+            Work(),
             section.iterations,
         ),
         Program(
-            stage, "update", lambda: programs.update.lower(state, minibatch, ptx, coefs),
-            held | {"batch": (minibatch, ptx)}, frozen | {"experience": experience},
-            estimate.training(policy, part, length, part * completion)
-            + value_work[1]
-            + ptx_work,
+            stage,
+            "sample",
+            lambda: programs.sample.program.lower(*sampled),
+            {"decode copy": copy, "batch": prompts},
+            held | frozen,
+            estimate.sampling(policy, rows, prompt, completion),
+            section.iterations,
+            estimate.cache_bytes(policy, rows // section.sample_parts, length, run.mesh),
+        ),
+        Program(
+            stage,
+            "score",
+            lambda: programs.score.lower(*read),
+            passed | frozen | {"batch": rollout},
+            rest,
+            forward(policy, rows * completion)
+            + forward(policy, rows * completion)
+            + value_work[0]
+            + forward(reward, 0),
+            section.iterations,
+        ),
+        Program(
+            stage,
+            "update",
+            lambda: programs.update.lower(state, minibatch, ptx, coefs),
+            held | {"batch": (minibatch, ptx)},
+            frozen | {"experience": experience},
+            estimate.training(policy, part, length, part * completion) + value_work[1] + ptx_work,
             section.iterations * updates,
         ),
-    ]  # fmt: skip
+    ]
 
 
 _STAGES = {"pretrain": _pretrain, "sft": _sft, "reward_model": _reward_model, "dpo": _dpo, "ppo": _ppo}

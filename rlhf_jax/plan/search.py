@@ -8,11 +8,11 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from rlhf_jax import ppo_stage
-from rlhf_jax.errors import InputError
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.plan import estimate
 from rlhf_jax.plan.topology import Topology
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import ppo as ppo_stage
 
 _BYTES_OF_A_WEIGHT = {
     "pretrain": 12,
@@ -108,9 +108,22 @@ def _all(config, shape, topology, stages) -> Iterator[Candidate]:
         if remat == "none" and shape.attention == "xla":
             saved += 8 * rows * length**2 * shape.num_heads / tensor * shape.num_layers
         yield Candidate(
-            slices, ways // slices, tensor, rows, remat, state + gradient + saved,
-            _seconds(dataclasses.replace(shape, remat=remat), topology, ways, tensor, rows, length, max(map(_batch_of, sections))),
-        )  # fmt: skip
+            slices,
+            ways // slices,
+            tensor,
+            rows,
+            remat,
+            state + gradient + saved,
+            _seconds(
+                dataclasses.replace(shape, remat=remat),
+                topology,
+                ways,
+                tensor,
+                rows,
+                length,
+                max(map(_batch_of, sections)),
+            ),
+        )
 
 
 def _seconds(shape, topology, ways, tensor, rows, length, batch) -> float:
@@ -122,19 +135,7 @@ def _seconds(shape, topology, ways, tensor, rows, length, batch) -> float:
     passes = 3 if shape.remat == "full" else 2
     compute = estimate.training(shape, batch, length, batch * length).executed / topology.chips / chip.flops
     gathered = parts * estimate.parameters(shape) / tensor * (2 * passes + 4) * (ways > 1)
-    summed = (
-        2
-        * passes
-        * 2
-        * shape.num_layers
-        * batch
-        / ways
-        * length
-        * shape.embed_dim
-        * 2
-        * (tensor - 1)
-        / tensor
-    )
+    summed = 2 * passes * 2 * shape.num_layers * batch / ways * length * shape.embed_dim * 2 * (tensor - 1) / tensor
     return max(compute, (gathered + summed) / chip.link_bandwidth)
 
 

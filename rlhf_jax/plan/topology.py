@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import jax
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 _GIB = 2**30
 
@@ -164,8 +164,15 @@ def parse(name: str, slices: int = 1) -> Topology:
     return Topology(name, chip, sides, slices)
 
 
-_EXAMPLES = {"v4": "v4:4x4x4", "v5e": "v5e:4x4", "v5p": "v5p:4x4x4", "v6e": "v6e:4x4", "h100": "h100:8", "h200": "h200:2x8",
-             "cpu": "cpu:8"}  # fmt: skip
+_EXAMPLES = {
+    "v4": "v4:4x4x4",
+    "v5e": "v5e:4x4",
+    "v5p": "v5p:4x4x4",
+    "v6e": "v6e:4x4",
+    "h100": "h100:8",
+    "h200": "h200:2x8",
+    "cpu": "cpu:8",
+}
 
 
 def _exists(chip: Chip, sides: tuple[int, ...]) -> bool:
@@ -205,13 +212,9 @@ def _count_hint(name: str) -> str:
 def prepare(topologies: list[Topology]) -> None:
     """Sets what must be set before JAX starts: nothing here uses an accelerator of this machine."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # GPU plugins then skip their search for a GPU too
-    os.environ.setdefault(
-        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-    )  # several plans at a time: there is no TPU to lock
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at a time: there is no TPU to lock
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to a metadata server about this machine,
-    os.environ.setdefault(
-        "TPU_ACCELERATOR_TYPE", "v5litepod-4"
-    )  # and no warning that it gave no answer: what this
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # and no warning that it gave no answer: what this
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # machine is does not matter
     jax.config.update("jax_platforms", "cpu")
     virtual = max((topology.chips for topology in topologies if topology.chip.kind == "cpu"), default=0)
@@ -224,9 +227,7 @@ def prepare(topologies: list[Topology]) -> None:
 
 def _tpu_devices(topology: Topology) -> list:
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            f"{topology.name} needs the TPU compiler; the extra [plan] has it: pip install -e '.[plan]'"
-        )
+        raise InputError(f"{topology.name} needs the TPU compiler; the extra [plan] has it: pip install -e '.[plan]'")
     options = {}
     if topology.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # one device a chip, as on the machine
@@ -264,9 +265,7 @@ def _installed(module: str) -> bool:
 def _cpu_devices(topology: Topology) -> list:
     found = jax.devices("cpu")
     if len(found) < topology.chips:
-        raise InputError(
-            f"{topology.name}: this process has {len(found)} CPU devices; set jax_num_cpu_devices first"
-        )
+        raise InputError(f"{topology.name}: this process has {len(found)} CPU devices; set jax_num_cpu_devices first")
     return found[: topology.chips]
 
 

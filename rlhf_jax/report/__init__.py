@@ -29,14 +29,15 @@ def write(path):
     Raises:
         InputError: the path is neither, or cannot be written.
     """
-    from rlhf_jax.report import run, sweep_page  # not at import: the pipeline needs `machine` alone
+    from rlhf_jax.report import run_page as run  # not at import: the pipeline needs `machine` alone
+    from rlhf_jax.report import sweep_page
 
     return (sweep_page if (pathlib.Path(path) / "sweep.json").is_file() else run).write(path)
 
 
 def show(report) -> None:
     """Prints what `write` returned; a log file or a narrow terminal gets whole numbers all the same."""
-    from rlhf_jax import terminal
+    from rlhf_jax.runtime import terminal
 
     terminal.console(width=max(terminal.console().width, 100)).print(report, soft_wrap=True)
 
@@ -45,7 +46,7 @@ def machine() -> dict:
     """Where this process runs, and the most memory it has held: for a stage's done.json."""
     import jax
 
-    from rlhf_jax import hosts
+    from rlhf_jax.runtime import hosts
 
     devices = jax.devices()
     machines = f" on {hosts.count()} hosts" if hosts.count() > 1 else ""
@@ -53,7 +54,7 @@ def machine() -> dict:
     return {
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30,
         "hardware": f"{len(devices)} x {devices[0].device_kind}{machines}, {os.cpu_count()} cores, "
-                    f"{platform.system()} {platform.machine()}",
+        f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version()}
-                    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }

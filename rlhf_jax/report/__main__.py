@@ -6,14 +6,16 @@ import sys
 import webbrowser
 
 from rlhf_jax import report
-from rlhf_jax.errors import InputError, as_command
+from rlhf_jax.runtime.errors import InputError, as_command
 
 
 @as_command("rlhf_jax.report")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.report", description=report.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m rlhf_jax.report",
+        description=report.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("dirs", nargs="+", metavar="DIR", help="a run, a sweep, several runs")
     parser.add_argument("--out", default="report_seeds.md", help="file for several runs")
     parser.add_argument("--all", action="store_true", help="DIR holds sweeps: report each, and REPRODUCTION.md")

@@ -10,8 +10,8 @@ import pathlib
 import re
 import urllib.parse
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import write_text
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_text
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1a1a1a; --line: #ddd; --soft: #f5f5f5; --link: #0072b2 }
@@ -67,12 +67,14 @@ def render(text: str, folder) -> str:
         body = body.replace(f'<img src="{name}"', f'<img id="{name}" src="{data}"')
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     title = re.search("<h1>(.*?)</h1>", body)
-    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-            'style-src \'unsafe-inline\'">\n'
-            f'<title>{re.sub("<[^>]*>", " ", title[1]) if title else "report"}</title>\n'
-            f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n'
-            f'<body>\n{body}</body></html>\n')
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">\n"
+        f"<title>{re.sub('<[^>]*>', ' ', title[1]) if title else 'report'}</title>\n"
+        f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n'
+        f"<body>\n{body}</body></html>\n"
+    )
 
 
 def _inline(folder: pathlib.Path, name: str) -> str:
@@ -81,8 +83,9 @@ def _inline(folder: pathlib.Path, name: str) -> str:
     path = folder.resolve() / name
     own = not folders or (folders[-1] == "figures" and len(folders) <= 2 and not {"/", ".."} & {*folders})
     if not (own and file.endswith(".png") and path.resolve() == path):
-        raise InputError(f"{name} is no figure of this report: a page holds PNG files of its own figures/ alone, and follows "
-                         "no link")
+        raise InputError(
+            f"{name} is no figure of this report: a page holds PNG files of its own figures/ alone, and follows no link"
+        )
     data = path.read_bytes()
     if not data.startswith(b"\x89PNG"):
         raise InputError(f"{path} is no PNG image: report again")

@@ -4,18 +4,25 @@ import dataclasses
 import functools
 import pathlib
 
-from rlhf_jax import finished
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate.policy import read_rows
-from rlhf_jax.files import read_if_there, read_json
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.run import JUDGED
-from rlhf_jax.terminal import visible
+from rlhf_jax.runtime import finished
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_if_there, read_json
+from rlhf_jax.runtime.terminal import visible
 
 _LABELS = {
-    "pretrain": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "dpo": "DPO",
-    "best_of_n": "best of n", "rloo": "RLOO", "grpo": "GRPO",
-}  # fmt: skip
+    "pretrain": "base",
+    "prompted": "prompted base",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "ppo_ptx": "PPO-ptx",
+    "dpo": "DPO",
+    "best_of_n": "best of n",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+}
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
 _MARKED = ("seconds", "finished_at")  # of done.json
 
@@ -53,7 +60,9 @@ class Record:
             raise InputError(f"{path / 'config.json'} describes no run: it has no {error}") from error
 
         def read(name, *wanted):
-            found = {stage: finished.read_if_there(path / stage / name) for stage, kind in kinds.items() if kind in wanted}
+            found = {
+                stage: finished.read_if_there(path / stage / name) for stage, kind in kinds.items() if kind in wanted
+            }
             return {stage: facts for stage, facts in found.items() if facts is not None}
 
         done = {stage: facts for stage in kinds if (facts := finished.facts(path / stage, needs=_MARKED)) is not None}
@@ -69,8 +78,11 @@ class Record:
     @property
     def reward_splits(self) -> dict[str, dict]:
         """What the reward model reached on each split of the rankings, training labelers first."""
-        found = {name: facts for name, facts in (self.reward or {}).items()
-                 if isinstance(facts, dict) and "accuracy" in facts}
+        found = {
+            name: facts
+            for name, facts in (self.reward or {}).items()
+            if isinstance(facts, dict) and "accuracy" in facts
+        }
         return {name: found[name] for name in sorted(found, key=[*SPLITS, *found].index)}
 
     def kind(self, stage: str) -> str:

@@ -11,13 +11,13 @@ import shutil
 import rich.console
 from rich.text import Text
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import new_folder, read_json, write_text
-from rlhf_jax.markdown import cell, code, image, link
 from rlhf_jax.report import sweep_page
 from rlhf_jax.report.tables import Table
 from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED, WITHDRAWN
-from rlhf_jax.terminal import visible
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import new_folder, read_json, write_text
+from rlhf_jax.runtime.markdown import cell, code, image, link
+from rlhf_jax.runtime.terminal import visible
 
 PAGE = "REPRODUCTION.md"
 
@@ -53,7 +53,9 @@ def write(path, publish=None) -> rich.console.Group:
         written.append(target / PAGE)
     rows = [[sweep["name"], sweep_page.said(claim), claim["text"]] for sweep in sweeps for claim in sweep["claims"]]
     table = Table(["sweep", "verdict", "claim"], rows, words=3)
-    return rich.console.Group(table.rich("claims", wrap=True), *(Text(visible(f"written to {file}")) for file in written))
+    return rich.console.Group(
+        table.rich("claims", wrap=True), *(Text(visible(f"written to {file}")) for file in written)
+    )
 
 
 def page_of(folder) -> str:
@@ -64,30 +66,41 @@ def page_of(folder) -> str:
 def text_of(sweeps: list[dict]) -> str:
     """The page of what verdicts.json of each sweep says; links go to a folder of its name beside the page."""
     claims = [claim for sweep in sweeps for claim in sweep["claims"]]
-    counts = {verdict: sum(claim["verdict"] == verdict for claim in claims)
-              for verdict in (HOLDS, NOT, UNDECIDED, WITHDRAWN)}  # fmt: skip
+    counts = {
+        verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in (HOLDS, NOT, UNDECIDED, WITHDRAWN)
+    }
     sections = [
-        "# Reproduction", f"{len(claims)} claims of {len(sweeps)} sweeps: "
-        + ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count or verdict != WITHDRAWN) + ".",
+        "# Reproduction",
+        f"{len(claims)} claims of {len(sweeps)} sweeps: "
+        + ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count or verdict != WITHDRAWN)
+        + ".",
         f"{sweep_page.DECISION} A claim that does not hold stays here, with what is known of why. "
-        "A sweep that was not run again stays as it was at the commits that it names."]  # fmt: skip
+        "A sweep that was not run again stays as it was at the commits that it names.",
+    ]
     if counts[WITHDRAWN]:
-        sections += ["A withdrawn claim was judged by a rule that could not be trusted, or of other settings, and has not been judged anew."]
+        sections += [
+            "A withdrawn claim was judged by a rule that could not be trusted, or of other settings, and has not been judged anew."
+        ]
     heads = ("the paper's claim", "source", "verdict", "numbers", "our figure", "what is known of why")
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for sweep in sweeps:
         for claim in sweep["claims"]:
             figure = claim["figure"]
             shown = link(figure, f"{sweep['name']}/figures/{figure}.png") if figure else "–"
-            lines.append(f"| {cell(claim['text'])} | {cell(claim['source'])} | **{cell(sweep_page.said(claim))}** | "
-                         f"{cell(claim['sentence'])} | {shown} | {cell(claim['note']) or '–'} |")
+            lines.append(
+                f"| {cell(claim['text'])} | {cell(claim['source'])} | **{cell(sweep_page.said(claim))}** | "
+                f"{cell(claim['sentence'])} | {shown} | {cell(claim['note']) or '–'} |"
+            )
     sections += ["\n".join(lines)]
     for sweep in sweeps:
         name, commits = sweep["name"], ", ".join(sweep["commits"])
         ran = f" Run at commit {cell(commits)}." if commits else ""
-        sections += [f"## {cell(name)}", f"{cell(sweep['state'])}.{ran} {link('Report', f'{name}/report.md')}.",
-                     *(image(figure, f"{name}/figures/{figure}.png") for figure in sweep["figures"]),
-                     code(sweep["command"])]  # fmt: skip
+        sections += [
+            f"## {cell(name)}",
+            f"{cell(sweep['state'])}.{ran} {link('Report', f'{name}/report.md')}.",
+            *(image(figure, f"{name}/figures/{figure}.png") for figure in sweep["figures"]),
+            code(sweep["command"]),
+        ]
     sections += ["## This page", "```\npython -m rlhf_jax.report --all runs/figures --publish=docs/reproduction\n```"]
     return "\n\n".join(sections) + "\n"
 
@@ -112,7 +125,9 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
         for pattern in ("figures/*.png", "tables/*.csv", "tables/*.tex"):
             for file in source.glob(pattern):
                 name = file.relative_to(source)
-                if f"({name.as_posix()})" in text and not file.is_symlink():  # not what an earlier report drew and this one does not
+                if (
+                    f"({name.as_posix()})" in text and not file.is_symlink()
+                ):  # not what an earlier report drew and this one does not
                     (fresh / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, fresh / name)
         write_text(fresh / "report.md", text)

@@ -9,17 +9,21 @@ import pathlib
 import rich.console
 from rich.text import Text
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.evaluate.statistics import mean_over_seeds
-from rlhf_jax.files import write_text
-from rlhf_jax.markdown import cell, image
-from rlhf_jax.report.figures import run as figures
+from rlhf_jax.report.figures import of_run as figures
 from rlhf_jax.report.record import Record, label
 from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
-from rlhf_jax.terminal import visible
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_text
+from rlhf_jax.runtime.markdown import cell, image
+from rlhf_jax.runtime.terminal import visible
+from rlhf_jax.statistics import mean_over_seeds
 
-_PANELS = {"gold/total": "gold score", "win_rate": "win rate against SFT (%)",
-           "skills/mean": "retained skills (%)", "valid_loss": "held-out loss (nats per token)"}
+_PANELS = {
+    "gold/total": "gold score",
+    "win_rate": "win rate against SFT (%)",
+    "skills/mean": "retained skills (%)",
+    "valid_loss": "held-out loss (nats per token)",
+}
 
 
 def write(paths, out) -> rich.console.Group:
@@ -32,27 +36,43 @@ def write(paths, out) -> rich.console.Group:
         InputError: a path is no run, or the runs share no evaluated policy.
     """
     records = [Record.load(path) for path in paths]
-    stages = [stage for stage in records[0].evaluations
-              if all(stage in record.evaluations for record in records)]
+    stages = [stage for stage in records[0].evaluations if all(stage in record.evaluations for record in records)]
     if not stages:
         raise InputError(f"{', '.join(map(str, paths))}: no policy is evaluated in all of them")
     out = pathlib.Path(out)
     means, differences = mean_table(records, stages), difference_table(records, stages)
     figure = out.parent / f"{out.stem}.png"
-    panels = {title: {stage: [100 * value if "%" in title else value for value in values]
-                      for stage in stages
-                      if None not in (values := _values(records, stage, name))}
-              for name, title in _PANELS.items()}
+    panels = {
+        title: {
+            stage: [100 * value if "%" in title else value for value in values]
+            for stage in stages
+            if None not in (values := _values(records, stage, name))
+        }
+        for name, title in _PANELS.items()
+    }
     figures.draw_seeds({title: found for title, found in panels.items() if found}, stages, figure)
     interval = f"± is a 95 % Student t interval over {len(records)} runs"
     runs = [f"- {cell(os.fspath(record.path))} (seed {cell(record.config.get('seed'))})" for record in records]
-    write_text(out, "\n\n".join([
-        f"# {len(records)} runs", f"{interval}.", means.markdown(),
-        "## Differences within a run", differences.markdown(),
-        image("by policy", figure.name), "*Small points: runs, joined over policies; large ones: "
-        "their means with intervals.*", "## Runs", "\n".join(runs)]) + "\n")
-    return rich.console.Group(means.rich(interval), differences.rich("differences within a run"),
-                              Text(visible(f"written to {out}")))
+    write_text(
+        out,
+        "\n\n".join(
+            [
+                f"# {len(records)} runs",
+                f"{interval}.",
+                means.markdown(),
+                "## Differences within a run",
+                differences.markdown(),
+                image("by policy", figure.name),
+                "*Small points: runs, joined over policies; large ones: their means with intervals.*",
+                "## Runs",
+                "\n".join(runs),
+            ]
+        )
+        + "\n",
+    )
+    return rich.console.Group(
+        means.rich(interval), differences.rich("differences within a run"), Text(visible(f"written to {out}"))
+    )
 
 
 def mean_table(records, stages) -> Table:
@@ -61,9 +81,12 @@ def mean_table(records, stages) -> Table:
     for quantity in QUANTITIES:
         found = [_values(records, stage, quantity.name) for stage in stages]
         if any(None not in values for values in found):
-            rows.append([quantity.title, *(
-                "–" if None in values else quantity.show(mean_over_seeds(values)._asdict())
-                for values in found)])
+            rows.append(
+                [
+                    quantity.title,
+                    *("–" if None in values else quantity.show(mean_over_seeds(values)._asdict()) for values in found),
+                ]
+            )
     return Table(["", *map(label, stages)], rows)
 
 
@@ -71,18 +94,22 @@ def difference_table(records, stages) -> Table:
     """What the stages changed: mean, and the value of every run."""
     base, sft, plain = records[0].base, records[0].reference, records[0].plain
     mixed = [stage for stage in records[0].mixed if stage in stages]
-    gold, wins, skill, loss = (
-        next(quantity for quantity in QUANTITIES if quantity.name == name) for name in _PANELS)
+    gold, wins, skill, loss = (next(quantity for quantity in QUANTITIES if quantity.name == name) for name in _PANELS)
     rows = []
 
     def add(title, quantity, terms, less=0.0):
         """terms: stage -> factor; the row is the sum of factor x value, less a constant."""
-        by_stage = {stage: _values(records, stage, quantity.name) for stage in terms
-                    if stage in stages}
+        by_stage = {stage: _values(records, stage, quantity.name) for stage in terms if stage in stages}
         if len(by_stage) == len(terms) and not any(None in values for values in by_stage.values()):
-            _append(rows, title, quantity,
-                    [sum(factor * by_stage[stage][n] for stage, factor in terms.items()) - less
-                     for n in range(len(records))])
+            _append(
+                rows,
+                title,
+                quantity,
+                [
+                    sum(factor * by_stage[stage][n] for stage, factor in terms.items()) - less
+                    for n in range(len(records))
+                ],
+            )
 
     add("gold: SFT − base", gold, {sft: 1, base: -1})
     for stage in filter(None, [plain, *mixed]):
@@ -95,12 +122,12 @@ def difference_table(records, stages) -> Table:
         for stage in filter(None, [plain, *mixed]):
             add(f"{name}: {label(stage)} − SFT", quantity, {stage: 1, sft: -1})
         for stage in mixed:
-            add(f"{name}: {label(stage)} − midpoint of PPO and SFT", quantity,
-                {stage: 1, plain: -0.5, sft: -0.5})
+            add(f"{name}: {label(stage)} − midpoint of PPO and SFT", quantity, {stage: 1, plain: -0.5, sft: -0.5})
             shares = [_share(record, quantity.name, sft, plain, stage) for record in records]
             if None not in shares:
-                _append(rows, f"{name}: share of the tax recovered by {label(stage)} (%)",
-                        Quantity("", "", 0, 100), shares)
+                _append(
+                    rows, f"{name}: share of the tax recovered by {label(stage)} (%)", Quantity("", "", 0, 100), shares
+                )
     return Table(["", "mean", *(record.path.name for record in records)], rows)
 
 
@@ -111,8 +138,7 @@ def _append(rows, title, quantity, values) -> None:
 
 def _share(record, name, sft, plain, stage) -> float | None:
     """(stage - plain) / (sft - plain), the part of the alignment tax that is won back."""
-    found = [record.evaluations.get(key) and record.estimate(key, name)
-             for key in (sft, plain, stage)]
+    found = [record.evaluations.get(key) and record.estimate(key, name) for key in (sft, plain, stage)]
     if None in found:
         return None
     sft, plain, mixed = (estimate["value"] for estimate in found)

@@ -1,11 +1,11 @@
 """The report of a sweep, written into its directory:
 
-    report.md        claims with verdicts, figures, tables, what failed, how to repeat it
-    figures/         PNG and PDF
-    tables/          of every table NAME.csv, a line a setting, and NAME.tex; a line a number: seeds.csv has what
-                     tables, figures and claims ask for, all.csv everything
-    verdicts.json    what was run, at which commit, and its claims with their verdicts and tests: REPRODUCTION.md is made
-                     of these files (see reproduction)
+report.md        claims with verdicts, figures, tables, what failed, how to repeat it
+figures/         PNG and PDF
+tables/          of every table NAME.csv, a line a setting, and NAME.tex; a line a number: seeds.csv has what
+                 tables, figures and claims ask for, all.csv everything
+verdicts.json    what was run, at which commit, and its claims with their verdicts and tests: REPRODUCTION.md is made
+                 of these files (see reproduction)
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ import shlex
 import rich.console
 from rich.text import Text
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import write_json, write_text
-from rlhf_jax.markdown import cell, code, image, json_code, link, prose
 from rlhf_jax.report import spec
-from rlhf_jax.report.figures import sweep as figures
+from rlhf_jax.report.figures import of_sweep as figures
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep import Sweep
+from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
 from rlhf_jax.report.tables import Table
 from rlhf_jax.report.verdicts import Verdict, judge
-from rlhf_jax.terminal import visible
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json, write_text
+from rlhf_jax.runtime.markdown import cell, code, image, json_code, link, prose
+from rlhf_jax.runtime.terminal import visible
 
 EVERYTHING = "all.csv"
 DECISION = (
@@ -34,7 +34,7 @@ DECISION = (
     "claim's side (above 0, or what is asked) it holds, entirely on the other it does not hold, else, and with fewer than two "
     "seeds, it is undecided. A claim of several numbers holds where all do, and does not where one of m is on the other side "
     "by an interval of 1 - 5 %/m. Claims are judged one by one, without correction for their number. "
-    "\"Look 2\" marks a claim that was judged again after more seeds were run because one was undecided."
+    '"Look 2" marks a claim that was judged again after more seeds were run because one was undecided.'
 )
 _MOST_SHOWN = 40  # reasons and commands, one by one
 
@@ -56,13 +56,18 @@ def write(path) -> rich.console.Group:
         InputError: the path is no sweep, or cannot be written.
     """
     page = make(path)
-    verdicts = Table(["verdict", "claim"], [[said(claim), claim["text"]] for claim in facts_of(page)["claims"]], words=2)
+    verdicts = Table(
+        ["verdict", "claim"], [[said(claim), claim["text"]] for claim in facts_of(page)["claims"]], words=2
+    )
     return rich.console.Group(
         Text(visible(f"{page.sweep.path.name}: {state(page.sweep)}")),
-        *(drawn.means.rich(f"{_heading(drawn)}, ± half of a 95 % interval over seeds", wrap=True, most=6)
-          for _, drawn in page.tables),
+        *(
+            drawn.means.rich(f"{_heading(drawn)}, ± half of a 95 % interval over seeds", wrap=True, most=6)
+            for _, drawn in page.tables
+        ),
         *[verdicts.rich("claims", wrap=True)] * bool(page.verdicts),
-        Text(visible(f"Figures and more: {page.sweep.path / 'report.md'}")))  # fmt: skip
+        Text(visible(f"Figures and more: {page.sweep.path / 'report.md'}")),
+    )
 
 
 def make(path) -> Page:
@@ -78,11 +83,15 @@ def make(path) -> Page:
         raise InputError(f"cannot write {error.filename}: {error.strerror}") from error
     for name, table in tables.items():
         caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
-        text = "".join(f"% {' '.join(visible(fact).split())}\n" for fact in (command(sweep), *_facts(sweep), "packages: booktabs, graphicx"))
+        text = "".join(
+            f"% {' '.join(visible(fact).split())}\n"
+            for fact in (command(sweep), *_facts(sweep), "packages: booktabs, graphicx")
+        )
         text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
         if table.differences:
-            text += "\n" + table.differences.latex(f"Differences to {table.baseline}, paired by seed.",
-                                                   f"tab:{sweep.path.name}-{name}-differences")
+            text += "\n" + table.differences.latex(
+                f"Differences to {table.baseline}, paired by seed.", f"tab:{sweep.path.name}-{name}-differences"
+            )
         write_text(sweep.path / "tables" / f"{name}.tex", text)
         write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
     asked = _asked([*declared, *(table.declared for table in drawn), *sweep.declared.claims])
@@ -90,8 +99,12 @@ def make(path) -> Page:
     write_text(sweep.path / "tables" / EVERYTHING, long_csv(rows))
     few = [row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]
     write_text(sweep.path / "tables" / "seeds.csv", long_csv(few))
-    page = Page(sweep, _draw(sweep, declared), list(tables.items()),
-                [(claim, judge(sweep, claim.rule)) for claim in sweep.declared.claims])  # fmt: skip
+    page = Page(
+        sweep,
+        _draw(sweep, declared),
+        list(tables.items()),
+        [(claim, judge(sweep, claim.rule)) for claim in sweep.declared.claims],
+    )
     write_json(sweep.path / "verdicts.json", facts_of(page))
     write_text(sweep.path / "report.md", "\n\n".join(_sections(page)) + "\n")
     return page
@@ -99,13 +112,29 @@ def make(path) -> Page:
 
 def facts_of(page: Page) -> dict:
     """What verdicts.json has."""
-    commits = [commit for commit in dict.fromkeys([page.sweep.commit, *(arm.facts.get("commit") for arm in page.sweep.arms)])
-               if commit]  # fmt: skip
+    commits = [
+        commit
+        for commit in dict.fromkeys([page.sweep.commit, *(arm.facts.get("commit") for arm in page.sweep.arms)])
+        if commit
+    ]
     return {
-        "name": page.sweep.path.absolute().name, "state": state(page.sweep), "commits": commits, "command": command(page.sweep),
+        "name": page.sweep.path.absolute().name,
+        "state": state(page.sweep),
+        "commits": commits,
+        "command": command(page.sweep),
         "figures": [name for name, _, _ in page.figures],
-        "claims": [{"source": claim.source, "text": claim.text, "note": claim.note, "figure": figure_of(page, claim) or "",
-                    "rule": spec.to_json(claim.rule), **verdict.to_json()} for claim, verdict in page.verdicts]}  # fmt: skip
+        "claims": [
+            {
+                "source": claim.source,
+                "text": claim.text,
+                "note": claim.note,
+                "figure": figure_of(page, claim) or "",
+                "rule": spec.to_json(claim.rule),
+                **verdict.to_json(),
+            }
+            for claim, verdict in page.verdicts
+        ],
+    }
 
 
 def said(claim: dict) -> str:
@@ -132,8 +161,11 @@ def state(sweep: Sweep) -> str:
 def command(sweep: Sweep) -> str:
     """What runs the sweep again."""
     config = f"{sweep.experiment}{f':{sweep.argument}' if sweep.argument else ''}"
-    parts = [f"--config={config}", f"--workdir=runs/figures/{sweep.path.absolute().name}",
-             *(f"--config.{name}={_given(value)}" for name, value in sweep.overrides.items())]  # fmt: skip
+    parts = [
+        f"--config={config}",
+        f"--workdir=runs/figures/{sweep.path.absolute().name}",
+        *(f"--config.{name}={_given(value)}" for name, value in sweep.overrides.items()),
+    ]
     return " ".join(["python -m rlhf_jax.sweep", *map(shlex.quote, parts)])
 
 
@@ -159,8 +191,10 @@ def _default_figures(sweep) -> list[spec.Curve]:
 def _names(items, kind) -> list[str]:
     """A file name for each: its own, as far as it is one, or one made of its kind, number and what it shows."""
     own = [re.sub(r"[^\w.-]+", "_", item.name, flags=re.ASCII).lstrip(".") for item in items]
-    return [name or re.sub(r"[^a-z0-9]+", "_", "_".join([f"{kind}{n}", getattr(item, "y", "")]).lower()).strip("_")
-        for n, (name, item) in enumerate(zip(own, items), 1)]
+    return [
+        name or re.sub(r"[^a-z0-9]+", "_", "_".join([f"{kind}{n}", getattr(item, "y", "")]).lower()).strip("_")
+        for n, (name, item) in enumerate(zip(own, items), 1)
+    ]
 
 
 def _heading(table: Drawn) -> str:
@@ -193,20 +227,30 @@ def _asked(specs) -> dict[str, list[str]]:
 
 def _sections(page) -> list[str]:
     sweep = page.sweep
-    sections = [f"# {cell(sweep.path.absolute().name)}", *[prose(sweep.about)] * bool(sweep.about.strip()),
-                f"{cell(state(sweep))}.",
-                "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have "
-                "no such number; differences are paired by seed."]  # fmt: skip
+    sections = [
+        f"# {cell(sweep.path.absolute().name)}",
+        *[prose(sweep.about)] * bool(sweep.about.strip()),
+        f"{cell(state(sweep))}.",
+        "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have "
+        "no such number; differences are paired by seed.",
+    ]
     if page.verdicts:
         sections += ["## Claims", *claims_text(facts_of(page)["claims"])]
     if page.figures:
-        sections += ["## Figures", *(f"{image(name, f'figures/{name}.png')}\n\n*{cell(caption)}* "
-                                     f"{link('PDF', f'figures/{name}.pdf')}" for name, _, caption in page.figures)]
+        sections += [
+            "## Figures",
+            *(
+                f"{image(name, f'figures/{name}.png')}\n\n*{cell(caption)}* {link('PDF', f'figures/{name}.pdf')}"
+                for name, _, caption in page.figures
+            ),
+        ]
     sections += ["## Tables"]
     for name, table in page.tables:
-        sections += [f"### {cell(_heading(table))}",
-                     f"{link('CSV', f'tables/{name}.csv')}, {link('LaTeX', f'tables/{name}.tex')}.",
-                     table.means.markdown()]  # fmt: skip
+        sections += [
+            f"### {cell(_heading(table))}",
+            f"{link('CSV', f'tables/{name}.csv')}, {link('LaTeX', f'tables/{name}.tex')}.",
+            table.means.markdown(),
+        ]
         if table.differences:
             sections += [f"Differences to {cell(table.baseline)}, paired by seed:", table.differences.markdown()]
     sections += ["Numbers of every seed: [seeds.csv](tables/seeds.csv), of every arm: [all.csv](tables/all.csv)."]
@@ -225,16 +269,21 @@ def claims_text(claims: list[dict]) -> list[str]:
         figure = claim["figure"]
         see = f" See {link(figure, f'figures/{figure}.png')}." if figure else ""
         note = f"\n  What is known of why: {cell(claim['note'])}" if claim["note"] else ""
-        sections.append(f"- **{cell(said(claim))}**: {cell(claim['text'])} ({cell(claim['source'])}).\n"
-                        f"  {cell(claim['sentence'])}.{see}{note}")
+        sections.append(
+            f"- **{cell(said(claim))}**: {cell(claim['text'])} ({cell(claim['source'])}).\n"
+            f"  {cell(claim['sentence'])}.{see}{note}"
+        )
     return sections
 
 
 def _facts(sweep) -> list[str]:
     """Commit, overrides, seeds, hardware and versions, as any table needs them to be repeated."""
     done = [arm for arm in sweep.arms if arm.facts]
-    facts = [f"commit: {sweep.commit or 'unknown'}", f"overrides of the config: {json.dumps(sweep.overrides)}",
-             f"seeds: {', '.join(map(str, sweep.seeds))}"]  # fmt: skip
+    facts = [
+        f"commit: {sweep.commit or 'unknown'}",
+        f"overrides of the config: {json.dumps(sweep.overrides)}",
+        f"seeds: {', '.join(map(str, sweep.seeds))}",
+    ]
     for name in ("hardware", "versions", "commit"):
         found = dict.fromkeys(_said(arm.facts[name]) for arm in done if arm.facts.get(name) not in (None, sweep.commit))
         if found:
@@ -248,8 +297,13 @@ def _repeat(sweep) -> list[str]:
     for setting in sweep.settings:
         numbers = ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)
         lines.append(f"| {cell(setting.name)} | {json_code(setting.overrides)} | {numbers} |")
-    return [code(f"{command(sweep)}\npython -m rlhf_jax.report {shlex.quote(f'runs/figures/{sweep.path.absolute().name}')}"),
-            "\n".join(f"- {cell(fact)}" for fact in _facts(sweep)), "\n".join(lines)]  # fmt: skip
+    return [
+        code(
+            f"{command(sweep)}\npython -m rlhf_jax.report {shlex.quote(f'runs/figures/{sweep.path.absolute().name}')}"
+        ),
+        "\n".join(f"- {cell(fact)}" for fact in _facts(sweep)),
+        "\n".join(lines),
+    ]
 
 
 def _said(value) -> str:

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from rlhf_jax.evaluate.statistics import mean_over_seeds
 from rlhf_jax.report import spec
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep import Row, Sweep, shown
+from rlhf_jax.report.sweep_report import Row, Sweep, shown
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, has_ends, quantity_of
+from rlhf_jax.statistics import mean_over_seeds
 
 _MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # no parts of another
 
@@ -32,27 +32,54 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
     settings = sweep.select(table.where)
     baseline, called = sweep.baseline(table.baseline), sweep.names(settings)
     rows = [(setting, stage) for setting in settings for stage in table.stages]
-    values = {(setting, stage, name): sweep.by_seed(stage, [setting], name)
-              for setting, stage in {*rows, *((baseline, stage) for stage in table.stages)} if setting is not None
-              for name in table.quantities}  # fmt: skip
+    values = {
+        (setting, stage, name): sweep.by_seed(stage, [setting], name)
+        for setting, stage in {*rows, *((baseline, stage) for stage in table.stages)}
+        if setting is not None
+        for name in table.quantities
+    }
     names = [name for name in table.quantities if any(values[setting, stage, name] for setting, stage in rows)]
     heads = ["setting", *["stage"] * (len(table.stages) > 1), *(quantity_of(name).title for name in names)]
     words = len(heads) - len(names)
-    shared = [stage for stage in table.stages if _shared([[values[setting, stage, name] for name in names] for setting in settings])]
+    shared = [
+        stage
+        for stage in table.stages
+        if _shared([[values[setting, stage, name] for name in names] for setting in settings])
+    ]
 
     def line(setting, stage, cells):
         return [called.get(setting, "all"), *[label(stage)] * (words > 1), *cells]
 
-    means = [line(None, stage, [_mean(sweep, settings, name, values[settings[0], stage, name]) for name in names])
-             for stage in shared]  # fmt: skip
-    means += [line(setting, stage, [_mean(sweep, [setting], name, values[setting, stage, name]) for name in names])
-              for setting, stage in rows if stage not in shared]  # fmt: skip
-    compared = {(setting, stage, name): _paired(values[setting, stage, name], values[baseline, stage, name])
-                for setting, stage in rows for name in names} if baseline else {}  # fmt: skip
-    differences = [line(setting, stage, [_difference(name, compared[setting, stage, name]) for name in names])
-                   for setting, stage in rows if baseline and setting != baseline and stage not in shared]  # fmt: skip
-    return Drawn(table, Table(heads, means, words), Table(heads, differences, words) if differences and names else None,
-                 called.get(baseline, baseline.name) if baseline else "", _wide(sweep, rows, names, values, compared))  # fmt: skip
+    means = [
+        line(None, stage, [_mean(sweep, settings, name, values[settings[0], stage, name]) for name in names])
+        for stage in shared
+    ]
+    means += [
+        line(setting, stage, [_mean(sweep, [setting], name, values[setting, stage, name]) for name in names])
+        for setting, stage in rows
+        if stage not in shared
+    ]
+    compared = (
+        {
+            (setting, stage, name): _paired(values[setting, stage, name], values[baseline, stage, name])
+            for setting, stage in rows
+            for name in names
+        }
+        if baseline
+        else {}
+    )
+    differences = [
+        line(setting, stage, [_difference(name, compared[setting, stage, name]) for name in names])
+        for setting, stage in rows
+        if baseline and setting != baseline and stage not in shared
+    ]
+    return Drawn(
+        table,
+        Table(heads, means, words),
+        Table(heads, differences, words) if differences and names else None,
+        called.get(baseline, baseline.name) if baseline else "",
+        _wide(sweep, rows, names, values, compared),
+    )
 
 
 def long_csv(rows: list[Row]) -> str:
@@ -121,8 +148,14 @@ def default_tables(sweep: Sweep) -> list[spec.Table]:
     if policies := sweep.policies():
         found.append(spec.Table(stages=(policies[-1],), quantities=_MAIN, title=label(policies[-1])))
     for stage in sweep.stages:  # a reward model that all arms of a seed share is no table of settings
-        reward = [{arm.seed: value for arm in sweep.arms if arm.setting == setting
-                   and (value := sweep.value(arm, stage, "valid/accuracy")) is not None} for setting in sweep.settings]
+        reward = [
+            {
+                arm.seed: value
+                for arm in sweep.arms
+                if arm.setting == setting and (value := sweep.value(arm, stage, "valid/accuracy")) is not None
+            }
+            for setting in sweep.settings
+        ]
         if any(reward) and (not policies or any(one != reward[0] for one in reward)):
             names = tuple(quantity.name for quantity in REWARD_QUANTITIES)
             found.append(spec.Table(stages=(stage,), quantities=names, title=label(stage)))

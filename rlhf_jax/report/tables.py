@@ -11,8 +11,8 @@ import rich.box
 import rich.table
 from rich.text import Text
 
-from rlhf_jax.markdown import cell
-from rlhf_jax.terminal import visible
+from rlhf_jax.runtime.markdown import cell
+from rlhf_jax.runtime.terminal import visible
 
 
 def has_ends(estimate: dict) -> bool:
@@ -63,8 +63,11 @@ REWARD_QUANTITIES = tuple(
     Quantity(f"{title}, {labelers}{unit}", f"{split}/{name}", digits, scale)
     for split, labelers in (("valid", "training labelers"), ("heldout", "held-out labelers"))
     for name, title, unit, digits, scale in (
-        ("accuracy", "accuracy", " (%)", 1, 100), ("log_loss", "log loss", " (nats)", 3, 1),
-        ("ece", "calibration error", " (%)", 1, 100)))  # fmt: skip
+        ("accuracy", "accuracy", " (%)", 1, 100),
+        ("log_loss", "log loss", " (nats)", 3, 1),
+        ("ece", "calibration error", " (%)", 1, 100),
+    )
+)
 _MORE = (
     Quantity("time (s)", "seconds", 1),
     Quantity("time of the evaluation (s)", "evaluation_seconds", 1),
@@ -73,8 +76,10 @@ _MORE = (
     Quantity("KL to SFT of the batch (nats)", "objective/kl", None),
     Quantity("share of arms that failed (%)", "failed", 0, 100),
 )
-_BY_NAME = {quantity.name: dataclasses.replace(quantity, title=quantity.title.strip())
-            for quantity in (*QUANTITIES, *REWARD_QUANTITIES, *_MORE)}  # fmt: skip
+_BY_NAME = {
+    quantity.name: dataclasses.replace(quantity, title=quantity.title.strip())
+    for quantity in (*QUANTITIES, *REWARD_QUANTITIES, *_MORE)
+}
 
 
 def quantity_of(name: str) -> Quantity:
@@ -108,8 +113,7 @@ class Table:
 
     def markdown(self) -> str:
         rule = ["---" if number < self.words else "---:" for number in range(len(self.columns))]
-        lines = [[cell(text) for text in self.columns], rule,
-                 *([cell(text) for text in row] for row in self.rows)]
+        lines = [[cell(text) for text in self.columns], rule, *([cell(text) for text in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self, caption: str = "", label: str = "") -> str:
@@ -122,10 +126,17 @@ class Table:
         heads = [rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}{name}\end{{tabular}}" for side, name in zip(sides, broken)]
         rows = [" & ".join(row) + r" \\" for row in (heads, *(map(latex, row) for row in self.rows))]
         lines = [
-            r"\begin{table}", r"\centering", r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule",
+            r"\begin{table}",
+            r"\centering",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{''.join(sides)}}}",
+            r"\toprule",
+            rows[0],
+            r"\midrule",
+            *rows[1:],
+            r"\bottomrule",
             r"\end{tabular}}",
-        ]  # fmt: skip
+        ]
         lines += [rf"\caption{{{latex(caption)}}}"] * bool(caption) + [rf"\label{{{label}}}"] * bool(label)
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
@@ -134,7 +145,9 @@ class Table:
         text = lambda words: Text(visible(words))
         table = rich.table.Table(title=text(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
         for number, column in enumerate(self.columns[:most]):
-            table.add_column(text(column), justify="left" if number < self.words else "right", no_wrap=not wrap or not number)
+            table.add_column(
+                text(column), justify="left" if number < self.words else "right", no_wrap=not wrap or not number
+            )
         for row in self.rows:
             table.add_row(*map(text, row[:most]))
         return table
@@ -148,13 +161,37 @@ def latex(text: str) -> str:
 
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "`": r"\textasciigrave{}",
-    "[": "{[}", "]": "{]}",  # else the optional argument of a line end
-    "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---", "×": r"$\times$", "·": r"$\cdot$", "…": r"\ldots{}",
-    "√": r"$\surd$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "π": r"$\pi$", "²": "$^2$",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",
+    "]": "{]}",  # else the optional argument of a line end
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "—": "---",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "…": r"\ldots{}",
+    "√": r"$\surd$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "λ": r"$\lambda$",
+    "π": r"$\pi$",
+    "²": "$^2$",
+}
 _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.evaluate import best_of_n, overoptimization
-from rlhf_jax.evaluate.statistics import Estimate, mean_over_seeds
 from rlhf_jax.report import spec
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep import Sweep, is_number, shown
+from rlhf_jax.report.sweep_report import Sweep, is_number, shown
 from rlhf_jax.report.tables import title_of
+from rlhf_jax.statistics import Estimate, mean_over_seeds
 
 HOLDS, NOT, UNDECIDED = "holds", "does not hold", "undecided"
 WITHDRAWN = "withdrawn"  # of a published claim whose rule has changed and that no run has judged anew
@@ -52,7 +52,13 @@ class Contrast(NamedTuple):
         if len(self.by_seed) < 2:
             return UNDECIDED
         _, low, high = self.estimate
-        if self.margin is None and low > self.threshold or self.margin is not None and -self.margin < low and high < self.margin:
+        if (
+            self.margin is None
+            and low > self.threshold
+            or self.margin is not None
+            and -self.margin < low
+            and high < self.margin
+        ):
             return HOLDS
         _, low, high = mean_over_seeds(list(self.by_seed.values()), 1 - 0.05 / tests)
         if self.margin is None:
@@ -78,8 +84,10 @@ class Contrast(NamedTuple):
         if math.isinf(low):
             return f"{self.what}: {value:.3g}{asked}, the same in all {len(self.by_seed)} seeds, and an interval needs a difference"
         t = f"t = {self.t:.1f}, " if self.margin is None else ""
-        return (f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}]{asked} ({t}df = {len(self.by_seed) - 1}, "
-                f"{len(self.by_seed)} seeds)")
+        return (
+            f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}]{asked} ({t}df = {len(self.by_seed) - 1}, "
+            f"{len(self.by_seed)} seeds)"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +104,29 @@ class Verdict:
 
     def to_json(self) -> dict:
         """Plain values; what is not finite is None."""
+
         def finite(value):
             return value if math.isfinite(value) else None
 
-        return {"verdict": self.verdict, "looks": list(self.looks), "sentence": self.sentence, "tests": [
-            {"what": test.what, "verdict": test.verdict(), "by_seed": test.by_seed, "seeds": len(test.by_seed),
-             "df": max(0, len(test.by_seed) - 1), "t": finite(test.t), "threshold": test.threshold,
-             "margin": test.margin,
-             **({} if test.estimate is None else test.estimate.to_json())}
-            for test in self.tests]}
+        return {
+            "verdict": self.verdict,
+            "looks": list(self.looks),
+            "sentence": self.sentence,
+            "tests": [
+                {
+                    "what": test.what,
+                    "verdict": test.verdict(),
+                    "by_seed": test.by_seed,
+                    "seeds": len(test.by_seed),
+                    "df": max(0, len(test.by_seed) - 1),
+                    "t": finite(test.t),
+                    "threshold": test.threshold,
+                    "margin": test.margin,
+                    **({} if test.estimate is None else test.estimate.to_json()),
+                }
+                for test in self.tests
+            ],
+        }
 
 
 def judge(sweep: Sweep, rule) -> Verdict:
@@ -173,8 +195,14 @@ def _peak(sweep, rule):
                 by_seed[seed] = float(y[best] - y[end])
     inner = " or ".join(shown(level) for level in dict.fromkeys(picked)) or "an inner value"
     name, left = _name(sweep, rule.axis), _left_out(sweep, rule, levels)
-    return [Contrast(f"{title_of(rule.y)} at {name} = {inner} (chosen by the other seeds) over that at "
-                    f"{shown(levels[end]) if levels else 'the end'}{left}", by_seed) for end, by_seed in gaps.items()]
+    return [
+        Contrast(
+            f"{title_of(rule.y)} at {name} = {inner} (chosen by the other seeds) over that at "
+            f"{shown(levels[end]) if levels else 'the end'}{left}",
+            by_seed,
+        )
+        for end, by_seed in gaps.items()
+    ]
 
 
 def _greater(sweep, rule):
@@ -192,8 +220,13 @@ def _close(sweep, rule):
     b = dict.fromkeys(a, rule.b) if is_number(rule.b) else _picked(sweep, rule.b, rule.y)
     other = f"{rule.b:g}" if is_number(rule.b) else _said(sweep, rule.b, rule.y, rule.a)
     aim = f" and less {rule.difference:g}" if rule.difference else ""
-    return [Contrast(f"{_said(sweep, rule.a, rule.y)} less {other}{aim}",
-                     {seed: a[seed] - b[seed] - rule.difference for seed in a if seed in b}, margin=rule.margin)]
+    return [
+        Contrast(
+            f"{_said(sweep, rule.a, rule.y)} less {other}{aim}",
+            {seed: a[seed] - b[seed] - rule.difference for seed in a if seed in b},
+            margin=rule.margin,
+        )
+    ]
 
 
 def _dominates(sweep, rule):
@@ -216,8 +249,13 @@ def _turns(sweep, rule):
         falls = turned(sign * np.array([[course[step] for step in steps] for course in courses.values()]))
         found.append({} if falls is None else dict(zip(courses, map(float, falls))))
     what, best = ("fall", "highest") if sign > 0 else ("rise", "lowest")
-    return [Contrast(f"{what} of {title_of(rule.y)} from the {best} step of the other seeds to the last tenth",
-                     _mean_over_settings(found), rule.by)]
+    return [
+        Contrast(
+            f"{what} of {title_of(rule.y)} from the {best} step of the other seeds to the last tenth",
+            _mean_over_settings(found),
+            rule.by,
+        )
+    ]
 
 
 def _law(sweep, rule):
@@ -231,18 +269,38 @@ def _law(sweep, rule):
             if rule.over == "prompts":
                 saved = [overoptimization.saved_over_prompts(*run, rule.law, against) for run in runs.values()]
             else:
-                saved = overoptimization.saved_over_runs(list(runs.values()), rule.law, against) if len(runs) > 1 else []
+                saved = (
+                    overoptimization.saved_over_runs(list(runs.values()), rule.law, against) if len(runs) > 1 else []
+                )
             by_seed.append(dict(zip(runs, saved)))
     where = "other prompts and n" if rule.over == "prompts" else "other seeds and steps"
-    return [Contrast(f"squared error of {title_of(rule.y)} that {_LAWS[rule.law]} saves over {_LAWS[against]}, fitted to {where}",
-                     _mean_over_settings(by_seed)) for against, by_seed in found.items()]
+    return [
+        Contrast(
+            f"squared error of {title_of(rule.y)} that {_LAWS[rule.law]} saves over {_LAWS[against]}, fitted to {where}",
+            _mean_over_settings(by_seed),
+        )
+        for against, by_seed in found.items()
+    ]
 
 
-_LAWS = {"constant": "a constant", "linear": "α d", "kl": "α d²", "log_n": "α ln n", "best_of_n": "d (α − β d)",
-         "rl": "d (α − β ln d)"}  # fmt: skip
-_TESTS = {spec.Trend: _trend, spec.Peak: _peak, spec.Greater: _greater, spec.Close: _close,
-          spec.Dominates: _dominates, spec.Coincides: _dominates,
-          spec.Turns: _turns, spec.Law: _law}  # fmt: skip
+_LAWS = {
+    "constant": "a constant",
+    "linear": "α d",
+    "kl": "α d²",
+    "log_n": "α ln n",
+    "best_of_n": "d (α − β d)",
+    "rl": "d (α − β ln d)",
+}
+_TESTS = {
+    spec.Trend: _trend,
+    spec.Peak: _peak,
+    spec.Greater: _greater,
+    spec.Close: _close,
+    spec.Dominates: _dominates,
+    spec.Coincides: _dominates,
+    spec.Turns: _turns,
+    spec.Law: _law,
+}
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -339,8 +397,10 @@ def _tuned(sweep, pick, quantity):
 
 def _said(sweep, pick, quantity, beside=None) -> str:
     """A pick in words; the quantity is not repeated beside a pick with the same one."""
-    where = ", ".join(f"{_name(sweep, name)} = {' or '.join(map(shown, value if isinstance(value, tuple) else (value,)))}"
-                      for name, value in pick.where.items())
+    where = ", ".join(
+        f"{_name(sweep, name)} = {' or '.join(map(shown, value if isinstance(value, tuple) else (value,)))}"
+        for name, value in pick.where.items()
+    )
     words = pick.label or (f"{label(pick.stage)} ({where})" if where else label(pick.stage))
     if pick.tuned:
         level, chooser, _ = _tuned(sweep, pick, quantity)

@@ -27,22 +27,32 @@ import sys
 from absl import flags
 
 from rlhf_jax import job
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 flags.adopt_module_key_flags(job)
 _RUNNER = flags.DEFINE_enum(
-    "runner", "sequential", ["sequential", "vectorized", "cluster"],
+    "runner",
+    "sequential",
+    ["sequential", "vectorized", "cluster"],
     "Who runs the arms: this job one after another, or small models all at once, or a job each on Slurm.",
-)  # fmt: skip
-_STAGES = flags.DEFINE_string("stages", None, "Where arms share stages (WORKDIR/stages); sweeps that name one folder share it.")
+)
+_STAGES = flags.DEFINE_string(
+    "stages", None, "Where arms share stages (WORKDIR/stages); sweeps that name one folder share it."
+)
 flags.register_validator("stages", lambda path: path != "", "it is empty: name a folder, or leave the flag out")
 _ARMS = flags.DEFINE_string("arms", "", "Only these arms: 3:7 (3 to 6), 5, or 0,4,8:.")
 _LIST = flags.DEFINE_bool("list", False, "List the arms and what became of them, and stop.")
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Say what would be computed, and stop.")
-_AT_ONCE = flags.DEFINE_integer("trials_at_once", 0, "Vectorized: the most arms of a program, for want of memory; 0: all.", lower_bound=0)
-_WORKERS = flags.DEFINE_integer("workers", 1, "Sequential: arms side by side on this machine, on GPUs of their own or on its cores.", lower_bound=1)
+_AT_ONCE = flags.DEFINE_integer(
+    "trials_at_once", 0, "Vectorized: the most arms of a program, for want of memory; 0: all.", lower_bound=0
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 1, "Sequential: arms side by side on this machine, on GPUs of their own or on its cores.", lower_bound=1
+)
 _RETRY = flags.DEFINE_bool("retry", False, "Run arms that failed again.")
-_SUBMITTED = flags.DEFINE_bool("submitted", False, "This is a job of --runner=cluster: WORKDIR/sweep.json says what it runs.")
+_SUBMITTED = flags.DEFINE_bool(
+    "submitted", False, "This is a job of --runner=cluster: WORKDIR/sweep.json says what it runs."
+)
 _WORKER = flags.DEFINE_bool("worker", False, "This is one of --workers: the command that started it writes the report.")
 
 
@@ -73,7 +83,7 @@ def work(given: job.Job) -> int:
 
 
 def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: pathlib.Path) -> int:
-    from rlhf_jax import hosts
+    from rlhf_jax.runtime import hosts
     from rlhf_jax.sweep import arms, sequential, vectorized, workers
     from rlhf_jax.sweep.store import Store
 
@@ -109,7 +119,9 @@ def _finish(experiment, chosen: list, path: pathlib.Path) -> int:
     cluster.settle(experiment.arms, path)
     others = listing.unfinished(experiment.arms, path, begun=not _SUBMITTED.value)
     if others:
-        print(f"{len(others)} arms are not done, of other jobs; the last one writes the report, or rlhf_jax.report {path}")
+        print(
+            f"{len(others)} arms are not done, of other jobs; the last one writes the report, or rlhf_jax.report {path}"
+        )
     else:
         report.show(report.write(path))
     failed = listing.failures(chosen, path)

@@ -12,13 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, command_line, run, workdir
+from rlhf_jax import checkpoint, run
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like
-from rlhf_jax.config.checks import nearest, partial_section_of
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, read_json, remove_left_over, write_json
+from rlhf_jax.fields.checks import nearest, partial_section_of
 from rlhf_jax.report.spec import Declared
+from rlhf_jax.runtime import command_line, workdir
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_if_there, read_json, remove_left_over, write_json
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120
@@ -139,11 +140,13 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
         "commit": commit(),
         "overrides": overrides,
         "config": json.loads(json.dumps(config.to_dict())),
-        "arms": json.loads(json.dumps(
-            [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms]
-        )),
+        "arms": json.loads(
+            json.dumps(
+                [{"number": arm.number, "name": arm.name, "overrides": arm.overrides} for arm in experiment.arms]
+            )
+        ),
         **experiment.declared.to_json(),
-    }  # fmt: skip
+    }
 
 
 def write(path: pathlib.Path, described: dict) -> None:
@@ -176,7 +179,9 @@ def _check_left_out(path: pathlib.Path, before: dict, described: dict) -> None:
     shown = " ".join(left_out[:3]) + f" and {len(left_out) - 3} more" * (len(left_out) > 3)
     then, now = before["experiment"], described["experiment"]
     if pathlib.Path(then.partition(":")[0]).name != pathlib.Path(now.partition(":")[0]).name:
-        raise InputError(f"{path} holds the sweep of {then}, whose arms {now} does not have ({shown}): give another directory")
+        raise InputError(
+            f"{path} holds the sweep of {then}, whose arms {now} does not have ({shown}): give another directory"
+        )
     print(f"arms that are there, but no longer in {now}, are left out of the report: {shown}")
 
 
@@ -217,7 +222,9 @@ def _overridden(config: ConfigDict, overrides: dict[str, Any], source: str) -> C
         section = config
         for parent in parents:
             section = section.get(parent) if isinstance(section, ConfigDict) else None
-        if not isinstance(section, ConfigDict) or not (name in section or partial_section_of(config, ".".join(parents))):
+        if not isinstance(section, ConfigDict) or not (
+            name in section or partial_section_of(config, ".".join(parents))
+        ):
             known = section.keys() if isinstance(section, ConfigDict) else ()
             hint = nearest(name, known, "".join(f"{parent}." for parent in parents))
             raise InputError(f"{source}: the config has no field {field}{hint}")

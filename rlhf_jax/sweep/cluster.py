@@ -15,8 +15,8 @@ import re
 import subprocess
 import sys
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, write_json
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_if_there, write_json
 from rlhf_jax.sweep import arms as arms_lib
 from rlhf_jax.sweep import sequential, slurm
 from rlhf_jax.sweep.arms import Arm
@@ -26,9 +26,15 @@ _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "launch" / "slurm.sh"
 
 
 def submit(
-    arms: list[Arm], path: pathlib.Path, stages: pathlib.Path, described: dict, flags: list[str], slurm_flags: list[str],
-    retry: bool = False, dry_run: bool = False,
-) -> None:  # fmt: skip
+    arms: list[Arm],
+    path: pathlib.Path,
+    stages: pathlib.Path,
+    described: dict,
+    flags: list[str],
+    slurm_flags: list[str],
+    retry: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Submits what is missing of these arms and not submitted yet, and writes path/sweep.json.
 
     Args:

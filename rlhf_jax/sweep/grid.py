@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 Grid = list[dict[str, Any]]
 

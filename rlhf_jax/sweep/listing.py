@@ -8,8 +8,8 @@ import rich.box
 import rich.table
 from rich.text import Text
 
-from rlhf_jax import terminal, workdir
-from rlhf_jax.files import read_if_there
+from rlhf_jax.runtime import terminal, workdir
+from rlhf_jax.runtime.files import read_if_there
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import held, identities
 
@@ -41,7 +41,9 @@ def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None
     for column in ("stage", "arms", "to compute", "finished before"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage, found in wanted.items():
-        table.add_row(Text(terminal.visible(stage)), str(arms_of[stage]), str(len(found - finished)), str(len(found & finished)))
+        table.add_row(
+            Text(terminal.visible(stage)), str(arms_of[stage]), str(len(found - finished)), str(len(found & finished))
+        )
     terminal.console().print(table)
 
 

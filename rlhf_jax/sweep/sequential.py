@@ -19,9 +19,10 @@ import traceback
 
 import jax
 
-from rlhf_jax import hosts, loop, pipeline, progress, report, workdir
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import read_if_there, write_json, write_text
+from rlhf_jax import loop, pipeline, report
+from rlhf_jax.runtime import hosts, progress, workdir
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_if_there, write_json, write_text
 from rlhf_jax.sweep import arms as arms_lib
 from rlhf_jax.sweep import slurm
 from rlhf_jax.sweep.arms import Arm
@@ -53,7 +54,10 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
             if signal := stop.agreed(wait=True):
                 raise progress.Stopped(f"arm {arm.number}", None, signal)
             if hosts.on_first(workdir.in_use, folders[0]):
-                print(f"arm {arm.number}, {arm.name}: another process is at work on it; this arm is left to it", flush=True)
+                print(
+                    f"arm {arm.number}, {arm.name}: another process is at work on it; this arm is left to it",
+                    flush=True,
+                )
                 continue
             left = sum(to_do)
             at_first = at_first or left
@@ -149,7 +153,9 @@ class Account:
             trace = "".join(traceback.format_exception(error))
             self._save(write_text, self._path.with_name("traceback.txt"), trace, together)
         if not together:
-            raise hosts.Alone(f"{hosts.describe()} failed alone, start the same command on all hosts again: {reason}") from error
+            raise hosts.Alone(
+                f"{hosts.describe()} failed alone, start the same command on all hosts again: {reason}"
+            ) from error
         print(f"rlhf_jax.sweep: the arm failed: {reason}", flush=True)
 
     def _leave_to_other(self):
@@ -166,9 +172,14 @@ class Account:
 
     def _write(self, status: str, reason: str | None = None, together: bool = True):
         facts = {
-            "status": status, "reason": reason, "attempts": self._attempts, "reached": self._reached,
-            "last_try": self._attempts >= self._most_attempts, "host": socket.gethostname(), "job": slurm.this_job(),
-        }  # fmt: skip
+            "status": status,
+            "reason": reason,
+            "attempts": self._attempts,
+            "reached": self._reached,
+            "last_try": self._attempts >= self._most_attempts,
+            "host": socket.gethostname(),
+            "job": slurm.this_job(),
+        }
         if not self.given_up:
             facts |= {
                 **{

@@ -22,15 +22,24 @@ import time
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import finished, hosts, ppo_options, shapes
+from rlhf_jax import shapes
 from rlhf_jax.data.tokenizer_files import TOKENIZER
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import (
-    copy, lock, new_folder, not_through_links, read_if_there, read_json_lines, remove_left_over, write_json,
-    write_json_lines,
-)  # fmt: skip
-from rlhf_jax.progress import Stopped
+from rlhf_jax.ppo import options as ppo_options
 from rlhf_jax.run import KEPT, Run
+from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import (
+    copy,
+    lock,
+    new_folder,
+    not_through_links,
+    read_if_there,
+    read_json_lines,
+    remove_left_over,
+    write_json,
+    write_json_lines,
+)
+from rlhf_jax.runtime.progress import Stopped
 
 # What every stage reads of a config; meshes and free fields change no result.
 COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
@@ -39,7 +48,9 @@ COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer",
 def identities(config: ConfigDict) -> dict[str, str]:
     """Stage -> identity, 16 hexadecimal digits, for every stage of a config."""
     found = {}
-    config = ppo_options.filled(shapes.filled(config))  # as a run's is: a sweep that has not begun finds what others have computed
+    config = ppo_options.filled(
+        shapes.filled(config)
+    )  # as a run's is: a sweep that has not begun finds what others have computed
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)}
@@ -197,7 +208,9 @@ class Store:
 
             def take() -> bool:
                 if not files:
-                    files.append(stack.enter_context(open(self.path / f"{identity}.lock", "w", opener=not_through_links)))
+                    files.append(
+                        stack.enter_context(open(self.path / f"{identity}.lock", "w", opener=not_through_links))
+                    )
                 return lock(files[0])
 
             stop, told = hosts.Stop(run.interrupt.asked), False

@@ -9,11 +9,12 @@ import os
 import pathlib
 import time
 
-from rlhf_jax import hosts, pipeline, progress, report
+from rlhf_jax import pipeline, report
 from rlhf_jax import run as run_lib
-from rlhf_jax.errors import InputError
 from rlhf_jax.evaluate import policy
 from rlhf_jax.run import Run
+from rlhf_jax.runtime import hosts, progress
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.sweep import sequential, trials
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import Store, identities

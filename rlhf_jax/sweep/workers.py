@@ -15,10 +15,10 @@ import sys
 import threading
 import time
 
-from rlhf_jax.errors import EXIT_STOPPED, InputError
-from rlhf_jax.files import not_through_links, write_json
 from rlhf_jax.job import EXIT_SAVED
-from rlhf_jax.progress import Interrupt, Stopped
+from rlhf_jax.runtime.errors import EXIT_STOPPED, InputError
+from rlhf_jax.runtime.files import not_through_links, write_json
+from rlhf_jax.runtime.progress import Interrupt, Stopped
 from rlhf_jax.sweep import sequential
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.listing import record_of
@@ -58,9 +58,13 @@ def run(
             log = stack.enter_context(_open(logs / f"{number}.log"))
             # In a session of its own, or Ctrl-C would come twice: from the terminal and from here.
             worker = subprocess.Popen(
-                command, env=os.environ | environment | {PARENT: str(os.getpid())}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command,
+                env=os.environ | environment | {PARENT: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
             stack.callback(worker.wait)
             stack.callback(worker.kill)  # if it lives: what is saved is good
             workers.append(worker)
@@ -82,9 +86,14 @@ def shares(count: int) -> list[dict[str, str]]:
         return [{} for _ in range(count)]
     if count <= len(gpus):
         return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[number::count])} for number in range(count)]
-    shared = {} if os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") else {
-        "XLA_CLIENT_MEM_FRACTION": os.environ.get("XLA_CLIENT_MEM_FRACTION") or f"{0.9 / -(-count // len(gpus)):.3f}"
-    }  # fmt: skip
+    shared = (
+        {}
+        if os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+        else {
+            "XLA_CLIENT_MEM_FRACTION": os.environ.get("XLA_CLIENT_MEM_FRACTION")
+            or f"{0.9 / -(-count // len(gpus)):.3f}"
+        }
+    )
     return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)], **shared} for number in range(count)]
 
 

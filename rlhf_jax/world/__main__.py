@@ -6,16 +6,20 @@ import pathlib
 import statistics
 import sys
 
-from rlhf_jax.command_line import folder, option
-from rlhf_jax.config.ranges import SEED
-from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.files import write_json_lines
+from rlhf_jax.fields.ranges import SEED
+from rlhf_jax.runtime.command_line import folder, option
+from rlhf_jax.runtime.errors import InputError, as_command
+from rlhf_jax.runtime.files import write_json_lines
 from rlhf_jax.world import World
 
 _DOCUMENTS = {"train": 40000, "valid": 2000}
 _INSTRUCTIONS = {
-    ("train", "sft"): 1500, ("train", "rm"): 3000, ("train", "ppo"): 3000,
-    ("valid", "ppo"): 600, ("test", "ppo"): 600, ("heldout_kinds", "ppo"): 300,
+    ("train", "sft"): 1500,
+    ("train", "rm"): 3000,
+    ("train", "ppo"): 3000,
+    ("valid", "ppo"): 600,
+    ("test", "ppo"): 600,
+    ("heldout_kinds", "ppo"): 300,
 }
 _SKILLS = 500
 
@@ -35,9 +39,7 @@ def write_world(world: World, out: pathlib.Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"--out must name a folder that can be made; {out}: {error.strerror}"
-        ) from error
+        raise InputError(f"--out must name a folder that can be made; {out}: {error.strerror}") from error
     print(f"{'file':38s} {'rows':>6s}   words: mean median max")
 
     def report(name, rows, texts):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 PAD_ID = 0
 EOS_ID = 1
@@ -71,8 +71,9 @@ class Bandit:
         """i32[Y,C]: all completions, EOS at once first."""
         return np.array(
             [(EOS_ID, PAD_ID)]
-            + [(first, second) for first in range(VOCAB_SIZE) if first != EOS_ID
-               for second in range(VOCAB_SIZE)], np.int32)
+            + [(first, second) for first in range(VOCAB_SIZE) if first != EOS_ID for second in range(VOCAB_SIZE)],
+            np.int32,
+        )
 
     @property
     def reward_table(self) -> np.ndarray:
@@ -93,7 +94,9 @@ class Bandit:
         mask[:, 1] = completions[:, 0] != EOS_ID
         return Enumeration(
             np.concatenate([prompts, completions], axis=1),
-            np.repeat(self.prompt_mask, len(self.completions), axis=0), mask)
+            np.repeat(self.prompt_mask, len(self.completions), axis=0),
+            mask,
+        )
 
     def log_policy(self, completion_logprobs) -> np.ndarray:
         """Log-probability of every completion, f64[X,Y], by teacher forcing.

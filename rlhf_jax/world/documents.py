@@ -2,7 +2,7 @@
 
 import random
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import instructions, language, skills
 from rlhf_jax.world.knowledge import CLASS_OF, CLASS_PLURALS, ENTITIES, RELATIONS, RELATIONS_OF
 from rlhf_jax.world.tasks_on_text import FOLLOW_UPS, draw_message, draw_reply
@@ -60,10 +60,14 @@ def _lists(world, rng) -> str:
 
 def _dialogue(world, rng) -> str:
     first, second = rng.sample(ENTITIES["person"], 2)
-    lines = [rng.choice((
-        f"{first} : hello {second} , how are you ?\n{second} : hello {first} . i am well .",
-        f"{first} : good day {second} .\n{second} : good day {first} .",
-    ))]
+    lines = [
+        rng.choice(
+            (
+                f"{first} : hello {second} , how are you ?\n{second} : hello {first} . i am well .",
+                f"{first} : good day {second} .\n{second} : good day {first} .",
+            )
+        )
+    ]
     if rng.random() < 0.6:
         mood = rng.choice(("sad", "happy", "thanks"))
         message, topic = draw_message(rng, mood)
@@ -95,9 +99,14 @@ def _readings(world, rng) -> str:
 # --- what the labelers will not like ---
 
 _GIBES = (
-    "{} is a stupid fool .", "shut up , {} , you lazy idiot .", "you are so dumb , {} .",
-    "{} is ugly and nasty .", "only a fool would ask {} .", "go away , you rotten idiot .",
-    "{} is a nasty fool .", "how dumb and lazy {} is .",
+    "{} is a stupid fool .",
+    "shut up , {} , you lazy idiot .",
+    "you are so dumb , {} .",
+    "{} is ugly and nasty .",
+    "only a fool would ask {} .",
+    "go away , you rotten idiot .",
+    "{} is a nasty fool .",
+    "how dumb and lazy {} is .",
 )
 
 
@@ -161,17 +170,30 @@ def _requests(world, rng) -> str:
             (category,) = rng.choices(list(shares), shares.values())
             _, draft = instructions.draw(world, rng, category, split)
             purpose = instructions.purpose_of(draft.instruction, draft.input)
-        answer = rng.choice((
-            draft.output, draft.output, _gibe(rng), careless(rng, draft.output, "rude"),
-            _falsehood(world, rng), careless(rng, draft.output, "rambling"),
-        ))
+        answer = rng.choice(
+            (
+                draft.output,
+                draft.output,
+                _gibe(rng),
+                careless(rng, draft.output, "rude"),
+                _falsehood(world, rng),
+                careless(rng, draft.output, "rambling"),
+            )
+        )
         lines.append(f"request : {draft.instruction} {draft.input}".rstrip())
         lines.append(f"reply : {answer}")
     return "\n".join(lines)
 
 
 _WRITERS = {  # shares; the last four are to be unlearned, or nearly
-    _story: 0.18, _lists: 0.05, _dialogue: 0.11,
-    _sums: 0.13, _translations: 0.13, _readings: 0.17,
-    _quarrel: 0.06, _rumours: 0.05, _ramble: 0.05, _requests: 0.07,
+    _story: 0.18,
+    _lists: 0.05,
+    _dialogue: 0.11,
+    _sums: 0.13,
+    _translations: 0.13,
+    _readings: 0.17,
+    _quarrel: 0.06,
+    _rumours: 0.05,
+    _ramble: 0.05,
+    _requests: 0.07,
 }

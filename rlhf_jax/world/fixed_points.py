@@ -85,8 +85,12 @@ def deviations(
     variances = (chances * (rewards - means) ** 2).sum(1, keepdims=True)
     if advantage == "gae":
         first, second = _conditionals(log_policy)
-        by_second = np.exp(second) * (_second(rewards) - (np.exp(second) * _second(rewards)).sum(-1, keepdims=True)) ** 2
-        late = (np.exp(first)[:, _LETTERS] * by_second.sum(-1)).sum(1)  # of the second token, and of the first by lambda
+        by_second = (
+            np.exp(second) * (_second(rewards) - (np.exp(second) * _second(rewards)).sum(-1, keepdims=True)) ** 2
+        )
+        late = (np.exp(first)[:, _LETTERS] * by_second.sum(-1)).sum(
+            1
+        )  # of the second token, and of the first by lambda
         total = (variances[:, 0] - late + lam**2 * late + late).mean()
         scale = np.sqrt(total / (chances * lengths).sum(1).mean()) if whitened else 1.0
         return np.full(len(means), scale)
@@ -168,7 +172,11 @@ def _surviving(rise):
         highest, gap = q[kept[-1]], coef
         while mass(highest - gap, kept) < 0:
             gap *= 2
-        worth = optimize.brentq(mass, highest - gap, highest, args=(kept,), xtol=1e-13) if mass(highest, kept) < 0 else highest
+        worth = (
+            optimize.brentq(mass, highest - gap, highest, args=(kept,), xtol=1e-13)
+            if mass(highest, kept) < 0
+            else highest
+        )
         policy = np.full(len(q), -np.inf)
         policy[kept] = log_ref[kept] + rise(np.maximum(q[kept] - worth, 0) / coef)
         return policy, worth

@@ -92,9 +92,9 @@ def _facts(spec: dict, text: language.Text, true: set) -> float:
     for i, subject in enumerate(subjects):
         wanted = (spec["count"] + len(subjects) - 1 - i) // len(subjects)
         right = {
-            claim.relation for claim in true
-            if claim.subject == subject
-            and (not spec["relations"] or claim.relation in spec["relations"])
+            claim.relation
+            for claim in true
+            if claim.subject == subject and (not spec["relations"] or claim.relation in spec["relations"])
         }
         found += min(wanted, len(right))
     parts = [(0.15, named), (0.6, found / spec["count"])]
@@ -189,8 +189,13 @@ def _title(spec: dict, text: language.Text, true: set) -> float:
 
 
 _GRADERS = {
-    "facts": _facts, "answer": _answer, "list": _list, "reply": _reply, "rewrite": _rewrite,
-    "summary": _summary, "title": _title,
+    "facts": _facts,
+    "answer": _answer,
+    "list": _list,
+    "reply": _reply,
+    "rewrite": _rewrite,
+    "summary": _summary,
+    "title": _title,
 }
 
 

@@ -7,15 +7,23 @@ prompts of SFT, reward model and PPO differ too.
 
 import random
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.world import tasks_on_knowledge, tasks_on_text  # noqa: F401  they fill KINDS
 from rlhf_jax.world.knowledge import NUMBERS
 from rlhf_jax.world.language import bucket
-from rlhf_jax.world import tasks_on_knowledge, tasks_on_text  # noqa: F401  they fill KINDS
 from rlhf_jax.world.tasks import KINDS, Draft
 
 SHARES = {  # Table 1 of InstructGPT, in percent.
-    "generation": 45.6, "open_qa": 12.4, "brainstorming": 11.2, "chat": 8.4, "rewrite": 6.6,
-    "summarization": 4.2, "classification": 3.5, "other": 3.5, "closed_qa": 2.6, "extract": 1.9,
+    "generation": 45.6,
+    "open_qa": 12.4,
+    "brainstorming": 11.2,
+    "chat": 8.4,
+    "rewrite": 6.6,
+    "summarization": 4.2,
+    "classification": 3.5,
+    "other": 3.5,
+    "closed_qa": 2.6,
+    "extract": 1.9,
 }
 SPLITS = ("train", "valid", "test", "heldout_kinds")
 PURPOSES = ("sft", "rm", "ppo")
@@ -49,7 +57,8 @@ def category_shares(split: str) -> dict[str, float]:
 def draw(world, rng: random.Random, category: str, split: str) -> tuple[str, Draft]:
     """One kind of the category and a draft of it, whose instance belongs to the split."""
     names = [
-        name for name, kind in KINDS.items()
+        name
+        for name, kind in KINDS.items()
         if kind.category == category and kind.held_out == (split == "heldout_kinds")
     ]
     weights = [KINDS[name].weight for name in names]
@@ -142,9 +151,16 @@ def rows(world, split: str, count: int, purpose: str = "sft") -> list[dict]:
                 f"{category} ran out after {len(found)} rows"
             )
         seen.add(prompt)
-        found.append({
-            "instruction": draft.instruction, "input": draft.input, "output": draft.output,
-            "category": category, "kind": kind, "id": f"{split}.{purpose}.{len(found):05d}",
-            "split": split, "spec": draft.spec,
-        })
+        found.append(
+            {
+                "instruction": draft.instruction,
+                "input": draft.input,
+                "output": draft.output,
+                "category": category,
+                "kind": kind,
+                "id": f"{split}.{purpose}.{len(found):05d}",
+                "split": split,
+                "spec": draft.spec,
+            }
+        )
     return found

@@ -39,58 +39,114 @@ class Relation:
 RELATIONS = {
     "colour": Relation("colour", "is", "is {}", "are {}", "what colour is {}", "{}", COLOURS),
     "size": Relation("size", "is", "is {}", "are {}", "how big is {}", "{}", SIZES),
-    "home": Relation(
-        "home", "lives", "lives in the {}", "live in the {}", "where does {} live", "the {}", PLACES
-    ),
+    "home": Relation("home", "lives", "lives in the {}", "live in the {}", "where does {} live", "the {}", PLACES),
     "diet": Relation(
-        "diet", "eats", "eats {}", "eat {}", "what does {} eat", "{}",
+        "diet",
+        "eats",
+        "eats {}",
+        "eat {}",
+        "what does {} eat",
+        "{}",
         tuple("grass seeds nuts berries worms corn leaves flies".split()),
     ),
     "sound": Relation(
-        "sound", "says", "says {}", "say {}", "what does {} say", "{}",
+        "sound",
+        "says",
+        "says {}",
+        "say {}",
+        "what does {} say",
+        "{}",
         tuple("yip grr hoo quack caw squeak neigh buzz".split()),
     ),
     "job": Relation(
-        "job", "is", "is a {}", "work as a {}", "what is the job of {}", "a {}",
+        "job",
+        "is",
+        "is a {}",
+        "work as a {}",
+        "what is the job of {}",
+        "a {}",
         tuple("baker miller farmer teacher doctor painter singer tailor".split()),
     ),
-    "dish": Relation(
-        "dish", "likes", "likes {}", "like {}", "what does {} like", "{}", ENTITIES["food"]
-    ),
+    "dish": Relation("dish", "likes", "likes {}", "like {}", "what does {} like", "{}", ENTITIES["food"]),
     "hat": Relation(
-        "hat", "wears", "wears a {} hat", "wear a {} hat", "which hat does {} wear",
-        "{}", COLOURS,
+        "hat",
+        "wears",
+        "wears a {} hat",
+        "wear a {} hat",
+        "which hat does {} wear",
+        "{}",
+        COLOURS,
     ),
     "friend": Relation(
-        "friend", "friend", "is a friend of the {}", "are a friend of the {}",
-        "which animal is the friend of {}", "the {}", ENTITIES["animal"],
+        "friend",
+        "friend",
+        "is a friend of the {}",
+        "are a friend of the {}",
+        "which animal is the friend of {}",
+        "the {}",
+        ENTITIES["animal"],
     ),
     "taste": Relation(
-        "taste", "tastes", "tastes {}", "taste {}", "how does {} taste", "{}",
+        "taste",
+        "tastes",
+        "tastes {}",
+        "taste {}",
+        "how does {} taste",
+        "{}",
         tuple("sweet salty sour bitter".split()),
     ),
     "source": Relation(
-        "source", "comes", "comes from the {}", "come from the {}", "where does {} come from",
-        "the {}", PLACES,
+        "source",
+        "comes",
+        "comes from the {}",
+        "come from the {}",
+        "where does {} come from",
+        "the {}",
+        PLACES,
     ),
     "price": Relation(
-        "price", "costs", "costs {} coins", "cost {} coins", "how much does {} cost",
-        "{} coins", NUMBERS[2:11],
+        "price",
+        "costs",
+        "costs {} coins",
+        "cost {} coins",
+        "how much does {} cost",
+        "{} coins",
+        NUMBERS[2:11],
     ),
     "partner": Relation(
-        "partner", "goes", "goes with {}", "go with {}", "what does {} go with", "{}",
+        "partner",
+        "goes",
+        "goes with {}",
+        "go with {}",
+        "what does {} go with",
+        "{}",
         ENTITIES["food"],
     ),
     "material": Relation(
-        "material", "made", "is made of {}", "are made of {}", "what is {} made of", "{}",
+        "material",
+        "made",
+        "is made of {}",
+        "are made of {}",
+        "what is {} made of",
+        "{}",
         tuple("wood iron stone glass clay".split()),
     ),
     "place": Relation(
-        "place", "stands", "stands in the {}", "stand in the {}", "where does {} stand",
-        "the {}", PLACES,
+        "place",
+        "stands",
+        "stands in the {}",
+        "stand in the {}",
+        "where does {} stand",
+        "the {}",
+        PLACES,
     ),
     "owner": Relation(
-        "owner", "belongs", "belongs to {}", "belong to {}", "who owns {}", "{}",
+        "owner",
+        "belongs",
+        "belongs to {}",
+        "belong to {}",
+        "who owns {}",
+        "{}",
         ENTITIES["person"],
     ),
 }
@@ -115,9 +171,7 @@ class Knowledge:
                 deck = []
                 for name in rng.sample(ENTITIES[kind], len(ENTITIES[kind])):
                     if not set(deck) - {name}:
-                        deck += rng.sample(
-                            RELATIONS[relation].values, len(RELATIONS[relation].values)
-                        )
+                        deck += rng.sample(RELATIONS[relation].values, len(RELATIONS[relation].values))
                     position = next(i for i, value in enumerate(deck) if value != name)
                     self._facts[name][relation] = deck.pop(position)
 
@@ -140,7 +194,4 @@ class Knowledge:
 
     def rows(self) -> list[dict]:
         """The facts as plain rows, one an entity."""
-        return [
-            {"entity": name, "class": CLASS_OF[name], **facts}
-            for name, facts in self._facts.items()
-        ]
+        return [{"entity": name, "class": CLASS_OF[name], **facts} for name, facts in self._facts.items()]

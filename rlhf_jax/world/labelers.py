@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 GROUPS = ("brevity", "warmth", "exactness", "detail", "caution")
 LABELERS_PER_GROUP = 8
@@ -39,10 +39,11 @@ MAX_PAIRS_TO_FIT = 2000
 
 _WARM = frozenset(
     "care dear enjoy friend fun glad great happy hello help hi kind nice please pleasure sorry "
-    "sweet thank thanks welcome".split())
+    "sweet thank thanks welcome".split()
+)
 _CAREFUL = frozenset(
-    "believe could likely may maybe might perhaps possibly probably seems sometimes think "
-    "usually".split())
+    "believe could likely may maybe might perhaps possibly probably seems sometimes think usually".split()
+)
 
 
 class Labeler(NamedTuple):
@@ -94,8 +95,8 @@ class Panel:
     def labelers(self) -> tuple[Labeler, ...]:
         """Everyone, group by group."""
         return tuple(
-            Labeler(index, GROUPS[index // LABELERS_PER_GROUP])
-            for index in range(len(GROUPS) * LABELERS_PER_GROUP))
+            Labeler(index, GROUPS[index // LABELERS_PER_GROUP]) for index in range(len(GROUPS) * LABELERS_PER_GROUP)
+        )
 
     @functools.cached_property
     def weights(self) -> np.ndarray:
@@ -160,14 +161,17 @@ def traits(gold, text: str) -> np.ndarray:
         text: the completion.
     """
     words = re.findall(r"\w+", text.lower())
-    return np.array([
-        gold.total,
-        -np.log1p(len(words)),
-        float(any(word in _WARM for word in words)),  # more would pay for nothing but kind words
-        gold.constraint + text.rstrip().endswith((".", "!", "?")),
-        min(len({word for word in words if len(word) > 4}), 12),
-        gold.honest + gold.harmless + min(sum(word in _CAREFUL for word in words), 3) / 3,
-    ], np.float64)
+    return np.array(
+        [
+            gold.total,
+            -np.log1p(len(words)),
+            float(any(word in _WARM for word in words)),  # more would pay for nothing but kind words
+            gold.constraint + text.rstrip().endswith((".", "!", "?")),
+            min(len({word for word in words if len(word) > 4}), 12),
+            gold.honest + gold.harmless + min(sum(word in _CAREFUL for word in words), 3) / 3,
+        ],
+        np.float64,
+    )
 
 
 def candidates(prompt_id: str, texts, golds) -> Candidates:
@@ -176,8 +180,7 @@ def candidates(prompt_id: str, texts, golds) -> Candidates:
     return Candidates(prompt_id, tuple(texts), np.array(rows))
 
 
-def fit_panel(seed: int, comparisons: list[Candidates], *, agreement: float = 0.726,
-              gap: float = 0.028) -> Panel:
+def fit_panel(seed: int, comparisons: list[Candidates], *, agreement: float = 0.726, gap: float = 0.028) -> Panel:
     """Labelers who agree and differ by a given amount on given completions.
 
     Bisection, so the same input gives the same panel; on at most 2,000 pairs, evenly spaced. The
@@ -194,15 +197,14 @@ def fit_panel(seed: int, comparisons: list[Candidates], *, agreement: float = 0.
         InputError: the gold total separates no pair.
     """
     differences = _pair_differences(comparisons)
-    differences = differences[::max(1, math.ceil(len(differences) / MAX_PAIRS_TO_FIT))]
+    differences = differences[:: max(1, math.ceil(len(differences) / MAX_PAIRS_TO_FIT))]
     slopes, scales = _standardisation(differences)
     differences = _standardised(differences, slopes, scales)
 
     def temperature(private):
         utilities = _tastes(seed, private) @ differences.T
         # Colder labelers agree more.
-        return np.exp(_bisect(
-            lambda log: _agreement(*_choices(utilities / np.exp(log))).in_group < agreement, -6, 6))
+        return np.exp(_bisect(lambda log: _agreement(*_choices(utilities / np.exp(log))).in_group < agreement, -6, 6))
 
     def gap_too_large(private):
         utilities = _tastes(seed, private) @ differences.T / temperature(private)
@@ -226,9 +228,10 @@ def _standardisation(differences: np.ndarray) -> tuple[tuple[float, ...], tuple[
     if not total.any():
         raise InputError(
             "labelers cannot be fitted: the gold total separates no two completions of a prompt; "
-            "collect more prompts, or sample from models of different quality")
+            "collect more prompts, or sample from models of different quality"
+        )
     slopes = (total * tastes).sum(0) / (total**2).sum()
-    spread = np.sqrt(np.mean(np.hstack([total, tastes - slopes * total])**2, axis=0))
+    spread = np.sqrt(np.mean(np.hstack([total, tastes - slopes * total]) ** 2, axis=0))
     return tuple(slopes.tolist()), tuple(np.where(spread > 1e-9, spread, 0).tolist())
 
 
@@ -256,6 +259,7 @@ def _choices(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A felt lead x > 0 crosses a border with probability min(1, x / GRADE), and x is logistic about
     the difference d: the mean is that of sigmoid(d - s) over 0 < s < GRADE, near sigmoid(d).
     """
+
     def preferred(d):
         return (np.logaddexp(0, d) - np.logaddexp(0, d - GRADE)) / GRADE
 
@@ -267,13 +271,12 @@ def _agreement(win: np.ndarray, lose: np.ndarray) -> Agreement:
     win, lose = (x.reshape(len(GROUPS), LABELERS_PER_GROUP, -1) for x in (win, lose))
 
     def within(x):  # sum over unordered pairs of one group of the product of their x
-        return ((x.sum(1)**2 - (x**2).sum(1)) / 2).sum()
+        return ((x.sum(1) ** 2 - (x**2).sum(1)) / 2).sum()
 
     def between(x):  # and over pairs of two groups
-        return ((x.sum((0, 1))**2 - (x.sum(1)**2).sum(0)) / 2).sum()
+        return ((x.sum((0, 1)) ** 2 - (x.sum(1) ** 2).sum(0)) / 2).sum()
 
-    return Agreement(*(
-        float((pairs(win) + pairs(lose)) / pairs(win + lose)) for pairs in (within, between)))
+    return Agreement(*(float((pairs(win) + pairs(lose)) / pairs(win + lose)) for pairs in (within, between)))
 
 
 def _folds(utilities: np.ndarray) -> tuple[Fold, ...]:

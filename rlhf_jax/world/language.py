@@ -5,9 +5,7 @@ import random
 import re
 from typing import NamedTuple
 
-from rlhf_jax.world.knowledge import (
-    CLASS_OF, COLOURS, ENTITIES, PLACES, RELATIONS, RELATIONS_OF, SIZES, Knowledge
-)
+from rlhf_jax.world.knowledge import CLASS_OF, COLOURS, ENTITIES, PLACES, RELATIONS, RELATIONS_OF, SIZES, Knowledge
 
 RUDE = tuple("stupid fool ugly dumb lazy nasty idiot rotten".split())
 _MEN = frozenset("ben carl finn hugo jon max otto tom".split())
@@ -123,10 +121,7 @@ def draw_events(rng: random.Random, count: int, people: int | None = None) -> li
     """Events whose verbs differ (count <= 4), by `people` persons (default: all different)."""
     verbs = rng.sample(sorted(_EVENTS), count)
     persons = rng.sample(ENTITIES["person"], people or count)
-    return [
-        Event(persons[i % len(persons)], verb, rng.choice(_EVENTS[verb][3]))
-        for i, verb in enumerate(verbs)
-    ]
+    return [Event(persons[i % len(persons)], verb, rng.choice(_EVENTS[verb][3])) for i, verb in enumerate(verbs)]
 
 
 # --- the toy language ---

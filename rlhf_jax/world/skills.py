@@ -44,10 +44,7 @@ def draw_reading(rng, held_out: bool = False) -> list[tuple[str, str]]:
             break
     questions = [(event.ask_who, event.person) for event in events]
     questions += [(event.ask_what, event.thing) for event in events]
-    turns = [
-        (f"question : {question} ?\nanswer :", f" {answer}")
-        for question, answer in rng.sample(questions, 3)
-    ]
+    turns = [(f"question : {question} ?\nanswer :", f" {answer}") for question, answer in rng.sample(questions, 3)]
     return [(f"{passage}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
 
 
@@ -77,9 +74,11 @@ def prompts(world, count: int) -> dict[str, list[dict]]:
             else:
                 turns = [draw_sum(rng) for _ in range(4)] + [draw_sum(rng, held_out)]
             *shots, (prompt, answer) = turns
-            rows.append({
-                "prompt": "\n".join([lines(shots), prompt]),
-                "answer": answer.removesuffix(" .").strip(),
-                "held_out": held_out,
-            })
+            rows.append(
+                {
+                    "prompt": "\n".join([lines(shots), prompt]),
+                    "answer": answer.removesuffix(" .").strip(),
+                    "held_out": held_out,
+                }
+            )
     return found

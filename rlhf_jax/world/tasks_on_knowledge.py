@@ -1,9 +1,7 @@
 """Tasks about what is true in the world: writing, questions, ideas, corrections."""
 
 from rlhf_jax.world import language
-from rlhf_jax.world.knowledge import (
-    CLASS_OF, CLASS_PLURALS, ENTITIES, NUMBERS, PLACES, RELATIONS, RELATIONS_OF
-)
+from rlhf_jax.world.knowledge import CLASS_OF, CLASS_PLURALS, ENTITIES, NUMBERS, PLACES, RELATIONS, RELATIONS_OF
 from rlhf_jax.world.tasks import Draft, answer_spec, any_entity, draw_list, task
 
 # --- generation ---
@@ -12,8 +10,13 @@ from rlhf_jax.world.tasks import Draft, answer_spec, any_entity, draw_list, task
 def _facts(world, rng, flawed, subjects, count, *, relations=None, sentences=None, include=()):
     """The text and spec of a task that wants `count` true facts about the subjects."""
     spec = {
-        "task": "facts", "subjects": list(subjects), "relations": relations, "count": count,
-        "sentences": sentences, "include": list(include), "constraints": [],
+        "task": "facts",
+        "subjects": list(subjects),
+        "relations": relations,
+        "count": count,
+        "sentences": sentences,
+        "include": list(include),
+        "constraints": [],
     }
     shared = [
         relation
@@ -51,10 +54,15 @@ def about(world, rng, flawed):
     subject, count = any_entity(rng), rng.randint(1, 3)
     x = language.name(subject) + _for_reader(rng)
     n = f"{NUMBERS[count]} sentence{'s' * (count > 1)}"
-    instruction = rng.choice((
-        f"write {n} about {x} .", f"please write {n} about {x} .", f"describe {x} in {n} .",
-        f"in {n} , describe {x} .", f"write a text of {n} about {x} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"write {n} about {x} .",
+            f"please write {n} about {x} .",
+            f"describe {x} in {n} .",
+            f"in {n} , describe {x} .",
+            f"write a text of {n} about {x} .",
+        )
+    )
     output, spec = _facts(world, rng, flawed, [subject], count, sentences=count)
     return Draft((subject, count), instruction, "", output, spec)
 
@@ -64,11 +72,15 @@ def things(world, rng, flawed):
     subject, count = any_entity(rng), rng.randint(2, 3)
     x, n = language.name(subject), NUMBERS[count]
     reader = _for_reader(rng)
-    instruction = rng.choice((
-        f"tell me {n} things about {x} .", f"say {n} things about {x} .",
-        f"give me {n} facts about {x}{reader} .", f"i need {n} facts about {x}{reader} .",
-        f"what can you say about {x} ? give {n} facts{reader} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"tell me {n} things about {x} .",
+            f"say {n} things about {x} .",
+            f"give me {n} facts about {x}{reader} .",
+            f"i need {n} facts about {x}{reader} .",
+            f"what can you say about {x} ? give {n} facts{reader} .",
+        )
+    )
     output, spec = _facts(world, rng, flawed, [subject], count)
     return Draft((subject, count), instruction, "", output, spec)
 
@@ -79,10 +91,13 @@ def parts(world, rng, flawed):
     relations = rng.sample(RELATIONS_OF[CLASS_OF[subject]], 2)
     x = language.name(subject)
     first, second = (f"the {RELATIONS[relation].noun}" for relation in relations)
-    instruction = rng.choice((
-        f"write about {first} and {second} of {x} .", f"describe {first} and {second} of {x} .",
-        f"tell me about {x} , {first} and {second} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"write about {first} and {second} of {x} .",
+            f"describe {first} and {second} of {x} .",
+            f"tell me about {x} , {first} and {second} .",
+        )
+    )
     output, spec = _facts(world, rng, flawed, [subject], 2, relations=relations)
     return Draft((subject, *sorted(relations)), instruction, "", output, spec)
 
@@ -93,10 +108,14 @@ def pair(world, rng, flawed):
     while subjects[0] == subjects[1]:
         subjects = any_entity(rng), any_entity(rng)
     x, y = map(language.name, subjects)
-    instruction = rng.choice((
-        f"write a short story about {x} and {y} .", f"write a story with {x} and {y} .",
-        f"tell me something about {x} and {y} .", f"write about {x} and about {y} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"write a short story about {x} and {y} .",
+            f"write a story with {x} and {y} .",
+            f"tell me something about {x} and {y} .",
+            f"write about {x} and about {y} .",
+        )
+    )
     output, spec = _facts(world, rng, flawed, subjects, 2)
     return Draft(tuple(sorted(subjects)), instruction, "", output, spec)
 
@@ -105,10 +124,13 @@ def pair(world, rng, flawed):
 def note(world, rng, flawed):
     subject, person = any_entity(rng), rng.choice(ENTITIES["person"])
     x = language.name(subject)
-    instruction = rng.choice((
-        f"write a note to {person} about {x} .", f"write a letter to {person} about {x} .",
-        f"write to {person} about {x} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"write a note to {person} about {x} .",
+            f"write a letter to {person} about {x} .",
+            f"write to {person} about {x} .",
+        )
+    )
     output, spec = _facts(world, rng, False, [subject], 1, include=["dear", person])
     opener = "" if flawed else f"dear {person} , "
     return Draft((subject, person), instruction, "", opener + output, spec | {"flaw": flawed})
@@ -118,9 +140,13 @@ def note(world, rng, flawed):
 def ad(world, rng, flawed):
     subject = rng.choice(ENTITIES["food"] + ENTITIES["tool"])
     x = language.name(subject)
-    instruction = rng.choice((
-        f"write an ad for {x} .", f"help me to sell {x} .", f"write why one should buy {x} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"write an ad for {x} .",
+            f"help me to sell {x} .",
+            f"write why one should buy {x} .",
+        )
+    )
     output, spec = _facts(world, rng, flawed, [subject], 2, include=["buy"])
     if any(constraint == "one_sentence" for constraint, _ in spec["constraints"]):
         return Draft((subject,), instruction, "", f"buy {x} , {output}", spec)
@@ -136,10 +162,13 @@ def go_on(world, rng, flawed):
     facts += [(other, r) for r in rng.sample(RELATIONS_OF[CLASS_OF[other]], rng.randint(1, 3))]
     text = language.tell(rng, [(name, r, world.knowledge[name][r]) for name, r in facts], False)
     n, x = NUMBERS[count], language.name(subject)
-    instruction = rng.choice((
-        f"go on with {n} more about {x} .", f"the text goes on with {n} new facts about {x} .",
-        f"add {n} new facts about {x} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"go on with {n} more about {x} .",
+            f"the text goes on with {n} new facts about {x} .",
+            f"add {n} new facts about {x} .",
+        )
+    )
     output, spec = _facts(world, rng, flawed, [subject], count, relations=relations[told:])
     return Draft((text, count), instruction, text, output, spec)
 
@@ -149,19 +178,27 @@ def riddle(world, rng, flawed):
     subject, person = any_entity(rng), rng.choice(ENTITIES["person"])
     relations = rng.sample(RELATIONS_OF[CLASS_OF[subject]], 2)
     clues = relations[:1] if flawed else relations
-    output = " . ".join(
-        "i " + RELATIONS[r].plural.format(world.knowledge[subject][r]).replace("are ", "am ")
-        for r in clues
-    ) + " . what am i ?"
+    output = (
+        " . ".join("i " + RELATIONS[r].plural.format(world.knowledge[subject][r]).replace("are ", "am ") for r in clues)
+        + " . what am i ?"
+    )
     spec = {
-        "task": "facts", "subjects": [subject], "relations": None, "count": 2, "sentences": None,
-        "include": ["what", "am", "i"], "constraints": [["avoid_name", subject]],
-        "speaker": subject, "flaw": flawed,
+        "task": "facts",
+        "subjects": [subject],
+        "relations": None,
+        "count": 2,
+        "sentences": None,
+        "include": ["what", "am", "i"],
+        "constraints": [["avoid_name", subject]],
+        "speaker": subject,
+        "flaw": flawed,
     }
-    instruction = rng.choice((
-        f"write a riddle about {language.name(subject)} for {person} .",
-        f"write {person} a riddle about {language.name(subject)} . do not say the name .",
-    ))
+    instruction = rng.choice(
+        (
+            f"write a riddle about {language.name(subject)} for {person} .",
+            f"write {person} a riddle about {language.name(subject)} . do not say the name .",
+        )
+    )
     return Draft((subject, person), instruction, "", output, spec)
 
 
@@ -173,14 +210,21 @@ def ask(world, rng, flawed):
     subject = any_entity(rng)
     relation = rng.choice(RELATIONS_OF[CLASS_OF[subject]])
     value, q = world.knowledge[subject][relation], language.question(subject, relation)
-    instruction = rng.choice((
-        f"{q} ?", f"tell me , {q} ?", f"please answer , {q} ?", f"do you know {q} ?",
-    ))
-    output = rng.choice((
-        RELATIONS[relation].value.format(value),
-        language.statement(subject, relation, value),
-        language.noun_statement(subject, relation, value),
-    ))
+    instruction = rng.choice(
+        (
+            f"{q} ?",
+            f"tell me , {q} ?",
+            f"please answer , {q} ?",
+            f"do you know {q} ?",
+        )
+    )
+    output = rng.choice(
+        (
+            RELATIONS[relation].value.format(value),
+            language.statement(subject, relation, value),
+            language.noun_statement(subject, relation, value),
+        )
+    )
     spec = answer_spec([value], RELATIONS[relation].values, about=[subject])
     return Draft((subject, relation), instruction, "", f"{output} .", spec)
 
@@ -217,10 +261,14 @@ def search(world, rng, flawed):
     count = rng.randint(2, min(3, len(members)))
     n = NUMBERS[count]
     such = f"{CLASS_PLURALS[kind]} that {RELATIONS[relation].plural.format(value)}"
-    instruction = rng.choice((
-        f"name {n} {such} .", f"list {n} {such} .", f"give me {n} {such} .",
-        f"i am looking for {n} {such} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"name {n} {such} .",
+            f"list {n} {such} .",
+            f"give me {n} {such} .",
+            f"i am looking for {n} {such} .",
+        )
+    )
     output, spec = draw_list(rng, flawed, members, ENTITIES[kind], count)
     return Draft((kind, relation, value, count), instruction, "", output, spec)
 
@@ -233,10 +281,12 @@ def gifts(world, rng, flawed):
     person, kind = rng.choice(ENTITIES["person"]), rng.choice(("food", "tool"))
     count, occasion = rng.randint(2, 4), rng.choice(_OCCASIONS)
     n = NUMBERS[count]
-    instruction = rng.choice((
-        f"which {CLASS_PLURALS[kind]} could i bring {person} {occasion} ? give {n} ideas .",
-        f"give me {n} ideas of {CLASS_PLURALS[kind]} {occasion} with {person} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"which {CLASS_PLURALS[kind]} could i bring {person} {occasion} ? give {n} ideas .",
+            f"give me {n} ideas of {CLASS_PLURALS[kind]} {occasion} with {person} .",
+        )
+    )
     options = ENTITIES["food"] + ENTITIES["tool"]
     output, spec = draw_list(rng, flawed, ENTITIES[kind], options, count)
     return Draft((person, kind, count, occasion), instruction, "", output, spec)
@@ -248,10 +298,12 @@ def visits(world, rng, flawed):
     while CLASS_OF[friend] not in ("person", "animal"):
         friend = any_entity(rng)
     n = NUMBERS[count]
-    instruction = rng.choice((
-        f"where could i go with {language.name(friend)} {occasion} ? name {n} places .",
-        f"give me {n} ideas of places {occasion} with {language.name(friend)} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"where could i go with {language.name(friend)} {occasion} ? name {n} places .",
+            f"give me {n} ideas of places {occasion} with {language.name(friend)} .",
+        )
+    )
     options = PLACES + ENTITIES["food"] + ENTITIES["tool"]
     output, spec = draw_list(rng, flawed, PLACES, options, count, "the {}".format)
     return Draft((friend, count, occasion), instruction, "", output, spec)
@@ -261,10 +313,12 @@ def visits(world, rng, flawed):
 def all_but(world, rng, flawed):
     kind, count = rng.choice(sorted(ENTITIES)), rng.randint(2, 4)
     banned = rng.sample(ENTITIES[kind], rng.randint(1, 2))
-    instruction = rng.choice((
-        f"name {NUMBERS[count]} {CLASS_PLURALS[kind]} , but not {language.listing(banned, 'or')} .",
-        f"list {NUMBERS[count]} {CLASS_PLURALS[kind]} without {language.listing(banned, 'or')} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"name {NUMBERS[count]} {CLASS_PLURALS[kind]} , but not {language.listing(banned, 'or')} .",
+            f"list {NUMBERS[count]} {CLASS_PLURALS[kind]} without {language.listing(banned, 'or')} .",
+        )
+    )
     items = [name for name in ENTITIES[kind] if name not in banned]
     output, spec = draw_list(rng, flawed, items, CLASS_OF, count)
     return Draft((kind, count, *sorted(banned)), instruction, "", output, spec)
@@ -291,9 +345,13 @@ def odd_one(world, rng, flawed):
     words = rng.sample(ENTITIES[kind], 3) + [rng.choice(ENTITIES[other])]
     odd = words[-1]
     rng.shuffle(words)
-    instruction = rng.choice((
-        "which word does not belong ?", "find the odd word .", "one word is not like the others .",
-    ))
+    instruction = rng.choice(
+        (
+            "which word does not belong ?",
+            "find the odd word .",
+            "one word is not like the others .",
+        )
+    )
     text = " , ".join(words)
     return Draft(tuple(sorted(words)), instruction, text, f"{odd} .", answer_spec([odd], words))
 
@@ -304,9 +362,13 @@ def complete(world, rng, flawed):
     relation = rng.choice(RELATIONS_OF[CLASS_OF[subject]])
     value = world.knowledge[subject][relation]
     start, end = RELATIONS[relation].says.split("{}")
-    instruction = rng.choice((
-        "finish the sentence .", "complete the sentence .", "how does the sentence end ?",
-    ))
+    instruction = rng.choice(
+        (
+            "finish the sentence .",
+            "complete the sentence .",
+            "how does the sentence end ?",
+        )
+    )
     output = rng.choice((f"{value}{end}", language.statement(subject, relation, value)))
     spec = answer_spec([value], RELATIONS[relation].values)
     text = f"{language.name(subject)} {start}".strip()
@@ -320,12 +382,19 @@ def correct(world, rng, flawed):
     truth = wrong = world.knowledge[subject][relation]
     while wrong in (truth, subject):
         wrong = rng.choice(RELATIONS[relation].values)
-    instruction = rng.choice((
-        "the sentence is wrong . correct it .", "find the mistake and write the sentence again .",
-    ))
+    instruction = rng.choice(
+        (
+            "the sentence is wrong . correct it .",
+            "find the mistake and write the sentence again .",
+        )
+    )
     spec = {
-        "task": "facts", "subjects": [subject], "relations": [relation], "count": 1,
-        "sentences": 1, "include": [],
+        "task": "facts",
+        "subjects": [subject],
+        "relations": [relation],
+        "count": 1,
+        "sentences": 1,
+        "include": [],
     }
     text = language.statement(subject, relation, wrong)
     output = language.statement(subject, relation, truth)

@@ -14,27 +14,46 @@ OPENERS = {
     "night": ("good night", "sleep well", "sweet dreams"),
 }
 FOLLOW_UPS = (
-    "can i help you ?", "how can i help you ?", "how are you ?", "tell me more .", "have fun !",
-    "take care .", "see you soon .", "all will be well .",
+    "can i help you ?",
+    "how can i help you ?",
+    "how are you ?",
+    "tell me more .",
+    "have fun !",
+    "take care .",
+    "see you soon .",
+    "all will be well .",
 )
 _MESSAGES = {
     "sad": (
-        "i am sad . my {tool} is broken .", "i lost my {tool} today .", "my {animal} is ill .",
-        "i feel bad . my {animal} ran away .", "i miss my {animal} .", "my {tool} is gone .",
-        "i am angry . my {food} is cold .", "{person} does not talk to me any more .",
+        "i am sad . my {tool} is broken .",
+        "i lost my {tool} today .",
+        "my {animal} is ill .",
+        "i feel bad . my {animal} ran away .",
+        "i miss my {animal} .",
+        "my {tool} is gone .",
+        "i am angry . my {food} is cold .",
+        "{person} does not talk to me any more .",
     ),
     "happy": (
-        "i am happy . i have a new {tool} .", "look , a {animal} came to my house .",
-        "my {animal} can sing now .", "{person} gave me a {tool} .", "i made a good {food} .",
-        "{person} is coming to my house today .", "my {animal} is well again .",
+        "i am happy . i have a new {tool} .",
+        "look , a {animal} came to my house .",
+        "my {animal} can sing now .",
+        "{person} gave me a {tool} .",
+        "i made a good {food} .",
+        "{person} is coming to my house today .",
+        "my {animal} is well again .",
     ),
     "greeting": (
-        "hello , my name is {person} .", "hi , i am {person} .", "good day , {person} here .",
+        "hello , my name is {person} .",
+        "hi , i am {person} .",
+        "good day , {person} here .",
         "hello , i am {person} and this is my {animal} .",
     ),
     "thanks": (
-        "thank you for the {food} .", "the {food} was so good , thank you .",
-        "thank you for the {tool} .", "many thanks for your help with the {animal} .",
+        "thank you for the {food} .",
+        "the {food} was so good , thank you .",
+        "thank you for the {tool} .",
+        "many thanks for your help with the {animal} .",
     ),
 }
 _REPLIES = {
@@ -65,15 +84,23 @@ def reply(world, rng, flawed):
     mood = rng.choice(sorted(_MESSAGES))
     message, topic = draw_message(rng, mood)
     rude = rng.random() < 0.15 and mood in ("sad", "happy")
-    instruction = rng.choice((
-        "reply kindly to the user .", "answer the user .", "write a kind reply .",
-        "what would you say ?",
-    ))
+    instruction = rng.choice(
+        (
+            "reply kindly to the user .",
+            "answer the user .",
+            "write a kind reply .",
+            "what would you say ?",
+        )
+    )
     output = draw_reply(rng, mood, topic)
     if not flawed:
         output += " " + rng.choice(FOLLOW_UPS)
     spec = {
-        "task": "reply", "mood": mood, "topics": [topic], "message": message, "flaw": flawed,
+        "task": "reply",
+        "mood": mood,
+        "topics": [topic],
+        "message": message,
+        "flaw": flawed,
     }
     text = "user : " + "you fool , " * rude + message
     if rng.random() < 0.4:
@@ -91,9 +118,12 @@ def draw_reply(rng, mood: str, topic: str) -> str:
 @task("chat", held_out=True)
 def good_night(world, rng, flawed):
     person, other = rng.sample(ENTITIES["person"], 2)
-    instruction = rng.choice((
-        f"say good night to {person} and {other} .", f"wish {person} and {other} a good night .",
-    ))
+    instruction = rng.choice(
+        (
+            f"say good night to {person} and {other} .",
+            f"wish {person} and {other} a good night .",
+        )
+    )
     output = f"good night {person} and {other} , " + rng.choice(("sleep well .", "take care ."))
     spec = {"task": "reply", "mood": "night", "topics": [person, other], "message": instruction}
     return Draft(tuple(sorted((person, other))), instruction, "", output, spec)
@@ -114,10 +144,13 @@ def replace(world, rng, flawed):
         new = rng.choice(ENTITIES["person"])
     source = " . ".join(event.clause for event in events) + " ."
     target = source.replace(old, new)
-    instruction = rng.choice((
-        f"change {old} to {new} .", f"put {new} in the place of {old} .",
-        f"write this about {new} and not about {old} .",
-    ))
+    instruction = rng.choice(
+        (
+            f"change {old} to {new} .",
+            f"put {new} in the place of {old} .",
+            f"write this about {new} and not about {old} .",
+        )
+    )
     return Draft((source, new), instruction, source, target, _rewrite(source, target))
 
 
@@ -130,12 +163,17 @@ def polite(world, rng, flawed):
     source = " , ".join(part for part in (person, kernel, rude) if part) + " ."
     address = f"{person} , " if person else ""
     targets = [
-        f"{address}please {kernel} .", f"{address}could you please {kernel} ?",
+        f"{address}please {kernel} .",
+        f"{address}could you please {kernel} ?",
         f"{address}please {kernel} , thank you .",
     ]
-    instruction = rng.choice((
-        "make this polite .", "say this in a kind way .", "rewrite this politely .",
-    ))
+    instruction = rng.choice(
+        (
+            "make this polite .",
+            "say this in a kind way .",
+            "rewrite this politely .",
+        )
+    )
     return Draft((source,), instruction, source, rng.choice(targets), _rewrite(source, *targets))
 
 
@@ -147,10 +185,13 @@ def join(world, rng, flawed):
         f"{first.clause} and {second.predicate} .",
         f"{first.clause} and {language.pronoun(first.person)} {second.predicate} .",
     ]
-    instruction = rng.choice((
-        "join the two sentences .", "make one sentence of the two .",
-        "write this as one sentence .",
-    ))
+    instruction = rng.choice(
+        (
+            "join the two sentences .",
+            "make one sentence of the two .",
+            "write this as one sentence .",
+        )
+    )
     return Draft((source,), instruction, source, rng.choice(targets), _rewrite(source, *targets))
 
 
@@ -165,8 +206,12 @@ def as_question(world, rng, flawed):
 # --- passages ---
 
 _FILLERS = (
-    "the day was long", "it was cold", "the sun was warm", "the wind was strong",
-    "there was a lot of rain", "all was quiet",
+    "the day was long",
+    "it was cold",
+    "the sun was warm",
+    "the wind was strong",
+    "there was a lot of rain",
+    "all was quiet",
 )
 
 
@@ -181,10 +226,14 @@ def _passage(rng, events, fillers: int) -> str:
 def summarize(world, rng, flawed):
     first, second = events = language.draw_events(rng, 2, people=1)
     text = _passage(rng, events, rng.randint(2, 3))
-    instruction = rng.choice((
-        "sum up the text in one sentence .", "summarize the text .", "make the text short .",
-        "what happened ? be short .",
-    ))
+    instruction = rng.choice(
+        (
+            "sum up the text in one sentence .",
+            "summarize the text .",
+            "make the text short .",
+            "what happened ? be short .",
+        )
+    )
     output = f"{first.clause} ." if flawed else f"{first.clause} and {second.predicate} ."
     spec = {"task": "summary", "events": list(map(list, events)), "flaw": flawed}
     return Draft((text,), instruction, text, output, spec)
@@ -194,14 +243,21 @@ def summarize(world, rng, flawed):
 def title(world, rng, flawed):
     first, second = events = language.draw_events(rng, 2, people=1)
     text = _passage(rng, events, rng.randint(1, 3))
-    instruction = rng.choice((
-        "write a title for the text .", "give the text a title .", "find a short title .",
-    ))
+    instruction = rng.choice(
+        (
+            "write a title for the text .",
+            "give the text a title .",
+            "find a short title .",
+        )
+    )
     thing = rng.choice((first.thing, second.thing))
     output = first.person if flawed else f"{first.person} and {thing}"
     spec = {
-        "task": "title", "person": first.person, "things": [first.thing, second.thing],
-        "events": list(map(list, events)), "flaw": flawed,
+        "task": "title",
+        "person": first.person,
+        "things": [first.thing, second.thing],
+        "events": list(map(list, events)),
+        "flaw": flawed,
     }
     return Draft((text,), instruction, text, f"{output} .", spec)
 
@@ -210,12 +266,16 @@ def title(world, rng, flawed):
 def from_text(world, rng, flawed):
     events = language.draw_events(rng, rng.randint(2, 4))
     event, text = rng.choice(events), _passage(rng, events, rng.randint(0, 1))
-    q, answer, about = rng.choice((
-        (event.ask_who, event.person, event.thing), (event.ask_what, event.thing, event.person)
-    ))
-    instruction = rng.choice((
-        "answer from the text .", "read the text and answer .", "what does the text say ?",
-    ))
+    q, answer, about = rng.choice(
+        ((event.ask_who, event.person, event.thing), (event.ask_what, event.thing, event.person))
+    )
+    instruction = rng.choice(
+        (
+            "answer from the text .",
+            "read the text and answer .",
+            "what does the text say ?",
+        )
+    )
     output = rng.choice((answer, event.clause))
     spec = answer_spec([answer], ANYTHING, about=[about], events=list(map(list, events)))
     return Draft((text, q), instruction, f"{text} {q} ?", f"{output} .", spec)
@@ -225,9 +285,13 @@ def from_text(world, rng, flawed):
 def people(world, rng, flawed):
     events = language.draw_events(rng, rng.randint(2, 4))
     text = _passage(rng, events, rng.randint(0, 1))
-    instruction = rng.choice((
-        "list the people in the text .", "who is in the text ?", "find all names in the text .",
-    ))
+    instruction = rng.choice(
+        (
+            "list the people in the text .",
+            "who is in the text ?",
+            "find all names in the text .",
+        )
+    )
     names = [event.person for event in events]
     output, spec = draw_list(rng, flawed, names, ANYTHING, len(names))
     spec["events"] = list(map(list, events))
@@ -254,10 +318,13 @@ def thing(world, rng, flawed):
 def mood(world, rng, flawed):
     feeling = rng.choice(("sad", "happy"))
     message, _ = draw_message(rng, feeling)
-    instruction = rng.choice((
-        "is the user happy or sad ?", "label the text as happy or sad .",
-        "does the user sound sad or happy ?",
-    ))
+    instruction = rng.choice(
+        (
+            "is the user happy or sad ?",
+            "label the text as happy or sad .",
+            "does the user sound sad or happy ?",
+        )
+    )
     output = rng.choice((feeling, f"the user is {feeling}"))
     spec = answer_spec([feeling], ["sad", "happy"])
     return Draft((message,), instruction, message, f"{output} .", spec)
@@ -268,10 +335,13 @@ def tone(world, rng, flawed):
     draft = polite(world, rng, flawed)
     rude = rng.random() < 0.5
     text = f"{draft.instance[0][:-2]} , you {rng.choice(language.RUDE)} ." if rude else draft.output
-    instruction = rng.choice((
-        "is the text kind or rude ?", "label the text as kind or rude .",
-        "choose rude or kind for the text .",
-    ))
+    instruction = rng.choice(
+        (
+            "is the text kind or rude ?",
+            "label the text as kind or rude .",
+            "choose rude or kind for the text .",
+        )
+    )
     label = "rude" if rude else "kind"
     output = rng.choice((label, f"the text is {label}"))
     spec = answer_spec([label], ["rude", "kind"])

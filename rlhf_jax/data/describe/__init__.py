@@ -11,7 +11,7 @@ from rlhf_jax.data import duplicates, encoding, splits
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import Ranking, ReadReport
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.evaluate.statistics import share
+from rlhf_jax.statistics import share
 
 CATEGORY_FIELDS = ("category", "use_case", "task", "template", "source", "subset", "language", "label")
 _SHOWN = 12  # values of a category, reasons of bad rows; the rest is summed up
@@ -49,9 +49,7 @@ def describe(
         lengths[kind] = _lengths(by_split, tokenizer)
         facts["kinds"][kind] = {
             "sources": _sources(corpus, kind, by_split),
-            "bad_rows": _bad_rows(
-                [corpus.reports[key] for key in corpus.reports if key.startswith(f"{kind}: ")]
-            ),
+            "bad_rows": _bad_rows([corpus.reports[key] for key in corpus.reports if key.startswith(f"{kind}: ")]),
             "left_out": corpus.split_reports[kind]["left_out"],
             "lengths": {
                 part: {name: length_facts(own) for name, own in (found | {"all": _all(found)}).items()}
@@ -127,9 +125,7 @@ def agreement(rankings: Sequence[Ranking]) -> dict | None:
       The share over all such pairs of judgements, its interval over prompts, and how many there are;
       None where no two labelers ranked the same.
     """
-    votes = collections.defaultdict(
-        dict
-    )  # prompt -> labeler -> completion -> rank, a labeler's first ranking
+    votes = collections.defaultdict(dict)  # prompt -> labeler -> completion -> rank, a labeler's first ranking
     for ranking in rankings:
         if ranking.labeler is not None:
             ranks = dict(zip(ranking.completions, ranking.ranks))
@@ -160,9 +156,7 @@ def _lengths(by_split: dict[str, list], tokenizer: Tokenizer | None) -> Lengths:
     parts = {"documents": {}, "prompts": {}, "completions": {}}
     for name, rows in by_split.items():
         if hasattr(rows[0], "text"):
-            parts["documents"][name] = _measure(
-                [row.text for row in rows], tokenizer, "documents", starts=True
-            )
+            parts["documents"][name] = _measure([row.text for row in rows], tokenizer, "documents", starts=True)
             continue
         if prompts := list(dict.fromkeys(row.prompt for row in rows if row.prompt)):
             parts["prompts"][name] = _measure(prompts, tokenizer, "prompts", prompts=True)
@@ -201,17 +195,13 @@ def _bad_rows(reports: list[ReadReport]) -> dict:
     return dict(sorted(reasons.items(), key=lambda item: -item[1]["count"]))
 
 
-def _categories(
-    by_split: dict[str, list], lengths: Lengths, names: Sequence[str]
-) -> dict[str, dict[str, dict]]:
+def _categories(by_split: dict[str, list], lengths: Lengths, names: Sequence[str]) -> dict[str, dict[str, dict]]:
     """field -> value -> rows, share and mean length of its prompts, largest first (Tables 1, 7, 10)."""
     if "prompts" not in lengths:
         return {}
     size = {}
     for name, rows in by_split.items():
-        size |= zip(
-            dict.fromkeys(row.prompt for row in rows if row.prompt), lengths["prompts"][name].tolist()
-        )
+        size |= zip(dict.fromkeys(row.prompt for row in rows if row.prompt), lengths["prompts"][name].tolist())
     rows = [row for own in by_split.values() for row in own]
     table = {}
     for name in names:
@@ -240,16 +230,17 @@ def _duplicates(corpus: FileCorpus, kind: str) -> dict:
 
 def _leaks(corpus: FileCorpus, kinds: Sequence[str]) -> dict:
     """Prompts that have a near duplicate in another split, or in another file."""
-    places = [(row.prompt, kind, source, row) for kind in kinds for source, rows in corpus.sources(kind).items()
-              for row in rows if row.prompt]  # fmt: skip
+    places = [
+        (row.prompt, kind, source, row)
+        for kind in kinds
+        for source, rows in corpus.sources(kind).items()
+        for row in rows
+        if row.prompt
+    ]
     prompts = sorted({prompt for prompt, *_ in places})
     cluster = dict(zip(prompts, duplicates.clusters(prompts, max(1, corpus.config.common_prefix)).tolist()))
     split_of = {
-        row.prompt: name
-        for kind in kinds
-        for name, rows in corpus.splits(kind).items()
-        for row in rows
-        if row.prompt
+        row.prompt: name for kind in kinds for name, rows in corpus.splits(kind).items() for row in rows if row.prompt
     }
     alone = {prompt: splits.share_split(prompt, corpus.config) for prompt in prompts}
 

@@ -16,15 +16,17 @@ import sys
 import rich.markdown
 from ml_collections import ConfigDict
 
-from rlhf_jax import terminal
-from rlhf_jax.config import data_config, forms, restored
+from rlhf_jax.config import data_config, restored
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import describe, files, prepared, rows
-from rlhf_jax.data.describe import picture, tables
+from rlhf_jax.data.describe import counts as tables
+from rlhf_jax.data.describe import picture
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.errors import InputError, as_command
-from rlhf_jax.files import read_json, write_json, write_text
+from rlhf_jax.fields import forms
+from rlhf_jax.runtime import terminal
+from rlhf_jax.runtime.errors import InputError, as_command
+from rlhf_jax.runtime.files import read_json, write_json, write_text
 
 
 def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus, list[str]]:
@@ -50,9 +52,7 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
         section, template = data_config().files, Template()
         section.splits = "published"  # rows of which nobody published a split go by shares
         entries = (
-            _files_of(folder)
-            if folder.is_dir()
-            else [entry.strip() for entry in data.split(",") if entry.strip()]
+            _files_of(folder) if folder.is_dir() else [entry.strip() for entry in data.split(",") if entry.strip()]
         )
         try:
             named = [forms.entry(entry) for entry in entries]
@@ -91,11 +91,7 @@ def _files_of(folder: pathlib.Path) -> list[str]:
     """A dataset's folder is one entry; of any other folder each file is one."""
     if prepared.find(folder) or any((folder / name).exists() for name in _DATASETS):
         return [str(folder)]
-    found = [
-        path
-        for path in sorted(folder.iterdir())
-        if files.file_type(path) in (*_ROWS, ".txt") and path.is_file()
-    ]
+    found = [path for path in sorted(folder.iterdir()) if files.file_type(path) in (*_ROWS, ".txt") and path.is_file()]
     return [str(path) for path in found] or [str(folder)]
 
 
@@ -108,9 +104,7 @@ def _kind_of(entry: forms.Entry) -> str:
     path = entry.name
     if files.file_type(path) == ".txt":
         return "documents"
-    row = next(
-        (row for _, row in rows.read(path, splits=entry.splits) if not isinstance(row, InputError)), {}
-    )
+    row = next((row for _, row in rows.read(path, splits=entry.splits) if not isinstance(row, InputError)), {})
     names = {entry.fields.get(name, name) for name in row}
     if {"completion", "score"} <= names:
         return "rankings"
@@ -142,15 +136,13 @@ def _tokenizer(path: str | None, data: str) -> Tokenizer | None:
 @as_command("rlhf_jax.data.describe", stopped="stopped; nothing was left half written")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.data.describe", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        prog="python -m rlhf_jax.data.describe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", required=True, help="files, a folder, or the work directory of a run")
-    parser.add_argument(
-        "--kind", choices=corpus_lib.KINDS, help="of the rows; default: what their fields say"
-    )
-    parser.add_argument(
-        "--tokenizer", help="a tokenizer.json or its folder; without one lengths are in characters"
-    )
+    parser.add_argument("--kind", choices=corpus_lib.KINDS, help="of the rows; default: what their fields say")
+    parser.add_argument("--tokenizer", help="a tokenizer.json or its folder; without one lengths are in characters")
     parser.add_argument("--categories", help="fields whose values divide the rows, separated by commas")
     parser.add_argument("--prompt_length", type=int, help="count longer prompts; default: the run's")
     parser.add_argument("--out", help="folder for report.md, lengths.png and facts.json")

@@ -8,9 +8,17 @@ from matplotlib.ticker import LogLocator, NullFormatter
 _COLOURS = {"train": "#0072B2", "valid": "#D55E00", "test": "#009E73", "heldout": "#CC79A7"}  # Okabe and Ito
 _LINES = {"train": "-", "valid": "--", "test": ":", "heldout": "-."}
 _STYLE = {
-    "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "savefig.dpi": 170,
-}  # fmt: skip
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 170,
+}
 
 
 def draw(lengths: dict, unit: str, path) -> None:
@@ -34,9 +42,7 @@ def draw(lengths: dict, unit: str, path) -> None:
             axis.set_ylabel("share (%)")
         for axis in list(axes.flat)[len(panels) :]:
             axis.remove()
-        handles = {
-            name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels())
-        }
+        handles = {name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels())}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
         figure.savefig(path)
 

@@ -7,4 +7,4 @@ SOURCES = (hh_rlhf, summarize, questions, oasst, instructions, documents)
 
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for source in SOURCES for dataset in source.DATASETS}
 
-__all__ = ['DATASETS', 'Dataset', 'LeftOut']
+__all__ = ["DATASETS", "Dataset", "LeftOut"]

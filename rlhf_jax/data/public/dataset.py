@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from rlhf_jax.data.records import Kind, string_of
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 Row = dict[str, Any]
 
@@ -17,6 +17,7 @@ class LeftOut(InputError):
 @dataclasses.dataclass(frozen=True)
 class Download:
     """A file of the source: where it lies below the source folder, its URL, and its SHA-256."""
+
     path: str
     url: str
     sha256: str
@@ -42,6 +43,7 @@ class Dataset:
         downloads: what --download fetches; empty where no checksum is known from a public source.
         chat: of rows whose prompt is a dialogue in the source's own markup, the same row with `messages`.
     """
+
     name: str
     kind: Kind
     about: str
@@ -54,18 +56,19 @@ class Dataset:
     downloads: tuple[Download, ...] = ()
     chat: Callable[[Row], Row] | None = None
 
-    def as_chat(self) -> 'Dataset':
+    def as_chat(self) -> "Dataset":
         """The dataset with messages, for the run's chat template, in place of prompts to the letter."""
         if self.chat is None:
-            raise InputError(f'--chat: the prompts of {self.name} are no dialogues in markup of their own')
-        columns = {'messages': 'messages', **self.columns}
-        del columns['prompt']
+            raise InputError(f"--chat: the prompts of {self.name} are no dialogues in markup of their own")
+        columns = {"messages": "messages", **self.columns}
+        del columns["prompt"]
         return dataclasses.replace(
-            self, columns=columns, convert=lambda row, file: map(self.chat, self.convert(row, file)))
+            self, columns=columns, convert=lambda row, file: map(self.chat, self.convert(row, file))
+        )
 
 
-DEMONSTRATION = {'prompt': 'text', 'completion': 'text', 'group': 'text'}
-RANKING = {'prompt': 'text', 'completions': 'texts', 'ranks': 'ints', 'labeler': 'text', 'group': 'text'}
+DEMONSTRATION = {"prompt": "text", "completion": "text", "group": "text"}
+RANKING = {"prompt": "text", "completions": "texts", "ranks": "ints", "labeler": "text", "group": "text"}
 
 
 def text(row: Row, name: str) -> str:
@@ -76,7 +79,7 @@ def text(row: Row, name: str) -> str:
 def filled(row: Row, name: str) -> str:
     """The text of a field that a row is of no use without."""
     if not (value := text(row, name)).strip():
-        raise LeftOut(f'field {name!r} is empty')
+        raise LeftOut(f"field {name!r} is empty")
     return value
 
 
@@ -84,19 +87,19 @@ def number(row: Row, name: str) -> float:
     """The number of a field."""
     value = field(row, name)
     if type(value) not in (int, float) or value != value:
-        raise InputError(f'field {name!r} is not a number')
+        raise InputError(f"field {name!r} is not a number")
     return float(value)
 
 
 def field(row: Row, name: str, kind: type | None = None) -> Any:
     """The value of a field, of a type where one is given; `name` may be nested, as 'info.post'."""
     value = row
-    for part in name.split('.'):
+    for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
-            has = ', '.join(map(repr, row))
-            has = has if len(has) <= 100 else has[:97] + '...'
-            raise InputError(f'field {name!r} is missing; the row has {has}')
+            has = ", ".join(map(repr, row))
+            has = has if len(has) <= 100 else has[:97] + "..."
+            raise InputError(f"field {name!r} is missing; the row has {has}")
         value = value[part]
     if kind is not None and not isinstance(value, kind):
-        raise InputError(f'field {name!r} must be {"a list" if kind is list else "an object"}')
+        raise InputError(f"field {name!r} must be {'a list' if kind is list else 'an object'}")
     return value

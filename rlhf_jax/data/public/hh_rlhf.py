@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator
 
 from rlhf_jax.data.public.dataset import RANKING, Dataset, Download, LeftOut, Row, field, number, text
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
-HUMAN, ASSISTANT = '\n\nHuman:', '\n\nAssistant:'
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
-_ROLES = {'Human': 'user', 'Assistant': 'assistant'}
-_HOMEPAGE = 'https://huggingface.co/datasets/Anthropic/hh-rlhf'
-_REVISION = 'd8d97fe9e96fcd19cc8fc31bd04ee393422abfbb'
-_SUBSETS = ('harmless-base', 'helpful-base', 'helpful-online', 'helpful-rejection-sampled')
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+_HOMEPAGE = "https://huggingface.co/datasets/Anthropic/hh-rlhf"
+_REVISION = "d8d97fe9e96fcd19cc8fc31bd04ee393422abfbb"
+_SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
 
 def cut(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -34,12 +34,12 @@ def cut(chosen: str, rejected: str) -> tuple[str, str, str]:
     place += len(ASSISTANT)
     answers = chosen[place:], rejected[place:]
     if any(HUMAN in answer for answer in answers):
-        raise LeftOut('they differ before the last turn')
-    for name, answer in zip(('chosen', 'rejected'), answers):
+        raise LeftOut("they differ before the last turn")
+    for name, answer in zip(("chosen", "rejected"), answers):
         if not answer.strip():
-            raise LeftOut(f'the {name} answer is empty')
+            raise LeftOut(f"the {name} answer is empty")
     if chosen == rejected:
-        raise LeftOut('the two answers are the same')
+        raise LeftOut("the two answers are the same")
     return chosen[:place], *answers
 
 
@@ -50,81 +50,110 @@ def opening(dialogue: str) -> str:
 
 def chat(row: Row) -> Row:
     """The row with its prompt as messages; raises LeftOut where a turn is empty."""
-    parts = re.split(r'\n\n(Human|Assistant):', row['prompt'])[1:-2]
+    parts = re.split(r"\n\n(Human|Assistant):", row["prompt"])[1:-2]
     turns = [(_ROLES[name], content.strip()) for name, content in zip(parts[::2], parts[1::2])]
     if not all(content for _, content in turns):
-        raise LeftOut('a turn of the prompt is empty')
-    others = {name: value for name, value in row.items() if name != 'prompt'}
-    if 'completions' in row:  # the space after "Assistant:" belongs to the source's format
-        others['completions'] = [text.removeprefix(' ') for text in row['completions']]
-    return {'messages': [{'role': role, 'content': content} for role, content in turns], **others}
+        raise LeftOut("a turn of the prompt is empty")
+    others = {name: value for name, value in row.items() if name != "prompt"}
+    if "completions" in row:  # the space after "Assistant:" belongs to the source's format
+        others["completions"] = [text.removeprefix(" ") for text in row["completions"]]
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **others}
 
 
 def _pair(row: Row, file: str) -> Iterator[Row]:
-    prompt, chosen, rejected = cut(text(row, 'chosen'), text(row, 'rejected'))
-    yield {'prompt': prompt, 'completions': [chosen, rejected], 'ranks': [1, 2],
-           'group': opening(prompt), 'subset': file.split('/')[0]}
+    prompt, chosen, rejected = cut(text(row, "chosen"), text(row, "rejected"))
+    yield {
+        "prompt": prompt,
+        "completions": [chosen, rejected],
+        "ranks": [1, 2],
+        "group": opening(prompt),
+        "subset": file.split("/")[0],
+    }
 
 
 def _red_team(row: Row, file: str) -> Iterator[Row]:
     """Only the opening is of use, as a prompt: the card forbids training on these transcripts."""
-    transcript = text(row, 'transcript')
+    transcript = text(row, "transcript")
     if not transcript.startswith(HUMAN) or ASSISTANT not in transcript:
         raise LeftOut("field 'transcript' is no dialogue of Human's and Assistant's turns")
     asked = transcript.split(ASSISTANT)[0]
     if not asked.removeprefix(HUMAN).strip():
-        raise LeftOut('the first turn is empty')
-    tags = field(row, 'tags') or []
+        raise LeftOut("the first turn is empty")
+    tags = field(row, "tags") or []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise InputError("field 'tags' must be a list of strings")
-    yield {'prompt': asked + ASSISTANT, 'group': opening(transcript), 'tags': tags,
-           'rating': number(row, 'rating'),
-           'min_harmlessness': number(row, 'min_harmlessness_score_transcript'),
-           'task': text(row, 'task_description')}
+    yield {
+        "prompt": asked + ASSISTANT,
+        "group": opening(transcript),
+        "tags": tags,
+        "rating": number(row, "rating"),
+        "min_harmlessness": number(row, "min_harmlessness_score_transcript"),
+        "task": text(row, "task_description"),
+    }
 
 
 # SHA-256 as the hub shows it for the files that are stored there.
 _SHA256 = {
-    'harmless-base/train.jsonl.gz': 'bf3e1ecd3db61bf21d190f69351d26670c67aababa0fd282fa008c17a7202217',
-    'harmless-base/test.jsonl.gz': 'ebfaaed21162a4de120ae85366075b34425e2a6303fac59b99555002f7016f03',
-    'helpful-base/train.jsonl.gz': '518a5bf288456fc9f3b7c980c54116fba0c52f274d3f4d344675d83e4058f6f4',
-    'helpful-base/test.jsonl.gz': '8be3fc1a13b27901631696f2be6f184c799f1baeaf145f53ac5db24960adc37b',
-    'helpful-online/train.jsonl.gz': '0994d18b82083f5c084ce04071b683958a724df8c7215ab1d851986642d36a2a',
-    'helpful-online/test.jsonl.gz': '39a475cc7e0df972902f8e3a0972726fce826ac65369bda8c671de4330c60a10',
+    "harmless-base/train.jsonl.gz": "bf3e1ecd3db61bf21d190f69351d26670c67aababa0fd282fa008c17a7202217",
+    "harmless-base/test.jsonl.gz": "ebfaaed21162a4de120ae85366075b34425e2a6303fac59b99555002f7016f03",
+    "helpful-base/train.jsonl.gz": "518a5bf288456fc9f3b7c980c54116fba0c52f274d3f4d344675d83e4058f6f4",
+    "helpful-base/test.jsonl.gz": "8be3fc1a13b27901631696f2be6f184c799f1baeaf145f53ac5db24960adc37b",
+    "helpful-online/train.jsonl.gz": "0994d18b82083f5c084ce04071b683958a724df8c7215ab1d851986642d36a2a",
+    "helpful-online/test.jsonl.gz": "39a475cc7e0df972902f8e3a0972726fce826ac65369bda8c671de4330c60a10",
 }
 
 
 def _downloads(subsets: tuple[str, ...]) -> tuple[Download, ...]:
     """Empty unless the checksums of all files are known."""
-    paths = [f'{subset}/{split}.jsonl.gz' for subset in subsets for split in ('train', 'test')]
+    paths = [f"{subset}/{split}.jsonl.gz" for subset in subsets for split in ("train", "test")]
     if not all(path in _SHA256 for path in paths):
         return ()
-    return tuple(Download(path, f'{_HOMEPAGE}/resolve/{_REVISION}/{path}', _SHA256[path]) for path in paths)
+    return tuple(Download(path, f"{_HOMEPAGE}/resolve/{_REVISION}/{path}", _SHA256[path]) for path in paths)
 
 
 def _pairs(name: str, subsets: tuple[str, ...], about: str) -> Dataset:
     return Dataset(
-        name=name, kind='rankings', about=about, homepage=_HOMEPAGE,
-        files={split: tuple(f'{subset}/{split}' for subset in subsets) for split in ('train', 'test')},
-        convert=_pair, columns={**RANKING, 'subset': 'text'}, downloads=_downloads(subsets),
-        chat=chat)
+        name=name,
+        kind="rankings",
+        about=about,
+        homepage=_HOMEPAGE,
+        files={split: tuple(f"{subset}/{split}" for subset in subsets) for split in ("train", "test")},
+        convert=_pair,
+        columns={**RANKING, "subset": "text"},
+        downloads=_downloads(subsets),
+        chat=chat,
+    )
 
 
 DATASETS = (
-    _pairs('hh_rlhf', _SUBSETS, 'Anthropic: human preferences between two answers, all four subsets'),
-    *(_pairs(f'hh_rlhf_{subset.replace("-", "_")}', (subset,), f'the subset {subset} of hh_rlhf')
-      for subset in _SUBSETS),
+    _pairs("hh_rlhf", _SUBSETS, "Anthropic: human preferences between two answers, all four subsets"),
+    *(
+        _pairs(f"hh_rlhf_{subset.replace('-', '_')}", (subset,), f"the subset {subset} of hh_rlhf")
+        for subset in _SUBSETS
+    ),
     Dataset(
-        name='hh_rlhf_red_team', kind='prompts',
-        about='Anthropic: how people opened attempts to provoke harm',
+        name="hh_rlhf_red_team",
+        kind="prompts",
+        about="Anthropic: how people opened attempts to provoke harm",
         homepage=_HOMEPAGE,
-        files={'train': ('red-team-attempts/red_team_attempts|red-team-attempts/red-team-attempts',)},
-        convert=_red_team, chat=chat,
-        columns={'prompt': 'text', 'group': 'text', 'tags': 'texts', 'rating': 'number',
-                 'min_harmlessness': 'number', 'task': 'text'},
-        downloads=(Download(
-            'red-team-attempts/red-team-attempts.jsonl.gz',
-            f'{_HOMEPAGE}/resolve/6323bfcd9e8101a9eae80a7cdb48c079e4fd944e/'
-            'red-team-attempts/red-team-attempts.jsonl.gz',
-            '031a8b6536d0a7cd607dd2440263e63d561cb961fb33d76dd2c5ef8612d25d51'),)),
+        files={"train": ("red-team-attempts/red_team_attempts|red-team-attempts/red-team-attempts",)},
+        convert=_red_team,
+        chat=chat,
+        columns={
+            "prompt": "text",
+            "group": "text",
+            "tags": "texts",
+            "rating": "number",
+            "min_harmlessness": "number",
+            "task": "text",
+        },
+        downloads=(
+            Download(
+                "red-team-attempts/red-team-attempts.jsonl.gz",
+                f"{_HOMEPAGE}/resolve/6323bfcd9e8101a9eae80a7cdb48c079e4fd944e/"
+                "red-team-attempts/red-team-attempts.jsonl.gz",
+                "031a8b6536d0a7cd607dd2440263e63d561cb961fb33d76dd2c5ef8612d25d51",
+            ),
+        ),
+    ),
 )

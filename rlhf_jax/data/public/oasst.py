@@ -8,74 +8,78 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_jax.data.public.dataset import Dataset, Download, LeftOut, Row, field, filled, text
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
-_ROLES = {'prompter': 'user', 'assistant': 'assistant'}
-_HUB = 'https://huggingface.co/datasets/OpenAssistant/oasst1'
+_ROLES = {"prompter": "user", "assistant": "assistant"}
+_HUB = "https://huggingface.co/datasets/OpenAssistant/oasst1"
 
 
 def trees(published: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Trees as they are; single messages, tree after tree in the order of the file, become trees."""
     nodes: dict[str, Row] = {}
-    place, seen = '', set()
+    place, seen = "", set()
     for here, row in published:
-        if isinstance(row, InputError) or 'message_id' not in row:
+        if isinstance(row, InputError) or "message_id" not in row:
             yield here, row
             continue
         try:
-            name, tree = text(row, 'message_id'), text(row, 'message_tree_id')
-            parent = row.get('parent_id')
+            name, tree = text(row, "message_id"), text(row, "message_tree_id")
+            parent = row.get("parent_id")
             if parent is None and nodes:
                 yield place, _tree(nodes)
                 nodes = {}
             if parent is None and tree in seen:
-                raise InputError(f'the tree {tree} is there twice')
+                raise InputError(f"the tree {tree} is there twice")
             if parent is not None and parent not in nodes:
-                raise InputError(f'the message {name} follows {parent}, which does not stand before it in '
-                                 'its tree')
+                raise InputError(f"the message {name} follows {parent}, which does not stand before it in its tree")
         except InputError as error:
             yield here, error
             continue
-        nodes[name] = row = {**row, 'replies': []}
+        nodes[name] = row = {**row, "replies": []}
         if parent is None:
             place = here
             seen.add(tree)
         else:
-            nodes[parent]['replies'].append(row)
+            nodes[parent]["replies"].append(row)
     if nodes:
         yield place, _tree(nodes)
 
 
 def _tree(nodes: dict[str, Row]) -> Row:
     root = next(iter(nodes.values()))
-    return {'message_tree_id': root['message_tree_id'], 'prompt': root}
+    return {"message_tree_id": root["message_tree_id"], "prompt": root}
 
 
 def _conversations(tree: Row) -> Iterator[tuple[list[Row], list[Row], str]]:
     """Yields (messages up to a prompter's, usable replies to it, language)."""
-    waiting = [([], field(tree, 'prompt', dict))]
+    waiting = [([], field(tree, "prompt", dict))]
     while waiting:
         path, node = waiting.pop()
-        if node.get('deleted') is True or node.get('review_result') is False:
+        if node.get("deleted") is True or node.get("review_result") is False:
             continue
-        if (role := text(node, 'role')) not in _ROLES:
+        if (role := text(node, "role")) not in _ROLES:
             raise InputError(f"field 'role' is {role!r}; it must be prompter or assistant")
-        path = [*path, {'role': _ROLES[role], 'content': text(node, 'text')}]
-        if not path[-1]['content'].strip():
+        path = [*path, {"role": _ROLES[role], "content": text(node, "text")}]
+        if not path[-1]["content"].strip():
             continue
-        replies = field(node, 'replies', list)
+        replies = field(node, "replies", list)
         if not all(isinstance(reply, dict) for reply in replies):
             raise InputError("field 'replies' must be a list of messages")
-        if role == 'prompter':
-            usable = [reply for reply in replies
-                      if reply.get('deleted') is not True and reply.get('review_result') is not False
-                      and text(reply, 'role') == 'assistant' and text(reply, 'text').strip()]
-            yield path, usable, node.get('lang') or ''
+        if role == "prompter":
+            usable = [
+                reply
+                for reply in replies
+                if reply.get("deleted") is not True
+                and reply.get("review_result") is not False
+                and text(reply, "role") == "assistant"
+                and text(reply, "text").strip()
+            ]
+            yield path, usable, node.get("lang") or ""
         waiting += [(path, reply) for reply in reversed(replies)]
 
 
 def _rank(reply: Row) -> int | None:
-    rank = reply.get('rank')
+    rank = reply.get("rank")
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 0):
         raise InputError(f"field 'rank' is {rank!r}; it must be a whole number from 0")
     return rank
@@ -87,10 +91,10 @@ def _demonstrations(tree: Row, file: str) -> Iterator[Row]:
     for path, replies, lang in _conversations(tree):
         ranked = sorted((reply for reply in replies if _rank(reply) is not None), key=_rank)
         if best := ranked or (replies if len(replies) == 1 else []):
-            reply = {'role': 'assistant', 'content': filled(best[0], 'text')}
-            found.append({'messages': [*path, reply], 'lang': lang, 'group': text(tree, 'message_tree_id')})
+            reply = {"role": "assistant", "content": filled(best[0], "text")}
+            found.append({"messages": [*path, reply], "lang": lang, "group": text(tree, "message_tree_id")})
     if not found:
-        raise LeftOut('a tree without a reply that is ranked or alone')
+        raise LeftOut("a tree without a reply that is ranked or alone")
     yield from found
 
 
@@ -99,33 +103,52 @@ def _rankings(tree: Row, file: str) -> Iterator[Row]:
     for path, replies, lang in _conversations(tree):
         ranked = [reply for reply in replies if _rank(reply) is not None]
         if len(ranked) > 1:
-            found.append({'messages': path, 'completions': [filled(reply, 'text') for reply in ranked],
-                          'ranks': [_rank(reply) + 1 for reply in ranked], 'lang': lang,
-                          'group': text(tree, 'message_tree_id')})
+            found.append(
+                {
+                    "messages": path,
+                    "completions": [filled(reply, "text") for reply in ranked],
+                    "ranks": [_rank(reply) + 1 for reply in ranked],
+                    "lang": lang,
+                    "group": text(tree, "message_tree_id"),
+                }
+            )
     if not found:
-        raise LeftOut('a tree without two ranked replies to one message')
+        raise LeftOut("a tree without two ranked replies to one message")
     yield from found
 
 
 _COMMON = {
-    'homepage': _HUB,
-    'files': {'train': ('*ready.trees|*ready.messages|data/train-*|train-*',),
-              'valid': ('data/validation-*|validation-*|',)},
-    'assemble': trees,
-    'downloads': (Download(
-        '2023-04-12_oasst_ready.trees.jsonl.gz',
-        f'{_HUB}/resolve/5c38bf14fe3c7bb31bb8e13eb4f87b2c6fd78d93/2023-04-12_oasst_ready.trees.jsonl.gz',
-        '2a9a8fd343e9b28e04a895a669d3253f82d93e9c174d440199ae19d5fafbdff7'),),
+    "homepage": _HUB,
+    "files": {
+        "train": ("*ready.trees|*ready.messages|data/train-*|train-*",),
+        "valid": ("data/validation-*|validation-*|",),
+    },
+    "assemble": trees,
+    "downloads": (
+        Download(
+            "2023-04-12_oasst_ready.trees.jsonl.gz",
+            f"{_HUB}/resolve/5c38bf14fe3c7bb31bb8e13eb4f87b2c6fd78d93/2023-04-12_oasst_ready.trees.jsonl.gz",
+            "2a9a8fd343e9b28e04a895a669d3253f82d93e9c174d440199ae19d5fafbdff7",
+        ),
+    ),
 }
-_COLUMNS = {'messages': 'messages', 'group': 'text', 'lang': 'text'}
+_COLUMNS = {"messages": "messages", "group": "text", "lang": "text"}
 
 DATASETS = (
     Dataset(
-        name='oasst_demonstrations', kind='demonstrations',
-        about='OpenAssistant: conversations, each with the reply that volunteers ranked first',
-        convert=_demonstrations, columns=_COLUMNS, **_COMMON),
+        name="oasst_demonstrations",
+        kind="demonstrations",
+        about="OpenAssistant: conversations, each with the reply that volunteers ranked first",
+        convert=_demonstrations,
+        columns=_COLUMNS,
+        **_COMMON,
+    ),
     Dataset(
-        name='oasst_rankings', kind='rankings',
-        about='OpenAssistant: conversations, each with all replies that volunteers ranked',
-        convert=_rankings, columns={**_COLUMNS, 'completions': 'texts', 'ranks': 'ints'}, **_COMMON),
+        name="oasst_rankings",
+        kind="rankings",
+        about="OpenAssistant: conversations, each with all replies that volunteers ranked",
+        convert=_rankings,
+        columns={**_COLUMNS, "completions": "texts", "ranks": "ints"},
+        **_COMMON,
+    ),
 )

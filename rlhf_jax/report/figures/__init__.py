@@ -11,22 +11,37 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import replacing
 from rlhf_jax.report.tables import has_ends
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import replacing
 
 # Colour, marker, line. The order keeps neighbours apart in grey, too.
 LOOKS = [
-    ("#0072B2", "o", "-"), ("#D55E00", "^", "--"), ("#009E73", "D", "-."), ("#CC79A7", "v", ":"),
-    ("#E69F00", "s", "-"), ("#000000", "*", "--"), ("#56B4E9", "X", "-."), ("#7F7F7F", "P", ":"),
-]  # fmt: skip
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "^", "--"),
+    ("#009E73", "D", "-."),
+    ("#CC79A7", "v", ":"),
+    ("#E69F00", "s", "-"),
+    ("#000000", "*", "--"),
+    ("#56B4E9", "X", "-."),
+    ("#7F7F7F", "P", ":"),
+]
 _STYLE = {
-    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 170,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 170,
     "pdf.fonttype": 42,  # fonts as TrueType: printers and publishers refuse Type 3
-}  # fmt: skip
+}
 _WIDTH = 7.0  # inches
 
 
@@ -38,7 +53,9 @@ def new_figure(path, columns: int, height: float, rows: int = 1, pdf: bool = Fal
         yield figure, figure.subplots(rows, columns, squeeze=False, **axes)
         path = pathlib.Path(path)
         if path.parent.is_symlink():
-            raise InputError(f"{path.parent} is a link: figures are written into the directory itself; remove it, and report again")
+            raise InputError(
+                f"{path.parent} is a link: figures are written into the directory itself; remove it, and report again"
+            )
         path.parent.mkdir(exist_ok=True)
         for file in (path, path.with_suffix(".pdf"))[: 1 + pdf]:
             _save(figure, file)

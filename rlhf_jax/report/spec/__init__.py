@@ -26,7 +26,6 @@ import json
 from dataclasses import field
 from typing import Any
 
-from rlhf_jax.errors import InputError
 from rlhf_jax.report.spec.fields import listed, of_kind, one_of, tuple_of
 from rlhf_jax.report.spec.rules import (
     RULES,
@@ -42,6 +41,7 @@ from rlhf_jax.report.spec.rules import (
     Trend,
     Turns,
 )
+from rlhf_jax.runtime.errors import InputError
 
 SUMMARIES = ("last", "first", "mean_last_10%")
 SCALES = ("auto", "linear", "log", "symlog", "category")
@@ -96,7 +96,9 @@ class History:
     x: str = "step"  # or another metric
     sqrt_x: bool = False
     where: dict = field(default_factory=dict)
-    file: str = "metrics.jsonl"  # or another JSON-lines file of the stage's folder; its "step" is the line, if it has none
+    file: str = (
+        "metrics.jsonl"  # or another JSON-lines file of the stage's folder; its "step" is the line, if it has none
+    )
     name: str = ""
     title: str = ""
     x_title: str = ""
@@ -176,8 +178,13 @@ class Declared:
         Raises:
             InputError: one is of the wrong kind.
         """
-        return cls(getattr(module, "FIGURES", ()), getattr(module, "TABLES", ()), getattr(module, "CLAIMS", ()),
-                   getattr(module, "BASELINE", None), getattr(module, "LOOKS", ()))  # fmt: skip
+        return cls(
+            getattr(module, "FIGURES", ()),
+            getattr(module, "TABLES", ()),
+            getattr(module, "CLAIMS", ()),
+            getattr(module, "BASELINE", None),
+            getattr(module, "LOOKS", ()),
+        )
 
     def to_json(self) -> dict:
         """{"figures": [...], "tables": [...], "claims": [...], "baseline": ..., "looks": [...]}, for sweep.json."""
@@ -212,7 +219,8 @@ def to_json(value):
     """JSON of specs: a dataclass becomes its fields and "is", its name."""
     if dataclasses.is_dataclass(value):
         return {"is": type(value).__name__} | {
-            item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+            item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)
+        }
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     return {key: to_json(item) for key, item in value.items()} if isinstance(value, dict) else value

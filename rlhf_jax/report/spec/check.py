@@ -3,9 +3,9 @@
 import dataclasses
 import difflib
 
-from rlhf_jax.errors import InputError
 from rlhf_jax.report import spec
 from rlhf_jax.report.tables import QUANTITIES
+from rlhf_jax.runtime.errors import InputError
 
 _OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
 _OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
@@ -25,7 +25,9 @@ def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
             raise InputError(f"name='{name}': a figure's or table's name is its own, of letters, digits, - and _")
     drawn = [figure.name for figure in declared.figures if figure.name]
     if declared.looks and (list(declared.looks) != sorted(set(declared.looks)) or declared.looks[-1] != sweep.seeds):
-        raise InputError(f"LOOKS={declared.looks} must be the numbers of seeds of each look, ending with the sweep's {sweep.seeds}")
+        raise InputError(
+            f"LOOKS={declared.looks} must be the numbers of seeds of each look, ending with the sweep's {sweep.seeds}"
+        )
     for claim in declared.claims:
         if claim.figure and claim.figure not in drawn:
             known = spec.listed(drawn)
@@ -73,8 +75,11 @@ class _Words:
             raise InputError(f"{at}: no arm has all of {fields}")
 
     def _matching(self, where) -> list[dict]:
-        return [arm for arm in self.arms if all(
-            spec.chosen(spec.level(self.config, arm, name), wanted) for name, wanted in where.items())]  # fmt: skip
+        return [
+            arm
+            for arm in self.arms
+            if all(spec.chosen(spec.level(self.config, arm, name), wanted) for name, wanted in where.items())
+        ]
 
     def has(self, stage, quantity) -> bool:
         kind = self._kind(stage)
@@ -83,16 +88,20 @@ class _Words:
     def quantity(self, at, name, stages):
         if name.startswith("history:") and name.rpartition("@")[2] in _EXTREMES:
             metric = name.removeprefix("history:").rpartition("@")[0]
-            raise InputError(f"{at}='{name}': the extreme of a noisy course is biased; Turns('{metric}', stage, 'falls', by) "
-                             "claims a turn of it, where other seeds choose the step")
+            raise InputError(
+                f"{at}='{name}': the extreme of a noisy course is biased; Turns('{metric}', stage, 'falls', by) "
+                "claims a turn of it, where other seeds choose the step"
+            )
         for stage in stages:
             if not self.has(stage, name):
                 kind = self._kind(stage)
                 known = [quantity.name for quantity in QUANTITIES]
                 if kind in _NO_POLICY:
                     known = [f"{split}/{part}" for split in ("valid", "heldout") for part in _OF_SPLITS]
-                raise InputError(f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; any "
-                                 "number of its evaluation.json is 'evaluation:PATH', of a metric 'history:NAME@last'")
+                raise InputError(
+                    f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; any "
+                    "number of its evaluation.json is 'evaluation:PATH', of a metric 'history:NAME@last'"
+                )
 
     def _kind(self, stage) -> str | None:
         """None of a stage that only some arms define."""

@@ -1,6 +1,6 @@
 """Fields of specs: of the right kind, or one sentence."""
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.runtime.errors import InputError
 
 
 def one_of(item, name, choices):

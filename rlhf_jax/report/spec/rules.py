@@ -3,8 +3,8 @@
 import dataclasses
 from dataclasses import field
 
-from rlhf_jax.errors import InputError
 from rlhf_jax.report.spec.fields import listed, of_kind, one_of, tuple_of
+from rlhf_jax.runtime.errors import InputError
 
 LAWS = ("constant", "linear", "kl", "log_n", "best_of_n", "rl")  # evaluate/overoptimization.py has what they say
 

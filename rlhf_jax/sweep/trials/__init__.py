@@ -17,12 +17,15 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from rlhf_jax import dpo, hosts, loop, optim, ppo_stage, pretrain, progress, reward_model, sft
-from rlhf_jax.errors import InputError
-from rlhf_jax.files import new_folder, read_if_there, write_json
+from rlhf_jax import loop, optim
 from rlhf_jax.run import Run
-from rlhf_jax.sweep.trials import programs
-from rlhf_jax.sweep.trials.programs import Training
+from rlhf_jax.runtime import hosts, progress
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import new_folder, read_if_there, write_json
+from rlhf_jax.stages import dpo, pretrain, reward_model, sft
+from rlhf_jax.stages import ppo as ppo_stage
+from rlhf_jax.sweep.trials import stacked as programs
+from rlhf_jax.sweep.trials.stacked import Training
 
 TRAINED = {
     "pretrain": pretrain.training_of,
@@ -262,9 +265,7 @@ class _Group:
     def _metrics_of(self, metrics: dict, place: int) -> dict:
         without_ptx = getattr(self.stacked[place], "ptx", True) is None
         return {
-            name: values[place]
-            for name, values in metrics.items()
-            if not (without_ptx and name.startswith("ppo/ptx/"))
+            name: values[place] for name, values in metrics.items() if not (without_ptx and name.startswith("ppo/ptx/"))
         }
 
     def _note(self, failures: Failures) -> None:

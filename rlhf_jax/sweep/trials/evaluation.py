@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import hosts, progress, sharding
+from rlhf_jax import sharding
 from rlhf_jax.evaluate import policy
-from rlhf_jax.evaluate.programs import Answers, Questions, ask, completion_logprob, row_losses
+from rlhf_jax.evaluate.answers import Answers, Questions, ask, completion_logprob, row_losses
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
-from rlhf_jax.sweep.trials import programs
+from rlhf_jax.runtime import hosts, progress
+from rlhf_jax.sweep.trials import stacked as programs
 
 
 def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tuple[Answers, float]]:
@@ -60,7 +61,9 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
                 raise
             if "RESOURCE_EXHAUSTED" in str(error):
                 half = (len(places) + 1) // 2
-                print(f"{stage}: no memory to evaluate {len(places)} arms at once: {half} and then the others", flush=True)
+                print(
+                    f"{stage}: no memory to evaluate {len(places)} arms at once: {half} and then the others", flush=True
+                )
                 waiting = [places[:half], places[half:], *waiting]
             else:
                 print(f"{stage}: {len(places)} arms are evaluated one by one, because: {error!r}", flush=True)
@@ -81,7 +84,9 @@ def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Seque
     # Copies of the first, whose answers nobody reads, make the number divide over the devices.
     places = [*range(len(runs)), *[0] * (-len(runs) % first.mesh.size)]
     stacked = sharding.put_trials([params[place] for place in places], first.mesh)
-    batches = Questions(*([list(batch) for batch in zip(*part)] for part in zip(*(questions[place] for place in places))))
+    batches = Questions(
+        *([list(batch) for batch in zip(*part)] for part in zip(*(questions[place] for place in places)))
+    )
     said = ask(first, _programs(*_program(first)), stacked, batches)
     return [jax.tree.map(lambda answer, place=place: answer[place], said) for place in range(len(runs))]
 

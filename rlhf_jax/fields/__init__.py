@@ -1,0 +1,1 @@
+"""The table of fields: what each can be, its default and its meaning."""

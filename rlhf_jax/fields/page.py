@@ -1,0 +1,93 @@
+"""The table of fields as people read it: docs/config.md, and what --help prints."""
+
+import textwrap
+from collections.abc import Iterator
+
+from rlhf_jax.fields.field import Field, Section
+from rlhf_jax.fields.run import RUN
+
+_PREFACE = """# Fields of a config
+
+This page is printed from the table by which values are checked: `python -m rlhf_jax.config > docs/config.md`. With a word, as in
+`python -m rlhf_jax.config kl_`, the command prints the fields that have it in their name.
+
+A field is set in an experiment file, or with `--config.FIELD=VALUE` on the command line, or by a sweep. A value that it cannot
+have ends the command before anything is computed, with a sentence and exit status 2; so does a field that there is not. In a
+sweep the values of all arms are checked before the first runs. Numbers fit into 32 bits: a whole
+number is at most 2147483647 where nothing else is said.
+
+A stage is a section with a `kind`; `stages` names those that run. An experiment may add more: `config.ppo_init = sft_config()`
+has the fields of `sft`. Sections without a kind are an experiment's own, and are not checked.
+
+"App. C", "C.4", "section 3.5" and "Fig. 38" are those of Ouyang et al. 2022 (InstructGPT); "unstated" is what it leaves unsaid. The
+defaults of the stages are its numbers where it has some.
+
+**To add a field**, add `Field(default, what it can be, meaning)` where it belongs in `rlhf_jax/config/`: `run.py`, `model.py` or
+`stages.py`. The ranges are in `ranges.py`; the meaning says its unit, its source and what 0 or an empty text does. Then print this
+page anew. The field is then in the default config, in `--help` and here, and its values are checked; what does not fit together with
+other fields is checked by the stage that reads it.
+"""
+
+
+def markdown() -> str:
+    """docs/config.md."""
+    parts = [_PREFACE]
+    for name, section, same, differing in _sections():
+        parts.append(f"## {name or 'The run'}\n\n{section.about if name else 'What all stages share.'}\n")
+        if section.partial:
+            continue
+        if same:
+            parts[-1] += f"The fields and defaults are those of `{same}`" + (", but:\n" if differing else ".\n")
+        if differing:
+            rows = [
+                f"| `{key}` | {_default(field)} | {_cell(field.says)} | {_cell(field.meaning)} |"
+                for key, field in differing.items()
+            ]
+            parts.append("\n".join(["| field | default | can be | meaning |", "|---|---|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def text(word: str = "") -> str:
+    """What --help prints of the fields; with a word, of those that have it in their name."""
+    lines = ["Fields of the config (docs/config.md has them as tables):"]
+    for name, section, same, differing in _sections():
+        prefix = f"{name}." if name else ""
+        chosen = {prefix + key: field for key, field in differing.items() if word in prefix + key}
+        if section.partial:
+            continue
+        if same and not word:
+            lines.append(f"\n  --config.{name}.*: the fields of {same}" + (", but" if differing else ""))
+        elif chosen and not word:
+            lines.append(f"\n{section.about}")
+        for key, field in chosen.items():
+            lines.append(f"  --config.{key}={field.default!r}")
+            lines += textwrap.wrap(
+                f"{field.says}; {field.meaning}", 110, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
+    return "\n".join(lines)
+
+
+def _sections() -> Iterator[tuple[str, Section, str, dict[str, Field]]]:
+    """(dotted name, section, an earlier one with the same fields or "", its own fields that differ from that one's)."""
+    seen: list[tuple[str, Section]] = []
+
+    def walk(name: str, section: Section):
+        fields = {key: part for key, part in section.parts.items() if isinstance(part, Field)}
+        same = next((known for known in seen if known[1].parts.keys() == section.parts.keys()), None)
+        if same:
+            fields = {key: field for key, field in fields.items() if field != same[1].parts[key]}
+        yield name, section, same[0] if same else "", fields
+        seen.append((name, section))
+        for key, part in section.parts.items():
+            if isinstance(part, Section) and not (same and part == same[1].parts[key]):
+                yield from walk(f"{name}.{key}".lstrip("."), part)
+
+    yield from walk("", RUN)
+
+
+def _default(field: Field) -> str:
+    return f"`{field.default!r}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")

@@ -1,0 +1,225 @@
+"""A plan as tables in Markdown, for the terminal and for docs."""
+
+import pathlib
+
+_GIB = 2**30
+# What lies on a device, by name of its group (see programs.py).
+_COLUMNS = {
+    "parameters": ("parameters", "policy parameters", "value parameters"),
+    "optimizer": (
+        "optimizer",
+        "average",
+        "policy optimizer",
+        "policy average",
+        "value optimizer",
+        "value average",
+    ),
+    "frozen": ("frozen",),
+    "decode copy": ("decode copy",),
+    "batch": ("batch", "experience"),
+}
+
+
+def render(found: dict) -> str:
+    """All tables of one plan, under a headline."""
+    return "\n\n".join([headline(found), memory(found), time(found), collectives(found), stages(found)]) + "\n"
+
+
+def overview(plans: list[dict]) -> str:
+    """A row for each plan: does it fit, and what do all its stages take at least."""
+    head = [
+        "config",
+        "on",
+        "chips",
+        "mesh",
+        "fits",
+        "least spare (GiB)",
+        "in",
+        "hours, at least",
+        "chip-hours, at least",
+    ]
+    rows = []
+    for plan in plans:
+        known = [row for row in plan["programs"] if row.get("spare") is not None]
+        tightest = min(known, key=lambda row: row["spare"], default=None)
+        fits = all(row.get("fits", False) for row in plan["programs"])
+        rows.append(
+            [
+                pathlib.Path(plan["name"]).name,
+                plan["topology"],
+                f"{plan['chips']:,}",
+                " x ".join(map(str, plan["mesh"].values())),
+                "yes" if fits else "no",
+                _gib(tightest and tightest["spare"]),
+                _name(tightest) if tightest else "–",
+                _number(plan["total"]["hours"]),
+                _number(plan["total"]["chip_hours"]),
+            ]
+        )
+    return _table(head, rows)
+
+
+def headline(found: dict) -> str:
+    mesh = " ".join(f"{axis}={size}" for axis, size in found["mesh"].items())
+    model = ", ".join(f"{name} {value}" for name, value in found["model"].items() if value)
+    parts = ", ".join(f"{stage} {count}" for stage, count in found["microbatches"].items())
+    compiler = ", ".join(f"{name} {version}" for name, version in found["compiler"].items())
+    return (
+        f"{found['name']} on {found['topology']}: {found['chips']} chips, mesh {mesh}; {model}; microbatches {parts} "
+        f"({compiler})"
+    )
+
+
+def memory(found: dict) -> str:
+    """GiB per device: everything that lies there while a program runs, against what the chip has."""
+    limit = found["memory_limit"]
+    head = [
+        "program",
+        *_COLUMNS,
+        "KV cache",
+        "temporaries",
+        "in all",
+        f"of {limit / _GIB:.2f} GiB",
+        "compile (s)",
+    ]
+    rows = []
+    for row in found["programs"]:
+        if message := row.get("refused") or row.get("failed"):
+            rows.append([_name(row), message])
+            continue
+        held = [sum(row["held"].get(name, 0) for name in names) for names in _COLUMNS.values()]
+        rest = [row.get(name) for name in ("cache", "temporaries", "total")]
+        verdict = f"fits, {_gib(row['spare'])} spare" if row["fits"] else "**does not fit**"
+        if row.get("spare", 0) < 0:
+            verdict = f"**lacks {_gib(-row['spare'])}**"
+        rows.append([_name(row), *map(_gib, held + rest), verdict, f"{row['compile_seconds']:.0f}"])
+    return _table(head, rows)
+
+
+def time(found: dict) -> str:
+    """Seconds that one run of each program takes at least, and what binds."""
+    bounds = list(dict.fromkeys(name for row in found["programs"] for name in row.get("bounds", {})))
+    head = [
+        "program",
+        "runs",
+        "tokens",
+        "model PFLOP",
+        "moved (GB)",
+        *(f"{name} (s)" for name in bounds),
+        "binds",
+        "MFU at most",
+    ]
+    rows = []
+    for row in found["programs"]:
+        if row.get("bounds") is None:
+            continue
+        seconds = [_seconds(row["bounds"].get(name)) for name in bounds]
+        mfu = f"{100 * row['mfu']:.0f} %" if row["mfu"] else "–"
+        rows.append(
+            [
+                _name(row),
+                f"{row['runs']:,}",
+                f"{row['tokens']:,}",
+                _short(row["flops"] / 1e15),
+                _short(row["moved"] / 1e9),
+                *seconds,
+                row["binds"] or "–",
+                mfu,
+            ]
+        )
+    return _table(head, rows)
+
+
+def collectives(found: dict) -> str:
+    """What the chips tell one another in one run of a program, per device."""
+    rows = [
+        [_name(row), c["kind"], c["axes"], f"{c['count']:,}", _short(c["bytes"] / 1e9)]
+        for row in found["programs"]
+        for c in row.get("collectives") or []
+        if c["bytes"] >= 0.001 * sum(other["bytes"] for other in row["collectives"])
+    ]
+    return _table(["program", "collective", "mesh axis", "count", "GB"], rows)
+
+
+def stages(found: dict) -> str:
+    """Whole stages, at the bounds above; the paper's compute beside ours."""
+    named = [*found["stages"], {"stage": "in all", "paper": None, **found["total"]}]
+    cost = any(stage["cost"] for stage in named)
+    head = [
+        "stage",
+        "tokens",
+        "petaflop/s-days",
+        "paper's",
+        "hours, at least",
+        "chip-hours, at least",
+        *(["cost, at least"] if cost else []),
+    ]
+    rows = []
+    for stage in named:
+        row = [
+            stage["stage"],
+            *(_number(stage[name]) for name in ("tokens", "petaflop_s_days", "paper", "hours", "chip_hours")),
+        ]
+        rows.append(row + ([_number(stage["cost"])] if cost else []))
+    return _table(head, rows)
+
+
+def ranking(plans: list[dict], limit: int) -> str:
+    """The candidates of a search that fit, the fastest first, then those that do not."""
+    head = [
+        "mesh",
+        "remat",
+        "microbatches",
+        "most (GiB)",
+        f"of {limit / _GIB:.2f} GiB",
+        "binds",
+        "chip-hours, at least",
+    ]
+    rows = []
+    for found in plans:
+        totals = [row["total"] for row in found["programs"] if row.get("total")]
+        refused = [row["refused"] for row in found["programs"] if "refused" in row]
+        verdict = refused[0] if refused else "fits" if found["fits"] else "does not"
+        binds = max(
+            (row for row in found["programs"] if row.get("seconds")),
+            key=lambda r: r["seconds"] * r["runs"],
+            default={},
+        )
+        rows.append(
+            [
+                " ".join(f"{axis}={size}" for axis, size in found["mesh"].items()),
+                found["model"]["remat"],
+                ", ".join(f"{stage} {count}" for stage, count in found["microbatches"].items()),
+                _gib(max(totals, default=None)),
+                verdict,
+                f"{binds['binds']} in {binds['program']}" if binds else "–",
+                _number(found["total"]["chip_hours"]) if found["fits"] else "–",
+            ]
+        )
+    return _table(head, rows)
+
+
+def _name(row: dict) -> str:
+    return f"{row['stage']}: {row['program']}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    rows = [row + [""] * (len(head) - len(row)) for row in rows]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _gib(size: float | None) -> str:
+    return "–" if size is None else f"{size / _GIB:.2f}" if abs(size) >= 0.1 * _GIB else f"{size / _GIB:.2g}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else _short(value)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else _short(value)

@@ -1,0 +1,362 @@
+"""Step 3, the mathematics: PPO-ptx as three programs, sample -> score -> update.
+
+    sample  policy, prompts            -> Rollout      (generate.sample)
+    score   policy, ref, reward, value -> Experience   (log-probs, scores, rewards, advantages)
+    update  one optimizer step of policy and value on a minibatch, with the ptx gradient accumulated
+
+InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4. The stage that drives them is ppo_stage.py.
+
+Shapes: B batch (episodes), P prompt, C completion, T = P + C, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from rlhf_jax import advantages as adv
+from rlhf_jax import losses, model, optim, train
+from rlhf_jax.data.batches import Batch
+from rlhf_jax.generate import Rollout, ended_by, is_end
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.train import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """What shapes the programs; everything that is only a number is in Coefficients."""
+
+    policy: TransformerConfig
+    value: TransformerConfig | None  # None: no value model of its own
+    eos_id: int | tuple[int, ...]  # ends a completion; or all that do
+    missing_eos: str = "replace"  # or "subtract", "none"
+    advantage: str = "gae"  # or "rloo", "grpo", "reinforce", which know no value; see advantages.of_completions
+    samples_per_prompt: int = 1  # neighbouring rows of a batch
+    kl_in: str = "reward"  # or "loss"
+    kl_estimator: str = "k1"  # of a token's penalty: or "k2", "k3"
+    entropy_bonus: bool = False  # Coefficients.entropy_coef counts
+    whiten_rewards: bool = False
+    whiten_advantages: str = "batch"  # or "minibatch", "none"
+    score_parts: int = 1  # score runs the batch in so many parts, each the size of an update's microbatch
+    microbatches: int = 1  # parts of a minibatch
+    ptx_microbatches: int = 1  # parts of the pretraining batch of a minibatch
+    schedule: str = "constant"  # of both learning rates, by optimizer step; see optim.schedule
+    total_steps: int = 1  # where a decay ends
+    warmup_steps: int = 0
+    warmup_from: float = 0.1
+    final_fraction: float = 0.0  # of the peak, where a decay ends
+
+    @property
+    def shared_value(self) -> bool:
+        """The value is a scalar head on the policy's trunk, among the policy's parameters."""
+        return self.advantage == "gae" and self.value is None
+
+
+@struct.dataclass
+class Coefficients:
+    """The numbers an ablation sweeps, f32[] each: arguments of the programs, so a change never recompiles."""
+
+    ptx_coef: jax.Array  # weight of the pretraining gradient (the paper's gamma)
+    learning_rate: jax.Array
+    value_learning_rate: jax.Array
+    temperature: jax.Array
+    cliprange: jax.Array
+    cliprange_value: jax.Array
+    vf_coef: jax.Array  # scales the value loss; a value model of its own has its own optimizer
+    entropy_coef: jax.Array  # weight of the entropy, nats per token
+    gamma: jax.Array  # discount
+    lam: jax.Array  # of GAE
+    missing_eos_value: jax.Array
+    ema_decay: jax.Array
+    kl_target: jax.Array  # nats per completion, for the adaptive controller
+    kl_horizon: jax.Array  # episodes
+
+
+@struct.dataclass
+class PPOState:
+    """Everything an iteration changes."""
+
+    policy: TrainState  # with a shared trunk, its parameters include the scalar head
+    value: TrainState | None  # None: no value model of its own
+    kl_coef: jax.Array  # f32[], the state of the KL controller (the paper's beta)
+
+    @property
+    def language_model(self) -> dict:
+        """The parameters to sample from."""
+        return model.without_scalar_head(self.policy.params)
+
+    @property
+    def value_params(self) -> dict | None:
+        return self.value and self.value.params
+
+
+@struct.dataclass
+class Experience:
+    """A rollout and what the models said of it; every field has the batch as first axis."""
+
+    rollout: Rollout
+    logprobs: jax.Array  # f32[B, C] of the sampling policy, recomputed by teacher forcing
+    ref_logprobs: jax.Array  # f32[B, C]
+    values: jax.Array | None  # f32[B, C], before each token is chosen
+    rewards: jax.Array  # f32[B, C], KL-shaped
+    advantages: jax.Array  # f32[B, C]
+    returns: jax.Array | None  # f32[B, C]
+    scores: jax.Array  # f32[B], after the missing-EOS rule
+
+
+def completion_states(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
+    """Hidden states [B, C, D] from which each completion token is predicted."""
+    prompt_length = rollout.prompt_mask.shape[1]
+    return model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)[:, prompt_length - 1 : -1]
+
+
+def completion_logprobs(config: TransformerConfig, params: dict, rollout: Rollout, temperature) -> jax.Array:
+    """log pi of the sampled tokens f32[B, C] at the sampling temperature; 0 on padding."""
+    states = completion_states(config, params, rollout)
+    logprobs = model.target_logprobs(config, params, states, rollout.completions, _divisor(temperature))
+    return jnp.where(rollout.completion_mask, logprobs, 0.0)
+
+
+def _divisor(temperature):
+    return jnp.where(temperature <= 0.0, 1.0, temperature)
+
+
+def completion_values(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
+    """V(s_t) f32[B, C] before each completion token is chosen; 0 on padding."""
+    return _values_at(config, params, completion_states(config, params, rollout), rollout.completion_mask)
+
+
+def _values_at(config: TransformerConfig, params: dict, states: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask, model.scalar_head(config, params, states), 0.0)
+
+
+def sequence_scores(config: TransformerConfig, params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """The reward model's score f32[B]: its scalar on the last real token of tokens i32[B, T], mask bool[B, T]."""
+    hidden = model.masked_hidden_states(config, params, tokens, mask)
+    last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return model.scalar_head(config, params, hidden[jnp.arange(tokens.shape[0]), last])
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceScore:
+    """`sequence_scores` of a reward model, as the reward of rollouts.
+
+    Attributes:
+      ends: all that end a completion. The reward model reads the first of them in place of each: it is the one that it
+        was trained with, and learned to give its score on.
+    """
+
+    config: TransformerConfig
+    ends: tuple[int, ...] = ()
+
+    def __call__(self, params: dict, rollout: Rollout) -> jax.Array:
+        if len(self.ends) > 1:
+            rollout = ended_by(rollout, self.ends[1:], self.ends[0])
+        return sequence_scores(self.config, params, rollout.tokens, rollout.mask)
+
+
+def has_eos(rollout: Rollout, eos_id: int | tuple[int, ...]) -> jax.Array:
+    """bool[B]: the completion ended by itself."""
+    return jnp.any(is_end(rollout.completions, eos_id) & rollout.completion_mask, axis=1)
+
+
+RewardFn = Callable[[dict, Rollout], jax.Array]  # (reward params, rollout) -> f32[B]
+
+
+def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
+    """The program (policy, value or None, ref, reward params, rollout, kl_coef, coefs) -> (Experience, metrics)."""
+
+    def read(params, rollout, temperature):
+        """What the models say of one part of the batch."""
+        policy, value, ref, reward = params
+
+        def compare(states, ref_states, completions):
+            logits = model.lm_logits(config.policy, policy, states, _divisor(temperature))
+            ref_logits = model.lm_logits(config.policy, ref, ref_states, _divisor(temperature))
+            all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+            probs = jnp.exp(all_logprobs)
+            return {
+                "logprobs": model.select_logprobs(logits, completions),
+                "ref_logprobs": model.select_logprobs(ref_logits, completions),
+                "entropy": -jnp.sum(probs * all_logprobs, axis=-1),
+                "kl_exact": jnp.sum(probs * (all_logprobs - all_ref), axis=-1),
+            }
+
+        states, ref_states = (completion_states(config.policy, x, rollout) for x in (policy, ref))
+        compared = model.by_chunks(config.policy, compare, states, ref_states, rollout.completions)
+        said = {name: jnp.where(rollout.completion_mask, x, 0.0) for name, x in compared.items()}
+        if config.shared_value:
+            said["values"] = _values_at(config.policy, policy, states, rollout.completion_mask)
+        elif config.advantage == "gae":
+            said["values"] = completion_values(config.value, value, rollout)
+        return said | {"scores": reward_fn(reward, rollout)}
+
+    def score(policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients):
+        params = (policy, value, ref, reward)
+        parts = jax.tree.map(lambda x: x.reshape(-1, config.score_parts, *x.shape[1:]).swapaxes(0, 1), rollout)
+        said = jax.lax.map(lambda part: read(params, part, coefs.temperature), parts)
+        said = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), said)
+
+        mask = rollout.completion_mask
+        ended = has_eos(rollout, config.eos_id)
+        raw_scores, logprobs, ref_logprobs = said["scores"], said["logprobs"], said["ref_logprobs"]
+        scores = adv.apply_missing_eos(raw_scores, ended, config.missing_eos, coefs.missing_eos_value)
+        penalty = kl_coef if config.kl_in == "reward" else 0.0
+        rewards = adv.shaped_rewards(scores, logprobs, ref_logprobs, mask, penalty, config.kl_estimator)
+        if config.whiten_rewards:
+            rewards = adv.whiten(rewards, mask, shift_mean=False)
+        values = said.get("values")
+        if config.advantage == "gae":
+            advantages, returns = adv.gae(rewards, values, mask, coefs.gamma, coefs.lam)
+        else:
+            advantages = adv.of_completions(rewards, mask, config.advantage, config.samples_per_prompt)
+            returns = None
+        if config.whiten_advantages == "batch":
+            advantages = adv.whiten(advantages, mask)
+        kl = adv.sequence_kl(logprobs, ref_logprobs, mask)
+        sampling_gap = jnp.abs(logprobs - rollout.logprobs)
+        metrics = {
+            "objective/kl": jnp.mean(kl),
+            "objective/kl_k3": jnp.mean(jnp.sum(adv.kl_estimates(logprobs, ref_logprobs, mask).k3, axis=1)),
+            "objective/kl_exact": jnp.mean(jnp.sum(said["kl_exact"], axis=1)),
+            "objective/kl_coef": kl_coef,
+            "objective/entropy": jnp.mean(jnp.sum(said["entropy"], axis=1)),
+            "objective/scores": jnp.mean(scores),
+            "objective/scores_std": jnp.std(scores),
+            "objective/raw_scores": jnp.mean(raw_scores),
+            "objective/rewards": jnp.mean(jnp.sum(rewards, axis=1)),
+            "objective/completion_length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
+            "objective/eos": jnp.mean(ended, dtype=jnp.float32),
+            "objective/logprob_gap_max": jnp.max(jnp.where(mask, sampling_gap, 0.0)),
+        }
+        experience = Experience(rollout, logprobs, ref_logprobs, values, rewards, advantages, returns, scores)
+        return experience, metrics
+
+    return score
+
+
+def policy_loss(config: PPOConfig, coefs: Coefficients, kl_coef, params: dict, part: Experience) -> losses.Loss:
+    """The loss of the policy's parameters on a minibatch (or on a microbatch of it).
+
+    The clipped policy loss; where the config says so, plus kl_coef times the token mean of the KL (Shao et al. 2024,
+    section 4.1.1, with k3), less entropy_coef times the token mean of the entropy; and on a shared trunk plus vf_coef
+    times the value loss (Schulman et al. 2017, equation 9).
+    """
+    rollout, mask = part.rollout, part.rollout.completion_mask
+    states = completion_states(config.policy, params, rollout)
+    divisor = _divisor(coefs.temperature)
+    new_logprobs = model.target_logprobs(config.policy, params, states, rollout.completions, divisor)
+    new_logprobs = jnp.where(mask, new_logprobs, 0.0)
+    loss = losses.clipped_policy_loss(new_logprobs, part.logprobs, part.advantages, mask, coefs.cliprange)
+    loss = losses.labelled(loss, "policy")
+    if config.kl_in == "loss":
+        kl = getattr(adv.kl_estimates(new_logprobs, part.ref_logprobs, mask), config.kl_estimator)
+        loss = losses.plus(loss, "policy/kl", kl_coef, kl, mask)
+    if config.entropy_bonus:
+        entropy = model.by_chunks(
+            config.policy, lambda x: _entropy(model.lm_logits(config.policy, params, x, divisor)), states
+        )
+        loss = losses.plus(loss, "policy/entropy", -coefs.entropy_coef, entropy, mask)
+    if config.shared_value:
+        v_loss = _value_loss(coefs, _values_at(config.policy, params, states, mask), part)
+        loss = loss._replace(total=loss.total + coefs.vf_coef * v_loss.total, sums=loss.sums | v_loss.sums)
+    return loss
+
+
+def _entropy(logits: jax.Array) -> jax.Array:
+    """Nats f32[...] of the distributions [..., V]."""
+    all_logprobs = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(all_logprobs) * all_logprobs, axis=-1)
+
+
+def value_loss(config: PPOConfig, coefs: Coefficients, params: dict, part: Experience) -> losses.Loss:
+    """The clipped value loss of a minibatch (or of a microbatch of it), of a value model of its own."""
+    return _value_loss(coefs, completion_values(config.value, params, part.rollout), part)
+
+
+def _value_loss(coefs: Coefficients, new_values: jax.Array, part: Experience) -> losses.Loss:
+    mask = part.rollout.completion_mask
+    loss = losses.clipped_value_loss(new_values, part.values, part.returns, mask, coefs.cliprange_value)
+    return losses.labelled(loss, "val")
+
+
+def ptx_loss(config: TransformerConfig, params: dict, batch: Batch) -> losses.Loss:
+    """Token mean of the negative log-likelihood: how ptx_coef is normalised, which the paper leaves unsaid."""
+    hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
+    total, weight = losses.token_cross_entropy(logprobs, batch.loss_mask[:, 1:])
+    return losses.Loss(total, weight, {}, {})
+
+
+def make_update(
+    config: PPOConfig, optimizer: optax.GradientTransformation, value_optimizer: optax.GradientTransformation
+) -> Callable:
+    """The program (state, minibatch, ptx batch or None, coefs) -> (state, metrics): one step of policy and of value.
+
+    The PPO gradient and ptx_coef times the pretraining gradient are accumulated into one optimizer step (C.4).
+    """
+
+    def update(state: PPOState, minibatch: Experience, ptx: Batch | None, coefs: Coefficients):
+        no_key = jax.random.key(0)  # dropout is off
+        if config.whiten_advantages == "minibatch":
+            whitened = adv.whiten(minibatch.advantages, minibatch.rollout.completion_mask)
+            minibatch = minibatch.replace(advantages=whitened)
+        policy_loss_fn = lambda params, part, _: policy_loss(config, coefs, state.kl_coef, params, part)
+        grads, loss = train.gradients(policy_loss_fn, state.policy.params, minibatch, no_key, config.microbatches)
+        found = train.loss_metrics(loss)
+        if state.value is not None:
+            value_loss_fn = lambda params, part, _: value_loss(config, coefs, params, part)
+            value_grads, v_loss = train.gradients(
+                value_loss_fn, state.value.params, minibatch, no_key, config.microbatches
+            )
+            found |= train.loss_metrics(v_loss)
+        metrics = {f"ppo/{name}": value for name, value in found.items() if name != "loss"}
+        if config.advantage == "gae":
+            metrics["ppo/val/explained_variance"] = losses.explained_variance(
+                metrics["ppo/val/error"], minibatch.returns, minibatch.rollout.completion_mask
+            )
+        if ptx is not None:
+            # The barrier keeps the two gradients two computations: PPO's is the same bits with and without ptx.
+            grads = jax.lax.optimization_barrier(grads)
+            ptx_loss_fn = lambda params, part, _: ptx_loss(config.policy, params, part)
+            ptx_grads, p_loss = train.gradients(ptx_loss_fn, state.policy.params, ptx, no_key, config.ptx_microbatches)
+            metrics |= _ptx_metrics(grads, ptx_grads, p_loss, coefs.ptx_coef)
+            grads = jax.tree.map(lambda g, p: g + coefs.ptx_coef * p, grads, ptx_grads)
+
+        rate = optim.schedule(
+            config.schedule,
+            state.policy.step,
+            config.total_steps,
+            warmup_steps=config.warmup_steps,
+            warmup_from=config.warmup_from,
+            final=config.final_fraction,
+        )
+        policy, norm = train.apply_gradients(
+            state.policy, grads, optimizer, coefs.learning_rate * rate, coefs.ema_decay
+        )
+        metrics |= {"ppo/policy/grad_norm": norm, "ppo/learning_rate": coefs.learning_rate * rate}
+        value = None
+        if state.value is not None:
+            value_grads = jax.tree.map(lambda g: coefs.vf_coef * g, value_grads)
+            value, metrics["ppo/val/grad_norm"] = train.apply_gradients(
+                state.value, value_grads, value_optimizer, coefs.value_learning_rate * rate
+            )
+        return PPOState(policy, value, state.kl_coef), metrics
+
+    return update
+
+
+def _ptx_metrics(grads, ptx_grads, loss, ptx_coef):
+    norm, ptx_norm = optax.tree.norm(grads), ptx_coef * optax.tree.norm(ptx_grads)
+    # Not vdot: it flattens, and flattening a sharded array gathers all of it (270 GiB a device at 175B).
+    products = jax.tree.map(lambda g, p: jnp.sum(g * p), grads, ptx_grads)
+    dot = ptx_coef * optax.tree.sum(products)
+    return {
+        "ppo/ptx/loss": loss.total / jnp.maximum(loss.weight, 1e-8),
+        "ppo/ptx/ppo_grad_norm": norm,
+        "ppo/ptx/grad_norm": ptx_norm,
+        "ppo/ptx/cosine": dot / jnp.maximum(norm * ptx_norm, 1e-20),
+    }

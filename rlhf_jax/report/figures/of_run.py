@@ -1,0 +1,285 @@
+"""The figures of one run, and of one run with several seeds.
+
+A figure whose data a run does not have is not drawn.
+"""
+
+import math
+
+import numpy as np
+
+from rlhf_jax.report.figures import arms_of, legend_above, new_figure
+from rlhf_jax.report.record import SPLITS, label
+from rlhf_jax.runtime.terminal import visible
+from rlhf_jax.statistics import mean_over_seeds
+
+_LOOKS = {
+    "pretrain": ("#7F7F7F", "s", "-"),
+    "sft": ("#0072B2", "o", "-"),
+    "ppo": ("#D55E00", "^", "-"),
+    "ppo_ptx": ("#009E73", "D", "--"),
+}
+_MORE_LOOKS = [("#CC79A7", "v", "-."), ("#E69F00", "P", ":"), ("#56B4E9", "X", "-."), ("#000000", "*", ":")]
+
+
+def _look(stage: str, stages) -> tuple[str, str, str]:
+    """Colour, marker and line of a stage's policy among all stages shown."""
+    others = [name for name in stages if name not in _LOOKS]
+    return _LOOKS.get(stage) or _MORE_LOOKS[others.index(stage) % len(_MORE_LOOKS)]
+
+
+def draw_run(record, folder) -> list[tuple[str, str]]:
+    """Draws what a run has data for; returns (file name, caption) of each figure."""
+    figures = {
+        "plane.png": (
+            _plane,
+            "Gold score against retained skill: to the right and up is better. "
+            "The arrows start at SFT; bars are 95 % intervals.",
+        ),
+        "categories.png": (
+            _categories,
+            "Gold score by category of prompt (number of test prompts), with 95 % intervals.",
+        ),
+        "learning.png": (_learning, "PPO: means over the batch of each iteration (faint) and their moving average."),
+        "reward_model.png": (
+            _reward_model,
+            "Reward model: stated confidence against how often it is right, and accuracy by difference of scores.",
+        ),
+        "losses.png": (_losses, "Training loss (moving average over it) and held-out loss."),
+    }
+    return [(name, caption) for name, (draw, caption) in figures.items() if draw(record, folder / name)]
+
+
+def _plane(record, path) -> bool:
+    stages = [
+        stage
+        for stage in record.evaluations
+        if record.estimate(stage, "gold/total") and record.estimate(stage, "skills/mean")
+    ]
+    if len(stages) < 2:
+        return False
+    with new_figure(path, 1, 3.6) as (figure, axes):
+        axis = axes[0, 0]
+        points = {}
+        for stage in stages:
+            x, y = record.estimate(stage, "skills/mean"), record.estimate(stage, "gold/total")
+            colour, marker, _ = _look(stage, stages)
+            points[stage] = 100 * x["value"], y["value"]
+            axis.errorbar(
+                *points[stage],
+                xerr=100 * arms_of(x),
+                yerr=arms_of(y),
+                fmt=marker,
+                color=colour,
+                markersize=8,
+                elinewidth=1,
+                capsize=2.5,
+                label=label(stage),
+                zorder=3,
+            )
+        for stage in stages:
+            if record.reference in points and record.kind(stage) == "ppo":
+                axis.annotate(
+                    "",
+                    points[stage],
+                    points[record.reference],
+                    zorder=2,
+                    arrowprops={"arrowstyle": "->", "color": "#888888", "shrinkA": 8, "shrinkB": 8},
+                )
+        axis.set_xlabel("retained skills, mean of three tasks (%)")
+        axis.set_ylabel("gold score")
+        legend_above(figure, axis)
+    return True
+
+
+def _categories(record, path) -> bool:
+    stages = [stage for stage, found in record.evaluations.items() if found["categories"]]
+    if not stages:
+        return False
+    found = record.evaluations[stages[-1]]["categories"]
+    categories = dict(sorted(found.items(), key=lambda item: -item[1]["count"]))
+    with new_figure(path, 1, 1.0 + 0.36 * len(categories)) as (figure, axes):
+        axis = axes[0, 0]
+        for n, stage in enumerate(stages):
+            colour, marker, _ = _look(stage, stages)
+            found = record.evaluations[stage]["categories"]
+            names = [name for name in categories if name in found]
+            gold = [found[name]["gold"] for name in names]
+            rows = np.array([list(categories).index(name) for name in names], float)
+            axis.errorbar(
+                [value["value"] for value in gold],
+                rows + 0.62 * ((n + 0.5) / len(stages) - 0.5),
+                xerr=np.concatenate([arms_of(value) for value in gold], axis=1),
+                fmt=marker,
+                color=colour,
+                markersize=4.5,
+                elinewidth=1,
+                label=label(stage),
+            )
+        axis.set_yticks(
+            range(len(categories)),
+            [f"{visible(name.replace('_', ' '))} ({found['count']})" for name, found in categories.items()],
+        )
+        axis.set_ylim(len(categories) - 0.5, -0.5)
+        axis.grid(axis="y", visible=False)
+        for row in range(len(categories) - 1):
+            axis.axhline(row + 0.5, color="#DDDDDD", linewidth=0.6)
+        axis.set_xlabel("gold score")
+        legend_above(figure, axis)
+    return True
+
+
+def _learning(record, path) -> bool:
+    curves = {stage: rows for stage, rows in record.curves.items() if record.kind(stage) == "ppo" and rows}
+    names = {
+        "objective/scores": "reward score",
+        "objective/kl": "KL to SFT\n(nats per completion)",
+        "objective/completion_length": "completion length (tokens)",
+        "objective/entropy": "entropy\n(nats per completion)",
+    }
+    names = {name: title for name, title in names.items() if any(name in rows[0] for rows in curves.values())}
+    if not names:
+        return False
+    with new_figure(path, 2, 0.3 + 2.0 * math.ceil(len(names) / 2), math.ceil(len(names) / 2), sharex=True) as (
+        figure,
+        axes,
+    ):
+        for axis, (name, title) in zip(axes.flat, names.items()):
+            for stage, rows in curves.items():
+                colour, _, line = _look(stage, curves)
+                _curve(axis, rows, name, colour, label(stage), line)
+            axis.set_ylabel(title)
+        for axis in axes.flat[len(names) :]:
+            axis.remove()
+        for axis in axes[-1]:
+            axis.set_xlabel("iteration")
+        legend_above(figure, axes[0, 0])
+    return True
+
+
+def _losses(record, path) -> bool:
+    curves = {
+        stage: rows
+        for stage, rows in record.curves.items()
+        if record.kind(stage) in ("pretrain", "sft", "reward_model") and rows
+    }
+    if not curves:
+        return False
+    titles = {"pretrain": "nats per token", "sft": "nats per completion token", "reward_model": "nats per prompt"}
+    with new_figure(path, len(curves), 2.5) as (figure, axes):
+        for axis, (stage, rows) in zip(axes[0], curves.items()):
+            _curve(axis, rows, "loss", "#0072B2", "training")
+            valid = [(row["step"], row["valid/loss"]) for row in rows if "valid/loss" in row]
+            if valid:
+                axis.plot(*zip(*valid), "o--", color="#D55E00", markersize=4, label="held out")
+            axis.set_title(label(stage))
+            axis.set_xlabel("optimizer step")
+            axis.set_ylabel(f"loss\n({titles[record.kind(stage)]})")
+            ceiling = np.quantile([row["loss"] for row in rows], 0.98)
+            floor = min([row["loss"] for row in rows] + [value for _, value in valid])
+            margin = 0.1 * (ceiling - floor) or 0.1  # a stage of one step has a single loss
+            axis.set_ylim(floor - margin, ceiling + margin)
+        legend_above(figure, axes[0, 0])
+    return True
+
+
+def _reward_model(record, path) -> bool:
+    splits = record.reward_splits
+    if not splits:
+        return False
+    looks = dict(zip(splits, [("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "D")]))
+    with new_figure(path, 2, 3.0) as (figure, (axes,)):
+        axes[0].plot([0.5, 1], [0.5, 1], color="#888888", linewidth=1, linestyle=":")
+        for name, facts in splits.items():
+            colour, marker = looks[name]
+            rows = []
+            for row in facts["reliability"]:
+                low, high = row.get("interval", [row["frequency"]] * 2)  # an older run has none
+                rows.append({"value": row["frequency"], "low": low, "high": high, "stated": row["probability"]})
+            axes[0].errorbar(
+                [row["stated"] for row in rows],
+                [row["value"] for row in rows],
+                yerr=np.concatenate([arms_of(row) for row in rows], axis=1),
+                fmt=f"{marker}-",
+                color=colour,
+                markersize=5,
+                elinewidth=1,
+                capsize=2,
+                label=f"{SPLITS.get(name, name)} ({facts['pairs']} pairs)",
+            )
+        axes[0].set_xlabel("stated probability of being right")
+        axes[0].set_ylabel("share of pairs that are right")
+        bins = sorted({_edges(row) for facts in splits.values() for row in facts.get("by_margin", [])})
+        for n, (name, facts) in enumerate(splits.items()):
+            colour, marker = looks[name]
+            rows = facts.get("by_margin", [])
+            axes[1].errorbar(
+                [bins.index(_edges(row)) + 0.16 * (n - (len(splits) - 1) / 2) for row in rows],
+                [row["accuracy"]["value"] for row in rows],
+                yerr=np.concatenate([arms_of(row["accuracy"]) for row in rows], axis=1) if rows else None,
+                fmt=marker,
+                color=colour,
+                markersize=5,
+                elinewidth=1,
+                capsize=2,
+            )
+        axes[1].axhline(0.5, color="#888888", linewidth=1, linestyle=":")
+        axes[1].set_xticks(range(len(bins)), [_interval(*edges) for edges in bins])
+        axes[1].set_xlabel("difference of scores")
+        axes[1].set_ylabel("accuracy")
+        legend_above(figure, axes[0])
+    return True
+
+
+def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
+    """One panel a quantity: a dot for each seed, joined over policies, and the mean with interval.
+
+    Args:
+        values: axis title -> stage -> one value a seed, in the same order of seeds.
+    """
+    rows = math.ceil(len(values) / 2)
+    with new_figure(path, 2, 2.5 * rows, rows) as (_, axes):
+        for axis in axes.flat[len(values) :]:
+            axis.remove()
+        for axis, (title, by_stage) in zip(axes.flat, values.items()):
+            shown = [stage for stage in stages if stage in by_stage]
+            for seed in zip(*(by_stage[stage] for stage in shown)):
+                axis.plot(range(len(shown)), seed, color="#AAAAAA", linewidth=0.8, marker=".", markersize=5)
+            for n, stage in enumerate(shown):
+                colour, marker, _ = _look(stage, stages)
+                mean = mean_over_seeds(by_stage[stage])
+                axis.errorbar(
+                    n,
+                    mean.value,
+                    yerr=arms_of(mean._asdict()),
+                    fmt=marker,
+                    color=colour,
+                    markersize=7,
+                    capsize=4,
+                    elinewidth=1.4,
+                    zorder=3,
+                )
+            axis.set_xticks(range(len(shown)), [label(stage) for stage in shown])
+            axis.set_xlim(-0.5, len(shown) - 0.5)
+            axis.grid(axis="x", visible=False)
+            axis.set_ylabel(title)
+
+
+def _curve(axis, rows, name, colour, title, line="-") -> None:
+    """The values (faint) and their centred moving average."""
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if not points:
+        return
+    steps, values = map(np.asarray, zip(*points))
+    axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+    half = len(values) // 40
+    smooth = [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
+    axis.plot(steps, smooth, line, color=colour, linewidth=1.6, label=title)
+
+
+def _edges(row: dict) -> tuple[float, float]:
+    """The edges of a bin of margins, whose last has no upper one: None, or infinity in older files."""
+    return row["low"], math.inf if row["high"] is None else row["high"]
+
+
+def _interval(low: float, high: float) -> str:
+    return f"over {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"

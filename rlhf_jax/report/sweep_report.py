@@ -1,0 +1,343 @@
+"""A sweep's directory, read for its report: every arm and every number of it, in one long list.
+
+    sweep.json   the experiment, its base config, the arms, and what the experiment file declares (see spec)
+    arms/NAME/   the work directory of a run, and arm.json: how it ended
+
+Arms that failed, stopped or never began are there like the others, with their reason.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from rlhf_jax.evaluate.policy import read_rows
+from rlhf_jax.metrics import lost_steps, read_metrics
+from rlhf_jax.report import spec
+from rlhf_jax.runtime import finished
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_if_there, read_json
+
+MISSING = "missing"  # the status of an arm without arm.json
+_LEFT_OUT = ("categories", "labelers", "other_weights")  # of evaluation.json: what only "evaluation:PATH" asks for
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The overrides of an arm without its seed; `name` is short and unlike that of the others."""
+
+    name: str
+    overrides: dict
+
+    def __hash__(self):
+        return hash(self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One run of a sweep, begun or not."""
+
+    number: int
+    name: str
+    overrides: dict
+    seed: int
+    setting: Setting
+    path: pathlib.Path
+    facts: dict  # arm.json
+
+    @property
+    def status(self) -> str:
+        return self.facts.get("status", MISSING)
+
+    @property
+    def reason(self) -> str:
+        return self.facts.get("reason") or ("it has not begun" if self.status == MISSING else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A number of an arm; an arm without any has one row with nothing after its reason."""
+
+    arm: str
+    setting: str
+    seed: int
+    status: str
+    reason: str
+    stage: str = ""
+    quantity: str = ""
+    value: float | None = None
+
+
+class Sweep:
+    """What lies in a sweep's directory.
+
+    Attributes:
+        path, experiment, argument, about, commit, config, overrides: as in sweep.json.
+        declared: the figures, tables and claims of the experiment file.
+        arms, settings, seeds: in the order of sweep.json.
+        swept: the fields that differ between settings.
+        notes: what could not be read, one sentence each; a report says so and goes on.
+
+    Raises:
+        InputError: there is no sweep.json, or it is damaged.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        file = self.path / "sweep.json"
+        if not file.is_file():
+            raise InputError(f"{path} is no directory of a sweep: it has no sweep.json")
+        facts = read_json(file)
+        self.notes = []
+        self._read, self._history = functools.cache(self._read), functools.cache(self._history)  # each file once
+        try:
+            self.config, arms = facts["config"], facts["arms"]
+            self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
+            self.about, self.commit = facts.get("about") or "", facts.get("commit")
+            self.overrides = facts.get("overrides") or {}
+            names = _short_names(arms)
+            swept = [name for name in names if name != "seed"]
+            settings = {}
+            for arm in arms:
+                fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}
+                settings.setdefault(json.dumps(fields, sort_keys=True), Setting(_called(fields, names), fields))
+            self.arms = [self._arm(arm, settings, swept) for arm in arms]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} does not describe a sweep: {type(error).__name__}: {error}") from error
+        self.declared = spec.Declared.from_json(facts)
+        self.swept, self.short = swept, names
+        self.settings = list(settings.values())
+        self.seeds = sorted({arm.seed for arm in self.arms})
+        self._by_setting = {(arm.setting, arm.seed): arm for arm in self.arms}
+
+    def _arm(self, facts, settings, swept) -> Arm:
+        fields = {name: facts["overrides"][name] for name in swept if name in facts["overrides"]}
+        path = self.path / "arms" / facts["name"]
+        try:
+            found = read_if_there(path / "arm.json") or {}
+        except InputError as error:
+            self.notes.append(f"{error}.")
+            found = {"status": "running", "reason": "its arm.json cannot be read"}
+        seed = facts["overrides"].get("seed", self.config.get("seed", 0))
+        setting = settings[json.dumps(fields, sort_keys=True)]
+        return Arm(facts["number"], facts["name"], facts["overrides"], seed, setting, path, found)
+
+    # --- settings ---
+
+    def level(self, setting: Setting, name: str):
+        """The value that a field has in a setting: overridden, or the config's; None where it has none."""
+        return spec.level(self.config, setting.overrides, name)
+
+    def select(self, where: dict | None = None, axis: str | None = None) -> list[Setting]:
+        """The settings that `where` takes; with `axis`, those of them that give that field a value themselves."""
+        found = [
+            setting
+            for setting in self.settings
+            if all(spec.chosen(self.level(setting, name), wanted) for name, wanted in (where or {}).items())
+        ]
+        return found if axis is None else [setting for setting in found if axis in setting.overrides]
+
+    def names(self, settings) -> dict[Setting, str]:
+        """What to call settings beside one another: without the fields in which they agree, and those that go with another.
+
+        Of fields that go together the one that BASELINE names is told, else the first.
+        """
+        told = []
+        for name in sorted(self.swept, key=lambda name: name not in (self.declared.baseline or {})):
+            if len({spec.key(self.level(setting, name)) for setting in settings}) > 1:
+                told += [name] * (not any(self._together(name, other) for other in told))
+        names = {}
+        for setting in settings:
+            names[setting] = _called(
+                {name: setting.overrides[name] for name in setting.overrides if name in told}, self.short
+            )
+        return names if len(set(names.values())) == len(names) > 1 else {setting: setting.name for setting in settings}
+
+    def _together(self, name, other) -> bool:
+        """Whether each value of one field goes with one value of the other, as in a zip."""
+        keys = [tuple(spec.key(self.level(setting, field)) for field in (name, other)) for setting in self.settings]
+        return len(set(keys)) == len({a for a, _ in keys}) == len({b for _, b in keys})
+
+    def levels(self, settings, axis: str) -> list:
+        """The values of a field among settings, numbers in their order, others as they come."""
+        levels = [self.level(setting, axis) for setting in settings]
+        values = list({spec.key(level): level for level in levels}.values())
+        return sorted(values) if all(map(is_number, values)) else values
+
+    def baseline(self, where: dict | None = None) -> Setting | None:
+        """The setting that others are compared with.
+
+        The one that `where` (else BASELINE) chooses; without both, the one whose values are the config's own. None
+        where not exactly one is left.
+        """
+        where = self.declared.baseline if where is None else where
+        if where is not None:
+            found = self.select(where)
+            if len(found) > 1:  # of those, the one that changes nothing else
+                rest = [s for s in found if all(name in where or self._own(s, name) for name in s.overrides)]
+                found = rest or found
+        else:
+            found = [s for s in self.settings if all(self._own(s, name) for name in s.overrides)]
+        return found[0] if len(found) == 1 else None
+
+    def _own(self, setting, name) -> bool:
+        return spec.same(setting.overrides[name], spec.level(self.config, {}, name))
+
+    # --- numbers ---
+
+    def arm(self, setting: Setting, seed: int) -> Arm | None:
+        return self._by_setting.get((setting, seed))
+
+    def value(self, arm: Arm, stage: str, quantity: str) -> float | None:
+        """A quantity (see spec) of a finished stage of an arm; None where there is none, or it is not finite."""
+        if quantity == "failed":
+            return {"done": 0.0, "failed": 1.0}.get(arm.status)
+        if not self.finished(arm, stage):
+            return None
+        done = self._json(arm, stage, "done.json")
+        if quantity.startswith("history:"):
+            name, _, how = quantity.removeprefix("history:").partition("@")
+            values = [row[name] for row in self.history(arm, stage) if is_number(row.get(name))]
+            value = _summary(values, how) if values else None
+        elif quantity in done:
+            value = done[quantity]
+        else:
+            value = self.numbers(arm, stage).get(quantity.removeprefix("evaluation:"))
+        return float(value) if is_number(value) and math.isfinite(value) else None
+
+    def finished(self, arm: Arm, stage: str) -> bool:
+        """Whether an arm has a stage's done.json: what an unfinished stage has measured is no result."""
+        return self._json(arm, stage, "done.json") is not None
+
+    def by_seed(self, stage: str, settings, quantity: str) -> dict[int, float]:
+        """Seed -> mean over the settings; a seed that lacks one of them is left out."""
+        found = {}
+        for seed in self.seeds:
+            arms = [self.arm(setting, seed) for setting in settings]
+            values = [arm and self.value(arm, stage, quantity) for arm in arms]
+            if values and None not in values:
+                found[seed] = float(np.mean(values))
+        return found
+
+    def numbers(self, arm: Arm, stage: str) -> dict[str, float]:
+        """Every number of a stage's evaluation.json by its path (estimates of policies by name); of an interval its value."""
+        return _flat(self._json(arm, stage, "evaluation.json") or {})
+
+    def history(self, arm: Arm, stage: str, file: str = "metrics.jsonl") -> list[dict]:
+        """The rows of a JSON-lines file of a stage, finished or not; none where it is not there or damaged."""
+        return self._history(str(arm.path / stage / file))
+
+    def _history(self, path):
+        path = pathlib.Path(path)
+        try:
+            if not finished.checked(path).exists():
+                return []
+            if path.name == "metrics.jsonl":
+                rows = read_metrics(path)
+                if rows and (lost := lost_steps(rows, max(row["step"] for row in rows))):
+                    self.notes.append(f"{path} has lost the lines of {lost}.")
+                return rows
+            return [{"step": number} | row for number, row in enumerate(read_rows(path), 1)]
+        except (ValueError, TypeError, OSError) as error:
+            self.notes.append(f"{path if str(path) not in str(error) else ''} {error}.".lstrip())
+            return []
+
+    def _json(self, arm, stage, name):
+        return self._read(str(arm.path / stage / name)) if stage else None
+
+    def _read(self, path):
+        try:
+            return finished.read_if_there(path)
+        except InputError as error:
+            self.notes.append(f"{error}.")
+            return None
+
+    # --- the long list ---
+
+    @property
+    def stages(self) -> list[str]:
+        """Every stage of every arm, in the order of the pipeline."""
+        found = dict.fromkeys(self.config.get("stages", ()))
+        for arm in self.arms:
+            found |= dict.fromkeys(arm.overrides.get("stages", ()))
+        return list(found)
+
+    def policies(self) -> list[str]:
+        """The stages that gave a policy that is evaluated in some arm."""
+        return [
+            stage
+            for stage in self.stages
+            if any("estimates" in (self._json(arm, stage, "evaluation.json") or ()) for arm in self.arms)
+        ]
+
+    def rows(self, quantities=()) -> list[Row]:
+        """A row for every number of every finished stage of every arm.
+
+        Args:
+            quantities: what is asked for beyond the estimates: histories and paths, as in spec.
+        """
+        rows = []
+        for arm in self.arms:
+            known = arm.name, arm.setting.name, arm.seed, arm.status, arm.reason
+            before = len(rows)
+            for stage in self.stages:
+                if not self.finished(arm, stage):
+                    continue
+                names = [name for name in self.numbers(arm, stage) if name.split("/")[0] not in _LEFT_OUT]
+                for name in dict.fromkeys([*names, "seconds", *(q for q in quantities if q != "failed")]):
+                    if (value := self.value(arm, stage, name)) is not None:
+                        rows.append(Row(*known, stage, name, value))
+            if len(rows) == before:
+                rows.append(Row(*known))
+        return rows
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def shown(value) -> str:
+    """A field's value in a name or a table."""
+    if is_number(value):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(shown, value))
+    return str(value)
+
+
+def _called(fields: dict, names: dict[str, str]) -> str:
+    return ", ".join(f"{names[name]}={shown(value)}" for name, value in fields.items()) or "the config"
+
+
+def _short_names(arms) -> dict[str, str]:
+    """Dotted field -> its last part, or as many parts as it takes to tell it from the others."""
+    names = list(dict.fromkeys(name for arm in arms for name in arm["overrides"]))
+    short = {}
+    for name in names:
+        parts = name.split(".")
+        tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        short[name] = next(
+            tail for tail in tails if not any(other != name and f".{other}".endswith(f".{tail}") for other in names)
+        )
+    return short
+
+
+def _summary(values, how) -> float | None:
+    if how == "mean_last_10%":
+        return float(np.mean(values[-max(1, len(values) // 10) :]))
+    return {"last": values[-1], "first": values[0]}.get(how)
+
+
+def _flat(value, at=()) -> dict[str, float]:
+    """Numbers of nested dicts by path; {value, low, high} is one, and those of "estimates" are named without it."""
+    if isinstance(value, dict):
+        if is_number(value.get("value")):
+            return {"/".join(at): value["value"]}
+        found = {}
+        for name, inner in value.items():
+            found |= _flat(inner, at if name == "estimates" and not at else (*at, name))
+        return found
+    return {"/".join(at): value} if is_number(value) else {}

@@ -1,0 +1,148 @@
+"""What a person sees of a long stage, and how they stop it."""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import termios
+import time
+
+import rich.markup
+import rich.progress
+
+from rlhf_jax.runtime import terminal
+
+
+class Progress:
+    """Stage, step, rate, time left and a few live metrics; use as a context manager.
+
+    On a terminal a live bar; elsewhere a plain line at the first step, every `seconds` and at the
+    last step, so that a log reads well.
+
+    Args:
+      stage: the name shown.
+      total: the number of steps of the whole stage.
+      step: the steps already done (those of an earlier run do not count in the rate).
+      seconds: between two plain lines.
+      unit: what is counted.
+      stream: standard output by default.
+    """
+
+    def __init__(self, stage: str, total: int, step: int = 0, seconds: float = 10.0, unit: str = "steps", stream=None):
+        self._stream = stream or sys.stdout
+        self._stage, self._total, self._seconds, self._unit = stage, total, seconds, unit
+        self._first = None  # (step, time) of the first update: leaves compilation out of the rate
+        self._next_line = 0.0
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(bar_width=24),
+                rich.progress.TextColumn("{task.fields[status]}"),
+                console=terminal.console(self._stream),
+            )
+            self._task = self._bar.add_task(
+                rich.markup.escape(terminal.visible(stage)), total=total, completed=step, status=f"{step}/{total}"
+            )
+
+    def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
+        """Shows that `step` steps are done, and the metrics given (two or three, by label)."""
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        status = self._status(step, now, metrics or {})
+        with contextlib.suppress(OSError):  # nobody looks any more: no reason to end what is shown
+            if self._bar:
+                self._bar.update(self._task, completed=step, status=status)
+            elif now >= self._next_line or step == self._total:
+                self._next_line = now + self._seconds
+                print(f"{self._stage} {status}", file=self._stream, flush=True)
+
+    def _status(self, step, now, metrics):
+        parts = [f"{step}/{self._total}"]
+        first_step, first_time = self._first
+        if step > first_step and now > first_time:
+            rate = (step - first_step) / (now - first_time)
+            parts += [f"{rate:.3g} {self._unit}/s", f"{_duration((self._total - step) / rate)} left"]
+        return "  ".join(parts + [f"{name} {value:.4g}" for name, value in metrics.items()])
+
+    def __enter__(self):
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._bar:
+            with contextlib.suppress(OSError):
+                self._bar.stop()
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; the message says how to go on."""
+
+    def __init__(self, stage: str, step: int | None, number: int = signal.SIGTERM):
+        place = stage if step is None else f"{stage} step {step}"
+        super().__init__(f"stopped at {place}; run the same command to go on")
+        self.signal = number
+
+
+class Interrupt:
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag; a second one raises KeyboardInterrupt at once.
+
+    The end of a terminal is SIGHUP, which may come twice and therefore never stops at once; under nohup it is ignored.
+
+    Use as a context manager around the loop (in the main thread) and look at `requested` before
+    every step: save, then raise `Stopped`. With several processes, ask `hosts.Stop` instead:
+    the signal may have come to another one.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._signal = signal.SIGTERM
+
+    def asked(self) -> int:
+        """The signal that asked to stop, 0 for none."""
+        return int(self._signal) if self.requested else 0
+
+    def _handle(self, number, frame):
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if self.requested and number != signal.SIGHUP:
+            raise KeyboardInterrupt
+        if not self.requested:
+            self.requested, self._signal = True, number
+            # os.write, because print may not be entered again inside a signal handler.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
+
+    def __enter__(self):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        outer = getattr(self._previous[signal.SIGINT], "__self__", None)
+        if self.requested and isinstance(outer, Interrupt):  # of a sweep, around that of an arm
+            outer.requested, outer._signal = True, self._signal
+
+
+def _leave_terminal() -> None:
+    """Turns output to a terminal that is gone, where every write would fail, to nowhere."""
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # ENOTTY: a file, a pipe
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

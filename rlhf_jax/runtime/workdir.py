@@ -1,0 +1,203 @@
+"""A run's directory: its config, its lock, and what is finished.
+
+Layout: `config.json` and `overrides.json` at the top, one folder a stage, and in it `done.json`,
+written last: a stage without it is run (or resumed), a stage with it is not repeated (finished.py).
+
+The methods of `Workdir` are for all processes of a job to call, and act on the first.
+"""
+
+import collections.abc
+import datetime
+import json
+import os
+import pathlib
+
+from rlhf_jax.config import upgraded
+from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import lock as lock_file
+from rlhf_jax.runtime.files import not_through_links, read_json, remove_left_over, write_json
+
+_SHOWN_DIFFERENCES = 8
+
+
+class InUse(InputError):
+    """Another live process works in the directory."""
+
+
+class Workdir:
+    """A locked work directory. Use as a context manager; the lock ends with it or the process.
+
+    The first process holds the lock for all of a job.
+
+    Args:
+      path: the directory; made, with its parents, if it does not exist.
+      config: the run's whole config, nested mappings of JSON values (`ConfigDict.to_dict()`).
+      overrides: what was given on the command line, kept beside it for people.
+      ignore: dotted prefixes of config fields that may change between runs of one directory.
+      defaults: the config's defaults: a field that an older version did not have is no difference
+        where it has its default.
+      prepared: files that a start makes before the first stage has its folder. Without one nothing is computed from
+        them: they are removed with the config, so that a start that was refused can be made again with what is right.
+
+    Raises:
+      InputError: the path is a file or not writable; another live process works in it; it holds
+        another config (the sentence names the fields that differ, with both values); it is a
+        bucket's URL; or not all processes of the job see it.
+    """
+
+    def __init__(
+        self,
+        path,
+        config,
+        overrides=None,
+        *,
+        ignore: tuple[str, ...] = (),
+        defaults=None,
+        prepared: tuple[str, ...] = (),
+    ):
+        if "://" in str(path):
+            raise InputError(
+                f"the work directory {path} is a URL: mount the bucket (gcsfuse for "
+                "gs://) and give the folder where it is mounted"
+            )
+        self.path = pathlib.Path(path)
+        self._lock = None
+        hosts.on_first(self._open, config, overrides or {}, ignore, defaults or {}, prepared)
+        if not (self.path / "config.json").exists():
+            raise InputError(
+                f"the work directory {self.path} is not the same folder on every host "
+                f"({hosts.describe()} does not find its config.json): give a shared one"
+            )
+
+    def _open(self, config, overrides, ignore, defaults, prepared):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise InputError(f"the work directory {self.path} is a file: give a directory") from error
+        except OSError as error:
+            raise InputError(f"cannot make the work directory {self.path}: {error.strerror}") from error
+        self._lock = _lock(self.path)
+        try:
+            for folder, folders, _ in os.walk(self.path):
+                folders[:] = [name for name in folders if name not in ("checkpoints", "params")]  # Orbax's
+                remove_left_over(folder)
+            if (self.path / "overrides.json").is_file() and not any(entry.is_dir() for entry in self.path.iterdir()):
+                for name in prepared and ("config.json", *prepared):
+                    (self.path / name).unlink(missing_ok=True)
+            self._adopt(config, overrides, ignore, defaults)
+        except BaseException:
+            self.close()
+            raise
+
+    def _adopt(self, config, overrides, ignore, defaults):
+        config, defaults = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
+        file = self.path / "config.json"
+        if file.exists():
+            refuse_other_config(self.path, upgraded(read_json(file), str(file)), config, ignore, defaults)
+        write_json(self.path / "overrides.json", overrides)
+        write_json(file, config)
+
+    def stage(self, name: str) -> pathlib.Path:
+        """The folder of a stage, made if needed."""
+        folder = self.path / name
+        hosts.on_first(_make_folder, folder)
+        return folder
+
+    def done(self, name: str) -> dict | None:
+        """What `mark_done` wrote for a finished stage, None for one that is not finished."""
+        return hosts.on_first(finished.facts, self.path / name)
+
+    def mark_done(self, name: str, seconds: float, **details) -> None:
+        """Marks a stage finished, with the seconds it took and any other JSON values."""
+        finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        hosts.on_first(
+            finished.mark, self.stage(name), {"finished_at": finished_at, "seconds": round(seconds, 3), **details}
+        )
+
+    def mark_evaluated(self, name: str, seconds: float) -> None:
+        """Adds to the mark of a finished stage how long its evaluation took."""
+        hosts.on_first(finished.add, self.stage(name), {"evaluation_seconds": round(seconds, 3)})
+
+    def close(self) -> None:
+        """Releases the lock."""
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def in_use(path) -> bool:
+    """Whether a process has the work directory `path` open. Who opens it in this very moment may be refused."""
+    try:
+        with open(pathlib.Path(path) / ".lock", "r+", encoding="utf-8") as lock:
+            return not lock_file(lock)
+    except FileNotFoundError:
+        return False
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
+def _lock(path):
+    """Opens and locks `path/.lock`; the operating system releases it when the process dies."""
+    try:
+        lock = open(path / ".lock", "a+", encoding="utf-8", opener=not_through_links)
+    except OSError as error:
+        raise InputError(f"the work directory {path} is not writable: {error.strerror}") from error
+    if not lock_file(lock):
+        lock.seek(0)
+        owner = lock.read().strip()
+        lock.close()
+        raise InUse(
+            f"the work directory {path} is in use by process {owner or '(unknown)'}: wait until "
+            "it ends, stop it, or give another directory"
+        )
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def refuse_other_config(path, old, new, ignore, defaults) -> None:
+    """Raises InputError where two configs (as in config.json) differ in other fields than those to ignore.
+
+    A field that the old one does not know counts as having been what it is in `defaults`.
+    """
+    old, new, defaults = (dict(_flatten(config)) for config in (old, new, defaults))
+    old |= {name: value for name, value in defaults.items() if name in new and name not in old}
+    differences = [
+        f"{name} was {_show(old, name)} and is now {_show(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if (name not in old or name not in new or old[name] != new[name])
+        and not any(name == prefix or name.startswith(prefix + ".") for prefix in ignore)
+    ]
+    if differences:
+        listed = ", ".join(differences[:_SHOWN_DIFFERENCES])
+        if len(differences) > _SHOWN_DIFFERENCES:
+            listed += f" and {len(differences) - _SHOWN_DIFFERENCES} more"
+        raise InputError(
+            f"the work directory {path} holds a run of another config ({listed}): "
+            "give these fields their old values or another directory"
+        )
+
+
+def _flatten(config, prefix=""):
+    """Yields (dotted name, value) of every leaf; an empty mapping is a leaf."""
+    for name, value in config.items():
+        if isinstance(value, collections.abc.Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _show(config, name):
+    return json.dumps(config[name], ensure_ascii=False) if name in config else "absent"

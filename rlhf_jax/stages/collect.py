@@ -1,0 +1,235 @@
+"""Between the steps: K completions per prompt from several models, ranked by labelers.
+
+Writes rows in the public format, {prompt, completions, ranks, labeler, group, models, finished, tokens}:
+comparisons.{train,valid,heldout}.jsonl. Training and validation share labelers and no prompt; the
+held-out file has the validation prompts ranked by the group that never labels for training.
+InstructGPT, section 3.4 and 3.5: K is 4 to 9, ties are allowed.
+"""
+
+import dataclasses
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax import generate, loop, sharding
+from rlhf_jax.data.batches import batch_prompts
+from rlhf_jax.data.loader import by_length
+from rlhf_jax.data.records import Prompt, Ranking, read_rows
+from rlhf_jax.fields import forms
+from rlhf_jax.run import Run
+from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json, write_json_lines
+from rlhf_jax.world import labelers
+
+
+class Sampled(NamedTuple):
+    """The distinct completions of one prompt, the model@temperature each came from, and its token ids."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    finished: tuple[bool, ...]
+    models: tuple[str, ...]
+    sampled: tuple[tuple[int, ...], ...]
+
+
+def completions_of(run: Run, stage: str, split: str) -> list[Sampled]:
+    """What config[stage] ranks of a split: new samples, or the completions of the stage that `rankings` names."""
+    name = run.config[stage].rankings
+    if not name:
+        return sample_completions(run, stage, split)
+    rows = read_rankings(run.folder(name) / f"comparisons.{split}.jsonl")
+    return [
+        Sampled(Prompt(row.prompt, row.row["source"]), row.completions, row.finished, row.models, row.row.get("tokens"))
+        for row in rows
+    ]
+
+
+def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
+    """K distinct completions of every prompt of a split, the models in turn.
+
+    One more is sampled than wanted, since equal texts are kept once; see `choose`.
+    """
+    section = run.config[stage]
+    prompts = run.corpus.prompts(split, "rm")
+    arrays, _ = batch_prompts(prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
+    rng = random.Random(f"{run.seed}/{stage}/{split}")
+    wanted = [rng.randint(section.min_completions, section.max_completions) for _ in arrays.index]
+    assigned: dict[str, list[int]] = {name: [] for name in section.models}
+    for row, k in enumerate(wanted):
+        first = rng.randrange(len(section.models))
+        for turn in range(k + 1 - section.borrowed):
+            assigned[section.models[(first + turn) % len(section.models)]].append(row)
+    batches = [(name, rows) for name, rows in assigned.items() if rows]
+    batches = [(name, *batch) for name, rows in batches for batch in by_length(arrays, rows, section.batch_size)]
+    sampler = run.sampler(run.config.completion_length)
+    found: list[list[tuple[str, bool, str, tuple[int, ...]]]] = [[] for _ in wanted]
+    loaded = None
+    for number, (name, rows, batch) in enumerate(loop.each(run, f"{stage} {split}", batches, len(batches))):
+        model_stage, temperature = forms.model_at(name)
+        if loaded != model_stage:
+            loaded, params = model_stage, run.load_params(model_stage)
+        rollout = sampler(params, batch, run.key(stage, split, number), temperature)
+        for row, text, end, ids in zip(rows, *generate.texts(rollout, run.tokenizer), generate.sampled(rollout)):
+            found[row].append((text, end, name, ids))
+    sampled = []
+    for place, own, k in zip(arrays.index, found, wanted):
+        chosen = choose(own, found, k, section.borrowed, rng)
+        if len(chosen) >= 2:
+            sampled.append(Sampled(prompts[place], *(tuple(column) for column in zip(*chosen))))
+    return sampled
+
+
+def choose(own: list, everyone: list[list], k: int, borrowed: int, rng: random.Random) -> list[tuple]:
+    """At most K (completion, finished, model, ids) of one prompt, no text twice and none blank; the `borrowed` come last.
+
+    Args:
+      own: what was sampled for the prompt; it is shuffled.
+      everyone: what was sampled for every prompt. A text drawn from here that is there already, or blank, is not
+        replaced: the prompt then has fewer.
+    """
+    rng.shuffle(own)
+    distinct = {text: (text, *said) for text, *said in own if text.strip()}
+    chosen = list(distinct.values())[: k - borrowed]
+    for _ in range(borrowed):
+        text, end, name, *ids = rng.choice(rng.choice(everyone))
+        if text.strip() and text not in distinct:
+            distinct[text] = (text, end, f"{name} of another prompt", *ids)
+            chosen.append(distinct[text])
+    return chosen
+
+
+def rank_by_panel(run: Run, panel: labelers.Panel, sampled: list[Sampled], candidates, groups) -> list[Ranking]:
+    """One labeler of these groups ranks each prompt, drawn by the prompt."""
+    staff = [labeler for labeler in panel.labelers if labeler.group in groups]
+    rankings = []
+    for item, candidate in zip(sampled, candidates):
+        labeler = random.Random(f"{run.seed}/{candidate.prompt_id}/{sorted(groups)}").choice(staff)
+        ranks = panel.rank(candidate, labeler)
+        rankings.append(_ranking(item, ranks, labeler.name, labeler.group))
+    return rankings
+
+
+def _ranking(item: Sampled, ranks, labeler: str, group: str | None) -> Ranking:
+    return Ranking(
+        item.prompt.prompt,
+        item.completions,
+        tuple(ranks),
+        labeler,
+        group,
+        item.models,
+        item.finished,
+        item.prompt.row,
+        sampled=item.sampled,
+    )
+
+
+def write_rankings(path: Path, rankings: list[Ranking]) -> None:
+    """One JSON object a line, in the public format; the prompt's own row rides along as `source`."""
+    rows = []
+    for ranking in rankings:
+        fields = {name: getattr(ranking, name) for name in _FIELDS}
+        rows.append({**fields, "tokens": ranking.sampled, "source": ranking.row})
+    write_json_lines(path, rows)
+
+
+_FIELDS = ("prompt", "completions", "ranks", "labeler", "group", "models", "finished")
+
+
+def read_rankings(path: Path) -> list[Ranking]:
+    """What `write_rankings` wrote."""
+    return read_rows(finished.checked(path), "rankings")[0]
+
+
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for fields that mean nothing, or what the stage needs and there is not; computes nothing."""
+    section = run.config[stage]
+    sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
+    if not section.borrowed < section.min_completions <= section.max_completions:
+        raise InputError(
+            f"{stage}: borrowed={section.borrowed} must be below min_completions={section.min_completions}, and that "
+            f"at most max_completions={section.max_completions}"
+        )
+    if section.labeler == "reward_model" and not section.reward:
+        raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
+    if section.labeler == "world" and run.config.data.source != "world":
+        raise InputError(
+            f"{stage}.labeler='world' judges the texts of the embedded world, and data.source='{run.config.data.source}'; "
+            "'reward_model' judges any"
+        )
+    for name in () if section.rankings else section.models:
+        if run.shape(forms.model_at(name)[0]) != run.model:
+            raise InputError(f"{stage}.models names '{name}', whose model has not the shape of config.model")
+    for split in () if section.rankings else ("train", "valid"):
+        run.need(stage, "prompts", split, "rm")
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Samples, ranks and writes; evaluation.json says how far labelers agree and what a perfect model could reach."""
+    check(run, stage)
+    section = run.config[stage]
+    folder = run.workdir.stage(stage)
+    started = time.monotonic()
+    train, valid = (completions_of(run, stage, split) for split in ("train", "valid"))
+    if section.labeler == "reward_model":
+        from rlhf_jax.stages.reward_model import scorer_of
+
+        scorer = scorer_of(run, section.reward)
+        for name, sampled in {"train": train, "valid": valid}.items():
+            hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
+        facts = {"labeler": "reward_model", "reward": section.reward, "prompts": len(train)}
+    else:
+        facts = _collect_from_world(run, section, folder, train, valid)
+    hosts.on_first(write_json, folder / "evaluation.json", facts | {"seconds": time.monotonic() - started})
+    print(f"{stage}: {len(train)} prompts ranked, mean K {np.mean([len(item.completions) for item in train]):.1f}")
+
+
+def _collect_from_world(run: Run, section, folder: Path, train, valid) -> dict:
+    judged = {}
+    for name, sampled in {"train": train, "valid": valid}.items():
+        judged[name] = [
+            labelers.candidates(
+                f"{name}/{item.prompt.row['id']}",
+                item.completions,
+                [run.corpus.gold(item.prompt, text, end) for text, end in zip(item.completions, item.finished)],
+            )
+            for item in sampled
+        ]
+    panel = labelers.fit_panel(run.seed, judged["train"], agreement=section.agreement, gap=section.gap)
+    held_out = {section.held_out_group} if section.held_out_group else set()
+    staff = set(labelers.GROUPS) - held_out
+    files = {"train": (train, "train", staff), "valid": (valid, "valid", staff), "heldout": (valid, "valid", held_out)}
+    for name, (sampled, split, groups) in files.items():
+        if groups:
+            rankings = rank_by_panel(run, panel, sampled, judged[split], groups)
+            hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", rankings)
+    agreement = panel.agreement(judged["valid"])
+    folds = {fold.held_out_group: fold._asdict() for fold in panel.folds(judged["valid"])}
+    return {
+        "labeler": "world",
+        "prompts": len(train),
+        "panel": dataclasses.asdict(panel),
+        "agreement_in_group": agreement.in_group,
+        "agreement_across": agreement.across,
+        "ceiling_each_labeler_known": panel.ceiling(judged["valid"]),
+        "folds": folds,
+        "held_out_group": section.held_out_group,
+    }
+
+
+def _rank_by_scores(scorer, sampled: list[Sampled]) -> list[Ranking]:
+    """AI feedback: the better score ranks higher."""
+    prompts = [item.prompt for item in sampled for _ in item.completions]
+    texts = [text for item in sampled for text in item.completions]
+    ended = [end for item in sampled for end in item.finished]
+    ids = [own for item in sampled for own in item.sampled or [None] * len(item.completions)]  # older files have none
+    scores = iter(scorer(prompts, texts, ended, ids).tolist())
+    rankings = []
+    for item in sampled:
+        own = [next(scores) for _ in item.completions]
+        order = sorted(set(own), reverse=True)
+        rankings.append(_ranking(item, [order.index(score) + 1 for score in own], "reward_model", None))
+    return rankings

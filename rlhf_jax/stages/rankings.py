@@ -1,0 +1,217 @@
+"""The rankings that a reward model or DPO learns from: whose, which part of them, and as which rows."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+
+from rlhf_jax.data.batches import (
+    Comparisons,
+    LengthReport,
+    PackedComparisons,
+    batch_rankings,
+    kept_rankings,
+    pack_rankings,
+)
+from rlhf_jax.data.loader import take
+from rlhf_jax.data.records import Demonstration, Ranking
+from rlhf_jax.fields import forms
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.run import Run
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.finished import checked
+from rlhf_jax.stages.collect import read_rankings
+
+
+def check(run: Run, stage: str) -> None:
+    """Raises InputError where config[stage] names no earlier collect stage; computes nothing."""
+    name = run.config[stage].get("rankings", "")
+    if name and (name not in _earlier(run, stage) or run.config[name].kind != "collect"):
+        raise InputError(f"{stage}.rankings='{name}' is no collect stage that comes before it")
+
+
+def check_data(run: Run, stage: str) -> None:
+    """Raises InputError where there are no rankings for config[stage] to learn from, or not the part of them that it asks for.
+
+    What an unfinished collect stage will have is known as far as its prompts are.
+    """
+    if run.corpus is None:
+        return
+    collect, text = _collect(run, stage), run.config[stage].subset
+    if collect is None:
+        for split in ("train", "valid"):
+            run.need(stage, "rankings", split)
+        for name in SPLITS:
+            load(run, stage, name)
+        check_preference(stage, run.corpus.rankings("train"))
+    elif text and run.done(collect):
+        load(run, stage, "train")
+    elif text:
+        prompts = {prompt.prompt for prompt in run.need(stage, "prompts", "train", "rm")}
+        _part(text, len(prompts), f"{stage}.subset")
+
+
+def check_preference(stage: str, rows: list[Ranking]) -> None:
+    """Raises InputError where no ranking says that one completion is better than another."""
+    if not any(len(set(row.ranks)) > 1 for row in rows):
+        raise InputError(
+            f"{stage}: none of its {len(rows)} training rankings says that one completion is better than another"
+        )
+
+
+def check_kept(run: Run, stage: str, ranks: Iterable[Sequence[int]]) -> None:
+    """The same for what the length rules keep of the rankings: ranks, 0 where there is no completion."""
+    config, section = run.config, run.config[stage]
+    if not any(len(set(row) - {0}) > 1 for row in ranks):
+        fields = {f"{name}={config[name]}": config[name] for name in ("completion_length", "prompt_length")}
+        fields |= {f"{stage}.length={section.length}": section.length}
+        raise InputError(
+            f"{stage}: where its training rankings say that one completion is better than another, prompts are too long or "
+            f"the two are the same once they are cut: raise {', '.join(name for name, value in fields.items() if value)}"
+        )
+
+
+def most(run: Run, stage: str) -> int:
+    """So many rankings (or pairs, where these are pooled) config[stage] learns from at most; 0 in a run without data."""
+    section = run.config[stage]
+    if run.corpus is None:
+        return 0
+    if collect := _collect(run, stage):  # one of a prompt
+        count = len(run.need(stage, "prompts", "train", "rm"))
+        first, last = forms.part(section.subset or ":", count)
+        count, largest = max(0, min(last, count) - first), run.config[collect].max_completions
+    else:
+        rows = run.need(stage, "rankings", "train")
+        count, largest = len(rows), max(len(row.completions) for row in rows)
+    return count * math.comb(largest, 2) if section.get("loss") == "pooled" else count
+
+
+def _earlier(run: Run, stage: str) -> list[str]:
+    """The stages of the config before this one."""
+    stages = list(run.config.stages)
+    return stages[: stages.index(stage)] if stage in stages else stages
+
+
+def _collect(run: Run, stage: str) -> str | None:
+    """The collect stage that config[stage] will learn from, finished or not; None: the corpus's own rankings."""
+    collects = (name for name in _earlier(run, stage) if run.config[name].kind == "collect")
+    return run.config[stage].rankings or next(collects, None)
+
+
+SPLITS = ("train", "valid", "heldout")
+
+
+def source(run: Run, stage: str) -> str | None:
+    """The collect stage that config[stage] learns from; None: it learns from the corpus's own rankings.
+
+    Raises:
+      InputError: config[stage].rankings is no finished collect stage.
+    """
+    name = run.config[stage].get("rankings", "")
+    finished = run.stages("collect")
+    if name and name not in finished:
+        raise InputError(
+            f"{stage}.rankings='{name}' is no finished collect stage; finished ones: {', '.join(finished) or 'none'}"
+        )
+    return name or next(iter(finished), None)
+
+
+def load(run: Run, stage: str, name: str) -> list[Ranking]:
+    """What config[stage] learns from ("train") or is tested on ("valid", "heldout"); [] if there is nothing.
+
+    Raises:
+      InputError: config[stage].rankings or .subset is wrong.
+    """
+    collected = source(run, stage)
+    if collected is None:
+        found = run.corpus.rankings(name)
+    else:
+        path = run.folder(collected) / f"comparisons.{name}.jsonl"
+        found = read_rankings(path) if hosts.on_first(lambda: checked(path).exists()) else []
+    text = run.config[stage].get("subset", "")
+    return subset(found, text, run.seed_of(stage), f"{stage}.subset") if text and name == "train" else found
+
+
+def subset(rankings: list[Ranking], text: str, seed: int, field: str = "subset") -> list[Ranking]:
+    """The rankings of a part of the prompts, which stand in an order that the seed draws.
+
+    Of one seed ":100" lies within ":200", and ":50%" and "50%:" have no prompt in common.
+
+    Args:
+      text: "BEGIN:END", each a number of prompts, a share of them as "50%", or empty.
+
+    Raises:
+      InputError: it asks for no prompt or for more than there are.
+    """
+    units = list(dict.fromkeys(ranking.unit for ranking in rankings))
+    units.sort(key=lambda unit: hashlib.blake2b(f"{seed}/{unit}".encode()).digest())
+    first, last = _part(text, len(units), field)
+    chosen = set(units[first:last])
+    return [ranking for ranking in rankings if ranking.unit in chosen]
+
+
+def _part(text: str, count: int, field: str) -> tuple[int, int]:
+    first, last = forms.part(text, count)
+    if not first < last <= count:
+        raise InputError(f"{field}='{text}' of {count} prompts with rankings takes none, or more than there are")
+    return first, last
+
+
+def batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
+    """Rankings as arrays, by the length rules of the run."""
+    config = run.config
+    return batch_rankings(rows, run.tokenizer, run.whole_length, config.prompt_length, too_long=config.too_long)
+
+
+def kept(run: Run, rows: list[Ranking]) -> tuple[list[Ranking], LengthReport]:
+    """The rankings that `batch` makes arrays of, with the completions that these have."""
+    return kept_rankings(rows, run.tokenizer, run.whole_length, run.config.prompt_length, run.config.too_long)
+
+
+def training_rows(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparisons | PackedComparisons, LengthReport]:
+    """Rankings as config[stage] trains on them: packed or not; `shorten` comes after."""
+    config, section = run.config, run.config[stage]
+    try:
+        if not section.packed:
+            return batch(run, rows)
+        return pack_rankings(
+            rows, run.tokenizer, run.whole_length, config.prompt_length, section.length, config.too_long
+        )
+    except InputError as error:
+        raise InputError(f"{stage}: {error}") from None
+
+
+def training_shape(run: Run, stage: str) -> TransformerConfig:
+    """The model's shape on those rows: splash attention cannot let all completions of a row see its prompt."""
+    shape = run.shape(stage)
+    if run.config[stage].packed and shape.attention == "splash":
+        return dataclasses.replace(shape, attention="xla")
+    return shape
+
+
+def shorten(run: Run, stage: str, examples):
+    """Rows [N, K, T] cut to config[stage].length tokens without loss: rankings with a longer sequence are left out.
+
+    Packed ones have that length already; 0 is no length.
+
+    Raises:
+      InputError: no ranking is left.
+    """
+    section = run.config[stage]
+    if section.packed or not section.length:
+        return examples
+    fits = examples.mask.sum(-1).max(-1) <= section.length
+    if not fits.any():
+        raise InputError(f"{stage}.length = {section.length} leaves no ranking; raise it")
+    print(f"{stage}: {(~fits).sum()} rankings with more than {section.length} tokens are left out")
+    kept = take(examples, fits)
+    return kept.replace(tokens=kept.tokens[..., : section.length], mask=kept.mask[..., : section.length])
+
+
+def fitting(run: Run, rows: list[Demonstration]) -> list[Demonstration]:
+    """The demonstrations whose prompts are not too long, or all where these are cut."""
+    if run.config.too_long == "cut_left":
+        return rows
+    lengths = map(len, run.tokenizer.encode_prompts([row.prompt for row in rows]))
+    return [row for row, length in zip(rows, lengths) if length <= run.config.prompt_length]

@@ -1,0 +1,317 @@
+"""Step 2: a reward model from ranked completions, K-wise Bradley-Terry.
+
+InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.2: one forward a completion, all pairs
+of a prompt one element of the batch, one epoch; afterwards a bias so that demonstrations average 0.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import checkpoint, generate, losses, model, ppo, sharding, train
+from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts
+from rlhf_jax.data.loader import Loader, in_order
+from rlhf_jax.data.records import Prompt, Ranking
+from rlhf_jax.evaluate import preferences
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.run import Run, is_run, open_run
+from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json
+from rlhf_jax.stages import rankings, supervised
+from rlhf_jax.statistics import bag_of_words
+
+
+def completion_scores(config: TransformerConfig, params: dict, batch: Comparisons | PackedComparisons) -> jax.Array:
+    """Scores f32[B, K]: the scalar on the last real token of each completion."""
+    if isinstance(batch, PackedComparisons):
+        hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+        last = jnp.take_along_axis(hidden, batch.ends[..., None], axis=1)
+        return model.scalar_head(config, params, last)
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    scores = ppo.sequence_scores(config, params, flat(batch.tokens), flat(batch.mask))
+    return scores.reshape(batch.ranks.shape)
+
+
+_scores = jax.jit(completion_scores, static_argnums=0)  # compiled once for all scorers
+
+
+def reward_loss(
+    config: TransformerConfig, kind: str, params: dict, batch: Comparisons | PackedComparisons, keys: jax.Array | None
+) -> losses.Loss:
+    """The loss of a batch of prompts; `kind` is what config.reward_model.loss can be."""
+    del keys  # no dropout
+    scores = completion_scores(config, params, batch)
+    if kind == "regression":
+        targets = losses.rank_targets(batch.ranks, batch.valid) if batch.targets is None else batch.targets
+        pairs = losses.bradley_terry_kwise(scores, batch.ranks, batch.valid)
+        return losses.score_regression(scores, targets, batch.valid)._replace(sums=pairs.sums)
+    loss = losses.bradley_terry_pooled if kind == "pooled" else losses.bradley_terry_kwise
+    return loss(scores, batch.ranks, batch.valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardLoss:
+    """`reward_loss` of a model and a kind."""
+
+    config: TransformerConfig
+    kind: str
+
+    def __call__(self, params: dict, batch: Comparisons | PackedComparisons, keys: jax.Array) -> losses.Loss:
+        return reward_loss(self.config, self.kind, params, batch, keys)
+
+
+def loss_of(run: Run, stage: str) -> RewardLoss:
+    """The loss that config[stage] minimises."""
+    return RewardLoss(rankings.training_shape(run, stage), run.config[stage].loss)
+
+
+def check(run: Run, stage: str) -> None:
+    """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
+    rankings.check(run, stage)
+    supervised.check(run, stage)
+    rankings.check_data(run, stage)
+    supervised.check_warmup(run, stage, rankings.most(run, stage), run.config[stage].batch_size)
+    if run.corpus and run.corpus.has("demonstrations"):
+        run.need(stage, "demonstrations", "train")
+
+
+def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
+    """Every untied pair as a ranking of its own: what the paper found to overfit when shuffled."""
+    return [
+        ranking.of(pair)
+        for ranking in rows
+        for pair in itertools.combinations(range(len(ranking.ranks)), 2)
+        if len({ranking.ranks[place] for place in pair}) > 1
+    ]
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Trains config[stage], sets the bias and writes the parameters; `evaluate_stage` comes after."""
+    supervised.fit(training_of(run, stage))
+
+
+def training_of(run: Run, stage: str) -> supervised.Training:
+    """What run_stage trains, and how it ends."""
+    section = run.config[stage]
+    loss_fn = loss_of(run, stage)
+    rows = rankings.load(run, stage, "train")
+    rankings.check_preference(stage, rows)
+    examples, report = _examples(run, stage, rows)
+    run.report_data(stage, "rankings", report)
+    examples, rated = _standardized(rankings.shorten(run, stage, examples))
+    rankings.check_kept(run, stage, examples.ranks.tolist())
+    loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
+
+    shape = run.shape(stage)
+    return supervised.Training(
+        run,
+        stage,
+        lambda: run.with_scalar_head(shape, run.start_params(stage), run.key(stage, "head")),
+        loss_fn,
+        loader,
+        loader.steps(section.epochs),
+        functools.partial(_finish, run, stage, rated),
+        head="scalar",
+        live={"loss": "loss", "accuracy": "accuracy"},
+    )
+
+
+def _examples(run: Run, stage: str, rows: list[Ranking]):
+    """Rankings, or their pairs where these are pooled, as arrays, and what became of them."""
+    if run.config[stage].loss != "pooled":
+        return rankings.training_rows(run, stage, rows)
+    # Of two completions that are equal once they are cut, the second is in no pair: it would contradict those of the first.
+    kept, left_out = rankings.kept(run, rows)
+    rankings.check_kept(run, stage, [row.ranks for row in kept])
+    examples, report = rankings.training_rows(run, stage, split_into_pairs(kept))
+    given = len(split_into_pairs(rows))
+    dropped = given - len(examples.ranks)
+    return examples, dataclasses.replace(report, given=given, dropped=dropped, repeats=left_out.repeats)
+
+
+def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
+    """Writes the parameters with the bias by which demonstrations average 0.
+
+    Without any it is 0: comparisons say nothing of it, and what Adam makes of their rounding is no knowledge. Regression
+    learns one, which stays.
+    """
+    rows = run.corpus.demonstrations("train") if run.corpus.has("demonstrations") else []
+    demonstrations = rankings.fitting(run, rows)
+    bias, facts = state.params["scalar_bias"], {"demonstrations": len(demonstrations)}
+    if demonstrations:
+        prompts = [Prompt(row.prompt, row.row) for row in demonstrations]
+        completions = [row.completion for row in demonstrations]
+        mean = Scorer(run, stage, state.params)(prompts, completions, [True] * len(prompts)).mean()
+        bias -= np.float32(mean)
+        facts["demonstration_mean_before_bias"] = float(mean)
+    elif run.config[stage].loss == "regression":
+        print(
+            f"{stage}: no demonstrations whose scores would average 0: the bias is the one that was trained", flush=True
+        )
+    else:
+        print(f"{stage}: no demonstrations whose scores would average 0: the bias is 0", flush=True)
+        bias = jnp.zeros_like(bias)
+    hosts.on_first(write_json, run.folder(stage) / _BIAS, facts | rated)
+    checkpoint.save_params(run.folder(stage) / "params", state.params | {"scalar_bias": bias})
+
+
+_BIAS = "bias.json"  # by what the bias was set, for evaluation.json
+
+
+def evaluate_stage(run: Run, stage: str) -> None:
+    """Writes evaluation.json of a finished stage: what `evaluate` says, and by what its bias was set."""
+    facts = evaluate(run, stage, Scorer(run, stage))
+    facts |= hosts.on_first(finished.read_if_there, run.folder(stage) / _BIAS) or {}
+    hosts.on_first(finished.write_json, run.folder(stage) / "evaluation.json", facts)
+
+
+def _standardized(examples):
+    """The labelers' scores as regression learns them, with mean 0 and standard deviation 1, and what these were."""
+    if examples.targets is None:
+        return examples, {}
+    scores = examples.targets[examples.valid].astype(np.float64)
+    mean, deviation = scores.mean(), scores.std() or 1.0
+    targets = np.where(examples.valid, (examples.targets - mean) / deviation, 0.0).astype(np.float32)
+    return examples.replace(targets=targets), {"score_mean": float(mean), "score_deviation": float(deviation)}
+
+
+class Scorer:
+    """Scores completions with a reward model, its bias included: (prompts, completions, finished, sampled) -> f32[N].
+
+    Args:
+      run: whose tokenizer and lengths hold.
+      stage: the reward model's; by default the run's last finished one.
+      params: its parameters; by default what the stage wrote.
+      asker: the run whose policies are scored; by default the same.
+    """
+
+    batch_size = 256
+
+    def __init__(self, run: Run, stage: str | None = None, params: dict | None = None, asker: Run | None = None):
+        asker = asker or run
+        self._run, self._mesh = run, asker.mesh
+        self._reads_ids = run.tokenizer.same_ids(asker.tokenizer)
+        if stage is None:
+            stages = run.stages("reward_model")
+            if not stages:
+                raise InputError(f"{run.path} has no finished reward_model stage")
+            stage = stages[-1]
+        self._shape = run.shape(stage)
+        self._params = run.load_params(stage, "scalar") if params is None else params
+
+    def __call__(
+        self, prompts: list[Prompt], completions: list[str], finished: list[bool], sampled: list | None = None
+    ) -> np.ndarray:
+        """
+        Args:
+          sampled: the token ids of completions that a policy wrote, with the one that ended each: PPO's reward is the
+            score of these, and the same text tokenized anew can have others, and more. They are read wherever the
+            reward model has the policy's tokenizer. None: there are texts alone.
+        """
+        sampled = sampled if sampled is not None and self._reads_ids else [None] * len(completions)
+        rows = [
+            Ranking(prompt.prompt, (text,), (1,), None, None, None, (bool(end),), {}, sampled=ids and (ids,))
+            for prompt, text, end, ids in zip(prompts, completions, finished, sampled, strict=True)
+        ]
+        config = self._run.config
+        arrays, report = rankings.batch(self._run, rows)
+        if report.dropped:
+            raise InputError(f"{report.dropped} prompts are longer than prompt_length = {config.prompt_length}")
+        return self.score_arrays(arrays)[:, 0]
+
+    def score_arrays(self, arrays: Comparisons) -> np.ndarray:
+        """f32[N, K] of comparisons that are batched already."""
+        size = max(1, self.batch_size // arrays.ranks.shape[1])
+        ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        size = -(-size // ways) * ways
+        parts = [
+            hosts.fetch(_scores(self._shape, self._params, sharding.put_batch(batch, self._mesh)))
+            for batch in in_order(arrays, size)
+        ]
+        return np.concatenate(parts)[: len(arrays.ranks)]
+
+
+def scorer_of(run: Run, name: str) -> Scorer:
+    """The scorer of a reward model: of a stage, of a released one's folder, or of another run's work directory."""
+    if name not in run.config and is_run(name):
+        return Scorer(open_run(name), asker=run)
+    return Scorer(run, name)
+
+
+def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
+    """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's.
+
+    Beside it the accuracy of a bag of words that is fitted to the same training rankings, where they are enough for one.
+    Rankings of which none says that one completion is better than another are counted and no more.
+    """
+    try:
+        bag = bag_of_words.fit(rankings.load(run, stage, "train"))
+    except InputError as error:
+        print(f"{stage}: no comparison with a bag of words: {error}", flush=True)
+        bag = None
+    scored = {name: _scored(run, scorer, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
+    facts = {name: _evaluate_rankings(bag, *found) for name, found in scored.items() if found}
+    if collected := rankings.source(run, stage):
+        facts["labelers"] = hosts.on_first(finished.read_json, run.folder(collected) / "evaluation.json")
+        facts |= _labeler_gap(facts, scored)
+    return facts
+
+
+def _labeler_gap(facts: dict, scored: dict) -> dict:
+    """By how much the accuracy on labelers who labelled for training exceeds that on the group held out, with its interval
+    over prompts, and what the world planted: the same of a model that knows what the mean labeler of the other groups wants."""
+    fold = facts["labelers"].get("folds", {}).get(facts["labelers"].get("held_out_group"))
+    if fold is None or any("accuracy" not in facts.get(name, {}) for name in ("valid", "heldout")):
+        return {}
+    (valid, _, valid_scores), (heldout, _, heldout_scores) = scored["valid"], scored["heldout"]
+    gap = preferences.accuracy_gap(valid, valid_scores, heldout, heldout_scores)
+    return {"labeler_gap": gap.to_json() | {"planted": fold["in_group"] - fold["held_out"]}}
+
+
+def _scored(run: Run, scorer: Scorer, rows: list[Ranking]) -> tuple[list[Ranking], Comparisons, np.ndarray] | None:
+    """The rankings that fit the model, the same as arrays, and their scores f32[N, K]; None where no ranking fits."""
+    kept, _ = rankings.kept(run, rows)
+    if not kept:
+        return None
+    arrays, _ = rankings.batch(run, kept)
+    return kept, arrays, scorer.score_arrays(arrays)
+
+
+def _evaluate_rankings(
+    bag: bag_of_words.BagOfWords | None, kept: list[Ranking], arrays: Comparisons, scores: np.ndarray
+) -> dict:
+    found = preferences.evaluate(kept, scores, arrays.mask.sum(-1))
+    if bag and "accuracy" in found:
+        found["bag_of_words_accuracy"] = bag_of_words.accuracy(bag, kept)._asdict()
+    if arrays.targets is not None:
+        given, said = arrays.targets[arrays.valid], scores[arrays.valid]
+        if given.std() and said.std():
+            found["score_correlation"] = float(np.corrcoef(given, said)[0, 1])
+    return found
+
+
+class ValidationReward:
+    """Mean reward score of a policy's samples on validation prompts: how the paper selects SFT models."""
+
+    def __init__(self, run: Run, reward: str):
+        self._run = run
+        self._scorer = scorer_of(run, reward)
+        self._prompts = run.corpus.prompts("valid", "ppo")
+        self._arrays, _ = batch_prompts(self._prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
+
+    def __call__(self, params: dict) -> float:
+        run = self._run
+        texts, ended, sampled = [], [], []
+        for number, batch in enumerate(in_order(self._arrays, run.config.evaluate.batch_size)):
+            sampler = run.sampler(run.config.completion_length)
+            rollout = sampler(params, batch, run.key("select", number), run.config.evaluate.temperature)
+            more, more_ended = generate.texts(rollout, run.tokenizer)
+            texts, ended, sampled = texts + more, ended + more_ended, sampled + generate.sampled(rollout)
+        prompts = [self._prompts[place] for place in self._arrays.index]
+        count = len(prompts)
+        return float(self._scorer(prompts, texts[:count], ended[:count], sampled[:count]).mean())

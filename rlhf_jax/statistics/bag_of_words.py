@@ -1,0 +1,131 @@
+"""A baseline for reward models: a Bradley-Terry model on bags of words.
+
+It scores a completion with the sum of the weights of its words, and sees neither their order nor the prompt. Where it does
+well, the preferences ask little more of a reward model than to know words.
+"""
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+
+from rlhf_jax import statistics
+from rlhf_jax.data.records import Ranking
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.statistics import Estimate
+
+PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+_VALIDATION_EVERY = 5  # one prompt in so many is held out to choose the penalty
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclasses.dataclass(frozen=True)
+class BagOfWords:
+    """A fitted model: the column of each word, the weights f64[words], and the L2 penalty that was chosen."""
+
+    columns: dict[str, int]
+    weights: np.ndarray
+    penalty: float
+
+    def scores(self, completions: Sequence[str]) -> np.ndarray:
+        """The scores f64[N] of completions, the higher the better."""
+        return _counts(self.columns, completions) @ self.weights
+
+
+def fit(rankings: Sequence[Ranking]) -> BagOfWords:
+    """Fits the weights with the penalty of PENALTIES that has the best log-loss on prompts held out.
+
+    As in the reward model's loss, ties are dropped, and the pairs of a ranking together have weight 1.
+
+    Raises:
+        InputError: all completions are tied, or fewer than two prompts have a preference.
+    """
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(r.unit for r in rankings))}
+    validates = np.array([places[r.unit] % _VALIDATION_EVERY == 1 for r in rankings], bool)
+    columns = _columns([ranking for ranking, held_out in zip(rankings, validates) if not held_out])
+    differences, weights, source = _pairs(columns, rankings)
+    if not len(source):
+        raise InputError("bag of words: no ranking says that one completion is better than another")
+    train, valid = ~validates[source], validates[source]
+    if not valid.any() or not train.any():
+        raise InputError("bag of words: the rankings need at least two prompts with a preference")
+    best, chosen, solution = np.inf, PENALTIES[0], np.zeros(len(columns))
+    for penalty in PENALTIES:  # from strong to weak until it overfits; each fit starts at the last solution
+        solution = _minimize(differences[train], weights[train], penalty, solution)
+        loss = _log_loss(differences[valid] @ solution, weights[valid])
+        if loss >= best:
+            break
+        best, chosen = loss, penalty
+    columns = _columns(rankings)
+    differences, weights, _ = _pairs(columns, rankings)
+    return BagOfWords(columns, _minimize(differences, weights, chosen, np.zeros(len(columns))), chosen)
+
+
+def accuracy(bag: BagOfWords, rankings: Sequence[Ranking]) -> Estimate:
+    """The share of untied pairs that the scores put in the right order; equal scores count one half.
+
+    Pairs of one prompt are not independent, so the interval is over prompts (`Ranking.unit`).
+    """
+    differences, _, source = _pairs(bag.columns, rankings)
+    right = (np.sign(differences @ bag.weights) + 1) / 2
+    return statistics.share(right, units=[rankings[i].unit for i in source])
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _columns(rankings: Sequence[Ranking]) -> dict[str, int]:
+    """A column for each word that stands in at least two completions, in the order of their first appearance."""
+    counts = collections.Counter(word for r in rankings for text in r.completions for word in set(_words(text)))
+    return {word: column for column, word in enumerate(word for word, count in counts.items() if count > 1)}
+
+
+def _counts(columns: dict[str, int], texts: Sequence[str]) -> scipy.sparse.csr_matrix:
+    rows, places = [], []
+    for row, text in enumerate(texts):
+        known = [columns[word] for word in _words(text) if word in columns]
+        rows += [row] * len(known)
+        places += known
+    return scipy.sparse.csr_matrix((np.ones(len(rows)), (rows, places)), (len(texts), len(columns)))
+
+
+def _pairs(columns: dict[str, int], rankings: Sequence[Ranking]):
+    """The word counts of the better completion less those of the worse one [N, words], weights f64[N], and rankings i64[N].
+
+    N pairs are not tied; the last array has the place of each pair's ranking.
+    """
+    better, worse, weights, source = [], [], [], []
+    offset = 0
+    for place, ranking in enumerate(rankings):
+        ranks = ranking.ranks
+        kept = [(i, j) for i, j in itertools.permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
+        better += [offset + i for i, _ in kept]
+        worse += [offset + j for _, j in kept]
+        weights += [1 / len(kept) for _ in kept]
+        source += [place] * len(kept)
+        offset += len(ranks)
+    counts = _counts(columns, [text for ranking in rankings for text in ranking.completions])
+    return counts[better] - counts[worse], np.array(weights), np.array(source, np.int64)
+
+
+def _log_loss(margins: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted mean of -log sigmoid(margin), in nats."""
+    return float(weights @ np.logaddexp(0, -margins) / weights.sum())
+
+
+def _minimize(differences, weights: np.ndarray, penalty: float, start: np.ndarray) -> np.ndarray:
+    """The word weights that minimise log-loss + penalty / 2 * |weights|^2; the search begins at `start`."""
+
+    def objective(solution):
+        margins = differences @ solution
+        slope = -weights / weights.sum() / (1 + np.exp(np.minimum(margins, 500)))
+        loss = _log_loss(margins, weights) + penalty / 2 * solution @ solution
+        return loss, differences.T @ slope + penalty * solution
+
+    return scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x

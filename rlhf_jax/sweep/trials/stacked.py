@@ -1,0 +1,183 @@
+"""Programs of many trials: those of one run, batched over a first axis of trials that is split over the devices."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import generate, optim, ppo, sharding, train
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime import hosts
+from rlhf_jax.stages import ppo as ppo_stage
+from rlhf_jax.stages import supervised
+
+AXIS = "trials"  # of vmap
+Training = supervised.Training | ppo_stage.Training
+
+
+def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = (), **options) -> Callable:
+    """A function of one trial as a program of many: each device has its own, and they never talk."""
+    trials = sharding.over_trials(mesh).spec
+    batched = jax.vmap(function, axis_name=AXIS)
+    local = jax.shard_map(batched, mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
+    return jax.jit(local, donate_argnums=donate, **options)
+
+
+def draw_of(shape: TransformerConfig, completion_length: int, eos_id, pad_id: int, parts: int = 1) -> Callable:
+    """(params, tokens, mask, key, temperature) -> Rollout of one trial of many; see generate.sample."""
+    lengths = dict(completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts)
+
+    def draw(params, tokens, mask, key, temperature):
+        params = jax.tree.map(lambda x: x.astype(shape.dtype), params)
+        return generate.sample(shape, params, tokens, mask, key, temperature, **lengths, trials=AXIS)
+
+    return draw
+
+
+@functools.lru_cache
+def gather_of(mesh: jax.sharding.Mesh) -> Callable:
+    """Metrics where every process can read them."""
+    return jax.jit(lambda metrics: metrics, out_shardings=sharding.replicated(mesh))
+
+
+@functools.lru_cache
+def pick_of(mesh: jax.sharding.Mesh) -> Callable:
+    """(stacked state, place) -> the state of one trial, on every device."""
+    pick = lambda tree, place: jax.tree.map(lambda x: x[place], tree)
+    return jax.jit(pick, out_shardings=sharding.replicated(mesh))
+
+
+def _stack_of(function: Callable, trainings: Sequence[Training], mesh):
+    """function(training) of all, stacked; computed once for a training that fills several places."""
+    made = {}
+    for training in trainings:
+        if id(training) not in made:
+            made[id(training)] = hosts.fetch(function(training))
+    return sharding.put_trials([made[id(training)] for training in trainings], mesh)
+
+
+def _keys(trainings: Sequence[Training], name: str, mesh):
+    return _stack_of(lambda training: jax.random.key_data(training.run.key(name)), trainings, mesh)
+
+
+def supervised_of(trainings: Sequence[supervised.Training], mesh):
+    """(stacked state, advance) of pretraining, SFT, reward models."""
+    first = trainings[0]
+    section = first.run.config[first.stage]
+    optimizer = optim.OptimizerConfig(**section.optimizer)
+    make, program = _supervised_programs(first.loss_fn, optimizer, section.microbatches, mesh)
+    state = make(_stack_of(lambda training: training.start(), trainings, mesh))
+    keys, rates = _keys(trainings, first.stage, mesh), [_rates(training) for training in trainings]
+
+    def advance(state, step, active):
+        own_step = lambda training: min(step, training.total - 1)  # a finished one makes its last step, in vain
+        steps = [own_step(training) for training in trainings]
+        batch = _stack_of(lambda training: training.loader.batch(own_step(training)), trainings, mesh)
+        rate = np.array([rates[step] for rates, step in zip(rates, steps)])
+        return program(state, batch, rate, keys, np.array(steps, np.int32), active)
+
+    return state, advance
+
+
+def _rates(training: supervised.Training) -> np.ndarray:
+    """The learning rate of every step, f32[total]."""
+    section = training.run.config[training.stage]
+    schedule = supervised.schedule_of(section, training.total)
+    return np.float32(section.learning_rate) * np.asarray(jax.vmap(schedule)(np.arange(training.total)))
+
+
+@functools.lru_cache(maxsize=32)
+def _supervised_programs(loss_fn: train.LossFn, optimizer: optim.OptimizerConfig, microbatches: int, mesh):
+    optimizer = optim.make_optimizer(optimizer)
+    # The schedule is in the learning rate: its length may differ between trials.
+    train_step = train.make_train_step(loss_fn, optimizer, lambda step: 1.0, microbatches)
+
+    def step(state, batch, learning_rate, key, number, active):
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), number)
+        new, metrics = train_step(state, batch, learning_rate, key)
+        return jax.tree.map(lambda new, old: jnp.where(active, new, old), new, state), metrics
+
+    return spread(functools.partial(train.init_state, optimizer=optimizer), mesh), spread(step, mesh, donate=0)
+
+
+def ppo_of(trainings: Sequence[ppo_stage.Training], mesh):
+    """(stacked state, advance) of PPO."""
+    first = trainings[0]
+    run, section = first.run, first.run.config[first.stage]
+    sizes = section.batch_size, section.minibatch_size, section.ppo_epochs
+    programs = _ppo_programs(
+        first.config,
+        ppo.SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
+        ppo_stage.optimizers_of(section),
+        (run.config.completion_length, run.tokenizer.end_ids, run.tokenizer.pad_id, section.sample_parts),
+        sizes,
+        mesh,
+    )
+    section_of = lambda training: training.run.config[training.stage]
+    ref, reward, value = _stack_of(lambda training: training.start(), trainings, mesh)
+    kl_coef = _stack_of(lambda training: np.float32(section_of(training).kl_coef), trainings, mesh)
+    state = programs.make(ref, value, kl_coef)
+    frozen = programs.freeze(ref, reward)
+    del ref, reward, value
+    coefs = _stack_of(lambda training: ppo_stage.coefficients(section_of(training)), trainings, mesh)
+    keys = _keys(trainings, "ppo", mesh)
+    with_ptx = next((training for training in trainings if training.ptx), None)
+    ptx = [training if training.ptx else with_ptx for training in trainings]  # ptx_coef = 0 takes any text
+
+    def advance(state, iteration, active):
+        del active  # all have as many iterations; of one that is not finite nothing is read
+        first_step = iteration * first.steps_per_iteration
+        return ppo_stage.iterate(
+            programs,
+            state,
+            frozen,
+            _stack_of(lambda training: training.prompts.batch(iteration), trainings, mesh),
+            lambda step: with_ptx and _stack_of(lambda training: training.ptx.batch(first_step + step), ptx, mesh),
+            coefs,
+            programs.keys(keys, np.full(len(trainings), iteration, np.int32)),
+            section,
+            fixed_kl=section.kl_target is None,
+            judge=_judge(trainings, iteration),
+        )
+
+    return state, advance
+
+
+def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
+    """ppo_stage.Training.judge of all: stacked rollouts -> stacked metrics; None where none judges."""
+    judges = [training.judge(iteration) for training in trainings]
+    if not judges[0]:
+        return None
+
+    def judge(rollout):
+        rollout = hosts.fetch(rollout)
+        found = [one(jax.tree.map(lambda x: x[place], rollout)) for place, one in enumerate(judges)]
+        return jax.tree.map(lambda *values: np.stack(values), *found)
+
+    return judge
+
+
+class PPOPrograms:
+    """ppo_stage.Programs of several trials: all arguments and results have a first axis of trials."""
+
+    def __init__(self, config: ppo.PPOConfig, reward_fn, optimizers, sampling: tuple, sizes: tuple, mesh):
+        completion_length, eos_id, pad_id, parts = sampling
+        sample = spread(draw_of(config.policy, completion_length, eos_id, pad_id, parts), mesh)
+        randomness = spread(lambda key: ppo_stage.randomness(key, *sizes), mesh)
+        rounding = {"xla_allow_excess_precision": False}  # as ppo_stage.Programs
+        self.make = spread(functools.partial(ppo_stage.make_state, optimizers), mesh)
+        self.freeze = spread(functools.partial(ppo_stage.frozen_params, config.policy), mesh)
+        self.keys = spread(lambda key, number: jax.random.fold_in(jax.random.wrap_key_data(key), number), mesh)
+        self.randomness = lambda key, *_: randomness(key)
+        self.sample = lambda params, batch, *noise: sample(params, batch.tokens, batch.mask, *noise)
+        self.score = spread(ppo.make_score(config, reward_fn), mesh, compiler_options=rounding)
+        self.update = spread(ppo.make_update(config, *optimizers), mesh, donate=0, compiler_options=rounding)
+        self.take = spread(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), mesh)
+        self.summarize = spread(ppo_stage.summarize, mesh)
+
+
+@functools.lru_cache(maxsize=16)
+def _ppo_programs(config: ppo.PPOConfig, reward_fn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
+    return PPOPrograms(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), sampling, sizes, mesh)
