@@ -69,12 +69,7 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
     )
     config.ppo_init = sft_config()
     config.ppo_init.update(  # C.3; its dropout is unstated
-        init="gpt3",
-        epochs=2.0,
-        schedule="cosine",
-        final_fraction=0.1,
-        pretrain_mix=0.1,
-        **values["ppo_init"],
+        init="gpt3", epochs=2.0, schedule="cosine", final_fraction=0.1, pretrain_mix=0.1, **values["ppo_init"]
     )
     if size != "6b":
         config.reward_model.model = ml_collections.ConfigDict({"shape": SIZES["6b"]["shape"]})

@@ -29,13 +29,7 @@ def get_config(preferences: str = "truthfulqa"):
     config.stages = ("sft", "reward_model", "ppo", "ppo_ptx")
     rankings, config.prompt_length, config.completion_length, epochs = PREFERENCES[preferences]
     config.tokenizer.path = "stories260K/tokenizer.json"
-    config.model.update(
-        shape="stories260K",
-        vocab_multiple=64,
-        dtype="float32",
-        scan_layers=False,
-        remat="none",
-    )
+    config.model.update(shape="stories260K", vocab_multiple=64, dtype="float32", scan_layers=False, remat="none")
     config.data.update(source="files", on_bad_row="skip")  # some of the real answers are empty
     config.data.files.update(
         documents="text_tinystories.txt.xz",

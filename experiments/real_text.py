@@ -29,8 +29,7 @@ def get_config(which: str = "truthfulqa"):
     config.model.update(dtype="float32", scan_layers=False, remat="none", attention="blocked", logits_chunk=0)
     config.data.update(source="files", on_bad_row="skip")  # some of the real answers are empty
     config.data.files.update(
-        documents="text_classics.txt.xz",
-        demonstrations="sft_llamafactory_alpaca_en.jsonl.xz,sft_t0.jsonl.xz@3000",
+        documents="text_classics.txt.xz", demonstrations="sft_llamafactory_alpaca_en.jsonl.xz,sft_t0.jsonl.xz@3000"
     )
     if which == "pretrain":
         config.stages = ("pretrain",)

@@ -1,10 +1,10 @@
-"""Type an instruction, see what base, SFT and a chosen policy of a finished run make of it:
+"""Answers typed instructions with three policies of a finished run: the base model, SFT and a chosen one.
 
     python -m rlhf_jax.chat --workdir=runs/quickstart --stage=ppo
     python -m rlhf_jax.chat --workdir=runs/quickstart --instruction="say hello to mira ."
 
-A turn is two lines, the instruction and its input (which may be empty); Ctrl-D ends. The gold score
-needs a prompt that the world made, so that it is known what was asked for.
+Each turn is two lines, the instruction and its input, which may be empty; Ctrl-D ends the program. Gold scores exist
+only for prompts that the embedded world has made.
 """
 
 import argparse
@@ -17,23 +17,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_jax import generate
+import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
+from rlhf_jax import generate, sampling, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluate.answers import completion_logprob
 from rlhf_jax.evaluate.policy import reference_stage
+from rlhf_jax.evaluate.scorer import Scorer
+from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import NOT_NEGATIVE
 from rlhf_jax.report.record import label
 from rlhf_jax.runtime import terminal
-from rlhf_jax.runtime.command_line import option
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.terminal import visible
-from rlhf_jax.stages.reward_model import Scorer
 
 
 class Answer(NamedTuple):
-    """A policy's completion and its worth; None for what the run cannot tell."""
+    """A policy's completion with its scores; a score that the run cannot compute is None."""
 
     stage: str
     completion: str
@@ -41,22 +42,22 @@ class Answer(NamedTuple):
     tokens: int
     score: float | None
     gold: float | None
-    kl: float | None  # log pi - log pi_SFT of this completion, nats
+    kl: float | None  # log pi(completion) - log pi_SFT(completion), nats
 
 
 class Chat:
-    """The policies of a finished run, ready to answer.
+    """The policies of a finished run, loaded to answer instructions.
 
     Args:
-        run: from `run.open_run`.
-        stage: shown beside base and SFT; None is the last policy of the run.
+        run: the run, from `run.open_run`.
+        stage: name of the policy to show beside base and SFT; by default the last policy of the run.
 
     Raises:
         InputError: the run has no such policy, or none at all.
     """
 
     def __init__(self, run, stage: str | None = None):
-        stages = run.policy_stages()
+        stages = run.giving("policy")
         if not stages:
             raise InputError(f"{run.path} has no finished policy yet; run its pipeline first")
         stage = stage or stages[-1]
@@ -65,11 +66,17 @@ class Chat:
         self._run = run
         self._reference = reference_stage(run)
         shown = {run.stages("pretrain")[0] if run.stages("pretrain") else None, self._reference, stage}
-        self._params = {name: run.load_params(name) for name in stages if name in shown}
-        self._scorer = Scorer(run) if run.stages("reward_model") else None
+        self._params = {name: weights.load_params(run, name) for name in stages if name in shown}
+        self._scorer = Scorer(run) if run.giving("reward") else None
 
     def answer(self, instruction: str, input: str = "", *, temperature: float, turn: int = 0) -> list[Answer]:
-        """One completion of each policy, all with the same random key.
+        """Samples one completion of each policy, all with the same random key.
+
+        Args:
+            instruction: the instruction.
+            input: the input of the instruction; blank for none.
+            temperature: sampling temperature; 0 takes the likeliest tokens.
+            turn: number of the turn, which selects the random key.
 
         Raises:
             InputError: the prompt is longer than the run's prompt_length.
@@ -77,9 +84,9 @@ class Chat:
         run = self._run
         text = run.template.prompt(instruction, input)
         prompt = self._known.get(text, Prompt(text, {}))
-        rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]  # the fewest that divide the mesh
+        rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]  # the smallest batch that divides over the mesh
         prompts, _ = batch_prompts([prompt] * rows, run.tokenizer, run.config.prompt_length)
-        sampler = run.sampler(run.config.completion_length)
+        sampler = sampling.sampler(run, run.config.completion_length)
         answers = []
         for stage, params in self._params.items():
             rollout = sampler(params, prompts, run.key("chat", turn), temperature)
@@ -105,13 +112,13 @@ class Chat:
 
     @property
     def example(self) -> tuple[str, str] | None:
-        """Instruction and input of a prompt with a gold score; None where there is no gold."""
+        """Instruction and input of a prompt that has a gold score; None if no prompt has one."""
         rows = (prompt.row for prompt in self._known.values())
         return next(((row["instruction"], row["input"]) for row in rows), None)
 
     @functools.cached_property
     def _known(self) -> dict[str, Prompt]:
-        """The prompts whose gold score is defined, by their text."""
+        """The prompts that have a gold score, by their text."""
         corpus = self._run.corpus
         found = corpus.prompts("test", "ppo")
         if corpus.gold(found[0], "") is None:
@@ -123,7 +130,7 @@ class Chat:
 
 
 def table(answers: list[Answer]) -> Table:
-    """The answers side by side."""
+    """Returns a table of the answers side by side."""
     shown = Table(show_lines=False, title_justify="left")
     shown.add_column("")
     for answer in answers:
@@ -151,7 +158,7 @@ def table(answers: list[Answer]) -> Table:
 
 
 def converse(chat: Chat, turns, console: Console, temperature: float) -> None:
-    """Answers every (instruction, input), after an example of a prompt with a gold score."""
+    """Prints an example of a prompt that has a gold score, and then the answers to every (instruction, input)."""
     if chat.example:
         instruction, text = chat.example
         console.print(Text(visible("\n      input: ".join(filter(None, [f"for example: {instruction}", text])))))
@@ -160,7 +167,7 @@ def converse(chat: Chat, turns, console: Console, temperature: float) -> None:
 
 
 def show(chat: Chat, console: Console, instruction: str, input: str, temperature: float, turn: int = 0) -> None:
-    """Prints one turn; a prompt that cannot be answered is one sentence."""
+    """Prints the answers of one turn, or one sentence if the prompt cannot be answered."""
     try:
         answers = chat.answer(instruction, input, temperature=temperature, turn=turn)
     except InputError as error:
@@ -172,7 +179,7 @@ def show(chat: Chat, console: Console, instruction: str, input: str, temperature
 
 
 def typed_turns():
-    """(instruction, input) from a terminal, with a cue for each, or from the lines of a pipe."""
+    """Yields (instruction, input) from a terminal, with a prompt for each line, or from the lines of a pipe."""
 
     def ask(cue):
         return input(cue if sys.stdin.isatty() else "")

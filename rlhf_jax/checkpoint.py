@@ -13,7 +13,6 @@ its part of the arrays; the manifest, and whether a checkpoint is good, are the 
 import concurrent.futures
 import contextlib
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -27,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError, reason, refused
-from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.runtime.files import from_json, read_json, write_json
 
 _MANIFEST = "manifest.json"
 _UNLISTED = (_MANIFEST, "_CHECKPOINT_METADATA")  # Orbax changes the latter after the manifest
@@ -294,7 +293,7 @@ def _at_once(kind: type | None) -> bool:
 def _damage(path, contents: bool = False) -> str | None:
     """What is wrong with a checkpoint's files (their sizes, or also their `contents`), or None."""
     try:
-        files = json.loads((path / _MANIFEST).read_bytes())["files"]
+        files = from_json((path / _MANIFEST).read_bytes())["files"]
         for name, (size, _) in files.items():
             found = (path / name).stat().st_size
             if found != size:
@@ -305,8 +304,8 @@ def _damage(path, contents: bool = False) -> str | None:
                 return f"{name} does not have the contents that were written"
     except FileNotFoundError as error:
         return f"{pathlib.Path(error.filename).relative_to(path)} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{_MANIFEST} cannot be read: {error}"
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        return f"{_MANIFEST} cannot be read: {reason(error)}"
     return None
 
 

@@ -1,9 +1,18 @@
-"""How the commands that train begin and end: their common flags, the processes of a job, exit statuses.
+"""The start and the end of the commands that train: common flags, the processes of a job, exit statuses.
 
-Exit status: 0 done; 1 an error of the program, with its traceback; 2 bad input, or a disk that refuses; 3 a loss that
-is not finite; 4 done, but arms of a sweep failed; 75 stopped by SIGTERM or the end of the terminal, everything saved;
-76 another process of the job ended or did not come; 130 stopped by Ctrl-C. After 75, 76 and 130 (and 134, JAX's own
-end when a host is not heard of) the same command goes on where the run stopped.
+Exit statuses:
+
+    0    done
+    1    an error of the program, with its traceback
+    2    bad input, or a disk that is full or refuses a file
+    3    a loss that is not finite
+    4    done, but arms of a sweep failed
+    75   stopped by SIGTERM or the end of the terminal, with everything saved
+    76   another process of the job ended, or did not join in time
+    130  stopped by Ctrl-C
+
+After 75, 76 and 130, the same command resumes the run. It also does after 134, with which JAX ends a process when
+another host does not respond.
 """
 
 import contextlib
@@ -14,11 +23,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax import command_line, loop
 from rlhf_jax import config as config_lib
-from rlhf_jax.runtime import command_line
+from rlhf_jax.runtime import hosts, progress
 from rlhf_jax.runtime.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, refused
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,7 +45,7 @@ _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "A host not heard of for so long ends the job.", lower_bound=5
 )
 flags.mark_flags_as_required(["config", "workdir"])
-# An unset variable of a shell is an empty text, and an empty path the current directory.
+# An unset shell variable gives an empty path, which would mean the current directory.
 flags.register_validator("workdir", lambda path: path != "", "it is empty: name a folder")
 flags.register_validator("data", lambda path: path != "", "it is empty: name a folder, or leave the flag out")
 
@@ -43,14 +54,14 @@ EXIT_NON_FINITE, EXIT_FAILED_ARMS, EXIT_SAVED, EXIT_LOST_PEER = 3, 4, 75, 76
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the command line says.
+    """The content of the command line.
 
     Attributes:
-      config: with the overrides of the command line.
-      config_file: as it was given, with what follows a colon.
-      overrides: dotted field -> value, what was given beside the file.
-      workdir: as it was given.
-      rest: the arguments that are no flags, and those after a lone --.
+      config: the config, with the overrides of the command line.
+      config_file: value of --config, including the part after a colon.
+      overrides: dotted field -> value, the fields given on the command line.
+      workdir: value of --workdir.
+      rest: arguments that are no flags, and those after a lone --.
     """
 
     config: ConfigDict
@@ -60,19 +71,17 @@ class Job:
     rest: list[str]
 
     def join(self) -> None:
-        """Joins the other processes of the job; comes before anything that touches a device.
+        """Joins the other processes of the job; must be called before anything that touches a device.
 
         Raises:
-          InputError: flags that contradict each other, or no cluster.
-          hosts.NotJoined: another process did not come in time.
+          InputError: the flags contradict each other, there is no cluster, or the config's platform is not available.
+          hosts.NotJoined: another process did not join in time.
         """
-        from rlhf_jax.runtime import hosts
-
         try:
             hosts.start(
                 _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
             )
-        except RuntimeError as error:  # the first that touches a device
+        except RuntimeError as error:  # this call is the first to touch a device, so a missing backend shows here
             if "backend" not in str(error):
                 raise
             platform = os.environ.get("JAX_PLATFORMS", "")
@@ -80,12 +89,12 @@ class Job:
 
 
 def main(name: str, work: Callable[[Job], int | None]) -> None:
-    """The main function of a command.
+    """Runs a command: reads its flags, calls `work`, and exits with a status of the module's table.
 
     Args:
-      name: of the command, before every sentence.
-      work: what it does; the exit status, None for 0. It imports JAX itself, which reads the platform when it is
-        imported, and calls `Job.join` if it is going to compute.
+      name: name of the command, which starts every message.
+      work: function that does the command's work and returns the exit status, None for 0. It calls `Job.join` if it
+        computes anything.
     """
     stopped = f"{name}: stopped; run the same command to go on"
 
@@ -100,30 +109,31 @@ def main(name: str, work: Callable[[Job], int | None]) -> None:
         if _DATA.value is not None:
             config.data.files.dir = _DATA.value
         if config.platform:
-            os.environ["JAX_PLATFORMS"] = config.platform
+            os.environ["JAX_PLATFORMS"] = config.platform  # for processes that this one starts
+            jax.config.update("jax_platforms", config.platform)
         logging.set_verbosity(logging.WARNING)
         flag = flags.FLAGS["config"]
         overrides = config_flags.get_override_values(flag)
         job = Job(config, flag.config_filename, overrides, _WORKDIR.value, arguments[1:])
         status = _status(name, work, job)
-        from rlhf_jax.runtime import hosts
-
         if hosts.count() == 1:
             hosts.leave(status)
-        return status  # when all processes have come here
+        return status  # all processes of the job come here and end together; otherwise `_status` has left this one
 
-    # Where no progress.Interrupt is (before it, after it, in what Python does at its exit) there is nothing to save.
+    # This handler is active where no progress.Interrupt is: before it, after it, and at Python's exit. There is nothing
+    # to save then.
     signal.signal(signal.SIGINT, stop)
     command_line.run(name, run)
 
 
 def _status(name: str, work: Callable[[Job], int | None], job: Job) -> int:
-    """The exit status of work that all processes end together; what ends this process alone does not return."""
-    from rlhf_jax import loop
-    from rlhf_jax.runtime import hosts, progress
+    """Returns the exit status of work that all processes end together; an error that ends this process does not return.
+
+    Such an error leaves the process at once (see hosts.leave), because other processes may never reach their end.
+    """
 
     def said(sentence, status: int) -> int:
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{name}: {sentence}", file=sys.stderr)
         return status
 
@@ -135,10 +145,10 @@ def _status(name: str, work: Callable[[Job], int | None], job: Job) -> int:
         hosts.leave(said(error, EXIT_LOST_PEER))
     except loop.NonFinite as error:
         hosts.leave(said(error, EXIT_NON_FINITE))
-    except progress.Stopped as error:  # all processes are here, and end together
+    except progress.Stopped as error:  # raised on all processes, which end together
         return said(error, EXIT_STOPPED if error.signal == signal.SIGINT else EXIT_SAVED)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a third
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a third Ctrl-C has no effect
         hosts.leave(said("stopped without saving; run the same command to go on", EXIT_STOPPED))
     except Exception as error:
         if not hosts.lost_peer(error) and (refusal := refused(error)):

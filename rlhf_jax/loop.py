@@ -16,14 +16,20 @@ from rlhf_jax.runtime.progress import Progress, Stopped
 
 
 class NonFinite(Exception):
-    """A loss or gradient that is not finite: training stops, and nothing saved is overwritten."""
+    """Raised when a loss or gradient is not finite: training stops, and no saved file is overwritten."""
 
 
 def each(run: Run, name: str, items: Iterable, total: int) -> Iterator:
-    """Yields the items of work that is saved only as a whole, such as an evaluation, and shows how far it is.
+    """Yields the items of work that is saved only as a whole, such as an evaluation, and shows its progress.
+
+    Args:
+      run: the run whose interrupt stops the work.
+      name: label of the progress display.
+      items: the items.
+      total: number of items.
 
     Raises:
-      Stopped: an interrupt was asked for, and there is more to do: the work is lost, and done again on resuming.
+      Stopped: an interrupt was asked for before the last item. The work is lost, and is done again on resuming.
     """
     stop = hosts.Stop(run.interrupt.asked)
     with Progress(name, total) as progress:
@@ -36,13 +42,16 @@ def each(run: Run, name: str, items: Iterable, total: int) -> Iterator:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A stage of one run while it is trained: how long, and what of it is checked, shown and written.
+    """A trained stage of one run: its length, and what is checked, shown and written while it trains.
 
     Attributes:
-      total: steps.
-      rows: step -> the rows of its batch, named when a step is not finite.
-      live: label -> metric, shown while it runs.
-      validate: (state, steps done) -> metrics, every `validate_every` steps and at the end.
+      run: the run.
+      stage: name of the stage.
+      total: number of steps.
+      rows: step -> rows of that step's batch, named in the error when a step is not finite.
+      live: label -> metric, shown while the stage runs.
+      validate: (state, steps done) -> metrics, called every `validate_every` steps and at the end.
+      validate_every: number of steps between validations; 0: at the end alone.
     """
 
     run: Run
@@ -55,10 +64,11 @@ class Trial:
 
     @property
     def folder(self) -> pathlib.Path:
+        """The folder of the stage's files."""
         return self.run.workdir.stage(self.stage)
 
     def validates(self, done: int) -> bool:
-        """Whether there is a validation after so many steps."""
+        """Whether there is a validation after `done` steps."""
         regular = self.validate_every and done % self.validate_every == 0
         return self.validate is not None and bool(done == self.total or regular)
 
@@ -67,16 +77,18 @@ def fit(trial: Trial, state, advance: Callable, *, checkpoint_every: int):
     """Runs the steps of a stage, from its newest checkpoint if there is one.
 
     Args:
+      trial: the stage to train.
       state: the initial state, on the mesh; donated.
-      advance: (state, step) -> (state, metrics of scalars). Everything random or read must depend
-        on (seed, step) alone: that is what makes a resumed run the run never interrupted.
+      advance: (state, step) -> (state, metrics of scalars). Everything random or read must depend on (seed, step)
+        alone, so that a resumed run is identical to one that was never interrupted.
+      checkpoint_every: number of steps between checkpoints.
 
     Returns:
       The final state.
 
     Raises:
       Stopped: an interrupt was asked for; the state is saved.
-      NonFinite: names the step, the rows and the last good checkpoint.
+      NonFinite: a metric is not finite; the message names the step, the rows and the last good checkpoint.
     """
 
     def failed(_, error):
@@ -105,18 +117,24 @@ def fit_all(
     metrics_of: Callable,
     failed: Callable[[int, NonFinite], None],
 ):
-    """`fit` of several trials whose states are one: each has its own metrics, all have one checkpoint.
+    """Runs `fit` for several trials that share one state: each has its own metrics, and all share one checkpoint.
 
     Args:
-      trials: by their place in the state; their runs share one interrupt.
-      advance: (state, step, places that are still trained) -> (state, metrics); the others must stay as they are.
-      folder: of the checkpoints.
-      state_of: (state, place) -> that of one trial.
-      metrics_of: (metrics as `metrics.compute` gives them, place) -> those of one trial.
-      failed: told of a trial that is not finite; it is then trained no more, and no other is touched.
+      trials: the trials by their place in the state; their runs share one interrupt.
+      state: the initial state, on the mesh; donated.
+      advance: (state, step, places still being trained) -> (state, metrics). It must leave the other places unchanged.
+      folder: folder of the checkpoints.
+      checkpoint_every: number of steps between checkpoints.
+      state_of: (state, place) -> the state of one trial.
+      metrics_of: (metrics as `metrics.compute` returns them, place) -> the metrics of one trial.
+      failed: called with the place and the error of a trial that is not finite. Unless it raises, that trial is trained
+        no further, and the others continue.
 
     Returns:
-      The final state; that of each trial after its own `total` steps.
+      The final state, in which each trial's part is its state after its own `total` steps.
+
+    Raises:
+      Stopped: an interrupt was asked for; the state is saved.
     """
     run = next(iter(trials.values())).run
     total = max(trial.total for trial in trials.values())
@@ -143,7 +161,10 @@ def fit_all(
         alive = set(trials)
 
         def record(step, places, step_metrics, validated):
-            """Fetches a step's metrics, if it is short one step late so that the device never waits; checks and writes them."""
+            """Fetches, checks and writes the metrics of a step.
+
+            While steps are short, it is called one step late, so that the device never waits for the host.
+            """
             values, shown = metrics_lib.compute(step_metrics), []
             for place in sorted(alive.intersection(places)):
                 trial, row = trials[place], {**metrics_of(values, place), **validated.get(place, {})}
@@ -168,7 +189,7 @@ def fit_all(
             places = sorted(place for place in alive if trials[place].total > step)
             if not places:
                 break
-            if stopping := stop.agreed():  # before the next step is begun: those that the devices have are the last
+            if stopping := stop.agreed():  # asked before the next step starts; steps already dispatched are finished
                 if pending:
                     record(*pending)
                 if step and alive:
@@ -197,6 +218,7 @@ def fit_all(
 
 
 def _non_finite(trial: Trial, step: int, bad: list[str], saved: int | None, folder: pathlib.Path) -> NonFinite:
+    """Returns the error that names a step's non-finite metrics, the rows of its batch and the last good checkpoint."""
     last = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved yet"
     shown = ", ".join(str(row) for row in trial.rows(step - 1)[:16])
     return NonFinite(

@@ -1,9 +1,8 @@
-"""The losses of the pipeline: arrays in, sums out.
+"""The losses of the pipeline: functions from arrays to sums.
 
-Every loss comes as a total and the weight it is to be divided by, and every statistic as
-(sum, count), so that microbatches and devices add exactly (`combine`) and the one division happens
-at the end, globally. Whatever stands under a false mask, NaN included, changes neither a result nor
-a gradient. All arithmetic is float32.
+Every loss is returned as a total and the weight that divides it, and every statistic as (sum, count). Microbatches and
+devices therefore add exactly (`combine`), and the only division is made at the end, globally. Values under a false
+mask, NaN included, change neither a result nor a gradient. All arithmetic is float32.
 
 Shapes: B batch, K completions of a prompt, T tokens, C tokens of a completion.
 """
@@ -15,13 +14,13 @@ import jax.numpy as jnp
 
 
 class Loss(NamedTuple):
-    """A loss and its statistics, each undivided.
+    """A loss and its statistics, each before the division by its weight or count.
 
     Attributes:
         total: f32[], the sum over all elements; the loss is total / weight.
-        weight: f32[], how much the elements weigh together.
+        weight: f32[], the sum of the elements' weights.
         sums: name -> (sum f32[], count f32[]); the statistic is sum / count.
-        maxima: name -> f32[], the largest over all elements.
+        maxima: name -> f32[], the maximum over all elements.
     """
 
     total: jax.Array
@@ -31,7 +30,7 @@ class Loss(NamedTuple):
 
 
 def combine(a: Loss, b: Loss) -> Loss:
-    """The loss of two disjoint batches together."""
+    """Returns the loss of the union of two disjoint batches."""
     return Loss(
         a.total + b.total,
         a.weight + b.weight,
@@ -41,9 +40,12 @@ def combine(a: Loss, b: Loss) -> Loss:
 
 
 def plus(loss: Loss, name: str, coefficient: jax.Array | float, x: jax.Array, mask: jax.Array) -> Loss:
-    """`loss`, whose elements are the tokens of `mask`, and `coefficient` x the token mean of x, kept as a statistic.
+    """Adds `coefficient` x the token mean of x to a loss, and keeps that mean as the statistic `name`.
 
     Args:
+        loss: a loss whose elements are the tokens of `mask`, so that its weight also divides the sum of x.
+        name: name of the new statistic.
+        coefficient: scalar.
         x: [B,C].
         mask: bool[B,C].
     """
@@ -52,14 +54,14 @@ def plus(loss: Loss, name: str, coefficient: jax.Array | float, x: jax.Array, ma
 
 
 def labelled(loss: Loss, label: str) -> Loss:
-    """The same, its statistics called "label/...", the loss itself among them as "label/loss"."""
+    """Returns the loss with "label/" before the name of each statistic; the loss itself becomes one, "label/loss"."""
     sums = {f"{label}/{name}": value for name, value in loss.sums.items()}
     maxima = {f"{label}/{name}": value for name, value in loss.maxima.items()}
     return Loss(loss.total, loss.weight, {f"{label}/loss": (loss.total, loss.weight), **sums}, maxima)
 
 
 def token_cross_entropy(logprobs: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood of the target tokens, in nats.
+    """Returns the negative log-likelihood of the target tokens, in nats.
 
     Args:
         logprobs: [B,T], log-probability of each token.
@@ -76,16 +78,13 @@ def token_cross_entropy(logprobs: jax.Array, loss_mask: jax.Array) -> tuple[jax.
 
 
 def bradley_terry_kwise(
-    scores: jax.Array,
-    ranks: jax.Array,
-    valid: jax.Array,
-    prompt_weights: jax.Array | None = None,
+    scores: jax.Array, ranks: jax.Array, valid: jax.Array, prompt_weights: jax.Array | None = None
 ) -> Loss:
-    """-log sigmoid(better - worse), all pairs of a prompt being one element of the batch.
+    """Returns the comparison loss -log sigmoid(better - worse), with all pairs of a prompt as one element of the batch.
 
-    InstructGPT, equation 1 (Ouyang et al. 2022, section 3.5): every prompt weighs the same whatever
-    its K. The paper drops ties and leaves open what it then divides by; here a prompt's loss is the
-    mean over the pairs that are kept.
+    InstructGPT, equation 1 (Ouyang et al. 2022, section 3.5): every prompt has the same weight whatever its K. The
+    paper drops ties, and does not say what it then divides by; here a prompt's loss is the mean over the pairs that are
+    kept.
 
     Args:
         scores: [B,K], the reward model's outputs.
@@ -94,9 +93,9 @@ def bradley_terry_kwise(
         prompt_weights: [B], or None for 1 each.
 
     Returns:
-        total: sum over prompts of the mean over their kept pairs. weight: number (with weights, the
-        sum of them) of prompts that have a kept pair. Statistics over pairs, unweighted: "accuracy"
-        (equal scores count one half) and "margin", score of the better - score of the worse.
+        total: sum over prompts of the mean over their kept pairs, times the prompt's weight. weight: sum of the weights
+        of the prompts with at least one kept pair. Statistics over pairs, unweighted: "accuracy" (equal scores count
+        one half) and "margin", the score of the better completion minus the score of the worse one.
     """
     margins, kept = _ordered_pairs(scores, ranks, valid)
     pairs = jnp.sum(kept, axis=(1, 2))
@@ -109,13 +108,13 @@ def bradley_terry_kwise(
 
 
 def bradley_terry_pooled(scores: jax.Array, ranks: jax.Array, valid: jax.Array) -> Loss:
-    """As `bradley_terry_kwise`, but every kept pair of the batch weighs the same.
+    """Returns the loss of `bradley_terry_kwise` with the same weight for every kept pair of the batch.
 
-    The alternative the paper rejects: a prompt with many pairs dominates. Its overfitting comes
-    from the pool being shuffled; to reproduce that, give each pair as a row of its own, K = 2.
+    The paper rejects this alternative, in which a prompt with many pairs dominates. The overfitting it reports comes
+    from shuffling the pool of pairs; to reproduce it, give each pair as a row of its own, K = 2.
 
     Returns:
-        total: sum over kept pairs. weight: their number. Statistics as in `bradley_terry_kwise`.
+        total: sum over kept pairs. weight: number of kept pairs. Statistics as in `bradley_terry_kwise`.
     """
     margins, kept = _ordered_pairs(scores, ranks, valid)
     total = -jnp.sum(kept * jax.nn.log_sigmoid(margins))
@@ -123,12 +122,12 @@ def bradley_terry_pooled(scores: jax.Array, ranks: jax.Array, valid: jax.Array) 
 
 
 def score_regression(scores: jax.Array, targets: jax.Array, valid: jax.Array) -> Loss:
-    """Squared error of each score to a target of its own: the alternative to comparisons.
+    """Returns the squared error of each score to its own target: the alternative to comparisons.
 
     Args:
         scores: [B,K], the reward model's outputs.
         targets: [B,K], given by labelers, or made by `rank_targets`.
-        valid: bool[B,K].
+        valid: bool[B,K], False where a prompt has fewer than K completions.
 
     Returns:
         total: summed squared error. weight: number of valid completions.
@@ -138,35 +137,32 @@ def score_regression(scores: jax.Array, targets: jax.Array, valid: jax.Array) ->
 
 
 def direct_preference(
-    log_ratios: jax.Array,
-    ranks: jax.Array,
-    valid: jax.Array,
-    beta: jax.Array,
-    label_smoothing: jax.Array,
+    log_ratios: jax.Array, ranks: jax.Array, valid: jax.Array, beta: jax.Array, label_smoothing: jax.Array
 ) -> Loss:
-    """`bradley_terry_kwise` of the implicit rewards beta log(pi / pi_ref): a policy from comparisons, without RL.
+    """Returns the DPO loss: `bradley_terry_kwise` of the implicit rewards beta log(pi / pi_ref).
 
-    Rafailov et al. 2023 (DPO), equation 7, for rankings: all pairs of a prompt weigh together as one.
-    With label_smoothing e a pair counts as reversed with probability e: (1 - e) -log sigmoid(margin)
-    + e -log sigmoid(-margin). Where e is the true probability of the worse one winning, that is the
-    loss expected over infinitely many comparisons.
+    It trains a policy from comparisons without RL: Rafailov et al. 2023 (DPO), equation 7, extended to rankings, where
+    all pairs of a prompt share the weight of one element. With label_smoothing e, a pair counts as reversed with
+    probability
+    e: (1 - e) -log sigmoid(margin) + e -log sigmoid(-margin). If e is the true probability that the worse completion
+    wins, this is the expected loss over infinitely many comparisons.
 
     Args:
         log_ratios: [B,K], log pi - log pi_ref of whole completions, nats.
         ranks: i32[B,K], 1 is best, equal ranks tie.
         valid: bool[B,K], False where a prompt has fewer than K completions.
-        beta: [B], how dear a nat is; the reward whose optimum under KL coefficient beta is sought.
+        beta: [B], the KL coefficient: the loss seeks the optimum of the reward under this price of a nat.
         label_smoothing: [B], in [0, 1/2].
 
     Returns:
-        total, weight and statistics as in `bradley_terry_kwise`; also over pairs "chosen_reward" and
-        "rejected_reward", implicit rewards of the better and the worse; over completions "log_ratio".
+        total, weight and statistics as in `bradley_terry_kwise`. Further statistics: over pairs, "chosen_reward" and
+        "rejected_reward", the implicit rewards of the better and the worse completion; over completions, "log_ratio".
     """
     rewards = _float32(beta)[:, None] * _select(valid, log_ratios)
     loss = bradley_terry_kwise(rewards, ranks, valid)
     margins, kept = _ordered_pairs(rewards, ranks, valid)
     pairs = jnp.sum(kept, axis=(1, 2))
-    # -log sigmoid(-m) = m - log sigmoid(m): what smoothing adds is its share of the margin.
+    # -log sigmoid(-m) = m - log sigmoid(m), so smoothing adds label_smoothing x margin to the loss of a pair.
     smoothed = jnp.sum(label_smoothing * jnp.sum(kept * margins, axis=(1, 2)) / jnp.maximum(pairs, 1))
     statistics = {
         "chosen_reward": (jnp.sum(jnp.sum(kept, axis=2) * rewards), jnp.sum(pairs)),
@@ -177,11 +173,10 @@ def direct_preference(
 
 
 def rank_targets(ranks: jax.Array, valid: jax.Array) -> jax.Array:
-    """Regression targets f32[B,K] in [-1, 1], from ranks.
+    """Returns regression targets f32[B,K] in [-1, 1], made from ranks.
 
-    The target of a completion is its mean result against the prompt's other completions, where a
-    win is 1, a tie 0 and a loss -1. Targets of a prompt sum to 0; padding, and a completion that
-    stands alone, get 0.
+    The target of a completion is its mean result against the prompt's other completions, where a win is 1, a tie 0 and
+    a loss -1. The targets of a prompt sum to 0. Padding, and the only completion of a prompt, get 0.
     """
     both = valid[:, :, None] & valid[:, None, :]
     results = jnp.sign(ranks[:, None, :] - ranks[:, :, None]) * both
@@ -190,32 +185,26 @@ def rank_targets(ranks: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def _ordered_pairs(scores, ranks, valid):
-    """Margins f32[B,K,K], score i - score j, and kept f32[B,K,K], 1 where i is ranked above j."""
+    """Returns the margins f32[B,K,K], score i - score j, and kept f32[B,K,K], 1 where i is ranked above j."""
     scores = _select(valid, scores)
     kept = (ranks[:, :, None] < ranks[:, None, :]) & valid[:, :, None] & valid[:, None, :]
     return scores[:, :, None] - scores[:, None, :], _float32(kept)
 
 
 def _pair_statistics(margins, kept):
+    """Returns (sum, count) of "accuracy" and of "margin" over the kept pairs."""
     pairs = jnp.sum(kept)
     correct = (1 + jnp.sign(margins)) / 2
-    return {
-        "accuracy": (jnp.sum(kept * correct), pairs),
-        "margin": (jnp.sum(kept * margins), pairs),
-    }
+    return {"accuracy": (jnp.sum(kept * correct), pairs), "margin": (jnp.sum(kept * margins), pairs)}
 
 
 # --- PPO ------------------------------------------------------------------------------------------
 
 
 def clipped_policy_loss(
-    new_logprobs: jax.Array,
-    logprobs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    cliprange: jax.Array | float,
+    new_logprobs: jax.Array, logprobs: jax.Array, advantages: jax.Array, mask: jax.Array, cliprange: jax.Array | float
 ) -> Loss:
-    """PPO's clipped objective, negated: max(-A r, -A clip(r, 1 - cliprange, 1 + cliprange)).
+    """Returns the negative of PPO's clipped objective: max(-A r, -A clip(r, 1 - cliprange, 1 + cliprange)).
 
     Args:
         new_logprobs: [B,C], under the policy being trained.
@@ -225,9 +214,9 @@ def clipped_policy_loss(
         cliprange: scalar.
 
     Returns:
-        total: sum over tokens. weight: number of tokens. Statistics over tokens: "ratio";
-        "clipfrac", where the clipped term is the larger; "approxkl", (log r)^2 / 2 as OpenAI logs
-        it; "approxkl_k3", r - 1 - log r. Maxima: "ratio_max".
+        total: sum over tokens. weight: number of tokens. Statistics over tokens: "ratio"; "clipfrac", the share where
+        the clipped term is the larger; "approxkl", (log r)^2 / 2 as OpenAI logs it; "approxkl_k3", r - 1 - log r.
+        Maxima: "ratio_max".
     """
     advantages = _select(mask, advantages)
     log_ratio = _select(mask, new_logprobs) - _select(mask, logprobs)
@@ -241,28 +230,26 @@ def clipped_policy_loss(
         "approxkl": _sum_and_count(0.5 * log_ratio**2, mask),
         "approxkl_k3": _sum_and_count(jnp.expm1(log_ratio) - log_ratio, mask),
     }
-    return Loss(*_sum_and_count(losses, mask), sums, {"ratio_max": jnp.max(_select(mask, ratio))})
+    total, weight = _sum_and_count(losses, mask)
+    return Loss(total, weight, sums, {"ratio_max": jnp.max(_select(mask, ratio))})
 
 
 def clipped_value_loss(
-    new_values: jax.Array,
-    values: jax.Array,
-    returns: jax.Array,
-    mask: jax.Array,
-    cliprange_value: jax.Array | float,
+    new_values: jax.Array, values: jax.Array, returns: jax.Array, mask: jax.Array, cliprange_value: jax.Array | float
 ) -> Loss:
-    """Half the squared error of the value, or of the value kept near the old one if that is larger.
+    """Returns PPO's clipped value loss: half the larger of two squared errors, of the value and of the clipped value.
 
     Args:
-        new_values: [B,C], of the value model being trained.
-        values: [B,C], from when the completions were scored.
+        new_values: [B,C], from the value model being trained.
+        values: [B,C], from the value model when the completions were scored.
         returns: [B,C], the targets.
         mask: bool[B,C], True on the completion's tokens.
-        cliprange_value: scalar, how far from `values` is near; infinity turns clipping off.
+        cliprange_value: scalar, the largest difference of the clipped value from `values`; infinity turns clipping off.
 
     Returns:
-        total: sum over tokens. weight: number of tokens. Statistics over tokens: "vpred"; "error",
-        squared and unclipped (see `explained_variance`); "clipfrac", where the clipped term is the larger; "returns".
+        total: sum over tokens. weight: number of tokens. Statistics over tokens: "vpred", the new value; "error", the
+        squared error of the unclipped value (see `explained_variance`); "clipfrac", the share where the clipped term is
+        the larger; "returns".
     """
     new_values, values, returns = (_select(mask, x) for x in (new_values, values, returns))
     near = jnp.clip(new_values, values - cliprange_value, values + cliprange_value)
@@ -275,23 +262,26 @@ def clipped_value_loss(
         "clipfrac": _sum_and_count(clipped > unclipped, mask),
         "returns": _sum_and_count(returns, mask),
     }
-    return Loss(*_sum_and_count(losses, mask), sums, {})
+    total, weight = _sum_and_count(losses, mask)
+    return Loss(total, weight, sums, {})
 
 
 def explained_variance(error: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
-    """1 - error / variance of the returns, f32[]; 0 if the returns do not vary.
+    """Returns 1 - error / variance of the returns, f32[]; 0 if the returns do not vary.
+
+    The mean of the returns is subtracted before squaring: in float32 a large mean would leave nothing of the difference
+    "mean of squares minus square of the mean".
 
     Args:
-        error: f32[], mean squared error of the values that are to explain them.
-        returns: [B,C], all of them and not a part: their variance is about their own mean, taken off before squaring,
-            since in float32 a large mean leaves nothing of "mean of squares less square of mean".
+        error: f32[], mean squared error of the values that predict the returns.
+        returns: [B,C], all returns and not a part of them, because their variance is about their own mean.
         mask: bool[B,C].
     """
     total, count = _sum_and_count(returns, mask)
     count = jnp.maximum(count, 1)
     mean = total / count
     variance = jnp.sum(_select(mask, returns - mean) ** 2) / count
-    varies = variance > (1e-6 * mean) ** 2  # by more than float32 rounds
+    varies = variance > (1e-6 * mean) ** 2  # more than float32 rounding alone would give
     return jnp.where(varies, 1 - error / jnp.where(varies, variance, 1), 0)
 
 
@@ -300,7 +290,7 @@ def _float32(x):
 
 
 def _select(mask, x):
-    """`x` in float32, 0 where the mask is False; done before any arithmetic, so NaN cannot leak."""
+    """Returns `x` in float32, and 0 where the mask is False. Applied before any arithmetic, so that NaN cannot leak."""
     return jnp.where(mask, _float32(x), 0)
 
 

@@ -11,7 +11,7 @@ On several hosts, start the same command on each of them, with --distributed=aut
 
 from absl import flags
 
-from rlhf_jax import job
+from rlhf_jax import job, pipeline
 from rlhf_jax.runtime.errors import InputError
 
 flags.adopt_module_key_flags(job)
@@ -20,8 +20,6 @@ flags.adopt_module_key_flags(job)
 def work(given: job.Job) -> None:
     if given.rest:
         raise InputError(f"unknown argument '{given.rest[0]}'; fields are set as --config.ppo.kl_coef=0.05")
-    from rlhf_jax import pipeline
-
     given.join()
     pipeline.run_stages(given.config, given.workdir, given.overrides)
 

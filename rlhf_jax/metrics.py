@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError, reason
-from rlhf_jax.runtime.files import whole_lines, write_text
+from rlhf_jax.runtime.files import from_json, whole_lines, write_text
 
 _SHOWN_GAPS = 8
 
@@ -126,13 +126,14 @@ def read_metrics(path) -> list[dict]:
 
 def lost_steps(rows: list[dict], last: int) -> str:
     """Which of the steps 1 to `last` have no row: "step 3", "steps 4 to 6, 9", or "" where none is missing."""
-    missing = sorted(set(range(1, last + 1)) - {row["step"] for row in rows})
-    runs = [
-        [step for _, step in run] for _, run in itertools.groupby(enumerate(missing), lambda pair: pair[1] - pair[0])
+    there = sorted({row["step"] for row in rows if 1 <= row["step"] <= last})
+    gaps = [
+        (before + 1, after - 1) for before, after in itertools.pairwise([0, *there, last + 1]) if after - before > 1
     ]
-    shown = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    shown = [str(first) if first == end else f"{first} to {end}" for first, end in gaps]
     more = [f"{len(shown) - _SHOWN_GAPS} more gaps"] if len(shown) > _SHOWN_GAPS else []
-    return f"step{'s' * (len(missing) > 1)} {', '.join(shown[:_SHOWN_GAPS] + more)}" if missing else ""
+    several = any(first != end for first, end in gaps) or len(gaps) > 1
+    return f"step{'s' * several} {', '.join(shown[:_SHOWN_GAPS] + more)}" if gaps else ""
 
 
 def _rows(path) -> dict[int, tuple[str, dict]]:
@@ -140,8 +141,8 @@ def _rows(path) -> dict[int, tuple[str, dict]]:
     rows, lines = {}, whole_lines(path, cut=False)
     for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row["step"], int):
+            row = from_json(line)
+            if type(row["step"]) is int:
                 rows.setdefault(row["step"], (line.decode(), row))
     if not rows and len(lines) > 1:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Adam without a learning rate, and the schedules that multiply one.
+"""Adam without a learning rate, and the schedules that multiply the learning rate.
 
-The learning rate is an array argument of the train step and no part of the optimizer, so that
-changing it never recompiles.
+The learning rate is an array argument of the train step rather than part of the optimizer, so that changing it never
+recompiles.
 """
 
 import dataclasses
@@ -15,23 +15,24 @@ SCHEDULES = ("constant", "cosine", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam. The betas are InstructGPT's (appendix C); it leaves the rest unsaid.
+    """Settings of Adam. The betas are InstructGPT's (appendix C); the paper does not state the other values.
 
-    m and v being the moving averages after step t = 1, 2, ..., `eps_placement` says where eps goes:
+    With m and v the moving averages after step t = 1, 2, ..., `eps_placement` says where eps is added:
 
         "torch"   m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)        PyTorch, optax
         "tf1"     sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)    TensorFlow 1, OpenAI's PPO
 
-    "tf1" is "torch" with eps / sqrt(1 - b2^t), so it takes smaller first steps (Huang et al.,
-    detail 21: with eps = 1e-5 the early policy moves six times less in approximate KL).
+    "tf1" equals "torch" with eps / sqrt(1 - b2^t), so its first steps are smaller. With eps = 1e-5 the early policy
+    moves six times less in approximate KL (Huang et al., detail 21).
 
     Attributes:
-        b1: decay of the average gradient.
-        b2: decay of the average squared gradient.
-        eps: added to the denominator.
+        b1: decay of the moving average of the gradient.
+        b2: decay of the moving average of the squared gradient.
+        eps: number added to the denominator.
         eps_placement: "torch" or "tf1".
-        weight_decay: decoupled, of every parameter; the learning rate multiplies it too.
-        max_grad_norm: gradients of a larger global norm are scaled down to it; None or 0: never.
+        weight_decay: decoupled weight decay of every parameter; it is multiplied by the learning rate.
+        max_grad_norm: largest global norm of the gradients, to which larger ones are scaled down; None or 0: no
+          clipping.
     """
 
     b1: float = 0.9
@@ -43,7 +44,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, Adam, weight decay; `apply_gradients` supplies the learning rate and the sign."""
+    """Returns clipping, Adam and weight decay in a chain; `apply_gradients` supplies the learning rate and the sign."""
     scale_by_adam = EPS_PLACEMENTS[config.eps_placement]
     parts = [scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)]
     if config.max_grad_norm:
@@ -54,7 +55,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def scale_by_adam_tf1(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with eps as TensorFlow 1 places it; the state is that of `optax.scale_by_adam`."""
+    """Returns Adam with eps placed as in TensorFlow 1; its state has the type of `optax.scale_by_adam`'s."""
 
     def update(gradients, state, params=None):
         del params
@@ -78,11 +79,10 @@ def apply_gradients(
     params: optax.Params,
     learning_rate: jax.Array | float,
 ) -> tuple[optax.Params, optax.OptState, jax.Array]:
-    """One optimizer step.
+    """Makes one optimizer step.
 
     Returns:
-        The new parameters, the new optimizer state, the global norm f32[] of the gradients before
-        they were clipped.
+        The new parameters, the new optimizer state, and the global norm f32[] of the gradients before clipping.
     """
     updates, opt_state = optimizer.update(gradients, opt_state, params)
     updates = jax.tree.map(lambda update: -learning_rate * update, updates)
@@ -91,7 +91,10 @@ def apply_gradients(
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """`schedule` with its fields set: step -> fraction of the peak learning rate, f32[]. Hashable, as programs are kept by it."""
+    """`schedule` with its settings: step -> fraction of the peak learning rate, f32[].
+
+    It is hashable, because compiled programs are cached by it.
+    """
 
     kind: str
     total_steps: int
@@ -119,18 +122,21 @@ def schedule(
     warmup_from: float = 0.0,
     final: float = 0.1,
 ) -> jax.Array:
-    """The fraction of the peak learning rate to use at a step, f32[].
+    """Returns the fraction of the peak learning rate to use at a step, f32[].
 
-    InstructGPT's SFT and reward model: "cosine" to 0.1, no warm-up. Its PPO: "constant" with a
-    warm-up from 0.1 over the first 10 iterations. Stiennon et al.'s PPO: "linear" to 0.
+    InstructGPT's SFT and reward model use "cosine" to 0.1, without warm-up. Its PPO uses "constant" with a warm-up from
+    0.1 over the first 10 iterations. Stiennon et al.'s PPO uses "linear" to 0.
 
     Args:
-        kind: "constant", "cosine" or "linear": what follows the warm-up.
+        kind: "constant", "cosine" or "linear": the schedule after the warm-up.
         step: number of steps already made; may be traced.
-        total_steps: where the decay ends, and stays; "constant" has no use for it.
-        warmup_steps: the step at which the warm-up, a straight line, reaches the peak.
-        warmup_from: fraction of the peak where the warm-up begins.
-        final: fraction of the peak where the decay ends.
+        total_steps: step at which the decay ends; the fraction stays constant after it. Not used by "constant".
+        warmup_steps: step at which the linear warm-up reaches the peak.
+        warmup_from: fraction of the peak at which the warm-up begins.
+        final: fraction of the peak at which the decay ends.
+
+    Raises:
+        ValueError: the kind is unknown.
     """
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0, 1)

@@ -1,13 +1,14 @@
-"""Does PPO reach the optimum? The programs of ppo.py on the bandit of world/bandit.py.
+"""A test whether PPO reaches the optimum: the programs of the package `ppo` on the bandit of world/bandit.py.
 
     python -m rlhf_jax.optimum --config=experiments/bandit.py
 
-A small Transformer of random weights is reference and start, the reward is the bandit's table, the
-value model knows nothing at first. What a policy is worth is a sum over all completions and no
-estimate. Beside it stand the optimum in closed form, the best that the same model reaches without
-sampling, and where PPO of these fields ends, which is not the optimum for every choice of the KL
-penalty (docs/kl.md). Rewards and kl_coef are array arguments: all bandits run in the same compiled
-programs.
+A small Transformer with random weights is both the reference and the initial policy. The reward is the bandit's table,
+and the value model is untrained. The objective of a policy is an exact sum over all completions, not an estimate.
+
+The trained policy is compared with the optimum in closed form, and with the best policy that the same model reaches
+without sampling. It is also compared with the fixed point of PPO for the chosen fields, which is not the optimum for
+every choice of the KL penalty (docs/kl.md). Rewards and kl_coef are array arguments, so all bandits run in the same
+compiled programs.
 """
 
 import dataclasses
@@ -22,9 +23,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax import generate, model, optim, ppo, sharding
+from rlhf_jax import command_line, generate, model, optim, ppo, sharding
 from rlhf_jax.data.batches import Prompts
-from rlhf_jax.fields import stages
 from rlhf_jax.fields.checks import check_values
 from rlhf_jax.fields.field import Field, Section
 from rlhf_jax.fields.model import MODEL
@@ -32,59 +32,74 @@ from rlhf_jax.fields.ranges import POSITIVE, SEED, OneOf, Several, whole
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import options as ppo_options
-from rlhf_jax.runtime import command_line, keys
+from rlhf_jax.ppo import programs as ppo_programs
+from rlhf_jax.ppo.fields import FIELDS as FIELDS_OF_PPO
+from rlhf_jax.runtime import keys
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.world import bandit
 from rlhf_jax.world.bandit import Bandit, Outcome
 from rlhf_jax.world.fixed_points import NoFixedPoint, log_fixed_point
 
 
 class Comparison(NamedTuple):
-    """A trained policy beside the optimum of its kl_coef."""
+    """A trained policy, and the policies that it is compared with.
+
+    Attributes:
+      kl_coef: coefficient of the KL penalty.
+      seed: seed of the bandit, the reference and all noise.
+      reference: outcome of the reference policy.
+      optimum: outcome of the optimum in closed form.
+      reachable: outcome of the best policy of the same model, see `best_of_model`.
+      sought: outcome of the fixed point of PPO (world/fixed_points.py). None if the policy collapses to one completion,
+        or if the choice of fields was not studied.
+      policy: outcome of the trained policy.
+      nats_from_sought: KL(policy || fixed point), in nats per completion; None without a fixed point.
+      seconds: time of the training.
+    """
 
     kl_coef: float
     seed: int
     reference: Outcome
     optimum: Outcome
-    reachable: Outcome  # the best of the model, see best_of_model
-    sought: (
-        Outcome | None
-    )  # where PPO of these fields ends (world/fixed_points.py); None: at one completion, or not studied
+    reachable: Outcome
+    sought: Outcome | None
     policy: Outcome
-    nats_from_sought: float | None  # KL(policy || sought), nats per completion
+    nats_from_sought: float | None
     seconds: float
 
     @property
     def objective_ratio(self) -> float:
-        """The policy's objective over the optimum's."""
+        """The policy's objective divided by the optimum's."""
         return self.policy.objective / self.optimum.objective
 
     @property
     def gain_ratio(self) -> float:
-        """What the policy gains over the reference, which has no KL and its own expected reward; over the optimum's gain."""
+        """The policy's gain in the objective over the reference, divided by the optimum's gain.
+
+        The KL of the reference is 0, so that its objective is its expected reward.
+        """
         return self.share_of_gain(self.policy)
 
     def share_of_gain(self, outcome: Outcome) -> float:
-        """The same of another outcome."""
+        """Returns the gain of an outcome over the reference, divided by the optimum's gain."""
         start = self.reference.objective
         return (outcome.objective - start) / (self.optimum.objective - start)
 
     @property
     def kl_ratio(self) -> float:
-        """The policy's KL over the optimum's."""
+        """The policy's KL divided by the optimum's."""
         return self.policy.kl / self.optimum.kl
 
 
 def compare(config: ConfigDict) -> Iterator[Comparison]:
-    """Trains a policy for every seed and kl_coef and weighs it.
+    """Trains a policy for every seed and kl_coef; yields its comparison with the optimum.
 
     Args:
-      config: `seeds` (each of a bandit, a reference and all noise), `num_prompts` and `rewards` (see bandit.make_bandit),
-        `kl_coefs`, and sections `model` and `ppo` as of any run.
+      config: `seeds` (each for a bandit, a reference and all noise), `num_prompts` and `rewards` (see
+        bandit.make_bandit), `kl_coefs`, and the sections `model` and `ppo` as in any run.
 
     Raises:
-      InputError: batches that do not hold whole groups of a prompt.
+      InputError: ppo.batch_size is not a multiple of num_prompts times ppo.samples_per_prompt.
     """
     section = config.ppo
     if section.batch_size % (config.num_prompts * section.samples_per_prompt):
@@ -94,10 +109,10 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
         )
     shape = TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model)
     mesh = sharding.make_mesh()
-    coefs = ppo_stage.coefficients(section)
+    coefs = ppo_programs.coefficients(section)
     with jax.set_mesh(mesh):
-        programs_config = ppo_stage.programs_config(shape, shape, bandit.EOS_ID, section)
-        make, programs = _programs(programs_config, ppo_stage.optimizers_of(section), mesh)
+        programs_config = ppo_programs.programs_config(shape, shape, bandit.EOS_ID, section)
+        make, programs = _programs(programs_config, ppo_programs.optimizers_of(section), mesh)
         completion_logprobs = jax.jit(functools.partial(ppo.completion_logprobs, shape))
         for seed in config.seeds:
             game = bandit.make_bandit(seed, config.num_prompts, config.rewards)
@@ -115,7 +130,7 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
                 for iteration in range(section.iterations):
                     key = keys.named_key(seed, "ppo", iteration)
                     frozen = reference, game.reward_by_token
-                    state, _ = ppo_stage.iterate(
+                    state, _ = ppo_programs.iterate(
                         programs, state, frozen, prompts, lambda step: None, coefs, key, section, fixed_kl=True
                     )
                 seconds = time.perf_counter() - started
@@ -141,7 +156,15 @@ _WEIGHTS = {"ema": "ema_params", "params": "params"}
 def sought_by(
     config: ppo.PPOConfig, lam: float, game: Bandit, log_ref: np.ndarray, kl_coef: float
 ) -> np.ndarray | None:
-    """log_fixed_point f64[X, Y] of these programs, or None where there is none or it was not worked out."""
+    """Returns the log-probabilities f64[X, Y] of PPO's fixed point; None if there is none or it was not derived.
+
+    Args:
+      config: the config of PPO's programs.
+      lam: lambda of GAE.
+      game: the bandit.
+      log_ref: log-probabilities f64[X, Y] of the reference.
+      kl_coef: coefficient of the KL penalty.
+    """
     if config.whiten_rewards or config.entropy_bonus:
         return None
     whitened = config.whiten_advantages != "none"
@@ -162,15 +185,21 @@ def sought_by(
 
 
 def best_of_model(shape: TransformerConfig, game: Bandit, params: dict, kl_coef: float) -> dict:
-    """The parameters whose objective is the best that was found without sampling, from those of the reference.
+    """Returns the parameters with the best objective that Adam finds with exact gradients, without sampling.
 
-    Gradients of sums over all completions, with Adam: first towards the closed form, by cross-entropy, which has no
-    local optimum in the logits; then of the objective itself, which matters where the model cannot have the closed
-    form. From the reference alone that ascent stalls, as policy gradients do, where a completion that is common takes
-    over before a better one is found.
+    The gradients are those of sums over all completions. Adam first minimizes the cross-entropy to the closed form,
+    which has no local optimum in the logits. It then maximizes the objective itself, which matters if the model cannot
+    represent the closed form. Ascent of the objective from the reference alone stalls, as policy gradients do: a common
+    completion takes over before a better one is found.
+
+    Args:
+      shape: shape of the model.
+      game: the bandit.
+      params: parameters of the reference, from which the search starts.
+      kl_coef: coefficient of the KL penalty.
     """
     tokens, prompt_mask, _ = game.enumerate()
-    # The state after EOS is none: one row for every other first token has all the distributions.
+    # Nothing follows EOS, so one row for each other first token covers all the distributions of a prompt.
     rows = np.flatnonzero((tokens[:, -1] == bandit.FIRST_LETTER) & (tokens[:, -2] != bandit.EOS_ID))
     mask = np.pad(prompt_mask[rows], ((0, 0), (0, 1)), constant_values=True)
     return _fit(shape, tokens[rows, :-1], mask, game.reward_table, params, kl_coef)
@@ -181,6 +210,17 @@ _FIT_STEPS, _ASCENT_STEPS = 1000, 300
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fit(shape: TransformerConfig, tokens, mask, rewards, params: dict, kl_coef):
+    """Returns the fitted parameters, see `best_of_model`.
+
+    Args:
+      shape: shape of the model.
+      tokens: i32[N, P + 1], every prompt with every first token but EOS, prompt by prompt.
+      mask: bool[N, P + 1].
+      rewards: f32[X, Y].
+      params: parameters of the reference.
+      kl_coef: coefficient of the KL penalty.
+    """
+
     def log_policy(params):
         states = model.masked_hidden_states(shape, params, tokens, mask)[:, -2:]
         logprobs = jax.nn.log_softmax(model.lm_logits(shape, params, states))
@@ -214,22 +254,24 @@ def _fit(shape: TransformerConfig, tokens, mask, rewards, params: dict, kl_coef)
 
 @functools.lru_cache(maxsize=4)
 def _programs(config: ppo.PPOConfig, optimizers: tuple, mesh):
-    """((policy, value parameters, kl_coef) -> PPOState, Programs), of all bandits; the reward's parameters are its table."""
+    """Returns ((policy, value parameters, kl_coef) -> PPOState, Programs), which serve all bandits.
+
+    A bandit's reward table takes the place of the reward model's parameters, so it is an argument of the programs.
+    """
     optimizers = tuple(map(optim.make_optimizer, optimizers))
-    make, shardings = ppo_stage.state_maker(config, mesh, sharding.DEFAULT_RULES, optimizers)
+    make, shardings = ppo_programs.state_maker(config, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(
-        config.policy,
-        mesh,
-        completion_length=bandit.COMPLETION_LENGTH,
-        eos_id=bandit.EOS_ID,
-        pad_id=bandit.PAD_ID,
+        config.policy, mesh, completion_length=bandit.COMPLETION_LENGTH, eos_id=bandit.EOS_ID, pad_id=bandit.PAD_ID
     )
-    score = lambda table, rollout: bandit.look_up(table, rollout.tokens)
-    return make, ppo_stage.Programs(config, score, optimizers, shardings, sampler, mesh)
+
+    def score(table, rollout):
+        return bandit.look_up(table, rollout.tokens)
+
+    return make, ppo_programs.Programs(config, score, optimizers, shardings, sampler, mesh)
 
 
 def _log_policy(game: Bandit, completion_logprobs, params: dict) -> np.ndarray:
-    """Log-probability of every completion f64[X, Y]."""
+    """Returns the log-probability of every completion, f64[X, Y]."""
 
     def logprobs(tokens, prompt_mask, completion_mask):
         nothing = np.zeros(completion_mask.shape, np.float32)
@@ -250,19 +292,19 @@ FIELDS = Section(
         ),
         "kl_coefs": Field((0.1,), Several(POSITIVE, "one or several numbers above 0", least=1), "the prices of a nat"),
         "model": dataclasses.replace(MODEL, partial=True),
-        "ppo": stages.PPO,
+        "ppo": FIELDS_OF_PPO,
     },
 )
 
 
 def main(config: ConfigDict) -> None:
-    """Prints a line for each comparison; gains are shares of the closed form's.
+    """Prints a line for each comparison; gains are divided by the gain of the optimum in closed form.
 
     Raises:
-      InputError: a field that cannot have its value.
+      InputError: a field has a value that it does not allow.
     """
     check_values("", config, FIELDS)
-    programs = ppo_stage.programs_config(
+    programs = ppo_programs.programs_config(
         TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model), None, bandit.EOS_ID, config.ppo
     )
     print("\n".join(ppo_options.described(programs, gamma=config.ppo.gamma)))

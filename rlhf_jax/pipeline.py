@@ -1,56 +1,30 @@
-"""The stages of a config in order: each that is unfinished, its evaluation, and the report."""
+"""Runs the stages of a config in order, with their evaluations and the report; finished stages are skipped."""
 
 import contextlib
 import time
 
-from rlhf_jax import checkpoint, report, sharding
+from rlhf_jax import checkpoint, sharding, weights
 from rlhf_jax import run as run_lib
-from rlhf_jax.evaluate import answers as programs
+from rlhf_jax.evaluate import answers as answers_lib
 from rlhf_jax.evaluate import policy
-from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.fields import registry
+from rlhf_jax.fields.registry import KINDS
+from rlhf_jax.report import pages
+from rlhf_jax.runtime import finished, hosts, machine
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.stages import best_of_n as best_of_n_stage
-from rlhf_jax.stages import collect, dpo, pretrain, prompted, rankings, reward_model, sft
-from rlhf_jax.stages import ppo as ppo_stage
-
-KINDS = {
-    "pretrain": pretrain.run_stage,
-    "sft": sft.run_stage,
-    "collect": collect.run_stage,
-    "reward_model": reward_model.run_stage,
-    "dpo": dpo.run_stage,
-    "ppo": ppo_stage.run_stage,
-    "best_of_n": best_of_n_stage.run_stage,
-    "prompted": prompted.run_stage,
-}
-
-
-def _check_collect(run: run_lib.Run, stage: str) -> None:
-    rankings.check(run, stage)
-    collect.check(run, stage)
-
-
-_CHECKS = {
-    "pretrain": pretrain.check,
-    "sft": sft.check,
-    "collect": _check_collect,
-    "reward_model": reward_model.check,
-    "dpo": dpo.check,
-    "ppo": ppo_stage.check,
-    "best_of_n": best_of_n_stage.check,
-    "prompted": prompted.check,
-}
 
 
 def run_stages(config, path: str, overrides: dict | None = None, store=None) -> None:
     """Runs or resumes a config in a work directory.
 
     Args:
-      overrides: what was given beside the config, kept for people.
-      store: where the arms of a sweep find the stages they share (sweep.store.Store); then no report is written.
+      config: the config.
+      path: the work directory.
+      overrides: fields given on the command line, which are kept for readers of the directory.
+      store: the stages that arms of a sweep share (sweep.store.Store); with a store, no report is written.
 
     Raises:
-      InputError: anything in the config or the data that cannot be; before the first stage where possible.
+      InputError: the config or the data have an error; it is raised before the first stage where possible.
     """
     with run_lib.start(config, path, overrides, store and store.corpora) as run:
         check(run)
@@ -59,93 +33,89 @@ def run_stages(config, path: str, overrides: dict | None = None, store=None) -> 
                 run_stage(run, stage)
         policy.rescore(run)
         if not store:
-            hosts.on_first(lambda: report.show(report.write(run.path)))
+            hosts.on_first(lambda: pages.show(pages.write(run.path)))
 
 
 def run_stage(run: run_lib.Run, stage: str) -> None:
-    """One stage and its evaluation, each unless it is finished."""
-    kind = run.config[stage].kind
+    """Runs one stage and then its evaluation; either is skipped if it is finished."""
     if run.done(stage):
         print(f"{stage}: finished before")
     else:
         started = time.monotonic()
-        KINDS[kind](run, stage)
-        run.workdir.mark_done(stage, time.monotonic() - started, **report.machine())
+        registry.of(run.config, stage).run(run, stage)
+        run.workdir.mark_done(stage, time.monotonic() - started, **machine.described())
     evaluate(run, stage)
 
 
 def to_evaluate(run: run_lib.Run, stage: str) -> bool:
-    """Whether a finished stage is a policy that has not been evaluated."""
-    # One of another shape is what a smaller reward model starts from.
-    is_policy = run.config[stage].kind in run_lib.POLICIES and run.shape(stage) == run.model
-    return is_policy and not run.evaluated(stage)
+    """Whether a finished stage is to be evaluated and has not been."""
+    kind = registry.of(run.config, stage)
+    # A policy of another shape serves only to initialize a reward model of that shape, so it is not evaluated.
+    wanted = kind.evaluate is not None and (kind.gives != "policy" or run.shape(stage) == run.model)
+    return wanted and not run.evaluated(stage)
 
 
-def evaluate(run: run_lib.Run, stage: str, answers: programs.Answers | None = None, seconds: float = 0.0) -> None:
-    """Evaluates the policy or reward model of a finished stage, also where an earlier start failed in it; else nothing.
+def evaluate(run: run_lib.Run, stage: str, answers: answers_lib.Answers | None = None, seconds: float = 0.0) -> None:
+    """Evaluates a finished stage, unless its evaluation is finished, too.
 
     Args:
-      answers: of the policy, where they are known already, and the seconds that they took.
+      run: the run.
+      stage: name of the stage.
+      answers: the policy's answers, if they have been sampled already.
+      seconds: the time that they took.
     """
-    kind = run.config[stage].kind
-    if to_evaluate(run, stage) or kind == "reward_model" and not run.evaluated(stage):
+    kind = registry.of(run.config, stage)
+    if to_evaluate(run, stage):
         started = time.monotonic() - seconds
-        if kind == "reward_model":
-            reward_model.evaluate_stage(run, stage)
-        else:
-            policy.evaluate_policy(run, stage, answers)
+        kind.evaluate(run, stage, answers)
         run.workdir.mark_evaluated(stage, time.monotonic() - started)
         print(f"{stage}: evaluated in {time.monotonic() - started:.1f} s", flush=True)
-    if kind in ("sft", "reward_model"):  # there is a reference or a reward score now
+    if kind.refers:
         policy.rescore(run)
 
 
-# The fields by which a stage names earlier ones, and of which kinds these are.
-_NAMES = {
-    "init": run_lib.POLICIES,
-    "models": run_lib.POLICIES,
-    "reward": ("reward_model",),
-    "judges": ("reward_model",),
-    "pool": ("best_of_n",),
-}
+# The fields in which a stage names earlier stages, and what these stages must give.
+_NAMES = {"init": "policy", "models": "policy", "reward": "reward", "judges": "reward", "pool": "completions"}
 
 
 def _check_names(run: run_lib.Run, stage: str) -> None:
-    """Raises InputError where config[stage] names a stage that does not come before it, or is of another kind."""
+    """Raises InputError if config[stage] names a stage that does not come before it, or that gives something else."""
     section, stages = run.config[stage], list(run.config.stages)
     earlier = stages[: stages.index(stage)]
-    for field, kinds in _NAMES.items():
+    for field, gives in _NAMES.items():
         named = section.get(field) or ()
         for name in [named] if isinstance(named, str) else named:
             name = name.partition("@")[0] if field == "models" else name
-            fitting = [other for other in earlier if run.config[other].kind in kinds]
-            # Only what is no stage of the config at all can be a folder of released weights, or another run.
+            fitting = [other for other in earlier if registry.of(run.config, other).gives == gives]
+            # A name that is no section of the config may be a folder of released weights, or another run.
             if name not in fitting and (name in run.config or field == "models"):
+                kinds = " or ".join(kind for kind in KINDS if KINDS[kind].gives == gives)
                 raise InputError(
-                    f"{stage}.{field} names '{name}', which is no {' or '.join(kinds)} stage before '{stage}' in "
+                    f"{stage}.{field} names '{name}', which is no {kinds} stage before '{stage}' in "
                     f"config.stages; there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting) or 'none'}"
                 )
 
 
 def check(run: run_lib.Run) -> None:
-    """Reads all that the stages will read: what a later one would refuse is said before hours of the earlier ones.
+    """Reads all inputs of the stages, so that errors of later stages are reported before hours of computation.
 
-    So is damage of finished ones.
+    Finished stages are checked for damage, too.
 
     Raises:
-      InputError: a stage needs what there is not, also for its evaluation; or a file is not as its stage left it.
+      InputError: a stage or its evaluation lacks an input, or a file of a finished stage has changed.
     """
     if not all(map(run.done, run.config.stages)):
         run.corpus.read()
     for stage in run.config.stages:
-        kind = run.config[stage].kind
+        kind = registry.of(run.config, stage)
         if run.done(stage):
             hosts.on_first(finished.check, run.folder(stage))
             hosts.on_first(checkpoint.check_params, run.folder(stage) / "params")
         else:
             _check_names(run, stage)
-            _CHECKS[kind](run, stage)
-            run.check_released(stage)
-        if to_evaluate(run, stage) or kind in ("best_of_n", "prompted") and not run.done(stage):
+            kind.check(run, stage)
+            weights.check_released(run, stage)
+        asks_policy = kind.judged and (to_evaluate(run, stage) or kind.evaluate is None and not run.done(stage))
+        if asks_policy:
             policy.check(run, stage)
     sharding.check_parts("evaluate.batch_size", run.config.evaluate.batch_size, 1, run.mesh)

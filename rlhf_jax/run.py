@@ -2,34 +2,29 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, generate, hf, model, shapes, sharding
-from rlhf_jax.config import check as check_config
-from rlhf_jax.config import defaults_like, restored
-from rlhf_jax.data import mixture, packing, tokenizer_files
-from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
+from rlhf_jax import checkpoint, hf, shapes, sharding
+from rlhf_jax.data import tokenizer_files
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.fields import forms
+from rlhf_jax.fields import forms, registry
+from rlhf_jax.fields.checks import check as check_config
+from rlhf_jax.fields.defaults import defaults_like, filled, restored
 from rlhf_jax.model import TransformerConfig, attention
-from rlhf_jax.ppo import options as ppo_options
-from rlhf_jax.runtime import finished, hosts, keys, progress
+from rlhf_jax.runtime import hosts, keys, progress, shipped
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, read_json, write_json
 from rlhf_jax.runtime.workdir import Workdir
 from rlhf_jax.world.corpus import WorldCorpus
 
-POLICIES = ("pretrain", "sft", "dpo", "ppo")  # kinds of stages that make one
-JUDGED = (*POLICIES, "best_of_n", "prompted")  # kinds whose completions of the test prompts are judged
 # Fields that may change between two starts of one run: they change no result.
 FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
 
@@ -79,74 +74,13 @@ class Run:
         """The finished stages of these kinds, in the order of the pipeline."""
         return [name for name in self.config.stages if self.config[name].kind in kinds and self.done(name)]
 
-    def policy_stages(self) -> list[str]:
-        return self.stages(*POLICIES)
+    def giving(self, what: str) -> list[str]:
+        """The finished stages that give a "policy", a "reward" model, "rankings" or "completions", in order."""
+        return self.stages(*registry.giving(what))
 
-    def report_data(self, stage: str, records: str, report: LengthReport) -> None:
-        """Prints what became of a stage's records, and keeps it in data_report.json with the files read so far.
-
-        Raises:
-          InputError: another host read other data than the first.
-        """
-        print(f"{stage}: {records} {report}")
-        first = hosts.on_first(self._write_data_report, stage, records, report)
-        if first != dataclasses.asdict(report):
-            raise InputError(
-                f"{stage}: {hosts.describe()} reads other {records} than process 0 (here {report}): give all hosts the "
-                "same files"
-            )
-
-    def report_epochs(self, stage: str, records: str, mixed: mixture.Mixture | None, draws: int) -> None:
-        """Prints and keeps how often each source of a mixture is seen in a stage."""
-        if mixed is None:
-            return
-        epochs = mixed.epochs(draws)
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in epochs.items())
-        print(f"{stage}: epochs of the {records} {shown}")
-        hosts.on_first(self._add_to_data_report, "epochs", stage, records, epochs)
-
-    def report_packing(self, stage: str, report: packing.PackingReport) -> None:
-        """Prints and keeps the share of padding before and after packing."""
-        print(f"{stage}: packed {report}")
-        hosts.on_first(self._add_to_data_report, "packing", stage, "demonstrations", dataclasses.asdict(report))
-
-    def _write_data_report(self, stage: str, records: str, report: LengthReport) -> dict:
-        self._add_to_data_report("stages", stage, records, dataclasses.asdict(report))
-        return dataclasses.asdict(report)
-
-    def _add_to_data_report(self, section: str, stage: str, records: str, value: dict) -> None:
-        path = self.path / "data_report.json"
-        facts = {"files": {}, "stages": {}} | (read_if_there(path) or {})
-        facts["files"] |= {name: dataclasses.asdict(read) for name, read in self.corpus.reports.items()}
-        facts["splits"] = facts.get("splits", {}) | self.corpus.split_reports
-        facts.setdefault(section, {}).setdefault(stage, {})[records] = value
-        write_json(path, facts)
-
-    def need(self, stage: str, kind: str, split: str, purpose: str = "ppo") -> list:
-        """The records of a split that a stage will read; none in a run without data.
-
-        Args:
-          kind: of rows, as in data.corpus.KINDS.
-          purpose: of prompts, "rm" or "ppo".
-
-        Raises:
-          InputError: there are none, or their files cannot be read.
-        """
-        if self.corpus is None:
-            return []
-        if not self.corpus.has(kind):
-            source = self.config.data.source
-            ways = [] if (source, kind) == ("world", "rankings") else [f"data.{source}.{kind}"]
-            ways += ["a collect stage before it"] if kind == "rankings" else []
-            raise InputError(f"{stage} needs {kind}, and there are none: give {' or '.join(ways)}")
-        try:
-            of_kind = getattr(self.corpus, kind)
-            rows = of_kind(split, purpose) if kind == "prompts" else of_kind(split)
-        except InputError as error:
-            raise InputError(f"{stage} needs {kind} of the {split} split: {error}") from None
-        if not rows:
-            raise InputError(f"{stage} needs {kind} of the {split} split, and there are none")
-        return rows
+    def judged(self) -> list[str]:
+        """The finished stages whose completions of the test prompts are judged, in order."""
+        return self.stages(*(kind for kind, stage in registry.KINDS.items() if stage.judged))
 
     def check_length(self, field: str, tokens: int, shape: TransformerConfig) -> None:
         """Raises InputError where rows of so many tokens have places that a model's table of positions does not."""
@@ -161,147 +95,15 @@ class Run:
         """Tokens of a prompt and its completion."""
         return self.config.prompt_length + self.config.completion_length
 
-    def packed_documents(self, split: str, length: int) -> tuple[Batch, LengthReport, mixture.Mixture | None]:
-        """The documents of a split in rows of `length` tokens, and their mixture if they have weights.
-
-        Raises:
-          InputError: the corpus has no documents.
-        """
-        folder = self.path / "tokens" if self.workdir else None
-        pack = functools.partial(pack_documents, tokenizer=self.tokenizer, length=length, folder=folder)
-        return mixture.build(self.corpus.mixed("documents", split), pack)
-
-    def held_out_documents(self, length: int) -> Batch:
-        """Held-out documents in rows of `length` tokens, config.evaluate.document_rows of them at most.
-
-        Raises:
-          InputError: the corpus has no documents.
-        """
-        packed, *_ = self.packed_documents("valid", length)
-        most = self.config.evaluate.document_rows or len(packed.tokens)
-        every = max(1, -(-len(packed.tokens) // most))
-        return jax.tree.map(lambda x: x[::every], packed)
-
     def shape(self, stage: str) -> TransformerConfig:
         """The model of a stage: the policy's, or what config[stage].model makes of it; or of a released model's folder."""
         if stage not in self.config:
             program = {name: getattr(self.model, name) for name in hf.PROGRAM_FIELDS}
-            return hf.load_config(self._released(stage), **program)
+            return hf.load_config(self.released(stage), **program)
         differing = {name: value for name, value in self.config[stage].get("model", {}).items() if name != "shape"}
         return dataclasses.replace(self.model, **differing)
 
-    def param_shardings(self, shape: TransformerConfig, head: str):
-        return _param_shardings(shape, head, self.mesh, self.rules)
-
-    def load_params(self, stage: str, head: str = "lm") -> dict:
-        """The output of a finished stage, on the mesh: "lm" for a policy, "scalar" for a reward model.
-
-        Instead of a stage, a folder of released weights (relative to data.files.dir).
-
-        Raises:
-          InputError: the stage is not in the run, or not finished; the folder is of the other kind, or of another
-            tokenizer.
-        """
-        if stage not in self.config:
-            shape = self.shape(stage)
-            self._check_folder(stage, shape, head)
-            return hf.load_params(self._released(stage), shape, self.param_shardings(shape, head), head)
-        if not self.done(stage):
-            if not hosts.on_first((self.path / "config.json").is_file):
-                raise InputError(
-                    f"{self.path} was moved or removed while this command used it: config.json is not there"
-                )
-            known = stage in self.config.stages
-            raise InputError(
-                f"{self.path}: stage '{stage}' is needed and not finished"
-                + (f": {stage}/done.json is not there" if known else "; config.stages does not name it")
-            )
-        shape = self.shape(stage)
-        abstract = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            model.param_shapes(shape, head),
-            self.param_shardings(shape, head),
-        )
-        hosts.on_first(lambda: str(finished.checked(self.folder(stage) / "params" / "manifest.json")))
-        return checkpoint.load_params(self.folder(stage) / "params", abstract)
-
-    def init_params(self, name: str, shape: TransformerConfig, *, head: str = "lm") -> dict:
-        """Random parameters on the mesh."""
-        return _initializer(shape, head, self.mesh, tuple(self.rules.items()))(self.key(name, "init"))
-
-    def with_scalar_head(self, shape: TransformerConfig, params: dict, key: jax.Array) -> dict:
-        """A reward or value model on the mesh, from a language model; see model.with_scalar_head."""
-        return _head_changer(shape, self.mesh, tuple(self.rules.items()))(params, key)
-
-    def start_params(self, stage: str) -> dict:
-        """The model that a stage starts from: config[stage].init, a stage, a directory or random.
-
-        A language model; of a directory with a reward model, a stage that trains one gets its head too.
-
-        Raises:
-          InputError: it has another shape than the stage's model.
-        """
-        init, shape = self.config[stage].init, self.shape(stage)
-        if not init:
-            return self.init_params(stage, shape)
-        if init in self.config.stages:
-            if differing := _differences(self.shape(init), shape):
-                raise InputError(
-                    f"{stage}.init='{init}' does not fit {stage}.model: {'; '.join(differing)}; "
-                    f"start from a folder of weights of that shape, or leave {stage}.model empty"
-                )
-            return self.load_params(init)
-        head = self._check_init(stage)
-        return hf.load_params(self._released(init), shape, self.param_shardings(shape, head), head)
-
-    def check_released(self, stage: str) -> None:
-        """Reads no tensor yet, but what else there is of the released models that a stage names.
-
-        Raises:
-          InputError: they are missing, or not what the stage needs.
-        """
-        section = self.config[stage]
-        if section.get("init") and section.init not in self.config.stages:
-            self._check_init(stage)
-        reads_text = section.kind in ("sft", "collect", "best_of_n", "prompted")  # another run's reward model will do
-        for name in filter(None, [section.get("reward"), *section.get("judges", ())]):
-            if name not in self.config and not (reads_text and is_run(name)):
-                self._check_folder(name, self.shape(name), "scalar")
-                self.check_length("prompt_length + completion_length", self.whole_length, self.shape(name))
-
-    def _check_init(self, stage: str) -> str:
-        """Of a stage that starts from a folder: "lm", or "scalar" where it trains a reward model from one."""
-        init, shape = self.config[stage].init, self.shape(stage)
-        folder = self._released(init)
-        if differing := _differences(_as_released(folder, shape), hf.canonical(shape)):
-            raise InputError(
-                f"{folder} does not fit the model of '{stage}': {'; '.join(differing)}; model.shape={init} takes the "
-                "shape from there"
-            )
-        head = hf.head_of(folder) if self.config[stage].kind == "reward_model" else "lm"
-        self._check_folder(init, shape, head)
-        return head
-
-    def _check_folder(self, name: str, shape: TransformerConfig, head: str) -> None:
-        folder = self._released(name)
-        if (found := hf.head_of(folder)) != head:
-            kinds = {"lm": "a language model", "scalar": "a reward model"}
-            raise InputError(f"{folder} is {kinds[found]}; {kinds[head]} is needed here")
-        theirs, ours = folder / "tokenizer.json", self.path / "tokenizer.json"
-        if theirs.is_file():
-            same = _vocabulary(theirs) == _vocabulary(ours)
-        else:  # GPT-2's pair of files, or none
-            same = not (folder / "vocab.json").is_file() or Tokenizer.load(folder).same_ids(self.tokenizer)
-        if not same:
-            raise InputError(
-                f"{folder} reads other tokens than this run, or gives them other ids: set tokenizer.path={name}"
-            )
-        if shape.vocab_size < self.tokenizer.vocab_size:
-            raise InputError(
-                f"{folder} knows {shape.vocab_size} tokens, and the tokenizer has {self.tokenizer.vocab_size}"
-            )
-
-    def _released(self, name: str) -> pathlib.Path:
+    def released(self, name: str) -> pathlib.Path:
         folder = pathlib.Path(self.config.data.files.dir, name)
         if not (folder / "config.json").is_file():
             fields = [
@@ -317,61 +119,6 @@ class Run:
                 f"of released weights in '{folder.parent}' (data.files.dir)"
             )
         return folder
-
-    def sampler(self, completion_length: int, parts: int = 1, ends: tuple[int, ...] = ()) -> generate.Sampler:
-        """The sampler of this model, one for each length and split: its programs are compiled once a process.
-
-        Args:
-          ends: tokens that end a completion beside the tokenizer's own.
-        """
-        tokenizer, rules = self.tokenizer, tuple(self.rules.items())
-        ends = tuple(dict.fromkeys((*tokenizer.end_ids, *ends)))
-        return _sampler(self.model, self.mesh, rules, completion_length, ends, tokenizer.pad_id, parts)
-
-
-# The programs of runs that differ in numbers alone are the same: the arms of a sweep compile them once.
-@functools.lru_cache(maxsize=32)
-def _sampler(shape: TransformerConfig, mesh, rules: tuple, completion_length: int, eos_id, pad_id: int, parts: int):
-    return generate.Sampler(
-        shape, mesh, dict(rules), completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts
-    )
-
-
-@functools.lru_cache(maxsize=32)
-def _initializer(shape: TransformerConfig, head: str, mesh, rules: tuple):
-    make = functools.partial(model.init_params, shape, head=head)
-    return jax.jit(make, out_shardings=_param_shardings(shape, head, mesh, dict(rules)))
-
-
-@functools.lru_cache(maxsize=32)
-def _head_changer(shape: TransformerConfig, mesh, rules: tuple):
-    make = functools.partial(model.with_scalar_head, shape)
-    return jax.jit(make, out_shardings=_param_shardings(shape, "scalar", mesh, dict(rules)))
-
-
-def _param_shardings(shape: TransformerConfig, head: str, mesh, rules: dict):
-    axes, shapes = model.logical_axes(shape, head), model.param_shapes(shape, head)
-    return sharding.param_shardings(axes, shapes, mesh, rules)
-
-
-def _vocabulary(path: pathlib.Path) -> tuple:
-    """What a tokenizer.json makes tokens of."""
-    tokenizer = read_json(path)
-    added = tokenizer.get("added_tokens") or ()
-    return tokenizer.get("model"), [(token.get("id"), token.get("content")) for token in added]
-
-
-def _differences(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:
-    found, wanted = dataclasses.asdict(found), dataclasses.asdict(wanted)
-    return [f"{name}={found[name]!r}, not {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]
-
-
-def _as_released(folder: pathlib.Path, shape: TransformerConfig) -> TransformerConfig:
-    """The architecture of a folder; where it has no table of positions, a shorter `max_length` is the same model."""
-    found = hf.canonical(hf.load_config(folder))
-    if found.positions == "rope" and shape.max_length < found.max_length:
-        return dataclasses.replace(found, max_length=shape.max_length)
-    return found
 
 
 @contextlib.contextmanager
@@ -393,9 +140,9 @@ def start(
     """
     check_config(config)
     checkpoint.check_path(path)
-    config = ppo_options.filled(shapes.filled(config))
+    config = filled(shapes.filled(config))
     plain = config.to_dict()
-    defaults = ppo_options.filled(defaults_like(config)).to_dict()
+    defaults = filled(defaults_like(config)).to_dict()
     with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults, prepared=_PREPARED) as folder:
         with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
@@ -576,7 +323,7 @@ def check_kept(path: pathlib.Path) -> None:
 
 def _keep_template(path: pathlib.Path, config: ConfigDict) -> None:
     if not (path / "template.txt").exists():
-        template = Template.load(config.data.template) if config.data.template else Template()
+        template = Template.load(shipped.find(config.data.template)) if config.data.template else Template()
         template.save(path / "template.txt")
 
 

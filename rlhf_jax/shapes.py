@@ -1,4 +1,4 @@
-"""The shapes of models that a config can name: GPT-3's, or that of a folder of released weights."""
+"""The shapes of models that a config can name: those of GPT-3, or the shape of a folder of released weights."""
 
 import dataclasses
 import pathlib
@@ -7,9 +7,9 @@ from rlhf_jax import hf
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime.errors import InputError
 
-# Brown et al. 2020, Table 2.1: layers, width, heads; 2048 places. Two of its rows cannot be: it prints 24
-# heads of 128 for 1.3B, which are not 2048 wide (16 are, and Stiennon et al. 2020 print 16), and a width of
-# 5140 for 13B, which is no 40 heads of 128 (5120 is).
+# Layers, width and heads from Brown et al. 2020, Table 2.1; the context is 2048 tokens. Two rows of the table are
+# inconsistent. For 1.3B it prints 24 heads of size 128, but 2048 = 16 * 128 (Stiennon et al. 2020 print 16 heads). For
+# 13B it prints a width of 5140, but 40 * 128 = 5120.
 _GPT3 = {
     "gpt3_125m": (12, 768, 12),
     "gpt3_350m": (24, 1024, 16),
@@ -28,13 +28,13 @@ _FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)} - {"vo
 
 
 def filled(config):
-    """A copy of a run's config in which the fields of config.model that are None are those of config.model.shape.
+    """Returns a copy of a run's config in which the shape that config.model.shape names fills the fields that are None.
 
-    The same for `model` of each stage that names a shape of its own. The run's config then says all of it, and
-    the folder is not needed again.
+    The section `model` of a stage that names its own shape is filled in the same way. The copy then holds the whole
+    architecture, and the folder of released weights is not needed again for it.
 
     Raises:
-      InputError: a shape that is neither in the table nor a folder of released weights.
+      InputError: a shape is neither in the table nor a folder of released weights.
     """
     config = config.copy_and_resolve_references()
     folder = config.data.files.dir
@@ -48,10 +48,15 @@ def filled(config):
 
 
 def _fields(shape: str, folder: str) -> dict:
-    """Of TransformerConfig: those that make an architecture."""
+    """Returns the fields of TransformerConfig that define the architecture of a named shape.
+
+    Args:
+      shape: a name in SHAPES, or a folder of released weights.
+      folder: the folder that `shape` is relative to (data.files.dir).
+    """
     if shape in SHAPES:
         found = dataclasses.asdict(TransformerConfig(vocab_size=1, **SHAPES[shape]))
-        del found["vocab_size"]  # the tokenizer's
+        del found["vocab_size"]  # the tokenizer decides it
     elif pathlib.Path(folder, shape, "config.json").is_file():
         found = dataclasses.asdict(hf.load_config(pathlib.Path(folder, shape)))
     else:

@@ -1,8 +1,8 @@
-"""The device mesh and the one table from logical axis names to mesh axes.
+"""The device mesh, and the only table from logical axis names to mesh axes.
 
-Every array of the program is placed by its logical axes: ("embed", "mlp") and so on. An unknown
-name, two names of one array on one mesh axis, or a size that does not divide is an error that names
-the array; nothing is replicated silently.
+Every array of the program is placed by its logical axes: ("embed", "mlp") and so on. Three mistakes raise an error that
+names the array: an unknown axis name, two axes of an array on the same mesh axis, and a size that does not divide.
+Nothing is replicated silently.
 """
 
 import math
@@ -19,7 +19,7 @@ from rlhf_jax.runtime.errors import InputError
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
-# Logical axis -> mesh axes. Parameters and optimizer state follow it; override in config.sharding.
+# Logical axis -> mesh axes, for parameters and optimizer state. config.sharding overrides it.
 DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "seq": None,
@@ -34,9 +34,9 @@ DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
-    """A mesh with axes data, fsdp, tensor; -1 (at most once) takes the remaining devices.
+    """Returns a mesh with the axes data, fsdp and tensor; a size of -1 (at most one) takes the remaining devices.
 
-    Several TPU slices are joined along `data`, so that fsdp and tensor stay on the fast network within one.
+    Several TPU slices are joined along `data`, so that fsdp and tensor stay on the fast network within a slice.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, or data does not divide over the slices.
@@ -54,9 +54,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence 
             "the sizes must multiply to the number of devices (-1 takes the rest)"
         )
     types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = len(
-        {getattr(device, "slice_index", 0) for device in devices}
-    )  # described ahead of time, one slice has none
+    # Devices of a topology described ahead of time have no slice_index if there is a single slice.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return Mesh(_on_torus(mesh_utils.create_device_mesh, sizes, devices), MESH_AXES, axis_types=types)
     if sizes[0] % slices:
@@ -70,7 +69,10 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence 
 
 
 def _on_torus(lay_out: Callable, *arguments) -> np.ndarray:
-    """Mesh axes along whole axes of a TPU slice's torus; where none fit, as 32 ways on 16 x 16, along parts of them."""
+    """Returns the devices in a layout whose mesh axes lie along whole axes of a TPU slice's torus.
+
+    If there is no such layout, as for 32 ways on 16 x 16, a mesh axis lies along parts of torus axes.
+    """
     try:
         return lay_out(*arguments)
     except NotImplementedError:
@@ -80,10 +82,10 @@ def _on_torus(lay_out: Callable, *arguments) -> np.ndarray:
 def partition_spec(
     axes: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Mapping = DEFAULT_RULES, name: str = "array"
 ) -> PartitionSpec:
-    """The mesh axes of an array with these logical axes and this shape.
+    """Returns the PartitionSpec of an array with these logical axes and this shape.
 
     Raises:
-      InputError: a name without a rule, a mesh axis used twice, or a size that does not divide.
+      InputError: a logical axis has no rule, a mesh axis is used twice, or a size does not divide.
     """
     if len(axes) != len(shape):
         raise InputError(f"{name} has shape {tuple(shape)} but logical axes {tuple(axes)}")
@@ -114,7 +116,17 @@ def partition_spec(
 
 
 def param_shardings(logical_axes, shapes, mesh: Mesh, rules: Mapping = DEFAULT_RULES):
-    """NamedShardings for a parameter tree; `logical_axes` has a tuple of names where `shapes` has a leaf."""
+    """Returns the NamedShardings of a parameter tree.
+
+    Args:
+      logical_axes: the tree with a tuple of logical axis names for each leaf of `shapes`.
+      shapes: the tree with the arrays, or their shapes.
+      mesh: the device mesh.
+      rules: logical axis -> mesh axes.
+
+    Raises:
+      InputError: as in `partition_spec`.
+    """
 
     def place(path, leaf, axes):
         return NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, rules, jax.tree_util.keystr(path)))
@@ -123,7 +135,7 @@ def param_shardings(logical_axes, shapes, mesh: Mesh, rules: Mapping = DEFAULT_R
 
 
 def optimizer_shardings(optimizer, opt_state_shapes, shardings, mesh: Mesh):
-    """Optimizer state lies like the parameters it belongs to; counters are replicated."""
+    """Returns the shardings of an optimizer state: like the parameters, with counters replicated."""
     return optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
@@ -134,21 +146,22 @@ def optimizer_shardings(optimizer, opt_state_shapes, shardings, mesh: Mesh):
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that puts a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """First axis over data and fsdp, the rest replicated."""
+    """Returns the sharding that splits the first axis over data and fsdp, and replicates the other axes."""
     return NamedSharding(mesh, BATCH)
 
 
 def put_batch(batch, mesh: Mesh):
-    """Host arrays [B, ...], the same on every process -> global arrays sharded over the batch axis.
+    """Turns host arrays [B, ...], the same on every process, into global arrays sharded over the batch axis.
 
-    A leaf that lies so already stays what it is.
+    A leaf that already has that sharding is returned as it is.
 
     Raises:
-      InputError: B does not divide by data x fsdp.
+      InputError: B is not a multiple of data x fsdp.
     """
     check_batch(batch, mesh)
 
@@ -162,7 +175,7 @@ def put_batch(batch, mesh: Mesh):
 
 
 def check_batch(batch, mesh: Mesh) -> None:
-    """Raises InputError unless the rows of every array, or shape, divide over data x fsdp."""
+    """Raises InputError unless the number of rows of every array, or shape, is a multiple of data x fsdp."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for path, x in jax.tree_util.tree_leaves_with_path(batch):
         if np.shape(x)[0] % ways:
@@ -173,7 +186,7 @@ def check_batch(batch, mesh: Mesh) -> None:
 
 
 def check_parts(name: str, rows: int, parts: int, mesh: Mesh) -> None:
-    """Raises InputError unless `rows` rows, taken in `parts` parts, divide over data x fsdp."""
+    """Raises InputError unless each of `parts` equal parts of `rows` rows is a multiple of data x fsdp."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % (parts * ways):
         raise InputError(
@@ -183,20 +196,23 @@ def check_parts(name: str, rows: int, parts: int, mesh: Mesh) -> None:
 
 
 def over_trials(mesh: Mesh) -> NamedSharding:
-    """First axis, of trials, over all devices."""
+    """Returns the sharding that splits the first axis, which is the trials, over all devices."""
     return NamedSharding(mesh, PartitionSpec(MESH_AXES))
 
 
 def put_trials(trees: Sequence, mesh: Mesh):
-    """Host trees, one a trial, the same on every process -> a global tree with a first axis of trials.
+    """Turns host trees, one per trial and the same on every process, into a global tree with a first axis of trials.
 
-    Arrays that differ in size get zeros at the end of their axes: rows and tokens that no mask selects.
+    Arrays of different sizes are padded with zeros at the end of their axes: rows and tokens that no mask selects.
     """
 
     def put(*leaves):
         leaves = [np.asarray(leaf) for leaf in leaves]
         largest = np.max([leaf.shape for leaf in leaves], axis=0).astype(int)
-        fill = lambda leaf: np.pad(leaf, [(0, size - own) for own, size in zip(leaf.shape, largest)])
+
+        def fill(leaf):
+            return np.pad(leaf, [(0, size - own) for own, size in zip(leaf.shape, largest)])
+
         whole = np.stack([leaf if (largest == leaf.shape).all() else fill(leaf) for leaf in leaves])
         return jax.make_array_from_callback(whole.shape, over_trials(mesh), lambda index: whole[index])
 
@@ -204,14 +220,15 @@ def put_trials(trees: Sequence, mesh: Mesh):
 
 
 def put_rows(gather: Callable, rows: int, mesh: Mesh):
-    """A global batch of which each process gathers only the rows that its devices hold.
+    """Returns a global batch of which each process gathers only the rows that its own devices hold.
 
     Args:
-      gather: places i64[n] in the batch, ascending -> a tree of host arrays [n, ...].
-      rows: B of the whole batch.
+      gather: function from places i64[n] in the batch, ascending, to a tree of host arrays [n, ...].
+      rows: B, the number of rows of the whole batch.
+      mesh: the device mesh.
 
     Raises:
-      InputError: B does not divide by data x fsdp.
+      InputError: B is not a multiple of data x fsdp.
     """
     check_batch(jax.ShapeDtypeStruct((rows,), np.int32), mesh)
     places = over_batch(mesh).addressable_devices_indices_map((rows,))
@@ -228,15 +245,18 @@ def put_rows(gather: Callable, rows: int, mesh: Mesh):
 
 
 def mesh_to_fill() -> jax.sharding.AbstractMesh | None:
-    """The mesh that the program being traced is split over; None where there is none, or each device has its own work."""
+    """Returns the mesh over which XLA splits the program being traced.
+
+    Returns None if there is no mesh, or inside shard_map, where each device has its own work.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.manual_axes else mesh
 
 
 def whole_rows(table: jax.Array, axis: str | None = "tensor") -> jax.Array:
-    """A table [V, D] split over its rows alone, along this mesh axis, or not at all.
+    """Returns a table [V, D] constrained to be split over its rows alone, along a mesh axis or not at all.
 
-    One that is split along D makes XLA replicate what is looked up in it, and add up logits over devices.
+    If the table were split along D, XLA would replicate what is looked up in it, and add up logits over devices.
     """
     mesh = mesh_to_fill()
     if mesh is None or (axis and table.shape[0] % mesh.shape[axis]):
@@ -245,10 +265,10 @@ def whole_rows(table: jax.Array, axis: str | None = "tensor") -> jax.Array:
 
 
 def constrain_batch(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Keep an activation [B, ...] sharded over the batch, and its next axes over these mesh axes.
+    """Constrains an activation [B, ...] to be split over the batch, and its next axes over these mesh axes.
 
-    Without a mesh it does nothing, and an axis that does not divide stays whole: it is a matter of
-    memory, not of results.
+    Without a mesh it does nothing, and an axis that does not divide stays whole: the constraint affects memory, and not
+    results.
     """
     mesh = mesh_to_fill()
     if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):

@@ -1,8 +1,8 @@
-"""TrainState, the pure train step around a loss, and the loop that drives any stage.
+"""TrainState and the pure train step around a loss.
 
-A loss is a function (params, batch, keys) -> losses.Loss: a total and the weight it is divided by; every row of the
-batch has a random key of its own. Microbatches and devices add totals and weights, so the division is by the global
-weight, and a row keeps its key wherever it is computed: no result depends on the split.
+A loss is a function (params, batch, keys) -> losses.Loss: a total and the weight that divides it. Every row of the
+batch has its own random key. Microbatches and devices add their totals and weights, so the division is by the global
+weight, and a row keeps its key wherever it is computed. No result depends on how the batch is split.
 """
 
 import functools
@@ -21,16 +21,20 @@ LossFn = Callable[[Any, Any, jax.Array], losses.Loss]
 
 @struct.dataclass
 class TrainState:
-    """What training one model carries from step to step."""
+    """What the training of one model carries from step to step."""
 
-    step: jax.Array  # i32[], optimizer steps made
+    step: jax.Array  # i32[], number of optimizer steps made
     params: dict
     opt_state: optax.OptState
-    ema_params: dict | None  # moving average of params over the steps made (see averaged), or None
+    ema_params: dict | None  # moving average of params over the steps made (see `averaged`), or None
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-    """A fresh state; the average is a copy of the parameters (states are donated), of which a first step leaves nothing."""
+    """Returns a fresh state.
+
+    With `ema`, the average starts as a copy of the parameters: a copy because states are donated. The first step
+    replaces it entirely (see `averaged`).
+    """
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.int32(0), params, optimizer.init(params), average)
 
@@ -38,7 +42,10 @@ def init_state(params: dict, optimizer: optax.GradientTransformation, *, ema: bo
 def state_shardings(
     state_shapes: TrainState, optimizer, logical_axes, mesh, rules=sharding.DEFAULT_RULES
 ) -> TrainState:
-    """Parameters by their logical axes; optimizer state and average like the parameters."""
+    """Returns the shardings of a state.
+
+    Parameters are placed by their logical axes; the optimizer state and the average are placed like the parameters.
+    """
     params = sharding.param_shardings(logical_axes, state_shapes.params, mesh, rules)
     return TrainState(
         step=sharding.replicated(mesh),
@@ -49,11 +56,13 @@ def state_shardings(
 
 
 def gradients(loss_fn: LossFn, params: dict, batch, key: jax.Array, microbatches: int = 1) -> tuple[dict, losses.Loss]:
-    """Gradient of total / weight over the whole batch, computed in `microbatches` parts.
+    """Returns the gradient of total / weight over the whole batch, computed in `microbatches` parts.
 
     Args:
-      batch: a pytree whose leaves have the batch as first axis; it must divide by `microbatches`.
-      key: of the batch; row i is given fold_in(key, i), in whichever part it is computed.
+      loss_fn: the loss.
+      params: the parameters to differentiate with respect to.
+      batch: a pytree whose leaves have the batch as first axis; `microbatches` must divide its size.
+      key: random key of the batch; row i is given fold_in(key, i), in whichever part it is computed.
 
     Returns:
       The gradient, and the loss with its totals over the whole batch.
@@ -71,7 +80,7 @@ def gradients(loss_fn: LossFn, params: dict, batch, key: jax.Array, microbatches
     if microbatches == 1:
         grads, loss = one(batch, keys)
     else:
-        # Row i goes to part i % microbatches: each device keeps its own rows.
+        # Row i goes to part i % microbatches, so that each device keeps its own rows.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
         def add(grads, part):
@@ -85,7 +94,7 @@ def gradients(loss_fn: LossFn, params: dict, batch, key: jax.Array, microbatches
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
-    """A random key for every row of a batch: keys [rows]."""
+    """Returns a random key for every row of a batch: keys [rows]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
 
 
@@ -96,7 +105,11 @@ def apply_gradients(
     learning_rate: jax.Array,
     ema_decay: jax.Array | float = 0.0,
 ) -> tuple[TrainState, jax.Array]:
-    """One optimizer step (and one step of the average); returns the state and the gradient norm before clipping."""
+    """Makes one optimizer step, and one step of the moving average if the state has one.
+
+    Returns:
+      The new state, and the global norm f32[] of the gradients before clipping.
+    """
     params, opt_state, norm = optim.apply_gradients(optimizer, grads, state.opt_state, state.params, learning_rate)
     average = state.ema_params
     if average is not None:
@@ -105,12 +118,18 @@ def apply_gradients(
 
 
 def averaged(average: dict, params: dict, decay: jax.Array | float, step: jax.Array) -> dict:
-    """The moving average of the parameters after steps 1 to `step`, from that after the step before.
+    """Returns the moving average of the parameters after steps 1 to `step`.
 
-    With decay d it is sum_s d^(t-s) p_s / sum_s d^(t-s) over the steps s = 1 to t: an average started at zero and
-    divided by 1 - d^t, as Adam corrects its moments (Kingma and Ba 2015, section 3). The parameters of the start have
-    no weight, d = 0 is the last parameters and d = 1 the plain mean. The newest parameters have the weight
-    (1 - d) / (1 - d^t).
+    With decay d the average is sum_s d^(t-s) p_s / sum_s d^(t-s) over the steps s = 1 to t. It is an average started at
+    zero and divided by 1 - d^t, as Adam corrects its moments (Kingma and Ba 2015, section 3). The initial parameters
+    have no weight, and the newest parameters have the weight (1 - d) / (1 - d^t). d = 0 gives the last parameters, and
+    d = 1 the plain mean.
+
+    Args:
+      average: the average after the previous step.
+      params: the parameters after this step.
+      decay: d, in [0, 1].
+      step: t, the number of steps made, this one included.
     """
     step = jnp.asarray(step, jnp.float32)
     plain = (step == 1) | (decay == 1.0)
@@ -121,10 +140,13 @@ def averaged(average: dict, params: dict, decay: jax.Array | float, step: jax.Ar
 def make_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, schedule: Callable, microbatches: int = 1
 ) -> Callable:
-    """The pure step (state, batch, learning_rate, key) -> (state, metrics); the caller jits it.
+    """Returns the pure step (state, batch, learning_rate, key) -> (state, metrics); the caller jits it.
 
     Args:
+      loss_fn: the loss.
+      optimizer: see optim.make_optimizer.
       schedule: step i32[] -> multiplier of the learning rate f32[].
+      microbatches: number of parts in which the gradient is computed.
     """
 
     def train_step(state: TrainState, batch, learning_rate, key):
@@ -137,6 +159,6 @@ def make_train_step(
 
 
 def loss_metrics(loss: losses.Loss) -> dict[str, jax.Array]:
-    """The divided form of a loss: {"loss", its statistics, its maxima}, each f32[]."""
+    """Returns the metrics of a loss after division, f32[] each: "loss", its statistics and its maxima."""
     means = {name: total / jnp.maximum(count, 1e-8) for name, (total, count) in loss.sums.items()}
     return {"loss": loss.total / jnp.maximum(loss.weight, 1e-8), **means, **loss.maxima}

@@ -82,3 +82,20 @@ def one_device(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     patch.undo()
+
+
+@pytest.fixture
+def parameters_in_memory(monkeypatch):
+    """Lets a run that has methods `load_params` or `sampler` of its own give its models and their samples."""
+    from rlhf_jax import sampling, weights
+
+    def own(module, name):
+        usual = getattr(module, name)
+
+        def ask(run, *given, **named):
+            return (getattr(run, name) if hasattr(run, name) else functools.partial(usual, run))(*given, **named)
+
+        monkeypatch.setattr(module, name, ask)
+
+    own(weights, "load_params")
+    own(sampling, "sampler")

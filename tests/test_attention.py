@@ -88,7 +88,9 @@ def test_splash_attention_and_its_gradient_equal_xla_on_a_mesh():
     weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
 
     def trained(function):
-        loss = lambda *qkv: (function(*qkv, segments) * weights).sum()
+        def loss(*qkv):
+            return (function(*qkv, segments) * weights).sum()
+
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
 
     with jax.set_mesh(sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])):

@@ -7,8 +7,8 @@ import pytest
 
 from rlhf_jax import statistics
 from rlhf_jax.data.records import Ranking, read_rows
+from rlhf_jax.evaluate import bag_of_words
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.statistics import bag_of_words
 
 FILLER = "the a of and to in it is was for on with as by at".split()
 
@@ -48,7 +48,10 @@ def test_weights_are_the_optimum_of_the_stated_objective():
 
     def objective(weights):
         """By loops: mean over rankings of the mean over pairs, and the penalty."""
-        score = lambda text: sum(weights[bag.columns[word]] for word in text.split() if word in bag.columns)
+
+        def score(text):
+            return sum(weights[bag.columns[word]] for word in text.split() if word in bag.columns)
+
         losses = []
         for row in rows:
             margins = [
@@ -85,11 +88,7 @@ def test_accuracy_counts_ties_half_and_its_interval_is_over_prompts():
 
 @pytest.mark.parametrize(
     "rows",
-    [
-        [],
-        [ranking("a", ["x", "y"], (1, 1)), ranking("b", ["x", "y"], (1, 1))],
-        [ranking("a", ["x", "y"], (1, 2))] * 3,
-    ],
+    [[], [ranking("a", ["x", "y"], (1, 1)), ranking("b", ["x", "y"], (1, 1))], [ranking("a", ["x", "y"], (1, 2))] * 3],
     ids=["none", "all tied", "one prompt"],
 )
 def test_too_few_rankings_are_a_clear_error(rows):
@@ -100,7 +99,10 @@ def test_too_few_rankings_are_a_clear_error(rows):
 @pytest.mark.slow
 def test_real_comparisons_on_unseen_questions(shared_data):
     rows, _ = read_rows(shared_data / "pref_truthfulqa_judge.jsonl.xz", "rankings", on_bad_row="skip")
-    part = lambda row: hashlib.blake2b(row.group.encode(), digest_size=1).digest()[0] % 4
+
+    def part(row):
+        return hashlib.blake2b(row.group.encode(), digest_size=1).digest()[0] % 4
+
     bag = bag_of_words.fit([row for row in rows if part(row)])
     accuracy = bag_of_words.accuracy(bag, [row for row in rows if not part(row)])
     assert accuracy.low > 0.70 and accuracy.value == pytest.approx(0.77, abs=0.03)

@@ -295,7 +295,10 @@ def test_no_pair_is_of_equal_rows_and_all_that_are_not_stay(data, length, too_lo
         return
     rows, report = batch_rankings(rankings, BYTES, length, 3, too_long=too_long)
     packed, packed_report = pack_rankings(rankings, BYTES, length, 3, too_long=too_long)
-    text = lambda row: "".join("." if token == EOS else BYTES.decode([token]) for token in row.tolist())
+
+    def text(row):
+        return "".join("." if token == EOS else BYTES.decode([token]) for token in row.tolist())
+
     for n, own in enumerate(expected):
         of_rows = [(text(rows.tokens[n, k][rows.mask[n, k]]), rows.ranks[n, k]) for k in np.flatnonzero(rows.valid[n])]
         prompt = packed.tokens[n][packed.segment_ids[n] == PREFIX]

@@ -21,7 +21,7 @@ STAGES = ("sft", "reward_model", "other", "best", "by_other")
 
 
 @pytest.fixture
-def run(make_run):  # noqa: F811
+def run(make_run, parameters_in_memory):  # noqa: F811
     """SFT and two reward models are finished: one likes long texts, the other short ones."""
     sections = {"other": {"kind": "reward_model"}, "best": best_of_n_config(), "by_other": best_of_n_config()}
     made = dataclasses.replace(make_run("sft", batch_size=8), config=ConfigDict(CONFIG | sections))
@@ -87,7 +87,7 @@ def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
     assert all(row["score"] == -other["score"] for row, other in zip(ours, rows))
     assert len({row["completion"] for row in rows}) > prompts  # each sample has noise of its own
 
-    for stage, own, chooses in (("best", rows, max), ("by_other", ours, min)):
+    for stage, own, _chooses in (("best", rows, max), ("by_other", ours, min)):
         count = run.config[stage].samples
         by_prompt = {}
         for row in own:

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from rlhf_jax import chat, model, run, sharding
+from rlhf_jax import chat, model, run, sharding, weights
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -50,6 +50,11 @@ class MemoryRun(run.Run):
 
     def load_params(self, stage, head="lm"):
         return _init(self.model, jax.random.key(list(KINDS).index(stage)))
+
+
+@pytest.fixture(autouse=True)
+def in_memory(parameters_in_memory):
+    pass
 
 
 class FixedScorer:
@@ -122,7 +127,7 @@ def test_kl_is_that_of_the_completion_shown(made):
         ids[0, : len(chosen)] = chosen
         tables = {}
         for stage in logprob:
-            logits = _logits(made.model, made.load_params(stage), ids, np.arange(96) < len(chosen))
+            logits = _logits(made.model, weights.load_params(made, stage), ids, np.arange(96) < len(chosen))
             logits = np.asarray(logits, np.float64)[0, len(chosen) - 1]
             tables[stage] = logits - np.log(np.exp(logits).sum())
         chosen.append(int(np.argmax(tables["ppo"])))

@@ -141,7 +141,10 @@ def test_special_tokens_in_a_reply_are_text_and_in_the_template_and_in_a_written
     tokenizer = Tokenizer.load(folders["chatml"]).for_chat()
     template = tokenizer.chat_template()
     start = tokenizer.encode_prompts(["<|im_start|>"])[0][0]
-    count = lambda text: sum((ids == [start]) or start in ids for ids in tokenizer.encode_batch([text], continues=True))
+
+    def count(text):
+        return sum((ids == [start]) or start in ids for ids in tokenizer.encode_batch([text], continues=True))
+
     assert (
         count(template.completion("a <|im_start|>")) == count("a <|im_start|>") == 0
     )  # a model may spell it in letters

@@ -8,7 +8,7 @@ from compare import assert_same_stage, timeless
 from ml_collections import ConfigDict
 from toy import get_config as toy_config
 
-from rlhf_jax import pipeline
+from rlhf_jax import pipeline, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.report.record import Record
@@ -89,7 +89,10 @@ def test_dpo_starts_at_its_reference_and_learns(whole):
 def test_packed_preferences_are_the_same_preferences(whole):
     run = run_lib.open_run(whole)
     rows = rankings.load(run, "dpo", "train")
-    reference = lambda: dpo.with_reference(run, "dpo", run.start_params("dpo"), dpo.prepare(run, "dpo", rows)[0])
+
+    def reference():
+        return dpo.with_reference(run, "dpo", weights.start_params(run, "dpo"), dpo.prepare(run, "dpo", rows)[0])
+
     expected = reference()
     run.config.dpo.packed = True
     found = reference()
@@ -125,7 +128,10 @@ def test_the_group_held_out_changes_who_labels_and_nothing_else(whole, tmp_path)
     path = again(whole, tmp_path / "run", "collect")
     with run_lib.start(config, path) as run:
         collect.run_stage(run, "collect")
-    read = lambda path, name: rows_of(path / "collect" / f"comparisons.{name}.jsonl")
+
+    def read(path, name):
+        return rows_of(path / "collect" / f"comparisons.{name}.jsonl")
+
     for name in ("train", "valid", "heldout"):
         ours, theirs = read(path, name), read(whole, name)
         assert [row["completions"] for row in ours] == [row["completions"] for row in theirs]
@@ -241,7 +247,10 @@ def test_rankings_of_a_stage_that_collects_none_are_refused(whole):
 def test_subsets_are_nested_and_halves_disjoint(whole):
     run = run_lib.open_run(whole)
     rows = rankings.load(run, "reward_model", "train")
-    part = lambda text, seed=0: [row.prompt for row in rankings.subset(rows, text, seed)]
+
+    def part(text, seed=0):
+        return [row.prompt for row in rankings.subset(rows, text, seed)]
+
     everything = part(":")
     assert everything == [row.prompt for row in rows]
     assert (

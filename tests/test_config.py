@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from rlhf_jax import optim, shapes
 from rlhf_jax.config import default_config
 from rlhf_jax.model import param_shapes
+from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.run import model_shape
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.stages import ppo as ppo_stage
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 RELEASED = dict(
@@ -62,7 +62,7 @@ def test_an_experiment_only_sets_fields_that_exist(name, arguments, tmp_path):
         assert section.get("init", "") in ("", "gpt3", "gpt3_6b", "stories260K", *config.stages)
         if section.kind == "ppo":
             shape = model_shape(config, 64, "cpu")
-            ppo_stage.programs_config(shape, shape, 0, section)  # sizes divide, every field is there
+            ppo_programs.programs_config(shape, shape, 0, section)  # sizes divide, every field is there
             optim.schedule(section.schedule, 0, 1)
     assert config.prompt_length + config.completion_length <= shapes.filled(config).model.max_length
 

@@ -36,7 +36,10 @@ def preferences_of(seed: int, beta=0.3, label_smoothing=0.0, ref_logprobs=None) 
     ranks = np.where(valid, rng.integers(1, 4, (rows, k)), 0).astype(np.int32)
     ranks[-1] = valid[-1]
     ref = rng.normal(-8, 2, (rows, k)) if ref_logprobs is None else ref_logprobs
-    number = lambda x: np.full(rows, x, np.float32)
+
+    def number(x):
+        return np.full(rows, x, np.float32)
+
     return dpo.Preferences(
         tokens, mask, starts, ranks, valid, np.asarray(ref, np.float32), number(beta), number(label_smoothing)
     )
@@ -52,7 +55,9 @@ def all_logprobs(config):
     """Jitted: (params, tokens, mask) -> log-probabilities of every token after every place f32[..., T, V]."""
 
     def table(params, tokens, mask):
-        flat = lambda x: x.reshape(-1, x.shape[-1])
+        def flat(x):
+            return x.reshape(-1, x.shape[-1])
+
         hidden = model.masked_hidden_states(config, params, flat(tokens), flat(mask))
         found = jax.nn.log_softmax(model.lm_logits(config, params, hidden))
         return found.reshape(*tokens.shape, -1)
@@ -161,7 +166,8 @@ def test_what_is_trained_on_has_the_references_log_probabilities(monkeypatch):
     config.dpo.update(batch_size=2, beta=0.3)
     config.lock()
     run = types.SimpleNamespace(config=config, mesh=tiny.mesh_of("1x1x1"), seed_of=lambda stage: 0)
-    run.start_params, run.report_data = lambda stage: policy(), lambda *what: None
+    monkeypatch.setattr(dpo.weights, "start_params", lambda run, stage: policy())
+    monkeypatch.setattr(dpo.inputs, "report_data", lambda *what: None)
     examples = preferences_of(8, ref_logprobs=np.zeros(SHAPE[:2]))
     monkeypatch.setattr(dpo, "check", lambda run, stage: None)
     monkeypatch.setattr(dpo, "prepare", lambda run, stage, rows: (examples, None))
@@ -189,9 +195,15 @@ def test_packed_rows_never_meet_splash_attention_which_would_hide_the_prompt_fro
 
 def test_neither_padding_nor_what_stands_in_it_matters():
     batch = preferences_of(3)
-    wide = lambda x, fill: np.concatenate([x, np.full((*x.shape[:2], 6), fill, x.dtype)], axis=2)
+
+    def wide(x, fill):
+        return np.concatenate([x, np.full((*x.shape[:2], 6), fill, x.dtype)], axis=2)
+
     padded = batch.replace(tokens=wide(batch.tokens, 9), mask=wide(batch.mask, False))
-    ranked = lambda x: np.concatenate([x, np.zeros_like(x[:, :2])], axis=1)
+
+    def ranked(x):
+        return np.concatenate([x, np.zeros_like(x[:, :2])], axis=1)
+
     taller = batch.replace(
         **{name: ranked(getattr(batch, name)) for name in ("tokens", "mask", "ranks", "valid", "ref_logprobs")}
     )
@@ -219,7 +231,10 @@ def test_nan_where_there_is_no_completion_reaches_neither_loss_nor_gradient():
 @pytest.mark.parametrize("mesh", [pytest.param("1x8x1", marks=pytest.mark.slow), "2x2x2"])
 def test_a_step_is_the_same_on_every_mesh_and_for_every_beta_one_program(mesh):
     """Against one device without microbatches; the reference's log-probabilities too."""
-    stack = lambda *parts: jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def stack(*parts):
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
     batch = stack(*(preferences_of(seed) for seed in range(4)))  # 16 prompts
     loss_fn, optimizer = dpo.PreferenceLoss(tiny.SCANNED), optax.identity()
 

@@ -12,7 +12,7 @@ import pytest
 import toy
 from ml_collections import ConfigDict
 
-from rlhf_jax import generate, model, ppo, run, sharding, statistics
+from rlhf_jax import generate, model, ppo, run, sampling, sharding, statistics, weights
 from rlhf_jax.data import loader
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.records import Prompt
@@ -20,10 +20,11 @@ from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import answers as programs
 from rlhf_jax.evaluate import policy, skills
+from rlhf_jax.evaluate import scorer as scorer_lib
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime import hosts, progress
 from rlhf_jax.stages import best_of_n as best_of_n_stage
-from rlhf_jax.stages import collect, reward_model
+from rlhf_jax.stages import collect
 from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.world.corpus import WorldCorpus
 
@@ -85,7 +86,7 @@ def logprobs(run, stage, ids, temperature=1.0):
     padded = np.zeros((1, 68), np.int32)
     padded[0, : len(ids)] = ids
     mask = np.arange(68)[None] < len(ids)
-    logits = _logits(run.model, run.load_params(stage), padded, mask)
+    logits = _logits(run.model, weights.load_params(run, stage), padded, mask)
     logits = np.asarray(logits, np.float64)[0, : len(ids)] / temperature
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
@@ -151,12 +152,12 @@ class LengthScorer:
         )
 
 
-REAL_SCORER = reward_model.Scorer
+REAL_SCORER = scorer_lib.Scorer
 
 
 @pytest.fixture(autouse=True)
-def scorer(monkeypatch):
-    monkeypatch.setattr(policy.reward_model, "Scorer", LengthScorer)
+def scorer(monkeypatch, parameters_in_memory):
+    monkeypatch.setattr(scorer_lib, "Scorer", LengthScorer)
 
 
 # --- skills -----------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def test_mean_weighs_tasks_alike_whatever_their_sizes():
 
 def test_few_shot_completes_every_item_greedily(make_run):
     run = make_run("sft")
-    rows = skills.few_shot(run, answers(run, run.load_params("sft")).skills)
+    rows = skills.few_shot(run, answers(run, weights.load_params(run, "sft")).skills)
     assert [row["task"] for row in rows] == ["closed_qa"] * 3 + ["translation"] * 3 + ["arithmetic"] * 3
     assert run.corpus.skills() is run.corpus.skills()  # drawn once for all policies
     item = run.corpus.skills()["arithmetic"][0]
@@ -219,7 +220,7 @@ def test_few_shot_completes_every_item_greedily(make_run):
 
 def test_valid_loss_is_the_mean_over_tokens(make_run):
     run = make_run("sft")
-    found = skills.valid_loss(run, answers(run, run.load_params("sft")).documents)
+    found = skills.valid_loss(run, answers(run, weights.load_params(run, "sft")).documents)
     lines = [
         ids
         for document in run.corpus.documents("valid")
@@ -280,13 +281,13 @@ def test_evaluation_holds_what_plain_means_give(make_run):
 def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monkeypatch):
     """An untrained model spells most texts unlike the tokenizer."""
     run = make_run("sft", "reward_model")
-    policy_params, reward = run.load_params("sft"), _init_scalar(run.model, jax.random.key(5))
+    policy_params, reward = weights.load_params(run, "sft"), _init_scalar(run.model, jax.random.key(5))
     monkeypatch.setattr(run, "load_params", lambda stage, head="lm": {"lm": policy_params, "scalar": reward}[head])
-    monkeypatch.setattr(policy.reward_model, "Scorer", REAL_SCORER)
+    monkeypatch.setattr(scorer_lib, "Scorer", REAL_SCORER)
     monkeypatch.setattr(REAL_SCORER, "batch_size", 16)
     records = run.corpus.prompts("valid", "ppo")
     prompts = loader.take(policy.prompt_arrays(run, records), np.arange(8) % 4)  # each prompt twice
-    rollout = hosts.fetch(run.sampler(6)(policy_params, prompts, run.key("select", 0), 1.0))
+    rollout = hosts.fetch(sampling.sampler(run, 6)(policy_params, prompts, run.key("select", 0), 1.0))
     asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, rollout))  # PPO's reward
 
     rows = policy.describe(run, records, prompts.index, rollout, np.zeros(8))
@@ -309,8 +310,10 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     ]
     for i, ranking in enumerate(collect._rank_by_scores(scorer, items)):
         assert ranking.ranks == ((1, 2) if asked[i] > asked[i + 4] else (2, 1))
-    valid = policy.reward_model.ValidationReward(run, "reward_model")
-    same = hosts.fetch(run.sampler(6)(policy_params, *loader.in_order(valid._arrays, 8), run.key("select", 0), 1.0))
+    valid = policy.scorer.ValidationReward(run, "reward_model")
+    same = hosts.fetch(
+        sampling.sampler(run, 6)(policy_params, *loader.in_order(valid._arrays, 8), run.key("select", 0), 1.0)
+    )
     asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, same))[:4]
     assert valid(policy_params) == pytest.approx(asked.mean(), abs=2e-5)
 
@@ -320,7 +323,7 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     ends = run.tokenizer.eos_id, *range(300, 340)
     monkeypatch.setattr(run.tokenizer, "end_ids", ends)
     (batch,) = loader.in_order(policy.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
-    rollout = hosts.fetch(run.sampler(6)(run.load_params("sft"), batch, run.key("sft", 0), 1.0))
+    rollout = hosts.fetch(sampling.sampler(run, 6)(weights.load_params(run, "sft"), batch, run.key("sft", 0), 1.0))
     texts, finished = generate.texts(rollout, run.tokenizer)
     ended = [[token in ends for token in ids] for ids in generate.sampled(rollout)]
     assert finished == [row[-1] for row in ended] and not any(sum(row[:-1]) for row in ended)
@@ -329,9 +332,9 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     config = toy.get_config()
     config.prompt_length = 48  # with the completion within 68 places
     ours = dataclasses.replace(run, config=config)
-    monkeypatch.setattr(ppo_stage, "_programs", lambda *arguments: arguments)
+    monkeypatch.setattr(ppo_stage.programs, "compiled", lambda *arguments: arguments)
     programs, reward, _, sampler, *_ = ppo_stage.build(ours, "ppo")  # PPO's metrics, its missing-EOS rule, its reward
-    assert programs.eos_id == reward.ends == ends and sampler is ours.sampler(config.completion_length)
+    assert programs.eos_id == reward.ends == ends and sampler is sampling.sampler(ours, config.completion_length)
 
 
 def test_a_reward_model_of_another_tokenizer_reads_the_text(make_run, shared):
@@ -364,7 +367,7 @@ def test_kl_is_the_log_ratio_of_the_sampled_tokens(make_run):
 
 def test_kl_of_a_policy_to_itself_is_exactly_0(make_run, monkeypatch):
     run = make_run("sft", "ppo")
-    sft = run.load_params("sft")
+    sft = weights.load_params(run, "sft")
     monkeypatch.setattr(run, "load_params", lambda stage: sft)
     policy.evaluate_policy(run, "sft")
     evaluation = policy.evaluate_policy(run, "ppo")
@@ -417,8 +420,8 @@ def test_several_reward_models_all_score_and_the_first_is_what_policies_compare_
 
 def test_policies_answer_the_same_prompts_with_the_same_noise(make_run):
     run = make_run("sft", "ppo")
-    params = run.load_params("sft")
-    first, again, other = (samples(run, p) for p in (params, params, run.load_params("ppo")))
+    params = weights.load_params(run, "sft")
+    first, again, other = (samples(run, p) for p in (params, params, weights.load_params(run, "ppo")))
     assert first == again
     assert [row["index"] for row in first] == [row["index"] for row in other]
     assert [row["completion"] for row in first] != [row["completion"] for row in other]
@@ -474,13 +477,13 @@ def test_an_evaluation_stops_between_two_batches_when_asked(make_run, part, show
     asked = programs.Questions([], [], [])._replace(**{part: getattr(policy.questions(run), part)})
     run.interrupt.requested = True
     with pytest.raises(progress.Stopped, match=f"stopped at evaluation, {shown} step 1; run the same command to go on"):
-        programs.ask(run, programs.Programs(run), run.load_params("sft"), asked)
+        programs.ask(run, programs.Programs(run), weights.load_params(run, "sft"), asked)
 
 
 def test_fewer_prompts_are_the_first_of_the_same(make_run):
     run = make_run("sft")
     few = dataclasses.replace(run, config=ConfigDict(CONFIG))
     few.config.evaluate.prompts = 8
-    params = run.load_params("sft")
+    params = weights.load_params(run, "sft")
     first = samples(few, params)
     assert len(first) > 4 and first == samples(run, params)[: len(first)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import subprocess
@@ -63,7 +64,7 @@ def test_a_link_planted_at_the_temporary_name_is_not_followed(tmp_path, name, mo
 
 WRITES = """
     import os, sys
-    from rlhf_jax import files
+    from rlhf_jax.runtime import files
     with files.replacing(sys.argv[1] + "/file") as file, files.new_folder(sys.argv[1] + "/folder") as folder:
         file.write(b"half")
         (folder / "a").write_text("half")
@@ -129,7 +130,7 @@ def test_a_limit_on_the_size_of_files_is_a_sentence(tmp_path):
     program = """
         import resource, sys
         import numpy as np
-        from rlhf_jax import files
+        from rlhf_jax.runtime import files
         from rlhf_jax.runtime.errors import InputError
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         for number, write in enumerate([lambda file: file.write(b"x" * 2000), lambda file: np.save(file, np.zeros(2000))]):
@@ -150,6 +151,35 @@ def test_a_limit_on_the_size_of_files_is_a_sentence(tmp_path):
     assert first == f"cannot write {tmp_path / '0'}: File too large"
     assert second.startswith(f"cannot write {tmp_path / '1'}: ") and "None" not in second
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (None, "cannot read {path}: No such file or directory"),
+        (b'{"a": "\xff"}', "cannot read {path}: byte 7 of it is not UTF-8"),
+        (b'{"a":\n 1,,}', "{path}, line 2: not valid JSON: "),
+        (b'{"a": ' + b"[" * 10**5, "cannot read {path}: it nests lists or objects too deep"),
+        (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "cannot read {path}: it nests lists or objects too deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot read {path}: it holds a whole number of more than 4300 digits"),
+        (b'{"a": [[-' + b"9" * 400 + b"]]}", "cannot read {path}: it holds a number beyond 10^308"),
+        (b"[1]", "{path} is not a JSON object, {{...}}; it holds [1]"),
+        (b"{}", "{path} is damaged: it has no 'a'"),
+    ],
+)
+def test_json_that_cannot_be_read_is_a_sentence(tmp_path, text, said):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(InputError) as error:
+        files.read_json(path, needs=["a"])
+    assert str(error.value).startswith(said.format(path=path))
+
+
+def test_json_is_read_down_to_its_deepest_level(tmp_path):
+    text = '{"a": ' + "[" * 98 + '{"b": 3}' + "]" * 98 + "}"
+    (tmp_path / "a.json").write_text(text)
+    assert json.dumps(files.read_json(tmp_path / "a.json")) == text
 
 
 def test_a_folder_takes_the_place_of_another_only_if_asked(tmp_path):

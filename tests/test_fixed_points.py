@@ -53,11 +53,12 @@ def reference():
 def tabular(monkeypatch):
     """ppo.policy_loss of a policy that is a table."""
     monkeypatch.setattr(
-        ppo, "completion_states", lambda config, params, rollout: logprobs_by_state(params, rollout.tokens)
+        ppo.update, "completion_states", lambda config, params, rollout: logprobs_by_state(params, rollout.tokens)
     )
-    gather = lambda config, params, states, tokens, divisor: jnp.take_along_axis(states, tokens[..., None], axis=-1)[
-        ..., 0
-    ]
+
+    def gather(config, params, states, tokens, divisor):
+        return jnp.take_along_axis(states, tokens[..., None], axis=-1)[..., 0]
+
     monkeypatch.setattr(model, "target_logprobs", gather)
 
 
@@ -67,9 +68,12 @@ def expected_loss(config, kl_coef, reference, advantages, params):
     per_token = jnp.where(ROWS.completion_mask, advantages.reshape(-1, 1), 0.0)
     zeros = jnp.zeros(len(new))
     experience = ppo.Experience(ROWS, new, token_logprobs(reference), None, per_token, per_token, None, zeros)
-    one = lambda row: ppo.policy_loss(
-        config, tiny.coefficients(temperature=1.0), kl_coef, params, jax.tree.map(lambda x: x[None], row)
-    )
+
+    def one(row):
+        return ppo.policy_loss(
+            config, tiny.coefficients(temperature=1.0), kl_coef, params, jax.tree.map(lambda x: x[None], row)
+        )
+
     return jnp.sum(jnp.exp(new.sum(1)) * jax.vmap(lambda row: one(row).total)(experience)) / 2
 
 
@@ -206,7 +210,7 @@ def test_deviations_are_what_the_programs_divide_by(reference, advantage, sample
         values = np.stack([chances.sum(1)[prompts], np.where(mask[:, 1], second, 0)], axis=1)
         found, _ = adv.gae(rewards, values, mask, 1.0, 0.9)
     else:
-        found = adv.of_completions(rewards, mask, advantage, samples)
+        found = adv.of_completions(rewards, mask, adv.ESTIMATORS[advantage].of_totals, samples)
     if whitened:
         found = adv.whiten(found, mask)
     scale = deviations(GAME, log_policy, advantage, whitened, samples, lam=0.9)

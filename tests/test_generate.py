@@ -117,7 +117,10 @@ def test_a_completion_ends_with_its_first_eos(name, temperature):
 
 def test_texts_are_without_special_tokens():
     rollout = draw()
-    decode = lambda rows, continues: [" ".join(map(str, row)) for row in rows]
+
+    def decode(rows, continues):
+        return [" ".join(map(str, row)) for row in rows]
+
     tokenizer = types.SimpleNamespace(end_ids=(tiny.EOS,), decode_batch=decode)
     texts, finished = generate.texts(rollout, tokenizer)
     for text, end, tokens, mask in zip(texts, finished, rollout.completions, rollout.completion_mask):

@@ -14,7 +14,7 @@ import released_tokenizers as released
 import tiny
 from toy import get_config as toy_config
 
-from rlhf_jax import checkpoint, generate, sharding
+from rlhf_jax import checkpoint, generate, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.generate import __main__ as command
 from rlhf_jax.generate import settings
@@ -304,7 +304,7 @@ def workdir(tmp_path_factory):
     config.model.scan_layers = True
     config.mesh.update(data=-1, fsdp=1)
     with run_lib.start(config, path) as run:
-        checkpoint.save_params(run.folder("pretrain") / "params", run.init_params("pretrain", run.model))
+        checkpoint.save_params(run.folder("pretrain") / "params", weights.init_params(run, "pretrain", run.model))
         run.workdir.mark_done("pretrain", 0.0)
         run.workdir.stage("sft")
     return path
@@ -463,16 +463,19 @@ def test_the_sampler_draws_what_is_kept_and_nothing_changes_without():
     with jax.set_mesh(mesh):
         params = tiny.place(tiny.params_of(config, 0), config, mesh)
         sampler = generate.Sampler(config, mesh, completion_length=8, eos_id=tiny.EOS, pad_id=tiny.PAD)
-        draw = lambda temperature, *truncation: jax.tree.map(
-            np.asarray,
-            sampler(
-                params,
-                prompts,
-                jax.random.key(0),
-                temperature,
-                *(Truncation(jnp.int32(k), jnp.float32(p)) for k, p in truncation),
-            ),
-        )
+
+        def draw(temperature, *truncation):
+            return jax.tree.map(
+                np.asarray,
+                sampler(
+                    params,
+                    prompts,
+                    jax.random.key(0),
+                    temperature,
+                    *(Truncation(jnp.int32(k), jnp.float32(p)) for k, p in truncation),
+                ),
+            )
+
         plain, greedy = draw(1.0), draw(0.0)
         np.testing.assert_array_equal(draw(1.0, (0, 1.0)).tokens, plain.tokens)
         np.testing.assert_array_equal(draw(1.0, (1, 1.0)).tokens, greedy.tokens)

@@ -42,14 +42,7 @@ def _row(**spec) -> dict:
 
 def _facts_row(subject, count, **spec) -> dict:
     return _row(
-        **{
-            "task": "facts",
-            "subjects": [subject],
-            "relations": None,
-            "count": count,
-            "sentences": None,
-            "include": [],
-        }
+        **{"task": "facts", "subjects": [subject], "relations": None, "count": count, "sentences": None, "include": []}
         | spec
     )
 

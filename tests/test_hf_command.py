@@ -20,7 +20,7 @@ import toy
 from released import read_tensors, save_llama, torch_and_transformers, write_tensors
 from test_hf import bits
 
-from rlhf_jax import checkpoint, hf, model, ppo, shapes, sharding
+from rlhf_jax import checkpoint, hf, model, ppo, shapes, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -275,10 +275,7 @@ def test_where_padding_is_eos_transformers_does_not_take_it_for_padding(workdir,
 
 @pytest.mark.parametrize(
     "source, sentence",
-    [
-        ("", "is a work directory; give one of its stages"),
-        ("ppo", "is no finished stage: it has no done.json"),
-    ],
+    [("", "is a work directory; give one of its stages"), ("ppo", "is no finished stage: it has no done.json")],
 )
 def test_what_is_no_stage_is_said(workdir, tmp_path, capsys, source, sentence):
     assert command.main(["export", str(workdir / source), str(tmp_path / "out")]) == 2
@@ -326,31 +323,37 @@ def test_what_the_tokenizer_has_not_is_masked_in_every_model_of_a_run(run, workd
 def test_a_stage_starts_from_a_released_model(run, workdir):
     shape, params = stage_params(workdir, "lm")
     assert hf.canonical(run.model) == hf.canonical(shape)
-    jax.tree.map(np.testing.assert_array_equal, run.start_params("sft"), zeroed(params, shape))
+    jax.tree.map(np.testing.assert_array_equal, weights.start_params(run, "sft"), zeroed(params, shape))
     with pytest.raises(InputError, match="released_reward_model is a reward model; a language model is needed here"):
         run.config.sft.init = "released_reward_model"
-        run.start_params("sft")
+        weights.start_params(run, "sft")
     with pytest.raises(
         InputError, match="released_sft does not fit .*: num_layers=1, not 2; model.shape=released_sft takes"
     ):
         run.model = dataclasses.replace(run.model, num_layers=2)
         run.config.sft.init = "released_sft"
-        run.start_params("sft")
+        weights.start_params(run, "sft")
 
 
 def test_a_released_reward_model_starts_one_and_is_one(run, workdir):
     shape, params = stage_params(workdir, "scalar")
-    jax.tree.map(np.testing.assert_array_equal, run.start_params("reward_model"), zeroed(params, shape))
+    jax.tree.map(np.testing.assert_array_equal, weights.start_params(run, "reward_model"), zeroed(params, shape))
     assert hf.canonical(run.shape("released_reward_model")) == hf.canonical(shape)
     jax.tree.map(
-        np.testing.assert_array_equal, run.load_params("released_reward_model", "scalar"), zeroed(params, shape)
+        np.testing.assert_array_equal,
+        weights.load_params(run, "released_reward_model", "scalar"),
+        zeroed(params, shape),
     )
 
 
 def test_a_name_that_is_nothing_is_said(run):
-    run.check_released("ppo")
+    weights.check_released(run, "ppo")
     run.config.sft.init = run.config.ppo.reward = "reward_modle"
-    for use in (lambda: run.start_params("sft"), lambda: run.check_released("sft"), lambda: run.check_released("ppo")):
+    for use in (
+        lambda: weights.start_params(run, "sft"),
+        lambda: weights.check_released(run, "sft"),
+        lambda: weights.check_released(run, "ppo"),
+    ):
         with pytest.raises(
             InputError,
             match="sft.init and ppo.reward name 'reward_modle', which is neither a stage of this config nor a folder of released",
@@ -369,7 +372,7 @@ def test_the_same_tokens_with_other_ids_are_refused(run, tmp_path, files):
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
         (folder / "vocab.json").write_text(json.dumps(vocab))
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
-        run.check_released("ppo")
+        weights.check_released(run, "ppo")
     first, second = [text for text in vocab if vocab[text] in (100, 101)]
     vocab |= {first: vocab[second], second: vocab[first]}
     path = folder / files.partition(" and ")[0]
@@ -377,13 +380,13 @@ def test_the_same_tokens_with_other_ids_are_refused(run, tmp_path, files):
     with pytest.raises(
         InputError, match="released_reward_model reads other tokens than this run, or gives them other ids"
     ):
-        run.check_released("ppo")
+        weights.check_released(run, "ppo")
 
 
 def test_a_reward_model_of_other_tokens_is_refused(run, tmp_path):
     Tokenizer.train(["quite another text than before"], 270).save(tmp_path / "released_reward_model" / "tokenizer.json")
     with pytest.raises(InputError, match="released_reward_model reads other tokens than this run"):
-        run.load_params("released_reward_model", "scalar")
+        weights.load_params(run, "released_reward_model", "scalar")
 
 
 def zeroed(params, shape):

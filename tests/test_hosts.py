@@ -23,8 +23,8 @@ import tiny
 import toy
 from compare import assert_same_stage, saved_arrays, timeless
 
+from rlhf_jax import inputs, sharding
 from rlhf_jax import run as run_lib
-from rlhf_jax import sharding
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.data.batches import Batch, LengthReport
 from rlhf_jax.data.loader import Loader
@@ -35,7 +35,7 @@ from rlhf_jax.stages import pretrain
 from rlhf_jax.stages.sft import MixedLoader
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIG = "tests/toy.py"
+CONFIG = "tests/support/toy.py"
 SHORT = {"pretrain.steps": 60, "pretrain.checkpoint_every": 7, "pretrain.validate_every": 25}
 SHORT_FLAGS = [f"--config.{name}={value}" for name, value in SHORT.items()]
 
@@ -47,7 +47,7 @@ def environment(tmp_path_factory):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag),
         "LOCAL_PYTHON": sys.executable,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -190,9 +190,8 @@ def mixed_loader(examples):
 def test_rows_gathered_by_place_are_the_batch(name):
     mesh = tiny.mesh_of(name)
     examples = tiny.documents_of(40, 12)
-    loader = Loader(examples, 16, seed=3, name="x")
     mixed = mixed_loader(examples)
-    for loader in (loader, mixed):
+    for loader in (Loader(examples, 16, seed=3, name="x"), mixed):
         asked = []
 
         def gather(places, loader=loader):
@@ -431,10 +430,10 @@ def test_a_host_that_read_other_data_than_the_first_is_refused(monkeypatch):
     for first in (here, dataclasses.replace(here, given=9)):
         monkeypatch.setattr(hosts, "on_first", lambda *_, first=first: dataclasses.asdict(first))
         if first == here:
-            run_lib.Run.report_data(run, "sft", "demonstrations", here)
+            inputs.report_data(run, "sft", "demonstrations", here)
         else:
             with pytest.raises(InputError, match="sft: .* reads other demonstrations than process 0 .*the same files"):
-                run_lib.Run.report_data(run, "sft", "demonstrations", here)
+                inputs.report_data(run, "sft", "demonstrations", here)
 
 
 @pytest.mark.slow
@@ -457,11 +456,15 @@ def test_a_folder_that_not_every_host_sees_is_refused(tmp_path, environment):
 
 # A sweep whose stage says how it ends instead of training, so that what is seen is the sweep around it.
 SWEEP = """
+import dataclasses
 import functools
 import sys
 
 import toy
-from rlhf_jax import hosts, loop, pipeline, report
+from rlhf_jax import loop, pipeline
+from rlhf_jax.fields import registry
+from rlhf_jax.report import pages
+from rlhf_jax.runtime import hosts
 
 SECOND = "--process_id=1" in sys.argv
 
@@ -484,9 +487,9 @@ def run_stage(run, stage):
     hosts.on_first(int)
 
 
-pipeline.KINDS["pretrain"] = run_stage
+registry.KINDS["pretrain"] = dataclasses.replace(registry.KINDS["pretrain"], run=run_stage)
 pipeline.evaluate = pipeline.policy.rescore = lambda *_: None
-report.write, report.show = str, print
+pages.write, pages.show = str, print
 hosts.all_failed = functools.partial(hosts.all_failed, seconds=20)
 """
 

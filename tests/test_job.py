@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A command whose work is given, with what it needs of the program.
 PROGRAM = """
 import atexit, errno, os, pathlib, sys, threading, time
-from rlhf_jax import checkpoint, job, progress, files
+from rlhf_jax import checkpoint, job
+from rlhf_jax.runtime import files, progress
 from rlhf_jax.runtime.progress import Interrupt, Stopped
 
 def slow(self):  # a checkpoint that is being written for as long as somebody looks
@@ -41,10 +42,10 @@ def start(work, path, under=(), **streams):
     program = PROGRAM % textwrap.indent(textwrap.dedent(work), "    ")
     streams = {name: subprocess.PIPE for name in ("stdout", "stderr")} | streams
     return subprocess.Popen(
-        [*under, sys.executable, "-c", program, "--config=tests/toy.py", f"--workdir={path}"],
+        [*under, sys.executable, "-c", program, "--config=tests/support/toy.py", f"--workdir={path}"],
         cwd=ROOT,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"},
         **streams,
     )
 

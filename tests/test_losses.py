@@ -348,8 +348,7 @@ def test_before_the_first_update_the_ratio_is_exactly_one():
 
 
 @pytest.mark.parametrize(
-    "ratio, advantage, moves",
-    [(1.5, 1, False), (1.5, -1, True), (0.5, 1, True), (0.5, -1, False), (1.1, 1, True)],
+    "ratio, advantage, moves", [(1.5, 1, False), (1.5, -1, True), (0.5, 1, True), (0.5, -1, False), (1.1, 1, True)]
 )
 def test_clipping_stops_only_the_gradient_that_leads_further_away(ratio, advantage, moves):
     def total(new):
@@ -361,10 +360,7 @@ def test_clipping_stops_only_the_gradient_that_leads_further_away(ratio, advanta
 
 
 @hypothesis.settings(deadline=None, max_examples=30)
-@hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    garbage=st.sampled_from([0.0, -1e30, 3e38, -math.inf, math.nan]),
-)
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), garbage=st.sampled_from([0.0, -1e30, 3e38, -math.inf, math.nan]))
 def test_ppo_losses_do_not_depend_on_padding(seed, garbage):
     *arrays, mask = experience(seed)
     clean = [np.where(mask, x, 0) for x in arrays]
@@ -426,7 +422,9 @@ def test_microbatches_combine_to_the_whole():
 
 
 def test_results_are_float32_whatever_comes_in():
-    half = lambda arrays: [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    def half(arrays):
+        return [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+
     scores, ranks, valid = comparisons(0)
     *arrays, mask = experience(0)
     results = [

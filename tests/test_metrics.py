@@ -4,7 +4,6 @@ import json
 import math
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -119,6 +118,9 @@ def test_the_steps_that_are_lost_are_named_as_ranges(tmp_path, capsys):
     write(path, 10, [11])
     assert "has lost the lines of steps 2, 4 to 6, 9 to 10; its" in capsys.readouterr().err
     assert metrics.lost_steps([], 40) == "steps 1 to 40"
+    assert (
+        metrics.lost_steps([{"step": 2}, {"step": 10**15}], 10**15) == f"steps 1, 3 to {10**15 - 1}"
+    )  # without a list of them
     assert metrics.lost_steps([{"step": step} for step in range(2, 40, 2)], 40).endswith(", 13, 15, 12 more gaps")
     write(tmp_path / "whole.jsonl", None, [1, 2, 3])
     write(tmp_path / "whole.jsonl", 2, [3])

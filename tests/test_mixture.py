@@ -115,7 +115,9 @@ def test_files_have_weights(tmp_path, kind):
 
 
 def test_weights_that_make_no_sense_are_refused(tmp_path):
-    identity = lambda rows: (np.array(rows), LengthReport(len(rows), 0, 0, 1))
+    def identity(rows):
+        return (np.array(rows), LengthReport(len(rows), 0, 0, 1))
+
     with pytest.raises(
         InputError, match=r"'b.jsonl' has no weight and others of its kind do; give it one, as b.jsonl\*0.5"
     ):

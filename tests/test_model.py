@@ -140,9 +140,9 @@ def test_the_parameters_of_llama():
 
 def test_shapes_are_traced_once_and_every_caller_has_a_tree_of_its_own():
     first = model.param_shapes(tiny.CONFIG)
-    before = model._param_shapes.cache_info().misses
+    before = model.transformer._param_shapes.cache_info().misses
     first["layers"] = None
-    assert model.param_shapes(tiny.CONFIG)["layers"] and model._param_shapes.cache_info().misses == before
+    assert model.param_shapes(tiny.CONFIG)["layers"] and model.transformer._param_shapes.cache_info().misses == before
 
 
 @families
@@ -355,7 +355,10 @@ def test_select_logprobs_and_its_gradient_equal_log_softmax(scale):
     targets = rng.integers(0, 9, (3, 5))
     weights = rng.normal(size=(3, 5)).astype(np.float32)
     np.testing.assert_allclose(model.select_logprobs(logits, targets), by_log_softmax(logits, targets), atol=1e-5)
-    gradient = lambda f: jax.grad(lambda x: (f(x, targets) * weights).sum())(logits)
+
+    def gradient(f):
+        return jax.grad(lambda x: (f(x, targets) * weights).sum())(logits)
+
     actual, expected = gradient(model.select_logprobs), gradient(by_log_softmax)
     np.testing.assert_allclose(actual, expected, atol=3e-6 * scale)
 

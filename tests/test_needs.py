@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rlhf_jax import pipeline
+from rlhf_jax import pipeline, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.config import default_config
 from rlhf_jax.runtime.errors import InputError
@@ -37,7 +37,10 @@ UNJUDGED = ("collect", "reward_model")
 def files(tmp_path_factory):
     """A row of each kind in every published split, forty for training."""
     folder, rng = tmp_path_factory.mktemp("files"), random.Random(0)
-    text = lambda count: " ".join(rng.choices(WORDS, k=count))
+
+    def text(count):
+        return " ".join(rng.choices(WORDS, k=count))
+
     rows = {kind: [] for kind in (*KINDS, "tied")}
     for number in range(56):
         split = "valid" if number < 8 else "test" if number < 16 else "train"
@@ -136,7 +139,7 @@ def test_a_stage_with_what_it_needs_and_no_more_finishes(stage, files, tmp_path)
     "stages, change, message",
     [
         (("sft", "ppo"), {}, "ppo.reward names 'reward_model', which is no reward_model stage before 'ppo'"),
-        (("ppo", "sft"), {}, "ppo.init names 'sft', which is no pretrain or sft or dpo or ppo stage before 'ppo'"),
+        (("ppo", "sft"), {}, "ppo.init names 'sft', which is no pretrain or sft or ppo or dpo stage before 'ppo'"),
         (("sft",), {"sft.init": "sft"}, "sft.init names 'sft', .* there are none"),
         (("sft", "reward_model", "collect"), {"collect.models": ("sft@1.0", "stf@0.7")}, "collect.models names 'stf'"),
         (
@@ -191,7 +194,7 @@ def test_a_reward_model_of_rankings_alone_finishes_with_a_bias_of_0(files, tmp_p
     assert found["demonstrations"] == 0 and found["valid"]["pairs"] == 8 * 3
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "There were no demonstrations that could average 0" in report
-    assert run_lib.open_run(tmp_path / "run").load_params("reward_model", "scalar")["scalar_bias"] == 0.0
+    assert weights.load_params(run_lib.open_run(tmp_path / "run"), "reward_model", "scalar")["scalar_bias"] == 0.0
 
 
 def test_validation_rankings_without_a_preference_are_counted(files, tmp_path):
@@ -221,4 +224,4 @@ def test_a_work_directory_that_was_removed_is_what_is_said(files, tmp_path):
     with pytest.raises(InputError, match="run was moved or removed while this command used it"):
         with run_lib.start(config_of(files, ("sft",)), tmp_path / "run") as run:
             shutil.rmtree(tmp_path / "run")
-            run.load_params("sft")
+            weights.load_params(run, "sft")

@@ -89,14 +89,7 @@ def test_adam_equals_torch(weight_decay, clip):
     config = optim.OptimizerConfig(weight_decay=weight_decay, max_grad_norm=clip)
     path, norms = train(config, params, gradients)
     expected, expected_norms = torch_adam(
-        torch,
-        params,
-        gradients,
-        torch.optim.AdamW,
-        clip=clip,
-        betas=(0.9, 0.95),
-        eps=1e-8,
-        weight_decay=weight_decay,
+        torch, params, gradients, torch.optim.AdamW, clip=clip, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay
     )
     assert_close(path, expected)
     if clip:
@@ -109,7 +102,10 @@ def test_tf1_is_torch_with_a_larger_eps_at_first():
     params, gradients = problem(scale=1e-3)
     config = optim.OptimizerConfig(b2=0.999, eps=1e-5, eps_placement="tf1")
     path, _ = train(config, params, gradients)
-    eps_at = lambda t: 1e-5 / math.sqrt(1 - 0.999**t)
+
+    def eps_at(t):
+        return 1e-5 / math.sqrt(1 - 0.999**t)
+
     settings = {"betas": (0.9, 0.999), "eps_at": eps_at}
     expected, _ = torch_adam(torch, params, gradients, torch.optim.Adam, **settings)
     assert_close(path, expected)

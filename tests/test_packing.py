@@ -9,11 +9,10 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax import sharding, train
+from rlhf_jax import sharding, token_loss, train
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.packing import PackedLoader, best_fit, lengths, pack, pack_all
-from rlhf_jax.stages import pretrain
 from rlhf_jax.stages.sft import MixedLoader
 
 
@@ -79,7 +78,7 @@ def test_loss_and_gradient_are_those_without_packing(config, parts):
     @functools.partial(jax.jit, static_argnums=1)
     def gradients(batch, parts):
         grads, loss = train.gradients(
-            functools.partial(pretrain.token_loss, config), params, batch, jax.random.key(0), parts
+            functools.partial(token_loss.token_loss, config), params, batch, jax.random.key(0), parts
         )
         return grads, loss.total, loss.weight
 

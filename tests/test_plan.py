@@ -11,17 +11,18 @@ import subprocess
 import sys
 
 import jax
+import plan_config
 import pytest
+import tiny
+from test_dpo import packed_of, preferences_of
 
-from rlhf_jax import model, plan, sharding
+from rlhf_jax import model, sharding
 from rlhf_jax import run as run_lib
-from rlhf_jax.model import TransformerConfig
-from rlhf_jax.plan import estimate, hlo, programs, search, topology
+from rlhf_jax.abstract import Data
+from rlhf_jax.model import TransformerConfig, work
+from rlhf_jax.plan import estimate, hlo, planner, search, topology
 from rlhf_jax.plan import page as tables
-from rlhf_jax.plan.programs import Data
 from rlhf_jax.runtime.errors import InputError
-from tests import plan_config, tiny
-from tests.test_dpo import packed_of, preferences_of
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 DATA = Data(demonstrations=40, rankings=16, completions=4, vocab_size=300)
@@ -103,11 +104,11 @@ def test_the_tables_for_docs_name_topologies_that_exist_and_meshes_that_fill_the
 
 
 def test_parameters_of_gpt3():
-    assert round(estimate.parameters(GPT3) / 1e6) == 174_604
+    assert round(work.parameters(GPT3) / 1e6) == 174_604
     layers, width = 96, 12_288
     by_hand = 12 * layers * width**2 + 13 * layers * width + 50_257 * width + 2048 * width + 2 * width
-    assert estimate.parameters(GPT3) == by_hand
-    assert estimate.parameters(GPT3, "scalar") == by_hand + width + 1
+    assert work.parameters(GPT3) == by_hand
+    assert work.parameters(GPT3, "scalar") == by_hand + width + 1
 
 
 def test_flops_by_hand():
@@ -118,14 +119,14 @@ def test_flops_by_hand():
     rows, length, logits = 3, 10, 15
     scores = rows * length * (length + 1) / 2
     once = 2 * weights * 30 + 4 * 2 * 32 * scores + 2 * 32 * 61 * logits
-    assert estimate.forward(config, rows, length, logits) == estimate.Work(30, once, once)
-    assert estimate.training(config, rows, length, logits).flops == 3 * once
+    assert work.forward(config, rows, length, logits) == work.Work(30, once, once)
+    assert work.training(config, rows, length, logits).flops == 3 * once
     full = dataclasses.replace(config, remat="full")
-    trained = estimate.training(full, rows, length, logits)
+    trained = work.training(full, rows, length, logits)
     assert trained.executed == pytest.approx(3 * once + 2 * weights * 30 + 4 * 2 * 32 * rows * length**2 / 2)
-    chunked = estimate.training(dataclasses.replace(config, logits_chunk=4), rows, length, logits)
+    chunked = work.training(dataclasses.replace(config, logits_chunk=4), rows, length, logits)
     assert chunked.executed == 3 * once + 2 * 32 * 61 * logits  # 5 places of a row, 4 at a time
-    xla = estimate.forward(dataclasses.replace(config, attention="xla"), rows, length, logits)
+    xla = work.forward(dataclasses.replace(config, attention="xla"), rows, length, logits)
     assert xla.flops == once and xla.executed == once + 4 * 2 * 32 * (rows * length**2 - scores)
 
 
@@ -140,20 +141,20 @@ def test_flops_are_those_of_the_compiled_program():
 
     abstract = jax.ShapeDtypeStruct((8, 40), "int32")
     counted = jax.jit(loss).lower(model.param_shapes(config), abstract).compile().cost_analysis()["flops"]
-    assert counted == pytest.approx(estimate.forward(config, 8, 40, 8 * 40).executed, rel=0.12)
+    assert counted == pytest.approx(work.forward(config, 8, 40, 8 * 40).executed, rel=0.12)
 
 
 def test_sampling_is_a_forward_pass_over_what_was_sampled_token_by_token():
     config = dataclasses.replace(GPT3, num_layers=2, attention="blocked", vocab_multiple=1)
     rows, prompt, completion = 4, 16, 8
-    whole = estimate.forward(config, rows, prompt + completion - 1, logits=rows * completion)
-    assert estimate.sampling(config, rows, prompt, completion).flops == pytest.approx(whole.flops, rel=1e-12)
+    whole = work.forward(config, rows, prompt + completion - 1, logits=rows * completion)
+    assert work.sampling(config, rows, prompt, completion).flops == pytest.approx(whole.flops, rel=1e-12)
 
 
 def test_the_papers_compute():
     """The published 4.9 petaflop/s-days of SFT are examples counted at the whole context."""
     steps = math.ceil(16 * 12_725 / 8)
-    days = steps * estimate.training(GPT3, 8, 2048, 8 * 2048).flops / estimate.PETAFLOP_S_DAY
+    days = steps * work.training(GPT3, 8, 2048, 8 * 2048).flops / estimate.PETAFLOP_S_DAY
     assert 4.9 < days < 5.3
 
 
@@ -162,12 +163,12 @@ def test_the_slowest_thing_binds():
     facts = hlo.Facts(
         [hlo.Collective("all-gather", "fsdp", 1, 0, int(600e9), 0)], moved=int(2765e9 * 3), unknown_loops=0
     )
-    found = estimate.bounds(chip, 10, estimate.Work(1, 459e13, 2 * 459e13), facts)
+    found = estimate.bounds(chip, 10, work.Work(1, 459e13, 2 * 459e13), facts)
     assert found == {"compute": 2.0, "memory": 3.0, "links": 1.0}
     assert "network" in estimate.bounds(
-        chip, 10, estimate.Work(), hlo.Facts([hlo.Collective("all-reduce", "data", 1, 0, 0, 8)], 0, 0)
+        chip, 10, work.Work(), hlo.Facts([hlo.Collective("all-reduce", "data", 1, 0, 0, 8)], 0, 0)
     )
-    assert estimate.bounds(topology.CHIPS["cpu"], 8, estimate.Work(), facts) == {}
+    assert estimate.bounds(topology.CHIPS["cpu"], 8, work.Work(), facts) == {}
 
 
 # ---------------------------------------------------------------------------- the programs of a config
@@ -187,7 +188,7 @@ def tensor_config():
 def planned():
     """A plan on eight virtual devices, without the programs that take long to compile."""
     only = ("train step", "decode layout", "sample")
-    return plan.plan(tensor_config(), on_this_machine(), DATA, stages="sft,ppo_ptx", only=only)
+    return planner.plan(tensor_config(), on_this_machine(), DATA, stages="sft,ppo_ptx", only=only)
 
 
 def check_rows(planned):
@@ -218,7 +219,7 @@ def test_training_gathers_one_layers_weights_at_a_time(stage):
     config.model.num_layers = layers
     mesh = sharding.make_mesh(1, 4, 2)
     run = run_lib.without_data(config, DATA, mesh)
-    program = programs.of_stage(run, stage, DATA)[-1]
+    program = planner.programs_of(run, stage, DATA)[-1]
     with jax.set_mesh(mesh):
         text = program.lower().compile().as_text()
     gathered = re.findall(r"= \(?\w+\[([\d,]*)\]\S* all-gather", text)
@@ -228,7 +229,7 @@ def test_training_gathers_one_layers_weights_at_a_time(stage):
 
 @pytest.mark.slow
 def test_every_program_of_a_config_is_compiled():
-    found = plan.plan(tensor_config(), on_this_machine(), DATA)
+    found = planner.plan(tensor_config(), on_this_machine(), DATA)
     names = [(row["stage"], row["program"]) for row in found["programs"]]
     assert names == [
         ("sft", "train step"),
@@ -245,7 +246,7 @@ def test_runs_and_tokens_of_every_program():
     config = tensor_config()
     run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
     found = {
-        (p.stage, p.name): p for stage in programs.chosen_stages(config) for p in programs.of_stage(run, stage, DATA)
+        (p.stage, p.name): p for stage in planner.chosen_stages(config) for p in planner.programs_of(run, stage, DATA)
     }
     counts = {key: (program.runs, program.work.tokens) for key, program in found.items()}
     assert counts == {
@@ -271,7 +272,7 @@ def test_without_a_value_model_none_is_planned(options):
     config = tensor_config()
     config.ppo_ptx.update(options)
     run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
-    found = {p.name: p for p in programs.of_stage(run, "ppo_ptx", DATA)}
+    found = {p.name: p for p in planner.programs_of(run, "ppo_ptx", DATA)}
     for program in found.values():
         groups = program.passed | program.resident
         assert not [name for name in groups if name.startswith("value")]
@@ -288,7 +289,7 @@ def test_dpo_reads_its_rankings_once_more_for_the_reference(packed, tokens):
     config = tensor_config()
     config.dpo.packed = packed
     run = run_lib.without_data(config, DATA, tiny.mesh_of("2x2x2"))
-    reference, step = programs.of_stage(run, "dpo", DATA)
+    reference, step = planner.programs_of(run, "dpo", DATA)
     assert [(p.name, p.runs, p.work.tokens) for p in (reference, step)] == [
         ("reference", 2, tokens),
         ("train step", 2, tokens),
@@ -330,29 +331,29 @@ def test_the_overview_names_the_program_with_the_least_room(planned):
 def test_what_was_compiled_is_not_compiled_again(planned, monkeypatch):
     config = tensor_config()
     known = {row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]}
-    monkeypatch.setattr(plan, "_compile", lambda *_: pytest.fail("compiles again"))
-    again = plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
+    monkeypatch.setattr(planner, "_compile", lambda *_: pytest.fail("compiles again"))
+    again = planner.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
     assert again["programs"][0]["peak"] == 1
     with pytest.raises(pytest.fail.Exception, match="compiles again"):
         config.sft.learning_rate, config.sft.dropout_rate = 1.0, 0.3  # the program, not only its arguments
-        plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
+        planner.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
 
 
 def test_a_batch_that_does_not_divide_is_refused_in_its_row():
     config = plan_config.get_config()
     config.sft.batch_size = 4
-    found = plan.plan(config, topology.parse("cpu:8"), DATA, stages="sft")
-    assert "4 rows, which do not divide over data x fsdp = 8" in found["programs"][0]["refused"]
-    assert not plan.fits(found) and found["total"]["tokens"] is None
+    found = planner.plan(config, topology.parse("cpu:8"), DATA, stages="sft")
+    assert "4 rows in 1 parts do not divide over data x fsdp = 8" in found["programs"][0]["refused"]
+    assert not planner.fits(found) and found["total"]["tokens"] is None
     assert "4 rows" in tables.render(found | {"name": "tiny"})
 
 
 def test_stages_are_chosen_by_name():
     config = plan_config.get_config()
-    assert programs.chosen_stages(config) == ["sft", "reward_model", "ppo_ptx"]
-    assert programs.chosen_stages(config, "all") == ["sft", "reward_model", "ppo", "ppo_ptx"]
+    assert planner.chosen_stages(config) == ["sft", "reward_model", "ppo_ptx"]
+    assert planner.chosen_stages(config, "all") == ["sft", "reward_model", "ppo", "ppo_ptx"]
     with pytest.raises(InputError, match="'evaluate'"):
-        programs.chosen_stages(config, "evaluate")
+        planner.chosen_stages(config, "evaluate")
 
 
 # ---------------------------------------------------------------------------- what does not fit, and search
@@ -361,8 +362,8 @@ def test_stages_are_chosen_by_name():
 def test_an_out_of_memory_error_says_how_much_was_needed():
     new = "RESOURCE_EXHAUSTED: [E1000] the total memory required for HLO temporaries (36.11G) exceeds available HBM (15.75G)"
     old = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.11G of 15.75G hbm."
-    assert plan._needed(new) == plan._needed(old) == round(36.11 * GIB)
-    assert plan._needed("RESOURCE_EXHAUSTED: no numbers") is None
+    assert planner._needed(new) == planner._needed(old) == round(36.11 * GIB)
+    assert planner._needed("RESOURCE_EXHAUSTED: no numbers") is None
 
 
 def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
@@ -371,7 +372,7 @@ def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
     config.prompt_length = config.completion_length = 1024
     config.ppo_ptx.minibatch_size = config.sft.batch_size = config.reward_model.batch_size = 64
     place = topology.parse("v5e:4x4")
-    shape = plan.model_shape(config, dataclasses.replace(DATA, vocab_size=50_257), place)
+    shape = planner.model_shape(config, dataclasses.replace(DATA, vocab_size=50_257), place)
     found = search.candidates(config, shape, place, ["sft", "ppo_ptx"])
     assert all(c.data * c.fsdp * c.tensor == 16 and c.memory <= place.chip.memory for c in found)
     assert [c.seconds for c in found] == sorted(c.seconds for c in found)
@@ -391,7 +392,7 @@ def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
 def command(*flags, **options):
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": ""}
     return subprocess.run(
-        [sys.executable, "-m", "rlhf_jax.plan", f"--config={PROJECT}/tests/plan_config.py:tiny", *flags],
+        [sys.executable, "-m", "rlhf_jax.plan", f"--config={PROJECT}/tests/support/plan_config.py:tiny", *flags],
         env=environment,
         capture_output=True,
         text=True,
@@ -424,15 +425,16 @@ _REALLY_USED = """
 import sys
 sys.path.insert(0, {project!r})
 import jax, numpy as np
-from rlhf_jax import model, plan, pretrain, sharding, supervised
+from rlhf_jax import abstract, model, sharding
+from rlhf_jax.stages import pretrain, supervised
 from rlhf_jax import run as run_lib
-from rlhf_jax.plan import programs, topology
-from tests import plan_config
+from rlhf_jax.plan import planner, topology
+import plan_config
 
-config, data = plan_config.get_config("large"), programs.Data(64, 16, 4, 8192)
+config, data = plan_config.get_config("large"), abstract.Data(64, 16, 4, 8192)
 config.sft.batch_size = 32
 run = run_lib.without_data(config, data, sharding.make_mesh(devices=jax.devices()))
-(program,) = programs.of_stage(run, "sft", data)
+(program,) = planner.programs_of(run, "sft", data)
 with jax.set_mesh(run.mesh):
     compiled = program.lower().compile()
 
@@ -446,11 +448,11 @@ with jax.set_mesh(run.mesh):
     leaves, tree = jax.tree.flatten(make.eval_shape(model.param_shapes(run.model)))
     state = jax.tree.unflatten(tree, [np.ones(x.shape, x.dtype) for x in leaves])
     state = jax.device_put(state)
-    batch = programs._batch(run, 32, 256)
+    batch = abstract.batch(run, 32, 256)
     batch = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), batch)
     state, metrics = compiled(state, batch, jax.numpy.float32(0), jax.random.key(0))
     jax.block_until_ready(state)
-print(plan.peak_memory(compiled, topology.parse("cpu:1")), status("VmHWM") - before)
+print(planner.peak_memory(compiled, topology.parse("cpu:1")), status("VmHWM") - before)
 """
 
 
@@ -519,11 +521,7 @@ def test_slices_talk_over_the_network():
     found = command("--topology=v5e:2x2x2slices", "--stages=sft", "--json", "--config.mesh.data=2")
     (row,) = json.loads(found.stdout)["programs"]
     assert row["bounds"]["network"] > 0
-    assert {c["axes"] for c in row["collectives"] if c["network"]} <= {
-        "data",
-        "data+fsdp",
-        "data+fsdp+tensor",
-    }
+    assert {c["axes"] for c in row["collectives"] if c["network"]} <= {"data", "data+fsdp", "data+fsdp+tensor"}
 
 
 @pytest.mark.slow

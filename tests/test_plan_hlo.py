@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.plan import hlo
-from tests import tiny
 
 MESH = tiny.mesh_of("2x2x2")
 
@@ -53,12 +53,7 @@ def test_a_permutation_runs_over_the_axis_along_which_its_pairs_differ():
 
 @pytest.mark.parametrize(
     "operation, whole, sent",
-    [
-        ("all-gather", 256, 128),
-        ("reduce-scatter", 128, 64),
-        ("all-reduce", 128, 128),
-        ("all-to-all", 128, 64),
-    ],
+    [("all-gather", 256, 128), ("reduce-scatter", 128, 64), ("all-reduce", 128, 128), ("all-to-all", 128, 64)],
 )
 def test_the_bytes_of_a_collective_over_two_devices(operation, whole, sent):
     for name in (operation, f"{operation}-start"):
@@ -118,8 +113,7 @@ LOOP = """
 
 
 @pytest.mark.parametrize(
-    "condition",
-    ["compare(%j, %limit), direction=LT", "fusion(%j, %limit), kind=kLoop, calls=%fused_less"],
+    "condition", ["compare(%j, %limit), direction=LT", "fusion(%j, %limit), kind=kLoop, calls=%fused_less"]
 )
 def test_a_collective_in_a_loop_counts_as_often_as_the_loop_turns(condition):
     text = module(
@@ -192,13 +186,11 @@ def test_bytes_moved_leave_out_what_slices_do_not_touch_and_what_stays_on_the_ch
 
 
 def test_a_real_program_gathers_each_layers_weights_once_a_turn():
-    mesh, layers, width, rows = (
-        tiny.mesh_of("1x8x1"),
-        5,
-        64,
-        2048,
-    )  # so many rows that gathering weights is cheaper
-    place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    mesh, layers, width, rows = (tiny.mesh_of("1x8x1"), 5, 64, 2048)  # so many rows that gathering weights is cheaper
+
+    def place(*axes):
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
     weights = jax.ShapeDtypeStruct((layers, width, width), jnp.float32, sharding=place(None, "fsdp"))
     x = jax.ShapeDtypeStruct((rows, width), jnp.float32, sharding=place("fsdp"))
     program = jax.jit(

@@ -15,7 +15,8 @@ import optax
 import pytest
 import tiny
 
-from rlhf_jax import config, model, optim, ppo
+from rlhf_jax import config, model, optim, ppo, token_loss
+from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.stages import ppo as ppo_stage
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
@@ -241,7 +242,10 @@ def test_exact_kl_and_entropy_equal_the_sum_over_the_vocabulary():
     logits = jax.jit(
         lambda params: model.lm_logits(s.config, params, ppo.completion_states(s.config, params, rollout()))
     )
-    log_softmax = lambda params: np.asarray(jax.nn.log_softmax(logits(params)[..., : tiny.VOCAB] / 0.7))
+
+    def log_softmax(params):
+        return np.asarray(jax.nn.log_softmax(logits(params)[..., : tiny.VOCAB] / 0.7))
+
     policy, ref = log_softmax(s.policy), log_softmax(s.ref)
     mask = rollout().completion_mask
     kl = np.where(mask, (np.exp(policy) * (policy - ref)).sum(-1), 0).sum(1).mean()
@@ -285,7 +289,10 @@ def test_the_value_model_starts_as_the_reward_model_and_gives_the_reward_after_t
 def padded(rollout, left, right, seed=0):
     """The same episodes with more padding on both sides: random ids, EOS behind the completions, random log-probabilities."""
     rng = np.random.default_rng(seed)
-    widen = lambda x: np.pad(x, ((0, 0), (0, right)))
+
+    def widen(x):
+        return np.pad(x, ((0, 0), (0, right)))
+
     prompt_mask = np.pad(rollout.prompt_mask, ((0, 0), (left, 0)))
     completion_mask = widen(rollout.completion_mask)
     tokens = np.pad(rollout.tokens, ((0, 0), (left, right)))
@@ -374,7 +381,7 @@ def test_ptx_is_half_the_gradient_of_the_token_mean_and_is_logged():
     s = stage()
 
     def token_mean(params):
-        loss = ppo.ptx_loss(s.config, params, ptx_batch())
+        loss = token_loss.token_loss(s.config, params, ptx_batch())
         return loss.total / loss.weight
 
     loss, gradient = jax.jit(jax.value_and_grad(token_mean))(host(s.policy))
@@ -516,12 +523,15 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
     s.programs.take = lambda tree, rows: taken.append(rows) or take(tree, rows)
     rates, compiled = [], []
     is_compiled = "/jax/core/compile/backend_compile_duration"
-    count = lambda event, seconds, fun_name="", **_: event == is_compiled and compiled.append(fun_name)
+
+    def count(event, seconds, fun_name="", **_):
+        return event == is_compiled and compiled.append(fun_name)
+
     jax.monitoring.register_event_duration_secs_listener(count)
     with jax.set_mesh(s.mesh):
         for iteration in range(2):
             before, compiled[:] = float(state.kl_coef), []
-            state, metrics = ppo_stage.iterate(
+            state, metrics = ppo_programs.iterate(
                 s.programs,
                 state,
                 (s.policy, s.reward),
@@ -565,18 +575,18 @@ def test_warm_up_is_counted_in_iterations_and_ptx_sequences_in_episodes(epochs, 
     section.update(
         batch_size=128, minibatch_size=minibatch, ppo_epochs=epochs, warmup_iterations=3, iterations=50, ptx_ratio=8
     )
-    programs, steps = ppo_stage.programs_config(tiny.CONFIG, tiny.CONFIG, 0, section), epochs * 128 // minibatch
+    programs, steps = ppo_programs.programs_config(tiny.CONFIG, tiny.CONFIG, 0, section), epochs * 128 // minibatch
     assert (programs.warmup_steps, programs.total_steps) == (3 * steps, 50 * steps)
-    assert ppo_stage.ptx_rows(section) * steps == 8 * 128
+    assert ppo_programs.ptx_rows(section) * steps == 8 * 128
 
 
 @pytest.mark.parametrize("value", ["separate", "shared"])
-def test_a_value_head_that_starts_at_zero_is_zero(value):
+def test_a_value_head_that_starts_at_zero_is_zero(value, monkeypatch):
     """The trunk is the policy's; its head says 0 of every state."""
     s = stage()
     section = types.SimpleNamespace(advantage="gae", value=value, value_init="zero")
     run = types.SimpleNamespace(config={"ppo": section}, model=s.config, key=lambda *names: jax.random.key(7))
-    run.with_scalar_head = functools.partial(model.with_scalar_head)
+    monkeypatch.setattr(ppo_stage.weights, "with_scalar_head", lambda run, *given: model.with_scalar_head(*given))
     found = ppo_stage._value_params(run, "ppo", s.reward, host(s.policy))
     assert jax.tree.leaves(model.scalar_head_of(found)) and not any(
         np.any(x) for x in jax.tree.leaves(model.scalar_head_of(found))

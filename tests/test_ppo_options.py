@@ -17,9 +17,10 @@ import tiny
 from rlhf_jax import advantages, config, generate, model, ppo, sharding, train
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.loader import Loader
+from rlhf_jax.fields import defaults
 from rlhf_jax.ppo import options as ppo_options
+from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.world import bandit
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
@@ -122,7 +123,9 @@ def test_a_trial_axis_changes_nothing(name):
         state, more = update(state, jax.tree.map(lambda x: x[FIRST], experience), None, coefs)
         return experience, metrics | more, state
 
-    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    def stack(*trees):
+        return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
     found = jax.jit(jax.vmap(both))(stack(s.state(), s.state()), stack(*coefs))
     for number, one in enumerate(coefs):
         alone = jax.jit(both)(s.state(), one)
@@ -303,7 +306,10 @@ def test_the_samples_of_a_prompt_are_neighbours(mesh):
     """And every prompt comes once an epoch; the batch is the same whichever devices hold it."""
     arrays = Prompts(np.arange(20)[:, None], np.ones((20, 1), bool), np.arange(20))
     loader = Loader(arrays, 16, 0, name="ppo", copies=4)
-    put = lambda step: sharding.put_rows(functools.partial(loader.batch, step), 16, tiny.mesh_of(mesh))
+
+    def put(step):
+        return sharding.put_rows(functools.partial(loader.batch, step), 16, tiny.mesh_of(mesh))
+
     for step in range(5):
         found, alone = put(step), Loader(arrays, 4, 0, name="ppo").rows(step)
         np.testing.assert_array_equal(found.index, np.repeat(alone, 4))
@@ -325,14 +331,14 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(changes, message):
     with section.ignore_type():
         section.update(changes)
     with pytest.raises(InputError) as refused:
-        ppo_stage.programs_config(SMALL, SMALL, 0, section, "ppo2")
+        ppo_programs.programs_config(SMALL, SMALL, 0, section, "ppo2")
     assert message.replace("ppo.", "ppo2.") in str(refused.value) and "\n" not in str(refused.value)
 
 
 def programs_of(**fields):
     section = config.ppo_config()
     section.update(samples_per_prompt=2, **fields)
-    return ppo_stage.programs_config(SMALL, SMALL, 0, section)
+    return ppo_programs.programs_config(SMALL, SMALL, 0, section)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +358,7 @@ def test_what_is_not_given_is_as_the_estimators_paper_has_it(fields, expected):
     assert (found.kl_in, found.kl_estimator, found.whiten_advantages) == expected
     whole = config.default_config()
     whole.ppo.update(samples_per_prompt=2, **fields)
-    section = ppo_options.filled(whole).ppo  # as config.json will have it
+    section = defaults.filled(whole).ppo  # as config.json will have it
     assert (section.kl_in, section.kl_estimator, section.whiten_advantages) == expected
     assert ppo_options.described(found)[0].endswith(f"KL in the {expected[0]} by {expected[1]}")
 
@@ -399,7 +405,7 @@ def test_grpo_of_its_paper_learns_nothing_from_equal_scores():
         rewards = advantages.shaped_rewards(
             np.ones(ROWS), logprobs, ref_logprobs, mask, 1e-2 if kl_in == "reward" else 0.0
         )
-        found = advantages.of_completions(rewards, mask, "grpo", samples=4)
+        found = advantages.of_completions(rewards, mask, advantages.ESTIMATORS["grpo"].of_totals, samples=4)
         np.testing.assert_allclose(np.sqrt(np.mean(np.square(found[:, 0]))), size, atol=1e-3)
 
 
@@ -407,5 +413,5 @@ def test_no_estimator_without_values_has_a_value_model():
     for estimator in advantages.ESTIMATORS:
         section = config.ppo_config()
         section.update(advantage=estimator, samples_per_prompt=2)
-        programs = ppo_stage.programs_config(SMALL, SMALL, 0, section)
+        programs = ppo_programs.programs_config(SMALL, SMALL, 0, section)
         assert (programs.value is None) == (estimator != "gae") and not programs.shared_value

@@ -50,7 +50,10 @@ def test_intervals_are_over_prompts_whoever_ranked_and_in_every_bin():
     for found in (again["by_margin"], again["by_length_difference"]):
         assert len(found) == 1 and found[0]["accuracy"] == pytest.approx(expected._asdict())
     assert [tuple(row["interval"]) for row in again["reliability"]] == [pytest.approx(expected[1:])]
-    width = lambda found: found["accuracy"]["high"] - found["accuracy"]["low"]
+
+    def width(found):
+        return found["accuracy"]["high"] - found["accuracy"]["low"]
+
     assert width(others) < 0.5 * width(again)
 
 
@@ -67,9 +70,10 @@ def test_the_gap_between_two_groups_of_labelers_is_paired_by_prompt():
     """Both rank the completions of the same prompts; where they agree, the prompts cancel."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(60, 3))
-    ranked = lambda taste: [
-        ranking(f"p{n}", list(np.argsort(np.argsort(-row)) + 1)) for n, row in enumerate(scores + taste)
-    ]
+
+    def ranked(taste):
+        return [ranking(f"p{n}", list(np.argsort(np.argsort(-row)) + 1)) for n, row in enumerate(scores + taste)]
+
     shared = rng.normal(0, 1, (60, 3))
     ours, theirs = ranked(shared), ranked(shared + rng.normal(0, 0.1, (60, 3)))
     gap = preferences.accuracy_gap(ours, scores, theirs, scores)

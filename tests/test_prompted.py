@@ -10,11 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 from test_evaluate import CONFIG, WORLD, LengthScorer, logprobs, make_run, scorer  # noqa: F401 (fixtures)
 
-from rlhf_jax import sharding
+from rlhf_jax import sharding, weights
 from rlhf_jax.config import prompted_config
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import scorer as scorer_lib
 from rlhf_jax.evaluate.answers import Programs, ask
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime.errors import InputError
@@ -43,7 +44,7 @@ def shared(corpus):
 
 
 @pytest.fixture
-def run(make_run):  # noqa: F811
+def run(make_run, parameters_in_memory):  # noqa: F811
     made = dataclasses.replace(make_run(), config=ConfigDict(CONFIG | {"prompted": prompted_config()}))
     made.config.stages = ("pretrain", "sft", "reward_model", "prompted")
     made.config.prompted.update(candidates=3, length=LENGTH)
@@ -61,7 +62,7 @@ def run(make_run):  # noqa: F811
         return params | {"embedding": params["embedding"].at[newline].multiply(4.0)}
 
     made.load_params = ends_lines
-    answers = ask(made, Programs(made), made.load_params("sft"), policy.questions(made))
+    answers = ask(made, Programs(made), weights.load_params(made, "sft"), policy.questions(made))
     rows = policy.sample_rows(made, answers.samples)
     policy.judge(made, "sft", rows, 1.0)
     policy.write_rows(made.folder("sft") / "samples.jsonl", rows)
@@ -92,7 +93,7 @@ def test_the_reward_model_chooses_the_prefix_and_nobody_else_reads_it(run, monke
             asked.append(([prompt.prompt for prompt in prompts], completions, scores))
             return scores
 
-    monkeypatch.setattr(policy.reward_model, "Scorer", Listening)
+    monkeypatch.setattr(scorer_lib, "Scorer", Listening)
     prompted.run_stage(run, "prompted")
     found, evaluation = read(run, "prefixes.json"), read(run, "evaluation.json")
     valid, test = ([prompt.prompt for prompt in run.corpus.prompts(split, "ppo")] for split in ("valid", "test"))

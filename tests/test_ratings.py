@@ -12,8 +12,8 @@ from rlhf_jax.data import ratings
 from rlhf_jax.data.batches import batch_rankings, pack_rankings
 from rlhf_jax.data.records import Ranking, parse_row, ranks_of
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.evaluate import bag_of_words
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.statistics import bag_of_words
 
 
 def rated(score, text="good", prompt=""):

@@ -175,7 +175,7 @@ def test_a_field_of_names_holds_names(write):
     rows = [{**PAIR, "user": user} for user in ("a", 7, 7.0, None, "")]
     assert len(read_rows(write(rows), "demonstrations", names=["user"])[0]) == 5
     path = write([{**PAIR, "user": ["a"]}])
-    assert failure(path, names=["user"]) == f"{path}:1: field 'user' is a list; it must be a string"
+    assert failure(path, names=["user"]) == f"{path}:1: field 'user' is a list; it must be a string or a whole number"
     assert len(read_rows(path, "demonstrations")[0]) == 1
 
 
@@ -253,7 +253,12 @@ def test_a_line_of_any_length_is_refused_in_bounded_memory(write, monkeypatch):
 
 BAD_ROWS = [
     ("prompts", b'{"prompt": "a"', "not valid JSON"),
-    ("prompts", b"[" * 100_000, "not valid JSON"),
+    ("prompts", b"[" * 100_000, "the line cannot be read: it nests lists or objects too deep"),
+    (
+        "prompts",
+        b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}",
+        "the line cannot be read: it holds a whole number of more than",
+    ),
     ("prompts", b"[1]", "the line holds a list"),
     ("prompts", b'\xed\x95{"prompt": "a"}', "byte 0xed is not UTF-8"),
     ("prompts", b'{"prompt": "a", "prompt": "b"}', "field 'prompt' appears twice"),
@@ -289,7 +294,7 @@ BAD_ROWS = [
     ("rankings", {**RANKED, "models": ["a"]}, "'models' has 1 entries for 3 completions"),
     ("rankings", {**RANKED, "finished": [1, 0, 1]}, "must be a list of true or false"),
     ("rankings", {**RANKED, "labeler": ["x"]}, "field 'labeler' is a list"),
-    ("rankings", {**RANKED, "labeler": 1.5}, "field 'labeler' is a number; it must be a string"),
+    ("rankings", {**RANKED, "labeler": 1.5}, "field 'labeler' is 1.5; it must be a string or a whole number"),
     ("rankings", {**RANKED, "ranks": [1, 2, 10**12]}, "whole numbers from 1 (best) to 2147483647, equal"),
     ("rankings", {**RANKED, "ranks": [1, 2, 2**31]}, "'ranks' is [1, 2, 2147483648]; ranks"),
     ("rankings", {**RANKED, "ranks": [1, 2, 10**400]}, "ranks are whole numbers"),

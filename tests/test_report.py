@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import rich.console
 
-from rlhf_jax import report, statistics
+from rlhf_jax import statistics
 from rlhf_jax.evaluate import policy, skills
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import figures, html_page, seeds, tables
+from rlhf_jax.report import figures, html_page, pages, seeds, tables
 from rlhf_jax.report import run_page as run_report
 from rlhf_jax.report.record import Record
-from rlhf_jax.runtime import files
+from rlhf_jax.runtime import files, machine
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.statistics import calibration
 
@@ -48,7 +48,12 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
         "seed": seed,
         "stages": list(stages),
         "model": {"num_layers": 4},
-        **{stage: {"kind": STAGES[stage][0], "ptx_coef": 2.0 * stage.endswith("ptx")} for stage in stages},
+        **{stage: {"kind": STAGES[stage][0]} for stage in stages},
+        **{
+            stage: {"kind": "ppo", "ptx_coef": 2.0 * stage.endswith("ptx")}
+            for stage in stages
+            if STAGES[stage][0] == "ppo"
+        },
     }
     path.mkdir(parents=True)
     files.write_json(path / "config.json", config)
@@ -56,7 +61,8 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
     run = types.SimpleNamespace(
         folder=lambda stage: path / stage,
         stages=lambda kind: [stage for stage in done if STAGES[stage][0] == kind],
-        config=None,
+        giving=lambda what: [],
+        config=config,
     )
     done = []
     names = rng.choice(list(CATEGORIES), prompts, p=list(CATEGORIES.values()))
@@ -66,7 +72,7 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
         kind, level, skill, loss = STAGES[stage]
         files.write_json(
             path / stage / "done.json",
-            {"seconds": 61.0, "finished_at": "2026-01-02T03:04:05+00:00", **report.machine()},
+            {"seconds": 61.0, "finished_at": "2026-01-02T03:04:05+00:00", **machine.described()},
         )
         if kind in ("pretrain", "sft", "reward_model"):
             write_curve(path / stage, rng, 300, lambda t: {"loss": 1 + 3 * np.exp(-t / 40)})
@@ -169,7 +175,7 @@ def reward_facts(rng):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = write_run(tmp_path_factory.mktemp("report") / "quickstart")
-    report.write(path)
+    pages.write(path)
     return path
 
 
@@ -231,7 +237,7 @@ def test_a_gap_of_an_older_run_has_no_interval(tmp_path):
     facts = json.loads((path / "reward_model" / "evaluation.json").read_text())
     facts["labeler_gap"] = {"value": 0.012, "planted": 0.03}
     (path / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
-    report.write(path)
+    pages.write(path)
     assert "less that on held-out labelers: 1.2 points. Of a judge" in (path / "report.md").read_text()
 
 
@@ -240,7 +246,7 @@ def test_many_groups_are_summed_up(tmp_path):
     facts = json.loads((path / "reward_model" / "evaluation.json").read_text())
     facts["valid"]["by_group"] = {f"question {number}": number / 20 for number in range(21)}
     (path / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
-    report.write(path)
+    pages.write(path)
     text = (path / "report.md").read_text()
     assert "question 7" not in text and "0.0 to 100.0 %, median" in text
 
@@ -265,7 +271,7 @@ def test_how_it_was_made(run):
 
 def test_terminal_table_fits(run):
     console = rich.console.Console(width=100, record=True, file=open("/dev/null", "w"))
-    console.print(report.write(run))
+    console.print(pages.write(run))
     shown = console.export_text()
     assert "PPO-ptx" in shown and "retained skills, mean (%)" in shown and "…" not in shown
     assert "recovered" in shown
@@ -276,7 +282,7 @@ def test_terminal_table_fits(run):
 )
 def test_missing_stages_are_absent(tmp_path, stages):
     path = write_run(tmp_path / "part", stages=stages, prompts=12, items=3)
-    report.write(path)
+    pages.write(path)
     text = (path / "report.md").read_text()
     assert ("| gold score |" in text) == bool(stages)
     assert ("## Reward model" in text) == ("reward_model" in stages)
@@ -288,13 +294,13 @@ def test_stage_that_is_not_evaluated_is_absent(tmp_path):
     (path / "sft" / "evaluation.json").unlink()
     (path / "sft" / "done.json").unlink()
     (path / "sft" / "metrics.jsonl").write_text("")
-    report.write(path)
+    pages.write(path)
     assert "|  | base |\n" in (path / "report.md").read_text()
 
 
 def test_without_gold_the_report_says_who_judges(tmp_path):
     path = write_run(tmp_path / "real", gold=False, prompts=12, items=3)
-    report.write(path)
+    pages.write(path)
     text = (path / "report.md").read_text()
     assert "by reward score" in text and "gold score |" not in text
     assert not (path / "figures" / "categories.png").exists()

@@ -17,9 +17,9 @@ import pytest
 import rich.console
 from test_report import write_run
 
-from rlhf_jax import report
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import html_page, reproduction, spec, sweep_page, sweep_tables, tables
+from rlhf_jax.report import html_page, pages, reproduction, spec, sweep_page, sweep_tables, tables
+from rlhf_jax.report.spec.check import check
 from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.runtime.errors import InputError
 
@@ -94,14 +94,14 @@ def history(overrides, stage, step):
 
 
 def make(path, declared=LIGHT, arms=ARMS, measured=measure, **more):
-    declared.check(more.get("config", fake_sweep.CONFIG), arms)
+    check(declared, more.get("config", fake_sweep.CONFIG), arms)
     return fake_sweep.write(path, arms, measured, declared, **{"fate": fate, "history": history} | more)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     path = make(tmp_path_factory.mktemp("sweeps") / "ptx_coef", DECLARED)
-    report.write(path)
+    pages.write(path)
     return path
 
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(tmp_path):
     (arms[3] / "ppo_ptx" / "evaluation.json").write_text('{"estimates": {"gold/total": {"value": NaN}}}')
     (arms[4] / "ppo_ptx" / "evaluation.json").unlink()
     (arms[5] / "ppo_ptx" / "metrics.jsonl").write_text('{"step": 1, "objective/kl": "nan"}\n')
-    report.write(path)
+    pages.write(path)
     text = (path / "report.md").read_text()
     assert (
         text.count("Not read: ") == 3
@@ -238,7 +238,10 @@ def test_the_declarations_of_the_manual_are_drawn_and_judged(tmp_path):
     declared = spec.Declared(words["FIGURES"], words["TABLES"], words["CLAIMS"], words["BASELINE"])
     arms = fake_sweep.product(seed=SEEDS, ppo_ptx__kl_coef=(0.0, 0.02, 0.3))
     gold = {0.0: 0.1, 0.02: 0.3, 0.3: 0.2}
-    measured = lambda arm, stage: {"gold/total": gold[arm[KL]] + 0.01 * arm["seed"] * arm[KL], "kl": 3 - arm[KL]}
+
+    def measured(arm, stage):
+        return {"gold/total": gold[arm[KL]] + 0.01 * arm["seed"] * arm[KL], "kl": 3 - arm[KL]}
+
     page = sweep_page.make(make(tmp_path / "manual", declared, arms, measured, fate=lambda _: "done"))
     assert len(page.figures) == 2 and [verdict.verdict for _, verdict in page.verdicts] == ["holds"]
     assert page.tables[0][1].baseline == "kl_coef=0.02"
@@ -379,7 +382,7 @@ def test_the_page_says_how_to_repeat_it(done):
 
 def test_a_sweep_that_declares_nothing_gets_tables_and_curves(tmp_path):
     path = make(tmp_path / "plain", spec.Declared(), ARMS, fate=lambda _: "done")
-    report.write(path)
+    pages.write(path)
     text = (path / "report.md").read_text()
     assert "### PPO-ptx" in text and "### reward model" not in text and len(re.findall(r"!\[", text)) == 2
     assert (
@@ -396,7 +399,7 @@ def test_a_sweep_that_declares_nothing_gets_tables_and_curves(tmp_path):
 def test_a_sweep_without_results_is_reported(tmp_path, ending):
     path = make(tmp_path / "sweep", fate=lambda _: ending, history=None)
     console = rich.console.Console(width=100, record=True, file=io.StringIO())
-    console.print(report.write(path))
+    console.print(pages.write(path))
     assert (
         "undecided" in console.export_text()
         and "holds" not in json.loads((path / "verdicts.json").read_text())["claims"][0]["verdict"]
@@ -406,7 +409,7 @@ def test_a_sweep_without_results_is_reported(tmp_path, ending):
 def test_one_seed_has_no_interval(tmp_path):
     arms = fake_sweep.product(seed=(0,), ppo_ptx__ptx_coef=(0.0, 0.5, 2.0, 20.0), ppo_ptx__kl_coef=(0.08, 0.3, 0.0))
     path = make(tmp_path / "sweep", arms=arms, fate=lambda _: "done")
-    report.write(path)
+    pages.write(path)
     text = (path / "report.md").read_text()
     assert cells(text, "kl\\_coef=0.08, ptx\\_coef=0.5")[0].count("±") == 0 and "an interval needs two" in text
 
@@ -418,7 +421,7 @@ def test_html_needs_no_other_file(done, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
     shown = rich.console.Group()
-    monkeypatch.setattr(report, "write", lambda path: shown)  # it is written
+    monkeypatch.setattr(pages, "write", lambda path: shown)  # it is written
     assert command.main([str(done), "--open"]) == 0
     assert opened == [(done / "report.html").absolute().as_uri()]
     page = (done / "report.html").read_text()
@@ -691,26 +694,26 @@ def test_wrong_words_are_refused_when_a_sweep_is_defined(make_spec, words):
     with pytest.raises(InputError, match=words) as error:
         made = make_spec()
         kind = {spec.Table: "tables", spec.Claim: "claims"}.get(type(made), "figures")
-        spec.Declared(**{kind: (made,)}).check(fake_sweep.CONFIG, ARMS)
+        check(spec.Declared(**{kind: (made,)}), fake_sweep.CONFIG, ARMS)
     assert "\n" not in str(error.value)
 
 
 def test_looks_end_with_the_seeds_of_the_sweep():
-    spec.Declared(looks=(2, 3)).check(fake_sweep.CONFIG, ARMS)
+    check(spec.Declared(looks=(2, 3)), fake_sweep.CONFIG, ARMS)
     for looks in ((3, 2), (2,), (2, 4), (3, 3)):
         with pytest.raises(InputError, match="LOOKS=.* ending with the sweep's 3"):
-            spec.Declared(looks=looks).check(fake_sweep.CONFIG, ARMS)
+            check(spec.Declared(looks=looks), fake_sweep.CONFIG, ARMS)
 
 
 def test_right_words_pass():
     for quantity in ("skills/anything", "seconds", "failed", "evaluation:any/thing", "history:any/thing@mean_last_10%"):
-        spec.Declared(figures=(spec.Curve(quantity, "ppo_ptx", PTX),)).check(fake_sweep.CONFIG, ARMS)
-    spec.Declared(figures=(spec.Curve("valid/by_group/detail", "reward_model", PTX),)).check(fake_sweep.CONFIG, ARMS)
+        check(spec.Declared(figures=(spec.Curve(quantity, "ppo_ptx", PTX),)), fake_sweep.CONFIG, ARMS)
+    check(spec.Declared(figures=(spec.Curve("valid/by_group/detail", "reward_model", PTX),)), fake_sweep.CONFIG, ARMS)
     both = spec.Table(("reward_model", "ppo"), ("valid/accuracy", "gold/total"))
-    spec.Declared(tables=(both,)).check(fake_sweep.CONFIG, ARMS)
+    check(spec.Declared(tables=(both,)), fake_sweep.CONFIG, ARMS)
     with pytest.raises(InputError, match="a figure's or table's name"):
         same = spec.Curve("kl", "ppo_ptx", PTX, name="a")
-        spec.Declared(figures=(same, same)).check(fake_sweep.CONFIG, ARMS)
+        check(spec.Declared(figures=(same, same)), fake_sweep.CONFIG, ARMS)
 
 
 def test_an_experiment_file_needs_no_jax():

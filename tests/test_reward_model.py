@@ -14,6 +14,7 @@ from rlhf_jax import losses
 from rlhf_jax.data.batches import LengthReport, batch_rankings, pack_rankings
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.evaluate import scorer
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.stages import rankings as rankings_lib
 from rlhf_jax.stages import reward_model
@@ -29,7 +30,10 @@ CONFIGS = {
 def rankings_of(seed: int, rows: int = 4) -> list[Ranking]:
     """Random texts, ranks with ties, some of them not finished."""
     rng = np.random.default_rng(seed)
-    word = lambda: "".join(rng.choice(list("abc "), rng.integers(1, 8)))
+
+    def word():
+        return "".join(rng.choice(list("abc "), rng.integers(1, 8)))
+
     rankings = []
     for _ in range(rows):
         size = int(rng.integers(2, 6))
@@ -53,7 +57,7 @@ def test_packed_completions_have_the_scores_and_the_gradient_of_rows_of_their_ow
 
     def loss(params, batch):
         loss = reward_model.reward_loss(config, "kwise", params, batch, None)
-        return loss.total / loss.weight, reward_model.completion_scores(config, params, batch)
+        return loss.total / loss.weight, scorer.completion_scores(config, params, batch)
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (expected, scores), expected_gradient = gradient(params, rows)
@@ -76,7 +80,7 @@ def test_regression_learns_the_labelers_scores_where_they_gave_any_and_ranks_els
     assert facts == pytest.approx({"score_mean": given.mean(), "score_deviation": given.std()})
     unscored, nothing = reward_model._standardized(scored.replace(targets=None))
     assert nothing == {}
-    scores = np.asarray(reward_model.completion_scores(config, params, scored), np.float64)
+    scores = np.asarray(scorer.completion_scores(config, params, scored), np.float64)
     for batch, targets in (
         (scored, (given - given.mean()) / given.std()),
         (unscored, np.asarray(losses.rank_targets(scored.ranks, scored.valid))[scored.valid]),
@@ -147,10 +151,11 @@ def test_a_pair_of_equal_rows_is_neither_right_nor_wrong():
 @pytest.mark.parametrize("loss", ["kwise", "pooled", "regression"])
 def test_where_no_pair_is_left_the_length_to_raise_is_named(packed, loss):
     run = cut_run(loss=loss, packed=packed)
-    run.seed_of = run.report_data = run.shape = lambda *_: tiny.CONFIG
+    run.seed_of = run.shape = lambda *_: tiny.CONFIG
     tie = dataclasses.replace(CUT[1], completions=("r", "s"), ranks=(1, 1))
     for rows in (CUT[1:], [*CUT[1:], tie], [dataclasses.replace(CUT[0], prompt="longer"), tie]):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rankings_lib, "load", lambda *_: rows)
+            patch.setattr(reward_model.inputs, "report_data", lambda *_: None)
             with pytest.raises(InputError, match="raise completion_length"):
                 reward_model.training_of(run, "reward_model")

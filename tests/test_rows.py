@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.data import columnar, files, folders, rows
+from rlhf_jax.data import files, folders, rows
 from rlhf_jax.data.records import read_rows
 from rlhf_jax.runtime.errors import InputError
 
@@ -147,8 +147,18 @@ def test_places_are_the_lines_where_rows_begin(tmp_path):
     [
         ("a.json", '[{"a": 1},\n {"a" 2}]', "a.json:2: not valid JSON"),
         ("a.json", '[{"a": 1}', "a.json:1: not valid JSON"),
+        (
+            "a.json",
+            '[\n{"a": ' + "[" * 100_000,
+            "a.json:2: the entry cannot be read: it nests lists or objects too deep",
+        ),
+        (
+            "a.json",
+            '[\n{"a": ' + "9" * 5000 + "}]",
+            "a.json:2: the entry cannot be read: it holds a whole number of more than 4300 digits",
+        ),
+        ("a.json", '[{"a": 1, "a": 2}]', "a.json:1: field 'a' appears twice"),
         ("a.json", '[{"a": 1}] \n\n x', "text follows the end of the JSON list"),
-        ("a.json", '[{"a": 1, "a": 2}]', "field 'a' appears twice"),
         ("a.csv", "a,a\n1,2\n", "a.csv:1: two columns have the same name"),
         ("a.csv", 'a,b\n"x"y,2\n', "a.csv:2: not valid CSV"),
         ("a.csv", b"a,b\n1,\xff\n", "a.csv:2: byte 0xff is not UTF-8"),

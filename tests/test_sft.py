@@ -6,7 +6,7 @@ import types
 import pytest
 
 from rlhf_jax import checkpoint
-from rlhf_jax.stages import reward_model, sft
+from rlhf_jax.stages import sft
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def selection(tmp_path, monkeypatch):
     """By "loss" or "reward", of parameters that are their own reward; what was saved is in `saved`."""
     saved = []
     monkeypatch.setattr(checkpoint, "save_params", lambda folder, params: saved.append(params))
-    monkeypatch.setattr(reward_model, "ValidationReward", lambda run, reward: lambda params: params)
+    monkeypatch.setattr(sft, "ValidationReward", lambda run, reward: lambda params: params)
 
     def make(by):
         section = types.SimpleNamespace(select=by, reward="rm")

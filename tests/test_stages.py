@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 from toy import TRAINED
 from toy import get_config as toy_config
 
-from rlhf_jax import generate, loop, model, pipeline, report, sharding, train
+from rlhf_jax import generate, inputs, loop, model, pipeline, sampling, sharding, token_loss, train, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
 from rlhf_jax.data.loader import Loader, take
 from rlhf_jax.data.records import Prompt, read_rows
-from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import policy, scorer
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.report import pages
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.runtime.progress import Stopped
@@ -130,7 +131,7 @@ def test_the_report_of_the_data_says_what_was_dropped_and_cut(whole):
         ("ppo_ptx", "prompts"),
     }
     assert all(
-        set(found[records]) == {"given", "dropped", "cut", "longest", "prompts_cut"}
+        set(found[records]) == {"given", "dropped", "cut", "longest", "prompts_cut", "repeats"}
         for found in stages.values()
         for records in found
     )
@@ -166,12 +167,12 @@ def test_one_of_the_completions_of_a_prompt_was_sampled_for_another(whole):
 def test_demonstrations_average_0_by_the_stored_reward_model(whole):
     run = run_lib.open_run(whole)
     rows = rankings.fitting(run, run.corpus.demonstrations("train"))
-    scores = reward_model.Scorer(run)(
+    scores = scorer.Scorer(run)(
         [Prompt(row.prompt, row.row) for row in rows], [r.completion for r in rows], [True] * len(rows)
     )
     assert np.std(scores) > 1e-3 and abs(scores.mean()) < 1e-5
     unbiased = read_json(whole / "reward_model" / "evaluation.json")["demonstration_mean_before_bias"]
-    stored = run.load_params("reward_model", "scalar")["scalar_bias"]
+    stored = weights.load_params(run, "reward_model", "scalar")["scalar_bias"]
     state = saved_arrays(whole / "reward_model")
     assert (
         stored == pytest.approx(state["['state']['params']['scalar_bias']"] - unbiased, abs=1e-6)
@@ -272,14 +273,17 @@ def test_a_step_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_p
 
     def poisoned(*arguments):
         make, program = build(*arguments)
-        poison = lambda state, rate: rate * (jnp.inf if state.step == 2 else 1.0)
+
+        def poison(state, rate):
+            return rate * (jnp.inf if state.step == 2 else 1.0)
+
         return make, lambda state, batch, rate, key: program(state, batch, poison(state, rate), key)
 
     monkeypatch.setattr(supervised, "build", poisoned)
     with pytest.raises(loop.NonFinite) as stopped:
         run_stage(path, "pretrain")
     with run_lib.start(toy_config(), path) as run:
-        packed, *_ = run.packed_documents("train", 40)
+        packed, *_ = inputs.packed_documents(run, "train", 40)
         rows = Loader(packed, 8, run.seed, name="pretrain").rows(2).tolist()
     message = str(stopped.value)
     assert "pretrain step 3: learning_rate not finite" in message and ", ".join(map(str, rows)) in message
@@ -351,7 +355,7 @@ def assert_gold(path, row):
     chosen = Loader(arrays, 4, run.seed, name="ppo").rows(0).repeat(2)
     with jax.set_mesh(run.mesh):
         key = jax.random.fold_in(run.key("ppo", 0), 0)
-        rollout = run.sampler(8)(run.load_params("sft"), take(arrays, chosen), key, 1.0)
+        rollout = sampling.sampler(run, 8)(weights.load_params(run, "sft"), take(arrays, chosen), key, 1.0)
     texts, finished = generate.texts(rollout, run.tokenizer)
     golds = [run.corpus.gold(records[arrays.index[i]], *said).total for i, *said in zip(chosen, texts, finished)]
     means = [(golds[i] + golds[i + 1]) / 2 for i in range(0, 8, 2)]
@@ -389,7 +393,7 @@ def test_reward_and_value_models_may_have_another_shape_than_the_policy(whole, t
     assert state["['state']['value']['params']['layers']['wq']"].shape[:2] == (2, 16)
     assert saved_arrays(path / "reward_model")["['params']['embedding']"].shape[1] == 16
     with run_lib.start(config, path) as run:
-        reward, policy = run.load_params("reward_model", "scalar"), run.load_params("sft")
+        reward, policy = weights.load_params(run, "reward_model", "scalar"), weights.load_params(run, "sft")
         for choice, width in {"reward": 16, "random": 16, "policy": 32, "zero": 32}.items():
             run.config.ppo.value_init = choice
             value = ppo_stage._value_params(run, "ppo", reward, policy)
@@ -498,7 +502,7 @@ def demonstrations(whole):
     """(model config, parameters, the first rows of the demonstrations as arrays)."""
     run = run_lib.open_run(whole)
     arrays, _ = batch_demonstrations(run.corpus.demonstrations("train"), run.tokenizer, 72, 64)
-    return run.model, run.load_params("sft"), take(arrays, slice(8))
+    return run.model, weights.load_params(run, "sft"), take(arrays, slice(8))
 
 
 def logprobs_of(config: TransformerConfig, params, batch: Batch) -> np.ndarray:
@@ -515,7 +519,7 @@ def test_sft_loss_is_the_token_mean_over_the_batch_of_completions_alone(demonstr
         total, count = total - row[mask > 0].sum(), count + int(mask.sum())
         means.append(-row[mask > 0].mean())
     assert abs(np.mean(means) - total / count) > 1e-4  # rows of different lengths: the two differ
-    gradients = functools.partial(train.gradients, functools.partial(pretrain.token_loss, config))
+    gradients = functools.partial(train.gradients, functools.partial(token_loss.token_loss, config))
     for parts in (1, 4):
         _, loss = jax.jit(gradients, static_argnums=3)(params, batch, jax.random.key(0), parts)
         assert loss.weight == count and loss.total / loss.weight == pytest.approx(total / count, rel=1e-5)
@@ -529,7 +533,7 @@ def test_sft_loss_does_not_depend_on_prompt_labels(demonstrations, monkeypatch):
 
     def grad_and_loss():
         def mean(params):
-            loss = pretrain.token_loss(config, params, batch, jax.random.key(0))
+            loss = token_loss.token_loss(config, params, batch, jax.random.key(0))
             return loss.total / loss.weight
 
         return jax.value_and_grad(mean)(params)
@@ -550,10 +554,8 @@ def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
     shutil.copytree(whole, path)
     older = read_json(path / "config.json")
     del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
-    older["ppo"]["whiten_advantages"] = True  # what "batch" was called
     write_json(path / "config.json", older)
-    found = run_lib.open_run(path).config.ppo
-    assert (found.lam, found.whiten_advantages) == (0.95, "batch")
+    assert run_lib.open_run(path).config.ppo.lam == 0.95
     config = toy_config()
     with run_lib.start(config, path) as run:
         assert run.done("ppo")
@@ -566,10 +568,10 @@ def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
 
 def test_held_out_text_is_bounded(whole):
     with run_lib.start(toy_config(), whole) as run:
-        everything = run.packed_documents("valid", 20)[0].tokens
-        assert np.array_equal(run.held_out_documents(20).tokens, everything)
+        everything = inputs.packed_documents(run, "valid", 20)[0].tokens
+        assert np.array_equal(inputs.held_out_documents(run, 20).tokens, everything)
         run.config.evaluate.document_rows = 3
-        some = run.held_out_documents(20).tokens
+        some = inputs.held_out_documents(run, 20).tokens
     assert 1 < len(some) <= 3 < len(everything) and np.array_equal(some, everything[:: -(-len(everything) // 3)])
 
 
@@ -586,7 +588,7 @@ def test_a_smaller_reward_model_starts_from_a_base_of_its_own_size(whole, tmp_pa
     assert (path / "small_base" / "done.json").exists() and not (path / "small_base" / "evaluation.json").exists()
     assert read_json(path / "sft" / "evaluation.json")["estimates"]["score"] is not None
     with run_lib.start(config, path) as run:
-        assert run.load_params("reward_model", "scalar")["embedding"].shape[-1] == 16
+        assert weights.load_params(run, "reward_model", "scalar")["embedding"].shape[-1] == 16
 
 
 def test_sft_is_selected_by_a_reward_model_of_its_own_run(whole, tmp_path):
@@ -644,7 +646,7 @@ def test_what_a_later_stage_reads_is_as_it_was_written(whole, tmp_path):
         ("reward_model", "scalar", biggest.name),
     ]:
         with pytest.raises(InputError, match=message):
-            run.load_params(stage, head)
+            weights.load_params(run, stage, head)
 
 
 @pytest.mark.parametrize(
@@ -672,4 +674,4 @@ def test_a_report_of_a_damaged_run_is_a_sentence_that_names_the_file(whole, tmp_
     shutil.copytree(whole, path, ignore=shutil.ignore_patterns("params", "checkpoints"))
     (path / name).unlink() if text is None else (path / name).write_text(text)
     with pytest.raises(InputError, match=f"{path / name}"):
-        report.write(path)
+        pages.write(path)

@@ -64,7 +64,9 @@ def test_an_interval_is_as_wide_as_the_bootstrap_over_units_says(units, seed):
 
 
 def test_means_cover_also_where_values_are_skewed():
-    draw = lambda rng: rng.exponential(size=64)
+    def draw(rng):
+        return rng.exponential(size=64)
+
     assert coverage(mean, 1, draw, 1500, 0) > 0.93
 
 

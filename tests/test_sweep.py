@@ -174,7 +174,10 @@ def account(path, arm) -> dict:
 
 def test_stages_are_shared_and_coefficients_compile_nothing(swept):
     path, chosen = swept
-    shared = lambda arm, stage: "shared_from" in read_json(path / "arms" / arm.name / stage / "done.json")
+
+    def shared(arm, stage):
+        return "shared_from" in read_json(path / "arms" / arm.name / stage / "done.json")
+
     assert [shared(chosen[1], stage) for stage in small_config().stages] == [True] * 4 + [False]
     assert [shared(chosen[3], stage) for stage in small_config().stages] == [True] * 3 + [False] * 2
     assert account(path, chosen[0])["compilations"] > 10
@@ -255,7 +258,7 @@ def test_an_arm_that_another_process_runs_is_left_to_it(tmp_path, capsys):
 def test_arms_run_at_once_share_their_time_and_are_not_counted_as_killed(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(sequential, "_CLOCKS", {"seconds": lambda: now[0]})
-    for starts in range(3):  # each of them killed
+    for _starts in range(3):  # each of them killed
         account = sequential.Account(tmp_path, None, together=4)
         account.__enter__()
         assert read_json(tmp_path / "arm.json")["attempts"] == 1
@@ -268,7 +271,10 @@ def test_arms_run_at_once_share_their_time_and_are_not_counted_as_killed(tmp_pat
 
 def test_arms_of_another_experiment_are_not_left_out_of_the_report(tmp_path, capsys):
     config = json.loads(json.dumps(toy_config().to_dict()))
-    described = lambda file, *names: {"experiment": file, "config": config, "arms": [{"name": name} for name in names]}
+
+    def described(file, *names):
+        return {"experiment": file, "config": config, "arms": [{"name": name} for name in names]}
+
     arms.write(tmp_path, described("a/fig33.py:small", "x", "y"))
     (tmp_path / "arms" / "x").mkdir(parents=True)
     arms.write(tmp_path, described("b/fig36.py", "x", "z"))  # y had not begun

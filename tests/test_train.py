@@ -12,8 +12,7 @@ import optax
 import pytest
 import tiny
 
-from rlhf_jax import generate, losses, model, optim, sharding, train
-from rlhf_jax.stages import pretrain
+from rlhf_jax import generate, losses, model, optim, sharding, token_loss, train
 
 ROWS, T = 16, 14
 
@@ -84,7 +83,10 @@ def test_steps_average_and_learning_rate():
     optimizer, batch = optax.identity(), linear_batch()
     state = train.init_state(LINEAR, optimizer, ema=True)
     assert state.step == 0 and state.ema_params is not state.params
-    schedule = lambda step: 1.0 / (1.0 + step)
+
+    def schedule(step):
+        return 1.0 / (1.0 + step)
+
     w, seen = LINEAR["w"], []
     for step in range(3):
         grads, _ = train.gradients(linear_loss, state.params, batch, jax.random.key(0))
@@ -145,7 +147,7 @@ DROPOUT = 0.1
 def trained(mesh_name, microbatches, dropout_rate=0.0):
     """(parameters after one step of plain gradient descent at rate 1, metrics), in NumPy."""
     config, mesh, optimizer = tiny.SCANNED, tiny.mesh_of(mesh_name), optax.identity()
-    loss_fn = functools.partial(pretrain.token_loss, config, dropout_rate=dropout_rate)
+    loss_fn = functools.partial(token_loss.token_loss, config, dropout_rate=dropout_rate)
     with jax.set_mesh(mesh):
         params = tiny.place(tiny.params_of(config, 0), config, mesh)
         state = train.init_state(params, optimizer)
@@ -177,7 +179,10 @@ def test_a_program_of_scanned_layers_does_not_grow_with_them(scanned):
     def size(layers):
         config = dataclasses.replace(tiny.CONFIG, num_layers=layers, scan_layers=scanned)
         params, batch = model.param_shapes(config), tiny.documents_of(ROWS, T)
-        loss_fn = lambda params: pretrain.token_loss(config, params, batch, None).total
+
+        def loss_fn(params):
+            return token_loss.token_loss(config, params, batch, None).total
+
         draw = functools.partial(generate.sample, config, completion_length=4, eos_id=tiny.EOS, pad_id=tiny.PAD)
         prompts = tiny.prompts_of(ROWS, 5)
         trained = jax.jit(jax.grad(loss_fn)).lower(params)
@@ -193,7 +198,7 @@ def test_a_chunked_loss_never_holds_the_logits_of_the_batch():
     batch, params = tiny.documents_of(ROWS, T), tiny.params_of(tiny.SCANNED, 0)
 
     def compiled(chunk):
-        loss_fn = functools.partial(pretrain.token_loss, dataclasses.replace(tiny.SCANNED, logits_chunk=chunk))
+        loss_fn = functools.partial(token_loss.token_loss, dataclasses.replace(tiny.SCANNED, logits_chunk=chunk))
         program = jax.jit(jax.grad(lambda params: loss_fn(params, batch, None).total)).lower(params).compile()
         shapes = re.findall(r"f32\[([\d,]+)\]", program.as_text())
         sizes = {math.prod(map(int, shape.split(","))) for shape in shapes}
@@ -209,7 +214,7 @@ def test_a_chunked_loss_never_holds_the_logits_of_the_batch():
 def test_the_token_loss_is_the_mean_over_the_tokens_of_the_whole_batch():
     """Rows of few targets do not weigh more; nothing but the targets of loss_mask counts."""
     batch, params = tiny.documents_of(ROWS, T), tiny.params_of(tiny.SCANNED, 0)
-    loss = jax.jit(functools.partial(pretrain.token_loss, tiny.SCANNED))(params, batch, None)
+    loss = jax.jit(functools.partial(token_loss.token_loss, tiny.SCANNED))(params, batch, None)
     hidden = jax.jit(functools.partial(model.hidden_states, tiny.SCANNED))(
         params, batch.tokens, batch.positions, batch.segment_ids
     )
@@ -229,7 +234,7 @@ def test_padding_of_a_batch_changes_no_loss():
     wide = wide.replace(
         tokens=np.where(padding, noise, wide.tokens), positions=np.where(padding, noise % T, wide.positions)
     )
-    loss_fn = jax.jit(functools.partial(pretrain.token_loss, tiny.SCANNED))
+    loss_fn = jax.jit(functools.partial(token_loss.token_loss, tiny.SCANNED))
     expected, loss = loss_fn(params, batch, None), loss_fn(params, wide, None)
     assert loss.weight == expected.weight
     np.testing.assert_allclose(loss.total, expected.total, rtol=1e-6)

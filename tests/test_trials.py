@@ -11,10 +11,11 @@ import pytest
 from compare import params_of, timeless
 from toy import get_config as toy_config
 
-from rlhf_jax import checkpoint, loop, sharding
+from rlhf_jax import checkpoint, loop, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import answers as evaluate_programs
-from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import policy, scorer
+from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.runtime import progress
 from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.stages import dpo, pretrain, reward_model, sft
@@ -84,13 +85,16 @@ def open_runs(store):
 def stand_in(run):
     for stage, head in {"pretrain": "lm", "sft": "lm", "reward_model": "scalar"}.items():
         if not run.done(stage):
-            params = jax.tree.map(lambda x: 3 * x, run.init_params(stage, run.shape(stage), head=head))
+            params = jax.tree.map(lambda x: 3 * x, weights.init_params(run, stage, run.shape(stage), head=head))
             checkpoint.save_params(run.workdir.stage(stage) / "params", params)
             write_json(run.folder(stage) / "done.json", {})
     folder = run.workdir.stage("collect")
     for name in ("train", "valid", "heldout"):
         rng = np.random.default_rng([run.seed, len(name)])
-        word = lambda: "".join(rng.choice(list("abcdefgh "), rng.integers(2, 9 + run.seed)))
+
+        def word():
+            return "".join(rng.choice(list("abcdefgh "), rng.integers(2, 9 + run.seed)))
+
         sizes = rng.integers(2, 4 + run.seed, 20 + run.seed)
         completions = [[word() + str(k) for k in range(size)] for size in sizes.tolist()]
         ranks = [rng.integers(1, 4, size).tolist() for size in sizes.tolist()]
@@ -180,7 +184,7 @@ def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, mo
 def alone(run, stage):
     """What a policy answers by itself."""
     questions = policy.questions(run)
-    return evaluate_programs.ask(run, evaluate_programs.Programs(run), run.load_params(stage), questions)
+    return evaluate_programs.ask(run, evaluate_programs.Programs(run), weights.load_params(run, stage), questions)
 
 
 def same_answers(found, wanted):
@@ -245,9 +249,7 @@ def test_sft_and_reward_models_at_once_are_those_one_by_one(open_runs, tmp_path,
             for path in folders:
                 write_json(path / stage / "done.json", {})
             opened = map(run_lib.open_run, map(str, folders))
-            found, wanted = (
-                reward_model.evaluate(one, stage, reward_model.Scorer(one, stage))["valid"] for one in opened
-            )
+            found, wanted = (reward_model.evaluate(one, stage, scorer.Scorer(one, stage))["valid"] for one in opened)
             assert found["log_loss"] == pytest.approx(wanted["log_loss"], rel=1e-3)
             assert found["accuracy"]["value"] == pytest.approx(wanted["accuracy"]["value"], abs=0.05)
 
@@ -268,7 +270,10 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
     together = open_runs(tmp_path / "all", settings)
     compiled = collections.Counter()
     is_compiled = "/jax/core/compile/backend_compile_duration"
-    count = lambda event, seconds, fun_name="", **_: compiled.update([fun_name] * (event == is_compiled))
+
+    def count(event, seconds, fun_name="", **_):
+        return compiled.update([fun_name] * (event == is_compiled))
+
     jax.monitoring.register_event_duration_secs_listener(count)
     failures = trials.fit_stage(together, "ppo", tmp_path / "trials")
     jax.monitoring.unregister_event_duration_listener(count)
@@ -282,7 +287,7 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
     assert programs._ppo_programs.cache_info().currsize == 1  # also for the arms without ptx
     assert all(compiled[f"jit({name})"] <= 1 for name in ("score", "update", "take", "summarize")), compiled
 
-    iterate = ppo_stage.iterate
+    iterate = ppo_programs.iterate
     calls = []
 
     def disturbed(*arguments, **keywords):
@@ -294,7 +299,7 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
         return iterate(*arguments, **keywords)
 
     again = open_runs(tmp_path / "again", settings)
-    monkeypatch.setattr(ppo_stage, "iterate", disturbed)
+    monkeypatch.setattr(ppo_programs, "iterate", disturbed)
     with pytest.raises(progress.Stopped, match="ppo x 7 step 2; run the same command to go on"):
         trials.fit_stage(again, "ppo", tmp_path / "again_trials")
     again[0].interrupt.requested = False

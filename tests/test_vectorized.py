@@ -77,7 +77,10 @@ def test_a_whole_sweep_gives_the_rows_and_estimates_of_the_sequential_runner(tmp
     for arm in chosen:
         folder, other = (tmp_path / name / "arms" / arm.name for name in ("all", "one"))
         for stage in config.stages:
-            names = lambda path: {file.name for file in (path / stage).iterdir()} - {"checkpoints"}
+
+            def names(path):
+                return {file.name for file in (path / stage).iterdir()} - {"checkpoints"}
+
             assert names(folder) == names(other), stage
             if stage != "collect":
                 rows, others = timeless(folder / stage), timeless(other / stage)
@@ -131,7 +134,7 @@ def test_a_group_killed_and_resumed_is_the_group_never_killed(tmp_path):
     """Bitwise: three trials on two devices, killed by SIGKILL in step 4 of 5, when 2 are saved."""
     (tmp_path / "killed.py").write_text(KILLED)
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    environment = os.environ | devices | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = os.environ | devices | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
 
     def swept(name, **variables) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "rlhf_jax.sweep", "--runner=vectorized", f"--config={tmp_path / 'killed.py'}"]

@@ -389,7 +389,10 @@ def test_laws_of_runs_and_of_prompts_are_judged_from_files(tmp_path):
         rows = [{"n": n.tolist(), "gold": (3 + row - row[0]).tolist()} for row in gold]
         (folder / "by_prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sweep = Sweep(path)
-    judged = lambda *rule, **more: verdicts.judge(sweep, spec.Law(*rule, **more))
+
+    def judged(*rule, **more):
+        return verdicts.judge(sweep, spec.Law(*rule, **more))
+
     found = judged("gold", "ppo_ptx", "rl", ("constant", "linear", "kl"), x="kl")
     assert found.verdict == "holds" and len(found.tests) == 3 and "other seeds and steps" in found.sentence
     assert judged("line", "ppo_ptx", "rl", ("linear",), x="kl").verdict != "holds"

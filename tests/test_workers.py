@@ -179,7 +179,7 @@ def test_two_workers_compute_what_their_arms_share_once(tmp_path):
     """The command itself: both arms are done, no stage was computed twice, and there is one report."""
     experiment = tmp_path / "experiment.py"
     experiment.write_text(
-        "from tests.toy import get_config as toy\n"
+        "from toy import get_config as toy\n"
         "get_config = lambda arg='': toy('ppo')\n"
         "sweep = lambda h: h.product([h.sweep('ppo.kl_coef', [0.02, 0.3]), h.sweep('seed', range(1))])\n"
     )

@@ -18,7 +18,10 @@ AXIS = "ppo.kl_coef"  # names the distance of all
 
 def get_config(arg: str = ""):
     config = world()
-    copy = lambda section: section.copy_and_resolve_references()
+
+    def copy(section):
+        return section.copy_and_resolve_references()
+
     config.stages = (
         "pretrain",
         "sft",

@@ -36,12 +36,7 @@ CLAIMS = (
     spec.Claim(
         "Ouyang et al. 2022, Fig. 35, E.8",
         "Training for twice as long does not help: the gold score gains less than 0.05.",
-        spec.Greater(
-            spec.Pick("ppo_ptx", {AXIS: 20}),
-            spec.Pick("ppo_ptx", {AXIS: 40}),
-            "gold/total",
-            by=-0.05,
-        ),
+        spec.Greater(spec.Pick("ppo_ptx", {AXIS: 20}), spec.Pick("ppo_ptx", {AXIS: 40}), "gold/total", by=-0.05),
         figure="gold",
     ),
 )

@@ -49,11 +49,7 @@ CLAIMS = (
     spec.Claim(
         "Ouyang et al. 2022, Fig. 36, E.7",
         "A beta far too large costs gold: 2.0 is below 0.08.",
-        spec.Greater(
-            spec.Pick("ppo_ptx", {AXIS: 0.08}),
-            spec.Pick("ppo_ptx", {AXIS: 2.0}),
-            "gold/total",
-        ),
+        spec.Greater(spec.Pick("ppo_ptx", {AXIS: 0.08}), spec.Pick("ppo_ptx", {AXIS: 2.0}), "gold/total"),
         figure="gold",
     ),
     spec.Claim(

@@ -43,11 +43,7 @@ CLAIMS = (
     spec.Claim(
         "Ouyang et al. 2022, 3.5",
         "Started as the reward model it explains more of the returns at first than started at random.",
-        spec.Greater(
-            at("separate", "reward"),
-            at("separate", "random"),
-            "history:ppo/val/explained_variance@first",
-        ),
+        spec.Greater(at("separate", "reward"), at("separate", "random"), "history:ppo/val/explained_variance@first"),
         figure="explained_variance",
     ),
 )

@@ -1,10 +1,10 @@
-"""How fast the programs are: an SFT step, a reward model step, sampling, a whole PPO iteration; and the loader.
+"""A benchmark of the programs: SFT step, reward model step, sampling, PPO iteration, sweeps, checkpoints and loader.
 
     python -m rlhf_jax.bench --config=experiments/bench.py:tiny
 
-These are the programs that the stages run, on random weights and tokens. Each work has a process of
-its own, so that its peak memory is its own, and gives one JSON line. Where the loader and steps were
-measured, a last line has its rows/s beside those that the steps take.
+These are the programs that the stages run, on random weights and tokens. Each work runs in a separate process, so that
+its peak memory can be measured, and prints one JSON line. If the loader and steps were measured, another line compares
+the loader's rows/s with the rows/s that the steps consume.
 """
 
 import concurrent.futures
@@ -48,7 +48,7 @@ from rlhf_jax.stages import pretrain, reward_model
 
 
 def sft_step(config: ml_collections.ConfigDict) -> Work:
-    """Forward, backward and AdamW on a batch of whole contexts."""
+    """Returns the work of an SFT step: forward, backward and AdamW on a batch of rows as long as the context."""
     shape = config.batch_size, config.model.max_length
     segments = np.ones(shape, np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
@@ -59,12 +59,13 @@ def sft_step(config: ml_collections.ConfigDict) -> Work:
 
 
 def saving(config: ml_collections.ConfigDict) -> Work:
-    """The SFT steps between two checkpoints, alone ("steps") and while a checkpoint is written ("steps_and_save").
+    """Returns the work of the SFT steps between two checkpoints, with and without the writing of a checkpoint.
 
-    "blocked" is how long the first of these waits for its arrays to be copied.
+    Its parts are "steps", the steps alone; "steps_and_save", the steps while a checkpoint is written; and "blocked",
+    the time that the first of these steps waits until the arrays of the checkpoint are copied.
     """
     step = sft_step(config)
-    # As large as SFT's state: float32 weights and both moments.
+    # The state that is saved is as large as SFT's: float32 weights and both moments.
     params = model.init_params(model_of(config), jax.random.key(0))
     state = jax.block_until_ready(train.init_state(params, optim.make_optimizer(optim.OptimizerConfig())))
     folder = tempfile.TemporaryDirectory(prefix="rlhf_jax_bench_")
@@ -86,12 +87,12 @@ def saving(config: ml_collections.ConfigDict) -> Work:
         blocked, both = timed("steps_and_save", save_and_steps)
         return alone | both | blocked
 
-    run.folder = folder  # lives as long as the work
+    run.folder = folder  # keeps the temporary folder as long as the work exists
     return Work(run, 2 * config.checkpoint_every * step.tokens, step.shape | {"steps": config.checkpoint_every})
 
 
 def reward_step(config: ml_collections.ConfigDict) -> Work:
-    """The same of the reward model, on pairs."""
+    """Returns the work of a reward model step: forward, backward and AdamW on a batch of pairs."""
     shape = config.batch_size, 2, config.model.max_length
     ranks = np.broadcast_to(np.array([1, 2], np.int32), shape[:2])
     batch = Comparisons(tokens_of(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
@@ -101,7 +102,7 @@ def reward_step(config: ml_collections.ConfigDict) -> Work:
 
 
 def sample(config: ml_collections.ConfigDict) -> Work:
-    """Prefill and decoding at temperature 1; the tokens are the new ones."""
+    """Returns the work of sampling: prefill and decoding at temperature 1. Its tokens are those of the completions."""
     params = model.init_params(model_of(config), jax.random.key(0))
     draw = _sampler(config)
 
@@ -112,7 +113,10 @@ def sample(config: ml_collections.ConfigDict) -> Work:
 
 
 def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
-    """Sample, score, one epoch of updates, with four separate models; the tokens are all of an episode."""
+    """Returns the work of a PPO iteration: sampling, scoring and one epoch of updates, with four separate models.
+
+    Its tokens are those of prompts and completions.
+    """
     lm, minibatches = model_of(config), config.minibatches
     programs = ppo.PPOConfig(lm, lm, eos_id=NEVER, missing_eos="none", score_parts=minibatches)
     optimizer = optim.make_optimizer(optim.OptimizerConfig())
@@ -146,7 +150,10 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
 
 
 def loading(config: ml_collections.ConfigDict) -> Work:
-    """A batch of every kind, from the examples onto the device, as the stages get it; the parts are the kinds."""
+    """Returns the work of loading a batch of every kind of examples onto the device, as the stages do.
+
+    Its parts are the kinds.
+    """
     mesh, length, rng = one_device(), config.model.max_length, np.random.default_rng(0)
     texts = [" ".join(["word"] * int(n)) for n in rng.integers(1, max(2, length // 5), config.loader_rows)]
     tokenizer = Tokenizer.train([], 258)
@@ -155,7 +162,10 @@ def loading(config: ml_collections.ConfigDict) -> Work:
     demonstrations, _ = batches.batch_demonstrations(rows, tokenizer, length)
     documents, _ = batches.pack_documents([Document(text) for text in texts], tokenizer, length)
     prompts, _ = batches.batch_prompts(rows, tokenizer, config.prompt_length, "cut_left")
-    one = lambda examples, rows=config.batch_size: loader_lib.Loader(examples, rows, 0, name="bench")
+
+    def one(examples, rows=config.batch_size):
+        return loader_lib.Loader(examples, rows, 0, name="bench")
+
     loaders = {
         "documents": one(documents),
         "demonstrations": one(demonstrations),
@@ -177,7 +187,7 @@ def loading(config: ml_collections.ConfigDict) -> Work:
     return Work(run, sum(batch_rows.values()) * length, batch_rows)
 
 
-# What a batch of the loader feeds: kind -> the work, and the batches that it takes.
+# Kind of examples of the loader -> the work that consumes one batch of them.
 _FEEDS = {
     "documents": "sft_step",
     "demonstrations": "sft_step",
@@ -189,10 +199,16 @@ _FEEDS = {
 
 
 def against_steps(lines: dict[str, dict]) -> dict | None:
-    """The loader's rows/s by kind beside those that the steps need, from the lines of works; None without both.
+    """Returns a line that compares the loader's rows/s with those that the steps consume, by kind of examples.
 
-    "share" is how much of a step's time the loader takes. Steps are computed while the next batch is
-    loaded, so what is below 1 costs nothing.
+    "share" is the loader's time over a step's time. The next batch is loaded while a step is computed, so a share below
+    1 costs nothing.
+
+    Args:
+      lines: the lines of the measured works, by name.
+
+    Returns:
+      The line, with the kinds whose step was measured; None if there are none, or if the loader was not measured.
     """
     kinds = {}
     for kind, work in _FEEDS.items():
@@ -210,7 +226,16 @@ WORKS = {name: globals()[name] for name in fields.WORKS}
 
 
 def measure(name: str, config: ml_collections.ConfigDict) -> dict:
-    """Compiles and runs the work `name` on one device; returns its JSON line."""
+    """Compiles and runs a work on one device; returns its line.
+
+    Args:
+      name: name of the work.
+      config: the benchmark's config.
+
+    Returns:
+      JSON with, among others, the median "seconds" of a run, "tokens_per_second", the times of all "repeats", the
+      "first_seconds" with compilation, and the peak memory in MiB.
+    """
     with jax.set_mesh(one_device()):
         work = WORKS[name](config)
         start = time.perf_counter()
@@ -236,14 +261,14 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
             else {}
         ),
         "repeats": [rounded(total) for total in totals],
-        "first_seconds": round(first, 2),  # with compilation
+        "first_seconds": round(first, 2),
         "peak_mib": round(_peak_bytes() / 2**20),
         "malloc": "tuned" if "GLIBC_TUNABLES" in os.environ else "default",
     }
 
 
 def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[str, float]]:
-    """One call, one step of the train step that every stage uses."""
+    """Returns a function that takes one step with the train step of all stages, and returns its seconds."""
     optimizer = optim.make_optimizer(optim.OptimizerConfig(weight_decay=0.01))
     step = jax.jit(train.make_train_step(loss_fn, optimizer, schedule=lambda step: 1.0), donate_argnums=0)
     state, batch = train.init_state(params, optimizer), jax.device_put(batch)
@@ -258,7 +283,7 @@ def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[s
 
 
 def _sampler(config: ml_collections.ConfigDict) -> Callable[[dict], generate.Rollout]:
-    """params -> Rollout, with new noise at every call."""
+    """Returns a function params -> Rollout, which draws new noise at every call."""
     sampler = generate.Sampler(
         model_of(config), one_device(), completion_length=config.completion_length, eos_id=NEVER, pad_id=0
     )
@@ -269,16 +294,16 @@ def _sampler(config: ml_collections.ConfigDict) -> Callable[[dict], generate.Rol
 
 
 def _peak_bytes() -> int:
-    """Of the device's memory where it counts, else of this process."""
+    """Returns the peak of the device's memory in bytes, or of this process's memory if the device does not count it."""
     stats = jax.devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(config: ml_collections.ConfigDict) -> None:
-    """Prints a line for each work, and what they say together.
+    """Prints a line for each work, and the lines that compare works.
 
     Raises:
-      InputError: a field that cannot have its value.
+      InputError: a field has a value that it does not allow.
     """
     check_values("", config, fields.FIELDS)
     fresh = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""What the fields of a benchmark's config can be; experiments/bench.py has them with their values."""
+"""The fields of a benchmark's config, with the values that they allow; experiments/bench.py sets their values."""
 
 import dataclasses
 

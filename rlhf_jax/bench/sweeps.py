@@ -1,4 +1,4 @@
-"""Sweeps: their arms one after another against all at once, of PPO's programs alone and of whole arms."""
+"""Benchmarks of sweeps: arms one after another against all arms at once, for PPO's programs and for whole arms."""
 
 import contextlib
 import itertools
@@ -25,38 +25,41 @@ from rlhf_jax.bench.work import (
 )
 from rlhf_jax.config import default_config
 from rlhf_jax.data.batches import Prompts
+from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.files import read_if_there
-from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.sweep import arms, sequential, vectorized
 from rlhf_jax.sweep.store import Store
 from rlhf_jax.sweep.trials.stacked import PPOPrograms
 
 
 def ppo_trials(config: ml_collections.ConfigDict) -> Work:
-    """An iteration of PPO of one run ("alone"), and of all `trials` of a sweep as one program ("at_once")."""
+    """Returns the work of a PPO iteration, of one run ("alone") and of all `trials` in one program ("at_once")."""
     lm, mesh, count = model_of(config), one_device(), config.trials
     sizes = config.episodes, config.episodes // config.minibatches, 1
     section = ml_collections.ConfigDict(dict(zip(("batch_size", "minibatch_size", "ppo_epochs"), sizes)))
     shape = ppo.PPOConfig(lm, lm, eos_id=NEVER, missing_eos="none", score_parts=config.minibatches)
     score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
-    make, shardings = ppo_stage.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
+    make, shardings = ppo_programs.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=NEVER, pad_id=0)
-    alone = ppo_stage.Programs(shape, score, optimizers, shardings, sampler, mesh)
+    alone = ppo_programs.Programs(shape, score, optimizers, shardings, sampler, mesh)
     at_once = PPOPrograms(shape, score, optimizers, (config.completion_length, NEVER, 0, 1), sizes, mesh)
 
     policy, value = (model.init_params(lm, jax.random.key(0), head) for head in ("lm", "scalar"))
     tokens = tokens_of(config, (config.episodes, config.prompt_length))
     prompts = Prompts(tokens, np.ones(tokens.shape, bool), np.arange(len(tokens), dtype=np.int32))
     given = (policy, value, jnp.float32(0.1)), (policy, value), prompts, coefficients()
-    stack = lambda tree: sharding.put_trials([hosts.fetch(tree)] * count, mesh)
+
+    def stack(tree):
+        return sharding.put_trials([hosts.fetch(tree)] * count, mesh)
+
     works = {"alone": (alone, make, given), "at_once": (at_once, at_once.make, [stack(tree) for tree in given])}
     states = {part: make(*start) for part, (_, make, (start, *_)) in works.items()}
     numbers = itertools.count()
 
     def iteration(part, key):
         programs, _, (_, frozen, prompts, coefs) = works[part]
-        states[part], metrics = ppo_stage.iterate(
+        states[part], metrics = ppo_programs.iterate(
             programs, states[part], frozen, prompts, lambda step: None, coefs, key, section, fixed_kl=True
         )
         return states[part], metrics
@@ -72,10 +75,11 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Work:
 
 
 def sweep_arms(config: ml_collections.ConfigDict) -> Work:
-    """Whole arms of a sweep of kl_coef, PPO and its evaluation, by both runners: `arms_alone` of them by the sequential
-    one ("alone"), and all `trials` by the vectorized one ("at_once").
+    """Returns the work of whole arms of a sweep of kl_coef, PPO and its evaluation, with both runners.
 
-    The stages that all arms share are computed before, and every run has coefficients of its own, so that none is there.
+    Its parts are "alone", `arms_alone` arms with the sequential runner, and "at_once", `trials` arms with the
+    vectorized runner. The stages that all arms share are computed beforehand. Every run uses new values of kl_coef, so
+    that no arm is found in the store.
     """
     folder = tempfile.TemporaryDirectory(prefix="rlhf_jax_bench_")
     path, base = pathlib.Path(folder.name), _pipeline(config)
@@ -99,7 +103,7 @@ def sweep_arms(config: ml_collections.ConfigDict) -> Work:
         parts = [timed(part, swept, runner, arms_of(count))[1] for part, (runner, count) in runners.items()]
         return parts[0] | parts[1]
 
-    run.folder = folder  # lives as long as the work
+    run.folder = folder  # keeps the temporary folder as long as the work exists
     counts = {part: count for part, (_, count) in runners.items()}
     length = base.prompt_length + base.completion_length
     tokens = sum(counts.values()) * config.iterations * config.episodes * length
@@ -111,7 +115,7 @@ def sweep_arms(config: ml_collections.ConfigDict) -> Work:
 
 
 def _pipeline(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """All stages, as small as a world allows, and a PPO of the benchmark's size."""
+    """Returns the config of a pipeline with PPO of the benchmark's size, and all other stages as small as possible."""
     base = default_config()
     base.stages = ("pretrain", "sft", "collect", "reward_model", "ppo")
     with base.model.unlocked():
@@ -120,7 +124,7 @@ def _pipeline(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         )
     base.tokenizer.vocab_size = config.model.vocab_size
     base.completion_length = config.completion_length
-    base.prompt_length = config.model.max_length - config.completion_length  # most prompts of the world fit
+    base.prompt_length = config.model.max_length - config.completion_length  # so that most prompts of the world fit
     base.data.world.update(
         documents=300,
         valid_documents=50,
@@ -149,9 +153,16 @@ def _pipeline(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def gain_at_once(lines: dict[str, dict], work: str) -> dict | None:
-    """What an hour gives one by one and at once, arms or their PPO iterations, from the line of a work; None without it.
+    """Returns a line that compares one after another with all at once: arms, or their PPO iterations, per hour.
 
-    "compilation" is in seconds: how much longer the first run took, of either.
+    "gain" is the ratio of the two. "compilation" is in seconds: how much longer the first run took than the later ones.
+
+    Args:
+      lines: the lines of the measured works, by name.
+      work: "ppo_trials" or "sweep_arms".
+
+    Returns:
+      The line; None if the work was not measured.
     """
     if work not in lines:
         return None

@@ -1,4 +1,4 @@
-"""What is timed: a Work; and what they are made of: models, tokens and coefficients of a config of experiments/bench.py."""
+"""A unit of the benchmark, and what all units are made of: models, tokens and coefficients from the config."""
 
 import dataclasses
 import time
@@ -20,9 +20,9 @@ class Work:
     """Something to time.
 
     Attributes:
-        run: does it once, to the end; returns the seconds of its parts (one part: of all).
-        tokens: how many it handles, for tokens/s.
-        shape: what makes its size, for the reader.
+        run: does the work once, until its results are ready; returns the seconds of each part by name.
+        tokens: number of tokens that a run handles, for tokens/s.
+        shape: the numbers that set the size of a run, for the reader.
     """
 
     run: Callable[[], dict[str, float]]
@@ -31,33 +31,39 @@ class Work:
 
 
 def timed(name: str, function: Callable, *arguments) -> tuple:
+    """Calls a function and waits for its arrays; returns its result and {name: seconds}."""
     start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return result, {name: time.perf_counter() - start}
 
 
 def rounded(seconds: float) -> float:
-    """To four digits, however short: a step may take a second or a few microseconds."""
+    """Returns a number rounded to four significant digits: a step may take a second or a few microseconds."""
     return float(f"{seconds:.4g}")
 
 
 def model_of(config: ml_collections.ConfigDict) -> TransformerConfig:
+    """Returns the shape of the benchmark's models."""
     return TransformerConfig(**config.model)
 
 
 def tokens_of(config: ml_collections.ConfigDict, shape) -> np.ndarray:
+    """Returns random token ids, i32 of the given shape, always the same."""
     return np.random.default_rng(0).integers(config.model.vocab_size, size=shape, dtype=np.int32)
 
 
 def one_device() -> jax.sharding.Mesh:
+    """Returns a mesh of the first device."""
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
 def episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Returns the number of episodes and their lengths in tokens, for `Work.shape`."""
     return {name: config[name] for name in ("episodes", "prompt_length", "completion_length")}
 
 
 def coefficients() -> ppo.Coefficients:
+    """Returns coefficients of PPO; their values do not change the time of a run."""
     numbers = dict(
         ptx_coef=0.0,
         learning_rate=1e-5,

@@ -1,10 +1,9 @@
-"""Records -> arrays of a fixed length, in NumPy.
+"""Builders of fixed-length NumPy arrays from records.
 
-Every builder makes the arrays of all its records (leading axis N); the loader takes a batch's
-rows from them. Lengths are static, so each builder has a rule for what is too long and reports
-what it dropped and cut.
+A builder makes the arrays of all its records, with a leading axis N; a loader takes the rows of a batch from them.
+Lengths are static. So each builder drops or cuts what is too long, and reports how much.
 
-Shapes: N rows, K completions of a prompt, P prompt, T sequence.
+Shapes: N rows, K completions of a prompt, P tokens of a prompt, T tokens of a sequence.
 """
 
 import dataclasses
@@ -29,8 +28,8 @@ TooLong = Literal["drop", "cut_left"]
 class Batch:
     """Sequences for next-token prediction.
 
-    loss_mask[n, t] = 1 says that token t is a target, predicted from the tokens before it in its
-    segment; a segment's first token never is. Tokens see their own segment alone.
+    loss_mask[n, t] = 1 says that token t is a target, predicted from the tokens before it in its segment. The first
+    token of a segment is never a target. A token attends only to its own segment.
     """
 
     tokens: np.ndarray  # i32[N, T]
@@ -41,28 +40,28 @@ class Batch:
 
 @struct.dataclass
 class Comparisons:
-    """Ranked completions, each with its prompt in front."""
+    """Ranked completions, each behind a copy of its prompt."""
 
     tokens: np.ndarray  # i32[N, K, T], right-padded
     mask: np.ndarray  # bool[N, K, T], True on real tokens
     ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid
     valid: np.ndarray  # bool[N, K], False where a prompt has fewer than K completions
-    targets: np.ndarray | None = None  # f32[N, K], the labelers' own scores, where they gave any; 0 where not valid
-    starts: np.ndarray | None = None  # i32[N], where the completions' first token stands
+    targets: np.ndarray | None = None  # f32[N, K], the labelers' scores, 0 where not valid; None if they gave none
+    starts: np.ndarray | None = None  # i32[N], the place of the completions' first token
 
 
 @struct.dataclass
 class PackedComparisons:
-    """Ranked completions that share one row, behind one copy of their prompt.
+    """Ranked completions that share one row, behind a single copy of their prompt.
 
-    Each completion sees the prompt and itself, and its positions go on from the prompt's end: its
-    score is that of a row of its own.
+    A completion attends only to the prompt and itself, and its positions continue from the prompt's end. So its score
+    is the same as in a row of its own.
     """
 
     tokens: np.ndarray  # i32[N, T], right-padded
     segment_ids: np.ndarray  # i32[N, T], PREFIX on the prompt, then 1 to K; 0 = padding
     positions: np.ndarray  # i32[N, T]
-    ends: np.ndarray  # i32[N, K], where each completion's last token stands; 0 where not valid
+    ends: np.ndarray  # i32[N, K], place of each completion's last token in its row; 0 where not valid
     ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid
     valid: np.ndarray  # bool[N, K], False where a prompt has fewer than K completions
     targets: np.ndarray | None = None  # f32[N, K], as in Comparisons
@@ -79,12 +78,15 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class LengthReport:
-    """What a builder did to records that are too long; lengths in tokens.
+    """How many records a builder dropped or cut because they were too long.
 
-    `dropped` have a prompt that is too long, or are rankings of which fewer than two completions are
-    left; with the rule "cut_left" long prompts are `prompts_cut` and stay. `cut` have an end that does
-    not fit: completions, or documents that go on in the next row. `repeats` are completions left out
-    because what is kept of them is also kept of an earlier one, which has another rank.
+    Attributes:
+      given: number of records.
+      dropped: number of records left out, because their prompt is too long or their completions do not fit.
+      cut: number of completions whose end does not fit, or of documents that continue in the next row.
+      longest: length of the longest record before any cut, in tokens.
+      prompts_cut: number of prompts that lost their beginning, by the rule "cut_left".
+      repeats: number of completions left out, because what is kept of them equals an earlier one of another rank.
     """
 
     given: int
@@ -104,7 +106,7 @@ class LengthReport:
 
     @classmethod
     def total(cls, reports: "Sequence[LengthReport]") -> "LengthReport":
-        """That of all records together."""
+        """Returns the report of several builders' records together."""
         columns = zip(*map(dataclasses.astuple, reports))
         given, dropped, cut, longest, prompts_cut, repeats = map(tuple, columns)
         return cls(sum(given), sum(dropped), sum(cut), max(longest), sum(prompts_cut), sum(repeats))
@@ -117,11 +119,18 @@ def batch_demonstrations(
     prompt_length: int | None = None,
     too_long: TooLong = "drop",
 ) -> tuple[Batch, LengthReport]:
-    """prompt + completion + EOS, right-padded; completion and EOS are the targets.
+    """Returns rows of prompt + completion + EOS, right-padded to [N, length]; completion and EOS are the targets.
 
-    A demonstration whose prompt is longer than `prompt_length` (default length - 1) is dropped, or
-    loses the beginning of its prompt (see `batch_prompts`); a completion that does not fit is cut,
-    and then has no EOS.
+    Args:
+      demonstrations: the records.
+      tokenizer: the tokenizer.
+      length: T, in tokens. A completion that does not fit is cut, and then has no EOS.
+      prompt_length: largest length of a prompt, in tokens; by default length - 1.
+      too_long: "drop" leaves out demonstrations with a longer prompt; "cut_left" removes the beginning of the prompt
+        (see `batch_prompts`).
+
+    Raises:
+      InputError: no demonstration is left.
     """
     limit = _prompt_limit(length, prompt_length)
     prompts = encode(tokenizer, [d.prompt for d in demonstrations], "prompts", prompts=True)
@@ -132,7 +141,7 @@ def batch_demonstrations(
         if prompt is not None:
             cut += len(prompt) + len(completion) + 1 > length
             rows.append(np.concatenate([prompt, completion, [tokenizer.eos_id]])[:length])
-            starts.append(max(1, len(prompt)))  # Nothing predicts token 0.
+            starts.append(max(1, len(prompt)))  # token 0 is no target, because nothing predicts it
     _check_any(rows, prompts, "prompt_length", limit)
     tokens, mask = _pad_right(rows, length, tokenizer.pad_id)
     column = np.arange(length, dtype=np.int32)
@@ -149,11 +158,19 @@ def batch_demonstrations(
 def pack_documents(
     documents: Sequence[Document], tokenizer: Tokenizer, length: int, folder: pathlib.Path | None = None
 ) -> tuple[Batch, LengthReport]:
-    """Documents, each with its end token, one after another in rows without gaps.
+    """Returns rows of documents, each followed by its end token, one after another without gaps.
 
-    A document that crosses the end of a row goes on in the next row as a segment of its own:
-    nothing is dropped, and `cut` counts these documents. Only the last row is padded. The ids of large
-    data are kept in `folder` (see `encoding.encode_once`).
+    A document that crosses the end of a row continues in the next row as a new segment. So nothing is dropped, and
+    `cut` of the report counts these documents. Only the last row is padded.
+
+    Args:
+      documents: the records.
+      tokenizer: the tokenizer.
+      length: T, in tokens.
+      folder: folder that keeps the token ids of large data (see `encoding.encode_once`).
+
+    Raises:
+      InputError: there are no documents.
     """
     if not documents:
         raise InputError("there are no documents to pack")
@@ -192,14 +209,22 @@ def batch_rankings(
     completions: int | None = None,
     too_long: TooLong = "drop",
 ) -> tuple[Comparisons, LengthReport]:
-    """Each completion after its prompt, with EOS if it is finished, right-padded.
+    """Returns each completion behind its prompt, with EOS if it is finished, right-padded to [N, K, length].
 
-    A ranking whose prompt is longer than `prompt_length` (default length - 1) is dropped, or loses
-    the beginning of its prompt; a completion that does not fit is cut, and then has no EOS. One that is
-    then equal to an earlier one of another rank is left out, and a ranking without a second is dropped.
+    A ranking whose prompt is longer than `prompt_length` (default length - 1) is dropped, or its prompt loses the beginning.
+    A completion that does not fit is cut, and then has no EOS. A completion that then equals an earlier one of another rank is
+    left out, and a ranking of which one completion is left is dropped.
 
     Args:
-        completions: K; by default that of the largest ranking.
+        rankings: the records.
+        tokenizer: the tokenizer.
+        length: T, in tokens. A completion that does not fit is cut, and then has no EOS.
+        prompt_length: largest length of a prompt, in tokens; by default length - 1.
+        completions: K; by default the number of completions of the largest ranking.
+        too_long: "drop" leaves out rankings with a longer prompt; "cut_left" removes the beginning of the prompt.
+
+    Raises:
+        InputError: a ranking has more than K completions, or no ranking is left.
     """
     limit = _prompt_limit(length, prompt_length)
     largest = max((len(ranking.completions) for ranking in rankings), default=0)
@@ -230,14 +255,23 @@ def pack_rankings(
     row_length: int = 0,
     too_long: TooLong = "drop",
 ) -> tuple[PackedComparisons, LengthReport]:
-    """The completions of `batch_rankings`, those of a prompt behind one another in one row.
+    """Returns the completions of `batch_rankings`, packed: all completions of a prompt in one row, one after another.
+
+    In the report, `cut` counts the completions that were cut or left out, and `longest` is the length of the longest
+    row before any was left out.
 
     Args:
-        length: of a prompt and one completion; a longer completion is cut, and then has no EOS.
-        prompt_length: a ranking whose prompt is longer is dropped, or loses the prompt's beginning.
-        row_length: T; by default that of the longest row. A completion that does not fit into the
-            row any more is left out, a ranking of which fewer than two stay is dropped; `cut`
-            counts the completions that were cut or left out, `longest` is the longest whole row.
+        rankings: the records.
+        tokenizer: the tokenizer.
+        length: largest length of a prompt with one completion, in tokens. A longer completion is cut, and then has no
+            EOS.
+        prompt_length: largest length of a prompt, in tokens.
+        row_length: T, in tokens; 0 takes the length of the longest row. A completion that does not fit into the rest of
+            its row is left out. A ranking with fewer than two completions left is dropped.
+        too_long: "drop" leaves out rankings with a longer prompt; "cut_left" removes the beginning of the prompt.
+
+    Raises:
+        InputError: no ranking is left.
     """
     limit = _prompt_limit(length, prompt_length)
     kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long)
@@ -281,11 +315,7 @@ def pack_rankings(
 
 
 def kept_rankings(
-    rankings: Sequence[Ranking],
-    tokenizer: Tokenizer,
-    length: int,
-    prompt_length: int,
-    too_long: TooLong = "drop",
+    rankings: Sequence[Ranking], tokenizer: Tokenizer, length: int, prompt_length: int, too_long: TooLong = "drop"
 ) -> tuple[list[Ranking], LengthReport]:
     """The rankings that `batch_rankings` makes arrays of, without the completions that it leaves out; there may be none."""
     limit = _prompt_limit(length, prompt_length)
@@ -294,12 +324,15 @@ def kept_rankings(
 
 
 def batch_prompts(
-    prompts: Sequence[Prompt],
-    tokenizer: Tokenizer,
-    length: int,
-    too_long: TooLong = "drop",
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, length: int, too_long: TooLong = "drop"
 ) -> tuple[Prompts, LengthReport]:
-    """Left-padded prompts; one that is too long is dropped, or loses its beginning (not BOS)."""
+    """Returns prompts, left-padded to [N, length].
+
+    With too_long="drop", longer prompts are left out; with "cut_left" they lose their beginning, but keep BOS.
+
+    Raises:
+        InputError: no prompt is left.
+    """
     encoded = encode(tokenizer, [prompt.prompt for prompt in prompts], "prompts", prompts=True)
     fitting, prompts_cut = _fit(encoded, length, too_long, tokenizer)
     index = [i for i, ids in enumerate(fitting) if ids is not None]
@@ -310,9 +343,9 @@ def batch_prompts(
 
 
 def _fit(prompts: Sequence[Ids], limit: int, too_long: TooLong, tokenizer: Tokenizer) -> tuple[list[Ids | None], int]:
-    """Prompts of at most `limit` tokens by the rule for those that are longer, and how many it cut.
+    """Returns the prompts with at most `limit` tokens each, and how many of them were cut.
 
-    "drop" gives None, "cut_left" takes away the beginning, but not BOS.
+    A longer prompt becomes None with "drop"; with "cut_left" it loses its beginning, but keeps BOS.
     """
 
     def shorten(ids):
@@ -388,6 +421,7 @@ def _encode_rankings(
 
 
 def _prompt_limit(length: int, prompt_length: int | None) -> int:
+    """Returns the largest length of a prompt; raises InputError if it leaves no room for a completion."""
     limit = length - 1 if prompt_length is None else prompt_length
     if not 0 < limit < length:
         raise InputError(
@@ -398,6 +432,7 @@ def _prompt_limit(length: int, prompt_length: int | None) -> int:
 
 
 def _check_any(kept: Sequence, prompts: Sequence[Ids], name: str, limit: int) -> None:
+    """Raises InputError if there are no records, or none that fits `limit`, the value of the field `name`."""
     if not prompts:
         raise InputError("there are no records to batch")
     if not kept:
@@ -408,7 +443,7 @@ def _check_any(kept: Sequence, prompts: Sequence[Ids], name: str, limit: int) ->
 
 
 def _pad_right(rows: Sequence[Ids], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> tokens i32[N, length], mask bool[N, length]."""
+    """Returns padded rows: tokens i32[N, length] and mask bool[N, length], True on real tokens."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(length) < lengths[:, None]
     tokens = np.full((len(rows), length), pad_id, np.int32)

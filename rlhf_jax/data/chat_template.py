@@ -1,8 +1,8 @@
-"""A released model's own chat template: Jinja source that writes a chat as the model was taught it.
+"""The chat template of a released model: Jinja source that writes a chat in the format that the model was trained on.
 
-It does what data/template.py's `Template` does, for rows with messages or an instruction. The
-template is somebody else's program, so it runs in Jinja's sandbox, in a process of its own with
-limits (jinja_process.py).
+`ChatTemplate` takes the place of data/template.py's `Template`, for rows with messages or an instruction. A chat
+template is a third party's program, so it runs in Jinja's sandbox, in a separate process with limits
+(jinja_process.py).
 """
 
 import datetime
@@ -14,20 +14,20 @@ from typing import NamedTuple
 from rlhf_jax.data import jinja_process
 from rlhf_jax.runtime.errors import InputError
 
-# What looks like a special token in a message is put between these two, which are no characters of
-# any text, so that the tokenizer reads it as text: nobody ends a turn but the template.
+# Text in a message that looks like a special token is put between these two marks, so that the tokenizer reads it as
+# plain text: only the template may end a turn. The marks are Unicode noncharacters, which no text contains.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 LITERAL = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
-# A completion is the other way round, for a model's own text has no marks: what looks like a special token is text, but
-# between these two.
+# In a completion it is the other way round, because text that a model samples has no marks: what looks like a special
+# token is plain text, unless it is between these two marks.
 _BEGIN, _END = "\ufdd2", "\ufdd3"
 SPECIAL = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}")
-START = "\ufdd4"  # before a prompt that starts as any text does
+START = "\ufdd4"  # before a prompt that is no chat, and that the tokenizer starts as any other text
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}{_BEGIN}{_END}{START}]")
 
 
 def shown(text: str) -> str:
-    """A prompt or completion without the marks, as people read it."""
+    """Returns a prompt or completion without the marks, for people to read."""
     return _MARKS.sub("", text)
 
 
@@ -37,16 +37,16 @@ _QUESTION, _PROBE = [{"role": "user", "content": "question"}], "REPLY"
 class ChatTemplate:
     """Renders messages ({role, content} each) into prompts, and replies into completions.
 
-    Args:
-        source: Jinja.
-        special: the tokens that a template may name, 'bos_token' -> '<s>'.
-        special_tokens: all special tokens of the tokenizer.
-        bos: the one that the tokenizer puts before every sequence, or None.
-        name: for messages.
-        now: what strftime_now tells the template; None: the time. A run fixes it, because a batch
-            must not depend on the day.
+    The template is checked at its first use: a method raises InputError if it is no valid Jinja or cannot be used.
 
-    What the template is asked for first is what shows that it is no valid Jinja, or cannot be used: an InputError.
+    Args:
+        source: Jinja source of the template.
+        special: the tokens that the template may refer to, e.g. 'bos_token' -> '<s>'.
+        special_tokens: all special tokens of the tokenizer.
+        name: name of the tokenizer, for error messages.
+        now: the time that strftime_now gives the template; None gives the current time. A run fixes the time, so that
+            its batches do not depend on the day.
+        bos: the token that the tokenizer puts before every sequence, or None.
     """
 
     def __init__(
@@ -65,25 +65,25 @@ class ChatTemplate:
         self._special_token = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def prompt(self, instruction: str, input: str = "") -> str:
-        """The prompt of an instruction, as one user turn; a blank input means none."""
+        """Returns the prompt of an instruction, as one user turn; a blank input counts as none."""
         text = "\n\n".join(part for part in (instruction, input) if part.strip())
         return self.chat([{"role": "user", "content": text}])
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for the assistant's next turn after `messages`.
+        """Returns the prompt for the assistant's next turn after `messages`.
 
         Raises:
-            InputError: the template refuses these messages, e.g. a role that it does not know.
+            InputError: the template refuses these messages, e.g. because of an unknown role.
         """
         return self._render(messages, add_generation_prompt=True)
 
     def completion(self, output: str, *, chat: bool = False) -> str:
-        """A completion as it follows a prompt, without the token that ends it.
+        """Returns a completion as it follows a prompt, without the token that ends it.
 
-        The template itself writes it, because some templates take away the space around a reply.
+        The template renders the completion, because some templates strip the space around a reply.
 
         Raises:
-            InputError: the template refuses this reply, or writes it elsewhere than behind its prompt.
+            InputError: the template refuses this reply, or does not write it right after its prompt.
         """
         del chat  # an instruction is a chat of one turn
         reply = self._reply
@@ -106,10 +106,10 @@ class ChatTemplate:
         return self._reply.end
 
     def written(self, prompt: str) -> str:
-        """A prompt that a row gives as the model reads it: its special tokens are special.
+        """Returns the prompt of a row that is written as the model reads it, with special tokens.
 
-        Text without any is no chat: the tokenizer begins it as every text, with its BOS. A chat has the BOS that the
-        template gives it.
+        A prompt without special tokens is no chat, and is marked so that the tokenizer starts it like any other text,
+        with BOS. A chat gets a BOS only if the template writes one.
         """
         prompt = shown(prompt)
         if not self._bos or prompt.startswith(self._bos):
@@ -119,10 +119,10 @@ class ChatTemplate:
         return self._bos + prompt if self._reply.before.startswith(self._bos) else prompt
 
     def written_completion(self, text: str) -> str:
-        """A completion behind such a prompt, read in the same way, without the token that ends it.
+        """Returns the completion behind such a prompt, with special tokens, without the token that ends it.
 
         Raises:
-            InputError: it goes on after that token, or is empty before it.
+            InputError: the completion continues after that token, or is empty before it.
         """
         text = shown(text)
         ends = {self.end, self._special.get("eos_token") or self.end}
@@ -137,9 +137,11 @@ class ChatTemplate:
         return self._marked(said)
 
     def _marked(self, text: str) -> str:
+        """Returns the text of a completion with marks around its special tokens, so that they are read as such."""
         return self._special_token.sub(lambda match: f"{_BEGIN}{match[0]}{_END}", text)
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """Returns what the template writes for messages; raises InputError if it fails or refuses them."""
         marked = [{**message, "content": self._as_text(message["content"])} for message in messages]
         values = {"messages": marked, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
         try:
@@ -150,11 +152,12 @@ class ChatTemplate:
             raise InputError(f"the chat template of {self._name} refuses these messages: {error}") from None
 
     def _as_text(self, content: str) -> str:
+        """Returns the content of a message with marks that keep special tokens in it plain text."""
         return self._special_token.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", shown(content))
 
     @functools.cached_property
     def _reply(self) -> "_Reply":
-        """What the template makes of one question and its reply."""
+        """What the template writes for a sample question and its reply, which shows how it frames a reply."""
         before = self._render(_QUESTION, add_generation_prompt=True)
         whole = self._render([*_QUESTION, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
         _, found, after = whole.rpartition(_PROBE)
@@ -173,7 +176,15 @@ class ChatTemplate:
 
 
 class _Reply(NamedTuple):
-    """A prompt, the chat with its reply, what stands after the reply, what of that belongs to it, and the end."""
+    """How a template writes a sample reply.
+
+    Attributes:
+        before: the prompt.
+        whole: the chat with the reply.
+        after: the text after the reply.
+        tail: the part of `after` before the token that ends the reply; it belongs to the completion.
+        end: the special token that ends the reply.
+    """
 
     before: str
     whole: str
@@ -183,5 +194,5 @@ class _Reply(NamedTuple):
 
     @property
     def behind(self) -> bool:
-        """The reply stands behind the prompt, with what the template puts between them."""
+        """Whether the chat starts with the prompt and has the reply after it."""
         return self.whole.startswith(self.before) and _PROBE in self.whole[len(self.before) :]

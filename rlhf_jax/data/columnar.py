@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as rows; the only file that knows pyarrow."""
+"""Reads the rows of Parquet and Arrow files; only this module uses pyarrow."""
 
 import datetime
 import decimal
@@ -12,16 +12,15 @@ from rlhf_jax.runtime.errors import InputError
 
 
 class Binary(str):
-    """What a row has for binary data: a note to show, and no text to train on."""
+    """Placeholder for binary data in a row: a note such as '<100 bytes>', which is no text to train on."""
 
 
 def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-    """Yields ('file:row', row as a dict), rows counted from 1; an InputError in place of a bad row.
-
-    Far more text than a file of its size can hold is refused, before it fills the memory.
+    """Yields ('file:number', row as a dict), with rows counted from 1.
 
     Raises:
-        InputError: the file is missing or broken, or pyarrow is not installed.
+        InputError: the file is missing, broken or without rows; it expands to far more text than its size explains; or
+            pyarrow is not installed.
     """
     files.check_content(path)
     if not path.is_file():
@@ -42,7 +41,7 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{number}", row
     except InputError:
         raise
-    # ValueError: a column that is no valid UTF-8; the others are pyarrow's for a broken file.
+    # A column with invalid UTF-8 raises ValueError; the others are pyarrow's errors for a broken file.
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable {path.suffix} file, after row {number} ({detail})") from None
@@ -51,12 +50,14 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _batches(path: pathlib.Path, pyarrow) -> Iterator[Any]:
+    """Yields the record batches of a Parquet or Arrow file."""
     if path.suffix == ".parquet":
         parquet = importlib.import_module("pyarrow.parquet")
         with parquet.ParquetFile(path) as file:
             leaves = [file.schema.column(index) for index in range(len(file.schema))]
         texts = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
-        # pyarrow cannot keep repeated texts once inside lists of objects; there, batches are small.
+        # Dictionary columns keep a repeated text in memory only once. pyarrow has none inside nested columns, so files
+        # with nested texts are read in small batches.
         once = [name for name in texts if "." not in name]
         with parquet.ParquetFile(path, read_dictionary=once) as file:
             yield from file.iter_batches(batch_size=1024 if len(once) == len(texts) else 64)
@@ -67,17 +68,17 @@ def _batches(path: pathlib.Path, pyarrow) -> Iterator[Any]:
             reader = ipc.open_file(file)
             for index in range(reader.num_record_batches):
                 yield reader.get_batch(index)
-        else:  # what `datasets` writes
+        else:  # the streaming format, which `datasets` writes
             file.seek(0)
             yield from ipc.open_stream(file)
 
 
 def _plain(value: Any) -> tuple[Any, int]:
-    """-> (the value with JSON's types alone, bytes of its text)."""
+    """Returns a value with JSON's types only, and its approximate size in memory, in bytes."""
     if isinstance(value, dict):
         pairs = {name: _plain(entry) for name, entry in value.items()}
         return {name: pair[0] for name, pair in pairs.items()}, sum(pair[1] for pair in pairs.values())
-    if isinstance(value, (list, tuple)):  # a map is a list of pairs
+    if isinstance(value, (list, tuple)):  # pyarrow gives a map as a list of pairs
         entries = [_plain(entry) for entry in value]
         return [entry[0] for entry in entries], sum(entry[1] for entry in entries)
     if isinstance(value, str):
@@ -92,6 +93,7 @@ def _plain(value: Any) -> tuple[Any, int]:
 
 
 def _pyarrow(path: pathlib.Path):
+    """Imports and returns pyarrow; raises InputError if it is not installed."""
     try:
         return importlib.import_module("pyarrow")
     except ImportError:

@@ -1,4 +1,4 @@
-"""A folder of files as a corpus: the same methods as the embedded world's, without a gold labeler."""
+"""A corpus of data files: it has the methods of the embedded world's corpus, but no gold labeler."""
 
 import functools
 import os
@@ -21,15 +21,18 @@ KINDS = ("documents", "demonstrations", "rankings", "prompts")
 class FileCorpus:
     """Reads the files of the `data.files` section and splits their rows into train, valid and test.
 
-    Each kind of rows has files of its own, as `name[@rows][*weight][:split][:theirs=ours;theirs=ours]`,
-    separated by commas: a name is a file's or a folder's (of a prepared dataset, or one as `rows`
-    reads it); `@rows` takes so many rows, evenly spread over the file; `*weight` gives it that share of
-    the draws, whatever its size (documents and demonstrations); `:split` only a split that a
-    folder publishes, or several as `a+b`; then come the names of fields that are not ours.
+    Each kind of rows has its own files, given as `name[@rows][*weight][:split][:theirs=ours;theirs=ours]` and separated
+    by commas:
 
-    The split of a row is a hash of its group (or, where it has none, its prompt or text), so one
-    question never lies in two splits, whatever the file; near duplicates neither. With `splits =
-    "published"` it is what the row's field `split` says. See data/splits.py.
+      name: a file, or a folder of a prepared dataset or of files that the module `rows` reads.
+      @rows: number of rows to use, evenly spread over the file.
+      *weight: relative share of the draws, whatever the file's size; for documents and demonstrations.
+      :split: only rows of this split of a folder, or of several, as `a+b`.
+      :theirs=ours: names of the file's fields, and of the fields that they stand for.
+
+    The split of a row is a hash of its group, or of its prompt or text if it has none. So one question never lies in
+    two splits, whatever the files, and near duplicates do not either. With `splits = "published"`, the row's field
+    `split` gives it. See data/splits.py.
 
     Args:
       config: the `data.files` section.
@@ -37,8 +40,8 @@ class FileCorpus:
       on_bad_row: "error" or "skip".
 
     Attributes:
-      reports: what became of the rows of the files read so far, by "kind: path".
-      split_reports: how the rows of each kind were divided, and what was left out.
+      reports: reports on the rows of the files read so far, by "kind: path".
+      split_reports: for each kind, how its rows were divided, and how many were left out for which reason.
     """
 
     def __init__(self, config, template: Template, on_bad_row: str):
@@ -48,10 +51,10 @@ class FileCorpus:
         self.split_reports: dict[str, dict] = {}
 
     def read(self) -> None:
-        """Reads all files that the config names, so that what is wrong with any is said before anything is computed.
+        """Reads all files that the config names, so that errors in them are reported before anything is computed.
 
         Raises:
-          InputError: a file is missing, broken or without rows, or a field of `data.files` does not fit them.
+          InputError: a file is missing, broken or without rows, or a field of `data.files` does not fit the rows.
         """
         for kind in KINDS:
             if self.config[kind]:
@@ -59,10 +62,10 @@ class FileCorpus:
 
     @functools.cached_property
     def checksums(self) -> dict[str, str]:
-        """The SHA-256 of every file that is read, by its path from `dir`.
+        """The SHA-256 of every file that is read, by its path relative to `dir`.
 
         Raises:
-          InputError: one is missing or cannot be read.
+          InputError: a file is missing or cannot be read.
         """
         folder = pathlib.Path(self.config.dir)
         entries = [entry for kind in KINDS for entry in forms.entries(self.config[kind])]
@@ -70,32 +73,42 @@ class FileCorpus:
         return {os.path.relpath(path, folder): files.checksum(path) for path in dict.fromkeys(paths)}
 
     def tokenizer_texts(self) -> list[str]:
+        """Returns the texts to train a tokenizer on, of the train split: up to 20,000 documents, all demonstrations."""
         demonstrations = self.demonstrations("train") if self.config.demonstrations else []
         documents = self.documents("train") if self.config.documents else []
         pairs = [f"{row.prompt}{row.completion}" for row in demonstrations]
         return [document.text for document in documents[:20_000]] + pairs
 
     def has(self, kind: str) -> bool:
-        """Whether there are files of a kind of rows; of prompts, any that have some."""
+        """Whether there are files of a kind of rows; for prompts, of any kind whose rows have a prompt."""
         return any(self.config[name] for name in (KINDS[1:] if kind == "prompts" else [kind]))
 
     def documents(self, split: str) -> list[Document]:
+        """Returns the documents of a split."""
         return self._split("documents", split)
 
     def demonstrations(self, split: str) -> list[Demonstration]:
+        """Returns the demonstrations of a split."""
         return self._split("demonstrations", split)
 
     def rankings(self, split: str) -> list[Ranking]:
+        """Returns the rankings of a split; single rated completions are joined in rankings (see data/ratings.py)."""
         return ratings.compare(self._split("rankings", split), self.config.rated_size, self.config.rated_pairs)
 
     def prompts(self, split: str, purpose: str) -> list[Prompt]:
-        """Prompts to sample from, each once; without files of their own, those of the other rows."""
+        """Returns the distinct prompts of a split, to sample from.
+
+        Without files of prompts, they are those of demonstrations and rankings.
+
+        Raises:
+          InputError: no row of the split has a prompt.
+        """
         del purpose  # files have one set of prompts
         return self._distinct_prompts(split)
 
     @functools.cache
     def _distinct_prompts(self, split: str) -> list[Prompt]:
-        """Samples for one prompt are not independent: an interval over prompts may count it once."""
+        """Returns each prompt once, because confidence intervals over prompts treat prompts as independent."""
         kinds = (
             ["prompts"]
             if self.config.prompts
@@ -103,7 +116,7 @@ class FileCorpus:
         )
         rows, found = [row for kind in kinds for row in self._split(kind, split)], {}
         for row in rows:
-            if row.prompt:  # a completion that is rated by itself may have none
+            if row.prompt:  # a rated completion may have an empty prompt
                 found.setdefault(row.prompt, Prompt(row.prompt, row.row))
         if not found:
             raise InputError(
@@ -117,21 +130,22 @@ class FileCorpus:
         return list(found.values())
 
     def gold(self, prompt: Prompt, completion: str, finished: bool = True) -> None:
-        """Real text has no gold labeler."""
+        """Returns None: real text has no gold labeler."""
         return None
 
     def skills(self) -> dict:
+        """Returns {}: real text has no skill tests."""
         return {}
 
     def sources(self, kind: str) -> dict[str, list]:
-        """The rows of a kind by the name of their file, before any split."""
+        """Returns all rows of a kind, by the name of their file."""
         return {source.name: source.rows for source in self._sources(kind)}
 
     def mixed(self, kind: str, split: str) -> list[Source]:
-        """The rows of a split by their file, with its weight, in the order of the split.
+        """Returns the rows of a split as sources: one per file, or a single one if no file has a weight.
 
         Raises:
-          InputError: the split, or a file with a weight in it, has no rows.
+          InputError: the split has no rows, or no rows of a file that has a weight.
         """
         rows = self._split(kind, split)
         if all(source.weight is None for source in self._sources(kind)):
@@ -147,12 +161,14 @@ class FileCorpus:
 
     @functools.cache
     def _sources(self, kind: str) -> list[Source]:
+        """Returns the rows of each file of a kind, before they are split; raises InputError if no file is named."""
         entries = forms.entries(self.config[kind])
         if not entries:
             raise InputError(f"data.files.{kind} names no file, and a stage of this run needs {kind}")
         return [self._read(kind, entry) for entry in entries]
 
     def _read(self, kind: str, entry: forms.Entry) -> Source:
+        """Reads the rows of one entry of `data.files`, and keeps the report on them."""
         path = pathlib.Path(self.config.dir) / entry.name
         found, report = read_rows(
             path,
@@ -169,15 +185,20 @@ class FileCorpus:
         return Source(name, entry.weight, found if entry.count is None else _spread(found, entry.count))
 
     def _names(self) -> list[str]:
-        """The fields by which rows are divided."""
+        """Returns the names of the fields by which rows are divided into splits or left out."""
         config = self.config
         wanted = [config.group_field, config.per_user and config.user_field, config.held_out_labelers and "labeler"]
         return [name for name in wanted if name]
 
     def _rows(self, kind: str) -> list:
+        """Returns all rows of a kind."""
         return [row for source in self._sources(kind) for row in source.rows]
 
     def _split(self, kind: str, split: str) -> list:
+        """Returns the rows of a split; raises InputError if there are none.
+
+        Only heldout may be empty, if the config holds out no labelers.
+        """
         rows = self.splits(kind)[split]
         if not rows and split == HELD_OUT and not self.config.held_out_labelers:
             return []
@@ -193,30 +214,33 @@ class FileCorpus:
         return rows
 
     def splits(self, kind: str) -> dict[str, list]:
-        """The rows of a kind by split: train, valid, test and heldout."""
+        """Returns the rows of a kind by split: train, valid, test and heldout."""
         if kind == "documents":
             return self._documents
-        self._rows(kind)  # says what is missing
+        self._rows(kind)  # raises InputError if the config names no file of this kind
         return self._prompted[kind]
 
     @functools.cached_property
     def _documents(self) -> dict[str, list]:
+        """The documents by split."""
         return self._divide("documents")["documents"]
 
     @functools.cached_property
     def _prompted(self) -> dict[str, dict[str, list]]:
-        """All other kinds at once: near duplicates are looked for among all prompts."""
+        """The splits of all other kinds, made together because near duplicates are searched among all prompts."""
         return self._divide(*(kind for kind in KINDS[1:] if self.config[kind]))
 
     def _divide(self, *kinds: str) -> dict[str, dict[str, list]]:
+        """Returns the rows of some kinds by split, and prints how many were left out and why."""
         splits, facts = split_rows(self.config, {kind: self._rows(kind) for kind in kinds})
         self.split_reports |= facts
-        for kind, reason, count in ((kind, *item) for kind in kinds for item in facts[kind]["left_out"].items()):
-            print(f"data.files.{kind}: {count} rows left out, because {reason}")
+        for kind in kinds:
+            for reason, count in facts[kind]["left_out"].items():
+                print(f"data.files.{kind}: {count} rows left out, because {reason}")
         return splits
 
 
 def _spread(rows: list, count: int) -> list:
-    """At most `count` rows at even distances, so that files sorted by question keep their variety."""
+    """Returns at most `count` rows at even distances, so that files that are sorted by question keep their variety."""
     count = min(count, len(rows))
     return [rows[place * len(rows) // count] for place in range(count)]

@@ -1,11 +1,11 @@
-"""Where a document of a text ends and the next one begins."""
+"""Divides a text into documents."""
 
-import math
 import re
 import time
 
 import regex
 
+from rlhf_jax.fields import forms
 from rlhf_jax.runtime.errors import InputError
 
 MARKER = "<|endoftext|>"
@@ -13,25 +13,24 @@ MARKER = "<|endoftext|>"
 _MARKER_LINE = re.compile(rf"(?m)^{re.escape(MARKER)}[ \t]*$")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
-# An expression takes about a second for 40 MB; one that backtracks would never end.
+# Time limit of a search: an expression takes about a second for 40 MB, but one that backtracks might never end.
 SECONDS, SECONDS_A_CHARACTER = 10.0, 1e-6
-
-# Repeats of repeats become a program of so many steps, which fills the memory: ((a{1000}){1000}){1000}.
-_MOST_REPEATS = 100_000
 
 
 def split(text: str, document_end: str | None = None) -> list[str]:
-    """The documents of a text, without blank ones and without the blank lines around each.
+    """Returns the documents of a text, without blank documents and without the blank lines around each.
 
     Args:
-        document_end: regular expression; None: lines `<|endoftext|>`, or blank lines where there are none.
+        text: the text.
+        document_end: regular expression of what divides documents. By default it is lines `<|endoftext|>`, or blank
+            lines if the text has no such line.
 
     Raises:
-        InputError: `document_end` is none, or it takes far longer than any that ends.
+        InputError: `document_end` is no regular expression, or its search exceeds the time limit.
     """
     if document_end is not None:
         try:
-            pattern = expression(document_end)
+            pattern = forms.expression(document_end)
         except ValueError as error:
             raise InputError(f"data.files.document_end={document_end!r} is no regular expression ({error})") from None
         spans = _found(pattern, text)
@@ -43,26 +42,12 @@ def split(text: str, document_end: str | None = None) -> list[str]:
     return [part.strip("\n") for part in parts if part.strip()]
 
 
-def expression(text: str) -> regex.Pattern:
-    """A `document_end`, compiled.
-
-    Raises:
-        ValueError: with the reason, where it is no regular expression, or one that would fill the memory.
-    """
-    counts = [int(count) for count in re.findall(r"\{(?:\d*,)?(\d{1,18})\}", text)]
-    if math.prod(filter(None, counts)) > _MOST_REPEATS:
-        raise ValueError(f"the numbers in its braces multiply to more than {_MOST_REPEATS:,}")
-    try:
-        return regex.compile(text)
-    except (regex.error, RecursionError, OverflowError) as error:
-        raise ValueError(str(error)) from None
-
-
 def _found(pattern: regex.Pattern, text: str) -> list[tuple[int, int]]:
+    """Returns the spans of all matches; raises InputError after the time limit."""
     limit = SECONDS + SECONDS_A_CHARACTER * len(text)
     end, spans = time.monotonic() + limit, []
     try:
-        for match in pattern.finditer(text, timeout=limit):  # the limit is of one match
+        for match in pattern.finditer(text, timeout=limit):  # the timeout is for one match; the check below is for all
             spans.append(match.span())
             if time.monotonic() > end:
                 raise TimeoutError

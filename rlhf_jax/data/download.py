@@ -6,7 +6,7 @@ import sys
 import urllib.request
 
 from rlhf_jax.data.public import Dataset
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.errors import InputError, reason
 from rlhf_jax.runtime.files import replacing
 
 _PIECE = 2**20
@@ -44,4 +44,4 @@ def _fetch(url: str, sha256: str, path: pathlib.Path) -> None:
                     f"{url}: has the SHA-256 {digest.hexdigest()}, not {sha256} as published; nothing is kept of it"
                 )
     except OSError as error:  # of the network too: urllib's errors are OSErrors
-        raise InputError(f"{url}: cannot be downloaded to {path} ({error})") from None
+        raise InputError(f"{url}: cannot be downloaded to {path} ({reason(error)})") from None

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.errors import InputError, reason
 from rlhf_jax.runtime.files import replacing
 from rlhf_jax.runtime.progress import Progress
 
@@ -32,12 +32,7 @@ def encode(
 
 
 def encode_once(
-    folder: pathlib.Path | None,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    what: str,
-    *,
-    starts: bool = False,
+    folder: pathlib.Path | None, tokenizer: Tokenizer, texts: Sequence[str], what: str, *, starts: bool = False
 ) -> list[np.ndarray]:
     """`encode`, which keeps the ids of large data in `folder`: the next time they are mapped from disk.
 
@@ -53,7 +48,9 @@ def encode_once(
     try:
         stream = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}): delete it, and the same command makes it anew") from error
+        raise InputError(
+            f"{path} is damaged ({reason(error)}): delete it, and the same command makes it anew"
+        ) from error
     sizes = stream[1 : stream[0] + 1].astype(np.int64)
     return np.split(stream[len(sizes) + 1 :], np.cumsum(sizes)[:-1])
 

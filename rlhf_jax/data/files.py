@@ -1,4 +1,4 @@
-"""Reads text files, plain or compressed, so that whatever is wrong names its file and line."""
+"""Reads text files, plain or compressed; error messages name the file and, where possible, the line."""
 
 import contextlib
 import gzip
@@ -15,17 +15,17 @@ from rlhf_jax.runtime.files import check_is_no_pipe
 
 MAX_LINE_BYTES = 16 * 2**20
 
-# Text unfolds to some 3 to 20 times its compressed size; what goes far beyond is no data.
+# Compressed text expands to some 3 to 20 times its size; a file that expands far more is no text.
 MAX_RATIO = 300
 ALWAYS_ALLOWED_BYTES = 64 * 2**20
 
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open}
-_LISTED = 12
+_LISTED = 12  # number of names that a listing of a folder shows
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def file_type(path: str | os.PathLike) -> str:
-    """The suffix below any compression: '.jsonl' for 'rows.jsonl.xz'."""
+    """Returns the suffix of a file without that of its compression, e.g. '.jsonl' for 'rows.jsonl.xz'."""
     suffixes = pathlib.Path(path).suffixes
     if suffixes and suffixes[-1] in _OPENERS:
         suffixes.pop()
@@ -33,13 +33,12 @@ def file_type(path: str | os.PathLike) -> str:
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes | None]]:
-    """Yields (line number from 1, line without its end); None for a line over MAX_LINE_BYTES.
+    """Yields (number, line without its line end), counted from 1; a line over MAX_LINE_BYTES is None.
 
-    Memory stays bounded whatever a compressed file unfolds to: a longer line is passed over
-    piece by piece.
+    Memory stays bounded, whatever a compressed file expands to: longer lines are skipped piece by piece.
 
     Raises:
-        InputError: the file is missing, empty, unreadable, or its compression is broken.
+        InputError: the file is missing, empty or unreadable, or its compression is broken.
     """
     number = 0
     with _open(path) as file:
@@ -55,7 +54,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes | None]]:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The whole file as text, line ends as '\\n'; raises InputError as read_lines does."""
+    """Returns the content of a UTF-8 file, with '\\n' as line ends; raises InputError as read_lines does."""
     with _open(path) as file:
         data = file.read()
     try:
@@ -69,13 +68,17 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def checksum(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file as it lies on the disk, in hexadecimal digits; raises as read_lines does."""
+    """Returns the SHA-256 of a file, not decompressed, in hexadecimal digits; raises as read_lines does."""
     with _open(path, unpacked=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_byte(path: str | os.PathLike) -> bytes:
-    """The first byte that is neither a space nor a byte order mark; raises as read_lines does."""
+    """Returns the first byte that is neither white space nor a byte order mark; b"" if there is none.
+
+    Raises:
+        InputError: as read_lines does.
+    """
     with _open(path) as file:
         while line := file.readline(1024):
             if start := line.removeprefix(b"\xef\xbb\xbf").lstrip():
@@ -84,24 +87,24 @@ def first_byte(path: str | os.PathLike) -> bytes:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """The reason to give for bytes that are no UTF-8."""
+    """Returns the text of an error message about bytes that are not UTF-8."""
     return f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
 
 
 def check_content(path: pathlib.Path) -> None:
-    """Raises InputError for a pipe or a device, and where git left a pointer in place of a large file."""
+    """Raises InputError for a pipe or a device, and for a file that is only a pointer of Git LFS."""
     check_is_no_pipe(path)
     try:
         with open(path, "rb") as file:
             pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
     except OSError:
-        return  # whoever opens it says why
+        return  # the reader that opens the file reports the error
     if pointer:
         raise InputError(f"{path}: is a pointer of Git LFS and not the file; run `git lfs pull` in its repository")
 
 
 class _Bounded:
-    """A compressed file that is refused once it has unfolded to far more than text would."""
+    """A compressed file that raises InputError once it has expanded to far more than text would."""
 
     def __init__(self, file: BinaryIO, path: pathlib.Path):
         self._file, self._path = file, path
@@ -114,6 +117,7 @@ class _Bounded:
         return self._counted(self._file.read(self._left + 1))
 
     def _counted(self, data: bytes) -> bytes:
+        """Returns data, after subtracting its size from what the file may still expand to."""
         self._left -= len(data)
         if self._left < 0:
             raise InputError(
@@ -125,7 +129,7 @@ class _Bounded:
 
 @contextlib.contextmanager
 def _open(path: str | os.PathLike, unpacked: bool = True) -> Iterator[BinaryIO]:
-    """The bytes of `path`, decompressed unless told otherwise; every way this can fail becomes one sentence."""
+    """Opens a file for reading bytes, decompressed if `unpacked`; errors of opening and reading become InputError."""
     path = pathlib.Path(path)
     openers = _OPENERS if unpacked else {}
     check_content(path)
@@ -145,12 +149,13 @@ def _open(path: str | os.PathLike, unpacked: bool = True) -> Iterator[BinaryIO]:
 
 
 def neighbours(path: pathlib.Path) -> str:
-    """What lies in the closest folder above `path` that exists."""
+    """Returns a sentence that lists the closest existing folder above `path`, for error messages."""
     folder = next((parent for parent in path.parents if parent.is_dir()), path.parent)
     return listing(folder)
 
 
 def listing(folder: pathlib.Path) -> str:
+    """Returns a sentence that lists the first few names in a folder, for error messages."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:

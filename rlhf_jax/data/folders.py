@@ -1,8 +1,8 @@
-"""Folders of table files as they are published: which files, and which split each belongs to.
+"""Finds the files of a published folder of tables, and the split that each belongs to.
 
-Three layouts are known: what `datasets.save_to_disk` writes (dataset_dict.json, state.json, .arrow),
-a snapshot of a hub repository (data/train-00000-of-00002.parquet, train.jsonl.gz, ...), and any
-other folder of files whose names say the split, or say nothing.
+Three layouts are known: what `datasets.save_to_disk` writes (dataset_dict.json, state.json, .arrow), a snapshot of a
+hub repository (data/train-00000-of-00002.parquet, train.jsonl.gz, ...), and any other folder of files, whose names may
+contain the name of a split.
 """
 
 import os
@@ -16,26 +16,30 @@ from rlhf_jax.runtime.files import read_json
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
-_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # hold no rows
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?([-_.][0-9a-f]{16})?$")
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])")
 
 
 def split_name(published: str) -> str | None:
-    """train, valid or test, for the name that a source gives a split; None if it says none of them."""
+    """Returns train, valid or test for a source's name of a split; None if the name contains none of them."""
     found = _SPLIT.search(re.sub(r"\d+$", "", published.lower()))
     return found and {"train": "train", "test": "test"}.get(found[1], "valid")
 
 
 def shards(folder: str | os.PathLike, splits: Collection[str] = ()) -> list[tuple[str | None, pathlib.Path]]:
-    """The files of a folder in the order of their names, each with train, valid, test or None.
+    """Returns the table files of a folder, each as (split, path); a split is train, valid, test or None if unknown.
+
+    The files are in the order of their names, or of the folder's description if it has one.
 
     Args:
-        splits: only these, by the folder's own names for them, or as train, valid, test.
+        folder: the folder.
+        splits: only files of these splits are returned; each is given by the folder's own name or as train, valid or
+            test.
 
     Raises:
-        InputError: the folder holds no table files, several tables, or not these splits; or a file
-            of it names a path outside the folder.
+        InputError: the folder holds no table files, several tables, or lacks one of these splits; or a file in it names
+            a path outside the folder.
     """
     folder = pathlib.Path(folder)
     found = _saved_to_disk(folder) or _snapshot(folder)
@@ -53,13 +57,14 @@ def shards(folder: str | os.PathLike, splits: Collection[str] = ()) -> list[tupl
 
 
 def inside(folder: pathlib.Path, name: str, where: pathlib.Path) -> pathlib.Path:
-    """The path of a file that a description names; InputError if that lies outside the folder."""
+    """Returns the path of a file that the description `where` names; raises InputError if it is outside the folder."""
     if not isinstance(name, str) or not name or os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
         raise InputError(f"{where}: names the file {name!r}, which lies outside its folder")
     return folder / name
 
 
 def _saved_to_disk(folder: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
+    """Returns the (split, file) pairs of a folder that `datasets.save_to_disk` wrote; [] for any other folder."""
     if (folder / "dataset_dict.json").is_file():
         where = folder / "dataset_dict.json"
         names = _described(where, "splits")
@@ -74,6 +79,7 @@ def _saved_to_disk(folder: pathlib.Path) -> list[tuple[str | None, pathlib.Path]
 
 
 def _described(path: pathlib.Path, field: str) -> list:
+    """Returns a field of a description, which must be a non-empty list."""
     description = read_json(path)
     value = description.get(field)
     if not isinstance(value, list) or not value:
@@ -82,6 +88,7 @@ def _described(path: pathlib.Path, field: str) -> list:
 
 
 def _snapshot(folder: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
+    """Returns the (split, file) pairs of a hub snapshot or any other folder; .txt only if it holds no other tables."""
     paths = sorted(path for path in folder.rglob("*") if _is_data(path, folder))
     found = [path for path in paths if files.file_type(path) in SUFFIXES] or [
         path for path in paths if files.file_type(path) == ".txt"
@@ -103,7 +110,10 @@ def _snapshot(folder: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
 
 
 def _published_split(path: pathlib.PurePath) -> str | None:
-    """'train_sft' for data/train_sft-00000-of-00003.parquet; 'test' for test/part0.jsonl."""
+    """Returns the source's name of a file's split, or None.
+
+    E.g. 'train_sft' for data/train_sft-00000-of-00003.parquet, and 'test' for test/part0.jsonl.
+    """
     stem = path.name.split(".")[0]
     stem = _SHARD.sub("", stem)
     if split_name(stem):
@@ -113,19 +123,21 @@ def _published_split(path: pathlib.PurePath) -> str | None:
 
 
 def _listed(names: Collection[str | None]) -> str:
+    """Returns names of splits as text, for error messages."""
     return ", ".join(sorted(name or "files without one" for name in names))
 
 
 def find(folder: pathlib.Path, name: str, dataset: str) -> list[tuple[str, pathlib.Path]]:
-    """The files below `folder` that a source publishes as `name`, each as (name without endings, path).
+    """Returns the files in `folder` that a source publishes as `name`, each as (name without endings, path).
 
     Args:
-        name: without endings; `*` stands for anything, and `|` stands between names of which the first
-            that is there is taken; a last one that is empty says that the file may be missing.
-        dataset: for the error.
+        folder: the folder.
+        name: the name without endings. `*` matches anything. `|` separates alternatives, of which the first with a file
+            is used; an empty last alternative means that the file may be missing.
+        dataset: name of the dataset, for error messages.
 
     Raises:
-        InputError: there is none, or the same one in several formats.
+        InputError: there is no such file, or the same file exists in several formats.
     """
     patterns = name.split("|")
     for pattern in filter(None, patterns):
@@ -150,10 +162,12 @@ def find(folder: pathlib.Path, name: str, dataset: str) -> list[tuple[str, pathl
 
 
 def _is_data(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether a path in a folder is a file that may hold rows: not hidden, and no description."""
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and path.name not in _DESCRIPTIONS and path.is_file()
 
 
 def _without_endings(path: pathlib.PurePath) -> str:
+    """Returns a path without the suffix of its format and of its compression."""
     ending = files.file_type(path)
     return str(path)[: str(path).rindex(ending)]

@@ -1,9 +1,9 @@
-"""Jinja templates rendered in a process of their own, which may use so much time and memory and no more.
+"""Renders Jinja templates in a separate process with limits on time and memory.
 
-A chat template is somebody else's program. Jinja's sandbox keeps it from the machine, but not from a loop that never
-ends, or a value that fills the memory, within one operation of Python's as much as in many. So this file is both sides:
-a function for us, and the program that the other process runs, which imports the standard library and Jinja alone. The
-limits are the system's, and hold in whichever thread the function is called.
+A chat template is a third party's program. Jinja's sandbox denies it access to the machine, but does not stop an
+endless loop or a value that fills the memory, even within a single Python operation. So this file has two sides: the
+function `render`, and the program of the other process, which imports only the standard library and Jinja. The
+operating system enforces the limits, so they hold whichever thread calls the function.
 """
 
 import atexit
@@ -17,16 +17,16 @@ import sys
 import threading
 from typing import Any
 
-SECONDS = 5  # of computing, for one text
-MEGABYTES = 512  # of memory, beside the interpreter's own
-CHARACTERS = 10_000_000  # of a text
+SECONDS = 5  # largest CPU time for one text
+MEGABYTES = 512  # largest address space beyond what the interpreter uses before it renders
+CHARACTERS = 10_000_000  # largest length of a rendered text
 
 
 class TemplateError(Exception):
-    """What is wrong with a template, in a few words.
+    """A template cannot be rendered; the message says why in a few words.
 
     Attributes:
-        invalid: it is no Jinja; else it was refused while it was rendered.
+        invalid: whether the template is no valid Jinja; otherwise it failed while it was rendered.
     """
 
     def __init__(self, reason: str, invalid: bool = False):
@@ -35,14 +35,15 @@ class TemplateError(Exception):
 
 
 def render(source: str, now: datetime.datetime | None, values: dict[str, Any]) -> str:
-    """The text of a template.
+    """Returns the text that a template renders.
 
     Args:
-        now: what strftime_now tells it; None: the time.
-        values: of its variables, as JSON has them.
+        source: Jinja source of the template.
+        now: the time that strftime_now gives the template; None gives the current time.
+        values: values of the template's variables, of JSON's types.
 
     Raises:
-        TemplateError: the template is no Jinja, refuses the values, fails, or exceeds a limit.
+        TemplateError: the template is no valid Jinja, refuses the values, fails, or exceeds a limit.
     """
     global _process
     with _lock:
@@ -50,7 +51,7 @@ def render(source: str, now: datetime.datetime | None, values: dict[str, Any]) -
             _process = _Process()
         try:
             found = _process.ask(source, now.isoformat() if now else None, values)
-        except BaseException:  # an answer that nobody reads would be the next one's
+        except BaseException:  # an answer left unread would be taken for that of the next call
             _process.end()
             _process = None
             raise
@@ -60,21 +61,22 @@ def render(source: str, now: datetime.datetime | None, values: dict[str, Any]) -
 
 
 class _Process:
-    """Our end: starts the other process, and knows which templates it has seen."""
+    """The other process, from this side: starts it, and remembers which templates it has compiled."""
 
     def __init__(self):
         self.owner = os.getpid()
         self._known: dict[tuple, int] = {}
         self._process = subprocess.Popen(
-            # -P: the modules beside this file are not the standard library's.
+            # -P keeps this file's folder off the import path, where modules may hide those of the standard library.
             [sys.executable, "-P", __file__, str(SECONDS), str(MEGABYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us; it ends when its input does
+            start_new_session=True,  # Ctrl-C does not reach it; it ends at the end of its input
         )
 
     def ask(self, source: str, now: str | None, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns the answer of the other process; raises TemplateError if it has died, as it does at a limit."""
         number = self._known.get((source, now))
         question = (
             {"number": number, "values": values}
@@ -98,6 +100,7 @@ class _Process:
         return found
 
     def end(self) -> None:
+        """Kills the process and closes its pipes."""
         self._process.kill()
         self._process.stdin.close()
         self._process.stdout.close()
@@ -110,6 +113,7 @@ _lock = threading.Lock()
 
 @atexit.register
 def _end() -> None:
+    """Ends the other process when this process exits."""
     if _process and _process.owner == os.getpid():
         _process.end()
 
@@ -118,13 +122,13 @@ def _end() -> None:
 
 
 def _environment(now: str | None):
-    """With the helpers that chat templates expect of every program that renders them."""
+    """Returns a sandboxed Jinja environment with the helper functions that chat templates expect."""
     import jinja2
     import jinja2.ext
     import jinja2.sandbox
 
     class Generation(jinja2.ext.Extension):
-        """{% generation %}...{% endgeneration %} marks what the assistant wrote; it is written as it is."""
+        """Accepts {% generation %}...{% endgeneration %} around the assistant's text, and renders what is inside."""
 
         tags = {"generation"}
 
@@ -153,23 +157,24 @@ def _environment(now: str | None):
 
 
 def _address_space() -> int:
-    """Bytes that the interpreter and its libraries have mapped, which differ between machines by hundreds of megabytes."""
+    """Returns the address space that the interpreter and its libraries use, in bytes.
+
+    It differs between machines by hundreds of megabytes, so the limit is set relative to it.
+    """
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
-    except FileNotFoundError:  # not Linux
+    except FileNotFoundError:  # only Linux has this file
         return 2**28
 
 
 def _serve(seconds: float, megabytes: int) -> None:
-    """Answers questions, each a line of JSON, until the input ends or a limit is exceeded."""
-    _environment(None).from_string(
-        ""
-    ).render()  # whatever is imported for a template is loaded before memory is limited
+    """Answers questions from standard input, each a line of JSON, until the input ends or a limit is exceeded."""
+    _environment(None).from_string("").render()  # so that Jinja's modules are loaded before memory is limited
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + megabytes * 2**20,) * 2)
     templates: list = []
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # whose signal ends the process, whatever it is doing
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, even inside a single operation
         answer = json.dumps(_answer(json.loads(line), templates)).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(answer + b"\n")
@@ -177,6 +182,7 @@ def _serve(seconds: float, megabytes: int) -> None:
 
 
 def _answer(question: dict[str, Any], templates: list) -> dict[str, Any]:
+    """Returns the text of a template, or the reason why there is none; adds a new template to `templates`."""
     found, valid = {}, "number" in question
     try:
         if not valid:
@@ -193,7 +199,7 @@ def _answer(question: dict[str, Any], templates: list) -> dict[str, Any]:
         reason = "it needs more memory than a template may have"
     except RecursionError:
         reason = "it nests too deep"
-    except Exception as error:  # whatever a template does wrong
+    except Exception as error:  # a template may raise anything
         line = getattr(error, "lineno", None)
         reason = (str(error) or type(error).__name__) + (f", line {line}" if line else "")
     return found | {"reason": reason, "invalid": not valid}

@@ -1,4 +1,4 @@
-"""Batches by step: the batch of a step is a function of (seed, name, step), with no state."""
+"""Stateless loader: the batch of a step is a function of (seed, name, step)."""
 
 import functools
 import hashlib
@@ -13,16 +13,25 @@ from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.mixture import Mixture
 from rlhf_jax.runtime.errors import InputError
 
-Examples = Any  # A pytree of NumPy arrays with one leading axis N, such as data.batches.Batch.
+Examples = Any  # a pytree of NumPy arrays with a common leading axis N, such as data.batches.Batch
 
 
 class Loader:
-    """Walks over examples epoch by epoch, each epoch in an order of its own.
+    """Goes through examples epoch by epoch, in a new random order each epoch.
 
-    Every example comes exactly once per epoch; a batch may straddle epochs. Loaders of different
-    names go through the same examples in unrelated orders although they share the seed. With a
-    `mixture` every source has epochs of its own, and its share of each batch. `copies` of an example
-    come together, as neighbours; `batch_size` counts them all.
+    Every example comes exactly once per epoch; a batch may straddle epochs.
+
+    Args:
+      examples: arrays with leading axis N.
+      batch_size: number of rows of a batch, copies included.
+      seed: seed of the orders.
+      name: name of the loader. Loaders with different names use unrelated orders even if they share the seed.
+      shuffle: whether to shuffle; else every epoch keeps the order of the examples.
+      mixture: shares of several sources; each source then has its own epochs, and its share of the draws.
+      copies: how often a batch holds each of its examples; the copies are neighbours.
+
+    Raises:
+      InputError: there are no examples, or the batch size is not a positive multiple of `copies`.
     """
 
     def __init__(
@@ -50,26 +59,28 @@ class Loader:
         self.batch_size, self._copies = batch_size, copies
         self._key = f"{seed}/{name}" if shuffle else None
         self.mixture = mixture
-        # A batch needs the epochs that it straddles and the next batch needs the last of them.
+        # Two orders per source are kept: a batch may straddle two epochs, and the next batch starts in the second.
         sources = 1 if mixture is None else len(mixture.names)
         self._order = functools.lru_cache(maxsize=2 * sources)(self._order_of_epoch)
 
     def batch(self, step: int, places: np.ndarray | None = None) -> Examples:
-        """The examples of a step, counted from 0; leading axis [batch_size], or that of `places`.
+        """Returns the examples of a step, with leading axis [batch_size], or [n] with `places`.
 
-        `places`, i64[n], gathers only these places of the batch: a process's part.
+        Args:
+          step: the step, counted from 0.
+          places: i64[n], the places of the batch to gather, for one process's part; by default all.
         """
         rows = self.rows(step)
         return take(self._examples, rows if places is None else rows[places])
 
     def rows(self, step: int) -> np.ndarray:
-        """i64[batch_size]: which examples make the batch of a step."""
+        """Returns the numbers of the examples in the batch of a step, i64[batch_size]."""
         different = self.batch_size // self._copies
         places = step * different + np.arange(different, dtype=np.int64)
         return np.repeat(self._examples_of(places), self._copies)
 
     def _examples_of(self, places: np.ndarray) -> np.ndarray:
-        """The examples of places in the walk, from 0."""
+        """Returns the numbers of the examples at some draws, which are counted from 0 over all steps; both i64[n]."""
         if self.mixture is None:
             return self._at(places, self.num_examples, "")
         rows, start = np.empty_like(places), 0
@@ -81,14 +92,14 @@ class Loader:
         return rows
 
     def steps(self, epochs: float) -> int:
-        """Steps that show every example `epochs` times; the last may run into the next epoch.
+        """Returns the number of steps that show every example `epochs` times; the last may run into the next epoch.
 
         With a mixture, an epoch is as many draws as there are examples; see `Mixture.epochs`.
         """
         return max(1, math.ceil(epochs * self.num_examples * self._copies / self.batch_size))
 
     def _at(self, places: np.ndarray, size: int, source: str) -> np.ndarray:
-        """The examples of draws from one source of `size` examples."""
+        """Returns the numbers of the examples at some draws from one source of `size` examples, i64[n]."""
         epochs, offsets = np.divmod(places, size)
         rows = np.empty_like(places)
         for epoch in np.unique(epochs):
@@ -97,18 +108,19 @@ class Loader:
         return rows
 
     def _order_of_epoch(self, epoch: int, size: int, source: str) -> np.ndarray:
+        """Returns the order of a source's examples in an epoch, i64[size]."""
         if self._key is None:
             return np.arange(size)
-        # NumPy promises that raw bits never change with its version; permutation() may.
+        # NumPy keeps the raw bits the same across its versions, but not the result of permutation().
         digest = hashlib.blake2b(f"{self._key}{source}/{epoch}".encode(), digest_size=16).digest()
         bits = np.random.Philox(key=int.from_bytes(digest, "little"))
         return np.argsort(bits.random_raw(size), kind="stable")
 
 
 def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
-    """All examples once, for evaluation; the last batch is filled up with rows of zeros.
+    """Yields all examples once, in order, for evaluation; the last batch is filled up with rows of zeros.
 
-    Such rows have empty masks, so sums over masks do not see them.
+    Rows of zeros have empty masks, so they add nothing to sums over masks.
     """
     total = len(jax.tree.leaves(examples)[0])
     for begin in range(0, total, batch_size):
@@ -119,11 +131,11 @@ def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
 def by_length(
     prompts: Prompts, rows: Sequence[int], batch_size: int, multiple: int = 16
 ) -> Iterator[tuple[np.ndarray, Prompts]]:
-    """Rows of left-padded prompts, short ones first, in batches without the padding that all share.
+    """Yields rows of left-padded prompts, sorted by length, in batches without the padding that all rows share.
 
     Yields:
-        Which rows, i64[up to batch_size], and their prompts [batch_size, a multiple of `multiple`
-        unless the prompts are shorter], filled up as by `in_order`.
+        The row numbers, i64[up to batch_size], and their prompts, filled up with rows of zeros as by `in_order`. The
+        prompts' length is a multiple of `multiple`, or that of `prompts` if this is smaller.
     """
     rows = np.asarray(rows)
     lengths = prompts.mask.sum(axis=1)[rows]
@@ -136,10 +148,11 @@ def by_length(
 
 
 def take(examples: Examples, rows: np.ndarray | slice) -> Examples:
-    """The examples of some rows, or of one split of the data."""
+    """Returns the rows of examples that an index array or a slice selects."""
     return jax.tree.map(lambda leaf: leaf[rows], examples)
 
 
 def _fill_up(leaf: np.ndarray, size: int) -> np.ndarray:
+    """Returns an array with zeros added along its first axis, up to `size` rows."""
     missing = size - len(leaf)
     return np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf

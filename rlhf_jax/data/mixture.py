@@ -1,4 +1,4 @@
-"""Sources with weights: which share of the draws each has, whatever its size."""
+"""Mixtures of sources: a source's weight, not its size, sets its share of the draws."""
 
 import dataclasses
 import math
@@ -11,25 +11,25 @@ import numpy as np
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.runtime.errors import InputError
 
-BLOCK = 1000  # draws in which every source has its share exactly; a share is rounded to 1 / BLOCK
+BLOCK = 1000  # number of draws in which every source has exactly its share; shares are rounded to 1 / BLOCK
 
 
 class Source(NamedTuple):
     """The rows of one entry of `data.files`, in one split."""
 
     name: str
-    weight: float | None  # None: every row counts alike
+    weight: float | None  # None: every row is drawn equally often
     rows: list
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Examples of several sources, of which every BLOCK draws have the same shares, evenly spread.
+    """Shares of several sources: each block of BLOCK draws has the same number from each source, evenly spread.
 
     Attributes:
-      names: of the sources.
-      quotas: draws of a block that each source has; they add up to BLOCK.
-      sizes: examples of each source; they lie one source after another.
+      names: names of the sources.
+      quotas: number of draws per block from each source; they add up to BLOCK.
+      sizes: number of examples of each source. The examples lie one source after another.
     """
 
     names: tuple[str, ...]
@@ -37,19 +37,23 @@ class Mixture:
     sizes: tuple[int, ...]
 
     def draws(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For draws counted from 0, i64[n]: the source of each and its number among the source's, i64[n] both."""
+        """Returns which source each draw takes, and how many earlier draws took the same source; both i64[n].
+
+        Args:
+          places: the draws, i64[n], counted from 0.
+        """
         pattern, before = self._pattern()
         blocks, offsets = np.divmod(places, BLOCK)
         source = pattern[offsets]
         return source, blocks * np.array(self.quotas)[source] + before[offsets]
 
     def epochs(self, draws: int) -> dict[str, float]:
-        """How often each source's examples are seen in so many draws."""
+        """Returns how often each source's examples are seen in a number of draws, by source."""
         sources = zip(self.names, self.quotas, self.sizes)
         return {name: draws * quota / BLOCK / size for name, quota, size in sources}
 
     def _pattern(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each draw of a block: its source, and how many draws of that source come before it."""
+        """Returns the source of each draw of a block, and how many draws before took the same one; both i64[BLOCK]."""
         source = np.repeat(np.arange(len(self.quotas)), self.quotas)
         number = np.concatenate([np.arange(quota) for quota in self.quotas])
         order = np.argsort((number + 0.5) / np.array(self.quotas)[source], kind="stable")
@@ -59,10 +63,17 @@ class Mixture:
 def build(
     sources: Sequence[Source], builder: Callable[[list], tuple[Any, LengthReport]]
 ) -> tuple[Any, LengthReport, Mixture | None]:
-    """The examples of all sources, what became of their records, and how they are mixed (None: by size).
+    """Returns the examples of all sources, the report on their lengths, and their mixture.
+
+    Args:
+      sources: the sources.
+      builder: makes examples and a report from rows, such as batches.pack_documents.
+
+    Returns:
+      (examples, report, mixture); the mixture is None if no source has a weight, and rows are then drawn equally often.
 
     Raises:
-      InputError: some sources have a weight and others none, or one has too little.
+      InputError: some sources have a weight and others none, or a share is below 1 / BLOCK.
     """
     weights = [source.weight for source in sources]
     if not any(weight is not None for weight in weights):
@@ -77,7 +88,7 @@ def build(
 
 
 def _quotas(sources: Sequence[Source]) -> tuple[int, ...]:
-    """Shares in whole draws of a block, by the largest remainders."""
+    """Returns the number of draws per block from each source, by the largest-remainder method."""
     for source in sources:
         if source.weight is None:
             raise InputError(

@@ -1,8 +1,8 @@
-"""Several demonstrations in one row, each blind to the others: the same batches with less padding.
+"""Packs several demonstrations into one row, each in its own segment, so that batches have less padding.
 
-A packed batch of step s holds the very demonstrations that the batch of step s holds without packing,
-in fewer rows. So a batch of 32 is 32 demonstrations either way, the loss and its gradient are those
-without packing (but for dropout's noise, which is of a row and a place in it), and an ablation may turn packing on and off.
+The packed batch of a step holds the same demonstrations as the unpacked batch, in fewer rows. So a batch size of 32
+means 32 demonstrations either way, and an ablation may turn packing on and off. The loss and its gradients are the
+same, except for the noise of dropout, which depends on a token's row and its place in the row.
 """
 
 import bisect
@@ -16,7 +16,7 @@ from rlhf_jax.data.loader import Loader, take
 
 @dataclasses.dataclass(frozen=True)
 class PackingReport:
-    """Rows of a batch, and the share of all its tokens that are padding, over the steps of a stage."""
+    """Rows of a batch, and the share of its tokens that are padding, as a mean over the steps of a stage."""
 
     rows_before: int
     rows_after: int
@@ -31,9 +31,14 @@ class PackingReport:
 
 
 def best_fit(lengths: np.ndarray, length: int) -> list[list[int]]:
-    """Which items share a row of `length`: the longest first, each into the fullest row that takes it.
+    """Packs items into rows of `length` by best-fit decreasing; returns the items of each row.
 
-    Items of one length keep their order, so that the same lengths always give the same rows.
+    The longest items come first; each goes into the fullest row that has room for it. Items of equal length keep their
+    order, so that the same lengths always give the same rows.
+
+    Args:
+        lengths: i64[N], the length of each item in tokens, at most `length`.
+        length: the length of a row.
     """
     rows: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, row), ascending
@@ -51,11 +56,13 @@ def best_fit(lengths: np.ndarray, length: int) -> list[list[int]]:
 
 
 def pack(examples: Batch, rows: list[list[int]], pad_id: int, count: int | None = None) -> Batch:
-    """Examples of one segment each, those of a list behind one another in one row.
+    """Returns examples packed into rows, one segment each, one after another.
 
     Args:
-        rows: the examples of each row.
-        count: rows of the result; by default as many as there are lists, else the last are padding.
+        examples: the examples, one segment per row.
+        rows: the examples of each packed row.
+        pad_id: the token id of padding.
+        count: number of rows of the result, of which the last may be padding; by default len(rows).
     """
     shape = len(rows) if count is None else count, examples.tokens.shape[1]
     packed = Batch(
@@ -78,26 +85,31 @@ def pack(examples: Batch, rows: list[list[int]], pad_id: int, count: int | None 
 
 
 def pack_all(examples: Batch, pad_id: int) -> Batch:
-    """All examples in as few rows as best_fit finds, for evaluation."""
+    """Returns all examples in as few rows as best_fit finds, for evaluation."""
     return pack(examples, best_fit(lengths(examples), examples.tokens.shape[1]), pad_id)
 
 
 def lengths(examples: Batch) -> np.ndarray:
-    """Tokens of each example, i64[N]."""
+    """Returns the number of tokens of each example, i64[N]."""
     return (examples.segment_ids > 0).sum(axis=1)
 
 
 class PackedLoader:
-    """The batches of a Loader of demonstrations, packed; `batch_size` is their number of rows.
+    """Packed batches of a Loader of demonstrations.
 
-    It is that of the fullest batch among the steps, so that one program runs them all.
+    All batches have `batch_size` rows, enough for the fullest batch among the steps, so that one program runs them all.
 
     Args:
-        loader: of the examples, one a row.
-        examples: the loader's.
-        steps: how many there are; a later step may need more rows.
-        multiple: the number of rows divides by it, for the mesh and microbatches.
-        others: rows of each batch that come from elsewhere and count in `multiple`.
+        loader: loader of the examples, one per row.
+        examples: the loader's examples.
+        pad_id: the token id of padding.
+        steps: number of steps; a later step may need more rows.
+        multiple: number that batch_size + others is a multiple of, for the mesh and microbatches.
+        others: number of rows that are added to each batch from elsewhere.
+
+    Attributes:
+        batch_size: number of rows of a packed batch.
+        report: PackingReport over the steps.
     """
 
     def __init__(self, loader: Loader, examples: Batch, pad_id: int, steps: int, multiple: int = 1, others: int = 0):
@@ -106,18 +118,20 @@ class PackedLoader:
         batches = [loader.rows(step) for step in range(steps)]
         needed = max(len(self._layout(rows)) for rows in batches)
         self.batch_size = -(-(needed + others) // multiple) * multiple - others
-        full = np.mean([self._lengths[rows].sum() for rows in batches]) / self._length  # rows without padding
+        # The mean number of rows if there were no padding.
+        full = np.mean([self._lengths[rows].sum() for rows in batches]) / self._length
         padding = (float(1 - full / rows) for rows in (loader.batch_size, self.batch_size))
         self.report = PackingReport(loader.batch_size, self.batch_size, *padding)
 
     def batch(self, step: int, places: np.ndarray | None = None) -> Batch:
-        """The batch of a step, or only these rows of it (see Loader)."""
+        """Returns the batch of a step, or only the rows of it in `places` (see Loader)."""
         packed = pack(self._loader.batch(step), self._layout(self.rows(step)), self._pad_id, self.batch_size)
         return packed if places is None else take(packed, places)
 
     def rows(self, step: int) -> np.ndarray:
-        """Which demonstrations are in the batch of a step."""
+        """Returns the numbers of the demonstrations in the batch of a step, i64[the loader's batch_size]."""
         return self._loader.rows(step)
 
     def _layout(self, rows: np.ndarray) -> list[list[int]]:
+        """Returns the examples of each packed row, for the examples of a batch."""
         return best_fit(self._lengths[rows], self._length)

@@ -1,9 +1,9 @@
-"""Writes a public dataset, as its source publishes it, in the form that training reads.
+"""Converts a public dataset from the files that its source publishes into the format that training reads.
 
     python -m rlhf_jax.data.prepare --dataset=hh_rlhf --source=DIR --out=DIR
 
-DIR of --source holds the source's own files under their own names; with --download they are fetched
-there first, and checked. The dataset is --out/NAME, which config.data.files may name.
+The folder of --source holds the source's files under their own names; --download fetches them into it first and checks
+them. The dataset is written to NAME in the folder of --out, a path that config.data.files may name.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import rich.status
 from rlhf_jax.data import download, folders, prepared, rows
 from rlhf_jax.data.public import DATASETS, Dataset, LeftOut
 from rlhf_jax.data.records import parse_row
-from rlhf_jax.runtime import command_line, terminal
+from rlhf_jax.fields.options import folder as folder_option
+from rlhf_jax.runtime import terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import write_json
 
@@ -34,15 +35,15 @@ _PLACES_SHOWN = 3
 
 @dataclasses.dataclass
 class Report:
-    """What became of the published rows; places are 'file:line'.
+    """How many published rows were written, and which were not; places are 'file:line'.
 
     Attributes:
-        files: the source's files and their bytes.
-        rows: how many were written, by split.
+        files: size in bytes of each of the source's files.
+        rows: number of rows written, by split.
         left_out: reason -> places of rows that are known to be of no use.
-        bad: place -> why a row that breaks the format was skipped.
-        shared_groups: 'test in train' -> how many groups lie in both splits.
-        not_wanted: rows that --where left out.
+        bad: place -> error, for each row that breaks the format and was skipped.
+        shared_groups: a text such as 'test in train' -> number of groups that lie in both splits.
+        not_wanted: number of rows that --where left out.
     """
 
     files: dict[str, int]
@@ -77,19 +78,22 @@ def prepare(
     where: Mapping[str, str] | None = None,
     name: str | None = None,
 ) -> tuple[pathlib.Path, Report]:
-    """Reads the source's files and writes `out`/name/version, whole or not at all.
+    """Reads the source's files and writes `out`/name/version, completely or not at all.
 
     Args:
-        on_bad_row: 'error' at the first row that breaks the format, or 'skip' such rows and list them.
-            Rows that the dataset is known to hold and that are of no use are left out either way.
-        where: only rows that have these values in these columns.
-        name: of the prepared dataset; None: the dataset's own.
+        dataset: the dataset.
+        source: folder of the source's files.
+        out: folder to write into.
+        on_bad_row: 'error' raises at the first row that breaks the format; 'skip' leaves such rows out and lists them.
+            Rows that are known to be of no use (LeftOut) are left out either way.
+        where: column -> value; only rows with these values are written.
+        name: name of the prepared dataset; by default the dataset's own.
 
     Returns:
-        The folder of the dataset, and what became of the rows (also there as preparation.json).
+        The folder of the dataset, and the report, which the folder also holds as preparation.json.
 
     Raises:
-        InputError: a file is missing or broken, a row is bad, or nothing can be written.
+        InputError: a file is missing or broken, a row is bad, no row is usable, or nothing can be written.
     """
     where = dict(where or {})
     if unknown := where.keys() - dataset.columns.keys():
@@ -123,7 +127,7 @@ def prepare(
 
 
 def source_files(dataset: Dataset, source: pathlib.Path) -> dict[str | None, list[tuple[str, pathlib.Path]]]:
-    """Split -> (name of the file as published, where it is); raises InputError if one is missing."""
+    """Returns the source's files: split -> list of (published name, path); raises InputError if one is missing."""
     if not source.is_dir():
         raise InputError(f"--source: {source} is no folder; give the one that holds the files of {dataset.name}")
     return {
@@ -141,7 +145,7 @@ def _rows(
     groups: dict[str, set[str]],
     progress: "_Progress",
 ) -> Iterator[tuple[str, dict]]:
-    """Our rows, each with its split, in the order of the files."""
+    """Yields (split, converted row) in the order of the files; counts in `report`, and collects groups by split."""
     for file_split, name, path in [(split, *file) for split, files in found.items() for file in files]:
         progress.next_file()
         published: Iterable[tuple[str, Any]] = rows.read(path, expect=dataset.expect)
@@ -174,18 +178,20 @@ def _rows(
 
 
 def _shared(groups: dict[str, set[str]]) -> dict[str, int]:
+    """Returns how many groups lie in two splits, for each pair of splits that shares any."""
     pairs = itertools.combinations(SPLITS, 2)
     counts = {f"{later} in {first}": len(groups.get(first, set()) & groups.get(later, set())) for first, later in pairs}
     return {splits: count for splits, count in counts.items() if count}
 
 
 def _some(places: list[str]) -> str:
+    """Returns the first few of a list of places, as text."""
     shown = ", ".join(places[:_PLACES_SHOWN])
     return shown + (", ..." if len(places) > _PLACES_SHOWN else "")
 
 
 class _Progress:
-    """How many rows are made, from how many files: a live line on a terminal, else one every ten seconds."""
+    """Shows the number of rows made and of files read: a live line on a terminal, else a line every ten seconds."""
 
     def __init__(self, name: str, files: int):
         self._name, self._files, self._file, self._next_line = name, files, 0, time.monotonic() + 10
@@ -193,9 +199,11 @@ class _Progress:
         self._live = console.status(name) if sys.stderr.isatty() else contextlib.nullcontext()
 
     def next_file(self) -> None:
+        """Notes that the next file is being read."""
         self._file += 1
 
     def update(self, count: int) -> None:
+        """Shows that `count` rows are made."""
         text = f"{self._name}: {count:,} rows, file {self._file} of {self._files}"
         if isinstance(self._live, rich.status.Status):
             if count % 100 == 0:
@@ -213,6 +221,7 @@ class _Progress:
 
 
 def _described(dataset: Dataset) -> str:
+    """Returns the entry of a dataset in the text of --help."""
     names = dict.fromkeys(name.strip("|") for names in dataset.files.values() for name in names)
     return (
         (
@@ -234,8 +243,8 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", required=True, help="which one, see below")
-    parser.add_argument("--source", type=command_line.folder, required=True, help="the folder of the source's files")
-    parser.add_argument("--out", type=command_line.folder, required=True, help="the folder to write it into")
+    parser.add_argument("--source", type=folder_option, required=True, help="the folder of the source's files")
+    parser.add_argument("--out", type=folder_option, required=True, help="the folder to write it into")
     parser.add_argument(
         "--where",
         action="append",

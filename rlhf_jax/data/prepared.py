@@ -1,7 +1,7 @@
-"""Datasets in the format of TFDS, array_record with random access; the only file that knows TFDS.
+"""Reads and writes datasets in the format of TFDS, array_record with random access.
 
-Neither writing nor reading imports TensorFlow. A dataset lies in OUT/name/version, so that
-`tfds.data_source('name', data_dir=OUT, split='train')` finds it too.
+Only this module uses TFDS, and neither writing nor reading imports TensorFlow. A dataset lies in OUT/name/version, so
+that `tfds.data_source('name', data_dir=OUT, split='train')` finds it too.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ from rlhf_jax.runtime.files import new_folder, read_if_there, write_json
 
 Row = dict[str, Any]
 
-# What a column can hold. An empty text or list, and a number that is not there, are absent in a row;
-# a `number` keeps seven digits, because TFDS writes float32.
+# The kinds of columns. A row that is read lacks the fields whose text or list is empty, and missing numbers. A `number`
+# keeps about seven digits, because it is written as float32.
 KINDS = ("text", "texts", "int", "ints", "number", "numbers", "messages")
 
 _ROWS_AT_ONCE = 1000
 _ROWS_A_SHARD = 100_000
 _ORDER = {"train": 0, "valid": 1, "test": 2}
 _SIZES = "sizes.json"
-_NO_INT = -(2**63)
+_NO_INT = -(2**63)  # stands for a missing integer, for which the format has no value
 
 
 class Rows(Sequence):
-    """One split of a prepared dataset: rows read from disk when they are asked for.
+    """One split of a prepared dataset, whose rows are read from disk when they are accessed.
 
-    What is read together, a slice or `take`, is read much faster. Several processes may read.
+    Reading many rows at once, by a slice or `take`, is much faster than one by one. Several processes may read at once.
     """
 
     def __init__(self, source):
@@ -48,7 +48,7 @@ class Rows(Sequence):
         return _decoded(self._source[range(len(self))[index]])
 
     def take(self, places: Sequence[int]) -> list[Row]:
-        """The rows at some places, in that order."""
+        """Returns the rows at some places, in the order of the places."""
         return [_decoded(row) for row in self._source.__getitems__([int(place) for place in places])]
 
     def __iter__(self) -> Iterator[Row]:
@@ -57,14 +57,14 @@ class Rows(Sequence):
 
 
 def find(path: str | os.PathLike) -> pathlib.Path | None:
-    """The folder of a prepared dataset: `path` itself, or the newest version in it; None if neither."""
+    """Returns the folder of a prepared dataset: `path` itself, or the newest version in it; None if there is none."""
     path = pathlib.Path(path)
     versions = sorted((folder for folder in path.glob("*.*.*") if _is_dataset(folder)), key=_version)
     return path if _is_dataset(path) else versions[-1] if versions else None
 
 
 def paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that hold the rows of a prepared dataset, and those that say how to read them."""
+    """Returns the files with the rows of a prepared dataset, and those that describe their format."""
     return [
         path
         for path in sorted(folder.iterdir())
@@ -73,7 +73,11 @@ def paths(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def open_splits(folder: pathlib.Path) -> dict[str, Rows]:
-    """The splits of a prepared dataset; raises InputError if it is broken or TFDS is not installed."""
+    """Returns the splits of a prepared dataset, train first.
+
+    Raises:
+        InputError: the dataset is broken, or TFDS is not installed.
+    """
     tfds = _tfds()
     _check_sizes(folder)
     try:
@@ -87,7 +91,13 @@ def open_splits(folder: pathlib.Path) -> dict[str, Rows]:
 
 
 def read(folder: pathlib.Path, splits: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row) of some splits, or all; a place is 'folder/split:row', counted from 1."""
+    """Yields (place, row) of some splits, by default of all.
+
+    A place is 'folder/split:number', with rows counted from 1. Rows get their split as the field `split`.
+
+    Raises:
+        InputError: the dataset has no such split, or cannot be read.
+    """
     found = open_splits(folder)
     for split in splits:
         if split not in found:
@@ -114,19 +124,24 @@ def write(
     homepage: str = "",
     finish: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> pathlib.Path:
-    """Writes a dataset whole or not at all; memory holds a thousand rows, whatever comes.
+    """Writes a dataset completely or not at all, with at most a thousand rows in memory.
 
     Args:
-        columns: name -> one of KINDS; a row has these fields and no others.
-        rows: each with its split; a split keeps the order in which they come. What they raise goes
-            through, and nothing is left.
-        finish: called with the folder before it gets its name, to add files.
+        out: folder to write into.
+        name: name of the dataset.
+        version: version of the dataset, such as 1.0.0.
+        columns: name -> one of KINDS; a row has no other fields.
+        rows: (split, row) pairs; a split keeps their order. An exception that the iterable raises passes through, and
+            nothing is left on disk.
+        description: description of the dataset.
+        homepage: URL of the source.
+        finish: called with the temporary folder before it gets its final name, to add files.
 
     Returns:
-        out/name/version.
+        The folder out/name/version.
 
     Raises:
-        InputError: it is there already, or cannot be written.
+        InputError: the dataset exists already, or cannot be written.
     """
     tfds = _tfds()
     folder = out / name / version
@@ -155,14 +170,15 @@ def write(
 
 @contextlib.contextmanager
 def _writing(folder: pathlib.Path) -> Iterator[None]:
+    """Context that turns array_record's errors into InputError."""
     try:
         yield
-    except RuntimeError as error:  # array_record's, of a full disk too
+    except RuntimeError as error:  # array_record raises it for a full disk, too
         raise InputError(f"cannot write {folder}: {_first_line(error)}") from None
 
 
 def check_writable(out: pathlib.Path, name: str, version: str) -> None:
-    """What `write` would refuse, said before anything is read."""
+    """Raises the InputError that `write` would raise, before any row is read; makes the folder `out`."""
     _tfds()
     if (folder := out / name / version).exists():
         raise InputError(f"{folder} is there already; delete it, or give another --out")
@@ -173,6 +189,7 @@ def check_writable(out: pathlib.Path, name: str, version: str) -> None:
 
 
 def _features(tfds, columns: Mapping[str, str]):
+    """Returns the TFDS features of columns."""
     text, integer, number = tfds.features.Text(), np.int64, np.float32
     scalars = {"int": integer, "number": number}
     lists = {"texts": text, "ints": tfds.features.Scalar(dtype=integer), "numbers": tfds.features.Scalar(dtype=number)}
@@ -190,6 +207,7 @@ def _features(tfds, columns: Mapping[str, str]):
 
 
 def _encoded(row: Row, columns: Mapping[str, str]) -> Row:
+    """Returns a row with a value in every column, as TFDS requires; a missing field gets the value for its absence."""
     absent = {"text": "", "int": _NO_INT, "number": float("nan")}
     if extra := row.keys() - columns.keys():
         raise ValueError(f"the row has the fields {sorted(extra)}, which are no columns")
@@ -197,18 +215,20 @@ def _encoded(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _decoded(example: Mapping[str, Any]) -> Row:
+    """Returns a row as it was before `_encoded`: plain Python values, without the fields that stand for absence."""
     row = {name: _plain(value) for name, value in example.items()}
     return {name: value for name, value in row.items() if value not in ("", [], _NO_INT) and value == value}
 
 
 def _plain(value: Any) -> Any:
+    """Returns a TFDS value as plain Python."""
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, Mapping):  # TFDS keeps a list of objects as an object of lists
+    if isinstance(value, Mapping):  # TFDS stores a list of objects as an object of lists
         fields = {name: _plain(entries) for name, entries in value.items()}
         return [dict(zip(fields, entries)) for entries in zip(*fields.values())]
     if isinstance(value, (float, np.floating)):
-        return float(str(np.float32(value)))  # 1.8, not 1.7999999523162842
+        return float(str(np.float32(value)))  # gives 1.8 and not 1.7999999523162842
     if isinstance(value, np.integer):
         return int(value)
     if isinstance(value, np.ndarray):
@@ -217,12 +237,13 @@ def _plain(value: Any) -> Any:
 
 
 def _write_sizes(folder: pathlib.Path) -> None:
+    """Writes the sizes of the record files in bytes, for `_check_sizes`."""
     records = sorted(folder.glob("*.array_record*"))
     write_json(folder / _SIZES, {path.name: path.stat().st_size for path in records})
 
 
 def _check_sizes(folder: pathlib.Path) -> None:
-    """A file that was not copied whole: array_record may read it as empty rows."""
+    """Raises InputError if a file is missing or was not copied completely; array_record may read it as empty rows."""
     for name, size in (read_if_there(folder / _SIZES) or {}).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -230,18 +251,22 @@ def _check_sizes(folder: pathlib.Path) -> None:
 
 
 def _is_dataset(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a prepared dataset."""
     return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()
 
 
 def _version(folder: pathlib.Path) -> tuple[int, ...]:
+    """Returns the version that a folder is named after, for sorting."""
     return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
 
 
 def _first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _tfds():
+    """Imports and returns tensorflow_datasets; raises InputError if it or array_record is not installed."""
     try:
         importlib.import_module("array_record.python.array_record_module")
         tfds = importlib.import_module("tensorflow_datasets")

@@ -1,8 +1,8 @@
-"""Rated completions -> rankings, for reward models where nobody compared anything.
+"""Makes rankings of rated completions, for reward models on data without comparisons.
 
-A rated row is a ranking of one completion with its score. Rated completions of one prompt (reviews,
-say, have none: their prompt is empty) come together in rankings, which keep their scores: regression
-learns these, Bradley-Terry the pairs of which one is rated higher.
+A rated row is a ranking of one completion with its score. Rated completions of one prompt are joined in rankings that
+keep the scores; texts without a prompt, such as reviews, share the empty prompt. Regression trains on the scores,
+Bradley-Terry on the pairs whose scores differ.
 """
 
 import random
@@ -14,14 +14,18 @@ from rlhf_jax.runtime.errors import InputError
 
 
 def compare(rankings: Iterable[Ranking], size: int, pairs: str = "") -> list[Ranking]:
-    """Puts rated single completions together at random, the same way every time; other rankings stay as they are.
+    """Joins single rated completions into rankings, in a random order that depends only on the data.
+
+    Rankings of more than one completion stay as they are.
 
     Args:
-        size: completions of a ranking; what a prompt has left over makes a smaller one, if two are left.
-        pairs: "2<9": only pairs, each of a completion scored at least 9 and one scored at most 2.
+        rankings: the rankings.
+        size: number of completions per ranking. The rest of a prompt's completions make a smaller ranking, if they are
+            at least two.
+        pairs: a text such as "2<9": only pairs are made, of a completion scored at most 2 and one scored at least 9.
 
     Raises:
-        InputError: the scores leave no ranking.
+        InputError: there are rated completions, but they make no ranking.
     """
     limits = forms.score_limits(pairs) if pairs else None
     whole, rated = [], {}
@@ -49,6 +53,7 @@ def compare(rankings: Iterable[Ranking], size: int, pairs: str = "") -> list[Ran
 
 
 def _together(rows: Sequence[Ranking]) -> Ranking:
+    """Returns single rated completions of one prompt as one ranking."""
     scores = tuple(row.scores[0] for row in rows)
     completions = tuple(row.completions[0] for row in rows)
     return Ranking(rows[0].prompt, completions, ranks_of(scores), None, None, None, None, rows[0].row, scores)

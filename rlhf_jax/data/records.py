@@ -192,12 +192,7 @@ def read_rows(
     return records, ReadReport(str(path), len(records), tuple(skipped), *(counts or [0]))
 
 
-def parse_row(
-    row: Row,
-    kind: Kind,
-    template: Template = Template(),
-    fields: Mapping[str, str] | None = None,
-) -> Record:
+def parse_row(row: Row, kind: Kind, template: Template = Template(), fields: Mapping[str, str] | None = None) -> Record:
     """Makes the record of one row; raises InputError without naming a place."""
     return _PARSERS[kind](_rename(row, fields) if fields else row, row, template)
 
@@ -264,7 +259,10 @@ def _ranking(row: Row, source: Row, template: Template) -> Ranking:
     kept = without_repeats(list(zip(texts, finished)) if finished else texts, ranks)
     if len(kept) < 2:
         raise InputError("all completions are the same text, and one is ranked above another; leave the row out")
-    chosen = lambda values: values and tuple(values[place] for place in kept)
+
+    def chosen(values):
+        return values and tuple(values[place] for place in kept)
+
     return Ranking(
         prompt,
         tuple(_completion(row, texts[place], template) for place in kept),
@@ -421,8 +419,12 @@ def _optional_list(row: Row, name: str, length: int, entry: type, entries: str) 
 
 def _label(row: Row, name: str) -> str | None:
     value = row.get(name)
-    number = _whole(value)
-    return None if value is None else _not_blank(value, name) if number is None else str(number)
+    if (number := _whole(value)) is not None:
+        return str(number)
+    if value is not None and type(value) is not str:
+        what = _shown(value) if type(value) is float else type_name(value)
+        raise InputError(f"field {name!r} is {what}; it must be a string or a whole number")
+    return None if value is None else _not_blank(value, name)
 
 
 def _has(row: Row) -> str:

@@ -13,14 +13,12 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from rlhf_jax.data import columnar, documents, files, folders, prepared
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.errors import InputError, reason
+from rlhf_jax.runtime.files import DEEPEST
 
 Row = dict[str, Any]
 
 SUFFIXES = folders.SUFFIXES
-
-# Deeper ones are written by accident; Python's own limit depends on where a row is read.
-_DEEPEST = 100
 
 
 def read(path: str | os.PathLike, *, expect: type = dict, splits: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
@@ -113,9 +111,12 @@ def _parse_line(line: bytes | None, number: int, expect: type) -> Any:
         row = json.loads(text, object_pairs_hook=_unique)
     except InputError:
         raise
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"not valid JSON ({error.msg} at column {error.colno}); a row is one JSON object on one line"
+        ) from None
     except (ValueError, RecursionError) as error:
-        detail = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise InputError(f"not valid JSON ({detail}); a row is one JSON object on one line") from None
+        raise InputError(f"the line cannot be read: {reason(error)}") from None
     return _checked(_expected(row, expect, "the line"), text)
 
 
@@ -132,11 +133,15 @@ def _read_json_list(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
         begin = position
         try:
             row, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
+        except InputError as error:
+            raise InputError(f"{path}:{line}: {error}") from None
+        except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}:{line}: not valid JSON ({getattr(error, 'msg', error)}); the "
+                f"{path}:{line}: not valid JSON ({error.msg}); the "
                 "file must be one list of objects, or have one object a line"
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{line}: the entry cannot be read: {reason(error)}") from None
         try:
             yield f"{path}:{line}", _checked(_expected(row, dict, "the entry"), text[begin:position])
         except InputError as error:
@@ -199,11 +204,11 @@ def _expected(row: Any, expect: type, what: str) -> Any:
 
 def _checked(row: Any, text: str) -> Any:
     """The row that `text` says, if all of it can be written again: no half characters, no depth without end."""
-    if "\\u" in text or text.count("[") + text.count("{") > _DEEPEST:
+    if "\\u" in text or text.count("[") + text.count("{") > DEEPEST:
         fields = row.items() if isinstance(row, dict) else enumerate(row)
         for name, value in fields:
             level = [name, value]
-            for _ in range(_DEEPEST):
+            for _ in range(DEEPEST):
                 for entry in level:
                     if isinstance(entry, str):
                         check_characters(entry, name)
@@ -216,7 +221,7 @@ def _checked(row: Any, text: str) -> Any:
                 if not level:
                     break
             else:
-                raise InputError(f"field {name!r} holds lists or objects more than {_DEEPEST} deep")
+                raise InputError(f"field {name!r} holds lists or objects more than {DEEPEST} deep")
     return row
 
 

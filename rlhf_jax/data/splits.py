@@ -1,9 +1,8 @@
-"""Which rows are for training, validation and test, so that nothing leaks from one to another.
+"""Divides rows into training, validation and test splits, so that nothing leaks from one split to another.
 
-A row's split is a hash of what it must not be divided from: its group, where the rows have one (a
-question, a user), else its prompt or text. It depends on no other row, unless prompts are near
-duplicates: these stay together, whatever their groups and files. With `splits = "published"` it is the
-one that the source gave, as far as that leaks nothing.
+The split of a row is given by a hash of its group (a question or a user, say), or of its prompt or text if it has no
+group. It does not depend on other rows, with one exception: near-duplicate prompts stay in one split, whatever their
+groups and files. With `splits = "published"`, a row keeps the split that its source gave it, as far as nothing leaks.
 """
 
 import collections
@@ -22,7 +21,7 @@ HELD_OUT = "heldout"
 
 
 def place(name: str) -> float:
-    """A number in [0, 1) that a name always has."""
+    """Returns a hash of a name as a number in [0, 1)."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
@@ -32,21 +31,24 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
 
     Args:
       config: the `data.files` section.
-      rows: of each kind; near duplicates are looked for among the prompts of all of them.
+      rows: the rows of each kind; near duplicates are searched among the prompts of all kinds.
 
     Returns:
-      kind -> split -> rows in their order, where split is one of NAMES or, with held-out labelers,
-      HELD_OUT: what they labelled outside the training split. And kind -> what was found and left out.
+      kind -> split -> rows in their order. A split is one of NAMES, or HELD_OUT for rows that held-out labelers
+      labelled outside the training split. Also kind -> counts of rows, of rows left out, and of near duplicates.
 
     Raises:
-      InputError: naming the field of `data.files` that does not fit the rows.
+      InputError: a field of `data.files` does not fit the rows; the message names it.
     """
     prompts = sorted({row.prompt for found in rows.values() for row in found if _prompted(row)})
-    cluster = {}  # prompt -> that of its near duplicates which comes first
+    cluster = {}  # prompt -> number of its cluster of near duplicates
     if config.near_duplicates != "ignore":
         cluster = dict(zip(prompts, duplicates.clusters(prompts, config.common_prefix)))
     everything = [row for found in rows.values() for row in found]
-    key_of = lambda row: _key(row, config.group_field)
+
+    def key_of(row):
+        return _key(row, config.group_field)
+
     home = _homes([(key_of(row), cluster.get(getattr(row, "prompt", None))) for row in everything])
     people = [row for kind, found in rows.items() if kind != "documents" for row in found]
     held_out = _held_out(config.held_out_labelers, people) if people else set()
@@ -76,43 +78,44 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
             splits[kind][name].append(row)
         facts[kind] = {
             "rows": {name: len(own) for name, own in splits[kind].items() if own},
-            "left_out": dict(+dropped),  # without zeros
+            "left_out": dict(+dropped),  # the unary plus removes zero counts
             "near_duplicates": _cluster_facts({row.prompt for row in found if _prompted(row)}, cluster),
         }
     return splits, facts
 
 
 def field(row, name: str):
-    """A field of a record, or else of the row that it was made from; None where neither has it."""
+    """Returns a field of a record, or else of the row that it was made from; None if neither has the field."""
     value = getattr(row, name, None)
     return getattr(row, "row", {}).get(name) if value is None else value
 
 
 def content(row) -> str:
-    """What makes two rows equal: all fields but the source's own."""
+    """Returns all fields of a record but `row` and `split`, as JSON; two rows are equal if their contents are."""
     fields = {name: value for name, value in vars(row).items() if name not in ("row", "split")}
     return json.dumps(fields, sort_keys=True)
 
 
 def _key(row, group_field: str) -> str:
+    """Returns the key of rows that belong in one split: the group of a row, or its prompt or text."""
     group = field(row, group_field)
     return str(group) if group not in (None, "") else _text(row)
 
 
 def _prompted(row) -> bool:
-    """Documents have no prompt, and texts that are rated by themselves an empty one."""
+    """Whether a row has a prompt. Documents have none, and rated texts without a context have an empty one."""
     return bool(getattr(row, "prompt", None))
 
 
 def _text(row) -> str:
-    """What tells rows of no group apart."""
+    """Returns the text that identifies a row without a group: its prompt, first completion, or document."""
     if _prompted(row):
         return row.prompt
     return row.completions[0] if hasattr(row, "completions") else row.text
 
 
 def share_split(name: str, config, without: Collection[str] = ()) -> str:
-    """The split of a name by its hash; those in `without` have no share."""
+    """Returns the split of a name by its hash and the configured shares; the splits in `without` get no share."""
     value = place(name)
     test = 0 if "test" in without else config.test_share
     valid = 0 if "valid" in without else config.valid_share
@@ -122,15 +125,20 @@ def share_split(name: str, config, without: Collection[str] = ()) -> str:
 
 
 class _Published:
-    """The split of a row: by shares, or where `splits` is "published" the one that the source gave it.
+    """Assigns splits to rows: by shares, or, with splits = "published", as their source published them.
 
-    Of what is published as train, a valid or test split that its sources do not publish gets its share.
-    Rows without a split of their own go where those are that they must not be divided from, else by shares.
+    If the sources publish no valid or no test split, this split gets its share of the rows published as train. A row
+    without a published split goes into the split of the rows that it must stay with, or else by shares.
+
+    Args:
+      config: the `data.files` section.
+      rows: the rows of each kind.
+      home: maps a row to the key of all rows that must stay in one split.
     """
 
     def __init__(self, config, rows: Mapping[str, Sequence[Any]], home: Callable[[Any], str]):
         self._config, self._home = config, home
-        # home -> the most held out of the splits of its rows, and all that the kinds of these rows publish
+        # home -> (the split of its rows that is furthest from train, all splits that the kinds of its rows publish)
         self._splits: dict[str, tuple[str | None, set[str]]] = {}
         for found in rows.values() if config.splits == "published" else ():
             published = {split for row in found if (split := _own_split(row))}
@@ -140,7 +148,10 @@ class _Published:
                 self._splits[home(row)] = most, without | published
 
     def split(self, row) -> str | None:
-        """None where the row is published in a split from which its home is held out."""
+        """Returns the split of a row, or None if the row is to be left out.
+
+        A row is left out if a row with the same home is published in a split further from train: it would leak.
+        """
         home = self._home(row)
         split, without = self._splits.get(home, (None, set()))
         if split and _own_split(row) not in (split, None):
@@ -149,12 +160,17 @@ class _Published:
 
 
 def _own_split(row) -> str | None:
+    """Returns train, valid or test as a row's source published it, or None."""
     published = field(row, "split")
     return split_name(published) if isinstance(published, str) else None
 
 
 def _homes(keys: Sequence[tuple[str, Any]]) -> dict[str, str]:
-    """(key, cluster) of rows -> key -> the key that decides for all that hang together through clusters."""
+    """Joins keys that are connected through clusters (union-find); returns key -> the key that represents its set.
+
+    Args:
+      keys: (key, cluster or None) of each row.
+    """
     home = {key: key for key, _ in keys}
 
     def find(key):
@@ -167,17 +183,22 @@ def _homes(keys: Sequence[tuple[str, Any]]) -> dict[str, str]:
     for key, cluster in keys:
         if cluster is not None:
             ends = sorted((find(key), find(first.setdefault(cluster, key))))
-            home[ends[1]] = ends[0]  # the alphabetically first, so that the order of rows does not matter
+            home[ends[1]] = ends[0]  # the alphabetically first key wins, so that the order of rows does not matter
     return {key: find(key) for key in home}
 
 
 def _labeler(row) -> str | None:
+    """Returns the labeler of a row, or None."""
     value = field(row, "labeler")
     return None if value is None else str(value)
 
 
 def _held_out(wanted: str, rows) -> set[str]:
-    """The labelers of `held_out_labelers`: names, or a share of all as '20%'."""
+    """Returns the held-out labelers. `wanted` holds their names, or a share of all labelers, such as '20%'.
+
+    Raises:
+      InputError: a name labelled no row, or the share selects nobody.
+    """
     if not wanted:
         return set()
     there = {_labeler(row) for row in rows} - {None}
@@ -193,14 +214,14 @@ def _held_out(wanted: str, rows) -> set[str]:
 
 
 def _drop(rows: list, dropped: collections.Counter, reason: str, identity: Callable) -> list:
-    """The first of the rows that are the same."""
+    """Returns the first row of each identity; counts the others in `dropped` under a reason."""
     kept = list({identity(row): row for row in reversed(rows)}.values())[::-1]
     dropped[reason] += len(rows) - len(kept)
     return kept
 
 
 def _one_prompt_each(rows: list, dropped: collections.Counter, cluster: Mapping[str, Any]) -> list:
-    """All rows of one prompt of each cluster: several labelers may have ranked it."""
+    """Returns the rows of one prompt per cluster: all its rows, because several labelers may have ranked it."""
     stays = {}
     for row in rows:
         if _prompted(row):
@@ -212,13 +233,16 @@ def _one_prompt_each(rows: list, dropped: collections.Counter, cluster: Mapping[
 
 
 def _limit_users(rows: list, dropped: collections.Counter, user_field: str, limit: int) -> list:
-    """The rows of at most `limit` prompts a user, drawn by hash; rows without a user stay."""
+    """Returns the rows of at most `limit` prompts per user, drawn by hash; rows without a user stay."""
     prompts = collections.defaultdict(set)
     for row in rows:
         user = field(row, user_field)
         if user is not None:
             prompts[user].add(_text(row))
-    draw = lambda user, prompt: place(f"{user}\n{prompt}")
+
+    def draw(user, prompt):
+        return place(f"{user}\n{prompt}")
+
     stays = {user: set(sorted(own, key=lambda prompt: draw(user, prompt))[:limit]) for user, own in prompts.items()}
     kept = [row for row in rows if field(row, user_field) is None or _text(row) in stays[field(row, user_field)]]
     dropped[f"their user has more than {limit} prompts"] += len(rows) - len(kept)
@@ -226,6 +250,7 @@ def _limit_users(rows: list, dropped: collections.Counter, user_field: str, limi
 
 
 def _cluster_facts(prompts: set[str], cluster: Mapping[str, Any]) -> dict:
+    """Returns the numbers of prompts, of clusters of two or more, and of prompts in these, and the largest cluster."""
     sizes = collections.Counter(cluster[prompt] for prompt in prompts if prompt in cluster)
     sizes = [size for size in sizes.values() if size > 1]
     return {

@@ -1,12 +1,11 @@
-"""The template of a run: how instructions and chats become the text that a model reads.
+"""The template of a run, which turns instructions and chats into the text that a model reads.
 
-Every section of a template is a whole example, read up to `{output}`. This is the one place
-that decides on the space between prompt and completion: **spaces right before `{output}` belong
-to the completion**, because byte-level BPE joins a space with the word after it, so that a prompt
-must not end in one. "answer: {output}" gives the prompt "...answer:" and the completion " yes".
+Every section of a template shows a whole example, with the completion as `{output}`. Only this module decides on the
+space between prompt and completion: **spaces right before `{output}` belong to the completion**. Byte-level BPE joins a
+space with the word after it, so a prompt must not end in a space. For example, "answer: {output}" gives the prompt
+"...answer:" and the completion " yes".
 
-Text that a row gives as `prompt` and `completion` never passes through here: it is used to the
-letter.
+Rows with the fields `prompt` and `completion` are used verbatim, without a template.
 """
 
 import dataclasses
@@ -24,20 +23,22 @@ _PLACEHOLDER = re.compile(r"\{(instruction|input|output|content)\}")
 
 
 def _section(title: str, default: str, *placeholders: str):
+    """Returns the dataclass field of a section, with its title and its placeholders."""
     metadata = {"title": f"[{title}]", "placeholders": placeholders}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def _title(field: dataclasses.Field) -> str:
+    """Returns the title of a section, e.g. "[user]"."""
     return field.metadata["title"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """Five sections; `template.txt` holds each under its `[title]`.
+    """A template of five sections; `template.txt` holds each section under its `[title]`.
 
     Raises:
-        InputError: a section lacks a placeholder, has a strange one, or goes on after `{output}`.
+        InputError: a section lacks a placeholder, has an unknown one, or continues after `{output}`.
     """
 
     with_input: str = _section(
@@ -77,15 +78,15 @@ class Template:
             )
 
     def prompt(self, instruction: str, input: str = "") -> str:
-        """The prompt of an instruction; a blank input means none."""
+        """Returns the prompt of an instruction; a blank input counts as none."""
         if input.strip():
             return _fill(_cue(self.with_input)[0], instruction=instruction, input=input)
         return _fill(_cue(self.without_input)[0], instruction=instruction)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for the assistant's next turn after `messages` ({role, content} each).
+        """Returns the prompt for the assistant's next turn after `messages` ({role, content} each).
 
-        A system turn without text is left away.
+        A system turn without text is left out.
         """
         turns = [
             self._turn(message["role"], message["content"])
@@ -95,18 +96,19 @@ class Template:
         return "\n".join([*turns, _cue(self.assistant)[0]])
 
     def completion(self, output: str, *, chat: bool = False) -> str:
-        """A completion as it follows a `prompt`, or a `chat`."""
+        """Returns a completion with the space that separates it from a prompt of `prompt`, or with `chat` of `chat`."""
         return _cue(self.assistant if chat else self.without_input)[1] + output
 
     def written(self, prompt: str) -> str:
-        """A prompt that a row gives as it is."""
+        """Returns the `prompt` of a row unchanged; a ChatTemplate reads special tokens in it."""
         return prompt
 
     def written_completion(self, text: str) -> str:
-        """A completion behind such a prompt."""
+        """Returns the `completion` of a row unchanged; a ChatTemplate reads special tokens in it."""
         return text
 
     def _turn(self, role: str, content: str) -> str:
+        """Returns a turn of a chat as text."""
         text = getattr(self, role)
         return _fill(text, **{"output" if role == "assistant" else "content": content})
 
@@ -141,11 +143,11 @@ class Template:
 
 
 def _cue(section: str) -> tuple[str, str]:
-    """Splits a section before `{output}`: the prompt's part and the spaces after it."""
+    """Returns the part of a section before `{output}` in two: the text, and the spaces at its end."""
     text = section.removesuffix("{output}")
     return text.rstrip(" "), text[len(text.rstrip(" ")) :]
 
 
 def _fill(section: str, **values: str) -> str:
-    """Fills all placeholders in one pass, so that values may contain braces."""
+    """Fills in all placeholders in one pass, so that values may contain braces."""
     return _PLACEHOLDER.sub(lambda match: values[match[1]], section)

@@ -1,4 +1,4 @@
-"""Byte-level BPE and any other tokenizer.json, with the ids that training and sampling need."""
+"""Tokenizers: byte-level BPE and any other tokenizer.json, with the special token ids of training and sampling."""
 
 import copy
 import datetime
@@ -18,32 +18,32 @@ from rlhf_jax.runtime.files import write_text
 
 PAD, EOS = "<pad>", "<eos>"
 
-# Where the files do not say which of the special tokens ends or pads a text, its name does.
+# Names that mark the special token which ends or pads a text, where the files do not say which token it is.
 _EOS_NAMES = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _PAD_NAMES = (PAD, "[PAD]", "<|padding|>", "<|pad|>", "<unk>")
 
-# A model's vocabulary may be padded: the most is about 900 of 50,000 tokens among the families we read.
+# The most tokens, and the largest share of a vocabulary, that count as padding. The most among the families that are
+# read is about 900 of 50,000 tokens.
 _PADDING, _PADDING_SHARE = 1024, 0.03
 
-_MIN_VOCAB_SIZE = 2 + 256
+_MIN_VOCAB_SIZE = 2 + 256  # two special tokens and all bytes
 
 
 class Tokenizer:
-    """Text <-> token ids, without special tokens; what looks like one in a text is plain text.
+    """Converts text to token ids and back, without special tokens; text that looks like one is plain text.
 
-    A prompt and its completion are tokenized apart, so that a prompt has the same tokens in
-    training and in sampling. Some tokenizers (SentencePiece's) put a space before every text and
-    strip it when decoding; `continues=True` says that a text goes on after another one, and they
-    leave its start alone.
+    A prompt and its completion are tokenized separately, so that a prompt has the same tokens in training and in
+    sampling. Some tokenizers, such as SentencePiece's, put a space before every text and strip it when decoding. With
+    `continues=True` a text continues another one, and nothing is added to or stripped from its start.
 
     Attributes:
-        eos_id: ends completions.
-        document_end_id: ends documents: the same, but after `for_chat`.
-        end_ids: all that end a text which the model wrote, eos_id first: released chat models have several.
-        pad_id: fills rows; where the files name no padding token `<unk>`, else `eos_id` (nothing may
-            depend on what padding is).
-        bos_id: the token that this tokenizer puts before every sequence, or None.
-        vocab_size: ids are below it.
+        eos_id: the id that ends completions.
+        document_end_id: the id that ends documents; it differs from eos_id only after `for_chat`.
+        end_ids: all ids that end a text that the model samples, eos_id first; released chat models have several.
+        pad_id: the id that fills rows. If the files name no padding token, it is that of a token named like one, or of
+            `<unk>`, or else eos_id. So nothing may depend on which token it is.
+        bos_id: the id that this tokenizer puts before every sequence, or None.
+        vocab_size: one more than the largest id.
     """
 
     def __init__(self, files: TokenizerFiles):
@@ -74,7 +74,12 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Trains byte-level BPE on texts; the same texts give the same tokenizer.
 
-        The result has fewer tokens than asked for where the texts hold too few pairs to merge.
+        Args:
+            texts: the texts.
+            vocab_size: number of tokens; the result has fewer if the texts have too few pairs to merge.
+
+        Raises:
+            InputError: vocab_size is below 258, the number of all bytes and two special tokens.
         """
         if vocab_size < _MIN_VOCAB_SIZE:
             raise InputError(
@@ -97,22 +102,22 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Reads a directory as released models have it, or a tokenizer.json and what lies beside it.
+        """Reads the directory of a released model, or a tokenizer.json with the files beside it.
 
         Raises:
-            InputError: naming the file: no tokenizer, or one that does not fit the config.json beside it.
+            InputError: there is no tokenizer, or it does not fit the config.json beside it; the message names the file.
         """
         return cls(tokenizer_files.read(path))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a tokenizer.json alone."""
+        """Writes only a tokenizer.json."""
         write_text(path, self._texts()[tokenizer_files.TOKENIZER])
 
     def save_to(self, directory: str | os.PathLike) -> None:
-        """Writes every file of the tokenizer; what was read is written again to the letter.
+        """Writes all files of the tokenizer; files that were read are written unchanged.
 
-        tokenizer.json comes last: where it is, the others are. `load` and transformers' AutoTokenizer
-        read the directory.
+        tokenizer.json comes last, so that it marks the others as complete. `load` and transformers' AutoTokenizer read
+        the directory.
         """
         directory = pathlib.Path(directory)
         texts = self._texts()
@@ -120,6 +125,7 @@ class Tokenizer:
             write_text(directory / name, texts[name])
 
     def _texts(self) -> dict[str, str]:
+        """Returns the content of the tokenizer's files, by name, with the special tokens where they are missing."""
         texts = {tokenizer_files.TOKENIZER: self._start.to_str(pretty=True)} | self._files.texts
         tokens = {"bos_token": self.bos_id, "eos_token": self.document_end_id, "pad_token": self.pad_id}
         special = {name: self._start.id_to_token(i) for name, i in tokens.items() if i is not None}
@@ -134,13 +140,17 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether the files have a chat template."""
         return self._files.chat_template is not None
 
     def chat_template(self, now: datetime.datetime | None = None) -> ChatTemplate:
-        """How this model's chats are written; `now` is what the template is told of the time (None: the time).
+        """Returns the model's chat template.
+
+        Args:
+            now: the time that the template is given; None gives the current time.
 
         Raises:
-            InputError: the files have no chat template, or one that cannot be used.
+            InputError: the files have no chat template.
         """
         if not self.has_chat_template:
             raise InputError(
@@ -159,28 +169,28 @@ class Tokenizer:
         )
 
     def for_chat(self) -> "Tokenizer":
-        """`reads_written`, and eos_id is the token that ends a turn."""
+        """Returns the tokenizer for chats: that of `reads_written`, with the token that ends a turn as eos_id."""
         chat = self.reads_written()
         chat.eos_id = self._start.token_to_id(self.chat_template().end)
         chat.end_ids = tuple(dict.fromkeys([chat.eos_id, *self.end_ids]))
         return chat
 
     def reads_written(self) -> "Tokenizer":
-        """The same tokenizer for prompts and completions that `chat_template` has rendered, or a row has written.
+        """Returns this tokenizer for prompts and completions that `chat_template` has rendered or a row has written.
 
-        Their special tokens are read as such, and no other BOS is put before them.
+        Special tokens in their text are read as such, and no other BOS is added.
         """
         chat = copy.copy(self)
         chat._for_chat = True
         return chat
 
     def encode_starts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts that start a sequence: with BOS, where the tokenizer has one."""
+        """Returns the ids of texts that start a sequence, with BOS if the tokenizer has one."""
         bos = [] if self.bos_id is None else [self.bos_id]
         return [bos + ids for ids in self.encode_batch(texts)]
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_starts`; but after `for_chat` the ids of prompts as the chat template wrote them."""
+        """Returns the ids of prompts: as `encode_starts`, but after `reads_written` special tokens are read as such."""
         if not self._for_chat:
             return self.encode_starts(texts)
         encoded = self._special_sides[0].encode_batch_fast(texts, add_special_tokens=False)
@@ -190,6 +200,7 @@ class Tokenizer:
         ]
 
     def _encode_marked(self, text: str) -> list[int]:
+        """Returns the ids of a prompt with the marks START or LITERAL of chat_template."""
         if text.startswith(START):
             return self.encode_starts([text.removeprefix(START)])[0]
         ids = []
@@ -199,11 +210,14 @@ class Tokenizer:
         return ids
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        """The ids of a text, without special tokens."""
+        """Returns the ids of a text, without special tokens."""
         return self._side(continues).encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
+        """Returns the ids of many texts, as `encode` does, on all cores.
+
+        After `reads_written`, special tokens between marks are read as such.
+        """
         encoded = self._side(continues).encode_batch_fast(texts, add_special_tokens=False)
         ids = [encoding.ids for encoding in encoded]
         if self._for_chat:
@@ -213,6 +227,7 @@ class Tokenizer:
         return ids
 
     def _encode_special(self, text: str, continues: bool) -> list[int]:
+        """Returns the ids of a completion with the marks SPECIAL of chat_template."""
         ids = []
         for i, part in enumerate(SPECIAL.split(text)):  # every other part is special
             side = self._special_sides[True] if i % 2 else self._side(continues or i > 0)
@@ -220,15 +235,15 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], *, continues: bool = False) -> str:
-        """The text of ids; special tokens are left out."""
+        """Returns the text of ids; special tokens are left out."""
         return self._side(continues).decode(ids)
 
     def decode_batch(self, batch: Sequence[Sequence[int]], *, continues: bool = False) -> list[str]:
-        """`decode` of many sequences."""
+        """Returns the texts of many sequences of ids, as `decode` does."""
         return self._side(continues).decode_batch(batch)
 
     def absent_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
-        """Ranges [first, end) of the ids of a model's vocabulary that no token has: no text can be made of them."""
+        """Returns the ids of a model's vocabulary that have no token, and thus no text, as ranges [first, end)."""
         known = sorted({-1, *self._start.get_vocab().values(), vocab_size})
         return tuple((low + 1, high) for low, high in zip(known, known[1:]) if low + 1 < high)
 
@@ -237,9 +252,9 @@ class Tokenizer:
         return self is other or self._start.get_vocab() == other._start.get_vocab()
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raises InputError unless this can be the tokenizer of a model with that vocabulary.
+        """Raises InputError unless this can be the tokenizer of a model with a vocabulary of `vocab_size` ids.
 
-        The model must have all our tokens, and may have a few more, with which its vocabulary was padded.
+        The model must have all tokens of the tokenizer, and may have a few more, which pad its vocabulary.
         """
         if vocab_size < self.vocab_size:
             raise InputError(
@@ -253,17 +268,22 @@ class Tokenizer:
             )
 
     def _side(self, continues: bool) -> tokenizers.Tokenizer:
+        """Returns the tokenizer for texts that continue another one, or for texts that start."""
         return self._continue if continues else self._start
 
     @functools.cached_property
     def _special_sides(self) -> list[tokenizers.Tokenizer]:
-        """`_side(False)` and `_side(True)`, but reading special tokens in a text."""
+        """`_side(False)` and `_side(True)`, but with special tokens in a text read as such."""
         sides = [tokenizers.Tokenizer.from_str(self._side(continues).to_str()) for continues in (False, True)]
         for side in sides:
             side.encode_special_tokens = False
         return sides
 
     def _special_id(self, role: str, names: Sequence[str], default: Sequence[int]) -> int:
+        """Returns the id of a special token: as the files name it, or else by its usual names, or else `default`.
+
+        For eos_token the default, which the model's files give, comes before the usual names.
+        """
         if role in self._files.special:
             return self._start.token_to_id(self._files.special[role])
         if role == "eos_token" and default:
@@ -277,11 +297,12 @@ class Tokenizer:
 
 
 def _as_set(ids: int | list[int] | None) -> set[int]:
+    """Returns the ids of a generation_config.json, one or a list or none, as a set."""
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
 
 
 def _without_prefix(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer for text in the middle: adds no space in front, strips none."""
+    """Returns a tokenizer for text that continues another one: it neither adds nor strips a space at the start."""
     spec = json.loads(tokenizer.to_str())
     parts = ("normalizer", "pre_tokenizer", "decoder")
     middle = {part: _strip_prefix(spec[part]) for part in parts}
@@ -293,6 +314,7 @@ def _without_prefix(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _strip_prefix(part: dict | None) -> dict | None:
+    """Returns a part of a tokenizer's description without the steps that add or strip a leading space."""
     if part is None or part["type"] in ("Prepend", "Strip"):
         return None
     if part["type"] == "Sequence":

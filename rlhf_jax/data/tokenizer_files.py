@@ -16,7 +16,7 @@ from typing import Any
 
 import tokenizers
 
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.errors import InputError, reason
 from rlhf_jax.runtime.files import read_if_there
 
 TOKENIZER, CONFIG, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
@@ -277,7 +277,7 @@ def _text(path: pathlib.Path, wanted: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the tokenizer cannot be read ({error}); {wanted}") from None
+        raise InputError(f"{path}: the tokenizer cannot be read ({reason(error)}); {wanted}") from None
 
 
 def described(special: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import loop, model, ppo, sharding
+from rlhf_jax import loop, model, ppo, sampling, sharding
 from rlhf_jax.data.batches import Batch, Prompts
 from rlhf_jax.generate import Rollout
 from rlhf_jax.model import TransformerConfig
@@ -60,8 +60,8 @@ class Programs:
 
     def __init__(self, run: Run):
         self._shape, self._mesh = run.model, run.mesh
-        self._sampler = run.sampler(run.config.completion_length)
-        self._answerer = run.sampler(run.config.evaluate.skill_completion_length)
+        self._sampler = sampling.sampler(run, run.config.completion_length)
+        self._answerer = sampling.sampler(run, run.config.evaluate.skill_completion_length)
 
     def sample(self, params: dict, batch) -> tuple[Rollout, jax.Array]:
         prompts, key, temperature = batch

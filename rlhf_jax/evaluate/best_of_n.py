@@ -1,6 +1,6 @@
 """Best of n: of n samples of a policy, the one that a reward model scores highest. It optimises a reward without training.
 
-Shapes: P prompts, N samples of each. best_of_n_stage.py is the stage that draws the samples.
+Shapes: P prompts, N samples of each. rlhf_jax/stages/best_of_n.py is the stage that draws the samples.
 """
 
 import numpy as np

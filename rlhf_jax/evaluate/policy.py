@@ -23,18 +23,17 @@ against the reference's completions of the same prompts.
 import jax
 import numpy as np
 
-from rlhf_jax import generate, sharding
+from rlhf_jax import generate, inputs, sharding, weights
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.chat_template import shown
-from rlhf_jax.evaluate import best_of_n, skills
+from rlhf_jax.evaluate import scorer, skills
 from rlhf_jax.evaluate.answers import Answers, Programs, Questions, ask, completion_logprob
+from rlhf_jax.fields import registry
 from rlhf_jax.generate import Rollout
-from rlhf_jax.run import JUDGED
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json_lines
 from rlhf_jax.runtime.finished import checked, read_if_there, write_json, write_json_lines
-from rlhf_jax.stages import reward_model
 from rlhf_jax.statistics import Estimate, mean, share, win_rate
 
 
@@ -49,7 +48,7 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
         none; `rescore` fills them in once they can be computed.
     """
     if answers is None:
-        answers = ask(run, Programs(run), run.load_params(stage), questions(run))
+        answers = ask(run, Programs(run), weights.load_params(run, stage), questions(run))
     rows = sample_rows(run, answers.samples)
     items = skills.few_shot(run, answers.skills)
     hosts.on_first(write_rows, run.folder(stage) / "skills.jsonl", items)
@@ -64,7 +63,7 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
 
 def check(run, stage: str) -> None:
     """Raises InputError where a policy cannot be evaluated: without test prompts, or with texts too long for the model."""
-    run.need(stage, "prompts", "test")
+    inputs.need(run, stage, "prompts", "test")
     try:
         prompt_arrays(run, _test_prompts(run))
     except InputError as error:
@@ -100,15 +99,13 @@ def sample_others(run, stage: str, weights: str, params: dict) -> None:
 
 def _other_weights(run, stage: str, rivals: list[dict] | None, temperature: float) -> dict:
     """The entry "other_weights" of evaluation.json, from the rows that `sample_others` kept; {} where it kept none."""
-    for weights in ("params", "ema"):
-        path = run.folder(stage) / f"samples.{weights}.jsonl"
+    for name in ("params", "ema"):
+        path = run.folder(stage) / f"samples.{name}.jsonl"
         if rows := hosts.on_first(_read_rows_if_there, path):
             judge(run, stage, rows, temperature)
             hosts.on_first(write_rows, path, rows)
             estimates = summarize(rows, rivals)
-            return {
-                "other_weights": {"weights": weights, "estimates": {name: _plain(x) for name, x in estimates.items()}}
-            }
+            return {"other_weights": {"weights": name, "estimates": {name: _plain(x) for name, x in estimates.items()}}}
     return {}
 
 
@@ -118,7 +115,7 @@ def rescore(run) -> None:
     Scores need a reward model; KL and win rate need the SFT stage. Completions are not sampled again, and nothing is done
     where nothing is missing.
     """
-    stages = run.stages(*JUDGED)
+    stages = run.judged()
     found = [hosts.on_first(read_if_there, run.folder(stage) / "evaluation.json") for stage in stages]
     if all(_complete(run, evaluation) for evaluation in found if evaluation):
         return
@@ -142,7 +139,7 @@ def rescore(run) -> None:
 def _complete(run, evaluation: dict) -> bool:
     """Whether an evaluation has every estimate that the finished stages allow."""
     known, reference = evaluation["estimates"], reference_stage(run)
-    scorers, stage = run.stages("reward_model"), evaluation["stage"]
+    scorers, stage = run.giving("reward"), evaluation["stage"]
     wanted = ["score"] if scorers else []
     wanted += [f"score/{name}" for name in scorers] if len(scorers) > 1 else []
     if reference:
@@ -153,7 +150,7 @@ def _complete(run, evaluation: dict) -> bool:
 
 def reference_stage(run) -> str | None:
     """The first SFT stage, which KL and win rate refer to; None before it is finished."""
-    return next(iter(run.stages("sft")), None)
+    return next(iter(run.stages(*(kind for kind, stage in registry.KINDS.items() if stage.reference))), None)
 
 
 def sample_rows(run, answers: list) -> list[dict]:
@@ -256,7 +253,7 @@ def judged_by(rows: list[dict]) -> str | None:
 def _kl_is_known(run, stage: str, reference: str) -> bool:
     """Whether the KL of a stage's policy to the reference can be computed: that of best of n only if it draws from it."""
     section = run.config[stage]
-    return section.kind != "best_of_n" or section.init == reference
+    return not registry.of(run.config, stage).kl_by_formula or section.init == reference
 
 
 def judge(run, stage: str, rows: list[dict], temperature: float) -> None:
@@ -267,12 +264,13 @@ def judge(run, stage: str, rows: list[dict], temperature: float) -> None:
     reference = reference_stage(run)
     if rows[0]["kl"] is not None or not reference or not _kl_is_known(run, stage, reference):
         return
-    if reference == stage or run.config[stage].kind == "best_of_n":
-        nats = 0.0 if reference == stage else float(best_of_n.kl(run.config[stage].samples))
+    by_formula = registry.of(run.config, stage).kl_by_formula
+    if reference == stage or by_formula:
+        nats = 0.0 if reference == stage else by_formula(run.config[stage])
         for row in rows:
             row["kl"] = nats
     else:
-        params = run.load_params(reference)
+        params = weights.load_params(run, reference)
         for row, logprob in zip(rows, _logprobs(run, params, records, rows, temperature)):
             row["kl"] = row["logprob"] - float(logprob)
 
@@ -282,12 +280,12 @@ def add_scores(run, rows: list[dict]) -> None:
     prompts = run.corpus.prompts("test", "ppo")
     records = [prompts[row["index"]] for row in rows]
     said = [[row[name] for row in rows] for name in ("completion", "finished", "tokens")]
-    names = run.stages("reward_model")
+    names = run.giving("reward")
     for row in rows:
         row.setdefault("scores", {})  # rows of an older version have none
     for name in names:
         if name not in rows[0]["scores"]:
-            scores = reward_model.Scorer(run, name)(records, *said)
+            scores = scorer.Scorer(run, name)(records, *said)
             for row, score in zip(rows, scores):
                 row["scores"][name] = float(score)
     for row in rows if names else []:

@@ -93,7 +93,10 @@ def _numbered(names) -> np.ndarray:
 
 def _plain(bins) -> list[dict]:
     """Bins as JSON has them, None for an edge at infinity."""
-    edge = lambda number: number if np.isfinite(number) else None
+
+    def edge(number):
+        return number if np.isfinite(number) else None
+
     return [
         row._asdict() | {"low": edge(row.low), "high": edge(row.high), "accuracy": row.accuracy._asdict()}
         for row in bins

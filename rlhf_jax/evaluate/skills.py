@@ -10,7 +10,7 @@ import string
 
 import numpy as np
 
-from rlhf_jax import generate
+from rlhf_jax import generate, inputs
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.runtime.errors import InputError
@@ -106,7 +106,7 @@ def documents(run) -> list[batches.Batch]:
     They are packed into rows as long as a prompt with its completion, as PPO's pretraining batches are by default.
     """
     try:
-        packed = run.held_out_documents(run.config.prompt_length + run.config.completion_length)
+        packed = inputs.held_out_documents(run, run.config.prompt_length + run.config.completion_length)
     except InputError:
         return []
     return list(loader.in_order(packed, run.config.evaluate.batch_size))

@@ -1,4 +1,4 @@
-"""A row of the table of fields, and the sections that rows come in."""
+"""A field of the configuration, and sections of fields."""
 
 import dataclasses
 import math
@@ -11,13 +11,14 @@ from rlhf_jax.fields.ranges import Number, OneOf, Range
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a config.
+    """A field of the configuration.
 
     Attributes:
-      default: None where it may be left out; it then takes what `allowed` says, or None.
-      allowed: what it can be.
-      meaning: for a reader who knows the field of research: its unit, what 0 or an empty text means, and where the
-        default is from. "App. C", "C.4" and "section 3.5" without another paper's name are those of Ouyang et al. 2022.
+      default: the default value; None if the field also allows None.
+      allowed: the range of its values.
+      meaning: the description for a reader who knows the field of research: its unit, what 0 or an empty text means,
+        and the source of the default. "App. C", "C.4" and "section 3.5" without another paper's name refer to Ouyang et
+        al. 2022.
     """
 
     default: Any
@@ -26,32 +27,33 @@ class Field:
 
     @property
     def says(self) -> str:
+        """The allowed values in words."""
         return self.allowed.says + (", or None" if self.default is None else "")
 
     def holds(self, value: Any) -> bool:
+        """Whether the field allows a value."""
         return (value is None and self.default is None) or self.allowed.holds(value)
 
     def refusal(self, value: Any) -> str:
-        """What is wrong with a value that the field cannot have, to stand after it."""
-        number = (
-            isinstance(self.allowed, Number)
-            and isinstance(value, (int, float))
-            and abs(value) != math.inf
-            and value == value
-        )
-        return f"must be {self.says}" + (", and fit into 32 bits" if number and not self.allowed.fits(value) else "")
+        """Returns the end of an error message about a value that the field does not allow; it follows the value."""
+        said = f"must be {self.says}"
+        if isinstance(self.allowed, Number) and isinstance(value, (int, float)) and -math.inf < value < math.inf:
+            said += "" if self.allowed.fits(value) else ", and fit into 32 bits"
+        return said
 
     def build(self) -> Any:
+        """Returns the default; for None, a placeholder that fixes the type of a later value."""
         return config_dict.placeholder(self.allowed.type) if self.default is None else self.default
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Fields and sections by their names, in the order in which they are shown.
+    """Fields and sections by name, in the order in which they are shown.
 
     Attributes:
-      about: what they are of, a sentence or two.
-      partial: it holds those of its fields that differ from another section's, none by default.
+      about: description of the section, a sentence or two.
+      parts: the fields and sections.
+      partial: whether the section holds only those fields that differ from another section's; by default it is empty.
     """
 
     about: str
@@ -59,7 +61,13 @@ class Section:
     partial: bool = False
 
     def but(self, about: str = "", **changes) -> "Section":
-        """With other defaults for the fields that are given as values, and the Fields and Sections that are given added."""
+        """Returns a copy with changes.
+
+        Args:
+          about: the new description; "" keeps the old one.
+          changes: a Field or Section is added under its name; any other value becomes the default of the field of that
+            name.
+        """
         parts = dict(self.parts)
         for name, change in changes.items():
             new = isinstance(change, (Field, Section))
@@ -67,17 +75,17 @@ class Section:
         return Section(about or self.about, parts)
 
     def build(self) -> ConfigDict:
-        """With all defaults, made anew."""
+        """Returns a new ConfigDict with all defaults."""
         return ConfigDict({} if self.partial else {name: part.build() for name, part in self.parts.items()})
 
     def fields(self, prefix: str = "") -> "dict[str, Field]":
-        """All fields below, by dotted name."""
-        found = {}
+        """Returns all fields of the section and of its sections, by dotted name."""
+        found: dict[str, Field] = {}
         for name, part in self.parts.items():
             found |= part.fields(f"{prefix}{name}.") if isinstance(part, Section) else {prefix + name: part}
         return found
 
 
 def kind(name: str) -> Field:
-    """The field of a stage that says which kind of stage it is."""
+    """Returns the field of a stage's section that names its kind of stage."""
     return Field(name, OneOf(name), "of stage; a section of another name with the same fields is a further stage")

@@ -1,28 +1,41 @@
-"""The texts of a config that have a form of their own, read: each function raises ValueError for another form."""
+"""Parsers of configuration texts that have a form of their own. Each raises ValueError for a text of another form."""
 
 import datetime
 import math
 import re
 from typing import NamedTuple
 
+import regex
+
 
 def date(text: str) -> datetime.datetime:
-    """A day as "2024-07-26", with a time or without."""
+    """Parses a day such as "2024-07-26", with or without a time."""
     return datetime.datetime.fromisoformat(text)
 
 
-def expression(text: str):
-    """A regular expression that has to find something: one that matches nothing at all would stand everywhere."""
-    from rlhf_jax.data import documents  # here, because commands that read no text do without it
+# Nested repeats multiply: ((a{1000}){1000}){1000} compiles to a program of 10^9 steps, which fills the memory.
+_MOST_REPEATS = 100_000
 
-    pattern = documents.expression(text)
+
+def expression(text: str) -> regex.Pattern:
+    """Compiles a regular expression.
+
+    An expression that matches the empty text is an error, because it would be found in every text.
+    """
+    counts = [int(count) for count in re.findall(r"\{(?:\d*,)?(\d{1,18})\}", text)]
+    if math.prod(filter(None, counts)) > _MOST_REPEATS:
+        raise ValueError(f"the numbers in its braces multiply to more than {_MOST_REPEATS:,}")
+    try:
+        pattern = regex.compile(text)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from None
     if pattern.fullmatch(""):
         raise ValueError("it matches the empty text")
     return pattern
 
 
 def model_at(text: str) -> tuple[str, float]:
-    """A stage and the temperature it is sampled at, 1 where none is given: "sft@0.7"."""
+    """Parses a stage and its sampling temperature, such as "sft@0.7"; the temperature is 1 if none is given."""
     stage, at, temperature = text.partition("@")
     number = float(temperature) if at else 1.0
     if not stage or not 0 <= number < math.inf:
@@ -31,7 +44,10 @@ def model_at(text: str) -> tuple[str, float]:
 
 
 def part(text: str, total: int = 1) -> tuple[int, int]:
-    """Where a part of `total` begins and ends: ":1000", ":50%", "50%:", "100:200", or ":" for all of it."""
+    """Parses a part of `total` items into its first place and the place after its last.
+
+    The forms are ":1000", ":50%", "50%:", "100:200", and ":" for all items.
+    """
     number = r"(\d+%?|\d*\.\d+%)?"
     found = re.fullmatch(f"{number}:{number}", text)
     if not found:
@@ -48,7 +64,7 @@ def part(text: str, total: int = 1) -> tuple[int, int]:
 
 
 def score_limits(text: str) -> tuple[float, float]:
-    """Two scores, the lower first: "2<9"."""
+    """Parses two scores, the lower one first, such as "2<9"."""
     number = r"(-?\d+(?:\.\d+)?)"
     found = re.fullmatch(rf"{number}<{number}", text)
     low, high = map(float, found.groups()) if found else (0, 0)
@@ -58,7 +74,7 @@ def score_limits(text: str) -> tuple[float, float]:
 
 
 def share_or_names(text: str) -> float | set[str]:
-    """A share, as "20%", above 0 and below 1; or names, separated by commas."""
+    """Parses a share above 0 and below 1, such as "20%", or a set of names separated by commas."""
     if text.endswith("%"):
         share = float(text[:-1]) / 100
         if not 0 < share < 1:
@@ -71,7 +87,7 @@ def share_or_names(text: str) -> float | set[str]:
 
 
 def mesh_axes(text: str) -> tuple[str, ...]:
-    """Axes of the mesh, separated by commas, each once."""
+    """Parses axes of the mesh, separated by commas, each at most once."""
     axes = tuple(text.split(","))
     if set(axes) - {"data", "fsdp", "tensor"} or len(set(axes)) < len(axes):
         raise ValueError(text)
@@ -79,13 +95,13 @@ def mesh_axes(text: str) -> tuple[str, ...]:
 
 
 class Entry(NamedTuple):
-    """What a name in `data.files` asks for."""
+    """A parsed entry of `data.files`."""
 
     name: str
-    count: int | None  # rows to take, None: all
-    splits: list[str]  # of a folder, none: all
-    fields: dict[str, str]  # theirs -> ours
-    weight: float | None = None  # among the entries of its kind; None: every row counts alike
+    count: int | None  # type: ignore[assignment]  # number of rows to take; None: all
+    splits: list[str]  # splits of a folder to read; empty: all
+    fields: dict[str, str]  # name of a column in the file -> our name for it
+    weight: float | None = None  # relative to the entries of its kind; None: every row has the same weight
 
 
 _ENTRY = re.compile(
@@ -95,11 +111,12 @@ _ENTRY = re.compile(
 
 
 def entry(text: str) -> Entry:
-    """A name in `data.files`: name[@rows][*weight][:split][:theirs=ours;theirs=ours]."""
+    """Parses an entry of `data.files`: name[@rows][*weight][:split+split][:theirs=ours;theirs=ours]."""
     found = _ENTRY.fullmatch(text)
     if not found:
         raise ValueError(text)
-    count, weight = found["count"] and int(found["count"]), found["weight"] and float(found["weight"])
+    count = int(found["count"]) if found["count"] else None
+    weight = float(found["weight"]) if found["weight"] else None
     pairs = [pair.split("=") for pair in (found["fields"] or "").split(";") if pair]
     splits = found["splits"].split("+") if found["splits"] else []
     if count == 0 or weight == 0 or not all(splits) or any(len(pair) != 2 or not all(pair) for pair in pairs):
@@ -108,12 +125,12 @@ def entry(text: str) -> Entry:
 
 
 def entries(text: str) -> list[Entry]:
-    """Names in `data.files`, separated by commas."""
+    """Parses entries of `data.files`, separated by commas."""
     return [entry(one.strip()) for one in text.split(",") if one.strip()]
 
 
 def entries_without_weight(text: str) -> list[Entry]:
-    """The same where no weight has a meaning."""
+    """Parses entries as `entries` does, for kinds of rows whose entries cannot have a weight."""
     found = entries(text)
     if any(one.weight is not None for one in found):
         raise ValueError(text)

@@ -1,10 +1,9 @@
-"""The table of fields as people read it: docs/config.md, and what --help prints."""
+"""The table of fields in readable form: docs/config.md, and what --help prints."""
 
 import textwrap
 from collections.abc import Iterator
 
 from rlhf_jax.fields.field import Field, Section
-from rlhf_jax.fields.run import RUN
 
 _PREFACE = """# Fields of a config
 
@@ -22,17 +21,18 @@ has the fields of `sft`. Sections without a kind are an experiment's own, and ar
 "App. C", "C.4", "section 3.5" and "Fig. 38" are those of Ouyang et al. 2022 (InstructGPT); "unstated" is what it leaves unsaid. The
 defaults of the stages are its numbers where it has some.
 
-**To add a field**, add `Field(default, what it can be, meaning)` where it belongs in `rlhf_jax/config/`: `run.py`, `model.py` or
-`stages.py`. The ranges are in `ranges.py`; the meaning says its unit, its source and what 0 or an empty text does. Then print this
-page anew. The field is then in the default config, in `--help` and here, and its values are checked; what does not fit together with
-other fields is checked by the stage that reads it.
+**To add a field**, add `Field(default, what it can be, meaning)` to a table: that of a stage is in its file of
+`rlhf_jax/stages/` (of PPO in `rlhf_jax/ppo/fields.py`), those that all stages share are in `rlhf_jax/fields/run.py` and
+`model.py`. The ranges are in `ranges.py`; the meaning says its unit, its source and what 0 or an empty text does. Then print
+this page anew. The field is then in the default config, in `--help` and here, and its values are checked; what does not fit
+together with other fields is checked by the stage that reads it.
 """
 
 
-def markdown() -> str:
-    """docs/config.md."""
+def markdown(table: Section) -> str:
+    """Returns the text of docs/config.md for a table of fields."""
     parts = [_PREFACE]
-    for name, section, same, differing in _sections():
+    for name, section, same, differing in _sections(table):
         parts.append(f"## {name or 'The run'}\n\n{section.about if name else 'What all stages share.'}\n")
         if section.partial:
             continue
@@ -47,10 +47,10 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
-def text(word: str = "") -> str:
-    """What --help prints of the fields; with a word, of those that have it in their name."""
+def text(table: Section, word: str = "") -> str:
+    """Returns what --help prints about the fields; with a word, about those with the word in their name."""
     lines = ["Fields of the config (docs/config.md has them as tables):"]
-    for name, section, same, differing in _sections():
+    for name, section, same, differing in _sections(table):
         prefix = f"{name}." if name else ""
         chosen = {prefix + key: field for key, field in differing.items() if word in prefix + key}
         if section.partial:
@@ -67,8 +67,12 @@ def text(word: str = "") -> str:
     return "\n".join(lines)
 
 
-def _sections() -> Iterator[tuple[str, Section, str, dict[str, Field]]]:
-    """(dotted name, section, an earlier one with the same fields or "", its own fields that differ from that one's)."""
+def _sections(table: Section) -> Iterator[tuple[str, Section, str, dict[str, Field]]]:
+    """Yields a table's section and all sections below it, each as a tuple.
+
+    The tuple is (dotted name, section, name of an earlier section with the same fields or "", the section's fields); if
+    there is such an earlier section, only the fields that differ from it are given.
+    """
     seen: list[tuple[str, Section]] = []
 
     def walk(name: str, section: Section):
@@ -82,12 +86,14 @@ def _sections() -> Iterator[tuple[str, Section, str, dict[str, Field]]]:
             if isinstance(part, Section) and not (same and part == same[1].parts[key]):
                 yield from walk(f"{name}.{key}".lstrip("."), part)
 
-    yield from walk("", RUN)
+    yield from walk("", table)
 
 
 def _default(field: Field) -> str:
+    """Returns a field's default as Markdown code."""
     return f"`{field.default!r}`"
 
 
 def _cell(text: str) -> str:
+    """Escapes a text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")

@@ -1,20 +1,23 @@
-"""What a field of a config can be: a number of some range, one of several names, a text of some form, a tuple.
+"""The ranges of values that fields allow: numbers, names, texts of some form, tuples.
 
-A range says what it allows (`says`, as in "must be a whole number from 1"), of which type a field is that may also
-be None (`type`), and whether it allows a value (`holds`).
+A range has three members: `says`, the allowed values in words (as in "must be a whole number from 1"); `type`, the type
+of a field that may also be None; and `holds`, whether it allows a value.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
-# Programs count and compute in 32 bits.
-LARGEST = 2**31 - 1  # of a whole number
-_FLOAT32 = 1.2e-38, 3.4e38  # the smallest and the largest that keep their precision, 0 apart
+# Limits of numbers, because programs count and compute in 32 bits.
+LARGEST = 2**31 - 1  # the largest whole number
+_FLOAT32 = 1.2e-38, 3.4e38  # the smallest and the largest float32 magnitude with full precision, other than 0
 
 
 class Range(Protocol):
-    type: type
+    """What every range has."""
+
+    @property
+    def type(self) -> type: ...
 
     @property
     def says(self) -> str: ...
@@ -27,9 +30,9 @@ class Number:
     """A finite number.
 
     Attributes:
-      low, high: it is at least and at most so much.
-      above, below: it is more and less than that.
-      also: a value outside of these that has a meaning of its own.
+      low, high: inclusive lower and upper bound.
+      above, below: exclusive lower and upper bound.
+      also: a value outside the bounds that is allowed because it has a meaning of its own.
       type: int for a whole number.
     """
 
@@ -44,8 +47,8 @@ class Number:
     def says(self) -> str:
         noun = "a whole number" if self.type is int else "a number"
         high = None if self.type is int and self.high == LARGEST else self.high
-        bounds = {"from": self.low, "above": self.above, "at most": high, "below": self.below}
-        bounds = " and ".join(f"{word} {bound:.12g}" for word, bound in bounds.items() if bound is not None)
+        limits = {"from": self.low, "above": self.above, "at most": high, "below": self.below}
+        bounds = " and ".join(f"{word} {bound:.12g}" for word, bound in limits.items() if bound is not None)
         if self.low is not None:
             bounds = bounds.replace(" and at most", " to")
         other = f", or {self.also}" if self.also is not None else ""
@@ -65,18 +68,21 @@ class Number:
         )
 
     def fits(self, value: Any) -> bool:
-        """Whether 32 bits hold a number; False for one that is not finite."""
+        """Whether 32 bits can hold a number; False for one that is not finite."""
         if self.type is int:
             return abs(value) <= max(LARGEST, self.high or 0)
         return value == 0 or _FLOAT32[0] <= abs(value) <= _FLOAT32[1]
 
 
 def whole(low: int, high: int = LARGEST, also: int | None = None) -> Number:
+    """Returns the range of whole numbers from `low` to `high`, and `also`."""
     return Number(low, high, also=also, type=int)
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
+    """True or False."""
+
     type = bool
     says = "True or False"
 
@@ -86,7 +92,7 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """One of these names."""
+    """One of several names."""
 
     names: tuple[str, ...]
     type = str
@@ -108,9 +114,9 @@ class Text:
     """A text.
 
     Attributes:
-      says: what it is.
-      read: raises ValueError for a text of another form; by default all are good.
-      empty: whether it may be empty, which is then no matter of its form.
+      says: the allowed form in words.
+      read: parser that raises ValueError for a text of another form; None allows every text.
+      empty: whether the text may be empty; an empty text is not parsed.
     """
 
     says: str = "a text"
@@ -133,13 +139,14 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """A tuple; a list as well, which is what JSON has instead.
+    """A tuple, or a list, which is what JSON gives for one.
 
     Attributes:
-      each: what its parts are.
-      least: so many at least.
-      lengths: or one of these numbers of parts.
-      distinct: none of them twice.
+      each: range of its parts.
+      says: the allowed values in words.
+      least: smallest number of parts.
+      lengths: allowed numbers of parts; () allows any number.
+      distinct: whether no part may occur twice.
     """
 
     each: Range

@@ -1,6 +1,6 @@
 """The table of fields, of a run: what all its stages share, and the stages that it has by default."""
 
-from rlhf_jax.fields import forms, stages
+from rlhf_jax.fields import forms
 from rlhf_jax.fields.field import Field, Section
 from rlhf_jax.fields.model import MODEL
 from rlhf_jax.fields.ranges import (
@@ -20,7 +20,12 @@ from rlhf_jax.fields.ranges import (
 )
 
 _AXES = Text("axes of the mesh, comma-separated: data, fsdp, tensor; or empty", forms.mesh_axes)
-_axis = lambda default, meaning: Field(default, _AXES, meaning)
+
+
+def _axis(default, meaning):
+    return Field(default, _AXES, meaning)
+
+
 _SIZE = whole(1, also=-1)
 _SOURCE = "name[@rows][*weight][:split][:theirs=ours;theirs=ours]"
 _WEIGHTED = Text(f"comma-separated {_SOURCE}, with rows and weight above 0, or empty", forms.entries)
@@ -90,7 +95,7 @@ FILES = Section(
     },
 )
 
-RUN = Section(
+COMMON = Section(
     "The run.",
     {
         "seed": Field(0, SEED, "of everything random"),
@@ -163,15 +168,6 @@ RUN = Section(
                 "files": FILES,
             },
         ),
-        "pretrain": stages.PRETRAIN,
-        "sft": stages.SFT,
-        "collect": stages.COLLECT,
-        "reward_model": stages.REWARD_MODEL,
-        "ppo": stages.PPO,
-        "ppo_ptx": stages.PPO.but("Step 3 with the pretraining mix: the fields of ppo.", ptx_coef=27.8),  # C.4
-        "dpo": stages.DPO,  # comparators: in config.stages where they are wanted
-        "best_of_n": stages.BEST_OF_N,
-        "prompted": stages.PROMPTED,
         "evaluate": Section(
             "Of every policy, on test prompts.",
             {

@@ -24,19 +24,19 @@ from rlhf_jax.runtime import hosts
 class Rollout:
     """Completions sampled from a policy, with the log-probabilities they were sampled with."""
 
-    tokens: jax.Array  # i32[B, P+C]; prompts padded on the left, pad after the end of a completion
+    tokens: jax.Array  # i32[B, P+C]; prompts are padded on the left, completions on the right
     prompt_mask: jax.Array  # bool[B, P]
     completion_mask: jax.Array  # bool[B, C]; True up to and including EOS
     logprobs: jax.Array  # f32[B, C] at the sampling temperature, 0 outside the mask
 
     @property
     def mask(self) -> jax.Array:
-        """bool[B, P+C]: True on real tokens."""
+        """bool[B, P+C], True on real tokens."""
         return jnp.concatenate([self.prompt_mask, self.completion_mask], axis=1)
 
     @property
     def completions(self) -> jax.Array:
-        """i32[B, C]."""
+        """i32[B, C], the tokens of the completions."""
         return self.tokens[:, self.prompt_mask.shape[1] :]
 
 
@@ -55,29 +55,41 @@ def sample(
     parts: int = 1,
     trials: str | None = None,
 ) -> Rollout:
-    """Sample one completion a row.
+    """Samples one completion per row.
 
     Args:
-      prompts: i32[B, P] padded on the left; prompt_mask: bool[B, P].
+      config: shape of the model.
+      params: parameters of a language model.
+      prompts: i32[B, P], padded on the left.
+      prompt_mask: bool[B, P], True on real tokens.
       key: one key for the batch; rows and steps get independent noise.
-      temperature: f32 scalar; 0 takes the most likely token (log-probs are then at temperature 1).
-      truncation: which tokens may be drawn, and a penalty on those that the row has; log-probs stay those of the model.
-        None: all, and none.
-      eos_id: ends a completion; or all that do.
-      parts: in which the batch is sampled one after another, so that the keys and values of one part
-        exist at once; the tokens do not depend on it.
-      trials: the axis of a vmap over whole batches. All go on until the last has ended: a step that only some
-        make would copy the keys and values of all.
+      temperature: f32 scalar; 0 takes the most likely token, with log-probabilities at temperature 1.
+      truncation: which tokens may be drawn, and a penalty on tokens already in the row; None: all tokens, no penalty.
+        The log-probabilities are the model's in either case.
+      completion_length: C.
+      eos_id: the token that ends a completion, or all such tokens.
+      pad_id: the token after the end of a completion.
+      parts: number of parts in which the batch is sampled one after another, so that the keys and values of only one
+        part exist at once. The tokens do not depend on it.
+      trials: name of the axis of a vmap over whole batches. All batches continue until the last one has ended, because
+        a step made by only some of them would copy the keys and values of all.
     """
     fixed = dict(
         truncation=truncation, completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, trials=trials
     )
-    noise = lambda step: jax.random.uniform(jax.random.fold_in(key, step), (len(prompts), 1))
+
+    def noise(step):
+        return jax.random.uniform(jax.random.fold_in(key, step), (len(prompts), 1))
+
     if parts == 1:
         return _sample(config, params, prompts, prompt_mask, noise, temperature, **fixed)
-    # Row i goes to part i % parts: each device keeps its own rows.
-    split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-    join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    # Row i goes to part i % parts, so that each device keeps its own rows.
+    def split(x):
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     def one(part):
         prompts, prompt_mask, rows = part
@@ -90,6 +102,7 @@ def sample(
 def _sample(
     config, params, prompts, prompt_mask, noise, temperature, *, truncation, completion_length, eos_id, pad_id, trials
 ):
+    """Samples a batch; `noise` maps a step to uniform numbers f32[B, 1], and the other arguments are `sample`'s."""
     batch, prompt_length = prompts.shape
     greedy = temperature <= 0.0
     divisor = jnp.where(greedy, 1.0, temperature)
@@ -106,7 +119,7 @@ def _sample(
         return inverse_cdf(jnp.exp(all_logprobs), noise(step))
 
     def choose(hidden, step, done, tokens, mask, logprobs):
-        """Writes the tokens of one step into the columns of the rows that are not done."""
+        """Chooses the tokens of a step, and writes them into its column for the rows that are not done."""
         logits = model.lm_logits(config, params, hidden, divisor)
         all_logprobs = jax.nn.log_softmax(logits)
         wanted = all_logprobs
@@ -114,7 +127,10 @@ def _sample(
             seen = jnp.zeros(logits.shape, bool)
             seen = seen.at[rows[:, None], prompts].max(prompt_mask).at[rows[:, None], tokens].max(mask)
             wanted = jax.nn.log_softmax(penalized(logits, seen, penalty))
-        most_likely = lambda x, _: jnp.argmax(x, axis=-1).astype(jnp.int32)
+
+        def most_likely(x, _):
+            return jnp.argmax(x, axis=-1).astype(jnp.int32)
+
         token = jax.lax.cond(greedy, most_likely, draw, wanted, step)
         logprob = jnp.take_along_axis(all_logprobs, token[:, None], axis=-1)[:, 0]
         token = jnp.where(done, pad_id, token)
@@ -145,13 +161,16 @@ def _sample(
 
 
 def is_end(tokens: jax.Array, eos_id: int | tuple[int, ...]) -> jax.Array:
-    """bool of i32[...]: whether a token is eos_id, or one of them."""
+    """Returns bool[...], whether each token of i32[...] is eos_id, or one of several."""
     ends = eos_id if isinstance(eos_id, tuple) else (eos_id,)
     return functools.reduce(operator.or_, [tokens == end for end in ends])
 
 
 def ended_by(rollout: Rollout, ends: tuple[int, ...], other: int) -> Rollout:
-    """The same with completions that one of `ends` ended, ended by `other`; on the host where it is there."""
+    """Returns the rollout with `other` in place of each of the tokens `ends` in its completions.
+
+    The result is on the host if the rollout is.
+    """
     array = np if isinstance(rollout.tokens, np.ndarray) else jnp
     completions = rollout.completions
     completions = array.where(rollout.completion_mask & is_end(completions, ends), other, completions)
@@ -160,10 +179,14 @@ def ended_by(rollout: Rollout, ends: tuple[int, ...], other: int) -> Rollout:
 
 
 def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Draws i32[B] from f32[B, V] (rows need not sum to 1) with one uniform number in [0, 1) a row, f32[B, 1].
+    """Draws a token per row, i32[B], from probabilities f32[B, V], whose rows need not sum to 1.
 
-    First a block of about sqrt(V) tokens, then a token in it: cumulative sums of short rows are ten
-    times faster on a CPU than one over the vocabulary. A token of probability 0 is never drawn.
+    It first draws a block of about sqrt(V) tokens, then a token within it: cumulative sums of short rows are ten times
+    faster on a CPU than one over the vocabulary. A token of probability 0 is never drawn.
+
+    Args:
+      probabilities: f32[B, V].
+      uniform: f32[B, 1], one uniform number in [0, 1) per row.
     """
     rows, vocab = probabilities.shape
     width = math.isqrt(vocab - 1) + 1
@@ -176,9 +199,13 @@ def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first_above(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where the cumulative sum of weights [B, N] first exceeds threshold [B, 1], and the sum before it; [B, 1] each.
+    """Returns the place where the cumulative sum first exceeds the threshold, and the sum before it; [B, 1] each.
 
-    The weight there is positive, also where rounding leaves the whole sum at the threshold.
+    The weight at that place is positive, even if rounding leaves the whole sum at the threshold.
+
+    Args:
+      weights: [B, N].
+      threshold: [B, 1].
     """
     cdf = jnp.cumsum(weights, axis=-1)
     above = (cdf > threshold) & (weights > 0)
@@ -190,9 +217,9 @@ def _first_above(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, j
 class Sampler:
     """`sample` jitted once for its lengths: (params, prompts, key, temperature[, truncation]) -> Rollout on the mesh.
 
-    Two programs: `layout` puts the parameters once into the compute dtype and where decoding wants
-    them, split over `tensor` alone; `program` samples. Left in their training layout, split over
-    fsdp, they would be gathered again for every token.
+    It consists of two programs. `layout` casts the parameters to the compute dtype and splits them over `tensor` alone,
+    once; `program` samples. In their training layout, split over fsdp, the parameters would be gathered for every
+    token.
     """
 
     def __init__(
@@ -230,7 +257,7 @@ class Sampler:
         return jax.tree.map(lambda x: x.astype(self._dtype), params)
 
     def laid_out(self, params: dict) -> bool:
-        """Whether the layout would only copy the parameters."""
+        """Whether `layout` would only copy the parameters, because they already have its dtype and shardings."""
 
         def fits(x, place):
             return isinstance(x, jax.Array) and x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
@@ -240,19 +267,20 @@ class Sampler:
     def __call__(
         self, params: dict, prompts: Prompts, key: jax.Array, temperature: float, truncation: Truncation | None = None
     ) -> Rollout:
+        """Samples completions of prompts from the host; the parameters may be in any layout."""
         tokens, mask = sharding.put_batch((prompts.tokens, prompts.mask), self._mesh)
         params = params if self.laid_out(params) else self.layout(params)
         return self.program(params, tokens, mask, key, jnp.float32(temperature), truncation)
 
 
 def decode_shardings(config: TransformerConfig, mesh, rules=sharding.DEFAULT_RULES) -> dict:
-    """Where decoding wants the parameters of a language model: split over the mesh axis `tensor` alone."""
+    """Returns the shardings of a language model's parameters for decoding: split over the mesh axis `tensor` alone."""
     tensor_only = {axis: "tensor" if "tensor" in (target or ()) else None for axis, target in rules.items()}
     return sharding.param_shardings(model.logical_axes(config), model.param_shapes(config), mesh, tensor_only)
 
 
 def sampled(rollout: Rollout) -> list[tuple[int, ...]]:
-    """The token ids of each completion, with the one that ended it."""
+    """Returns the token ids of each completion, including the token that ended it."""
     rollout = hosts.fetch(rollout)
     return [tuple(row[keep].tolist()) for row, keep in zip(rollout.completions, rollout.completion_mask)]
 
@@ -260,7 +288,13 @@ def sampled(rollout: Rollout) -> list[tuple[int, ...]]:
 def texts(
     rollout: Rollout, tokenizer: Tokenizer, eos_id: int | tuple[int, ...] | None = None
 ) -> tuple[list[str], list[bool]]:
-    """The completions as text without special tokens, and whether each ended by itself (`eos_id`: all of the tokenizer's)."""
+    """Returns the completions as text without special tokens, and whether each ended with an end token.
+
+    Args:
+      rollout: the completions.
+      tokenizer: the tokenizer of the model.
+      eos_id: the token, or tokens, that end a completion; None: the tokenizer's end tokens.
+    """
     rollout = hosts.fetch(rollout)
     completions, mask = rollout.completions, rollout.completion_mask
     ends = is_end(completions, tokenizer.end_ids if eos_id is None else eos_id)

@@ -4,12 +4,12 @@
     python -m rlhf_jax.generate --model=runs/quickstart/ppo_ptx --prompts=prompts.jsonl --samples=4 --out=out.jsonl
 
 DIR is a Hugging Face directory (config.json, safetensors, tokenizer), a finished stage of a work
-directory, or a work directory (its last policy). --prompt prints text, --prompts one JSON line a
+directory, or a work directory (its last policy). --prompt prints text; --prompts prints one JSON line per
 completion: the row's fields, and prompt (as the model read it), completion, sample, finished,
-tokens and logprob (nats, at the sampling temperature); a field of the row that has such a name is in `given`.
+tokens and logprob (nats, at the sampling temperature). A field of the row with one of these names is kept in `given`.
 
-Rows with `messages` or an `instruction` are rendered by the model's own template, and --chat makes
-a user's turn of a plain prompt. Completions depend on the seed and the batch size.
+Rows with `messages` or an `instruction` are rendered by the model's own template. --chat turns a plain prompt
+into a user's turn. Completions depend on the seed and the batch size.
 """
 
 import argparse
@@ -25,33 +25,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, hf, sharding
+import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
+from rlhf_jax import generate, hf, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.chat_template import ChatTemplate, shown
 from rlhf_jax.data.records import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Number
 from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig, attention
 from rlhf_jax.runtime import hosts, keys, progress
-from rlhf_jax.runtime.command_line import option
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import not_through_links, read_json, whole_lines
 
-_SHORTEST = 16  # tokens that prompts are padded to at least; then powers of two, so that few programs are compiled
+_SHORTEST = 16  # tokens; prompts are padded to 16 or a larger power of two, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A language model that can be asked.
+    """A language model, ready to complete prompts.
 
     Attributes:
-        params: on the mesh.
-        template: renders messages; None where the model was not taught to chat.
-        folder: the Hugging Face directory; None where it is a run's.
+        config: shape of the model.
+        params: parameters, on the mesh.
+        tokenizer: its tokenizer.
+        template: template that renders messages; None if the model was not trained to chat.
+        mesh: the device mesh.
+        rules: logical axis -> mesh axes.
+        folder: the Hugging Face directory; None for a model of a run.
     """
 
     config: TransformerConfig
@@ -65,7 +70,13 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """text: as the model reads it; rendered: by the model's template."""
+    """A prompt.
+
+    Attributes:
+        text: the text that the model reads.
+        rendered: whether the model's template rendered the text.
+        row: fields of the row of --prompts.
+    """
 
     text: str
     rendered: bool
@@ -73,14 +84,16 @@ class Prompt:
 
 
 def load_model(directory: str, *, tensor: int = 1, dtype: str = "") -> Model:
-    """Reads the model of a directory, whichever kind it is.
+    """Reads the model of a Hugging Face directory, a finished stage or a work directory.
 
     Args:
-        tensor: devices that the model is split over; the others share the rows of a batch.
-        dtype: of the computation; "": float32 on CPUs and else bfloat16, or as the run has it.
+        directory: path of the directory.
+        tensor: number of devices that the model is split over; the rows of a batch are split over the others.
+        dtype: dtype of the computation; "" is that of the run, or for a Hugging Face directory float32 on CPUs and
+          bfloat16 elsewhere.
 
     Raises:
-        InputError: neither a Hugging Face directory nor a finished policy.
+        InputError: the directory is neither a Hugging Face directory nor a finished policy.
     """
     folder = pathlib.Path(directory)
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=tensor)
@@ -101,41 +114,51 @@ def load_model(directory: str, *, tensor: int = 1, dtype: str = "") -> Model:
     tokenizer.check_fits(shape.vocab_size)
     shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
     template = tokenizer.chat_template() if tokenizer.has_chat_template else None
-    # Straight into the layout of sampling: each device gets its part, and the host never has the whole.
+    # Loaded in the layout of sampling, so that each device gets its part and the host never holds the whole model.
     params = hf.load_params(folder, shape, generate.decode_shardings(shape, mesh))
     return Model(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
 
 
 def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> Model:
+    """Reads a policy of a work directory; stage "" is its last policy.
+
+    Raises:
+        InputError: the stage is not a finished policy.
+    """
     run = run_lib.open_run(path, mesh)
-    policies = run.policy_stages()
+    policies = run.giving("policy")
     if not policies or stage and stage not in policies:
         raise InputError(f"{path / stage} is no finished policy; {path} has {', '.join(policies) or 'none'}")
     stage = stage or policies[-1]
-    shape, params = run.shape(stage), run.load_params(stage)
+    shape, params = run.shape(stage), weights.load_params(run, stage)
     shape = dataclasses.replace(shape, dtype=dtype or shape.dtype)
     return Model(shape, params, Tokenizer.load(path), run.template, mesh, run.rules)
 
 
 def read_prompts(model: Model, options: argparse.Namespace) -> list[Prompt]:
-    """The prompts of --prompt or --prompts, rendered where they must be."""
+    """Returns the prompts of --prompt or --prompts, rendered by the template where they need it."""
     if options.prompt is not None:
         try:
             options.prompt.encode()
-        except UnicodeEncodeError:  # Python keeps bytes of the command line that are no text as half characters
+        except UnicodeEncodeError:  # Python keeps undecodable bytes of the command line as lone surrogates
             raise InputError("--prompt holds bytes that are not UTF-8; write it in UTF-8") from None
         written = options.prompt if options.chat else (model.template or Template()).written(options.prompt)
         prompts = [Prompt(written, False, {})]
     else:
-        # Without a template of the model's, a row that needs one is refused below.
+        # If the model has no template, a row that needs one is refused below.
         records, _ = read_rows(options.prompts, "prompts", model.template or Template())
         prompts = [Prompt(record.prompt, record.row.get("prompt") is None, record.row) for record in records]
     if model.template is None and (options.chat or any(prompt.rendered for prompt in prompts)):
-        model.tokenizer.chat_template()  # says what is missing
+        model.tokenizer.chat_template()  # raises the InputError that says what is missing
     if not options.chat:
         return prompts
-    turn = lambda text: model.template.chat([{"role": "user", "content": text}])
-    given = lambda prompt: prompt.row.get("prompt", prompt.text)
+
+    def turn(text):
+        return model.template.chat([{"role": "user", "content": text}])
+
+    def given(prompt):
+        return prompt.row.get("prompt", prompt.text)
+
     return [prompt if prompt.rendered else Prompt(turn(given(prompt)), True, prompt.row) for prompt in prompts]
 
 
@@ -143,10 +166,16 @@ class Completer:
     """Samples completions, batch by batch.
 
     Args:
-        samples: completions of each prompt.
+        model: the model.
+        prompts: the prompts.
+        max_new_tokens: largest number of tokens of a completion.
+        temperature, top_k, top_p, repetition_penalty: as in `sample` and `Truncation`.
+        samples: number of completions of each prompt.
+        seed: seed of the random numbers.
+        batch_size: completions sampled at once, rounded up to a multiple of the devices that share the rows.
 
     Raises:
-        InputError: a prompt that leaves no room for `max_new_tokens` in the model's context.
+        InputError: a prompt leaves no room for `max_new_tokens` in the model's context.
     """
 
     def __init__(
@@ -171,7 +200,7 @@ class Completer:
             )
         tokenizer = model.tokenizer
         chats = isinstance(model.template, ChatTemplate)
-        # What ends a turn is asked for where there is one: a template that does not say will do for other prompts.
+        # The end of a turn is needed only for rendered prompts; other prompts do with a template that defines none.
         turns = chats and any(prompt.rendered for prompt in prompts)
         self._ends = (tokenizer.for_chat() if turns else tokenizer).end_ids
         reader = tokenizer.reads_written() if chats else tokenizer
@@ -202,7 +231,7 @@ class Completer:
         self._truncation = None if whole else Truncation(jnp.int32(top_k), jnp.float32(top_p), penalty)
 
     def __call__(self, first: int = 0) -> Iterator[list[dict]]:
-        """The completions of each batch, from batch number `first` on, in the order of the prompts."""
+        """Yields the completions of each batch, from batch number `first` on, in the order of the prompts."""
         for number in range(first, self.batches):
             rows = self._rows[number * self.batch_size : (number + 1) * self.batch_size]
             batch = self._pad(rows)
@@ -227,7 +256,7 @@ class Completer:
             ]
 
     def _pad(self, rows: list) -> Prompts:
-        """Left-padded to one of few lengths; a last batch that is too small repeats its first row."""
+        """Pads prompts on the left to one of few lengths; a last batch with too few rows repeats its first row."""
         longest = max(len(ids) for _, ids, _ in rows)
         length = min(max(_SHORTEST, 1 << (longest - 1).bit_length()), self._room)
         tokens = np.full((self.batch_size, length), self._model.tokenizer.pad_id, np.int32)
@@ -239,25 +268,31 @@ class Completer:
 
 
 def _beside(row: dict, found: dict) -> dict:
-    """A row with what was found; the row's own values under these names are kept in `given`."""
+    """Returns a row with the fields `found` added; the row's own values under these names are kept in `given`."""
     given = {name: row[name] for name in (*found, "given") if name in row and row[name] != found.get(name)}
     return row | found | ({"given": given} if given else {})
 
 
 def write_text(completer: Completer) -> None:
-    """Prints the completions, and a line between two."""
+    """Prints the completions, separated by a line of three dashes."""
     for number, row in enumerate(row for rows in completer() for row in rows):
         print(("---\n" if number else "") + row["completion"], flush=True)
 
 
 def write_lines(completer: Completer, out: str | None, identity: str) -> None:
-    """Writes one JSON line a completion to a file, or to standard output.
+    """Writes one JSON line per completion to a file, or to standard output.
 
-    A file is written under another name beside it, which says what was asked for, and renamed when
-    it is whole: a command that was stopped goes on where it was.
+    The lines first go to a file beside `out`, whose name holds a checksum of what was asked for. It is renamed when it
+    is complete, so that a command that was stopped continues from its last whole batch.
+
+    Args:
+        completer: the completions.
+        out: path of the file; None: standard output.
+        identity: everything that determines the completions, as text.
 
     Raises:
-        progress.Stopped: by Ctrl-C, after the batch.
+        InputError: the file cannot be written.
+        progress.Stopped: after the batch in which Ctrl-C was pressed.
     """
     if out is None:
         for rows in completer():
@@ -287,6 +322,7 @@ def _line(row: dict) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -317,7 +353,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _follow_release(model: Model, options: argparse.Namespace) -> None:
-    """Takes the flags that were not given from the model's generation_config.json, and says what is not followed."""
+    """Fills flags that were not given from the model's generation_config.json, and prints what is not followed."""
     if model.folder is not None:
         asked = settings.read(model.folder, options.temperature == 0)
         if options.repetition_penalty is None:
@@ -333,12 +369,13 @@ def _follow_release(model: Model, options: argparse.Namespace) -> None:
 
 
 def new_tokens(context: int) -> int:
-    """How long completions may be where nothing is said, so that a prompt has room."""
+    """Returns the default of --max_new_tokens for a context of so many tokens: half of it, and at most 128."""
     return min(128, context // 2)
 
 
 @as_command("rlhf_jax.generate")
 def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
     options = parse(arguments)
     try:
         if options.out and pathlib.Path(options.out).is_dir():

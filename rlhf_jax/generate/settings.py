@@ -1,7 +1,8 @@
-"""What a released model's generation_config.json asks of sampling: what is done of it, and what is not, by name.
+"""The sampling settings of a released model's generation_config.json: which are followed, and which ignored, by name.
 
-transformers' `generate` follows it unless its arguments say otherwise. Here temperature, top-k and top-p are the
-command's alone, what ends a text is the tokenizer's (data/tokenizer_files.py), and repetition_penalty is followed.
+transformers' `generate` follows the file unless its arguments say otherwise. Here temperature, top-k and top-p come
+from the command alone, and the tokens that end a text from the tokenizer (data/tokenizer_files.py). The file's
+repetition_penalty is followed.
 """
 
 import math
@@ -13,8 +14,8 @@ from rlhf_jax.data.tokenizer_files import GENERATION
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there
 
-# What changes no text, or is asked of the command or the tokenizer: a length, the number of completions, ids, how
-# transformers computes and what else it returns.
+# Fields that do not change the text, or that the command or the tokenizer decides: lengths, the number of completions,
+# token ids, how transformers computes and what else it returns.
 _NO_MATTER = {
     "max_length",
     "max_new_tokens",
@@ -55,7 +56,7 @@ _NO_MATTER = {
     "max_matching_ngram_size",
     "token_healing",
 }
-# Of the others, the values that do nothing; and any field: null.
+# For the other fields, the values that have no effect. null has no effect in any field.
 _NOTHING = {
     "repetition_penalty": (1,),
     "encoder_repetition_penalty": (1,),
@@ -76,24 +77,31 @@ _NOTHING = {
     "guidance_scale": (1,),
     "penalty_alpha": (0,),
 }
+# Fields that shape a random draw, and have no effect on greedy sampling.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 
 
 class Settings(NamedTuple):
-    """repetition_penalty: 1 does nothing; ignored: what transformers' text depends on, and ours not, by name."""
+    """The settings of a generation_config.json.
+
+    Attributes:
+        repetition_penalty: the penalty; 1 has no effect.
+        ignored: fields that change transformers' text and are not followed here, with their values.
+    """
 
     repetition_penalty: float
     ignored: dict[str, Any]
 
 
 def read(folder: str | os.PathLike, greedy: bool) -> Settings:
-    """Of a Hugging Face directory.
+    """Reads the settings of a Hugging Face directory; a directory without the file has none.
 
     Args:
-        greedy: nothing is drawn, so that what shapes a draw does not matter.
+        folder: the directory.
+        greedy: whether nothing is drawn, so that fields which shape a draw have no effect.
 
     Raises:
-        InputError: the file is no JSON object, or its repetition_penalty no number above 0.
+        InputError: the file is not a JSON object, or its repetition_penalty is not a number above 0.
     """
     path = pathlib.Path(folder, GENERATION)
     given = read_if_there(path)

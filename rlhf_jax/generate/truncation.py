@@ -1,6 +1,6 @@
-"""Sampling from the likely tokens alone, or rather from new ones: top-k, top-p and a penalty, as arguments of the program.
+"""Truncated sampling: top-k, top-p and a repetition penalty, as arguments of the sampling program.
 
-PPO never uses it: there the policy is the model at a temperature, and nothing else.
+PPO never uses them, because its policy is the model at a temperature and nothing else.
 """
 
 import jax
@@ -10,26 +10,32 @@ from flax import struct
 
 @struct.dataclass
 class Truncation:
-    """Which tokens may be drawn; top-k and top-p are applied after the temperature, top-k first.
+    """Which tokens may be drawn. top-k and top-p are applied after the temperature, top-k first.
 
-    Changing them compiles nothing anew.
+    The fields are arrays, so that a change recompiles nothing.
     """
 
-    top_k: jax.Array  # i32: the k likeliest tokens, and those as likely as the last of them; 0: all
-    top_p: jax.Array  # f32 in (0, 1]: the fewest likeliest tokens whose probabilities sum to it; 1: all
-    repetition_penalty: jax.Array | None = None  # f32 above 0, see `penalized`; None: none
+    top_k: jax.Array  # i32: the k likeliest tokens, and those tied with the last of them; 0: all
+    top_p: jax.Array  # f32 in (0, 1]: the smallest set of likeliest tokens with this total probability; 1: all
+    repetition_penalty: jax.Array | None = None  # f32 above 0, see `penalized`; None: no penalty
 
 
 def penalized(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
-    """f32[B, V] logits -> the same, lower where seen, bool[B, V]: divided by the penalty, or times it below 0.
+    """Returns logits f32[B, V] with a penalty on the tokens that are seen.
 
-    Keskar et al. 2019 (CTRL), section 4.1, as transformers has it.
+    The logit of a seen token is divided by the penalty if it is positive, and multiplied by it if it is negative
+    (Keskar et al. 2019 (CTRL), section 4.1, as implemented in transformers).
+
+    Args:
+      logits: f32[B, V].
+      seen: bool[B, V], True for the tokens already in the row.
+      penalty: f32[], above 0; above 1 it makes repetition less likely.
     """
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_likely(logprobs: jax.Array, truncation: Truncation) -> jax.Array:
-    """f32[B, V] log-probabilities -> the same, with -inf where a token must not be drawn (not normalised again)."""
+    """Returns log-probabilities f32[B, V] with -inf at tokens that must not be drawn; they are not normalised again."""
     vocab = logprobs.shape[-1]
     ordered = jnp.sort(logprobs, axis=-1, descending=True)
     k = jnp.where(truncation.top_k > 0, jnp.minimum(truncation.top_k, vocab), vocab)
@@ -38,5 +44,6 @@ def keep_likely(logprobs: jax.Array, truncation: Truncation) -> jax.Array:
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     kept = (before < truncation.top_p) & (ordered >= least)
     lowest = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    threshold = jnp.where(truncation.top_p < 1.0, lowest, least)  # where it is 1, rounding drops nothing
+    # With top_p = 1 no token may be lost to rounding of the cumulative sum.
+    threshold = jnp.where(truncation.top_p < 1.0, lowest, least)
     return jnp.where(logprobs >= threshold, logprobs, -jnp.inf)

@@ -1,8 +1,8 @@
-"""Released weights in and out: a Hugging Face folder (config.json, safetensors) <-> our config and parameters.
+"""Import and export of released weights: Hugging Face folders (config.json, safetensors) <-> our config and parameters.
 
-No torch, no transformers: `families` has the tables, `mapping` what they mean, `tensors` the files. Everything
-in a folder must be understood: a missing, extra or misshapen tensor is an error that names it. The command is
-in __main__.py.
+Neither torch nor transformers is needed. `families` has the tables of the model families, `mapping` reads these
+tables, and `tensors` reads and writes the files. Everything in a folder must be understood: a missing, extra or
+misshapen tensor is an error that names the tensor. The command is in __main__.py.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from rlhf_jax.runtime.files import write_json
 
 __all__ = ["PROGRAM_FIELDS", "canonical", "copy", "family_of", "head_of", "load_config", "load_params", "save"]
 
-# Of TransformerConfig: how it computes, which no released model says.
+# Fields of TransformerConfig that say how a model is computed or initialized. A released model does not decide them.
 PROGRAM_FIELDS = (
     "dtype",
     "scan_layers",
@@ -39,28 +39,32 @@ PROGRAM_FIELDS = (
     "logits_chunk",
     "absent_ids",
 )
-SHARD_BYTES = 5 * 10**9  # of an exported file, as transformers has it
-_LARGE = 10**9  # parameters: reading more takes a time in which something should be seen
-UNFOLDED = "score.final_norm_bias"  # see _fold_bias
+SHARD_BYTES = 5 * 10**9  # largest size of an exported file: the default of transformers
+_LARGE = 10**9  # number of parameters: reading more takes so long that it needs a progress bar
+UNFOLDED = "score.final_norm_bias"  # tensor with the final norm's own bias, see _fold_bias
 _SHORT = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_VOCABULARY_FIRST = ("embedding", "lm_head")  # ours are padded to a multiple
+_VOCABULARY_FIRST = ("embedding", "lm_head")  # parameters whose first axis is the vocabulary, which we pad
 
 
 def load_config(folder: str | os.PathLike, **overrides: Any) -> TransformerConfig:
-    """Reads config.json; `overrides` are fields that it does not decide, like dtype and scan_layers.
+    """Returns the config of a model folder, from its config.json.
+
+    Args:
+        folder: the model folder.
+        **overrides: values of fields that config.json does not decide, such as dtype and scan_layers.
 
     Raises:
-        InputError: no readable config.json, or a family or a setting that model.py does not have.
+        InputError: config.json cannot be read, or our model does not have its family or one of its settings.
     """
     settings = Settings.of(folder)
     return dataclasses.replace(named_by(settings).config(settings), **overrides)
 
 
 def head_of(folder: str | os.PathLike) -> str:
-    """Which model the folder holds: "lm", or "scalar" for a reward model (one label).
+    """Returns the head of the model in a folder: "lm", or "scalar" for a reward model, a classifier with one label.
 
     Raises:
-        InputError: a classifier of several labels.
+        InputError: the model is a classifier with several labels.
     """
     settings = Settings.of(folder)
     classes = named_by(settings).classes
@@ -73,20 +77,21 @@ def head_of(folder: str | os.PathLike) -> str:
 
 
 def load_params(folder: str | os.PathLike, config: TransformerConfig, shardings=None, head: str = "lm") -> dict:
-    """Reads the parameters of a model folder, of any float type.
+    """Reads the parameters of a model folder, which may be float32, float16 or bfloat16.
 
     Args:
-        config: what `load_config` gave for this folder.
-        shardings: where they are wanted, a tree as by `model.init_params`: each process then reads only what
-            its devices hold, one parameter at a time.
-        head: "scalar" for a reward model.
+        folder: the model folder.
+        config: the config that `load_config` returned for this folder.
+        shardings: shardings of the parameters, a tree like that of `model.init_params`. Each process then reads only
+            what its devices hold, one parameter at a time.
+        head: "lm", or "scalar" for a reward model.
 
     Returns:
-        Float32 arrays on the mesh, or in NumPy without `shardings`, laid out as by `model.init_params`; the
+        A tree like that of `model.init_params`, of float32 arrays: on the mesh, or of NumPy without `shardings`. The
         rows that pad the vocabulary are 0.
 
     Raises:
-        InputError: no whole safetensors, or a tensor missing, extra or misshapen.
+        InputError: the safetensors files are not complete, or a tensor is missing, extra, misshapen or not finite.
     """
     reader = _Reader(folder, config, head)
     paths, tree = jax.tree.flatten_with_path(model.param_shapes(config, head))
@@ -104,7 +109,13 @@ def load_params(folder: str | os.PathLike, config: TransformerConfig, shardings=
 
 
 def _place(shape: tuple[int, ...], read: Callable, sharding) -> np.ndarray | jax.Array:
-    """A global array from `read(index)`, which gives a part of it: read once, and gone once it is placed."""
+    """Returns a global array; each distinct block of it is read once, and freed on the host once it is on the devices.
+
+    Args:
+        shape: shape of the array.
+        read: index -> the block of the array at this index.
+        sharding: sharding of the array; None for a NumPy array.
+    """
     if sharding is None:
         return read((slice(None),) * len(shape))
     parts: dict[tuple, list] = {}
@@ -114,26 +125,35 @@ def _place(shape: tuple[int, ...], read: Callable, sharding) -> np.ndarray | jax
     for bounds, devices in parts.items():
         block = read(tuple(slice(*bound) for bound in bounds))
         arrays += jax.block_until_ready([jax.device_put(block, device) for device in devices])
-        del block  # before the next is read
+        del block  # so that the host never holds two blocks
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 class _Reader:
-    """The tensors of a folder as parameters of ours: checked at once, read when asked for."""
+    """The tensors of a folder as our parameters: names and shapes are checked at once, values are read when needed."""
 
     def __init__(self, folder: str | os.PathLike, config: TransformerConfig, head: str):
         settings = Settings.of(folder)
         self.folder, self.config, self.head = pathlib.Path(folder), config, head
         self.family = named_by(settings)
         self.tensors = tensors_lib.find(folder)
-        if config.num_layers > len(self.tensors):  # before a list of their names is made
+        if config.num_layers > len(self.tensors):  # checked first: a wrong, huge number would make huge lists of names
             raise InputError(
                 f"{settings.path}: {config.num_layers} layers, and the files have only {len(self.tensors)} tensors"
             )
-        self.used: dict[str, str] = {}  # the family's name of a tensor -> the file's
+        self.used: dict[str, str] = {}  # name of a tensor in the family -> its name in the file
 
     def parameter(self, keys, shape: tuple[int, ...]) -> Callable[[tuple[slice, ...]], np.ndarray]:
-        """index -> that part of a parameter, float32."""
+        """Returns a function index -> block of a parameter at this index, float32.
+
+        Args:
+            keys: path of the parameter in the tree.
+            shape: shape of the parameter, with the axis of layers and the padded vocabulary.
+
+        Raises:
+            InputError: a tensor of the parameter is missing or misshapen. The returned function raises it for values
+                that are not finite.
+        """
         path = "/".join(key.key for key in keys)
         source = self.family.sources[path]
         layered = path.startswith("layers/")
@@ -156,13 +176,20 @@ class _Reader:
                     self._check_finite(name, place)
             else:
                 value = source.view(parts[0].open(), ours)[index]
-                block[tuple(map(slice, value.shape))] = value  # of the vocabulary, the padding stays 0
+                block[tuple(map(slice, value.shape))] = value  # the rows that pad the vocabulary stay 0
                 self._check_finite(names[0], block)
             return block
 
         return read
 
     def _find(self, name: str, source: Source, shape: tuple[int, ...]) -> tensors_lib.Tensor | None:
+        """Returns the tensor for a parameter of this shape, or None if it is optional and missing.
+
+        The file may name it without the family's prefix, or by the source's alias.
+
+        Raises:
+            InputError: a tensor that is not optional is missing, or the tensor is misshapen.
+        """
         others = (name.removeprefix(self.family.prefix), source.alias)
         found = next((other for other in (name, *others) if other in self.tensors), None)
         if found is None:
@@ -178,7 +205,10 @@ class _Reader:
         return tensor
 
     def _check_finite(self, name: str, values: np.ndarray) -> None:
-        """By the extremes, which need no memory: NaN is one wherever it stands."""
+        """Raises InputError if the values are not all finite.
+
+        The extremes suffice, and need no array of booleans: the minimum and maximum are NaN if any value is.
+        """
         if values.size and not np.isfinite([values.min(), values.max()]).all():
             tensor = self.tensors[self.used[name]]
             raise InputError(
@@ -187,13 +217,13 @@ class _Reader:
             )
 
     def checked(self, name: str) -> np.ndarray:
-        """A tensor by the family's name, all of it finite, as the file has it."""
+        """Returns the tensor of a name in the family, in the file's dtype; raises InputError if it is not finite."""
         found = self.tensors[self.used[name]].open()
         self._check_finite(name, found.astype(np.float32) if found.dtype.itemsize < 4 else found)
         return found
 
     def refuse_others(self) -> None:
-        """Tensors that are no parameters of this model; heads that it does not use are left alone."""
+        """Raises InputError if a tensor is not a parameter of this model; an unused language model head is allowed."""
         heads = ("lm_head.weight", "embed_out.weight") if self.config.tie_embeddings or self.head == "scalar" else ()
         for name in self.tensors.keys() - set(self.used.values()):
             if name not in heads and not name.endswith(self.family.ignored or ("\0",)):
@@ -216,17 +246,20 @@ def save(
     """Writes config.json and the tensors of a model, as transformers reads them.
 
     Args:
-        folder: is there, and empty.
-        params: laid out as by `model.init_params`, of NumPy or of this process's devices.
-        dtype: of the tensors: float32, bfloat16 or float16.
-        settings: further ones of config.json, such as eos_token_id.
+        folder: an existing, empty folder.
+        config: the model's config.
+        params: a tree like that of `model.init_params`, of NumPy arrays or arrays on this process's devices.
+        head: "lm", or "scalar" for a reward model.
+        dtype: dtype of the tensors: float32, bfloat16 or float16.
+        settings: further settings of config.json, such as eos_token_id.
+        shard_bytes: largest size of a file.
 
     Returns:
         The model_type.
 
     Raises:
-        InputError: no family of transformers computes what this model does; a value that float16 does not
-            have; a disk that is full.
+        InputError: no model family of transformers computes what this model does, a value is outside float16's range,
+            or the disk is full.
     """
     model_type = family_of(config)
     family, folder = FAMILIES[model_type], pathlib.Path(folder)
@@ -235,7 +268,7 @@ def save(
     if head == "scalar":
         params, lacking = _fold_bias(params)
     shapes: dict[str, tuple[int, ...]] = {}
-    parts: dict[str, list[tuple]] = {}  # name -> the parameters that it holds
+    parts: dict[str, list[tuple]] = {}  # name of a tensor -> the parameters that it holds
     for keys, leaf in jax.tree.leaves_with_path(params):
         path = "/".join(key.key for key in keys)
         source = Source(UNFOLDED) if path == UNFOLDED else family.sources[path]
@@ -266,10 +299,14 @@ def save(
 
 
 def _fold_bias(params: dict) -> tuple[dict, float]:
-    """What transformers computes of a reward model, whose heads there have no bias, and what that lacks.
+    """Moves the bias of a reward model's head into its final norm, because the heads of transformers have no bias.
 
-    The tensor score.bias has it, which only we read. Where the last norm has a bias, transformers' score is
-    right too: a multiple of the kernel is added to that bias, and its own stands beside it for us.
+    If the final norm has a bias, a multiple of the head's kernel is added to it. The product of the two then grows by
+    the head's bias, and scores in transformers are right. The norm's own bias is kept as the tensor UNFOLDED, and the
+    head's as score.bias; only we read these two.
+
+    Returns:
+        (the parameters to write, the bias that scores in transformers lack: 0.0 if it could be moved).
     """
     bias = float(np.asarray(params["scalar_bias"]))
     kernel = np.asarray(params["scalar_kernel"], np.float64)
@@ -283,11 +320,15 @@ def _fold_bias(params: dict) -> tuple[dict, float]:
 def copy(
     source: str | os.PathLike, folder: str | os.PathLike, *, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes the model of one Hugging Face folder into another, once all of it is known to be right.
+    """Copies the model of a Hugging Face folder into another.
+
+    The names and shapes of all tensors are checked before anything is written.
 
     Args:
-        folder: is there, and empty.
-        dtype: of the tensors; None: each keeps its own, bit for bit.
+        source: the folder to read.
+        folder: an existing, empty folder.
+        dtype: dtype of the copied tensors; None copies each tensor bit for bit.
+        shard_bytes: largest size of a file.
 
     Raises:
         InputError: as `load_config` and `load_params` do.

@@ -1,12 +1,12 @@
-"""Models in and out, as Hugging Face folders:
+"""Imports and exports models as Hugging Face folders:
 
     python -m rlhf_jax.hf import SRC DST      a released model, checked, for a stage's `init` and config.model.shape
     python -m rlhf_jax.hf export SRC DST      a finished stage (WORKDIR/STAGE), for transformers
 
-SRC of an import is a folder, or with --hub a name on the Hugging Face hub, which is then downloaded. A stage can
-start from any such folder itself: import is for downloads, and for knowing beforehand that all of it is right.
-SRC of an export is a stage's folder in a work directory, such as runs/quickstart/ppo_ptx, or a model folder.
-DST must not exist; it appears when it is whole.
+SRC of an import is a folder, or with --hub a name on the Hugging Face hub, which is then downloaded. A stage can also
+start from such a folder directly: import is for downloads, and for checking a whole model beforehand. SRC of an export
+is a stage's folder in a work directory, such as runs/quickstart/ppo_ptx, or a model folder. DST must not exist; it
+appears once it is complete.
 """
 
 import argparse
@@ -15,11 +15,16 @@ import pathlib
 import shutil
 import sys
 
-from rlhf_jax import hf
+import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
+from rlhf_jax import hf, sharding, stages, weights  # noqa: F401  the stages register themselves
+from rlhf_jax import run as run_lib
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.fields import defaults, registry
+from rlhf_jax.model.work import parameters
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import new_folder, read_json
 
-# What else there is in a model folder, beside config.json and the tensors.
+# Files of a model folder that are copied as they are, beside config.json and the tensors.
 _BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -56,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def import_model(options) -> str:
-    """Copies a checked model folder; returns what to say."""
+    """Checks and copies a released model, after downloading it if asked to; returns a sentence to print."""
     source = options.source
     if options.hub:
         source = _download(source, options.revision)
@@ -66,7 +71,7 @@ def import_model(options) -> str:
 
 
 def export_model(options) -> str:
-    """Writes a stage of a run, or a model folder, as transformers reads it; returns what to say."""
+    """Writes a finished stage, or a model folder, as transformers reads it; returns a sentence to print."""
     source = pathlib.Path(options.source)
     if (source / "done.json").is_file():
         return _export_stage(source, options)
@@ -80,6 +85,7 @@ def export_model(options) -> str:
 
 
 def _copy(source: str | os.PathLike, options) -> str:
+    """Checks and copies a model folder; returns a sentence to print."""
     with new_folder(options.folder) as folder:
         hf.copy(source, folder, dtype=options.dtype, shard_bytes=int(options.shard_gb * 1e9))
         _copy_beside(source, folder)
@@ -90,8 +96,7 @@ def _copy(source: str | os.PathLike, options) -> str:
 
 
 def _describe(folder: pathlib.Path) -> str:
-    from rlhf_jax.plan.estimate import parameters
-
+    """Returns a description of the model in a folder: its family, its kind and its number of parameters."""
     config, head = hf.load_config(folder), hf.head_of(folder)
     settings = read_json(folder / "config.json")
     kind = "reward model" if head == "scalar" else "language model"
@@ -102,6 +107,11 @@ def _describe(folder: pathlib.Path) -> str:
 
 
 def _download(name: str, revision: str | None) -> str:
+    """Downloads a repository of the Hugging Face hub; returns its folder in the hub's cache.
+
+    Raises:
+      InputError: the download fails, or the repository has no safetensors.
+    """
     import huggingface_hub
     import huggingface_hub.errors
 
@@ -110,7 +120,8 @@ def _download(name: str, revision: str | None) -> str:
             name,
             revision=revision,
             allow_patterns=["*.safetensors", "*.json", "*.jinja"],
-            ignore_patterns=["*/*", "consolidated*"],  # the same weights in other layouts
+            # Subfolders and "consolidated" files hold the same weights in other layouts.
+            ignore_patterns=["*/*", "consolidated*"],
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
@@ -125,19 +136,19 @@ def _download(name: str, revision: str | None) -> str:
 
 
 def _export_stage(stage: pathlib.Path, options) -> str:
-    """On the host alone: the whole model in its memory, and one file of tensors beside it."""
+    """Exports a finished stage; returns a sentence to print.
+
+    Everything happens on the host: its memory must hold the whole model, and one file of exported tensors beside it.
+    """
     import jax
 
-    from rlhf_jax import config as config_lib
-    from rlhf_jax import run as run_lib
-    from rlhf_jax import sharding
-    from rlhf_jax.data.tokenizer import Tokenizer
-
     path = stage.resolve().parent
-    config = config_lib.restored(read_json(path / "config.json"), str(path / "config.json"))
-    if stage.resolve().name not in config.stages or config[stage.resolve().name].kind == "collect":
+    config = defaults.restored(read_json(path / "config.json"), str(path / "config.json"))
+    heads = {"policy": "lm", "reward": "scalar"}  # what a stage gives (see registry.Stage) -> head of its model
+    gives = registry.of(config, stage.resolve().name).gives if stage.resolve().name in config.stages else None
+    if gives not in heads:
         raise InputError(f"{stage} is no stage that trains a model")
-    head = "scalar" if config[stage.resolve().name].kind == "reward_model" else "lm"
+    head = heads[gives]
     config.model.attention = "xla"
     mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])
     run_lib.check_kept(path)
@@ -145,12 +156,13 @@ def _export_stage(stage: pathlib.Path, options) -> str:
     run = run_lib.without_data(config, tokenizer, mesh)
     run.path = path
     shape = run.shape(stage.resolve().name)
-    hf.family_of(shape)  # before anything is read
-    params = run.load_params(stage.resolve().name, head)
+    hf.family_of(shape)  # raises for a model that transformers does not have, before the weights are read
+    params = weights.load_params(run, stage.resolve().name, head)
     with new_folder(options.folder) as folder:
         ids = {"eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
         if head == "scalar" and tokenizer.pad_id == tokenizer.eos_id:
-            ids["pad_token_id"] = None  # transformers reads the score before the last token that is no padding
+            # transformers reads the score at the last token that is no padding, and this must be the eos.
+            ids["pad_token_id"] = None
         hf.save(
             folder,
             shape,
@@ -166,6 +178,7 @@ def _export_stage(stage: pathlib.Path, options) -> str:
 
 
 def _copy_beside(source: str | os.PathLike, folder: pathlib.Path) -> None:
+    """Copies the tokenizer and the other files of _BESIDE that a model folder has."""
     for name in _BESIDE:
         if pathlib.Path(source, name).is_file():
             shutil.copyfile(pathlib.Path(source, name), folder / name)

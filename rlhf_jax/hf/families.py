@@ -1,4 +1,4 @@
-"""The model families that transformers publishes: what a config.json means for us, and which tensor is which."""
+"""The tables of the model families: what a config.json means for our config, and which tensor is which parameter."""
 
 import reprlib
 from collections.abc import Mapping
@@ -18,11 +18,13 @@ _HEAD = {
 
 
 def _norm(path: str, name: str, bias: bool) -> dict[str, Source]:
+    """Returns the sources of a norm: our parameter `path`, their module `name`."""
     scale = {f"{path}/scale": Source(f"{name}.weight")}
     return scale | {f"{path}/bias": Source(f"{name}.bias")} if bias else scale
 
 
 def _linear(weight: str, bias: str, name: str, inputs: int = 1, **how) -> dict[str, Source]:
+    """Returns the sources of a linear layer: our parameters `weight` and `bias`, their module `name`; see Source."""
     return {
         f"layers/{weight}": Source(f"{name}.weight", inputs, **how),
         f"layers/{bias}": Source(f"{name}.bias", 0, **how),
@@ -30,6 +32,7 @@ def _linear(weight: str, bias: str, name: str, inputs: int = 1, **how) -> dict[s
 
 
 def _settings(tied: bool, **names: Setting) -> dict[str, Setting]:
+    """Returns the settings that all families have, with the given ones; `tied` is tie_word_embeddings' default."""
     common = {"vocab_size": Setting("vocab_size"), "tie_word_embeddings": Setting("tie_embeddings", tied, _FLAG)}
     return common | names
 
@@ -45,7 +48,18 @@ def _llama_like(
     sources: Mapping[str, Source] | None = None,
     **more,
 ) -> Family:
-    """Llama, and what differs from it in a detail; `kv_heads` and `head_dim` are what a config.json may leave out."""
+    """Returns a family that is Llama's but for a few details.
+
+    Args:
+        name: prefix of the names of transformers' classes.
+        tied: default of tie_word_embeddings.
+        kv_heads: default of num_key_value_heads; None: as many as heads.
+        head_dim: default of head_dim; None: width / heads.
+        mlp: values of hidden_act -> `mlp` of TransformerConfig, the default first.
+        fields: further fields of TransformerConfig, which all members share.
+        sources: further parameters.
+        **more: further arguments of Family.
+    """
     layer = "model.layers.{}."
     mlp = mlp or {"silu": "swiglu"}
     return Family(
@@ -189,7 +203,7 @@ FAMILIES: Mapping[str, Family] = {
             **_linear("w_up", "b_up", "gpt_neox.layers.{}.mlp.dense_h_to_4h"),
             **_linear("w_down", "b_down", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
             **_norm("final_norm", "gpt_neox.final_layer_norm", bias=True),
-            "lm_head": Source("embed_out.weight", alias="lm_head.weight"),  # transformers 5 reads and writes the former
+            "lm_head": Source("embed_out.weight", alias="lm_head.weight"),  # transformers 5 reads and writes embed_out
             **_HEAD,
         },
         ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
@@ -224,7 +238,8 @@ FAMILIES: Mapping[str, Family] = {
         tied=True,
         kv_heads=16,
         head_dim=256,
-        mlp={"gelu_pytorch_tanh": "geglu", "gelu": "geglu"},  # "gelu" in the first releases means tanh too
+        # The first releases call the tanh approximation "gelu" too.
+        mlp={"gelu_pytorch_tanh": "geglu", "gelu": "geglu"},
         fields={"norm": "rmsnorm_plus_one", "embedding_scale": True},
         fixed={"attention_bias": (False,), "use_bidirectional_attention": (None, False)},
     ),
@@ -232,7 +247,11 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def named_by(settings: Settings) -> Family:
-    """The family of a config.json."""
+    """Returns the family that the model_type of a config.json names.
+
+    Raises:
+        InputError: the model_type is unknown.
+    """
     model_type = settings.get("model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
@@ -242,16 +261,16 @@ def named_by(settings: Settings) -> Family:
 
 
 def family_of(config: TransformerConfig) -> str:
-    """The model_type that this model is in transformers.
+    """Returns the model_type under which transformers computes the same function as this model.
 
     Raises:
-        InputError: none of them computes the same.
+        InputError: no family computes the same function.
     """
     wanted = canonical(config)
     for model_type, family in FAMILIES.items():
         try:
             found = family.config(Settings("config.json", {"model_type": model_type, **family.to_json(config)}))
-        except InputError:  # a value that the family does not have
+        except InputError:  # the family does not have one of the values
             continue
         if canonical(found) == wanted:
             return model_type

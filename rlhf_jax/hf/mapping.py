@@ -1,10 +1,9 @@
-"""How a model family's tables are read, in both directions; families.py has the tables.
+"""The reading of a model family's tables (see families.py), in both directions.
 
-Settings of config.json <-> fields of TransformerConfig, and tensors <-> our parameters.
+The tables map settings of config.json <-> fields of TransformerConfig, and tensors <-> our parameters.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -15,25 +14,26 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.errors import InputError, reason
+from rlhf_jax.runtime.files import from_json
 
-REQUIRED = object()  # the default of a setting that has none
+REQUIRED = object()  # marks a setting without a default
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The tensor that holds a parameter of ours, or a third of it is; "{}" in its name is the number of the layer.
+    """The tensor that holds one of our parameters. It may hold queries, keys and values, each a third of it.
 
     Attributes:
-        name: of the tensor.
-        inputs: how many leading axes of our parameter (without the layers) are inputs of a linear
-            layer, whose tensor is [outputs, inputs], or [outputs] of a bias, where it is 0. None: the tensor
-            is the parameter as it is.
-        conv1d: the tensor is [inputs, outputs] (GPT-2).
-        part: (which, axis) of queries, keys and values in one tensor: they lie along a further axis of
-            the outputs, at this place.
-        alias: another name of the tensor in some files.
-        optional: 0 where the tensor is missing.
+        name: name of the tensor, in which "{}" stands for the number of the layer.
+        inputs: number of leading axes of our parameter, without the axis of layers, that are inputs of a linear layer.
+            The tensor of a weight is [outputs, inputs]; that of a bias is [outputs], with inputs=0. None: the tensor
+            has the parameter's own shape.
+        conv1d: whether the tensor of a weight is [inputs, outputs], as in GPT-2.
+        part: (which, axis) if one tensor holds queries, keys and values. They lie along an additional axis of size 3 of
+            the outputs: `axis` is its position among them, and `which` our parameter's index in it.
+        alias: another name of the tensor, which some files use.
+        optional: whether the tensor may be missing; the parameter is then 0.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Source:
     optional: bool = False
 
     def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the tensor, for a parameter of this shape."""
+        """Returns the shape of the tensor that holds a parameter of this shape."""
         if self.inputs is None:
             return shape
         inputs, outputs = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :]) * (3 if self.part else 1)
@@ -53,7 +53,12 @@ class Source:
         return (inputs, outputs) if self.conv1d else (outputs, inputs)
 
     def view(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor as our parameter: a view, to read from or to write to."""
+        """Returns a view of the tensor as our parameter, to read from or to write to.
+
+        Args:
+            tensor: the tensor, of `tensor_shape(shape)`.
+            shape: shape of our parameter, without the axis of layers.
+        """
         if self.inputs is None:
             return tensor
         inputs, outputs = shape[: self.inputs], shape[self.inputs :]
@@ -70,11 +75,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A setting of config.json and the field of TransformerConfig that it is.
+    """A setting of config.json that corresponds to a field of TransformerConfig.
 
     Attributes:
-        default: transformers' own, where config.json leaves it out; None, here and there, is our 0: "as usual".
-        values: what it can be -> the field; the first of several that mean the same is written.
+        field: name of the field.
+        default: the value in transformers if config.json leaves it out. None, as a default or in config.json, is our 0,
+            which stands for the usual value.
+        values: allowed value of the setting -> value of the field. Of several values with the same meaning, the first
+            is written.
     """
 
     field: str
@@ -82,6 +90,11 @@ class Setting:
     values: Mapping[Any, Any] | None = None
 
     def read(self, settings: "Settings", name: str) -> Any:
+        """Returns the value of the field, from the setting `name` of config.json.
+
+        Raises:
+            InputError: the setting has a value that it does not allow.
+        """
         value = settings.get(name, None if self.default is REQUIRED else self.default)
         if self.values is not None:
             settings.require(name, value, tuple(self.values))
@@ -92,6 +105,7 @@ class Setting:
         return settings.number(name, value, whole=self.field in whole)
 
     def write(self, value: Any) -> Any:
+        """Returns the value of the setting for a value of the field; None if there is none."""
         if self.values is not None:
             return next((theirs for theirs, ours in self.values.items() if ours == value), None)
         return value
@@ -99,19 +113,21 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One model_type.
+    """A model family of transformers, with one model_type.
 
     Attributes:
-        classes: transformers' classes of the language model and of the reward model.
-        settings: of config.json, by name.
-        fixed: settings that must have the first of these values, or one that means the same.
-        why: what to say besides of one that has another.
-        fields: of TransformerConfig, which all members share.
-        rope: the settings of theta and of the fraction that is turned, and the fraction's default.
-        window: the setting of a sliding window, the one that switches it on, and its default.
-        prefix: of all tensors but the head's; files of the bare trunk lack it.
-        sources: path of our parameter -> tensor.
-        ignored: endings of tensors that are no parameters.
+        classes: names of transformers' classes of the language model and of the reward model.
+        settings: settings of config.json, by name.
+        fields: fields of TransformerConfig with the values that all members share.
+        prefix: prefix of the names of all tensors but the head's; files of the trunk alone lack it.
+        sources: path of our parameter -> its tensor.
+        fixed: settings that must have one of these values, which all mean the same. The first is written, and is the
+            default.
+        why: end of the error message if a fixed setting has another value.
+        rope: (setting of RoPE's theta, setting of the fraction of a head that is rotated, default of the fraction).
+            None as the second: the fraction must be 1. None for all: no RoPE.
+        window: (setting of the length of a sliding window, setting that switches it on or None, default of the length).
+        ignored: endings of the names of tensors that are not parameters.
     """
 
     classes: tuple[str, str]
@@ -126,7 +142,11 @@ class Family:
     ignored: tuple[str, ...] = ()
 
     def config(self, settings: "Settings") -> TransformerConfig:
-        """Raises InputError where config.json says what model.py does not have."""
+        """Returns the config of the model that a config.json describes.
+
+        Raises:
+            InputError: our model does not have one of the settings.
+        """
         settings.require("quantization_config", settings.get("quantization_config", None), (None,))
         for name, allowed in self.fixed.items():
             settings.require(name, settings.get(name, allowed[0]), allowed, self.why.get(name, ""))
@@ -134,7 +154,7 @@ class Family:
         if self.rope:
             fields |= _read_rope(settings, *self.rope)
         if self.window and (window := _read_window(settings, *self.window)):
-            # Up to the window's length, attention within it is attention.
+            # On sequences no longer than the window, attention within the window is full attention.
             fields["max_length"] = min(fields["max_length"], window)
         try:
             return TransformerConfig(**fields | self.fields)
@@ -142,8 +162,8 @@ class Family:
             raise InputError(f"{settings.path}: {error}") from None
 
     def to_json(self, config: TransformerConfig) -> dict[str, Any]:
-        """The settings of config.json, of a model that this family can be (see `family_of`)."""
-        config = canonical(config)  # with nothing left to defaults, which differ
+        """Returns the settings of config.json for a model of this family (see `family_of`)."""
+        config = canonical(config)  # spells out every default, because transformers' differ from ours
         written = {name: setting.write(getattr(config, setting.field)) for name, setting in self.settings.items()}
         written |= {name: allowed[0] for name, allowed in self.fixed.items()}
         if self.rope:
@@ -154,26 +174,39 @@ class Family:
 
 
 class Settings:
-    """config.json, where every question that fails is one sentence naming the file and the setting."""
+    """The settings of a config.json; an error about one of them names the file and the setting."""
 
     def __init__(self, path: str | os.PathLike, values: dict[str, Any]):
         self.path, self.values = pathlib.Path(path), values
 
     @classmethod
     def of(cls, folder: str | os.PathLike) -> "Settings":
+        """Reads the config.json of a folder.
+
+        Raises:
+            InputError: it cannot be read, or is not a JSON object.
+        """
         path = pathlib.Path(folder, "config.json")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} cannot be read as JSON ({error}); give a Hugging Face model folder") from None
+            raise InputError(
+                f"{path} cannot be read as JSON ({reason(error)}); give a Hugging Face model folder"
+            ) from None
         if not isinstance(values, dict):
             raise InputError(f"{path} is not a JSON object; give a Hugging Face model folder")
         return cls(path, values)
 
     def get(self, name: str, default: Any) -> Any:
+        """Returns the value of a setting, unchecked."""
         return self.values.get(name, default)
 
     def number(self, name: str, value: Any, whole: bool = False) -> Any:
+        """Returns `value`, the value of the setting `name`, if it is a positive number.
+
+        Raises:
+            InputError: it is not, or is larger than any model has, or is not an integer although `whole` requires it.
+        """
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise InputError(f"{self.path}: '{name}' is {_shown(value)}; it must be a positive number")
         if whole and not isinstance(value, int):
@@ -183,36 +216,44 @@ class Settings:
         return value
 
     def strings(self, name: str) -> list[str]:
-        """Of a list, [] where there is none."""
+        """Returns a list of strings; [] if the setting is missing.
+
+        Raises:
+            InputError: the setting is not a list of strings.
+        """
         value = self.get(name, None)
         if not isinstance(value, list | None) or not all(isinstance(item, str) for item in value or ()):
             raise InputError(f"{self.path}: '{name}' is {_shown(value)}; it must be a list of strings")
         return value or []
 
     def labels(self) -> int:
-        """How many labels a classifier has, by id2label or num_labels."""
+        """Returns the number of labels of a classifier, from id2label or else num_labels."""
         value = self.get("id2label", None)
         if not isinstance(value, dict | None):
             raise InputError(f"{self.path}: 'id2label' is {_shown(value)}; it must be an object, {{id: label}}")
         return len(value) if value else self.number("num_labels", self.get("num_labels", 1), whole=True)
 
     def require(self, name: str, value: Any, supported: tuple, why: str = "") -> None:
-        # True == 1 in Python, not in JSON.
+        """Raises InputError if `value`, the value of the setting `name`, is not one of the supported values."""
+        # Python's True == 1, but in JSON they differ.
         if not any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in supported):
             can = " or ".join(map(repr, supported))
             raise InputError(f"{self.path}: '{name}' = {_shown(value)} is not supported; it can be {can}{why}")
 
 
-_LARGEST = 10**9  # no model has more of anything, and what a program counts stays within 32 bits
+_LARGEST = 10**9  # no model has more of anything, and counts stay within 32 bits
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, however long it is."""
+    """Returns a value as text for a message, shortened if it is long."""
     return reprlib.repr(value)
 
 
 def canonical(config: TransformerConfig) -> TransformerConfig:
-    """The same architecture with its defaults spelled out, and without what changes no result of it."""
+    """Returns the canonical config of an architecture: two configs of the same architecture have the same one.
+
+    Defaults are spelled out, and fields that change no result are reset.
+    """
     shape = dataclasses.replace(
         config,
         num_kv_heads=config.kv_heads,
@@ -235,7 +276,16 @@ def canonical(config: TransformerConfig) -> TransformerConfig:
 
 
 def _read_rope(settings: Settings, theta: str, fraction: str | None, default: float) -> dict[str, Any]:
-    """transformers 5 writes rope_parameters, with all inside; before, rope_scaling stood beside the theta."""
+    """Returns the fields of TransformerConfig for RoPE.
+
+    transformers 5 writes all of it into rope_parameters; earlier versions wrote rope_scaling and theta side by side.
+
+    Args:
+        settings: the settings of config.json.
+        theta: name of the setting of theta.
+        fraction: name of the setting of the fraction of a head that is rotated; None: the fraction must be 1.
+        default: default of the fraction.
+    """
     rope = {}
     for name in ("rope_parameters", "rope_scaling"):
         value = settings.get(name, None) or {}
@@ -261,6 +311,7 @@ def _read_rope(settings: Settings, theta: str, fraction: str | None, default: fl
 
 
 def _write_rope(config: TransformerConfig, theta: str, fraction: str | None, default: float) -> dict[str, Any]:
+    """Returns the settings of config.json for RoPE, as versions of transformers before 5 write them."""
     written: dict[str, Any] = {theta: config.rope_theta}
     if fraction:
         written[fraction] = config.rotary_fraction
@@ -277,6 +328,7 @@ def _write_rope(config: TransformerConfig, theta: str, fraction: str | None, def
 
 
 def _read_window(settings: Settings, name: str, switch: str | None, default: int) -> int | None:
+    """Returns the length of the sliding window in tokens; None without one."""
     if switch and not settings.get(switch, False):
         return None
     window = settings.get(name, default)

@@ -1,4 +1,4 @@
-"""Safetensors files and their shards: every tensor of a folder as an array on disk, and the way back."""
+"""Reading and writing of safetensors files and their shards; a tensor is read as an array on disk."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.errors import InputError, reason
 from rlhf_jax.runtime.files import read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -20,7 +20,14 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies."""
+    """A tensor in a safetensors file.
+
+    Attributes:
+        file: path of the file.
+        dtype: dtype of the tensor.
+        shape: shape of the tensor.
+        offset: position of its first byte in the file.
+    """
 
     file: pathlib.Path
     dtype: np.dtype
@@ -28,16 +35,19 @@ class Tensor(NamedTuple):
     offset: int
 
     def open(self) -> np.ndarray:
-        """The tensor, of which only what is used is read from disk; to be dropped soon, and its pages with it."""
+        """Returns the tensor as a memory map: only the parts that are used are read from disk.
+
+        Callers drop it soon, so that the pages that were read can be freed.
+        """
         return np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
 
 def find(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """All tensors of a model folder, by name: of model.safetensors, or of the files in its index.
+    """Returns all tensors of a model folder by name: those of model.safetensors, or of the files that its index lists.
 
     Raises:
-        InputError: there are none, or pickles; a file that is cut, or whose header is not true of it; an index
-            that names what is not there, or a file outside the folder.
+        InputError: the folder has no safetensors (pickles are not read), or a file is cut off or does not agree with
+            its header. Also if the index names a missing tensor, a missing file, or a file outside the folder.
     """
     folder = pathlib.Path(folder)
     if (folder / SINGLE).is_file():
@@ -55,14 +65,19 @@ def find(folder: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _in_file(path: pathlib.Path) -> dict[str, Tensor]:
+    """Returns the tensors of a file by name.
+
+    Raises:
+        InputError: the file is not a complete safetensors file, or has a tensor of another dtype than those of DTYPES.
+    """
     try:
-        with safetensors.safe_open(path, framework="numpy"):  # sizes and offsets add up to the file
+        with safetensors.safe_open(path, framework="numpy"):  # checks that sizes and offsets add up to the file
             pass
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); it must be a whole safetensors file") from None
+        raise InputError(f"{path} cannot be read ({reason(error)}); it must be a whole safetensors file") from None
     found = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -74,6 +89,11 @@ def _in_file(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _in_index(path: pathlib.Path) -> dict[str, Tensor]:
+    """Returns the tensors of all files of an index, by name.
+
+    Raises:
+        InputError: the index does not agree with the files.
+    """
     index = read_json(path)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
@@ -97,11 +117,16 @@ def _in_index(path: pathlib.Path) -> dict[str, Tensor]:
 def save(
     folder: pathlib.Path, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], make, shard_bytes: int
 ) -> None:
-    """Writes model.safetensors, or numbered files of at most `shard_bytes` (a larger tensor alone) and their index.
+    """Writes model.safetensors, or numbered files and their index.
 
     Args:
-        tensors: name, shape and dtype of each.
-        make: name -> the tensor; asked for one file at a time.
+        folder: the folder to write to.
+        tensors: name, shape and dtype of each tensor.
+        make: name -> the tensor. The tensors of a file are made just before it is written.
+        shard_bytes: largest number of bytes of a file; a larger tensor gets its own file.
+
+    Raises:
+        InputError: a file cannot be written.
     """
     shards: list[dict[str, int]] = [{}]
     for name, shape, dtype in tensors:
@@ -117,9 +142,9 @@ def save(
     for file, shard in zip(names, shards):
         try:
             safetensors.numpy.save_file({name: make(name) for name in shard}, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(folder.stat().st_mode & 0o666)  # the library leaves it to its owner alone
+            (folder / file).chmod(folder.stat().st_mode & 0o666)  # the library lets only the owner read the file
         except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"cannot write {folder / file}: {error}") from error
+            raise InputError(f"cannot write {folder / file}: {reason(error)}") from error
     if len(shards) > 1:
         places = {name: file for file, shard in zip(names, shards) for name in shard}
         size = sum(sum(shard.values()) for shard in shards)

@@ -1,6 +1,6 @@
-"""Causal attention behind one signature.
+"""Causal attention: several implementations with one signature.
 
-Shapes: B batch, T queries, S keys, H heads, G key-value heads (H is a multiple of G), Dh head width.
+Shapes: B batch, T queries, S keys, H heads, G key-value heads (H is a multiple of G), R = H / G, Dh head width.
 """
 
 import functools
@@ -15,20 +15,25 @@ from rlhf_jax.runtime.errors import InputError
 Implementation = Literal["xla", "blocked", "splash", "cudnn"]
 IMPLEMENTATIONS = get_args(Implementation)
 _NEEDS = {"splash": "tpu", "cudnn": "gpu"}
-PREFIX = -1  # the segment id of tokens that every later token of their row sees
-_BLOCK = 64  # queries a block of the "blocked" implementation
-_MASKED = -1e30  # finite, so that a row with no key gives numbers and not NaN
-_LANES = 128  # of a TPU: splash attention takes lengths in multiples of it
-_NOTHING = -2  # the segment id of what is added to a row to reach such a length
+PREFIX = -1  # the segment id of tokens that every later token of their row attends to
+_BLOCK = 64  # number of queries in a block of the "blocked" implementation
+_MASKED = -1e30  # finite, so that a query without any visible key gives numbers and not NaN
+_LANES = 128  # lanes of a TPU register: splash attention requires lengths that are multiples of it
+_NOTHING = -2  # the segment id of the padding that brings a row to such a length
 
 
 def choose(name: str, platform: str, dtype: str) -> Implementation:
-    """The implementation that a config's `attention` means on "cpu", "gpu" or "tpu".
+    """Returns the implementation that a configuration's `attention` means on "cpu", "gpu" or "tpu".
 
-    "auto": splash on a TPU, cuDNN on a GPU (it has no float32), else XLA.
+    "auto" is splash on a TPU, cuDNN on a GPU with bfloat16 (cuDNN has no float32), and otherwise XLA.
+
+    Args:
+      name: "auto" or an implementation.
+      platform: "cpu", "gpu" or "tpu".
+      dtype: "float32" or "bfloat16", the compute dtype.
 
     Raises:
-      InputError: one of another platform, or that cannot compute in this dtype.
+      InputError: the implementation is for another platform, or cannot compute in this dtype.
     """
     if name == "auto":
         return "splash" if platform == "tpu" else "cudnn" if platform == "gpu" and dtype == "bfloat16" else "xla"
@@ -42,26 +47,18 @@ def choose(name: str, platform: str, dtype: str) -> Implementation:
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
-    *,
-    implementation: Implementation = "xla",
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, implementation: Implementation = "xla"
 ) -> jax.Array:
-    """Causal self-attention within segments.
+    """Returns causal self-attention within segments, [B, T, H, Dh].
 
     Args:
       q: [B, T, H, Dh].
       k, v: [B, T, G, Dh].
-      segment_ids: i32[B, T]; a query sees earlier keys of its own segment, itself included, and of a
-        segment PREFIX: several completions can so follow one prompt in a row.
-      implementation: "xla" computes all scores and masks them; "blocked" takes the queries in
-        blocks of 64 and skips the keys that lie after each block; "splash" (TPU) and "cudnn" (GPU)
-        never hold the scores. "splash" does not know PREFIX.
-
-    Returns:
-      [B, T, H, Dh].
+      segment_ids: i32[B, T]. A query attends to the earlier keys of its own segment, to itself, and to earlier keys of
+        the segment PREFIX; so several completions can follow one prompt in a row.
+      implementation: "xla" computes all scores and masks them; "blocked" takes the queries in blocks of 64 and skips
+        the keys that lie after each block; "splash" (TPU) and "cudnn" (GPU) never hold all scores. "splash" does not
+        support PREFIX.
     """
     if implementation == "splash":
         return _splash(q, k, v, segment_ids)
@@ -70,7 +67,7 @@ def attend(
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     batch, length, heads, width = q.shape
     groups = k.shape[2]
-    # Batch axes first: a CPU multiplies such matrices a third faster.
+    # With the batch axes first, a CPU multiplies these matrices a third faster.
     q = q.swapaxes(1, 2).reshape(batch, groups, heads // groups, length, width)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     size = length if implementation == "xla" else _BLOCK
@@ -83,9 +80,12 @@ def attend(
 
 
 def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
-    """One query a row against a cache: q [B, H, Dh], k and v [B, G, S, Dh], valid bool[B, S].
+    """Returns attention [B, H, Dh] of one query per row to the keys of a cache.
 
-    Returns [B, H, Dh].
+    Args:
+      q: [B, H, Dh].
+      k, v: [B, G, S, Dh].
+      valid: bool[B, S], True at the cache slots to attend to.
     """
     batch, heads, width = q.shape
     groups = k.shape[1]
@@ -96,7 +96,13 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) ->
 
 
 def _attend_block(q, k, v, segment_ids, start: int):
-    """Queries [B, G, R, T, Dh] from place `start` on, of a sequence whose first S keys are given; S = start + T."""
+    """Returns attention [B, G, R, T, Dh] of the queries of one block to the first S keys of the sequence.
+
+    Args:
+      q: [B, G, R, T, Dh], the queries at places `start` to S - 1; S = start + T.
+      k, v: [B, G, S, Dh].
+      segment_ids: i32[B, S].
+    """
     scores = jnp.einsum("bgrtd,bgsd->bgrts", q, k, preferred_element_type=jnp.float32)
     visible = _visible(segment_ids[:, start:], segment_ids)
     weights = _softmax(scores * q.shape[-1] ** -0.5, visible[:, None, None]).astype(v.dtype)
@@ -104,7 +110,7 @@ def _attend_block(q, k, v, segment_ids, start: int):
 
 
 def _visible(segments, key_segments):
-    """bool[B, T, S]: which keys the last T of S places see."""
+    """Returns bool[B, T, S]: which of the S keys each of the last T places attends to."""
     place = jnp.arange(key_segments.shape[1])
     key_segments = key_segments[:, None, :]
     same = (segments[:, :, None] == key_segments) | (key_segments == PREFIX)
@@ -112,10 +118,13 @@ def _visible(segments, key_segments):
 
 
 def _splash(q, k, v, segment_ids, interpret: bool = False):
-    """Splash attention; on a mesh each device takes its rows and heads."""
+    """Computes `attend` by splash attention; on a mesh each device computes its own rows and heads."""
     length = q.shape[1]
     padding = -length % _LANES
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    def pad(x):
+        return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+
     heads_first = pad(q * q.shape[-1] ** -0.5), pad(k), pad(v)
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=_NOTHING)
     local = functools.partial(_splash_local, interpret=interpret)
@@ -127,7 +136,14 @@ def _splash(q, k, v, segment_ids, interpret: bool = False):
 
 
 def _splash_local(q, k, v, segment_ids, interpret: bool):
-    """q [B, H, T, Dh], k and v [B, G, T, Dh], segment_ids [B, T]; T is a multiple of 128."""
+    """Returns splash attention [B, H, T, Dh] on one device.
+
+    Args:
+      q: [B, H, T, Dh]; T is a multiple of 128.
+      k, v: [B, G, T, Dh].
+      segment_ids: i32[B, T].
+      interpret: whether Pallas interprets the kernel, for tests without a TPU.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -149,12 +165,13 @@ def _splash_local(q, k, v, segment_ids, interpret: bool):
 
 
 def _softmax(scores, visible):
+    """Returns softmax over the last axis, with weight 0 where `visible` is False."""
     return _normalize(jnp.where(visible, scores, _MASKED))
 
 
 @jax.custom_vjp
 def _normalize(scores):
-    """Softmax whose backward pass needs its result alone."""
+    """Returns softmax over the last axis; its backward pass needs only this result, so the scores are not kept."""
     return jax.nn.softmax(scores, axis=-1)
 
 

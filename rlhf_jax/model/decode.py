@@ -1,4 +1,4 @@
-"""Cached decoding: the prompts in one forward, then token by token against their keys and values.
+"""Cached decoding: one forward pass over the prompts, then token by token against the cached keys and values.
 
 Shapes: B batch, P prompt, S cache length, L layers, G key-value heads, Dh head width, D embed.
 """
@@ -14,21 +14,26 @@ from rlhf_jax.model import Block, Norm, Transformer, TransformerConfig, position
 
 @struct.dataclass
 class Cache:
-    """Keys and values already computed.
+    """Keys and values of the tokens read so far.
 
-    Unrolled layers have an array each, so that a step updates it in place; scanned ones share a
-    stacked array [L, B, G, S, Dh], so that the program does not grow with the layers.
+    With unrolled layers each layer has its own array, so that a step updates it in place. With scanned layers they
+    share a stacked array [L, B, G, S, Dh], so that the program does not grow with the number of layers.
     """
 
     keys: tuple[jax.Array, ...] | jax.Array  # L x [B, G, S, Dh]
     values: tuple[jax.Array, ...] | jax.Array  # L x [B, G, S, Dh]
-    valid: jax.Array  # bool[B, S]
+    valid: jax.Array  # bool[B, S], True at slots that hold a real token
 
 
 def prefill(config: TransformerConfig, params: dict, tokens, mask, cache_length: int) -> tuple[jax.Array, Cache]:
-    """Run the prompts i32[B, P], bool[B, P]; returns the last hidden state [B, D] and a cache of length S.
+    """Runs the prompts through the model; returns the last hidden states [B, D] and a cache of length S.
 
-    The prompts are padded on the left, so the last column is real in every row.
+    Args:
+      config: shape of the model.
+      params: parameters of the model.
+      tokens: i32[B, P], padded on the left, so that the last column is a real token in every row.
+      mask: bool[B, P], True on real tokens.
+      cache_length: S.
     """
     model = Transformer(config, head="lm")
     hidden, (keys, values) = model.apply(
@@ -46,7 +51,10 @@ def prefill(config: TransformerConfig, params: dict, tokens, mask, cache_length:
 
 
 def decode_layers(config: TransformerConfig, params: dict) -> dict | list[dict]:
-    """The layers' parameters as decode_step wants them; unrolled ones are sliced here and not at every step."""
+    """Returns the layers' parameters in the form that `decode_step` takes.
+
+    Unrolled layers are sliced here once, rather than at every step.
+    """
     if config.scan_layers:
         return params["layers"]
     return [jax.tree.map(lambda p: p[layer], params["layers"]) for layer in range(config.num_layers)]
@@ -55,10 +63,15 @@ def decode_layers(config: TransformerConfig, params: dict) -> dict | list[dict]:
 def decode_step(
     config: TransformerConfig, params: dict, layers: dict | list[dict], tokens, positions, cache: Cache, index
 ) -> tuple[jax.Array, Cache]:
-    """One token a row, tokens and positions i32[B], into cache slot `index` -> hidden [B, D], cache.
+    """Reads one token per row; returns the hidden states [B, D] and the cache with that token in slot `index`.
 
     Args:
-      layers: from decode_layers.
+      config: shape of the model.
+      params: parameters of the model.
+      layers: the layers' parameters, from `decode_layers`.
+      tokens, positions: i32[B].
+      cache: keys and values of the tokens before.
+      index: cache slot of the token.
     """
     x = params["embedding"].astype(config.dtype)[tokens][:, None]
     if config.embedding_scale:

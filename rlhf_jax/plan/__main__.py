@@ -1,13 +1,13 @@
-"""Plans a config on a topology:
+"""Compiles the programs of a config for a topology, and says whether they fit and what they take at least:
 
     python -m rlhf_jax.plan --config=experiments/instructgpt.py:1.3b --topology=v5e:4x4 --price=1.2
     python -m rlhf_jax.plan --config=experiments/instructgpt.py:6b --topology=v5p:2x2x4 --search=6
     python -m rlhf_jax.plan --config=experiments/instructgpt.py:6b --topology=h200:8,h200:2x8 --out=docs/plan
 
-Topologies: TPU slices as v4:4x4x4, v5e:4x4, v5p:2x2x4, v6e:16x16 and several of them, v5e:16x16x4slices; GPUs
-as h100:8, h200:2x8; cpu:8 is this machine. With --out every plan is kept as JSON, what is compiled already is
-not compiled again, and plan.md has the tables of all plans in the folder. Any field of the config can be set:
---config.mesh.tensor=8. Exit status 1: a program does not fit.
+Topologies: TPU slices are v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:16x16, and several slices v5e:16x16x4slices; GPUs are
+h100:8 or h200:2x8; cpu:8 is this machine. With --out every plan is kept as JSON, a program that was compiled before
+is not compiled again, and plan.md has the tables of all plans in the folder. Any field of the config can be set, as in
+--config.mesh.tensor=8. The exit status is 1 if a program does not fit.
 """
 
 import json
@@ -18,9 +18,14 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from rlhf_jax import command_line
 from rlhf_jax import config as config_lib
-from rlhf_jax.runtime import command_line
+from rlhf_jax.abstract import Data
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.plan import page as tables
+from rlhf_jax.plan import planner, search, topology
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json, write_json, write_text
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True
@@ -48,11 +53,7 @@ _VOCAB = flags.DEFINE_integer("vocab_size", 0, "Of the tokenizer; 0: the one tha
 flags.mark_flags_as_required(["config", "topology"])
 
 EXIT_DOES_NOT_FIT = 1
-_PAPER_DATA = {
-    "demonstrations": 12_725,
-    "rankings": 33_207,
-    "vocab_size": 50_257,
-}  # InstructGPT, Table 6; GPT-3
+_PAPER_DATA = {"demonstrations": 12_725, "rankings": 33_207, "vocab_size": 50_257}  # InstructGPT, Table 6; GPT-3
 
 
 def main(argv) -> int:
@@ -63,11 +64,7 @@ def main(argv) -> int:
 
 
 def _plan_all() -> bool:
-    """Plans every topology; returns whether everything fits."""
-    from rlhf_jax import plan
-    from rlhf_jax.plan import page as tables
-    from rlhf_jax.plan import topology
-
+    """Plans the config on every topology; returns whether everything fits on each of them."""
     wanted = [topology.parse(name, _SLICES.value) for name in _TOPOLOGY.value]
     topology.prepare(wanted)
     data, store = _data(_CONFIG.value), _Store(_OUT.value)
@@ -77,13 +74,13 @@ def _plan_all() -> bool:
         options = dict(stages=_STAGES.value, only=tuple(_PROGRAMS.value), price=_PRICE.value, known=store.known)
         options["tell"] = lambda line: print(line, file=sys.stderr, flush=True)
         if _SEARCH.value:
-            plans = _search(plan, place, data, options)
+            plans = _search(place, data, options)
             fits &= any(found["fits"] for found in plans)
         else:
-            plans = [plan.plan(_CONFIG.value, place, data, **options)]
-            fits &= plan.fits(plans[0])
+            plans = [planner.plan(_CONFIG.value, place, data, **options)]
+            fits &= planner.fits(plans[0])
         for found in plans:
-            found |= {"name": name, "command": found.get("command", _command()), "fits": plan.fits(found)}
+            found |= {"name": name, "command": found.get("command", _command()), "fits": planner.fits(found)}
             store.keep(found)
         if _JSON.value:
             for found in plans:
@@ -96,27 +93,22 @@ def _plan_all() -> bool:
     return fits
 
 
-def _search(plan, place, data, options) -> list[dict]:
-    """Plans of the candidates, those that fit first, the fastest first."""
-    from rlhf_jax.plan import programs, search
-
+def _search(place, data, options) -> list[dict]:
+    """Returns the plans of the most promising candidates: those that fit first, each part sorted by chip-hours."""
     config = _CONFIG.value
-    stages = programs.chosen_stages(config, _STAGES.value)
-    shape = plan.model_shape(config, data, place)
+    stages = planner.chosen_stages(config, _STAGES.value)
+    shape = planner.model_shape(config, data, place)
     plans = []
     for candidate in search.candidates(config, shape, place, stages)[: _SEARCH.value]:
         options["tell"](f"trying {candidate}")
-        found = plan.plan(candidate.apply(config, stages), place, data, give_up=True, **options)
+        found = planner.plan(candidate.apply(config, stages), place, data, give_up=True, **options)
         chosen = [f"--config.{name}={value}" for name, value in candidate.settings(config, stages).items()]
-        plans.append(found | {"fits": plan.fits(found), "command": " ".join([_command(), *chosen])})
+        plans.append(found | {"fits": planner.fits(found), "command": " ".join([_command(), *chosen])})
     return sorted(plans, key=lambda found: (not found["fits"], found["total"]["chip_hours"] or 0.0))
 
 
 def _data(config):
-    """How much data there is, from the flags, the world, or the paper."""
-    from rlhf_jax.data.tokenizer import Tokenizer
-    from rlhf_jax.plan.programs import Data
-
+    """Returns the amounts of data: those of the flags, else the world's, else the paper's."""
     world = config.data.source == "world"
     demonstrations = config.data.world.demonstrations if world else _PAPER_DATA["demonstrations"]
     rankings = config.data.world.rm_prompts if world else _PAPER_DATA["rankings"]
@@ -133,47 +125,44 @@ def _data(config):
 
 
 def _name() -> str:
-    """The config as given on the command line."""
+    """Returns the value of --config on the command line."""
     return next(argument.partition("=")[2] for argument in sys.argv if re.match("--?config=", argument))
 
 
 def _command() -> str:
+    """Returns the command line without --out, --json, --topology and --search, to which a plan adds its topology."""
     kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)]
     return " ".join(["python -m rlhf_jax.plan", *kept])
 
 
 class _Compiled(dict):
-    """What compilers said, by key; each in a file of its own as soon as it is known."""
+    """A dict of compiler output by program key, which writes every new entry to a file of a folder at once."""
 
     def __init__(self, folder: pathlib.Path):
-        from rlhf_jax.runtime.files import read_json
-
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__({path.stem: read_json(path) for path in folder.glob("*.json")})
 
     def __setitem__(self, key: str, facts: dict) -> None:
-        from rlhf_jax.runtime.files import write_json
-
         super().__setitem__(key, facts)
-        if "failed" not in facts:  # the next start tries again
+        if "failed" not in facts:  # a failure is not written, so that the next start tries again
             write_json(self._folder / f"{key}.json", facts)
 
 
 class _Store:
-    """A folder of plans: what was compiled, one file for each plan, and the tables of all."""
+    """A folder with a file for each compiled program, a file for each plan, and plan.md with the tables of all plans.
+
+    Without a folder, nothing is kept.
+    """
 
     def __init__(self, folder: str | None):
         self._folder = pathlib.Path(folder) if folder else None
         self.known = _Compiled(self._folder / "compiled") if self._folder else {}
 
     def keep(self, found: dict) -> None:
-        """Writes a plan, and plan.md anew."""
+        """Writes a plan to its file, and rewrites plan.md."""
         if self._folder is None:
             return
-        from rlhf_jax.plan import page as tables
-        from rlhf_jax.runtime.files import read_json, write_json, write_text
-
         mesh = "-".join(map(str, found["mesh"].values()))
         name = f"{pathlib.Path(found['name']).name}.{found['topology']}.{mesh}.{found['model']['remat']}"
         write_json(self._folder / (re.sub(r"[^\w.-]", "_", name) + ".json"), found)

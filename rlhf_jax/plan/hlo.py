@@ -1,7 +1,7 @@
-"""What a compiled program does, read from its text: how often, how many bytes, over which mesh axis.
+"""Facts about a compiled program, read from its HLO text: its collectives, and the bytes that it moves.
 
-The compilers' own cost analysis counts the body of a loop once. Here every instruction counts as often as
-the loops around it turn.
+The compilers' own cost analysis counts the body of a loop once. Here every instruction counts as often as the loops
+around it run it.
 
     facts = read(compiled.as_text(), mesh)
 """
@@ -24,7 +24,7 @@ _CALLED = re.compile(
     r"\b(?:calls|body|to_apply|called_computations|branch_computations|true_computation|false_computation)="
 )
 
-# Moved, each element once, times this; sent by every one of n devices.
+# n devices -> the bytes that each of them sends, as a multiple of the bytes of the whole tensor.
 _SENT = {
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -33,6 +33,7 @@ _SENT = {
     "collective-permute": lambda n: 1.0,
     "collective-broadcast": lambda n: 1.0,
 }
+# Collectives between TPU slices appear as a send with one of these transfer types.
 _BETWEEN_SLICES = {
     "ALL_REDUCE": "all-reduce",
     "ALL_GATHER": "all-gather",
@@ -40,6 +41,7 @@ _BETWEEN_SLICES = {
     "ALL_TO_ALL": "all-to-all",
     "ONE_TO_ONE": "collective-permute",
 }
+# Opcodes that do not read or write main memory themselves.
 _NO_TRAFFIC = {
     "parameter",
     "constant",
@@ -65,11 +67,12 @@ class Collective:
     """All collectives of one kind over the same mesh axes, in one run of the program, per device.
 
     Attributes:
-      axes: of the mesh, joined by "+".
-      count: how often one is done.
-      bytes: of the whole tensors: gathered, reduced, or sent on.
-      links: bytes that a device sends over links within its slice or node, at least.
-      network: bytes that a device sends to other slices or nodes, at least.
+      kind: HLO opcode, such as "all-gather".
+      axes: names of the mesh axes, joined by "+".
+      count: number of collectives that are run.
+      bytes: bytes of the whole tensors that are gathered, reduced, or sent on.
+      links: least number of bytes that a device sends over links within its slice or node.
+      network: least number of bytes that a device sends to other slices or nodes.
     """
 
     kind: str
@@ -82,12 +85,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """
+    """The collectives and the memory traffic of one run of a compiled program.
+
     Attributes:
-      collectives: by kind and axes, the most bytes first.
-      moved: bytes read from and written to memory by all instructions, per device. What stays on the chip
-        between two instructions is not counted, nor what a slice leaves alone.
-      unknown_loops: loops whose turns could not be read; they count once.
+      collectives: the collectives by kind and axes, those with the most bytes first.
+      moved: bytes that all instructions read from and write to main memory, per device. Data that stay on the chip
+        between two instructions are not counted, nor the part of an array that a slice does not touch.
+      unknown_loops: number of loops whose trip count could not be read; their bodies count once.
     """
 
     collectives: list[Collective]
@@ -97,6 +101,8 @@ class Facts:
 
 @dataclasses.dataclass
 class _Instruction:
+    """One HLO instruction; operands are names, type and attributes are text."""
+
     name: str
     opcode: str
     type: str
@@ -106,6 +112,7 @@ class _Instruction:
 
     @functools.cached_property
     def called(self) -> list[str]:
+        """The names of the computations that the instruction calls."""
         names = []
         for match in _CALLED.finditer(self.attributes):
             rest = self.attributes[match.end() :]
@@ -114,17 +121,17 @@ class _Instruction:
         return names
 
 
-_Computation = dict[str, _Instruction]  # by name, in order
+_Computation = dict[str, _Instruction]  # the instructions by name, in the order of the text
 
 
 def read(text: str, mesh, island_of: Callable | None = None, *, on_chip_spaces: bool = False) -> Facts:
-    """The facts of a compiled module.
+    """Returns the facts of a compiled module.
 
     Args:
-      text: of the module, after all passes (`compiled.as_text()`).
-      mesh: the mesh it is compiled for; its devices in order are the module's partitions.
-      island_of: device -> which slice or node it is in; None: all in one.
-      on_chip_spaces: True where memory spaces other than 0 are not the device's main memory (TPU).
+      text: the HLO text of the module, after all passes (`compiled.as_text()`).
+      mesh: the mesh that the module is compiled for. Its devices, in order, are the module's partitions.
+      island_of: device -> index of the slice or node that it is in. None puts all devices into one.
+      on_chip_spaces: whether memory spaces other than 0 are not the device's main memory, as on a TPU.
     """
     module = _Module(text)
     islands = np.array([island_of(device) if island_of else 0 for device in mesh.devices.flat])
@@ -136,6 +143,8 @@ def read(text: str, mesh, island_of: Callable | None = None, *, on_chip_spaces: 
 
 
 class _Module:
+    """A parsed HLO module, with how often each of its computations is run."""
+
     def __init__(self, text: str):
         self.computations, entry = _parse(text)
         header = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
@@ -146,22 +155,27 @@ class _Module:
         self._visit(entry, 1.0, fused=False)
 
     def executed(self) -> Iterator[tuple[_Instruction, _Computation, float]]:
-        """The instructions that are run one by one, with how often; those inside a fusion are not."""
+        """Yields (instruction, its computation, how often it is run), for the instructions outside of fusions.
+
+        A fusion is run as a whole: only its operands and its result are in main memory.
+        """
         for name, weight in self._weights.items():
             if name not in self._fused:
                 for instruction in self.computations[name].values():
                     yield instruction, self.computations[name], weight
 
     def everything(self) -> Iterator[tuple[_Instruction, str, float]]:
-        """All instructions with the name of their computation and how often they are done."""
+        """Yields (instruction, name of its computation, how often it is run), inside of fusions too."""
         for name, weight in self._weights.items():
             for instruction in self.computations[name].values():
                 yield instruction, name, weight
 
     def fused(self, name: str) -> bool:
+        """Returns whether a computation is part of a fusion or a custom call."""
         return name in self._fused
 
     def _visit(self, name: str, weight: float, fused: bool) -> None:
+        """Adds `weight` runs of a computation, and of those that it calls."""
         self._weights[name] += weight
         if fused:
             self._fused.add(name)
@@ -174,7 +188,10 @@ class _Module:
                         self._visit(called, weight * turns, inside)
 
     def _turns(self, loop: _Instruction, around: _Computation) -> int:
-        """How often a loop turns: from the compiler's note, or from `counter < limit` in its condition."""
+        """Returns a loop's trip count: the compiler's note, or the limit in its condition `counter < limit`.
+
+        A loop whose trip count cannot be read counts as one turn, and among the unknown loops.
+        """
         if found := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(found[1])
         condition = self.computations[re.search(r"condition=%?([^\s,]+)", loop.attributes)[1]]
@@ -187,7 +204,7 @@ class _Module:
         return max(limit - (start or 0), 0)
 
     def _bounds(self, condition: _Computation) -> Iterator[tuple[int | None, int] | None]:
-        """(place of the counter in the loop's tuple, its limit), for every comparison of a condition."""
+        """Yields (index of the counter in the loop's tuple, its limit), for every comparison of a condition."""
         for instruction in condition.values():
             if instruction.opcode == "fusion":
                 arguments = instruction.operands
@@ -207,7 +224,7 @@ class _Module:
                     yield _tuple_index(counter), limit
 
     def _constant(self, scope: _Computation, name: str) -> int | None:
-        """The integer behind a name, through copies; None if it is not a constant."""
+        """Returns the integer that a name stands for, followed through copies; None if it is not a constant."""
         while name in scope:
             instruction = scope[name]
             if instruction.opcode == "constant":
@@ -221,7 +238,13 @@ class _Module:
     # ------------------------------------------------------------------------ memory
 
     def traffic(self, instruction: _Instruction, scope: _Computation, on_chip: bool) -> float:
-        """Bytes that one run of an instruction reads and writes."""
+        """Returns the bytes of main memory that one run of an instruction reads and writes.
+
+        Args:
+          instruction: the instruction.
+          scope: the computation that it is in.
+          on_chip: whether memory spaces other than 0 are not main memory.
+        """
         if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
             return 0.0
         size = functools.partial(_size, on_chip_spaces=on_chip)
@@ -229,7 +252,7 @@ class _Module:
             return 0.0
         if instruction.opcode in ("send", "recv"):
             return size(instruction.type)
-        if instruction.opcode.endswith("-start"):  # its type holds the operands and the results
+        if instruction.opcode.endswith("-start"):  # its type lists both the operands and the results
             read = sum(size(scope[name].type) for name in instruction.operands if name in scope)
             return max(size(instruction.type), read)
         if instruction.opcode == "fusion":
@@ -245,6 +268,11 @@ class _Module:
         return self._plain(instruction, scope, size)
 
     def _plain(self, instruction, scope, size) -> float:
+        """Returns the bytes that an instruction outside of a fusion reads and writes.
+
+        A slice reads and writes as much as its result. An update in place reads and writes as much as the update; a
+        scatter reads what it updates as well.
+        """
         types = [scope[name].type for name in instruction.operands if name in scope]
         if instruction.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * size(instruction.type)
@@ -255,7 +283,10 @@ class _Module:
         return size(instruction.type) + sum(map(size, types))
 
     def _read(self, inner: _Computation, name: str, size) -> float:
-        """Bytes of a fusion's parameter that are read: all of it, unless only slices of it are used."""
+        """Returns the bytes that a fusion reads of a parameter: those of the slices if only slices are used, else inf.
+
+        The caller takes the minimum with the parameter's size, so inf stands for the whole parameter.
+        """
         total = 0.0
         for user in inner.values():
             if name not in user.operands:
@@ -264,7 +295,7 @@ class _Module:
             if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
                 total += size(_main_memory(user.type))
             elif user.opcode == "dynamic-update-slice" and place == 0:
-                pass  # written in place
+                pass  # the array is updated in place, not read
             elif user.opcode in ("bitcast", "reshape"):
                 total += self._read(inner, user.name, size)
             elif user.opcode == "fusion":
@@ -274,13 +305,13 @@ class _Module:
                 )
                 total += self._read(deeper, named, size)
             elif user.opcode == "tuple":
-                pass  # handed through
+                pass  # a tuple hands the array through
             else:
                 return math.inf
         return total
 
     def _written(self, inner: _Computation, root: _Instruction, size) -> float:
-        """Bytes of a fusion's result that are written: of an update in place only the update."""
+        """Returns the bytes of a fusion's result that are written; of an update in place, those of the update alone."""
         if root.opcode == "tuple":
             return sum(self._written(inner, inner[name], size) for name in root.operands)
         if root.opcode == "bitcast":
@@ -293,6 +324,14 @@ class _Module:
 
 
 def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarray) -> list[Collective]:
+    """Returns the collectives of a module by kind and axes, those with the most bytes first.
+
+    Args:
+      module: the module.
+      mesh_shape: sizes of the mesh axes, by name.
+      islands: index of the slice or node of each partition.
+    """
+    # (kind, axes) -> count, bytes, bytes over links, bytes over the network
     sums: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     seen: dict[str, float] = {}
     for instruction, where, weight in module.everything():
@@ -300,7 +339,8 @@ def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarra
         if kind == "ragged-all-to-all":
             kind = "all-to-all"
         if kind == "send" and "xla_megascale_runtime" in instruction.attributes:
-            # Between TPU slices, each of which has a program of its own: device n here is device n of the first.
+            # Each TPU slice has its own program, so the groups of a collective between slices are not in the text. The
+            # first device of each slice stands for the group.
             kind = _BETWEEN_SLICES[re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1]]
             firsts = np.unique(islands, return_index=True)[1].tolist()
             size = _size(module.computations[where][instruction.operands[0]].type)
@@ -312,10 +352,11 @@ def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarra
         if kind not in _SENT or instruction.opcode == "send":
             continue
         if kind == "all-reduce" and where.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # a TPU writes it as an all-reduce of which each device keeps its part
+            kind = "reduce-scatter"  # a TPU writes one as an all-reduce of which each device keeps its part
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
         if channel and module.fused(where):
-            # A TPU takes a collective apart into start, what runs meanwhile, and done: three fusions, one channel.
+            # A TPU splits a collective into three fusions of one channel: its start, the work that runs meanwhile, and
+            # its end. They count once.
             if weight <= seen.get(channel[1], 0.0):
                 continue
             weight, seen[channel[1]] = weight - seen.get(channel[1], 0.0), weight
@@ -337,7 +378,11 @@ def _collectives(module: _Module, mesh_shape: dict[str, int], islands: np.ndarra
 
 
 def _first_group(attributes: str, devices: int) -> list[int]:
-    """Partitions of the first group (the others are like it), or of the first pair of a permutation."""
+    """Returns the partitions of a collective's first group, or the first pair of different ones of a permutation.
+
+    The other groups lie along the same mesh axes. The text has one of five forms: pairs; lists; an iota, maybe
+    transposed; axes of a mesh, or parts of them; and nothing, which means all devices.
+    """
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         for pair in re.finditer(r"\{(\d+),(\d+)\}", attributes[found.start() :]):
             if pair[1] != pair[2]:
@@ -358,7 +403,7 @@ def _first_group(attributes: str, devices: int) -> list[int]:
         for place, name in enumerate(sides):
             part = re.search(rf"'{name}'(?::\((\d+)\)(\d+))?", found[2])
             picked[place] = [0]
-            if part and part[1]:  # a part of an axis: `size` of its members, `before` parts above them
+            if part and part[1]:  # a sub-axis of `size` members, with `before` parts of the axis above it
                 before, size = int(part[1]), int(part[2])
                 stride = sides[name] // (before * size)
                 picked[place] = [stride * n for n in range(size)]
@@ -369,7 +414,7 @@ def _first_group(attributes: str, devices: int) -> list[int]:
 
 
 def _axes(group: list[int], mesh_shape: dict[str, int]) -> str:
-    """The mesh axes along which the members of a group differ."""
+    """Returns the names of the mesh axes along which the members of a group differ, joined by "+"."""
     places = np.unravel_index(group, tuple(mesh_shape.values()))
     return "+".join(name for name, place in zip(mesh_shape, places) if len(set(place.tolist())) > 1)
 
@@ -378,14 +423,18 @@ def _axes(group: list[int], mesh_shape: dict[str, int]) -> str:
 
 
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
-    """All computations by name, and the name of the entry."""
+    """Returns all computations by name, and the name of the entry computation.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
     computations, current, entry = {}, None, None
     for line in text.splitlines():
         if current is None:
             if header := _COMPUTATION.match(line):
                 current = computations[header[2]] = {}
                 entry = header[2] if header[1] else entry
-        elif line == "}":  # a kernel's source in a custom call has longer lines that begin so
+        elif line == "}":  # exactly: lines of a kernel's source in a custom call may begin with a brace
             current = None
         elif found := _INSTRUCTION.match(line):
             if instruction := _instruction(found[2], found[3], bool(found[1])):
@@ -396,11 +445,18 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
 
 
 def _instruction(name: str, rest: str, root: bool) -> _Instruction | None:
+    """Returns the instruction of a line, or None if the line is not one.
+
+    Args:
+      name: name before the "=".
+      rest: text after the "=": type, opcode, operands in parentheses, attributes.
+      root: whether the line is marked as the root of its computation.
+    """
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
     type_, rest = rest[:end], rest[end:].lstrip()
     opcode, parenthesis, _ = rest.partition("(")
     if not parenthesis or not re.fullmatch(r"[a-z][\w-]*", opcode):
-        return None  # a line of a kernel's source
+        return None  # the line belongs to the source of a kernel
     end = _closing(rest, len(opcode))
     inside = rest[len(opcode) + 1 : end]
     if opcode in ("constant", "parameter"):
@@ -413,7 +469,7 @@ def _instruction(name: str, rest: str, root: bool) -> _Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at or after `start` closes."""
+    """Returns the index at which the parenthesis that opens at or after `start` closes."""
     depth = 0
     for place in itertools.count(start):
         if place >= len(text):
@@ -424,7 +480,10 @@ def _closing(text: str, start: int) -> int:
 
 
 def _size(type_: str, on_chip_spaces: bool = False) -> float:
-    """Bytes of all arrays of a type; those in other memory spaces count nothing where they lie on the chip."""
+    """Returns the bytes of all arrays of a type.
+
+    With on_chip_spaces, arrays in memory spaces other than 0 count nothing: they lie on the chip.
+    """
     total = 0.0
     for dtype, sides, layout in _ARRAY.findall(type_):
         if on_chip_spaces and re.search(r"S\(\d", layout):
@@ -434,11 +493,12 @@ def _size(type_: str, on_chip_spaces: bool = False) -> float:
 
 
 def _main_memory(type_: str) -> str:
-    """A type without its layout: inside a fusion it says nothing of where the data come from."""
+    """Returns a type without its layouts, whose memory spaces do not say, inside a fusion, where the data come from."""
     return _ARRAY.sub(r"\1[\2]", type_)
 
 
 def _item(dtype: str) -> float:
+    """Returns the bytes of an element; 0.0 for a word that is no dtype."""
     if dtype in _BYTES:
         return _BYTES[dtype]
     bits = re.match(r"[a-z]+(\d+)", dtype)
@@ -446,9 +506,11 @@ def _item(dtype: str) -> float:
 
 
 def _parameter_number(instruction: _Instruction) -> int:
+    """Returns the position of a parameter among the arguments of its computation."""
     return int(instruction.operands[0])
 
 
 def _tuple_index(instruction: _Instruction) -> int | None:
+    """Returns the index of a get-tuple-element; None for another instruction."""
     found = re.search(r"\bindex=(\d+)", instruction.attributes)
     return int(found[1]) if instruction.opcode == "get-tuple-element" and found else None

@@ -1,19 +1,12 @@
-"""A plan as tables in Markdown, for the terminal and for docs."""
+"""The tables of a plan in Markdown, for the terminal and for docs."""
 
 import pathlib
 
 _GIB = 2**30
-# What lies on a device, by name of its group (see programs.py).
+# Columns of the memory table, and the groups of arrays (see abstract.Program) whose bytes each column adds up.
 _COLUMNS = {
     "parameters": ("parameters", "policy parameters", "value parameters"),
-    "optimizer": (
-        "optimizer",
-        "average",
-        "policy optimizer",
-        "policy average",
-        "value optimizer",
-        "value average",
-    ),
+    "optimizer": ("optimizer", "average", "policy optimizer", "policy average", "value optimizer", "value average"),
     "frozen": ("frozen",),
     "decode copy": ("decode copy",),
     "batch": ("batch", "experience"),
@@ -21,12 +14,12 @@ _COLUMNS = {
 
 
 def render(found: dict) -> str:
-    """All tables of one plan, under a headline."""
+    """Returns all tables of one plan, under its headline."""
     return "\n\n".join([headline(found), memory(found), time(found), collectives(found), stages(found)]) + "\n"
 
 
 def overview(plans: list[dict]) -> str:
-    """A row for each plan: does it fit, and what do all its stages take at least."""
+    """Returns a table with a row for each plan: whether it fits, and the least hours of all its stages together."""
     head = [
         "config",
         "on",
@@ -60,6 +53,7 @@ def overview(plans: list[dict]) -> str:
 
 
 def headline(found: dict) -> str:
+    """Returns a sentence with the topology, mesh, model, microbatches and compiler of a plan."""
     mesh = " ".join(f"{axis}={size}" for axis, size in found["mesh"].items())
     model = ", ".join(f"{name} {value}" for name, value in found["model"].items() if value)
     parts = ", ".join(f"{stage} {count}" for stage, count in found["microbatches"].items())
@@ -71,17 +65,9 @@ def headline(found: dict) -> str:
 
 
 def memory(found: dict) -> str:
-    """GiB per device: everything that lies there while a program runs, against what the chip has."""
+    """Returns the table of memory: GiB per device held while each program runs, against the chip's memory."""
     limit = found["memory_limit"]
-    head = [
-        "program",
-        *_COLUMNS,
-        "KV cache",
-        "temporaries",
-        "in all",
-        f"of {limit / _GIB:.2f} GiB",
-        "compile (s)",
-    ]
+    head = ["program", *_COLUMNS, "KV cache", "temporaries", "in all", f"of {limit / _GIB:.2f} GiB", "compile (s)"]
     rows = []
     for row in found["programs"]:
         if message := row.get("refused") or row.get("failed"):
@@ -97,7 +83,7 @@ def memory(found: dict) -> str:
 
 
 def time(found: dict) -> str:
-    """Seconds that one run of each program takes at least, and what binds."""
+    """Returns the table of times: the least seconds of one run of each program, and the bound that binds."""
     bounds = list(dict.fromkeys(name for row in found["programs"] for name in row.get("bounds", {})))
     head = [
         "program",
@@ -131,7 +117,10 @@ def time(found: dict) -> str:
 
 
 def collectives(found: dict) -> str:
-    """What the chips tell one another in one run of a program, per device."""
+    """Returns the table of collectives: their count and GB per device, in one run of each program.
+
+    A collective with less than 0.1 % of its program's bytes is left out.
+    """
     rows = [
         [_name(row), c["kind"], c["axes"], f"{c['count']:,}", _short(c["bytes"] / 1e9)]
         for row in found["programs"]
@@ -142,7 +131,7 @@ def collectives(found: dict) -> str:
 
 
 def stages(found: dict) -> str:
-    """Whole stages, at the bounds above; the paper's compute beside ours."""
+    """Returns the table of whole stages, each program at its largest bound, with the paper's compute beside ours."""
     named = [*found["stages"], {"stage": "in all", "paper": None, **found["total"]}]
     cost = any(stage["cost"] for stage in named)
     head = [
@@ -165,7 +154,12 @@ def stages(found: dict) -> str:
 
 
 def ranking(plans: list[dict], limit: int) -> str:
-    """The candidates of a search that fit, the fastest first, then those that do not."""
+    """Returns the table of a search: a row for each candidate, in the order given.
+
+    Args:
+      plans: the plans of the candidates.
+      limit: bytes of memory of a chip.
+    """
     head = [
         "mesh",
         "remat",
@@ -181,9 +175,7 @@ def ranking(plans: list[dict], limit: int) -> str:
         refused = [row["refused"] for row in found["programs"] if "refused" in row]
         verdict = refused[0] if refused else "fits" if found["fits"] else "does not"
         binds = max(
-            (row for row in found["programs"] if row.get("seconds")),
-            key=lambda r: r["seconds"] * r["runs"],
-            default={},
+            (row for row in found["programs"] if row.get("seconds")), key=lambda r: r["seconds"] * r["runs"], default={}
         )
         rows.append(
             [
@@ -204,12 +196,14 @@ def _name(row: dict) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Returns a Markdown table; a row that is too short is filled with empty cells."""
     rows = [row + [""] * (len(head) - len(row)) for row in rows]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _gib(size: float | None) -> str:
+    """Returns a number of bytes in GiB."""
     return "–" if size is None else f"{size / _GIB:.2f}" if abs(size) >= 0.1 * _GIB else f"{size / _GIB:.2g}"
 
 

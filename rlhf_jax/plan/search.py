@@ -1,41 +1,34 @@
-"""Which mesh, microbatches and remat a config could use on a topology: formulas choose, the compiler decides.
+"""A search for the mesh, microbatches and remat of a config on a topology: formulas choose, the compiler decides.
 
-Formulas drop what cannot fit and order the rest by a rough time; the first few are compiled, and ranked by
-the bounds of what was compiled.
+Formulas drop the candidates that cannot fit and order the rest by a rough time. The first few are then compiled, and
+ranked by the bounds of the compiled programs.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from rlhf_jax.model import TransformerConfig
-from rlhf_jax.plan import estimate
+from rlhf_jax.fields import registry
+from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.plan.topology import Topology
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.stages import ppo as ppo_stage
 
-_BYTES_OF_A_WEIGHT = {
-    "pretrain": 12,
-    "sft": 12,
-    "reward_model": 12,
-    "dpo": 12,
-    "ppo": 16,
-}  # float32: it, Adam's two, the average
-_SAVED = {
-    "full": 2,
-    "dots": 20,
-    "none": 68,
-}  # bytes of a token, layer and unit of width that backward finds saved
-_SAMPLED_ROWS = 8  # of a device at once: keys and values are small beside the weights, which are read for every token
+_SAVED = {"full": 2, "dots": 20, "none": 68}  # bytes saved for the backward pass, per token, layer and unit of width
+_SAMPLED_ROWS = 8  # completions that a device samples at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """
+    """A mesh with microbatches and remat.
+
     Attributes:
-      rows: of a batch that a device (with those it shares tensors with) takes at once, where a stage has so many.
-      memory: bytes per device, roughly, without logits and buffers.
-      seconds: of one batch of the largest stage, roughly.
+      data: size of the mesh axis "data".
+      fsdp: size of the mesh axis "fsdp".
+      tensor: size of the mesh axis "tensor".
+      rows: rows of a batch that the devices of one tensor group process at once, at most.
+      remat: value of model.remat.
+      memory: rough number of bytes per device, without logits and buffers.
+      seconds: rough time of one batch of the stage with the largest batch.
     """
 
     data: int
@@ -47,36 +40,36 @@ class Candidate:
     seconds: float
 
     def settings(self, config, stages: list[str]) -> dict[str, int | str]:
-        """The fields of the config that it sets."""
+        """Returns the values of the config's fields that the candidate sets, by dotted name."""
         at_once = self.data * self.fsdp * self.rows
-        found = {
-            "mesh.data": self.data,
-            "mesh.fsdp": self.fsdp,
-            "mesh.tensor": self.tensor,
-            "model.remat": self.remat,
-        }
+        found = {"mesh.data": self.data, "mesh.fsdp": self.fsdp, "mesh.tensor": self.tensor, "model.remat": self.remat}
         for stage in stages:
             section = config[stage]
-            found[f"{stage}.microbatches"] = _parts(_batch_of(section), at_once)
-            if section.kind == "ppo" and section.ptx_coef:
-                found[f"{stage}.ptx_microbatches"] = _parts(ppo_stage.ptx_rows(section), at_once)
-            if section.kind == "ppo":
-                ways = self.data * self.fsdp
-                found[f"{stage}.sample_parts"] = _parts(section.batch_size, ways * _SAMPLED_ROWS)
+            for field, rows in registry.of(config, stage).parts(section).items():
+                # Sampling takes more rows at once: it reads all weights for every token, and beside the weights the
+                # keys and values of a few rows are small.
+                whole = self.data * self.fsdp * _SAMPLED_ROWS if field == "sample_parts" else at_once
+                found[f"{stage}.{field}"] = _parts(rows, whole)
         return found
 
     def apply(self, config, stages: list[str]):
-        """A copy of the config that uses it."""
+        """Returns a copy of the config with the candidate's settings."""
         config = config.copy_and_resolve_references()
         config.update_from_flattened_dict(self.settings(config, stages))
         return config
 
 
 def candidates(config, shape: TransformerConfig, topology: Topology, stages: list[str]) -> list[Candidate]:
-    """What could fit, the most promising first.
+    """Returns the candidates that could fit, by rough time: the fastest first.
+
+    Args:
+      config: the config.
+      shape: shape of the policy.
+      topology: the topology.
+      stages: names of the stages that must fit.
 
     Raises:
-      InputError: nothing could.
+      InputError: no candidate fits.
     """
     found = [c for c in _all(config, shape, topology, stages) if c.memory <= topology.chip.memory]
     if not found:
@@ -88,6 +81,7 @@ def candidates(config, shape: TransformerConfig, topology: Topology, stages: lis
 
 
 def _all(config, shape, topology, stages) -> Iterator[Candidate]:
+    """Yields the candidates that divide the heads and the batches of all stages, whether or not they fit."""
     chips, slices = topology.chips, topology.slices
     sections = [config[stage] for stage in stages]
     smallest = min(_batch_of(section) for section in sections)
@@ -100,8 +94,8 @@ def _all(config, shape, topology, stages) -> Iterator[Candidate]:
         ways = chips // tensor
         if any(_batch_of(section) % ways for section in sections) or rows > max(1, smallest // ways):
             continue
-        weights = estimate.parameters(shape)
-        state = weights * max(_BYTES_OF_A_WEIGHT[section.kind] for section in sections) / chips
+        weights = work.parameters(shape)
+        state = weights * max(registry.of(config, stage).weight_bytes for stage in stages) / chips
         length = config.prompt_length + config.completion_length
         gradient = 4 * weights / chips
         saved = _SAVED[remat] * rows * length * shape.embed_dim * shape.num_layers / tensor
@@ -127,22 +121,27 @@ def _all(config, shape, topology, stages) -> Iterator[Candidate]:
 
 
 def _seconds(shape, topology, ways, tensor, rows, length, batch) -> float:
-    """A batch: computing it, gathering the weights for every part of it, summing over tensor in every layer."""
+    """Returns a rough time of one batch: the larger of its compute and its communication; 0.0 without known rates.
+
+    Communication is the weights gathered for every part of the batch, and the activations summed over the tensor axis
+    in every layer.
+    """
     chip = topology.chip
     if chip.flops is None:
         return 0.0
     parts = _parts(batch, ways * rows)
     passes = 3 if shape.remat == "full" else 2
-    compute = estimate.training(shape, batch, length, batch * length).executed / topology.chips / chip.flops
-    gathered = parts * estimate.parameters(shape) / tensor * (2 * passes + 4) * (ways > 1)
+    compute = work.training(shape, batch, length, batch * length).executed / topology.chips / chip.flops
+    gathered = parts * work.parameters(shape) / tensor * (2 * passes + 4) * (ways > 1)
     summed = 2 * passes * 2 * shape.num_layers * batch / ways * length * shape.embed_dim * 2 * (tensor - 1) / tensor
     return max(compute, (gathered + summed) / chip.link_bandwidth)
 
 
 def _batch_of(section) -> int:
-    return section.minibatch_size if section.kind == "ppo" else section.batch_size
+    """Returns the number of rows of an optimizer step of a stage."""
+    return section[registry.KINDS[section.kind].batch_field]
 
 
 def _parts(batch: int, at_once: int) -> int:
-    """The fewest equal parts of a batch that are not larger than `at_once`."""
+    """Returns the smallest number of equal parts of a batch of which none is larger than `at_once`."""
     return next(parts for parts in range(max(1, -(-batch // at_once)), batch + 1) if batch % parts == 0)

@@ -1,8 +1,8 @@
-"""Chips and the topologies that can be had of them; the devices to compile for.
+"""Chips, the topologies that exist of them, and the devices to compile for.
 
-A topology is named chip:shape. TPU slices are shapes in chips, `v5p:8x8x8` or `v5e:16x16`, several of them
-`v5e:16x16x4slices`; GPUs are `h100:8` or nodes x GPUs, `h200:2x8`; `cpu:8` is this machine with 8 virtual
-devices. The compilers accept shapes that do not exist: they are refused here.
+A topology is named chip:shape. The shape of a TPU slice is in chips, as in `v5p:8x8x8` or `v5e:16x16`; several slices
+are `v5e:16x16x4slices`. GPUs are `h100:8`, or nodes x GPUs as in `h200:2x8`. `cpu:8` is this machine with 8 virtual
+devices. The compilers accept shapes that nobody offers; `parse` refuses them.
 """
 
 import dataclasses
@@ -18,25 +18,27 @@ from rlhf_jax.runtime.errors import InputError
 
 _GIB = 2**30
 
-# Where shapes are free, they are multiples of a 4x4x4 cube, sides in ascending order; below a cube:
+# v4 and v5p slices are made of 4x4x4 cubes, with sides in ascending order. The shapes smaller than a cube are these:
 _BELOW_A_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+# v5e and v6e slices have one of these shapes.
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a chip can do at most. Rates are per chip and per second, None where nobody says.
+    """The limits of a chip. Rates are per chip and per second; a rate that nobody publishes is None.
 
     Attributes:
+      name: name of the chip in the names of topologies.
       kind: "tpu", "gpu" or "cpu".
-      memory: bytes a program can have: of a TPU what its compiler allows, of a GPU the card's.
-      flops: multiply-adds count 2, at bfloat16, dense.
-      memory_bandwidth: bytes.
-      link_bandwidth: bytes sent to chips of the same slice or node, all links together, one direction.
+      memory: bytes that a program can use: for a TPU what its compiler allows, for a GPU the memory of the card.
+      flops: dense bfloat16 FLOPs; a multiply-add counts 2.
+      memory_bandwidth: bytes read from or written to main memory.
+      link_bandwidth: bytes sent to chips of the same slice or node, over all links together, in one direction.
       network_bandwidth: bytes sent to other slices or nodes.
-      group: GPUs a node.
-      most: chips of the largest slice.
-      source: of the rates.
+      source: source of the rates.
+      group: number of GPUs of a node.
+      most: number of chips of the largest slice, for TPUs whose slices are made of cubes; 0 for other chips.
     """
 
     name: str
@@ -55,7 +57,7 @@ _TPU_DOCS = "cloud.google.com/tpu/docs/"
 CHIPS = {
     chip.name: chip
     for chip in (
-        # Memory is 0.25 to 1.25 GiB less than the data sheet's: what the compiler says is available.
+        # The memory of a TPU is what its compiler says is available: 0.25 to 1.25 GiB less than in the data sheet.
         Chip(
             "v4",
             "tpu",
@@ -71,26 +73,10 @@ CHIPS = {
         Chip("v5p", "tpu", int(95.74 * _GIB), 459e12, 2765e9, 600e9, 6.25e9, _TPU_DOCS + "v5p", most=6144),
         Chip("v6e", "tpu", int(31.25 * _GIB), 918e12, 1638e9, 400e9, 12.5e9, _TPU_DOCS + "v6e"),
         Chip(
-            "h100",
-            "gpu",
-            84_942_979_072,
-            989.4e12,
-            3352e9,
-            450e9,
-            50e9,
-            "NVIDIA H100 SXM and DGX H100 data sheets",
-            8,
+            "h100", "gpu", 84_942_979_072, 989.4e12, 3352e9, 450e9, 50e9, "NVIDIA H100 SXM and DGX H100 data sheets", 8
         ),
         Chip(
-            "h200",
-            "gpu",
-            151_397_597_184,
-            989.4e12,
-            4800e9,
-            450e9,
-            50e9,
-            "NVIDIA H200 SXM and DGX H200 data sheets",
-            8,
+            "h200", "gpu", 151_397_597_184, 989.4e12, 4800e9, 450e9, 50e9, "NVIDIA H200 SXM and DGX H200 data sheets", 8
         ),
         Chip("cpu", "cpu", 0, None, None, None, None, "this machine"),
     )
@@ -102,8 +88,10 @@ class Topology:
     """Chips that can be had together.
 
     Attributes:
-      shape: of a TPU slice in chips, of GPUs (nodes, GPUs a node), of a CPU (devices,).
-      slices: TPU slices joined by the data center network.
+      name: name of the topology, as in `h200:2x8`.
+      chip: the chip.
+      shape: for a TPU the sides of a slice in chips, for GPUs (nodes, GPUs of a node), for a CPU (devices,).
+      slices: number of TPU slices, which the data center network joins.
     """
 
     name: str
@@ -113,33 +101,38 @@ class Topology:
 
     @property
     def chips(self) -> int:
+        """The number of chips, over all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def islands(self) -> int:
-        """Parts within which chips talk over links, and between which over the network."""
+        """The number of slices or nodes: chips of the same one are joined by links, others by the network."""
         return self.shape[0] if self.chip.kind == "gpu" else self.slices
 
     def island_of(self, device) -> int:
-        """Which part a device lies in."""
+        """Returns the index of the slice or node that a device is in."""
         if self.chip.kind == "gpu":
             return device.process_index
         return getattr(device, "slice_index", None) or 0
 
     def devices(self) -> list:
-        """The devices to compile for.
+        """Returns the devices to compile for.
 
         Raises:
-          InputError: what compiles for them is not installed.
+          InputError: the compiler for the devices is not installed.
         """
         return _DEVICES[self.chip.kind](self)
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """The topology of this name.
+    """Returns the topology of a name.
+
+    Args:
+      name: the name, chip:shape.
+      slices: number of TPU slices, if the name does not say it.
 
     Raises:
-      InputError: a chip or a shape that does not exist; the sentence says what does.
+      InputError: the chip or the shape does not exist; the message says which do.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
@@ -176,6 +169,7 @@ _EXAMPLES = {
 
 
 def _exists(chip: Chip, sides: tuple[int, ...]) -> bool:
+    """Returns whether a chip is offered in a shape."""
     if chip.kind == "cpu":
         return len(sides) == 1
     if chip.kind == "gpu":
@@ -188,7 +182,11 @@ def _exists(chip: Chip, sides: tuple[int, ...]) -> bool:
 
 
 def _shapes(chip: Chip) -> str:
-    join = lambda shapes: ", ".join("x".join(map(str, sides)) for sides in shapes)
+    """Returns the end of an error message that lists the shapes of a chip."""
+
+    def join(shapes):
+        return ", ".join("x".join(map(str, sides)) for sides in shapes)
+
     if chip.kind == "cpu":
         return "write the number of virtual devices, as in cpu:8"
     if chip.kind == "gpu":
@@ -202,7 +200,7 @@ def _shapes(chip: Chip) -> str:
 
 
 def _count_hint(name: str) -> str:
-    """Google's other names give a number without a shape."""
+    """Returns a hint for a name such as v5p-32, which gives a count without a shape; "" for other names."""
     if found := re.fullmatch(r"(v\d\w*?)(?:litepod)?-(\d+)", name):
         counts = "TensorCores, two a chip" if found[1] in ("v4", "v5p") else "chips"
         return f"; '{name}' counts {counts}: write the shape of the slice instead, as in v5p:2x2x4 or v5e:4x4"
@@ -210,27 +208,33 @@ def _count_hint(name: str) -> str:
 
 
 def prepare(topologies: list[Topology]) -> None:
-    """Sets what must be set before JAX starts: nothing here uses an accelerator of this machine."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # GPU plugins then skip their search for a GPU too
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at a time: there is no TPU to lock
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to a metadata server about this machine,
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # and no warning that it gave no answer: what this
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # machine is does not matter
+    """Sets what must be set before JAX starts: the platform to CPU, and the number of virtual CPU devices.
+
+    Compiling ahead of time uses no accelerator of this machine.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"  # GPU plugins then do not look for a GPU
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans may run at a time: there is no TPU to lock
+    # libtpu must not ask a metadata server about this machine, nor warn that it got no answer. What kind of machine it
+    # is does not matter, so any accelerator type will do.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     jax.config.update("jax_platforms", "cpu")
     virtual = max((topology.chips for topology in topologies if topology.chip.kind == "cpu"), default=0)
     if virtual:
         try:
             jax.config.update("jax_num_cpu_devices", virtual)
-        except RuntimeError:  # JAX runs already, in a test; _cpu_devices sees whether there are enough
+        except RuntimeError:  # JAX runs already, as in tests; _cpu_devices then checks that there are enough devices
             pass
 
 
 def _tpu_devices(topology: Topology) -> list:
+    """Returns the devices of TPU slices, as the TPU compiler describes them."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(f"{topology.name} needs the TPU compiler; the extra [plan] has it: pip install -e '.[plan]'")
     options = {}
     if topology.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip, as on the machine
+        options["chip_config_name"] = "megacore"  # a chip is one device, as on a real v4
     if topology.chips // topology.slices == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if topology.slices > 1:
@@ -240,6 +244,7 @@ def _tpu_devices(topology: Topology) -> list:
 
 
 def _gpu_devices(topology: Topology) -> list:
+    """Returns the devices of GPU nodes, as the CUDA compiler describes them."""
     needed = ("jax_plugins.xla_cuda13", "nvidia.cu13")
     if not all(_installed(name) for name in needed):
         raise InputError(
@@ -263,6 +268,7 @@ def _installed(module: str) -> bool:
 
 
 def _cpu_devices(topology: Topology) -> list:
+    """Returns virtual CPU devices of this process."""
     found = jax.devices("cpu")
     if len(found) < topology.chips:
         raise InputError(f"{topology.name}: this process has {len(found)} CPU devices; set jax_num_cpu_devices first")
@@ -279,10 +285,11 @@ _DEVICES: dict[str, Callable] = {"tpu": _tpu_devices, "gpu": _gpu_devices, "cpu"
 
 
 def _machine_memory() -> int:
+    """Returns the bytes of main memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# What the CUDA compiler wants to know of a card; Hopper's numbers (NVIDIA H100 white paper), SXM clocks.
+# The CUDA compiler reads this description of a card: Hopper's numbers (NVIDIA H100 white paper), with SXM clocks.
 _SXM_MEMORY_CLOCK = {"h100": 2619, "h200": 3750}  # MHz
 _GPU_TARGET = """
 gpu_device_info {{

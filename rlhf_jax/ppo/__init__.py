@@ -1,4 +1,4 @@
-"""PPO: what scores a rollout and updates the policy from it, and the programs that a stage runs."""
+"""PPO: scoring rollouts, updating the policy and the value model, and the compiled programs that a stage runs."""
 
 from rlhf_jax.ppo.update import (
     Coefficients,
@@ -14,7 +14,6 @@ from rlhf_jax.ppo.update import (
     make_score,
     make_update,
     policy_loss,
-    ptx_loss,
     sequence_scores,
     value_loss,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "make_score",
     "make_update",
     "policy_loss",
-    "ptx_loss",
     "sequence_scores",
     "value_loss",
 ]

@@ -1,37 +1,23 @@
-"""What PPO's choices of advantages and of a KL penalty mean: the papers' defaults, and what kl_coef is then.
+"""What PPO's choices of advantage estimator and KL penalty mean: the papers' defaults and the effect of kl_coef.
 
-docs/kl.md has where each choice ends, world/fixed_points.py the same in closed form on the bandit.
+docs/kl.md derives where PPO ends for each choice; world/fixed_points.py computes these fixed points on the bandit.
 """
-
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.ppo import PPOConfig
+from rlhf_jax.advantages import ESTIMATORS, Choices
+from rlhf_jax.ppo.update import PPOConfig
 
-
-class Choices(NamedTuple):
-    """Fields of config.ppo that depend on one another."""
-
-    kl_in: str
-    kl_estimator: str
-    whiten_advantages: str
-
-
-PAPERS = {  # of each estimator of advantages; what is None in a config is as its paper has it
-    "gae": Choices(
-        "reward", "k1", "batch"
-    ),  # InstructGPT, section 3.5; whitening is unstated there, and OpenAI's code has it
-    "rloo": Choices("reward", "k1", "none"),  # Ahmadian et al. 2024 (arXiv 2402.14740), sections 2.1 and 2.2
-    "grpo": Choices("loss", "k3", "none"),  # Shao et al. 2024 (arXiv 2402.03300), section 4.1.1
-    "reinforce": Choices("reward", "k1", "none"),  # as RLOO's paper has it
-}
-_OF_PLACE = {"reward": "k1", "loss": "k3"}  # the estimator that papers take, where only the place is given
+# The default KL estimator by the place of the penalty, for a section that changes its paper's place alone.
+_OF_PLACE = {"reward": "k1", "loss": "k3"}
 
 
 def resolved(section: ConfigDict) -> Choices:
-    """What a section says, and where it is silent its estimator's paper; an unknown choice is left to the caller."""
-    paper = PAPERS.get(section.advantage, PAPERS["gae"])
+    """Returns the choices of a PPO section; a choice left at None is that of the paper of `section.advantage`.
+
+    An unknown advantage or kl_in raises nothing here: the caller checks the section.
+    """
+    paper = ESTIMATORS.get(section.advantage, ESTIMATORS["gae"]).paper
     kl_in = paper.kl_in if section.kl_in is None else section.kl_in
     of_place = paper.kl_estimator if kl_in == paper.kl_in else _OF_PLACE.get(kl_in, paper.kl_estimator)
     return Choices(
@@ -41,21 +27,20 @@ def resolved(section: ConfigDict) -> Choices:
     )
 
 
-def filled(config: ConfigDict) -> ConfigDict:
-    """The same config, its sections of PPO resolved: the run's config.json then says what was used."""
-    with config.unlocked():
-        for name, section in config.items():
-            if isinstance(section, ConfigDict) and section.get("kind") == "ppo":
-                section.update(resolved(section)._asdict())
-    return config
+def fill(section: ConfigDict) -> None:
+    """Writes the resolved choices into a PPO section, so that none of them is None."""
+    section.update(resolved(section)._asdict())
 
 
 def described(config: PPOConfig, penalized: bool = True, gamma: float = 1.0) -> list[str]:
-    """What a stage says at its start: the choices in a sentence, and in another where kl_coef is not what it seems.
+    """Returns what a stage prints at its start: its choices, and a caution if kl_coef has another effect than usual.
 
     Args:
-      penalized: there is a penalty: kl_coef is not 0.
+      penalized: whether there is a KL penalty, that is whether kl_coef is not 0.
       gamma: the discount.
+
+    Returns:
+      One sentence with the choices, and a second one from `caution` if there is a penalty and a reason for caution.
     """
     whitened = {"none": "not whitened"}.get(config.whiten_advantages, f"whitened over the {config.whiten_advantages}")
     penalty = f"KL in the {config.kl_in} by {config.kl_estimator}" if penalized else "no penalty on the KL"
@@ -64,7 +49,10 @@ def described(config: PPOConfig, penalized: bool = True, gamma: float = 1.0) -> 
 
 
 def caution(config: PPOConfig, gamma: float = 1.0) -> str:
-    """In what kl_coef is not the coefficient of the optimum pi_ref exp(score / kl_coef), in one sentence; or ""."""
+    """Returns why PPO does not end at pi_ref exp(score / kl_coef), the optimum for kl_coef, in one sentence.
+
+    Returns "" if it does end there.
+    """
     reasons, kl = [], config.kl_estimator
     if config.kl_in == "loss" and kl == "k3":
         reasons.append(

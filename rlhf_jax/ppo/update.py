@@ -4,9 +4,9 @@
     score   policy, ref, reward, value -> Experience   (log-probs, scores, rewards, advantages)
     update  one optimizer step of policy and value on a minibatch, with the ptx gradient accumulated
 
-InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4. The stage that drives them is ppo_stage.py.
+Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4. The programs are compiled in programs.py.
 
-Shapes: B batch (episodes), P prompt, C completion, T = P + C, V vocabulary.
+Shapes: B batch (episodes), P prompt, C completion, T = P + C, D embed, V vocabulary.
 """
 
 import dataclasses
@@ -22,42 +22,48 @@ from rlhf_jax import losses, model, optim, train
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.generate import Rollout, ended_by, is_end
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.token_loss import token_loss
 from rlhf_jax.train import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """What shapes the programs; everything that is only a number is in Coefficients."""
+    """The static configuration: everything that shapes the programs. Numbers that do not are in Coefficients."""
 
     policy: TransformerConfig
-    value: TransformerConfig | None  # None: no value model of its own
-    eos_id: int | tuple[int, ...]  # ends a completion; or all that do
-    missing_eos: str = "replace"  # or "subtract", "none"
-    advantage: str = "gae"  # or "rloo", "grpo", "reinforce", which know no value; see advantages.of_completions
-    samples_per_prompt: int = 1  # neighbouring rows of a batch
-    kl_in: str = "reward"  # or "loss"
-    kl_estimator: str = "k1"  # of a token's penalty: or "k2", "k3"
-    entropy_bonus: bool = False  # Coefficients.entropy_coef counts
+    value: TransformerConfig | None  # None: there is no separate value model
+    eos_id: int | tuple[int, ...]  # the token that ends a completion, or all such tokens
+    missing_eos: str = "replace"  # rule for the scores; or "subtract", "none" (advantages.apply_missing_eos)
+    advantage: str = "gae"  # a name of advantages.ESTIMATORS
+    samples_per_prompt: int = 1  # completions of a prompt, in neighbouring rows of a batch
+    kl_in: str = "reward"  # where the KL penalty is; or "loss"
+    kl_estimator: str = "k1"  # estimator of a token's penalty; or "k2", "k3"
+    entropy_bonus: bool = False  # whether Coefficients.entropy_coef is used
     whiten_rewards: bool = False
-    whiten_advantages: str = "batch"  # or "minibatch", "none"
-    score_parts: int = 1  # score runs the batch in so many parts, each the size of an update's microbatch
+    whiten_advantages: str = "batch"  # what they are whitened over; or "minibatch", "none"
+    score_parts: int = 1  # parts of the batch in `score`, each the size of an update's microbatch
     microbatches: int = 1  # parts of a minibatch
     ptx_microbatches: int = 1  # parts of the pretraining batch of a minibatch
-    schedule: str = "constant"  # of both learning rates, by optimizer step; see optim.schedule
-    total_steps: int = 1  # where a decay ends
+    schedule: str = "constant"  # schedule of both learning rates, by optimizer step; see optim.schedule
+    total_steps: int = 1  # optimizer step at which a decay ends
     warmup_steps: int = 0
-    warmup_from: float = 0.1
-    final_fraction: float = 0.0  # of the peak, where a decay ends
+    warmup_from: float = 0.1  # fraction of the peak at which the warm-up starts
+    final_fraction: float = 0.0  # fraction of the peak at which a decay ends
+
+    @property
+    def estimator(self) -> adv.Estimator:
+        """The advantage estimator that `advantage` names."""
+        return adv.ESTIMATORS[self.advantage]
 
     @property
     def shared_value(self) -> bool:
-        """The value is a scalar head on the policy's trunk, among the policy's parameters."""
-        return self.advantage == "gae" and self.value is None
+        """Whether the value is a scalar head on the policy's trunk, stored among the policy's parameters."""
+        return self.estimator.reads_values and self.value is None
 
 
 @struct.dataclass
 class Coefficients:
-    """The numbers an ablation sweeps, f32[] each: arguments of the programs, so a change never recompiles."""
+    """The numbers that an ablation sweeps, f32[] each: arguments of the programs, so a change never recompiles."""
 
     ptx_coef: jax.Array  # weight of the pretraining gradient (the paper's gamma)
     learning_rate: jax.Array
@@ -65,76 +71,84 @@ class Coefficients:
     temperature: jax.Array
     cliprange: jax.Array
     cliprange_value: jax.Array
-    vf_coef: jax.Array  # scales the value loss; a value model of its own has its own optimizer
-    entropy_coef: jax.Array  # weight of the entropy, nats per token
+    vf_coef: jax.Array  # weight of the value loss; it multiplies the gradient of a separate value model
+    entropy_coef: jax.Array  # weight of the entropy bonus; the entropy is in nats per token
     gamma: jax.Array  # discount
-    lam: jax.Array  # of GAE
-    missing_eos_value: jax.Array
-    ema_decay: jax.Array
-    kl_target: jax.Array  # nats per completion, for the adaptive controller
-    kl_horizon: jax.Array  # episodes
+    lam: jax.Array  # lambda of GAE
+    missing_eos_value: jax.Array  # see advantages.apply_missing_eos
+    ema_decay: jax.Array  # per optimizer step; see train.averaged
+    kl_target: jax.Array  # nats per completion; target of the adaptive KL controller, 0 if there is none
+    kl_horizon: jax.Array  # episodes; see advantages.update_kl_coef
 
 
 @struct.dataclass
 class PPOState:
-    """Everything an iteration changes."""
+    """Everything that an iteration changes."""
 
     policy: TrainState  # with a shared trunk, its parameters include the scalar head
-    value: TrainState | None  # None: no value model of its own
+    value: TrainState | None  # None: there is no separate value model
     kl_coef: jax.Array  # f32[], the state of the KL controller (the paper's beta)
 
     @property
     def language_model(self) -> dict:
-        """The parameters to sample from."""
+        """The parameters to sample from: the policy's, without a scalar head."""
         return model.without_scalar_head(self.policy.params)
 
     @property
     def value_params(self) -> dict | None:
+        """The parameters of the separate value model, or None."""
         return self.value and self.value.params
 
 
 @struct.dataclass
 class Experience:
-    """A rollout and what the models said of it; every field has the batch as first axis."""
+    """A rollout with the models' outputs for it; the first axis of every field is the batch."""
 
     rollout: Rollout
-    logprobs: jax.Array  # f32[B, C] of the sampling policy, recomputed by teacher forcing
-    ref_logprobs: jax.Array  # f32[B, C]
-    values: jax.Array | None  # f32[B, C], before each token is chosen
-    rewards: jax.Array  # f32[B, C], KL-shaped
+    logprobs: jax.Array  # f32[B, C] under the sampling policy, recomputed by teacher forcing
+    ref_logprobs: jax.Array  # f32[B, C] under the reference
+    values: jax.Array | None  # f32[B, C], value before each token is chosen; None if the estimator reads no values
+    rewards: jax.Array  # f32[B, C], the score on the last token, less the KL penalty if it is in the reward
     advantages: jax.Array  # f32[B, C]
-    returns: jax.Array | None  # f32[B, C]
-    scores: jax.Array  # f32[B], after the missing-EOS rule
+    returns: jax.Array | None  # f32[B, C], targets of the values; None if there are none
+    scores: jax.Array  # f32[B], reward-model scores after the missing-EOS rule
 
 
 def completion_states(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
-    """Hidden states [B, C, D] from which each completion token is predicted."""
+    """Returns the hidden states [B, C, D] from which the completion tokens are predicted."""
     prompt_length = rollout.prompt_mask.shape[1]
     return model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)[:, prompt_length - 1 : -1]
 
 
 def completion_logprobs(config: TransformerConfig, params: dict, rollout: Rollout, temperature) -> jax.Array:
-    """log pi of the sampled tokens f32[B, C] at the sampling temperature; 0 on padding."""
+    """Returns log pi of the sampled tokens, f32[B, C], in nats at the sampling temperature; 0 on padding."""
     states = completion_states(config, params, rollout)
     logprobs = model.target_logprobs(config, params, states, rollout.completions, _divisor(temperature))
     return jnp.where(rollout.completion_mask, logprobs, 0.0)
 
 
 def _divisor(temperature):
+    """Returns the divisor of the logits: the temperature, or 1 for greedy sampling (temperature 0 or below)."""
     return jnp.where(temperature <= 0.0, 1.0, temperature)
 
 
 def completion_values(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
-    """V(s_t) f32[B, C] before each completion token is chosen; 0 on padding."""
+    """Returns V(s_t), f32[B, C], the value before each completion token is chosen; 0 on padding."""
     return _values_at(config, params, completion_states(config, params, rollout), rollout.completion_mask)
 
 
 def _values_at(config: TransformerConfig, params: dict, states: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the values f32[B, C] that a scalar head gives hidden states [B, C, D]; 0 where the mask is False."""
     return jnp.where(mask, model.scalar_head(config, params, states), 0.0)
 
 
 def sequence_scores(config: TransformerConfig, params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """The reward model's score f32[B]: its scalar on the last real token of tokens i32[B, T], mask bool[B, T]."""
+    """Returns the reward model's scores f32[B]: its scalar output at the last real token of each row.
+
+    Args:
+      tokens: i32[B, T].
+      mask: bool[B, T], True on real tokens.
+    """
     hidden = model.masked_hidden_states(config, params, tokens, mask)
     last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     return model.scalar_head(config, params, hidden[jnp.arange(tokens.shape[0]), last])
@@ -142,11 +156,12 @@ def sequence_scores(config: TransformerConfig, params: dict, tokens: jax.Array, 
 
 @dataclasses.dataclass(frozen=True)
 class SequenceScore:
-    """`sequence_scores` of a reward model, as the reward of rollouts.
+    """The reward of rollouts by a reward model: `sequence_scores` as a RewardFn.
 
     Attributes:
-      ends: all that end a completion. The reward model reads the first of them in place of each: it is the one that it
-        was trained with, and learned to give its score on.
+      config: shape of the reward model.
+      ends: all tokens that end a completion. The reward model reads the first of them in place of the others, because
+        it was trained to give its score on that token.
     """
 
     config: TransformerConfig
@@ -159,7 +174,7 @@ class SequenceScore:
 
 
 def has_eos(rollout: Rollout, eos_id: int | tuple[int, ...]) -> jax.Array:
-    """bool[B]: the completion ended by itself."""
+    """Returns bool[B]: whether each completion ended with an end token, and was not cut at its maximum length."""
     return jnp.any(is_end(rollout.completions, eos_id) & rollout.completion_mask, axis=1)
 
 
@@ -167,10 +182,13 @@ RewardFn = Callable[[dict, Rollout], jax.Array]  # (reward params, rollout) -> f
 
 
 def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
-    """The program (policy, value or None, ref, reward params, rollout, kl_coef, coefs) -> (Experience, metrics)."""
+    """Returns the program that scores a rollout.
+
+    The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs) to (Experience, metrics).
+    """
 
     def read(params, rollout, temperature):
-        """What the models say of one part of the batch."""
+        """Returns the models' outputs for one part of the batch, by name: f32[B, C] each, scores f32[B]."""
         policy, value, ref, reward = params
 
         def compare(states, ref_states, completions):
@@ -190,7 +208,7 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
         said = {name: jnp.where(rollout.completion_mask, x, 0.0) for name, x in compared.items()}
         if config.shared_value:
             said["values"] = _values_at(config.policy, policy, states, rollout.completion_mask)
-        elif config.advantage == "gae":
+        elif config.estimator.reads_values:
             said["values"] = completion_values(config.value, value, rollout)
         return said | {"scores": reward_fn(reward, rollout)}
 
@@ -209,10 +227,10 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
         if config.whiten_rewards:
             rewards = adv.whiten(rewards, mask, shift_mean=False)
         values = said.get("values")
-        if config.advantage == "gae":
+        if config.estimator.reads_values:
             advantages, returns = adv.gae(rewards, values, mask, coefs.gamma, coefs.lam)
         else:
-            advantages = adv.of_completions(rewards, mask, config.advantage, config.samples_per_prompt)
+            advantages = adv.of_completions(rewards, mask, config.estimator.of_totals, config.samples_per_prompt)
             returns = None
         if config.whiten_advantages == "batch":
             advantages = adv.whiten(advantages, mask)
@@ -239,11 +257,12 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
 
 
 def policy_loss(config: PPOConfig, coefs: Coefficients, kl_coef, params: dict, part: Experience) -> losses.Loss:
-    """The loss of the policy's parameters on a minibatch (or on a microbatch of it).
+    """Returns the loss of the policy's parameters on a minibatch, or on a microbatch of it.
 
-    The clipped policy loss; where the config says so, plus kl_coef times the token mean of the KL (Shao et al. 2024,
-    section 4.1.1, with k3), less entropy_coef times the token mean of the entropy; and on a shared trunk plus vf_coef
-    times the value loss (Schulman et al. 2017, equation 9).
+    It is the clipped policy loss plus the terms that the configuration asks for:
+      kl_in="loss": kl_coef x the token mean of the KL estimate (Shao et al. 2024, section 4.1.1, with k3);
+      entropy_bonus: -entropy_coef x the token mean of the entropy;
+      a shared trunk: vf_coef x the value loss (Schulman et al. 2017, equation 9).
     """
     rollout, mask = part.rollout, part.rollout.completion_mask
     states = completion_states(config.policy, params, rollout)
@@ -267,61 +286,64 @@ def policy_loss(config: PPOConfig, coefs: Coefficients, kl_coef, params: dict, p
 
 
 def _entropy(logits: jax.Array) -> jax.Array:
-    """Nats f32[...] of the distributions [..., V]."""
+    """Returns the entropies f32[...], in nats, of the distributions with these logits [..., V]."""
     all_logprobs = jax.nn.log_softmax(logits)
     return -jnp.sum(jnp.exp(all_logprobs) * all_logprobs, axis=-1)
 
 
 def value_loss(config: PPOConfig, coefs: Coefficients, params: dict, part: Experience) -> losses.Loss:
-    """The clipped value loss of a minibatch (or of a microbatch of it), of a value model of its own."""
+    """Returns the clipped value loss of a separate value model on a minibatch, or on a microbatch of it."""
     return _value_loss(coefs, completion_values(config.value, params, part.rollout), part)
 
 
 def _value_loss(coefs: Coefficients, new_values: jax.Array, part: Experience) -> losses.Loss:
+    """Returns the clipped value loss of new values f32[B, C] against the returns of `part`."""
     mask = part.rollout.completion_mask
     loss = losses.clipped_value_loss(new_values, part.values, part.returns, mask, coefs.cliprange_value)
     return losses.labelled(loss, "val")
 
 
-def ptx_loss(config: TransformerConfig, params: dict, batch: Batch) -> losses.Loss:
-    """Token mean of the negative log-likelihood: how ptx_coef is normalised, which the paper leaves unsaid."""
-    hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-    logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
-    total, weight = losses.token_cross_entropy(logprobs, batch.loss_mask[:, 1:])
-    return losses.Loss(total, weight, {}, {})
-
-
 def make_update(
     config: PPOConfig, optimizer: optax.GradientTransformation, value_optimizer: optax.GradientTransformation
 ) -> Callable:
-    """The program (state, minibatch, ptx batch or None, coefs) -> (state, metrics): one step of policy and of value.
+    """Returns the program that makes one optimizer step of the policy and of the value model.
 
-    The PPO gradient and ptx_coef times the pretraining gradient are accumulated into one optimizer step (C.4).
+    The program maps (state, minibatch, ptx batch or None, coefs) to (state, metrics). The PPO gradient and ptx_coef
+    times the pretraining gradient are accumulated into one optimizer step (C.4).
     """
 
     def update(state: PPOState, minibatch: Experience, ptx: Batch | None, coefs: Coefficients):
-        no_key = jax.random.key(0)  # dropout is off
+        no_key = jax.random.key(0)  # `gradients` wants a key, but PPO has no dropout
         if config.whiten_advantages == "minibatch":
             whitened = adv.whiten(minibatch.advantages, minibatch.rollout.completion_mask)
             minibatch = minibatch.replace(advantages=whitened)
-        policy_loss_fn = lambda params, part, _: policy_loss(config, coefs, state.kl_coef, params, part)
+
+        def policy_loss_fn(params, part, _):
+            return policy_loss(config, coefs, state.kl_coef, params, part)
+
         grads, loss = train.gradients(policy_loss_fn, state.policy.params, minibatch, no_key, config.microbatches)
         found = train.loss_metrics(loss)
         if state.value is not None:
-            value_loss_fn = lambda params, part, _: value_loss(config, coefs, params, part)
+
+            def value_loss_fn(params, part, _):
+                return value_loss(config, coefs, params, part)
+
             value_grads, v_loss = train.gradients(
                 value_loss_fn, state.value.params, minibatch, no_key, config.microbatches
             )
             found |= train.loss_metrics(v_loss)
         metrics = {f"ppo/{name}": value for name, value in found.items() if name != "loss"}
-        if config.advantage == "gae":
+        if config.estimator.reads_values:
             metrics["ppo/val/explained_variance"] = losses.explained_variance(
                 metrics["ppo/val/error"], minibatch.returns, minibatch.rollout.completion_mask
             )
         if ptx is not None:
-            # The barrier keeps the two gradients two computations: PPO's is the same bits with and without ptx.
+            # The barrier keeps XLA from merging the two computations: PPO's gradient has the same bits without ptx.
             grads = jax.lax.optimization_barrier(grads)
-            ptx_loss_fn = lambda params, part, _: ptx_loss(config.policy, params, part)
+
+            def ptx_loss_fn(params, part, _):
+                return token_loss(config.policy, params, part)
+
             ptx_grads, p_loss = train.gradients(ptx_loss_fn, state.policy.params, ptx, no_key, config.ptx_microbatches)
             metrics |= _ptx_metrics(grads, ptx_grads, p_loss, coefs.ptx_coef)
             grads = jax.tree.map(lambda g, p: g + coefs.ptx_coef * p, grads, ptx_grads)
@@ -350,8 +372,13 @@ def make_update(
 
 
 def _ptx_metrics(grads, ptx_grads, loss, ptx_coef):
+    """Returns metrics of the pretraining gradient, f32[] each.
+
+    They are the ptx loss, the norm of the PPO gradient, the norm of ptx_coef times the pretraining gradient, and the
+    cosine of the two gradients.
+    """
     norm, ptx_norm = optax.tree.norm(grads), ptx_coef * optax.tree.norm(ptx_grads)
-    # Not vdot: it flattens, and flattening a sharded array gathers all of it (270 GiB a device at 175B).
+    # vdot would flatten its arguments, and flattening a sharded array gathers all of it (270 GiB a device at 175B).
     products = jax.tree.map(lambda g, p: jnp.sum(g * p), grads, ptx_grads)
     dot = ptx_coef * optax.tree.sum(products)
     return {

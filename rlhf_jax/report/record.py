@@ -4,32 +4,119 @@ import dataclasses
 import functools
 import pathlib
 
+import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax.evaluate.policy import read_rows
+from rlhf_jax.fields import registry
 from rlhf_jax.metrics import read_metrics
-from rlhf_jax.run import JUDGED
+from rlhf_jax.report.form import (
+    ANYTHING,
+    FILE_NAME,
+    NUMBER,
+    PAIR,
+    SHARE,
+    TEXT,
+    Maybe,
+    Object,
+    check,
+    check_lines,
+    each,
+    is_number,
+    one_of,
+)
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, read_json
 from rlhf_jax.runtime.terminal import visible
 
-_LABELS = {
-    "pretrain": "base",
-    "prompted": "prompted base",
-    "sft": "SFT",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-    "dpo": "DPO",
-    "best_of_n": "best of n",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-}
+_LABELS = {"ppo_ptx": "PPO-ptx", "rloo": "RLOO", "grpo": "GRPO"}  # stages of that name, beside the names of kinds
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
-_MARKED = ("seconds", "finished_at")  # of done.json
+
+# --- what a run's files look like, as far as a report reads them --------------------------------------------------
+
+_CONFIG = Object({"stages": [FILE_NAME]}, {"model": each(ANYTHING)})
+_STAGE = Object({"kind": TEXT})
+_PPO = Object({"kind": TEXT, "ptx_coef": NUMBER})
+_DONE = Object(
+    {"seconds": NUMBER, "finished_at": TEXT},
+    {"evaluation_seconds": NUMBER, "peak_memory_gib": NUMBER, "hardware": TEXT, "versions": each(ANYTHING)},
+)
+_ESTIMATE = Object({"value": NUMBER, "low": Maybe(NUMBER), "high": Maybe(NUMBER)})
+_ESTIMATES = each(Maybe(Object({"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)})))
+_POLICY = Object(
+    {
+        "temperature": NUMBER,
+        "win_rate_by": Maybe(TEXT),
+        "estimates": _ESTIMATES,
+        "categories": each(Object({"count": NUMBER, "gold": _ESTIMATE})),
+    },
+    {"other_weights": Object({"weights": one_of("ema", "params"), "estimates": _ESTIMATES})},
+)
+_SPLIT = Object(
+    {
+        "accuracy": _ESTIMATE,
+        "pairs": NUMBER,
+        "reliability": [Object({"frequency": NUMBER, "probability": NUMBER}, {"interval": PAIR})],
+    },
+    {
+        "by_margin": [Object({"low": NUMBER, "high": Maybe(NUMBER), "accuracy": _ESTIMATE})],
+        "by_group": each(NUMBER),
+        "bag_of_words_accuracy": _ESTIMATE,
+        **dict.fromkeys(("log_loss", "ece", "rankings", "prompts"), NUMBER),
+    },
+)
+_LABELERS = Object(
+    optional={
+        "held_out_group": Maybe(TEXT),
+        "folds": each(Object({"in_group": NUMBER, "held_out": NUMBER})),
+        **dict.fromkeys(("agreement_in_group", "agreement_across", "ceiling_each_labeler_known"), NUMBER),
+    }
+)
+_GAP = Object({"value": NUMBER, "planted": NUMBER}, {"low": Maybe(NUMBER), "high": Maybe(NUMBER)})
+_REWARD = Object(
+    optional={
+        "labelers": _LABELERS,
+        "labeler_gap": _GAP,
+        "demonstrations": NUMBER,
+        **dict.fromkeys(SPLITS, each(ANYTHING)),
+    }
+)
+_DATA = Object(
+    {
+        "files": each(Object({"kept": NUMBER, "all_tied": NUMBER, "skipped": [ANYTHING]})),
+        "stages": each(each(each(NUMBER))),
+    },
+    {
+        "splits": each(
+            Object({"rows": each(NUMBER), "near_duplicates": Object({"in_clusters": NUMBER}), "left_out": each(NUMBER)})
+        ),
+        "epochs": each(each(each(NUMBER))),
+        "packing": each(
+            each(Object(dict.fromkeys(("rows_before", "rows_after", "padding_before", "padding_after"), NUMBER)))
+        ),
+    },
+)
+_ROWS = {
+    "samples.jsonl": Object(
+        {"index": NUMBER, "prompt": TEXT, "completion": TEXT, "finished": ANYTHING, "category": Maybe(TEXT)}
+        | {"score": Maybe(NUMBER), "gold": Maybe(Object({"total": NUMBER}))}
+    ),
+    "skills.jsonl": Object({"task": TEXT, "score": SHARE}),
+}
+
+
+# --- what it says -------------------------------------------------------------------------------------------------
 
 
 def label(stage: str) -> str:
     """What a stage is called in tables and figures."""
-    return _LABELS.get(stage, visible(stage.replace("_", " ")))
+    kind = registry.KINDS.get(stage)
+    return _LABELS.get(stage) or (kind and kind.label) or visible(stage.replace("_", " "))
+
+
+def estimate_of(estimates: dict, name: str) -> dict | None:
+    """{value, low, high} of a name among estimates; None where they say nothing, as of a number that is not finite."""
+    found = estimates.get(name)
+    return found if found and found["value"] is not None else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,44 +140,48 @@ class Record:
         path = pathlib.Path(path)
         if not (path / "config.json").is_file():
             raise InputError(f"{path} is no work directory of a run: it has no config.json")
-        config = read_json(path / "config.json")
-        try:
-            kinds = {stage: config[stage]["kind"] for stage in config["stages"]}
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path / 'config.json'} describes no run: it has no {error}") from error
+        config = check(path / "config.json", read_json(path / "config.json"), _CONFIG)
+        check(path / "config.json", config, Object(dict.fromkeys(config["stages"], _STAGE)))
+        kinds = {stage: config[stage]["kind"] for stage in config["stages"]}
+        for stage, kind in kinds.items():
+            if kind not in registry.KINDS:
+                raise InputError(
+                    f"{path / 'config.json'} is damaged: its '{stage}.kind' is '{visible(kind)}' and none of "
+                    f"{', '.join(registry.KINDS)}; put it back as it was written"
+                )
+        check(path / "config.json", config, Object({stage: _PPO for stage, kind in kinds.items() if kind == "ppo"}))
 
-        def read(name, *wanted):
-            found = {
-                stage: finished.read_if_there(path / stage / name) for stage, kind in kinds.items() if kind in wanted
-            }
-            return {stage: facts for stage, facts in found.items() if facts is not None}
+        def read(name, form, *wanted, how=finished.read_if_there):
+            files = {stage: path / stage / name for stage, kind in kinds.items() if kind in wanted}
+            found = {stage: how(file) for stage, file in files.items()}
+            return {stage: check(files[stage], facts, form) for stage, facts in found.items() if facts is not None}
 
-        done = {stage: facts for stage in kinds if (facts := finished.facts(path / stage, needs=_MARKED)) is not None}
+        reward = read("evaluation.json", _REWARD, *registry.giving("reward"))
+        for stage, facts in reward.items():
+            splits = [name for name in SPLITS if "accuracy" in facts.get(name, {})]
+            check(path / stage / "evaluation.json", facts, Object(dict.fromkeys(splits, _SPLIT)))
         return cls(
             path=path,
             config=config,
             overrides=read_if_there(path / "overrides.json") or {},
-            done=done,
-            evaluations=read("evaluation.json", *JUDGED),
-            reward=next(iter(read("evaluation.json", "reward_model").values()), None),
+            done=read(finished.DONE, _DONE, *kinds.values(), how=lambda file: finished.facts(file.parent)),
+            evaluations=read(
+                "evaluation.json", _POLICY, *(kind for kind, stage in registry.KINDS.items() if stage.judged)
+            ),
+            reward=next(iter(reward.values()), None),
         )
 
     @property
     def reward_splits(self) -> dict[str, dict]:
         """What the reward model reached on each split of the rankings, training labelers first."""
-        found = {
-            name: facts
-            for name, facts in (self.reward or {}).items()
-            if isinstance(facts, dict) and "accuracy" in facts
-        }
-        return {name: found[name] for name in sorted(found, key=[*SPLITS, *found].index)}
+        return {name: facts for name in SPLITS if "accuracy" in (facts := (self.reward or {}).get(name, {}))}
 
     def kind(self, stage: str) -> str:
         return self.config[stage]["kind"]
 
     def estimate(self, stage: str, name: str) -> dict | None:
-        """{value, low, high} of a policy."""
-        return self.evaluations[stage]["estimates"].get(name)
+        """{value, low, high} of a policy; None where nothing is known."""
+        return estimate_of(self.evaluations[stage]["estimates"], name)
 
     @functools.cached_property
     def base(self) -> str | None:
@@ -100,7 +191,7 @@ class Record:
     @functools.cached_property
     def reference(self) -> str | None:
         """The SFT policy, which win rate and KL refer to."""
-        return self._first("sft")
+        return next((stage for stage in self.evaluations if registry.KINDS[self.kind(stage)].reference), None)
 
     @functools.cached_property
     def plain(self) -> str | None:
@@ -114,23 +205,44 @@ class Record:
 
     @functools.cached_property
     def curves(self) -> dict[str, list[dict]]:
-        """metrics.jsonl of every stage that has one."""
+        """The numbers in metrics.jsonl of every stage that has one."""
         files = {stage: self.path / stage / "metrics.jsonl" for stage in self.config["stages"]}
-        return {stage: read_metrics(file) for stage, file in files.items() if finished.checked(file).exists()}
+        found = {stage: read_metrics(file) for stage, file in files.items() if finished.checked(file).exists()}
+        return {
+            stage: [{name: value for name, value in row.items() if is_number(value)} for row in rows]
+            for stage, rows in found.items()
+        }
 
     @functools.cached_property
     def data(self) -> dict:
         """What became of the rows of files and of each stage's records: data_report.json."""
-        empty = {"files": {}, "stages": {}}
-        return read_if_there(self.path / "data_report.json", needs=empty) or empty
+        path = self.path / "data_report.json"
+        found = read_if_there(path)
+        return {"files": {}, "stages": {}} if found is None else check(path, found, _DATA)
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, dict[str, list[dict]]]:
+        return {name: self._rows_of(name, form) for name, form in _ROWS.items()}
+
+    def _rows_of(self, name, form):
+        files = {stage: self.path / stage / name for stage in self.evaluations}
+        return {
+            stage: check_lines(file, read_rows(file), form)
+            for stage, file in files.items()
+            if finished.checked(file).exists()
+        }
 
     def rows(self, name: str) -> dict[str, list[dict]]:
         """samples.jsonl or skills.jsonl of every policy that has one."""
-        files = {stage: self.path / stage / name for stage in self.evaluations}
-        return {stage: read_rows(file) for stage, file in files.items() if finished.checked(file).exists()}
+        return self._rows[name]
+
+    def read_all(self) -> None:
+        """Reads what has not been read yet, so that whatever is wrong with it is said now."""
+        for name in ("curves", "data", "_rows"):
+            getattr(self, name)
 
     def _first(self, kind):
         return next((stage for stage in self.evaluations if self.kind(stage) == kind), None)
 
     def _ppo(self):
-        return [stage for stage in self.evaluations if self.kind(stage) == "ppo"]
+        return [stage for stage in self.evaluations if self.config[stage].get("ptx_coef") is not None]

@@ -12,6 +12,7 @@ import rich.console
 from rich.text import Text
 
 from rlhf_jax.report import sweep_page
+from rlhf_jax.report.form import ANYTHING, TEXT, Object, check
 from rlhf_jax.report.tables import Table
 from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED, WITHDRAWN
 from rlhf_jax.runtime.errors import InputError
@@ -20,6 +21,12 @@ from rlhf_jax.runtime.markdown import cell, code, image, link
 from rlhf_jax.runtime.terminal import visible
 
 PAGE = "REPRODUCTION.md"
+_CLAIM = Object(
+    dict.fromkeys(("source", "text", "note", "figure", "verdict", "sentence"), TEXT) | {"looks": [ANYTHING]}
+)
+_VERDICTS = Object(
+    dict.fromkeys(("name", "state", "command"), TEXT) | {"commits": [TEXT], "figures": [TEXT], "claims": [_CLAIM]}
+)
 
 
 def write(path, publish=None) -> rich.console.Group:
@@ -106,11 +113,7 @@ def text_of(sweeps: list[dict]) -> str:
 
 
 def _read(folder: pathlib.Path) -> dict:
-    facts = read_json(folder / "verdicts.json")
-    wanted = {"name", "state", "commits", "command", "figures", "claims"}
-    if not isinstance(facts, dict) or not wanted <= set(facts):
-        raise InputError(f"{folder / 'verdicts.json'} is none of this version: report the sweep again")
-    return facts
+    return check(folder / "verdicts.json", read_json(folder / "verdicts.json"), _VERDICTS)
 
 
 def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:

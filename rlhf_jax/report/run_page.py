@@ -13,8 +13,9 @@ from rich.text import Text
 from rlhf_jax.evaluate import skills
 from rlhf_jax.metrics import lost_steps
 from rlhf_jax.report.figures import of_run as figures
-from rlhf_jax.report.record import SPLITS, Record, label
+from rlhf_jax.report.record import SPLITS, Record, estimate_of, label
 from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_text
 from rlhf_jax.runtime.markdown import cell, image, json_code
 from rlhf_jax.runtime.terminal import visible
@@ -35,6 +36,7 @@ def write(path) -> rich.console.Group:
         InputError: the path is no run, or cannot be written.
     """
     record = Record.load(path)
+    record.read_all()  # before anything is written
     drawn = figures.draw_run(record, record.path / "figures")
     policies, weights, tax = policy_table(record), weights_lines(record), tax_lines(record)
     sections = [
@@ -99,9 +101,10 @@ def weights_lines(record: Record) -> list[str]:
     for stage, found in record.evaluations.items():
         if others := found.get("other_weights"):
             shown = [
-                f"{quantity.title} {quantity.show(others['estimates'][quantity.name])}"
+                f"{quantity.title} {quantity.show(estimate)}"
                 for quantity in QUANTITIES
-                if quantity.name in ("gold/total", "score", "kl") and others["estimates"].get(quantity.name)
+                if quantity.name in ("gold/total", "score", "kl")
+                and (estimate := estimate_of(others["estimates"], quantity.name))
             ]
             own = {"ema": "params", "params": "ema"}[others["weights"]]
             lines.append(
@@ -118,6 +121,11 @@ def tax_lines(record: Record) -> list[str]:
     rows = {stage: found for stage, found in record.rows("skills.jsonl").items() if found}
     if record.reference not in rows or record.plain not in rows:
         return []
+    tasks = {stage: [row["task"] for row in found] for stage, found in rows.items()}
+    for stage in (record.plain, *record.mixed):
+        if stage in tasks and tasks[stage] != tasks[record.reference]:
+            files = [record.path / name / "skills.jsonl" for name in (stage, record.reference)]
+            raise InputError(f"{files[0]} is of other few-shot items than {files[1]}: one of them is not of this run")
     scores = {stage: skills.scores_and_weights(found) for stage, found in rows.items()}
     sft, weights = scores[record.reference]
     ppo, _ = scores[record.plain]
@@ -317,7 +325,7 @@ def _reward_sections(record: Record) -> list[str]:
             + "."
         )
     if gap := record.reward.get("labeler_gap"):
-        found = Quantity("", "", 1, 100).show({"low": None, "high": None} | gap)  # older runs have no interval
+        found = _percent({"low": None, "high": None} | gap)  # older runs have no interval
         sections.append(
             f"Accuracy on training labelers less that on held-out labelers: {found} points. Of a judge who knows what "
             f"the mean training labeler wants: {_percent(gap['planted'])} points."
@@ -332,12 +340,10 @@ def _reward_sections(record: Record) -> list[str]:
 
 
 def _percent(value) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, dict):
-        half = 50 * (value["high"] - value["low"])
-        return f"{100 * value['value']:.1f} ± {half:.1f}"
-    return f"{100 * value:.1f}"
+    """Of an estimate with its interval, of a number, or of None."""
+    if value is not None and not isinstance(value, dict):
+        value = {"value": value, "low": None, "high": None}
+    return Quantity("", "", 1, 100).show(value)
 
 
 def _plain(value) -> str:

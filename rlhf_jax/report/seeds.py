@@ -41,7 +41,7 @@ def write(paths, out) -> rich.console.Group:
         raise InputError(f"{', '.join(map(str, paths))}: no policy is evaluated in all of them")
     out = pathlib.Path(out)
     means, differences = mean_table(records, stages), difference_table(records, stages)
-    figure = out.parent / f"{out.stem}.png"
+    figure = out.parent.resolve() / f"{out.stem}.png"  # the folder that was asked for, also where a link leads to it
     panels = {
         title: {
             stage: [100 * value if "%" in title else value for value in values]

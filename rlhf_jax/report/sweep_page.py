@@ -23,8 +23,7 @@ from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
 from rlhf_jax.report.tables import Table
 from rlhf_jax.report.verdicts import Verdict, judge
-from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import write_json, write_text
+from rlhf_jax.runtime.files import own_folder, write_json, write_text
 from rlhf_jax.runtime.markdown import cell, code, image, json_code, link, prose
 from rlhf_jax.runtime.terminal import visible
 
@@ -76,11 +75,8 @@ def make(path) -> Page:
     drawn, declared = tables_of(sweep), sweep.declared.figures or _default_figures(sweep)
     names = _names([table.declared for table in drawn], "table")
     tables = dict(zip(names, drawn))
-    try:
-        for folder in ("figures", "tables"):
-            (sweep.path / folder).mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {error.filename}: {error.strerror}") from error
+    for folder in ("figures", "tables"):
+        own_folder(sweep.path / folder)
     for name, table in tables.items():
         caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
         text = "".join(

@@ -17,11 +17,48 @@ import numpy as np
 from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.metrics import lost_steps, read_metrics
 from rlhf_jax.report import spec
+from rlhf_jax.report.form import (
+    ANYTHING,
+    FILE_NAME,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    Maybe,
+    Object,
+    check,
+    each,
+    is_file_name,
+    is_number,
+)
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, read_json
 
 MISSING = "missing"  # the status of an arm without arm.json
+
+# What the files of a sweep look like, as far as a report reads them. Of done.json and evaluation.json any number is read
+# by its path (see `_flat`), whatever stands beside it.
+_SWEEP = Object(
+    {
+        "config": Object(optional={"seed": WHOLE, "stages": [FILE_NAME]}),
+        "arms": [
+            Object(
+                {
+                    "number": WHOLE,
+                    "name": FILE_NAME,
+                    "overrides": Object(optional={"seed": WHOLE, "stages": [FILE_NAME]}),
+                }
+            )
+        ],
+    },
+    {
+        "experiment": TEXT,
+        "overrides": Maybe(each(ANYTHING)),
+        **dict.fromkeys(("argument", "about", "commit"), Maybe(TEXT)),
+    },
+)
+_ARM = Object(optional={"status": TEXT, **dict.fromkeys(("reason", "commit"), Maybe(TEXT)), "seconds": Maybe(NUMBER)})
+
 _LEFT_OUT = ("categories", "labelers", "other_weights")  # of evaluation.json: what only "evaluation:PATH" asks for
 
 
@@ -90,24 +127,24 @@ class Sweep:
         file = self.path / "sweep.json"
         if not file.is_file():
             raise InputError(f"{path} is no directory of a sweep: it has no sweep.json")
-        facts = read_json(file)
+        facts = check(file, read_json(file), _SWEEP)
         self.notes = []
         self._read, self._history = functools.cache(self._read), functools.cache(self._history)  # each file once
+        self.config, arms = facts["config"], facts["arms"]
+        self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
+        self.about, self.commit = facts.get("about") or "", facts.get("commit")
+        self.overrides = facts.get("overrides") or {}
+        names = _short_names(arms)
+        swept = [name for name in names if name != "seed"]
+        settings = {}
+        for arm in arms:
+            fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}
+            settings.setdefault(json.dumps(fields, sort_keys=True), Setting(_called(fields, names), fields))
+        self.arms = [self._arm(arm, settings, swept) for arm in arms]
         try:
-            self.config, arms = facts["config"], facts["arms"]
-            self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
-            self.about, self.commit = facts.get("about") or "", facts.get("commit")
-            self.overrides = facts.get("overrides") or {}
-            names = _short_names(arms)
-            swept = [name for name in names if name != "seed"]
-            settings = {}
-            for arm in arms:
-                fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}
-                settings.setdefault(json.dumps(fields, sort_keys=True), Setting(_called(fields, names), fields))
-            self.arms = [self._arm(arm, settings, swept) for arm in arms]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} does not describe a sweep: {type(error).__name__}: {error}") from error
-        self.declared = spec.Declared.from_json(facts)
+            self.declared = spec.Declared.from_json(facts)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
         self.swept, self.short = swept, names
         self.settings = list(settings.values())
         self.seeds = sorted({arm.seed for arm in self.arms})
@@ -117,7 +154,7 @@ class Sweep:
         fields = {name: facts["overrides"][name] for name in swept if name in facts["overrides"]}
         path = self.path / "arms" / facts["name"]
         try:
-            found = read_if_there(path / "arm.json") or {}
+            found = check(path / "arm.json", read_if_there(path / "arm.json") or {}, _ARM)
         except InputError as error:
             self.notes.append(f"{error}.")
             found = {"status": "running", "reason": "its arm.json cannot be read"}
@@ -228,7 +265,8 @@ class Sweep:
 
     def history(self, arm: Arm, stage: str, file: str = "metrics.jsonl") -> list[dict]:
         """The rows of a JSON-lines file of a stage, finished or not; none where it is not there or damaged."""
-        return self._history(str(arm.path / stage / file))
+        known = stage in self.stages and is_file_name(file)
+        return self._history(str(arm.path / stage / file)) if known else []
 
     def _history(self, path):
         path = pathlib.Path(path)
@@ -240,13 +278,14 @@ class Sweep:
                 if rows and (lost := lost_steps(rows, max(row["step"] for row in rows))):
                     self.notes.append(f"{path} has lost the lines of {lost}.")
                 return rows
-            return [{"step": number} | row for number, row in enumerate(read_rows(path), 1)]
+            rows = [{"step": number} | row for number, row in enumerate(read_rows(path), 1)]
+            return [row for row in rows if is_number(row["step"])]
         except (ValueError, TypeError, OSError) as error:
             self.notes.append(f"{path if str(path) not in str(error) else ''} {error}.".lstrip())
             return []
 
     def _json(self, arm, stage, name):
-        return self._read(str(arm.path / stage / name)) if stage else None
+        return self._read(str(arm.path / stage / name)) if stage in self.stages else None
 
     def _read(self, path):
         try:
@@ -257,7 +296,7 @@ class Sweep:
 
     # --- the long list ---
 
-    @property
+    @functools.cached_property
     def stages(self) -> list[str]:
         """Every stage of every arm, in the order of the pipeline."""
         found = dict.fromkeys(self.config.get("stages", ()))
@@ -293,10 +332,6 @@ class Sweep:
             if len(rows) == before:
                 rows.append(Row(*known))
         return rows
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def shown(value) -> str:

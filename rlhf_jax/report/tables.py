@@ -83,7 +83,7 @@ _BY_NAME = {
 
 
 def quantity_of(name: str) -> Quantity:
-    """How a quantity (see spec.py) is called and printed; one that is not known here by its own name."""
+    """How a quantity (see rlhf_jax/report/spec) is called and printed; one that is not known here by its own name."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name.startswith("history:"):
@@ -142,7 +142,10 @@ class Table:
 
     def rich(self, title: str, wrap: bool = False, most: int | None = None) -> rich.table.Table:
         """The same for a terminal; `wrap` breaks lines in cells where there is no room, `most` columns are shown."""
-        text = lambda words: Text(visible(words))
+
+        def text(words):
+            return Text(visible(words))
+
         table = rich.table.Table(title=text(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
         for number, column in enumerate(self.columns[:most]):
             table.add_column(

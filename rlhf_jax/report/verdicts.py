@@ -19,8 +19,9 @@ import numpy as np
 
 from rlhf_jax.evaluate import best_of_n, overoptimization
 from rlhf_jax.report import spec
+from rlhf_jax.report.form import is_number
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep_report import Sweep, is_number, shown
+from rlhf_jax.report.sweep_report import Sweep, shown
 from rlhf_jax.report.tables import title_of
 from rlhf_jax.statistics import Estimate, mean_over_seeds
 
@@ -446,7 +447,10 @@ def _course(sweep, rule, setting, seed) -> dict[int, float]:
 def _by_prompt(sweep, rule, setting, seed):
     """(KL f[M], what each prompt gains f[P, M]) of the best of each n of a best_of_n stage; None where there is nothing."""
     rows = _rows(sweep, rule.stage, setting, seed, "by_prompt.jsonl")
-    if len(rows) < 8 or any(rule.y not in row or len(row["n"]) < 6 for row in rows):
+    columns = [row.get(name) for row in rows for name in ("n", rule.y)]
+    if len(rows) < 8 or not all(isinstance(column, list) and all(map(is_number, column)) for column in columns):
+        return None
+    if len({len(column) for column in columns}) > 1 or len(columns[0]) < 6:
         return None
     values = np.array([row[rule.y] for row in rows], float)
     return best_of_n.kl(rows[0]["n"]), values - values[:, :1]

@@ -18,9 +18,15 @@ class InputError(ValueError):
     """
 
 
-def reason(error: OSError) -> str:
-    """Why the system refuses, without the name of the file: "No space left on device"."""
-    return error.strerror or str(error) or type(error).__name__
+def reason(error: Exception) -> str:
+    """Why a file cannot be read or written, without its name: "No space left on device"; of JSON, what it must not hold."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} of it is not UTF-8"
+    if isinstance(error, RecursionError):
+        return "it nests lists or objects too deep"
+    if "set_int_max_str_digits" in str(error):
+        return f"it holds a whole number of more than {sys.get_int_max_str_digits()} digits"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 # What a disk, its limits or its permissions refuse, and would refuse again.

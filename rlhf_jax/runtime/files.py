@@ -6,6 +6,7 @@ until it gets its name: `remove_left_over` takes away what a killed process has 
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from rlhf_jax.runtime.errors import InputError, reason
+
+DEEPEST = 100  # what nests deeper was written by accident; Python's own limit depends on where it is read
 
 _BEING_WRITTEN = re.compile(r"\..+\.[0-9a-f]+\.tmp")  # of earlier versions too, which had the number of their process
 
@@ -73,6 +76,26 @@ def json_text(value) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def from_json(text: str | bytes):
+    """The value of a JSON text, at most DEEPEST lists and objects in one another, and no number beyond those of floats.
+
+    Raises:
+      ValueError, RecursionError: it is another text; `errors.reason` says why.
+    """
+    found = json.loads(text)
+    level = [found] if len(text) > DEEPEST else []
+    for _ in range(DEEPEST + 1):
+        if any(type(value) is int and value.bit_length() > 1023 for value in level):
+            raise ValueError("it holds a number beyond 10^308")
+        parts = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list))
+        ]
+        if not parts:
+            return found
+        level = list(itertools.chain.from_iterable(parts))
+    raise RecursionError
+
+
 def read_json(path, kind: type = dict, needs: Iterable[str] = ()):
     """Reads a JSON file.
 
@@ -85,11 +108,11 @@ def read_json(path, kind: type = dict, needs: Iterable[str] = ()):
     """
     check_is_no_pipe(path)
     try:
-        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        found = from_json(pathlib.Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
     if not isinstance(found, kind):
         wanted = {dict: "JSON object, {...}", list: "JSON list, [...]"}[kind]
         raise InputError(f"{path} is not a {wanted}; it holds {json.dumps(found)[:40]}")
@@ -134,12 +157,14 @@ def read_json_lines(path) -> list[dict]:
     rows = []
     for number, line in enumerate(whole_lines(path, cut=False), start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+            row, why = from_json(line), ""
+        except json.JSONDecodeError:
+            row, why = None, ""
+        except (ValueError, RecursionError) as error:
+            row, why = None, f" ({reason(error)})"
         if not isinstance(row, dict):
             raise InputError(
-                f"{path}, line {number}: not a JSON object; the file was cut or changed after it was written"
+                f"{path}, line {number}: not a JSON object{why}; the file was cut or changed after it was written"
             )
         rows.append(row)
     return rows
@@ -154,6 +179,7 @@ def whole_lines(path, cut: bool = True) -> list[bytes]:
     Raises:
       InputError: the file cannot be read.
     """
+    check_is_no_pipe(path)
     try:
         *lines, rest = pathlib.Path(path).read_bytes().split(b"\n")
     except OSError as error:
@@ -201,6 +227,22 @@ def _new(path: pathlib.Path, make) -> tuple[pathlib.Path, int]:
 def not_through_links(path, flags: int) -> int:
     """An opener for `open`: a link that stands at a name which is ours is not followed."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def own_folder(path) -> pathlib.Path:
+    """Makes a folder that we write into, where it is not there.
+
+    Raises:
+      InputError: it cannot be made; or a link stands in its place, and what is written would be elsewhere.
+    """
+    path = pathlib.Path(path)
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, and what is written there must stay in {path.parent}: remove it")
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {reason(error)}") from error
+    return path
 
 
 def lock(file) -> bool:

@@ -164,6 +164,7 @@ def _read_later(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _fingerprint(path: pathlib.Path) -> list | None:
     """[size, SHA-256], None where there is no file."""
+    files.check_is_no_pipe(path)
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Random keys by name: nothing stateful, so that a resumed run needs only its step."""
+"""Random keys by name: without state, so that a resumed run needs only its step to draw the same numbers."""
 
 import zlib
 
@@ -6,7 +6,10 @@ import jax
 
 
 def named_key(seed: int, *path: str | int) -> jax.Array:
-    """The key of one use of randomness, e.g. named_key(seed, "ppo", "sample", iteration)."""
+    """Returns the random key for one use, e.g. named_key(seed, "ppo", "sample", iteration).
+
+    Each part of the path, a name or a number, is folded into the key of the seed.
+    """
     key = jax.random.key(seed)
     for part in path:
         key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)

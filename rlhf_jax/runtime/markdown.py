@@ -1,4 +1,4 @@
-"""Any text in a Markdown page, shown as it is: nothing of it becomes a tag, an image, a link or a heading."""
+"""Escapes text for a Markdown page, so that no part of it becomes a tag, an image, a link or a heading."""
 
 import html
 import json
@@ -10,7 +10,7 @@ from rlhf_jax.runtime.terminal import visible
 
 
 def cell(text: str) -> str:
-    """Any text within a line: of a table, of a heading, behind other words; its own lines are divided by <br>."""
+    """Returns any text escaped for use within a line, such as a table cell or a heading; <br> joins its lines."""
     text = visible(text)
     indent = len(text) - len(text.lstrip(" "))
     text = html.escape(text.strip(), quote=False).replace("|", "&#124;")
@@ -20,7 +20,7 @@ def cell(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Any text as paragraphs of its lines; one whose lines all have four spaces before them is code."""
+    """Returns any text as escaped paragraphs; if all lines of a paragraph begin with four spaces, it becomes code."""
     paragraphs = re.split(r"\n(?:[ \t]*\n)+", visible(text).strip("\n"))
     return "\n\n".join(
         code(textwrap.dedent(paragraph))
@@ -31,33 +31,34 @@ def prose(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Any text as a block of code."""
+    """Returns any text as a code block, with a fence longer than any run of backticks in it."""
     fence = "`" * max(3, _ticks(text) + 1)
     return f"{fence}\n{visible(text)}\n{fence}"
 
 
 def json_code(value) -> str:
-    """A value as JSON within a line, also of a table."""
+    """Returns a value as inline code in JSON, which is safe in a table, too."""
     text = json.dumps(value).replace("|", "\\u007c")
     fence = "`" * (_ticks(text) + 1)
-    return f"{fence}{text}{fence}"  # it begins and ends with no tick
+    return f"{fence}{text}{fence}"  # JSON neither begins nor ends with a backtick, so no space is needed
 
 
 def image(name: str, path: str) -> str:
-    """An image that is called `name`."""
+    """Returns an image with `name` as its alternative text."""
     return f"!{link(name, path)}"
 
 
 def link(text: str, path: str) -> str:
-    """Any text that leads to a path."""
+    """Returns a link from any text to a path."""
     plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*", text, re.ASCII)
     return f"[{text if plain else cell(text)}]({urllib.parse.quote(path)})"
 
 
 def _ticks(text: str) -> int:
+    """Returns the length of the longest run of backticks in a text."""
     return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _at_the_start(line: str) -> str:
-    """What begins a line cannot make it a heading, an item, a rule or a fence."""
+    """Returns a line with its start escaped, so that it becomes no heading, list item, rule or fence."""
     return re.sub(r"^((?:&nbsp;)*\d*)(?=[#+=~.)-])", r"\1\\", line)

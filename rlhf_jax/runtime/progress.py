@@ -1,4 +1,4 @@
-"""What a person sees of a long stage, and how they stop it."""
+"""Shows the progress of a long stage, and lets a person stop it."""
 
 import contextlib
 import errno
@@ -15,24 +15,26 @@ from rlhf_jax.runtime import terminal
 
 
 class Progress:
-    """Stage, step, rate, time left and a few live metrics; use as a context manager.
+    """Shows the stage, step, rate, time left and a few metrics; use as a context manager.
 
-    On a terminal a live bar; elsewhere a plain line at the first step, every `seconds` and at the
-    last step, so that a log reads well.
+    On a terminal this is a live bar. Elsewhere it is a plain line at the first step, every `seconds`, and at the last
+    step, so that a log reads well.
 
     Args:
-      stage: the name shown.
-      total: the number of steps of the whole stage.
-      step: the steps already done (those of an earlier run do not count in the rate).
-      seconds: between two plain lines.
-      unit: what is counted.
-      stream: standard output by default.
+      stage: the name to show.
+      total: number of steps of the whole stage.
+      step: number of steps done before; they do not count in the rate.
+      seconds: smallest time between two plain lines.
+      unit: name of what is counted.
+      stream: stream to write to; by default standard output.
     """
 
     def __init__(self, stage: str, total: int, step: int = 0, seconds: float = 10.0, unit: str = "steps", stream=None):
         self._stream = stream or sys.stdout
         self._stage, self._total, self._seconds, self._unit = stage, total, seconds, unit
-        self._first = None  # (step, time) of the first update: leaves compilation out of the rate
+        self._first: tuple[int, float] | None = (
+            None  # (step, time) of the first update, from which the rate counts, without the compilation before it
+        )
         self._next_line = 0.0
         self._bar = None
         if self._stream.isatty():
@@ -47,11 +49,11 @@ class Progress:
             )
 
     def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
-        """Shows that `step` steps are done, and the metrics given (two or three, by label)."""
+        """Shows that `step` steps are done, and two or three metrics by their labels."""
         now = time.monotonic()
         self._first = self._first or (step, now)
         status = self._status(step, now, metrics or {})
-        with contextlib.suppress(OSError):  # nobody looks any more: no reason to end what is shown
+        with contextlib.suppress(OSError):  # a stream that is gone must not end the stage
             if self._bar:
                 self._bar.update(self._task, completed=step, status=status)
             elif now >= self._next_line or step == self._total:
@@ -59,6 +61,7 @@ class Progress:
                 print(f"{self._stage} {status}", file=self._stream, flush=True)
 
     def _status(self, step, now, metrics):
+        """Returns the step, rate, time left and metrics as text."""
         parts = [f"{step}/{self._total}"]
         first_step, first_time = self._first
         if step > first_step and now > first_time:
@@ -78,7 +81,11 @@ class Progress:
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state; the message says how to go on."""
+    """The run was asked to stop and has saved its state; the message says how to resume.
+
+    Attributes:
+      signal: number of the signal that asked to stop.
+    """
 
     def __init__(self, stage: str, step: int | None, number: int = signal.SIGTERM):
         place = stage if step is None else f"{stage} step {step}"
@@ -87,13 +94,17 @@ class Stopped(Exception):
 
 
 class Interrupt:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag; a second one raises KeyboardInterrupt at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag; a second signal raises KeyboardInterrupt at once.
 
-    The end of a terminal is SIGHUP, which may come twice and therefore never stops at once; under nohup it is ignored.
+    The end of a terminal sends SIGHUP, possibly twice, so a second SIGHUP does not stop at once. Under nohup, SIGHUP is
+    ignored.
 
-    Use as a context manager around the loop (in the main thread) and look at `requested` before
-    every step: save, then raise `Stopped`. With several processes, ask `hosts.Stop` instead:
-    the signal may have come to another one.
+    Use this as a context manager around a loop, in the main thread. Check `requested` before every step; if it is set,
+    save and raise `Stopped`. With several processes use `hosts.Stop` instead, because the signal may have reached
+    another process.
+
+    Attributes:
+      requested: whether a signal has come.
     """
 
     def __init__(self):
@@ -101,17 +112,18 @@ class Interrupt:
         self._signal = signal.SIGTERM
 
     def asked(self) -> int:
-        """The signal that asked to stop, 0 for none."""
+        """Returns the signal that asked to stop, or 0."""
         return int(self._signal) if self.requested else 0
 
     def _handle(self, number, frame):
+        """Handles a signal: sets the flag, or raises KeyboardInterrupt at the second one."""
         if number == signal.SIGHUP:
             _leave_terminal()
         if self.requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
         if not self.requested:
             self.requested, self._signal = True, number
-            # os.write, because print may not be entered again inside a signal handler.
+            # A signal may interrupt a print, which cannot be entered again; os.write can.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
 
@@ -126,23 +138,24 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         outer = getattr(self._previous[signal.SIGINT], "__self__", None)
-        if self.requested and isinstance(outer, Interrupt):  # of a sweep, around that of an arm
+        if self.requested and isinstance(outer, Interrupt):  # tells a sweep's Interrupt of a signal that an arm's got
             outer.requested, outer._signal = True, self._signal
 
 
 def _leave_terminal() -> None:
-    """Turns output to a terminal that is gone, where every write would fail, to nowhere."""
+    """Redirects standard output and error to os.devnull if their terminal is gone, where every write would fail."""
     for descriptor in (1, 2):
         try:
             termios.tcgetattr(descriptor)
         except termios.error as error:
-            if error.args[0] == errno.EIO:  # ENOTTY: a file, a pipe
+            if error.args[0] == errno.EIO:  # a file or a pipe gives ENOTTY, and is kept
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
 
 
 def _duration(seconds):
+    """Returns a number of seconds as text, e.g. "1h05m" or "3m20s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -1,9 +1,9 @@
-"""A run's directory: its config, its lock, and what is finished.
+"""The work directory of a run: its config, its lock, and its finished stages.
 
-Layout: `config.json` and `overrides.json` at the top, one folder a stage, and in it `done.json`,
-written last: a stage without it is run (or resumed), a stage with it is not repeated (finished.py).
+The directory holds `config.json`, `overrides.json` and a folder for each stage. A stage writes its `done.json` last. A
+stage without `done.json` is run or resumed; a stage with it is not repeated (see finished.py).
 
-The methods of `Workdir` are for all processes of a job to call, and act on the first.
+All processes of a job must call the methods of `Workdir`, which act on the first process.
 """
 
 import collections.abc
@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 
-from rlhf_jax.config import upgraded
 from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import lock as lock_file
@@ -22,28 +21,29 @@ _SHOWN_DIFFERENCES = 8
 
 
 class InUse(InputError):
-    """Another live process works in the directory."""
+    """Another live process holds the lock of the work directory."""
 
 
 class Workdir:
-    """A locked work directory. Use as a context manager; the lock ends with it or the process.
+    """A locked work directory. Use as a context manager; the lock ends with it or with the process.
 
-    The first process holds the lock for all of a job.
+    The first process holds the lock for the whole job.
 
     Args:
-      path: the directory; made, with its parents, if it does not exist.
+      path: the directory, which is made with its parents if it does not exist.
       config: the run's whole config, nested mappings of JSON values (`ConfigDict.to_dict()`).
-      overrides: what was given on the command line, kept beside it for people.
+      overrides: fields given on the command line, which are kept for readers of the directory.
       ignore: dotted prefixes of config fields that may change between runs of one directory.
-      defaults: the config's defaults: a field that an older version did not have is no difference
-        where it has its default.
-      prepared: files that a start makes before the first stage has its folder. Without one nothing is computed from
-        them: they are removed with the config, so that a start that was refused can be made again with what is right.
+      defaults: the config's defaults. A field that the stored config of an older version lacks is no difference if it
+        has its default now.
+      prepared: names of files that a start writes before the first stage has its folder. If there is no stage's folder
+        yet, nothing depends on these files. They are then removed with the config, so that a start that was refused can
+        be repeated with a corrected config.
 
     Raises:
-      InputError: the path is a file or not writable; another live process works in it; it holds
-        another config (the sentence names the fields that differ, with both values); it is a
-        bucket's URL; or not all processes of the job see it.
+      InputError: the path is a file, a URL or not writable; another live process holds the lock; the directory holds
+        another config, and the message names the fields that differ, with both values; or not all processes of the job
+        see the same directory.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Workdir:
             )
 
     def _open(self, config, overrides, ignore, defaults, prepared):
+        """Makes and locks the directory, removes what a killed process left, and checks and writes the config."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -80,7 +81,9 @@ class Workdir:
         self._lock = _lock(self.path)
         try:
             for folder, folders, _ in os.walk(self.path):
-                folders[:] = [name for name in folders if name not in ("checkpoints", "params")]  # Orbax's
+                folders[:] = [
+                    name for name in folders if name not in ("checkpoints", "params")
+                ]  # these belong to Orbax
                 remove_left_over(folder)
             if (self.path / "overrides.json").is_file() and not any(entry.is_dir() for entry in self.path.iterdir()):
                 for name in prepared and ("config.json", *prepared):
@@ -91,32 +94,33 @@ class Workdir:
             raise
 
     def _adopt(self, config, overrides, ignore, defaults):
-        config, defaults = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
+        """Writes config and overrides; raises InputError if the directory holds another config."""
+        config, defaults = json.loads(json.dumps([config, defaults]))  # turns tuples into lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            refuse_other_config(self.path, upgraded(read_json(file), str(file)), config, ignore, defaults)
+            refuse_other_config(self.path, read_json(file), config, ignore, defaults)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 
     def stage(self, name: str) -> pathlib.Path:
-        """The folder of a stage, made if needed."""
+        """Returns the folder of a stage, which is made if needed."""
         folder = self.path / name
         hosts.on_first(_make_folder, folder)
         return folder
 
     def done(self, name: str) -> dict | None:
-        """What `mark_done` wrote for a finished stage, None for one that is not finished."""
+        """Returns the facts that `mark_done` wrote for a stage; None if the stage is not finished."""
         return hosts.on_first(finished.facts, self.path / name)
 
     def mark_done(self, name: str, seconds: float, **details) -> None:
-        """Marks a stage finished, with the seconds it took and any other JSON values."""
+        """Marks a stage as finished, with the time it took in seconds and any other JSON values."""
         finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         hosts.on_first(
             finished.mark, self.stage(name), {"finished_at": finished_at, "seconds": round(seconds, 3), **details}
         )
 
     def mark_evaluated(self, name: str, seconds: float) -> None:
-        """Adds to the mark of a finished stage how long its evaluation took."""
+        """Adds to the mark of a finished stage how long its evaluation took, in seconds."""
         hosts.on_first(finished.add, self.stage(name), {"evaluation_seconds": round(seconds, 3)})
 
     def close(self) -> None:
@@ -132,7 +136,10 @@ class Workdir:
 
 
 def in_use(path) -> bool:
-    """Whether a process has the work directory `path` open. Who opens it in this very moment may be refused."""
+    """Whether a process has the work directory `path` open.
+
+    The check takes the lock for a moment, so a process that opens the directory at this moment may be refused.
+    """
     try:
         with open(pathlib.Path(path) / ".lock", "r+", encoding="utf-8") as lock:
             return not lock_file(lock)
@@ -141,6 +148,7 @@ def in_use(path) -> bool:
 
 
 def _make_folder(path):
+    """Makes a folder if it does not exist; raises InputError if that fails."""
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
@@ -168,9 +176,14 @@ def _lock(path):
 
 
 def refuse_other_config(path, old, new, ignore, defaults) -> None:
-    """Raises InputError where two configs (as in config.json) differ in other fields than those to ignore.
+    """Raises InputError if two configs differ in a field that is not to be ignored; the message lists the fields.
 
-    A field that the old one does not know counts as having been what it is in `defaults`.
+    Args:
+      path: the work directory, for the message.
+      old: the stored config, as in config.json.
+      new: the new config, in the same form.
+      ignore: dotted prefixes of fields that may differ.
+      defaults: value of each field that the stored config lacks.
     """
     old, new, defaults = (dict(_flatten(config)) for config in (old, new, defaults))
     old |= {name: value for name, value in defaults.items() if name in new and name not in old}
@@ -200,4 +213,5 @@ def _flatten(config, prefix=""):
 
 
 def _show(config, name):
+    """Returns the value of a field as JSON, or "absent"."""
     return json.dumps(config[name], ensure_ascii=False) if name in config else "absent"

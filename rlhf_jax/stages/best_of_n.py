@@ -1,36 +1,60 @@
-"""Best of n, the stage: samples of a policy, the best of them by a reward model, and what it is worth for every n.
+"""Best of n: samples of a policy, the best of them by a reward model, and the value of that choice for every n.
 
 N completions for each test prompt are scored by the reward model (the proxy), by the judges and by gold.
-The stage's folder gets
+The stage's folder gets these files:
 
-    candidates/0007.jsonl   the samples of one batch, with their scores: what is there is not sampled again
+    candidates/0007.jsonl   the samples of one batch, with their scores; a batch that is there is not sampled again
     best_of_n.json          the curve over n <= N, with intervals
-    curve.jsonl             the same as plain numbers, and what is gained over n = 1
-    by_prompt.jsonl         the estimates of each prompt at some n, for claims that are judged on prompts not fitted to
-    samples.jsonl           the best of N for each prompt, as of any policy
-    evaluation.json         its estimates, as of any policy; the curve; its law (evaluate/overoptimization.py), and the
-                            standard deviation of what each judge says of the policy's samples, its unit in Gao et al.
+    curve.jsonl             the curve as plain numbers, and the gain over n = 1
+    by_prompt.jsonl         the estimates of each prompt at some n, for claims judged on prompts not used in a fit
+    samples.jsonl           the best of N for each prompt, in the format of any policy
+    evaluation.json         its estimates, in the format of any policy; the curve; its law
+                            (evaluate/overoptimization.py); and the standard deviation of each judge's scores of the
+                            policy's samples, which is the unit of scores in Gao et al.
 """
 
 import math
 
 import numpy as np
 
-from rlhf_jax import loop, sharding
+from rlhf_jax import loop, sampling, sharding, weights
 from rlhf_jax.data import loader
 from rlhf_jax.evaluate import best_of_n, overoptimization, policy
+from rlhf_jax.evaluate.scorer import scorer_of
+from rlhf_jax.fields.field import Field, Section, kind
+from rlhf_jax.fields.ranges import COUNT, POSITIVE, SOME_TEXT, TEXT, Several
+from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json
-from rlhf_jax.stages.reward_model import scorer_of
+
+FIELDS = Section(
+    "The best of n samples by a reward model, for all n up to `samples` (Stiennon et al. 2020; Nakano et al. 2021).",
+    {
+        "kind": kind("best_of_n"),
+        "init": Field("sft", SOME_TEXT, "the policy: a stage"),
+        "reward": Field("reward_model", SOME_TEXT, "the proxy: a stage, or a folder of a released reward model"),
+        "judges": Field(
+            (),
+            Several(SOME_TEXT, "names of reward models, each once, or ()", distinct=True),
+            "other reward models that say what its choice is worth, beside gold",
+        ),
+        "pool": Field("", TEXT, "another best_of_n stage whose samples are scored again, instead of sampling"),
+        "samples": Field(64, COUNT, "for each of the evaluation's test prompts"),
+        "temperature": Field(
+            1.0, POSITIVE, "of the samples; the KL of best of n is that to the policy at this temperature"
+        ),
+        "batch_size": Field(256, COUNT, "completions sampled at once"),
+    },
+)
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for fields that mean nothing, or a batch that does not divide over the mesh; computes nothing."""
+    """Raises InputError if fields are invalid, or a batch does not divide over the mesh; computes nothing."""
     section = run.config[stage]
     pool = run.config.get(section.pool) if section.pool else section
-    if pool is None or pool.get("kind") != "best_of_n":
+    if pool is None or pool.get("kind") != section.kind:
         raise InputError(f"{stage}.pool='{section.pool}' is no best_of_n stage")
     if (pool.init, pool.temperature) != (section.init, section.temperature) or pool.samples < section.samples:
         raise InputError(
@@ -43,12 +67,15 @@ def check(run: Run, stage: str) -> None:
 
 
 def run_stage(run: Run, stage: str) -> None:
-    """Samples, scores and weighs the best of n; goes on where it was stopped."""
+    """Samples, scores and evaluates the best of n; continues where it was stopped."""
     check(run, stage)
     section = run.config[stage]
     folder = run.workdir.stage(stage)
     candidates = _candidates(run, stage, folder / "candidates")
-    table = lambda value: np.array([[value(row) for row in rows] for rows in candidates])
+
+    def table(value):
+        return np.array([[value(row) for row in rows] for rows in candidates])
+
     proxy = table(lambda row: row["score"])
     judges = {f"score/{name}": table(lambda row: row["scores"][name]) for name in section.judges}
     if candidates[0][0]["gold"] is not None:
@@ -69,14 +96,17 @@ def run_stage(run: Run, stage: str) -> None:
 
 
 def _plain(point: dict, first: dict) -> dict:
-    """A row of curve.jsonl."""
+    """Returns a row of curve.jsonl."""
     values = {name: value["value"] for name, value in point.items() if name not in ("n", "kl")}
     gained = {f"{name}_gain": value - first[name]["value"] for name, value in values.items()}
     return {"n": point["n"], "kl": point["kl"]} | values | gained
 
 
 def _by_prompt(judges: dict) -> list[dict]:
-    """A row of by_prompt.jsonl for each prompt: {n, and of each judge what it says of the best of each n}."""
+    """Returns the rows of by_prompt.jsonl, one per prompt.
+
+    A row has the values of n, and for each judge its estimated score of the best of each n.
+    """
     columns = {name: best_of_n.estimate(judges["score"], values) for name, values in judges.items()}
     prompts, samples = judges["score"].shape
     chosen = best_of_n.grid(samples)
@@ -87,7 +117,10 @@ def _by_prompt(judges: dict) -> list[dict]:
 
 
 def _law(points: list[dict], name: str) -> dict | None:
-    """alpha, beta, r_squared and the peak (None: it never falls) of a curve; None where it has too few points."""
+    """Returns alpha, beta, r_squared and the peak of a curve's law; None if the curve has fewer than 3 points.
+
+    The peak is None if the curve never falls.
+    """
     if len(points) < 3:
         return None
     found = overoptimization.fit(*overoptimization.gains(points, name)).numbers()
@@ -95,14 +128,17 @@ def _law(points: list[dict], name: str) -> dict | None:
 
 
 def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
-    """The scored samples of each prompt, `samples` of them: of the policy, or those of another stage, scored anew."""
+    """Returns the scored samples of each prompt, `samples` of them.
+
+    They are sampled from the policy, or taken from the stage `pool` and scored again.
+    """
     section = run.config[stage]
     pool = run.config[section.pool] if section.pool else None
     size = (pool or section).batch_size
     records = run.corpus.prompts("test", "ppo")[: run.config.evaluate.prompts]
     prompts = policy.prompt_arrays(run, records)
     places = np.tile(np.arange(len(prompts.index)), section.samples)
-    params = None if pool else run.load_params(section.init)
+    params = None if pool else weights.load_params(run, section.init)
     scorers = {name: scorer_of(run, name) for name in dict.fromkeys((section.reward, *section.judges))}
     hosts.on_first(lambda: folder.mkdir(exist_ok=True))
     found = [[] for _ in prompts.index]
@@ -114,7 +150,7 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
                 rows = hosts.on_first(policy.read_rows, run.folder(section.pool) / "candidates" / path.name)[: len(own)]
             else:
                 (batch,) = loader.in_order(loader.take(prompts, own), size)
-                sampler = run.sampler(run.config.completion_length)
+                sampler = sampling.sampler(run, run.config.completion_length)
                 rollout = hosts.fetch(sampler(params, batch, run.key(stage, number), section.temperature))
                 rows = policy.describe(run, records, prompts.index[own], rollout, rollout.logprobs.sum(1))
             _score(records, rows, scorers)
@@ -125,8 +161,24 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
 
 
 def _score(records, rows: list[dict], scorers: dict) -> None:
+    """Adds to each row its score by each scorer, in place."""
     asked = [records[row["index"]] for row in rows]
     said = [[row[name] for row in rows] for name in ("completion", "finished", "tokens")]
     columns = {name: scorer(asked, *said).tolist() for name, scorer in scorers.items()}
     for n, row in enumerate(rows):
         row["scores"] = {name: column[n] for name, column in columns.items()}
+
+
+register(
+    Stage(
+        "best_of_n",
+        FIELDS,
+        check,
+        run_stage,
+        gives="completions",
+        label="best of n",
+        judged=True,
+        reads_text=True,
+        kl_by_formula=lambda section: float(best_of_n.kl(section.samples)),
+    )
+)

@@ -14,16 +14,71 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax import generate, loop, sharding
+from rlhf_jax import generate, inputs, loop, sampling, sharding, weights
 from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
-from rlhf_jax.data.records import Prompt, Ranking, read_rows
+from rlhf_jax.data.records import Prompt, Ranking
+from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields import forms
+from rlhf_jax.fields.field import Field, Section, kind
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SHARE, TEXT, Number, OneOf, Several, Text, whole
+from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.run import Run
-from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import write_json, write_json_lines
+from rlhf_jax.runtime.files import write_json
+from rlhf_jax.stages import rankings as rankings_lib
+from rlhf_jax.stages.rankings import read_rankings, write_rankings
 from rlhf_jax.world import labelers
+
+FIELDS = Section(
+    "Between the steps: several completions for each prompt, ranked.",
+    {
+        "kind": kind("collect"),
+        "models": Field(
+            ("pretrain@1.0", "sft@1.0", "sft@0.7"),
+            Several(
+                Text(read=forms.model_at, empty=False),
+                "one or several of stage@temperature, such as 'sft@0.7'",
+                least=1,
+            ),
+            "who completes, in turn; one that is named twice does it twice as often; temperature 0 takes the likeliest tokens",
+        ),
+        "min_completions": Field(4, whole(2), "of a prompt (K); section 3.5"),
+        "max_completions": Field(9, whole(2), "of a prompt (K); section 3.5"),
+        "borrowed": Field(
+            0,
+            COUNT_OR_NONE,
+            "of the K, samples of other prompts: off the topic, 0: none (Liu et al. 2024, arXiv 2409.13156)",
+        ),
+        "rankings": Field(
+            "", TEXT, "an earlier collect stage, whose completions are ranked anew instead of sampling others"
+        ),
+        "labeler": Field("world", OneOf("world", "reward_model"), "who ranks: the world's labelers, or AI feedback"),
+        "reward": Field(
+            "",
+            TEXT,
+            "whose reward model ranks: a stage of this run, the work directory of a finished one, or a released reward "
+            "model's folder (relative to data.files.dir)",
+        ),
+        "held_out_group": Field(
+            "caution",
+            OneOf("", "brevity", "warmth", "exactness", "detail", "caution"),
+            "of the world's labelers: never in training; empty: none",
+        ),
+        "agreement": Field(
+            0.726,
+            Number(above=0.5, below=1),
+            "of two labelers of a group, on pairs; section 3.4, two training labelers",
+        ),
+        "gap": Field(
+            0.028,
+            SHARE,
+            "by how much predicting labelers held out is less accurate, 0: not at all; section 4.1, 72.4 - 69.6 %",
+        ),
+        "batch_size": Field(256, COUNT, "completions sampled at once"),
+    },
+)
 
 
 class Sampled(NamedTuple):
@@ -65,13 +120,13 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
             assigned[section.models[(first + turn) % len(section.models)]].append(row)
     batches = [(name, rows) for name, rows in assigned.items() if rows]
     batches = [(name, *batch) for name, rows in batches for batch in by_length(arrays, rows, section.batch_size)]
-    sampler = run.sampler(run.config.completion_length)
+    sampler = sampling.sampler(run, run.config.completion_length)
     found: list[list[tuple[str, bool, str, tuple[int, ...]]]] = [[] for _ in wanted]
     loaded = None
     for number, (name, rows, batch) in enumerate(loop.each(run, f"{stage} {split}", batches, len(batches))):
         model_stage, temperature = forms.model_at(name)
         if loaded != model_stage:
-            loaded, params = model_stage, run.load_params(model_stage)
+            loaded, params = model_stage, weights.load_params(run, model_stage)
         rollout = sampler(params, batch, run.key(stage, split, number), temperature)
         for row, text, end, ids in zip(rows, *generate.texts(rollout, run.tokenizer), generate.sampled(rollout)):
             found[row].append((text, end, name, ids))
@@ -127,25 +182,9 @@ def _ranking(item: Sampled, ranks, labeler: str, group: str | None) -> Ranking:
     )
 
 
-def write_rankings(path: Path, rankings: list[Ranking]) -> None:
-    """One JSON object a line, in the public format; the prompt's own row rides along as `source`."""
-    rows = []
-    for ranking in rankings:
-        fields = {name: getattr(ranking, name) for name in _FIELDS}
-        rows.append({**fields, "tokens": ranking.sampled, "source": ranking.row})
-    write_json_lines(path, rows)
-
-
-_FIELDS = ("prompt", "completions", "ranks", "labeler", "group", "models", "finished")
-
-
-def read_rankings(path: Path) -> list[Ranking]:
-    """What `write_rankings` wrote."""
-    return read_rows(finished.checked(path), "rankings")[0]
-
-
 def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or what the stage needs and there is not; computes nothing."""
+    rankings_lib.check(run, stage)
     section = run.config[stage]
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
     if not section.borrowed < section.min_completions <= section.max_completions:
@@ -164,7 +203,7 @@ def check(run: Run, stage: str) -> None:
         if run.shape(forms.model_at(name)[0]) != run.model:
             raise InputError(f"{stage}.models names '{name}', whose model has not the shape of config.model")
     for split in () if section.rankings else ("train", "valid"):
-        run.need(stage, "prompts", split, "rm")
+        inputs.need(run, stage, "prompts", split, "rm")
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -175,8 +214,6 @@ def run_stage(run: Run, stage: str) -> None:
     started = time.monotonic()
     train, valid = (completions_of(run, stage, split) for split in ("train", "valid"))
     if section.labeler == "reward_model":
-        from rlhf_jax.stages.reward_model import scorer_of
-
         scorer = scorer_of(run, section.reward)
         for name, sampled in {"train": train, "valid": valid}.items():
             hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
@@ -233,3 +270,6 @@ def _rank_by_scores(scorer, sampled: list[Sampled]) -> list[Ranking]:
         order = sorted(set(own), reverse=True)
         rankings.append(_ranking(item, [order.index(score) + 1 for score in own], "reward_model", None))
     return rankings
+
+
+register(Stage("collect", FIELDS, check, run_stage, gives="rankings", reads_text=True))

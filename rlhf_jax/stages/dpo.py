@@ -1,55 +1,76 @@
-"""DPO: a policy from the comparisons themselves, without a reward model and without sampling.
+"""DPO: a policy from comparisons, without a reward model and without sampling.
 
-Rafailov et al. 2023. It learns from the rankings that the reward model learns from (section `rankings`
-and `subset`), and a prompt weighs the same whatever its K, as there. It starts from its reference.
+Source: Rafailov et al. 2023. The stage learns from the same rankings as the reward model (section `rankings` and
+`subset`), and like there every prompt has the same weight whatever its K. It starts from its reference.
 
 Shapes: B prompts, K completions of a prompt, T tokens of prompt and completion.
 """
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import checkpoint, losses, model, sharding, train
+from rlhf_jax import abstract, checkpoint, inputs, losses, model, sharding, train, weights
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Ranking
-from rlhf_jax.model import TransformerConfig
+from rlhf_jax.evaluate import policy
+from rlhf_jax.fields.field import Field, kind
+from rlhf_jax.fields.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Number
+from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.training import LEARNING_RATE, trained
+from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.stages import rankings, supervised
+from rlhf_jax.stages.rankings import PREFERENCES
+
+FIELDS = trained(
+    "Direct preference optimisation, a comparator: Rafailov et al. 2023, appendix B, but for the optimizer: theirs is RMSprop.",
+    kind=kind("dpo"),
+    init="sft",  # the reference as well
+    **PREFERENCES,
+    beta=Field(0.1, POSITIVE, "the KL coefficient whose optimum is sought; Rafailov et al.: 0.1, and 0.5 for TL;DR"),
+    label_smoothing=Field(0.0, Number(low=0, below=0.5), "how often a label is taken to be wrong, 0: never"),
+    epochs=Field(1.0, POSITIVE, "how often every ranking is seen"),
+    batch_size=Field(64, COUNT, "prompts"),
+    learning_rate=Field(1e-6, NOT_NEGATIVE, LEARNING_RATE),
+    schedule="constant",
+    warmup_steps=150,
+    validate_epochs=Field(1.0, POSITIVE, "epochs between two validations"),
+)
 
 
 @struct.dataclass
 class Preferences:
-    """Ranked completions, and what the reference model says of them.
+    """Ranked completions, with the reference model's log-probabilities.
 
-    The swept numbers ride with the rows: another value is other data, and compiles nothing.
+    The numbers that a sweep changes are stored with the rows, as data, so that a change recompiles nothing.
     """
 
     tokens: jax.Array  # i32[B, K, T], prompt and completion
     mask: jax.Array  # bool[B, K, T], True on real tokens
-    starts: jax.Array  # i32[B], the place of the completions' first token
+    starts: jax.Array  # i32[B], place of the first token of a prompt's completions
     ranks: jax.Array  # i32[B, K], 1 = best, equal = tie; 0 where not valid
     valid: jax.Array  # bool[B, K], False where a prompt has fewer than K completions
-    ref_logprobs: jax.Array  # f32[B, K], of whole completions
+    ref_logprobs: jax.Array  # f32[B, K], of whole completions, in nats
     beta: jax.Array  # f32[B]
     label_smoothing: jax.Array  # f32[B]
 
 
 @struct.dataclass
 class PackedPreferences:
-    """Preferences whose completions share one row behind one copy of their prompt, as in PackedComparisons."""
+    """Preferences whose completions share a row behind one copy of their prompt, as in PackedComparisons."""
 
     tokens: jax.Array  # i32[B, T], right-padded
     segment_ids: jax.Array  # i32[B, T], PREFIX on the prompt, then 1 to K; 0 = padding
-    positions: jax.Array  # i32[B, T], those of a completion go on from the prompt's end
-    ranks: jax.Array  # what follows is as in Preferences
+    positions: jax.Array  # i32[B, T]; each completion's positions continue from the prompt's end
+    ranks: jax.Array  # this and the following fields are as in Preferences
     valid: jax.Array
     ref_logprobs: jax.Array
     beta: jax.Array
@@ -57,7 +78,7 @@ class PackedPreferences:
 
 
 def completion_logprobs(config: TransformerConfig, params: dict, batch: Preferences | PackedPreferences) -> jax.Array:
-    """log pi f32[B, K] of whole completions, in nats, at temperature 1."""
+    """Returns log pi of whole completions, f32[B, K], in nats, at temperature 1."""
     if isinstance(batch, PackedPreferences):
         return _packed_logprobs(config, params, batch)
     tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask))
@@ -69,10 +90,12 @@ def completion_logprobs(config: TransformerConfig, params: dict, batch: Preferen
 
 
 def _packed_logprobs(config, params, batch):
+    """Returns `completion_logprobs` of packed rows."""
     hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
     segments, places = batch.segment_ids, jnp.arange(batch.tokens.shape[1])
     first = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
-    # The prompt's end predicts the first token of every completion: the row begins with it, so it stands at its position.
+    # The last prompt token predicts the first token of every completion. A row starts with its prompt, so the place of
+    # that token is its position.
     predictor = jnp.maximum(jnp.where(first, batch.positions, places) - 1, 0)
     hidden = jnp.take_along_axis(hidden, predictor[..., None], axis=1)
     logprobs = model.target_logprobs(config, params, hidden, batch.tokens)
@@ -82,29 +105,30 @@ def _packed_logprobs(config, params, batch):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceLoss:
-    """losses.direct_preference of a policy of this shape, as supervised.fit takes a loss."""
+    """losses.direct_preference of a policy of this shape, as a train.LossFn."""
 
     config: TransformerConfig
 
     def __call__(self, params: dict, batch: Preferences | PackedPreferences, keys: jax.Array | None) -> losses.Loss:
-        del keys  # no dropout
+        del keys  # there is no dropout
         log_ratios = completion_logprobs(self.config, params, batch) - batch.ref_logprobs
         return losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
 
 
-logprobs = jax.jit(completion_logprobs, static_argnums=0)  # of the reference
+logprobs = jax.jit(completion_logprobs, static_argnums=0)  # for the reference's log-probabilities
 _loss = jax.jit(lambda loss_fn, params, batch: loss_fn(params, batch, None), static_argnums=0)
 
 
 def loss_of(run: Run, stage: str) -> PreferenceLoss:
-    """The loss that config[stage] minimises."""
+    """Returns the loss that config[stage] minimises."""
     return PreferenceLoss(rankings.training_shape(run, stage))
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
+    """Raises InputError if fields are invalid, data are missing, or sizes do not fit; computes nothing."""
     rankings.check(run, stage)
     supervised.check(run, stage)
+    supervised.check_whole_length(run, stage)
     rankings.check_data(run, stage)
     supervised.check_warmup(run, stage, rankings.most(run, stage), run.config[stage].batch_size)
 
@@ -115,15 +139,15 @@ def run_stage(run: Run, stage: str) -> None:
 
 
 def training_of(run: Run, stage: str) -> supervised.Training:
-    """What run_stage trains, and how it ends."""
+    """Returns what run_stage trains, with its validation and its end."""
     check(run, stage)
     section = run.config[stage]
     rows = rankings.load(run, stage, "train")
     rankings.check_preference(stage, rows)
-    start = run.start_params(stage)
+    start = weights.start_params(run, stage)
     examples, report = prepare(run, stage, rows)
     rankings.check_kept(run, stage, examples.ranks.tolist())
-    run.report_data(stage, "rankings", report)
+    inputs.report_data(run, stage, "rankings", report)
     examples = with_reference(run, stage, start, examples)
     held_out = rankings.load(run, stage, "valid")
     held_out = held_out and with_reference(run, stage, start, prepare(run, stage, held_out)[0])
@@ -132,7 +156,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     return supervised.Training(
         run,
         stage,
-        functools.partial(run.start_params, stage),
+        functools.partial(weights.start_params, run, stage),
         loss_of(run, stage),
         loader,
         loader.steps(section.epochs),
@@ -144,7 +168,10 @@ def training_of(run: Run, stage: str) -> supervised.Training:
 
 
 def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences | PackedPreferences, LengthReport]:
-    """Rankings as arrays, with ref_logprobs of 0; those that the length rules drop are left out."""
+    """Returns rankings as arrays, and the report of their lengths.
+
+    The log-probabilities of the reference are still 0. Rankings that the rules for length drop are left out.
+    """
     section = run.config[stage]
     arrays, report = rankings.training_rows(run, stage, rows)
     each = functools.partial(np.full, len(arrays.ranks), dtype=np.float32)
@@ -161,7 +188,10 @@ def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences | Pa
 
 
 def with_reference(run: Run, stage: str, params: dict, examples):
-    """The examples with the reference's log-probabilities: computed once, batched and sharded as training is."""
+    """Returns the examples with the reference's log-probabilities.
+
+    They are computed once, before training, with the batches and the sharding of training.
+    """
     shape = rankings.training_shape(run, stage)
     parts = [
         hosts.fetch(logprobs(shape, params, sharding.put_batch(batch, run.mesh)))
@@ -171,10 +201,58 @@ def with_reference(run: Run, stage: str, params: dict, examples):
 
 
 def _validate(run: Run, stage: str, examples, state: train.TrainState, done: int) -> dict:
-    """Loss and statistics on rankings of other prompts, as "valid/...": f32[] each."""
+    """Returns the loss and its statistics on rankings of held-out prompts, f32[] each, under names "valid/..."."""
     del done
     loss_fn = loss_of(run, stage)
     batches = in_order(examples, run.config[stage].batch_size)
     parts = [_loss(loss_fn, state.params, sharding.put_batch(batch, run.mesh)) for batch in batches]
     found = train.loss_metrics(functools.reduce(losses.combine, parts))
     return {f"valid/{name}": value for name, value in found.items()}
+
+
+def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
+    """Returns the forward pass of the reference and the train step, for abstract inputs."""
+    section = run.config[stage]
+    rows, (count, length) = rankings.abstract_rows(run, stage, data.completions)
+    ranked = abstract.rows_of(run, (section.batch_size, data.completions), jnp.int32)
+    number = abstract.rows_of(run, (section.batch_size,), jnp.float32)
+    of_rankings = {
+        "ranks": ranked,
+        "valid": abstract.rows_of(run, ranked.shape, jnp.bool_),
+        "ref_logprobs": abstract.rows_of(run, ranked.shape, jnp.float32),
+        "beta": number,
+        "label_smoothing": number,
+    }
+    if section.packed:
+        batch = PackedPreferences(**rows, **of_rankings)
+    else:
+        batch = Preferences(**rows, starts=abstract.rows_of(run, (section.batch_size,), jnp.int32), **of_rankings)
+    loss_fn = loss_of(run, stage)
+    shape, params = loss_fn.config, abstract.params(run, loss_fn.config, "lm")
+    reference = abstract.Program(
+        stage,
+        "reference",
+        lambda: logprobs.lower(shape, params, batch),
+        {"parameters": params, "batch": batch},
+        {},
+        work.forward(shape, count, length, count * length),
+        math.ceil(data.rankings / section.batch_size),
+    )
+    steps = rankings.steps_of(run, stage, data.rankings)
+    return [reference, supervised.train_program(run, stage, loss_fn, batch, steps)]
+
+
+register(
+    Stage(
+        "dpo",
+        FIELDS,
+        check,
+        run_stage,
+        gives="policy",
+        label="DPO",
+        evaluate=policy.evaluate_policy,
+        judged=True,
+        training=training_of,
+        programs=programs_of,
+    )
+)

@@ -1,61 +1,52 @@
-"""A base model from raw text: next-token prediction on packed documents.
+"""Pretraining: a base model from raw text, by next-token prediction on packed documents.
 
-For small worlds; real work starts from released weights.
+It is meant for small worlds; real work starts from released weights.
 """
 
-import dataclasses
 import functools
 
 import jax
 
-from rlhf_jax import checkpoint, losses, model, sharding
+from rlhf_jax import abstract, checkpoint, inputs, sharding, weights
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader, in_order
+from rlhf_jax.evaluate import policy
+from rlhf_jax.fields.field import Field, kind
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, whole
+from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.training import LEARNING_RATE, OWN_MODEL, trained
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 from rlhf_jax.stages import supervised
+from rlhf_jax.token_loss import TokenLoss, token_loss
 
-
-def token_loss(
-    config: TransformerConfig, params: dict, batch: Batch, keys: jax.Array | None, dropout_rate: float = 0.0
-) -> losses.Loss:
-    """Negative log-likelihood of the target tokens; its weight is their number, over the global batch.
-
-    Args:
-      keys: [B], of dropout, a key for each row; None without it.
-    """
-    hidden = model.hidden_states(
-        config, params, batch.tokens, batch.positions, batch.segment_ids, dropout_rate=dropout_rate, keys=keys
-    )
-    logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
-    total, weight = losses.token_cross_entropy(logprobs, batch.loss_mask[:, 1:])
-    return losses.Loss(total, weight, {}, {})
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenLoss:
-    """`token_loss` of a model."""
-
-    config: TransformerConfig
-    dropout_rate: float = 0.0
-
-    def __call__(self, params: dict, batch: Batch, keys: jax.Array) -> losses.Loss:
-        return token_loss(self.config, params, batch, keys, self.dropout_rate)
+FIELDS = trained(
+    "A base model from raw text, for small worlds; real work starts from released weights.",
+    kind=kind("pretrain"),
+    model=OWN_MODEL,
+    length=Field(2048, whole(2), "tokens of a row of packed documents"),
+    batch_size=Field(256, COUNT, "rows"),
+    steps=Field(10_000, COUNT, "optimizer steps"),
+    learning_rate=Field(2e-4, NOT_NEGATIVE, LEARNING_RATE),
+    warmup_steps=100,
+    validate_every=Field(200, COUNT_OR_NONE, "steps between two validations, 0: at the end alone"),
+)
 
 
 def loss_of(run: Run, stage: str) -> TokenLoss:
-    """The loss that config[stage] minimises."""
+    """Returns the loss that config[stage] minimises."""
     return TokenLoss(run.shape(stage), run.config[stage].get("dropout_rate", 0.0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _total_and_weight(config: TransformerConfig, params: dict, batch: Batch):
-    loss = token_loss(config, params, batch, None)
+    """Returns the summed loss and the number of target tokens of a batch, f32[] each."""
+    loss = token_loss(config, params, batch)
     return loss.total, loss.weight
 
 
 def mean_loss(run: Run, stage: str, params: dict, examples: Batch, batch_size: int) -> float:
-    """Mean loss of many rows in nats per token under a stage's model, without dropout."""
+    """Returns the mean loss of many rows under a stage's model, in nats per token, without dropout."""
     batches = (sharding.put_batch(batch, run.mesh) for batch in in_order(examples, batch_size))
     sums = [_total_and_weight(run.shape(stage), params, batch) for batch in batches]
     total, weight = (sum(float(x) for x in column) for column in zip(*sums))
@@ -63,10 +54,11 @@ def mean_loss(run: Run, stage: str, params: dict, examples: Batch, batch_size: i
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for what the stage needs and there is not, or sizes that do not fit; computes nothing."""
+    """Raises InputError if data that the stage needs are missing, or sizes do not fit; computes nothing."""
     supervised.check(run, stage)
+    run.check_length(f"{stage}.length", run.config[stage].length, run.shape(stage))
     for split in ("train", "valid"):
-        run.need(stage, "documents", split)
+        inputs.need(run, stage, "documents", split)
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -75,18 +67,18 @@ def run_stage(run: Run, stage: str) -> None:
 
 
 def training_of(run: Run, stage: str) -> supervised.Training:
-    """What run_stage trains, and how it ends."""
+    """Returns what run_stage trains, with its validation and its end."""
     section = run.config[stage]
-    examples, report, mixture = run.packed_documents("train", section.length)
-    run.report_data(stage, "documents", report)
-    run.report_epochs(stage, "documents", mixture, section.steps * section.batch_size)
-    held_out = run.held_out_documents(section.length)
+    examples, report, mixture = inputs.packed_documents(run, "train", section.length)
+    inputs.report_data(run, stage, "documents", report)
+    inputs.report_epochs(run, stage, "documents", mixture, section.steps * section.batch_size)
+    held_out = inputs.held_out_documents(run, section.length)
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
     return supervised.Training(
         run,
         stage,
-        functools.partial(run.start_params, stage),
+        functools.partial(weights.start_params, run, stage),
         loss_of(run, stage),
         loader,
         section.steps,
@@ -95,3 +87,27 @@ def training_of(run: Run, stage: str) -> supervised.Training:
         validate=lambda state, _: {"valid/loss": mean_loss(run, stage, state.params, held_out, section.batch_size)},
         validate_every=section.validate_every,
     )
+
+
+def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
+    """Returns the train step, for abstract inputs."""
+    section = run.config[stage]
+    batch = abstract.batch(run, section.batch_size, section.length)
+    return [supervised.train_program(run, stage, loss_of(run, stage), batch, section.steps)]
+
+
+register(
+    Stage(
+        "pretrain",
+        FIELDS,
+        check,
+        run_stage,
+        gives="policy",
+        label="base",
+        evaluate=policy.evaluate_policy,
+        judged=True,
+        training=training_of,
+        programs=programs_of,
+        loss_unit="nats per token",
+    )
+)

@@ -1,14 +1,14 @@
-"""A prompted model, the stage: a few demonstrations stand before every prompt, and nothing is trained.
+"""A prompted model: a few demonstrations are put before every prompt, and nothing is trained.
 
-Ouyang et al. 2022, section 3.5: the baseline between the base model and SFT, whose prefix is the one of a few that
-the reward model scores highest on validation prompts. A completion ends with its line (appendix D), where the next
-example would begin. The prefix is the model's alone: reward model, gold and reference see the prompt without it.
-The stage's folder gets
+Ouyang et al. 2022, section 3.5: the baseline between the base model and SFT. Its prefix is the one, among a few
+candidates, whose completions of validation prompts have the highest mean reward. A completion ends with its line
+(appendix D), where the next example would begin. Only the model sees the prefix: reward model, gold and reference see
+the prompt without it. The stage's folder gets these files:
 
-    prefixes.json     the candidates, each with its score: what is there is not sampled again
-    prefix.txt        the chosen one, to read
-    samples.jsonl     a row for each test prompt, as of any policy
-    evaluation.json   its estimates, as of any policy; what was chosen; how many demonstrations stood before a prompt
+    prefixes.json     the candidates, each with its score; a candidate that is there is not sampled again
+    prefix.txt        the chosen prefix, for reading
+    samples.jsonl     a row for each test prompt, in the format of any policy
+    evaluation.json   its estimates, in the format of any policy; the chosen prefix; how many demonstrations were shown
 """
 
 import random
@@ -16,27 +16,51 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rlhf_jax import generate, loop, sharding
+from rlhf_jax import generate, inputs, loop, sampling, sharding, weights
 from rlhf_jax.data import encoding, loader
 from rlhf_jax.data.batches import Prompts, batch_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate.scorer import scorer_of
+from rlhf_jax.fields import registry
+from rlhf_jax.fields.field import Field, Section, kind
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SOME_TEXT
+from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.generate import Rollout
-from rlhf_jax.run import POLICIES, Run
+from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, write_json, write_text
-from rlhf_jax.stages.reward_model import scorer_of
 
-SEPARATOR = "\n"  # between examples; ends a completion
+FIELDS = Section(
+    "A model that is not trained but shown demonstrations before every prompt: the prompted GPT-3 of section 3.5.",
+    {
+        "kind": kind("prompted"),
+        "init": Field("pretrain", SOME_TEXT, "the model: a stage"),
+        "reward": Field(
+            "reward_model", SOME_TEXT, "a stage, or a released one's folder: chooses the prefix on validation prompts"
+        ),
+        "candidates": Field(8, COUNT, "prefixes, of demonstrations drawn by the seed"),
+        "shots": Field(2, COUNT, "demonstrations of a prefix"),
+        "length": Field(
+            0,
+            COUNT_OR_NONE,
+            "tokens of prefix and prompt: the shots that fit are shown, 0: all that model.max_length leaves",
+        ),
+    },
+)
+
+
+SEPARATOR = "\n"  # separates examples, and so ends a completion
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for fields that mean nothing or do not fit; computes nothing."""
+    """Raises InputError if fields are invalid, sizes do not fit, or data are missing; computes nothing."""
     section, config = run.config[stage], run.config
-    if config.get(section.init, {}).get("kind") not in POLICIES or run.shape(section.init) != run.model:
+    init, reward = (registry.find(config.get(name)) for name in (section.init, section.reward))
+    if not init or init.gives != "policy" or run.shape(section.init) != run.model:
         raise InputError(f"{stage}.init='{section.init}' is no stage that makes a policy of the shape of config.model")
-    if section.reward in config and config[section.reward].get("kind") != "reward_model":
+    if reward and reward.gives != "reward":
         raise InputError(f"{stage}.reward='{section.reward}' is no reward_model stage")
     longest = run.model.max_length - config.completion_length
     if not config.prompt_length <= _length(run, stage) <= longest:
@@ -44,22 +68,26 @@ def check(run: Run, stage: str) -> None:
             f"{stage}.length={section.length} must be from prompt_length={config.prompt_length} to {longest}, what "
             "completion_length leaves of model.max_length"
         )
-    run.need(stage, "demonstrations", "train")
-    run.need(stage, "prompts", "valid")
+    inputs.need(run, stage, "demonstrations", "train")
+    inputs.need(run, stage, "prompts", "valid")
 
 
 def run_stage(run: Run, stage: str) -> None:
-    """Chooses the prefix, completes the test prompts behind it and judges them; goes on where it was stopped."""
+    """Chooses the prefix, completes the test prompts with it and judges them; continues where it was stopped."""
     check(run, stage)
     section, config, folder = run.config[stage], run.config.evaluate, run.workdir.stage(stage)
-    params, size = run.load_params(section.init), config.batch_size
+    params, size = weights.load_params(run, section.init), config.batch_size
     found = _candidates(run, stage, folder / "prefixes.json", params)
     best = max(found, key=lambda candidate: candidate["score"])
     hosts.on_first(write_text, folder / "prefix.txt", "".join(best["shots"]))
     records = run.corpus.prompts("test", "ppo")[: config.prompts]
-    index = policy.prompt_arrays(run, records).index  # those that the other policies answer
+    index = policy.prompt_arrays(run, records).index  # the same prompts as for other policies
     prompts, shown = behind(run, [records[place] for place in index], best["shots"], _length(run, stage))
-    key = lambda number: run.key("evaluate", number)  # as of other policies, so that they are compared on pairs
+
+    def key(number):
+        # The noise is the same as for the other policies, so that completions are compared in pairs.
+        return run.key("evaluate", number)
+
     rows = []
     for rollout in loop.each(run, f"{stage}, samples", _complete(run, params, prompts, key), -(-len(index) // size)):
         logprobs = completion_logprob(run, params, rollout, config.temperature)
@@ -79,10 +107,15 @@ def run_stage(run: Run, stage: str) -> None:
 
 
 def behind(run: Run, records: list[Prompt], shots: list[str], length: int) -> tuple[Prompts, np.ndarray]:
-    """The prompts with as many of the last shots before each as fit into `length` tokens, and how many, i64[N].
+    """Returns the prompts with demonstrations before them, and the number of demonstrations of each prompt, i64[N].
+
+    Before each prompt are as many of the last shots as fit into `length` tokens together with it.
 
     Args:
-      records: whose prompts fit without any.
+      run: the run.
+      records: N prompts, each of which fits without a demonstration.
+      shots: the texts of the demonstrations.
+      length: largest number of tokens of shots and prompt.
     """
     prefixes = ["".join(shots[len(shots) - count :]) for count in range(len(shots) + 1)]
     texts = [[prefix + record.prompt for record in records] for prefix in prefixes]
@@ -93,7 +126,11 @@ def behind(run: Run, records: list[Prompt], shots: list[str], length: int) -> tu
 
 
 def completion_logprob(run: Run, params: dict, rollout: Rollout, temperature: float) -> np.ndarray:
-    """log pi f32[B] of completions that end in EOS, which stands for all ends of this policy: SEPARATOR is one more."""
+    """Returns log pi of whole completions, f32[B], in nats.
+
+    A completion that has ended ends in EOS, which stands for all ends of this policy: the tokenizer's and SEPARATOR.
+    Its probability is the sum over these ends.
+    """
     found = []
     for end in dict.fromkeys((*run.tokenizer.end_ids, _separator_id(run))):
         batch = sharding.put_batch(generate.ended_by(rollout, (run.tokenizer.eos_id,), end), run.mesh)
@@ -103,7 +140,11 @@ def completion_logprob(run: Run, params: dict, rollout: Rollout, temperature: fl
 
 
 def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
-    """{score, shown, shots} of each candidate: the mean over validation prompts of what the reward model says."""
+    """Returns {score, shown, shots} of each candidate prefix.
+
+    The score is the reward model's mean over validation prompts, and `shown` the mean number of demonstrations that
+    fit.
+    """
     section, length = run.config[stage], _length(run, stage)
     records = run.corpus.prompts("valid", "ppo")[: run.config.evaluate.prompts]
     records = [records[place] for place in policy.prompt_arrays(run, records).index]
@@ -115,7 +156,10 @@ def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
     todo = range(len(found), len(drawn))
     for number in loop.each(run, f"{stage}, prefixes", todo, len(todo)):
         prompts, shown = behind(run, records, drawn[number], length)
-        key = lambda batch: run.key(stage, "valid", batch)  # the same noise for all
+
+        def key(batch):
+            return run.key(stage, "valid", batch)  # the same noise for all candidates
+
         answers = [
             (*generate.texts(rollout, run.tokenizer), generate.sampled(rollout))
             for rollout in _complete(run, params, prompts, key)
@@ -128,7 +172,7 @@ def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
 
 
 def _short_demonstrations(run: Run, stage: str, records: list[Prompt]) -> list[str]:
-    """Examples of one-line completions, so short that all shots fit before half of the prompts."""
+    """Returns examples with one-line completions, so short that all shots fit before half of the prompts."""
     shots, length = run.config[stage].shots, _length(run, stage)
     shown = [record.prompt for record in records]
     room = (length - float(np.median(encoding.lengths(run.tokenizer, shown, "prompts", prompts=True)))) / shots
@@ -145,15 +189,23 @@ def _short_demonstrations(run: Run, stage: str, records: list[Prompt]) -> list[s
 
 
 def _complete(run: Run, params: dict, prompts: Prompts, key) -> Iterator[Rollout]:
-    """A completion of each prompt, in whole batches, on the host; EOS stands where one has ended, by whichever end."""
+    """Yields completions of the prompts, batch by batch, in whole batches on the host.
+
+    Whichever token ended a completion is replaced by EOS.
+    """
     config, end = run.config.evaluate, _separator_id(run)
-    sampler = run.sampler(run.config.completion_length, ends=(end,))
+    sampler = sampling.sampler(run, run.config.completion_length, ends=(end,))
     for number, batch in enumerate(loader.in_order(prompts, config.batch_size)):
         rollout = hosts.fetch(sampler(params, batch, key(number), config.temperature))
         yield generate.ended_by(rollout, (end, *run.tokenizer.end_ids), run.tokenizer.eos_id)
 
 
 def _separator_id(run: Run) -> int:
+    """Returns the token id of SEPARATOR.
+
+    Raises:
+      InputError: the tokenizer makes several tokens of it.
+    """
     ids = run.tokenizer.encode(SEPARATOR, continues=True)
     if len(ids) != 1:
         raise InputError(f"a prompted model needs a tokenizer whose line end is one token, and here it is {len(ids)}")
@@ -161,4 +213,12 @@ def _separator_id(run: Run) -> int:
 
 
 def _length(run: Run, stage: str) -> int:
+    """Returns the largest number of tokens of prefix and prompt."""
     return run.config[stage].length or run.model.max_length - run.config.completion_length
+
+
+register(
+    Stage(
+        "prompted", FIELDS, check, run_stage, gives="completions", label="prompted base", judged=True, reads_text=True
+    )
+)

@@ -4,7 +4,11 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import jax.numpy as jnp
+
+from rlhf_jax import abstract, inputs
 from rlhf_jax.data.batches import (
     Comparisons,
     LengthReport,
@@ -14,20 +18,35 @@ from rlhf_jax.data.batches import (
     pack_rankings,
 )
 from rlhf_jax.data.loader import take
-from rlhf_jax.data.records import Demonstration, Ranking
-from rlhf_jax.fields import forms
+from rlhf_jax.data.records import Demonstration, Ranking, read_rows
+from rlhf_jax.fields import forms, registry
+from rlhf_jax.fields.field import Field
+from rlhf_jax.fields.ranges import COUNT_OR_NONE, FLAG, TEXT, Text
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
-from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json_lines
 from rlhf_jax.runtime.finished import checked
-from rlhf_jax.stages.collect import read_rankings
+
+_PART = Text("a part of the prompts as ':1000', ':50%' or '50%:', or empty", forms.part)
+# What a reward model and DPO share.
+PREFERENCES = dict(
+    rankings=Field(
+        "", TEXT, "the collect stage whose rankings it learns from; empty: the first's, or without one the corpus's"
+    ),
+    subset=Field("", _PART, "of their prompts, in an order drawn by the seed; empty: all"),
+    packed=Field(
+        False, FLAG, "True: a prompt's completions share one row behind one copy of it; the scores are the same"
+    ),
+    length=Field(0, COUNT_OR_NONE, "tokens of a row in training, 0: what the longest needs"),
+)
 
 
 def check(run: Run, stage: str) -> None:
     """Raises InputError where config[stage] names no earlier collect stage; computes nothing."""
     name = run.config[stage].get("rankings", "")
-    if name and (name not in _earlier(run, stage) or run.config[name].kind != "collect"):
+    if name and (name not in _earlier(run, stage) or registry.of(run.config, name).gives != "rankings"):
         raise InputError(f"{stage}.rankings='{name}' is no collect stage that comes before it")
 
 
@@ -41,14 +60,14 @@ def check_data(run: Run, stage: str) -> None:
     collect, text = _collect(run, stage), run.config[stage].subset
     if collect is None:
         for split in ("train", "valid"):
-            run.need(stage, "rankings", split)
+            inputs.need(run, stage, "rankings", split)
         for name in SPLITS:
             load(run, stage, name)
         check_preference(stage, run.corpus.rankings("train"))
     elif text and run.done(collect):
         load(run, stage, "train")
     elif text:
-        prompts = {prompt.prompt for prompt in run.need(stage, "prompts", "train", "rm")}
+        prompts = {prompt.prompt for prompt in inputs.need(run, stage, "prompts", "train", "rm")}
         _part(text, len(prompts), f"{stage}.subset")
 
 
@@ -78,11 +97,11 @@ def most(run: Run, stage: str) -> int:
     if run.corpus is None:
         return 0
     if collect := _collect(run, stage):  # one of a prompt
-        count = len(run.need(stage, "prompts", "train", "rm"))
+        count = len(inputs.need(run, stage, "prompts", "train", "rm"))
         first, last = forms.part(section.subset or ":", count)
         count, largest = max(0, min(last, count) - first), run.config[collect].max_completions
     else:
-        rows = run.need(stage, "rankings", "train")
+        rows = inputs.need(run, stage, "rankings", "train")
         count, largest = len(rows), max(len(row.completions) for row in rows)
     return count * math.comb(largest, 2) if section.get("loss") == "pooled" else count
 
@@ -95,7 +114,7 @@ def _earlier(run: Run, stage: str) -> list[str]:
 
 def _collect(run: Run, stage: str) -> str | None:
     """The collect stage that config[stage] will learn from, finished or not; None: the corpus's own rankings."""
-    collects = (name for name in _earlier(run, stage) if run.config[name].kind == "collect")
+    collects = (name for name in _earlier(run, stage) if registry.of(run.config, name).gives == "rankings")
     return run.config[stage].rankings or next(collects, None)
 
 
@@ -109,7 +128,7 @@ def source(run: Run, stage: str) -> str | None:
       InputError: config[stage].rankings is no finished collect stage.
     """
     name = run.config[stage].get("rankings", "")
-    finished = run.stages("collect")
+    finished = run.giving("rankings")
     if name and name not in finished:
         raise InputError(
             f"{stage}.rankings='{name}' is no finished collect stage; finished ones: {', '.join(finished) or 'none'}"
@@ -215,3 +234,43 @@ def fitting(run: Run, rows: list[Demonstration]) -> list[Demonstration]:
         return rows
     lengths = map(len, run.tokenizer.encode_prompts([row.prompt for row in rows]))
     return [row for row, length in zip(rows, lengths) if length <= run.config.prompt_length]
+
+
+def write_rankings(path: Path, rankings: list[Ranking]) -> None:
+    """One JSON object a line, in the public format; the prompt's own row rides along as `source`."""
+    rows = []
+    for ranking in rankings:
+        fields = {name: getattr(ranking, name) for name in _FIELDS}
+        rows.append({**fields, "tokens": ranking.sampled, "source": ranking.row})
+    write_json_lines(path, rows)
+
+
+_FIELDS = ("prompt", "completions", "ranks", "labeler", "group", "models", "finished")
+
+
+def read_rankings(path: Path) -> list[Ranking]:
+    """What `write_rankings` wrote."""
+    return read_rows(finished.checked(path), "rankings")[0]
+
+
+def abstract_rows(run: Run, stage: str, completions: int) -> tuple[dict, tuple[int, int]]:
+    """Abstract arrays of the sequences of a batch of rankings, and the size (number, length) of all sequences together.
+
+    Args:
+      completions: of a ranking.
+    """
+    section = run.config[stage]
+    if section.packed:
+        length = section.length or run.config.prompt_length + completions * run.config.completion_length
+        whole = abstract.rows_of(run, (section.batch_size, length), jnp.int32)
+        return {"tokens": whole, "segment_ids": whole, "positions": whole}, whole.shape
+    length = section.length or run.whole_length
+    size = (section.batch_size, completions, length)
+    rows = {"tokens": abstract.rows_of(run, size, jnp.int32), "mask": abstract.rows_of(run, size, jnp.bool_)}
+    return rows, (completions * size[0], length)
+
+
+def steps_of(run: Run, stage: str, count: int) -> int:
+    """The steps that the stage's epochs of so many rankings make."""
+    section = run.config[stage]
+    return max(1, math.ceil(section.epochs * count / section.batch_size))

@@ -12,32 +12,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, generate, losses, model, ppo, sharding, train
-from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts
-from rlhf_jax.data.loader import Loader, in_order
+from rlhf_jax import abstract, checkpoint, inputs, losses, train, weights
+from rlhf_jax.data.batches import Comparisons, PackedComparisons
+from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.records import Prompt, Ranking
-from rlhf_jax.evaluate import preferences
+from rlhf_jax.evaluate import bag_of_words, preferences
+from rlhf_jax.evaluate.scorer import Scorer, completion_scores
+from rlhf_jax.fields.field import Field, kind
+from rlhf_jax.fields.ranges import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
+from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.training import LEARNING_RATE, OWN_MODEL, trained
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.run import Run, is_run, open_run
+from rlhf_jax.run import Run
 from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.stages import rankings, supervised
-from rlhf_jax.statistics import bag_of_words
+from rlhf_jax.stages.rankings import PREFERENCES
 
-
-def completion_scores(config: TransformerConfig, params: dict, batch: Comparisons | PackedComparisons) -> jax.Array:
-    """Scores f32[B, K]: the scalar on the last real token of each completion."""
-    if isinstance(batch, PackedComparisons):
-        hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-        last = jnp.take_along_axis(hidden, batch.ends[..., None], axis=1)
-        return model.scalar_head(config, params, last)
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    scores = ppo.sequence_scores(config, params, flat(batch.tokens), flat(batch.mask))
-    return scores.reshape(batch.ranks.shape)
-
-
-_scores = jax.jit(completion_scores, static_argnums=0)  # compiled once for all scorers
+FIELDS = trained(
+    "Step 2: a reward model from rankings.",
+    kind=kind("reward_model"),
+    model=OWN_MODEL,  # C.2: 6B beside all
+    init="sft",  # section 3.5; C.2 says a 6B model tuned on public NLP sets, and that it matters little
+    **PREFERENCES,
+    epochs=Field(1.0, POSITIVE, "how often every ranking is seen; C.2: more overfit"),
+    batch_size=Field(64, COUNT, "prompts; C.2"),
+    learning_rate=Field(9e-6, NOT_NEGATIVE, f"{LEARNING_RATE}; C.2"),
+    loss=Field(
+        "kwise",
+        OneOf("kwise", "pooled", "regression"),
+        "all pairs of a prompt as one element (section 3.5), pairs shuffled into one pool, or scores themselves",
+    ),
+)
 
 
 def reward_loss(
@@ -74,10 +81,11 @@ def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
     rankings.check(run, stage)
     supervised.check(run, stage)
+    supervised.check_whole_length(run, stage)
     rankings.check_data(run, stage)
     supervised.check_warmup(run, stage, rankings.most(run, stage), run.config[stage].batch_size)
     if run.corpus and run.corpus.has("demonstrations"):
-        run.need(stage, "demonstrations", "train")
+        inputs.need(run, stage, "demonstrations", "train")
 
 
 def split_into_pairs(rows: list[Ranking]) -> list[Ranking]:
@@ -102,7 +110,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     rows = rankings.load(run, stage, "train")
     rankings.check_preference(stage, rows)
     examples, report = _examples(run, stage, rows)
-    run.report_data(stage, "rankings", report)
+    inputs.report_data(run, stage, "rankings", report)
     examples, rated = _standardized(rankings.shorten(run, stage, examples))
     rankings.check_kept(run, stage, examples.ranks.tolist())
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
@@ -111,7 +119,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     return supervised.Training(
         run,
         stage,
-        lambda: run.with_scalar_head(shape, run.start_params(stage), run.key(stage, "head")),
+        lambda: weights.with_scalar_head(run, shape, weights.start_params(run, stage), run.key(stage, "head")),
         loss_fn,
         loader,
         loader.steps(section.epochs),
@@ -163,8 +171,9 @@ def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
 _BIAS = "bias.json"  # by what the bias was set, for evaluation.json
 
 
-def evaluate_stage(run: Run, stage: str) -> None:
+def evaluate_stage(run: Run, stage: str, answers: None = None) -> None:
     """Writes evaluation.json of a finished stage: what `evaluate` says, and by what its bias was set."""
+    del answers  # which only a policy gives
     facts = evaluate(run, stage, Scorer(run, stage))
     facts |= hosts.on_first(finished.read_if_there, run.folder(stage) / _BIAS) or {}
     hosts.on_first(finished.write_json, run.folder(stage) / "evaluation.json", facts)
@@ -178,69 +187,6 @@ def _standardized(examples):
     mean, deviation = scores.mean(), scores.std() or 1.0
     targets = np.where(examples.valid, (examples.targets - mean) / deviation, 0.0).astype(np.float32)
     return examples.replace(targets=targets), {"score_mean": float(mean), "score_deviation": float(deviation)}
-
-
-class Scorer:
-    """Scores completions with a reward model, its bias included: (prompts, completions, finished, sampled) -> f32[N].
-
-    Args:
-      run: whose tokenizer and lengths hold.
-      stage: the reward model's; by default the run's last finished one.
-      params: its parameters; by default what the stage wrote.
-      asker: the run whose policies are scored; by default the same.
-    """
-
-    batch_size = 256
-
-    def __init__(self, run: Run, stage: str | None = None, params: dict | None = None, asker: Run | None = None):
-        asker = asker or run
-        self._run, self._mesh = run, asker.mesh
-        self._reads_ids = run.tokenizer.same_ids(asker.tokenizer)
-        if stage is None:
-            stages = run.stages("reward_model")
-            if not stages:
-                raise InputError(f"{run.path} has no finished reward_model stage")
-            stage = stages[-1]
-        self._shape = run.shape(stage)
-        self._params = run.load_params(stage, "scalar") if params is None else params
-
-    def __call__(
-        self, prompts: list[Prompt], completions: list[str], finished: list[bool], sampled: list | None = None
-    ) -> np.ndarray:
-        """
-        Args:
-          sampled: the token ids of completions that a policy wrote, with the one that ended each: PPO's reward is the
-            score of these, and the same text tokenized anew can have others, and more. They are read wherever the
-            reward model has the policy's tokenizer. None: there are texts alone.
-        """
-        sampled = sampled if sampled is not None and self._reads_ids else [None] * len(completions)
-        rows = [
-            Ranking(prompt.prompt, (text,), (1,), None, None, None, (bool(end),), {}, sampled=ids and (ids,))
-            for prompt, text, end, ids in zip(prompts, completions, finished, sampled, strict=True)
-        ]
-        config = self._run.config
-        arrays, report = rankings.batch(self._run, rows)
-        if report.dropped:
-            raise InputError(f"{report.dropped} prompts are longer than prompt_length = {config.prompt_length}")
-        return self.score_arrays(arrays)[:, 0]
-
-    def score_arrays(self, arrays: Comparisons) -> np.ndarray:
-        """f32[N, K] of comparisons that are batched already."""
-        size = max(1, self.batch_size // arrays.ranks.shape[1])
-        ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        size = -(-size // ways) * ways
-        parts = [
-            hosts.fetch(_scores(self._shape, self._params, sharding.put_batch(batch, self._mesh)))
-            for batch in in_order(arrays, size)
-        ]
-        return np.concatenate(parts)[: len(arrays.ranks)]
-
-
-def scorer_of(run: Run, name: str) -> Scorer:
-    """The scorer of a reward model: of a stage, of a released one's folder, or of another run's work directory."""
-    if name not in run.config and is_run(name):
-        return Scorer(open_run(name), asker=run)
-    return Scorer(run, name)
 
 
 def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
@@ -295,23 +241,30 @@ def _evaluate_rankings(
     return found
 
 
-class ValidationReward:
-    """Mean reward score of a policy's samples on validation prompts: how the paper selects SFT models."""
+def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
+    """The train step, for abstract inputs."""
+    section = run.config[stage]
+    rows, _ = rankings.abstract_rows(run, stage, data.completions)
+    ranked = abstract.rows_of(run, (section.batch_size, data.completions), jnp.int32)
+    valid = abstract.rows_of(run, ranked.shape, jnp.bool_)
+    if section.packed:
+        batch = PackedComparisons(**rows, ends=ranked, ranks=ranked, valid=valid)
+    else:
+        batch = Comparisons(**rows, ranks=ranked, valid=valid)
+    steps = rankings.steps_of(run, stage, data.rankings)
+    return [supervised.train_program(run, stage, loss_of(run, stage), batch, steps, head="scalar")]
 
-    def __init__(self, run: Run, reward: str):
-        self._run = run
-        self._scorer = scorer_of(run, reward)
-        self._prompts = run.corpus.prompts("valid", "ppo")
-        self._arrays, _ = batch_prompts(self._prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
 
-    def __call__(self, params: dict) -> float:
-        run = self._run
-        texts, ended, sampled = [], [], []
-        for number, batch in enumerate(in_order(self._arrays, run.config.evaluate.batch_size)):
-            sampler = run.sampler(run.config.completion_length)
-            rollout = sampler(params, batch, run.key("select", number), run.config.evaluate.temperature)
-            more, more_ended = generate.texts(rollout, run.tokenizer)
-            texts, ended, sampled = texts + more, ended + more_ended, sampled + generate.sampled(rollout)
-        prompts = [self._prompts[place] for place in self._arrays.index]
-        count = len(prompts)
-        return float(self._scorer(prompts, texts[:count], ended[:count], sampled[:count]).mean())
+register(
+    Stage(
+        "reward_model",
+        FIELDS,
+        check,
+        run_stage,
+        gives="reward",
+        evaluate=evaluate_stage,
+        training=training_of,
+        programs=programs_of,
+        loss_unit="nats per prompt",
+    )
+)

@@ -1,19 +1,26 @@
 """Step 1: supervised fine-tuning on demonstrations; the loss is on completion tokens alone.
 
-InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.1; the optional pretraining mix is the
-"PPO init" of C.3.
+Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.1. The optional pretraining mix is the "PPO init"
+of C.3.
 """
 
 import functools
+import math
 
 import jax
 import numpy as np
 
-from rlhf_jax import checkpoint
+from rlhf_jax import abstract, checkpoint, inputs, weights
 from rlhf_jax.data.batches import Batch, batch_demonstrations
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.mixture import build
 from rlhf_jax.data.packing import PackedLoader, pack_all
+from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate.scorer import ValidationReward
+from rlhf_jax.fields.field import Field, kind
+from rlhf_jax.fields.ranges import COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, TEXT, OneOf
+from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.training import LEARNING_RATE, trained
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -21,11 +28,30 @@ from rlhf_jax.runtime.files import read_if_there, read_json, write_json
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.pretrain import loss_of, mean_loss
 
+FIELDS = trained(
+    "Step 1: supervised fine-tuning on demonstrations.",
+    kind=kind("sft"),
+    init="pretrain",
+    epochs=Field(16.0, POSITIVE, "how often every demonstration is seen; C.1"),
+    batch_size=Field(32, COUNT, "demonstrations; C.1: 32, and 8 at 175B"),
+    learning_rate=Field(9.65e-6, NOT_NEGATIVE, f"{LEARNING_RATE}; C.1: 1.3B and 6B, and 5.03e-6 at 175B"),
+    dropout_rate=Field(0.2, SHARE_BELOW_ONE, "on the residual stream, 0: none; C.1"),
+    packed=Field(False, FLAG, "True: several demonstrations a row; a batch holds the same ones, in fewer rows"),
+    pretrain_mix=Field(
+        0.0, SHARE_BELOW_ONE, "share of a batch that is pretraining text, 0: none; 0.1 for the 'PPO init' of C.3"
+    ),
+    validate_epochs=Field(1.0, POSITIVE, "epochs between two validations, of which the best is kept"),
+    select=Field(
+        "loss", OneOf("loss", "reward"), "the best by validation loss, or by a reward model as the paper does (C.1)"
+    ),
+    reward=Field("", TEXT, "whose reward model selects: an earlier stage, or the work directory of a finished run"),
+)
+
 
 class MixedLoader:
-    """Batches of demonstrations of which some rows are pretraining text instead.
+    """Batches of demonstrations in which some rows are pretraining text instead.
 
-    The token mean is over the whole batch, so the share holds for rows, not for the loss.
+    `pretrain_mix` is a share of rows and not of the loss, because the loss is the token mean over the whole batch.
     """
 
     def __init__(self, demonstrations: Loader | PackedLoader, documents: Loader):
@@ -33,7 +59,12 @@ class MixedLoader:
         self.batch_size = demonstrations.batch_size + documents.batch_size
 
     def batch(self, step: int, places: np.ndarray | None = None) -> Batch:
-        """Demonstrations first, then documents; only these places of the batch if any are named (see Loader)."""
+        """Returns the batch of a step, demonstrations first, then documents.
+
+        Args:
+          step: the optimizer step.
+          places: ascending places of the batch to return; None: all (see Loader).
+        """
         places = np.arange(self.batch_size) if places is None else places
         own = self._demonstrations.batch_size
         batch = self._demonstrations.batch(step, places[places < own])
@@ -41,37 +72,39 @@ class MixedLoader:
         return jax.tree.map(lambda *rows: np.concatenate(rows), batch, documents)
 
     def rows(self, step: int) -> np.ndarray:
-        """Which demonstrations are in the batch of a step."""
+        """Returns which demonstrations are in the batch of a step."""
         return self._demonstrations.rows(step)
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for what the stage needs and there is not, or sizes that do not fit; computes nothing."""
+    """Raises InputError if data that the stage needs are missing, or sizes do not fit; computes nothing."""
     section = run.config[stage]
     if section.select == "reward" and not section.reward:
         raise InputError(f"{stage}.select='reward' needs {stage}.reward: an earlier stage, or a finished run")
-    supervised.check(run, stage)
+    if not section.packed:  # packed batches need no check: their number of rows is rounded up to one that divides
+        supervised.check(run, stage)
+    supervised.check_whole_length(run, stage)
     mixed = round(section.pretrain_mix * section.batch_size)
     if mixed == section.batch_size:
         raise InputError(
             f"{stage}.pretrain_mix={section.pretrain_mix} leaves no demonstration of {stage}.batch_size={mixed}"
         )
-    rows = run.need(stage, "demonstrations", "train")
+    rows = inputs.need(run, stage, "demonstrations", "train")
     supervised.check_warmup(run, stage, len(rows), section.batch_size - mixed)
-    run.need(stage, "demonstrations", "valid")
+    inputs.need(run, stage, "demonstrations", "valid")
     if mixed:
-        run.need(stage, "documents", "train")
+        inputs.need(run, stage, "documents", "train")
     if section.select == "reward":
-        run.need(stage, "prompts", "valid")
+        inputs.need(run, stage, "prompts", "valid")
 
 
 def run_stage(run: Run, stage: str) -> None:
-    """Fine-tunes config[stage]; keeps the weights of the best validation."""
+    """Fine-tunes config[stage], and keeps the weights of the best validation."""
     supervised.fit(training_of(run, stage))
 
 
 def training_of(run: Run, stage: str) -> supervised.Training:
-    """What run_stage trains, and how it ends."""
+    """Returns what run_stage trains, with its validation and its end."""
     check(run, stage)
     section = run.config[stage]
     length = run.config.prompt_length + run.config.completion_length
@@ -84,19 +117,19 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     )
     examples, report, mixture = build(run.corpus.mixed("demonstrations", "train"), batch)
     held_out, _ = batch(run.corpus.demonstrations("valid"))
-    run.report_data(stage, "demonstrations", report)
-    mixed = round(section.pretrain_mix * section.batch_size)  # rows of a batch
+    inputs.report_data(run, stage, "demonstrations", report)
+    mixed = round(section.pretrain_mix * section.batch_size)  # rows of pretraining text in a batch
     loader = Loader(examples, section.batch_size - mixed, run.seed_of(stage), name=stage, mixture=mixture)
     total, validate_every = loader.steps(section.epochs), loader.steps(section.validate_epochs)
-    run.report_epochs(stage, "demonstrations", mixture, total * loader.batch_size)
+    inputs.report_epochs(run, stage, "demonstrations", mixture, total * loader.batch_size)
     if section.packed:
         multiple = section.microbatches * run.mesh.shape["data"] * run.mesh.shape["fsdp"]
         loader = PackedLoader(loader, examples, run.tokenizer.pad_id, total, multiple, others=mixed)
-        run.report_packing(stage, loader.report)
+        inputs.report_packing(run, stage, loader.report)
         held_out = pack_all(held_out, run.tokenizer.pad_id)
     if mixed:
-        documents, _, mixture = run.packed_documents("train", length)
-        run.report_epochs(stage, "documents", mixture, total * mixed)
+        documents, _, mixture = inputs.packed_documents(run, "train", length)
+        inputs.report_epochs(run, stage, "documents", mixture, total * mixed)
         documents = Loader(documents, mixed, run.seed_of(stage), name=f"{stage}/mix", mixture=mixture)
         loader = MixedLoader(loader, documents)
 
@@ -115,7 +148,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     return supervised.Training(
         run,
         stage,
-        functools.partial(run.start_params, stage),
+        functools.partial(weights.start_params, run, stage),
         loss_of(run, stage),
         loader,
         total,
@@ -126,14 +159,15 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     )
 
 
-_SELECTED = ("step", "by", "value", "before")  # of selection.json
+_SELECTED = ("step", "by", "value", "before")  # the fields of selection.json
 
 
 class Selection:
     """Keeps the weights of the best validation in the stage's output folder.
 
-    The paper chooses SFT models by reward score on validation prompts (C.1): it predicts people's
-    preferences better than the loss. That needs a reward model, of an earlier stage or of a finished run.
+    The paper selects SFT models by reward score on validation prompts (C.1), because that score predicts human
+    preferences better than the loss does. Selecting by reward needs a reward model, from an earlier stage or a finished
+    run.
     """
 
     def __init__(self, run: Run, stage: str):
@@ -143,16 +177,14 @@ class Selection:
         self._record = run.folder(stage) / "selection.json"
         self._reward = None
         if self._by == "reward":
-            from rlhf_jax.stages.reward_model import ValidationReward
-
             self._reward = ValidationReward(run, section.reward)
 
     def offer(self, params: dict, step: int, loss: float) -> dict[str, float]:
-        """Compares weights with the best so far; returns metrics to log."""
+        """Compares weights with the best so far, and keeps them if they are better; returns metrics to log."""
         metrics = {} if self._reward is None else {"valid/score": self._reward(params)}
         value = loss if self._by == "loss" else metrics["valid/score"]
         best = hosts.on_first(read_if_there, self._record, dict, _SELECTED)
-        if best and best["step"] >= step:  # from a run that went further before it was resumed
+        if best and best["step"] >= step:  # recorded after the checkpoint that this run was resumed from
             best = best["before"]
         better = best is None or (value < best["value"] if self._by == "loss" else value > best["value"])
         if better:
@@ -161,4 +193,36 @@ class Selection:
         return metrics
 
     def chosen(self) -> dict:
+        """Returns the record of the weights kept: their step, the criterion and its value."""
         return hosts.on_first(read_json, self._record, dict, _SELECTED)
+
+
+def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
+    """Returns the train step, for abstract inputs.
+
+    It is that of batches without packing: packed batches have fewer rows, but their number depends on the data.
+    """
+    section = run.config[stage]
+    demonstrations = section.batch_size - round(section.pretrain_mix * section.batch_size)
+    batch = abstract.batch(run, section.batch_size, run.whole_length)
+    steps = max(1, math.ceil(section.epochs * data.demonstrations / demonstrations))
+    return [supervised.train_program(run, stage, loss_of(run, stage), batch, steps)]
+
+
+register(
+    Stage(
+        "sft",
+        FIELDS,
+        check,
+        run_stage,
+        gives="policy",
+        label="SFT",
+        evaluate=policy.evaluate_policy,
+        judged=True,
+        reference=True,
+        training=training_of,
+        programs=programs_of,
+        loss_unit="nats per completion token",
+        reads_text=True,
+    )
+)

@@ -1,4 +1,7 @@
-"""What pretraining, SFT and the reward model share: the train step of a loss, over the batches of a loader."""
+"""Supervised training, as pretraining, SFT, DPO and the reward model share it.
+
+A stage gives a loss and a loader; this module builds the train step and runs it over the loader's batches.
+"""
 
 import dataclasses
 import functools
@@ -10,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rlhf_jax import loop, model, optim, sharding, train
-from rlhf_jax.model import TransformerConfig
+from rlhf_jax import abstract, loop, model, optim, sharding, train
+from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
 
@@ -21,13 +24,15 @@ class Training:
     """A stage that is ready to be trained.
 
     Attributes:
-      start: makes the parameters that it starts from.
-      loss_fn: hashable by value.
-      loader: has batch(step, places), a tree of arrays, batch_size, and rows(step), which examples these are.
-      total: steps.
-      finish: (final TrainState) -> None; writes what the stage leaves behind.
-      head: of the model, "lm" or "scalar".
-      live, validate, validate_every: what is shown and how it is validated; see loop.Trial.
+      run: the run.
+      stage: name of the stage.
+      start: makes the parameters to start from.
+      loss_fn: the loss, hashable by value.
+      loader: object with batch(step, places), a tree of arrays; batch_size; and rows(step), the examples of a batch.
+      total: number of optimizer steps.
+      finish: (final TrainState) -> None; writes the stage's results.
+      head: head of the model, "lm" or "scalar".
+      live, validate, validate_every: what is shown, and how the stage is validated; see loop.Trial.
     """
 
     run: Run
@@ -44,16 +49,20 @@ class Training:
 
     @property
     def trial(self) -> loop.Trial:
-        rows = lambda step: self.loader.rows(step).tolist()
+        """The stage as loop.fit takes it."""
+
+        def rows(step):
+            return self.loader.rows(step).tolist()
+
         return loop.Trial(self.run, self.stage, self.total, rows, self.live, self.validate, self.validate_every)
 
 
 def fit(training: Training) -> None:
-    """Trains a stage with the optimizer and schedule of config[stage], to its end."""
+    """Trains a stage to its end, with the optimizer and schedule of config[stage]."""
     run, stage, loader = training.run, training.stage, training.loader
     section = run.config[stage]
     make, program = build(run, stage, training.loss_fn, training.total, training.head)
-    if section.warmup_steps > training.total:  # what is left out as too long was not known before
+    if section.warmup_steps > training.total:  # `check_warmup` did not know yet which examples are too long
         print(
             f"{stage}: the warm-up of {section.warmup_steps} steps is longer than its {training.total} steps; the learning "
             "rate stays below its peak"
@@ -69,19 +78,18 @@ def fit(training: Training) -> None:
 
 
 def check(run: Run, stage: str) -> None:
-    """Raises InputError for rows that the model has no positions for, or that do not divide over the mesh; computes nothing."""
+    """Raises InputError if the batches do not divide over the mesh; computes nothing."""
     section = run.config[stage]
-    if section.kind == "pretrain":
-        run.check_length(f"{stage}.length", section.length, run.shape(stage))
-    else:
-        run.check_length("prompt_length + completion_length", run.whole_length, run.shape(stage))
-    if section.kind == "sft" and section.packed:
-        return  # the number of rows is rounded up to one that divides
-    sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.get("microbatches", 1), run.mesh)
+    sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.microbatches, run.mesh)
+
+
+def check_whole_length(run: Run, stage: str) -> None:
+    """Raises InputError if the model has too few positions for a prompt and its completion."""
+    run.check_length("prompt_length + completion_length", run.whole_length, run.shape(stage))
 
 
 def check_warmup(run: Run, stage: str, examples: int, batch_size: int) -> None:
-    """Raises InputError where the warm-up is longer than the stage, which learns from so many examples at most."""
+    """Raises InputError if the warm-up is longer than the stage, which learns from at most `examples` examples."""
     section = run.config[stage]
     steps = max(1, math.ceil(section.epochs * examples / batch_size))
     if run.corpus and section.warmup_steps > steps:
@@ -92,22 +100,26 @@ def check_warmup(run: Run, stage: str, examples: int, batch_size: int) -> None:
 
 
 def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "lm"):
-    """(parameters -> TrainState, train step) of a stage, both jitted with explicit shardings; the step donates its state.
+    """Returns (function from parameters to a TrainState, train step) of a stage, jitted with explicit shardings.
 
-    Runs of one process that differ only in numbers (seed, learning rate) get the same two programs, compiled once.
+    The train step donates its state. Runs of one process that differ only in numbers (seed, learning rate) share the
+    two programs, compiled once.
 
     Args:
-      loss_fn: hashable by value.
+      run: the run.
+      stage: name of the stage.
+      loss_fn: the loss, hashable by value.
+      total: number of optimizer steps.
+      head: head of the model, "lm" or "scalar".
     """
     section = run.config[stage]
-    check(run, stage)
     optimizer = optim.OptimizerConfig(**section.optimizer)
     rules, schedule = tuple(run.rules.items()), schedule_of(section, total)
     return _programs(run.shape(stage), head, loss_fn, optimizer, schedule, section.microbatches, run.mesh, rules)
 
 
 def schedule_of(section: ConfigDict, total: int) -> optim.Schedule:
-    """Of the learning rate of a stage of `total` steps."""
+    """Returns the learning-rate schedule of a stage of `total` steps."""
     return optim.Schedule(section.schedule, total, section.warmup_steps, section.warmup_from, section.final_fraction)
 
 
@@ -122,6 +134,7 @@ def _programs(
     mesh: jax.sharding.Mesh,
     rules: tuple,
 ):
+    """Builds the programs of `build`, cached by everything that shapes them."""
     optimizer = optim.make_optimizer(optimizer)
     make = functools.partial(train.init_state, optimizer=optimizer)
     state = jax.eval_shape(make, model.param_shapes(shape, head))
@@ -133,3 +146,21 @@ def _programs(
         donate_argnums=0,
     )
     return jax.jit(make, out_shardings=shardings), step
+
+
+def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int, head: str = "lm") -> abstract.Program:
+    """Returns the train step of a stage as an abstract.Program, for an abstract batch and `steps` steps."""
+    shape = run.shape(stage)
+    sharding.check_batch(batch, run.mesh)
+    make, step = build(run, stage, loss_fn, steps, head)
+    state = make.eval_shape(abstract.params(run, shape, head))
+    length, rows = batch.tokens.shape[-1], math.prod(batch.tokens.shape[:-1])
+    return abstract.Program(
+        stage,
+        "train step",
+        lambda: step.lower(state, batch, abstract.scalar(), abstract.key()),
+        abstract.groups(state) | {"batch": batch},
+        {},
+        work.training(shape, rows, length, rows * length if head == "lm" else 0),
+        steps,
+    )

@@ -120,7 +120,10 @@ def difference_of_shares(first, second, first_units, second_units) -> Estimate:
     (first_square, product), (_, second_square) = deviations @ deviations.T
     scale = math.sqrt(first_square * second_square)
     correlation = product / scale * len(sizes) / (len(sizes) + 2) if scale else 0.0
-    reach = lambda x, y: math.sqrt(max(0.0, x * x + y * y - 2 * correlation * x * y))
+
+    def reach(x, y):
+        return math.sqrt(max(0.0, x * x + y * y - 2 * correlation * x * y))
+
     return _estimate(a - b, a - b - reach(a - a_low, b_high - b), a - b + reach(a_high - a, b - b_low))
 
 

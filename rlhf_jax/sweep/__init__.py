@@ -1,2 +1,2 @@
-"""Sweeps: the arms of an experiment file (arms, grid), what they share (store), and who runs them
-(sequential, workers, vectorized, cluster)."""
+"""Sweeps: the arms of an experiment file (arms, grid), the store of their shared stages (store), and the ways to run
+them (sequential, workers, vectorized, cluster)."""

@@ -1,23 +1,23 @@
-"""Runs a sweep: every arm of an experiment file, what they share once, and a report at the end.
+"""Runs a sweep: every arm of an experiment file, each stage that arms share only once, and a report at the end.
 
     python -m rlhf_jax.sweep --config=experiments/figures/fig33_ptx_coef.py --workdir=runs/figures/fig33
 
-The file has, beside get_config, a function sweep(h) that lists its arms:
+Beside get_config, the file has a function sweep(h) that lists the arms:
 
     def sweep(h):
         return h.product([h.sweep("ppo_ptx.ptx_coef", [0.0, 0.5, 1.0, 2.0]), h.sweep("seed", range(3))])
 
-with h.sweep (values of a field), h.product, h.zipit (side by side) and h.chain (one after the other). Every arm
-is an ordinary run in WORKDIR/arms. The same command again does only what is missing.
+It combines h.sweep (the values of a field) with h.product, h.zipit (side by side) and h.chain (one after the other).
+Every arm is an ordinary run in WORKDIR/arms. Running the same command again computes only what is missing.
 
---runner=vectorized trains all arms of a small model as one program, spread over the devices: the same numbers to
-float tolerance, in a fraction of the time where one arm leaves an accelerator idle. Arms may be run by one runner
-and the next ones by the other. --workers=8 runs eight arms side by side, each on a GPU of its own.
+--runner=vectorized trains all arms of a small model as one program, spread over the devices. The numbers are the same
+to float tolerance, and it takes a fraction of the time where a single arm leaves an accelerator idle. One sweep may
+use both runners, for different arms. --workers=8 runs eight arms side by side, each on its own GPU.
 
     python -m rlhf_jax.sweep --runner=cluster --config=... --workdir=/shared/fig33 -- --gpus=1 --time=4:00:00
 
-submits the arms to Slurm, a job each; what follows the lone -- is for launch/slurm.sh. On several hosts, where
-every arm runs on all of them, start it as main.py. More: docs/sweeps.md. Exit statuses: job.py.
+submits the arms to Slurm, one job per arm; launch/slurm.sh gets the arguments after the lone --. To run every arm on
+several hosts, start this command as you would main.py. More: docs/sweeps.md. Exit statuses: job.py.
 """
 
 import os
@@ -27,7 +27,11 @@ import sys
 from absl import flags
 
 from rlhf_jax import job
+from rlhf_jax.report import pages
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.sweep import arms, cluster, listing, sequential, vectorized, workers
+from rlhf_jax.sweep.store import Store
 
 flags.adopt_module_key_flags(job)
 _RUNNER = flags.DEFINE_enum(
@@ -57,14 +61,13 @@ _WORKER = flags.DEFINE_bool("worker", False, "This is one of --workers: the comm
 
 
 def work(given: job.Job) -> int:
+    """Lists, plans, submits or runs the sweep of a command line; returns the exit status."""
     if given.rest and _RUNNER.value != "cluster":
         raise InputError(
             f"unknown argument '{given.rest[0]}'; fields of all arms are set as --config.ppo.iterations=20"
         )
     if _WORKERS.value > 1 and (_RUNNER.value != "sequential" or flags.FLAGS.distributed or flags.FLAGS.coordinator):
         raise InputError("--workers are for --runner=sequential and one machine; leave one of these flags out")
-    from rlhf_jax.sweep import arms, cluster, listing
-
     experiment = arms.load(given.config_file, given.config)
     chosen = arms.choose(experiment.arms, _ARMS.value)
     path = pathlib.Path(given.workdir)
@@ -83,9 +86,7 @@ def work(given: job.Job) -> int:
 
 
 def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: pathlib.Path) -> int:
-    from rlhf_jax.runtime import hosts
-    from rlhf_jax.sweep import arms, sequential, vectorized, workers
-    from rlhf_jax.sweep.store import Store
+    """Runs the chosen arms in this process or in workers, and writes the report; returns the exit status."""
 
     def write():
         arms.write(path, arms.describe(experiment, given.config, given.overrides))
@@ -112,10 +113,7 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
 
 
 def _finish(experiment, chosen: list, path: pathlib.Path) -> int:
-    """Writes the report, if no other job is at work on the sweep; the exit status."""
-    from rlhf_jax import report
-    from rlhf_jax.sweep import cluster, listing
-
+    """Writes the report unless other jobs still work on the sweep; returns the exit status."""
     cluster.settle(experiment.arms, path)
     others = listing.unfinished(experiment.arms, path, begun=not _SUBMITTED.value)
     if others:
@@ -123,7 +121,7 @@ def _finish(experiment, chosen: list, path: pathlib.Path) -> int:
             f"{len(others)} arms are not done, of other jobs; the last one writes the report, or rlhf_jax.report {path}"
         )
     else:
-        report.show(report.write(path))
+        pages.show(pages.write(path))
     failed = listing.failures(chosen, path)
     for name, reason in failed.items():
         print(f"rlhf_jax.sweep: {name} failed: {reason}", file=sys.stderr)
@@ -131,7 +129,10 @@ def _finish(experiment, chosen: list, path: pathlib.Path) -> int:
 
 
 def _flags(given: job.Job) -> list[str]:
-    """The flags of this command for those that it submits, which start in the folder of the project."""
+    """Returns this command's flags for the jobs that it submits.
+
+    The jobs start in the folder of the project, so paths are absolute.
+    """
     file, colon, argument = given.config_file.partition(":")
     written = {field: value if isinstance(value, str) else repr(value) for field, value in given.overrides.items()}
     found = [f"--config={os.path.abspath(file)}{colon}{argument}"]

@@ -1,4 +1,4 @@
-"""The arms of a sweep: an experiment file's config with the overrides of its grid."""
+"""Arms of a sweep: the config of an experiment file, with the overrides that its grid gives each arm."""
 
 import dataclasses
 import functools
@@ -12,18 +12,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, run
+from rlhf_jax import checkpoint, command_line, run
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like
 from rlhf_jax.fields.checks import nearest, partial_section_of
-from rlhf_jax.report.spec import Declared
-from rlhf_jax.runtime import command_line, workdir
+from rlhf_jax.report.spec import Declared, check
+from rlhf_jax.runtime import workdir
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, read_json, remove_left_over, write_json
 from rlhf_jax.sweep import grid
 
-_LONGEST_NAME = 120
-_DESCRIBED = ("experiment", "config", "arms")  # of sweep.json, what it is read for
+_LONGEST_NAME = 120  # characters
+_DESCRIBED = ("experiment", "config", "arms")  # the keys of sweep.json that this module reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Arm:
     """One run of a sweep.
 
     Attributes:
-      number: its place in the sweep, from 0.
-      name: of its directory; says what it overrides.
-      overrides: dotted field -> value, what sets it apart.
-      config: the whole config.
+      number: the arm's place in the sweep, from 0.
+      name: name of the arm's directory; it lists the overrides.
+      overrides: dotted field -> value, the fields that set this arm apart.
+      config: the whole config, overrides included.
     """
 
     number: int
@@ -48,9 +48,9 @@ class Experiment:
     """What an experiment file declares beside its config.
 
     Attributes:
-      path: of the file.
-      about: its docstring.
-      arms: of its sweep.
+      path: path of the file, as in --config.
+      about: docstring of the file.
+      arms: the arms of its sweep.
       declared: its figures, tables and claims, for the report.
     """
 
@@ -64,12 +64,12 @@ def load(path: str, config: ConfigDict) -> Experiment:
     """Reads the sweep of an experiment file.
 
     Args:
-      path: as in --config; what follows a colon is for get_config alone.
-      config: what get_config gave, with the overrides of the command line.
+      path: the path as in --config; the part after a colon is the argument of get_config and ignored here.
+      config: the config that get_config returned, with the overrides of the command line.
 
     Raises:
-      InputError: the file has no sweep, or one that does not fit the config, or declares what the sweep cannot show; or a
-        field of an arm cannot have its value.
+      InputError: the file has no sweep, or the sweep does not fit the config; a field of an arm does not allow its
+        value; or the file declares a figure, table or claim that the sweep cannot show.
     """
     file = path.partition(":")[0]
     with command_line.reading(file):
@@ -84,17 +84,23 @@ def load(path: str, config: ConfigDict) -> Experiment:
         except InputError as error:
             raise InputError(f"{file}: arm {arm.number} ({arm.name}): {error}") from None
     try:
-        declared.check(config.to_dict(), [arm.overrides for arm in arms])
+        check.check(declared, config.to_dict(), [arm.overrides for arm in arms])
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     return Experiment(path, module.__doc__ or "", arms, declared)
 
 
 def expand(config: ConfigDict, settings: grid.Grid, source: str = "sweep") -> list[Arm]:
-    """The arms of a grid over a base config.
+    """Returns the arms of a grid over a base config, numbered in the order of the grid.
+
+    Args:
+      config: the base config.
+      settings: the overrides of each arm.
+      source: name of the experiment file, for error messages.
 
     Raises:
-      InputError: an arm without a seed, an unknown field, a value of another type, two equal arms.
+      InputError: the grid is empty; an arm has no seed, an unknown field or a value of another type than the config's;
+        or two arms have the same name.
     """
     if not settings:
         raise InputError(f"{source}: the sweep has no arms")
@@ -112,10 +118,10 @@ def expand(config: ConfigDict, settings: grid.Grid, source: str = "sweep") -> li
 
 
 def choose(arms: Sequence[Arm], chosen: str) -> list[Arm]:
-    """The arms of "3:7" (3 to 6), "5" or "0,4,8:"; all of them for "".
+    """Returns the arms that --arms selects: "3:7" selects 3 to 6, "5" one arm, "0,4,8:" a list, and "" all arms.
 
     Raises:
-      InputError: not written so, or no arm has such a number.
+      InputError: the text has another form, or selects no arm.
     """
     if not chosen:
         return list(arms)
@@ -133,7 +139,7 @@ def choose(arms: Sequence[Arm], chosen: str) -> list[Arm]:
 
 
 def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dict:
-    """sweep.json: what a reader of the results must know of how they were made."""
+    """Returns the content of sweep.json: what a reader of the results needs to know about how they were made."""
     return {
         "experiment": experiment.path,
         "about": experiment.about,
@@ -150,10 +156,13 @@ def describe(experiment: Experiment, config: ConfigDict, overrides: dict) -> dic
 
 
 def write(path: pathlib.Path, described: dict) -> None:
-    """Writes path/sweep.json, what `describe` gave. There may be more arms than before, or less of the same experiment.
+    """Writes path/sweep.json, with the content that `describe` returned.
+
+    An existing sweep.json is replaced. Arms may have been added, but arms that have begun may only be left out if the
+    experiment file has the same name.
 
     Raises:
-      InputError: it cannot be written, or the arms that are there have another config or are another experiment's.
+      InputError: the file cannot be written, or the existing arms have another config or belong to another experiment.
     """
     checkpoint.check_path(path)
     file = path / "sweep.json"
@@ -170,7 +179,13 @@ def write(path: pathlib.Path, described: dict) -> None:
 
 
 def _check_left_out(path: pathlib.Path, before: dict, described: dict) -> None:
-    """What has begun and is no arm any more would be in no report: of the same file that is said, of another refused."""
+    """Looks for arms that have begun but are no longer part of the sweep, and would thus be missing from the report.
+
+    If the sweep is of the same experiment file, their names are printed.
+
+    Raises:
+      InputError: the sweep is of another experiment file.
+    """
     names = {arm["name"] for arm in described.get("arms", ())}
     left_out = [arm["name"] for arm in before.get("arms", ()) if arm["name"] not in names]
     left_out = [name for name in left_out if (path / "arms" / name).exists()]
@@ -186,7 +201,7 @@ def _check_left_out(path: pathlib.Path, before: dict, described: dict) -> None:
 
 
 def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDict, chosen: Sequence[Arm]) -> None:
-    """That these arms are still those of path/sweep.json, which was written when they were submitted.
+    """Checks that these arms are those of path/sweep.json, which was written when they were submitted.
 
     Raises:
       InputError: the experiment file or the command line has changed since.
@@ -204,18 +219,25 @@ def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDi
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of this code when it was first asked, with a + where files have changed since; None outside a repository."""
+    """Returns the git commit of this code at the first call, 12 hexadecimal digits; None outside a repository.
+
+    A "+" at its end says that tracked files differ from the commit.
+    """
     folder = pathlib.Path(__file__).parent
     try:
-        git = lambda *words: subprocess.run(
-            ["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+
+        def git(*words):
+            return subprocess.run(
+                ["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _overridden(config: ConfigDict, overrides: dict[str, Any], source: str) -> ConfigDict:
+    """Returns a copy of a config with the overrides set; raises InputError for an unknown field or a wrong type."""
     config = config.copy_and_resolve_references()
     for field, value in overrides.items():
         *parents, name = field.split(".")
@@ -237,7 +259,7 @@ def _overridden(config: ConfigDict, overrides: dict[str, Any], source: str) -> C
 
 
 def _titles(fields: set[str]) -> dict[str, str]:
-    """The shortest ends of dotted names that tell them apart."""
+    """Returns, for each dotted name, its shortest ending that no other name has."""
     titles = {}
     for field in fields:
         parts = field.split(".")
@@ -250,7 +272,10 @@ def _titles(fields: set[str]) -> dict[str, str]:
 
 
 def _name(overrides: dict[str, Any], titles: dict[str, str]) -> str:
-    """A directory's name, the seed last: "ptx_coef=0.5,seed=1"."""
+    """Returns the name of an arm's directory, with the seed last, e.g. "ptx_coef=0.5,seed=1".
+
+    A name that is too long is cut, and gets a hash of the whole name, so that names stay distinct.
+    """
     fields = sorted(overrides, key=lambda field: field == "seed")
     name = ",".join(f"{titles[field]}={_text(overrides[field])}" for field in fields)
     if len(name) > _LONGEST_NAME:
@@ -260,4 +285,5 @@ def _name(overrides: dict[str, Any], titles: dict[str, str]) -> str:
 
 
 def _text(value) -> str:
+    """Returns a value as text that is safe in a file name."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", str(value)).strip("_") or "none"

@@ -1,10 +1,10 @@
-"""Arms as jobs of their own on Slurm, through launch/slurm.sh; each is `rlhf_jax.sweep --arms=N --submitted`.
+"""Submits arms to Slurm, one job per arm, through launch/slurm.sh; each job runs `rlhf_jax.sweep --arms=N --submitted`.
 
-Two arrays of jobs are submitted: first an arm for each of the stages that arms share and that nobody has computed
-yet, then the others, which wait until the first have ended. The number of a task is that of its arm. Jobs of the
-second array that come to a stage which is not there all the same compute it, or wait for who does (see store).
+Up to two job arrays are submitted. The first has one arm for each stage that arms share and that is not computed yet.
+The second has the other arms, and waits until the first has ended. A task has the number of its arm. If a shared stage
+is missing even then, a job of the second array computes it, or waits for the job that does (see store).
 
-    DIR/slurm/jobs.json    job -> number -> name of its arms
+    DIR/slurm/jobs.json    job -> number of an arm -> name of the arm
     DIR/slurm/JOB_N.log    the output of arm N
 """
 
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 
+from rlhf_jax.runtime import shipped
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, write_json
 from rlhf_jax.sweep import arms as arms_lib
@@ -22,7 +23,7 @@ from rlhf_jax.sweep import sequential, slurm
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import held, identities
 
-_SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "launch" / "slurm.sh"
+_SCRIPT = shipped.find("launch/slurm.sh")
 
 
 def submit(
@@ -35,21 +36,23 @@ def submit(
     retry: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Submits what is missing of these arms and not submitted yet, and writes path/sweep.json.
+    """Submits the arms that are neither finished nor in Slurm's queue, and writes path/sweep.json.
 
     Args:
-      stages: where arms share stages.
+      arms: the arms to choose from.
+      path: folder of the sweep.
+      stages: folder of the stages that arms share.
       described: the content of sweep.json.
-      flags: of the program, with --config first, which launch/slurm.sh hands on.
-      slurm_flags: for launch/slurm.sh, such as --gpus=1.
-      retry: also those that failed.
-      dry_run: only print the commands.
+      flags: flags of the sweep command, with --config first; launch/slurm.sh passes them on.
+      slurm_flags: flags of launch/slurm.sh, such as --gpus=1.
+      retry: whether to submit failed arms again.
+      dry_run: whether to print the commands only.
 
     Raises:
-      InputError: there is no launch/slurm.sh, it or Slurm refuses, or the arms that are there have another config.
+      InputError: launch/slurm.sh is missing, it or Slurm refuses the jobs, or the existing arms have another config.
     """
     if not _SCRIPT.is_file():
-        raise InputError(f"--runner=cluster submits jobs with {_SCRIPT}, which is not there: run it from a checkout")
+        raise InputError(f"--runner=cluster submits jobs with {_SCRIPT}, which is not there: install rlhf_jax anew")
     path = path.absolute()
     if not dry_run:
         settle(arms, path)
@@ -70,7 +73,10 @@ def submit(
 
 
 def waves(arms: list[Arm], stages: pathlib.Path) -> tuple[list[Arm], list[Arm]]:
-    """The arms that run first, one for each stage that several arms share and nobody has computed; and the others."""
+    """Returns the arms to run first, and the others.
+
+    The first ones are chosen so that each stage that several arms share and nobody has computed is in one of them.
+    """
     found = [identities(arm.config).values() for arm in arms]
     counts = collections.Counter(identity for each in found for identity in each)
     wanted = {identity for identity, count in counts.items() if count > 1 and not held(stages, identity)}
@@ -83,7 +89,7 @@ def waves(arms: list[Arm], stages: pathlib.Path) -> tuple[list[Arm], list[Arm]]:
 
 
 def ranges(arms: list[Arm]) -> str:
-    """The numbers of arms as sbatch writes them, "0-3,7"."""
+    """Returns the numbers of arms as sbatch --array takes them, e.g. "0-3,7"."""
     parts = []
     for number in sorted(arm.number for arm in arms):
         if parts and parts[-1][1] == number - 1:
@@ -94,9 +100,10 @@ def ranges(arms: list[Arm]) -> str:
 
 
 def settle(arms: list[Arm], path: pathlib.Path) -> None:
-    """Records of arms that are said to be running, but whose Slurm job has ended, that they were killed, and how.
+    """Corrects the records of arms that are marked as running, but whose Slurm job has ended.
 
-    They are resumed by the next start, like any arm that was stopped; not if it was too often.
+    Such an arm becomes "stopped", with what Slurm knows of the job's end as the reason, and the next start resumes it.
+    It becomes "failed" instead if this was its last attempt and the attempt saved nothing new.
     """
     running = {}
     for arm in arms:
@@ -108,7 +115,7 @@ def settle(arms: list[Arm], path: pathlib.Path) -> None:
     if queue is None or not running:
         return
     for file, job in running.items():
-        record = read_if_there(file)  # again: until it left the queue, the job may have written
+        record = read_if_there(file)  # read again, because the job may have written before it left the queue
         if job not in queue and record["status"] == "running" and record["job"] == job:
             too_often = record.get("last_try") and record.get("reached") == sequential.reached(file.parent)
             reason = sequential.killed(record["attempts"], job) + f"; job {job}"
@@ -116,6 +123,7 @@ def settle(arms: list[Arm], path: pathlib.Path) -> None:
 
 
 def _queued(arms: list[Arm], path: pathlib.Path) -> list[Arm]:
+    """Returns the arms whose job waits or runs in Slurm's queue."""
     jobs = read_if_there(path / "slurm" / "jobs.json") or {}
     queue = slurm.queue() if jobs else None
     waiting = {
@@ -123,15 +131,15 @@ def _queued(arms: list[Arm], path: pathlib.Path) -> list[Arm]:
         for job, names in jobs.items()
         for number, name in names.items()
         if f"{job}_{number}" in (queue or ())
-    }  # a job whose number is another arm's now will refuse to run
+    }  # if the number belongs to another arm by now, the job does not count: it will refuse to run
     return [arm for arm in arms if (arm.number, arm.name) in waiting]
 
 
 def _submit_array(arms: list[Arm], path: pathlib.Path, flags: list[str], slurm_flags: list[str], dry_run: bool) -> str:
-    """The number of the job."""
+    """Submits an array of jobs, one per arm, and records it in jobs.json; returns the job's number, "FIRST" if dry."""
     command = ["bash", os.fspath(_SCRIPT), f"--workdir={path}", f"--arms={ranges(arms)}", f"--python={sys.executable}"]
     command += ["--dry-run"] * dry_run + slurm_flags + flags
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout, end="", flush=True)
     if dry_run and not done.returncode:
         return "FIRST"

@@ -1,9 +1,9 @@
-"""What the function `sweep(h)` of an experiment file builds its arms from; `h` is this module.
+"""Building blocks of the function `sweep(h)` of an experiment file; `h` is this module.
 
     def sweep(h):
         return h.product([h.sweep("seed", range(3)), h.sweep("ppo_ptx.ptx_coef", [0.0, 0.5, 1.0, 2.0])])
 
-A grid is a list of arms, each a dict of overrides {dotted field of the config: value}.
+A grid is a list of arms. Each arm is a dict of overrides, {dotted field of the config: value}.
 """
 
 import itertools
@@ -16,7 +16,11 @@ Grid = list[dict[str, Any]]
 
 
 def sweep(field: str, values: Iterable) -> Grid:
-    """One arm for each value of a field."""
+    """Returns a grid with one arm for each value of a field.
+
+    Raises:
+      InputError: there are no values.
+    """
     grid = [{field: value} for value in values]
     if not grid:
         raise InputError(f"sweep: {field} has no value")
@@ -24,19 +28,19 @@ def sweep(field: str, values: Iterable) -> Grid:
 
 
 def product(grids: Sequence[Grid]) -> Grid:
-    """Every arm of each grid with every arm of the others; the last one varies fastest.
+    """Returns the Cartesian product of grids; the last grid varies fastest.
 
     Raises:
-      InputError: two grids set one field.
+      InputError: two grids set the same field.
     """
     return [_joined(arms) for arms in itertools.product(*grids)]
 
 
 def zipit(grids: Sequence[Grid]) -> Grid:
-    """The first arms of all grids as one, the second ones, and so on.
+    """Returns a grid whose n-th arm joins the n-th arms of all grids.
 
     Raises:
-      InputError: grids of different lengths, or two that set one field.
+      InputError: the grids differ in length, or two of them set the same field.
     """
     lengths = [len(grid) for grid in grids]
     if len(set(lengths)) > 1:
@@ -45,11 +49,12 @@ def zipit(grids: Sequence[Grid]) -> Grid:
 
 
 def chain(grids: Sequence[Grid]) -> Grid:
-    """The arms of one grid after those of another."""
+    """Returns the arms of all grids, one grid after another."""
     return list(itertools.chain(*grids))
 
 
 def _joined(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the overrides of all arms as one arm; raises InputError if two set the same field."""
     joined = {}
     for arm in arms:
         for field, value in arm.items():

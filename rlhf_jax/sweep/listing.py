@@ -1,4 +1,4 @@
-"""What a sweep is, before and while it runs: its arms, and the work that is left."""
+"""Lists a sweep before and while it runs: its arms, their status, and the work that is left."""
 
 import collections
 import pathlib
@@ -15,7 +15,7 @@ from rlhf_jax.sweep.store import held, identities
 
 
 def show_arms(arms: list[Arm], path: pathlib.Path) -> None:
-    """Prints the arms: number, name, what became of them."""
+    """Prints a table of the arms: number, name, status and minutes spent."""
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for column, justify in {"arm": "right", "name": "left", "status": "left", "time": "right"}.items():
         table.add_column(column, justify=justify, overflow="fold")
@@ -29,7 +29,7 @@ def show_arms(arms: list[Arm], path: pathlib.Path) -> None:
 
 
 def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None:
-    """Prints how often each stage would be computed, with what arms share counted once."""
+    """Prints how often each stage would be computed, with a stage that several arms share counted once."""
     wanted, finished, arms_of = collections.defaultdict(set), set(), collections.Counter()
     for arm in arms:
         for stage, identity in identities(arm.config).items():
@@ -48,24 +48,28 @@ def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None
 
 
 def failures(arms: list[Arm], path: pathlib.Path) -> dict[str, str]:
-    """Name -> reason of the arms that failed."""
+    """Returns the failed arms: name of the arm -> reason."""
     records = {arm.name: record_of(arm, path) for arm in arms}
     return {name: record["reason"] for name, record in records.items() if record.get("status") == "failed"}
 
 
 def unfinished(arms: list[Arm], path: pathlib.Path, begun: bool) -> list[Arm]:
-    """The arms that are neither done nor failed; with `begun` only those that a process is at work on."""
+    """Returns the arms that are neither done nor failed; with `begun`, only those that a process is running."""
     if not begun:
         return [arm for arm in arms if record_of(arm, path).get("status") not in ("done", "failed")]
     return [arm for arm in arms if _at_work(record_of(arm, path), path / "arms" / arm.name)]
 
 
 def _at_work(record: dict, folder: pathlib.Path) -> bool:
-    """Whether an arm is being run, as far as can be seen from here: a process of this machine may have been killed."""
+    """Whether a process is running an arm.
+
+    An arm that was killed is still marked as running. If the process was on this host, the lock of the arm's folder
+    tells; for another host the record is trusted.
+    """
     here = record.get("host") == socket.gethostname()
     return record.get("status") == "running" and (not here or workdir.in_use(folder))
 
 
 def record_of(arm: Arm, path: pathlib.Path) -> dict:
-    """The arm.json of an arm (see sequential); {} before it has begun."""
+    """Returns the content of an arm's arm.json (see sequential); {} before the arm has begun."""
     return read_if_there(path / "arms" / arm.name / "arm.json") or {}

@@ -1,13 +1,14 @@
-"""Arms one after another in one process; what became of each is in its arm.json.
+"""Runs arms one after another in one process; arm.json in an arm's folder records its status.
 
     {"status": "running" | "stopped" | "done" | "failed", "reason", "seconds", "cpu_seconds", "attempts", "reached",
      "last_try", "compilations", "hardware", "versions", "commit", "job", ...}
 
-An arm that failed stays failed: the same numbers would fail again. One that was stopped, or killed, is resumed;
-killed twice without a new checkpoint between, it counts as failed (a machine out of memory kills without a word).
+An arm that failed stays failed, because the same numbers would fail again. An arm that was stopped or killed is
+resumed. An arm that was killed twice without a new checkpoint in between counts as failed: a machine that runs out of
+memory kills its processes without an error message.
 
-Several processes of a job run an arm together. What they all fail of is the end of the arm alone; where one fails
-and others do not, the job ends, and its next start goes on with the next arm.
+The processes of a job run each arm together. An error that all of them raise ends the arm, and the job goes on with
+the next one. If only some processes fail, the job ends, and its next start goes on with the next arm.
 """
 
 import math
@@ -19,8 +20,8 @@ import traceback
 
 import jax
 
-from rlhf_jax import loop, pipeline, report
-from rlhf_jax.runtime import hosts, progress, workdir
+from rlhf_jax import loop, pipeline
+from rlhf_jax.runtime import hosts, machine, progress, workdir
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, write_json, write_text
 from rlhf_jax.sweep import arms as arms_lib
@@ -28,23 +29,26 @@ from rlhf_jax.sweep import slurm
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import Store
 
-MOST_ATTEMPTS = 2  # in a row that end without a word, and without having saved anything new
-_CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # of all its starts together
+MOST_ATTEMPTS = 2  # attempts in a row that are killed without having saved anything new
+_CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # each is summed over all starts of an arm
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False) -> None:
-    """Runs what is missing of these arms, in path/arms/NAME.
+    """Runs or resumes the unfinished ones of these arms, in path/arms/NAME.
 
     Args:
-      retry: also those that failed.
+      chosen: the arms.
+      path: folder of the sweep.
+      store: the stages that arms share.
+      retry: whether to run failed arms again.
 
     Raises:
-      progress.Stopped: an interrupt was asked for; the same call goes on.
-      hosts.Alone: an arm failed on this process and not on all; the same call on all goes on.
+      progress.Stopped: the process was asked to stop; the same call resumes.
+      hosts.Alone: an arm failed on this process but not on all; the same call on all processes resumes.
     """
     started, at_first = time.monotonic(), None
-    with progress.Interrupt() as interrupt:  # around those of the arms: between two of them, it is asked here
+    with progress.Interrupt() as interrupt:  # each arm has its own; this one counts between two arms
         stop = hosts.Stop(interrupt.asked)
         for place, arm in enumerate(chosen):
             folders = [path / "arms" / later.name for later in chosen[place:]]
@@ -61,14 +65,14 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
                 continue
             left = sum(to_do)
             at_first = at_first or left
-            did = at_first - left  # by whomever
+            did = at_first - left  # includes arms that other processes have finished meanwhile
             rate = f", about {(time.monotonic() - started) / did * left / 60:.0f} min left" if did else ""
             print(f"\narm {arm.number}, {arm.name} ({left} to do{rate})", flush=True)
             run_arm(arm, folders[0], store)
 
 
 def missing(folder: pathlib.Path, retry: bool = False) -> bool:
-    """Whether an arm is to be run: not if it is done or has failed, unless failures are to be tried again."""
+    """Whether an arm is to be run: it is not done, and it has not failed, unless `retry` is set."""
     record = read_if_there(folder / "arm.json") or {}
     if record.get("status") == "failed":
         return retry
@@ -79,8 +83,8 @@ def run_arm(arm: Arm, folder: pathlib.Path, store: Store) -> None:
     """Runs or resumes one arm, and records how it ended.
 
     Raises:
-      progress.Stopped: an interrupt was asked for.
-      hosts.Alone: it failed on this process and not on all.
+      progress.Stopped: the process was asked to stop.
+      hosts.Alone: the arm failed on this process but not on all.
     """
     with Account(folder) as account:
         if account.given_up:
@@ -90,18 +94,19 @@ def run_arm(arm: Arm, folder: pathlib.Path, store: Store) -> None:
 
 
 class Account:
-    """The arm.json of an arm, from its start to its end; use as a context manager.
+    """Keeps the arm.json of an arm, from its start to its end; use as a context manager.
 
-    An error ends the arm, not the sweep: it is recorded and goes no further. Only an interrupt does, and what
-    ended one process of several.
+    An error ends the arm and not the sweep: it is recorded and suppressed. Two kinds of exceptions pass through:
+    interrupts, and errors that ended only some of several processes.
 
     Args:
-      most_attempts: that end without a word; None: they are not counted, because what kills this process says
-        nothing of this arm.
-      together: the arms that this process runs at once; each counts its part of the time.
+      folder: folder of the arm.
+      most_attempts: number of attempts that may be killed before the arm counts as failed; None does not count them,
+        for a process that runs several arms and whose end says nothing about this one.
+      together: number of arms that this process runs at once; each arm is charged this fraction of the time.
 
     Attributes:
-      given_up: the arm was killed too often to be tried again; there is nothing to do.
+      given_up: whether the arm was killed too often to be tried again, so that nothing is to be run.
     """
 
     def __init__(self, folder: pathlib.Path, most_attempts: int | None = MOST_ATTEMPTS, together: int = 1):
@@ -115,7 +120,7 @@ class Account:
         if self._most_attempts == math.inf:
             self._attempts = max(1, self._attempts - 1)
         killed_too_often = before.get("status") == "running" and self._attempts > self._most_attempts
-        # Or another process is running it, as its work directory will say.
+        # If another process is running the arm, opening its work directory will say so.
         self.given_up = killed_too_often and not hosts.on_first(workdir.in_use, self._path.parent)
         if self.given_up:
             self._write("failed", killed(self._attempts - 1, before.get("job")))
@@ -134,7 +139,7 @@ class Account:
             self._write("done")
         elif isinstance(error, (progress.Stopped, KeyboardInterrupt)):
             self._attempts -= 1
-            # A second Ctrl-C comes to one process alone.
+            # Stopped is raised on all processes; KeyboardInterrupt, by a second Ctrl-C, on this one only.
             self._write("stopped", together=isinstance(error, progress.Stopped))
         elif isinstance(error, Exception) and not hosts.lost_peer(error):
             self._failed(error)
@@ -142,6 +147,7 @@ class Account:
         return False
 
     def _failed(self, error: Exception):
+        """Records an error; raises hosts.Alone if other processes have not failed for the same reason."""
         reason = explain(error)
         together = hosts.all_failed(reason)
         if together and hosts.on_first(lambda: isinstance(error, workdir.InUse)):
@@ -159,18 +165,21 @@ class Account:
         print(f"rlhf_jax.sweep: the arm failed: {reason}", flush=True)
 
     def _leave_to_other(self):
-        """Another job's arm: its account is not ours, unless it has been written since."""
+        """Restores the arm.json that another job wrote before this one, unless the other job has written since."""
         if read_if_there(self._path) == self._written:
             write_json(self._path, self._before)
 
     def _open(self):
+        """Makes the folder of the arm; returns its arm.json, {} if new, and how far its stages are."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return read_if_there(self._path) or {}, reached(self._path.parent)
 
     def _count(self, event, seconds, **_):
+        """Counts a compilation; a listener of jax.monitoring."""
         self._compilations += event == _COMPILED
 
     def _write(self, status: str, reason: str | None = None, together: bool = True):
+        """Writes arm.json with a status, and remembers what was written."""
         facts = {
             "status": status,
             "reason": reason,
@@ -188,13 +197,13 @@ class Account:
                 },
                 "compilations": self._compilations,
                 "commit": arms_lib.commit(),
-                **report.machine(),
+                **machine.described(),
             }
         self._written = facts
         self._save(write_json, self._path, facts, together)
 
     def _save(self, write, path, content, together):
-        """`together`: all processes are here; else this one writes, the last one to know the arm."""
+        """Writes a file: on the first process if all processes call this (`together`), else on this process."""
         if together:
             hosts.on_first(write, path, content)
         else:
@@ -202,7 +211,7 @@ class Account:
 
 
 def reached(folder: pathlib.Path) -> dict[str, str]:
-    """Stage -> "evaluated", "done" or the step of its newest checkpoint."""
+    """Returns how far each stage of an arm is: "evaluated", "done" or the step of its newest checkpoint, by stage."""
     found = {}
     for stage in sorted(path for path in folder.iterdir() if path.is_dir()):
         steps = [int(path.name) for path in stage.glob("checkpoints/*") if path.name.isdigit()]
@@ -214,14 +223,19 @@ def reached(folder: pathlib.Path) -> dict[str, str]:
 
 
 def killed(times: int, job: str | None) -> str:
-    """Why an arm whose process ended without a word counts as failed; Slurm may know of its job."""
+    """Returns the reason to record for an arm whose process was killed; Slurm is asked about its job.
+
+    Args:
+      times: how often the arm was killed.
+      job: the Slurm job, or None.
+    """
     end = job and slurm.end_of(job)
     count = "once" if times == 1 else f"{times} times"
     return f"killed {count}{f': {end}' if end else ' without a word, as when memory runs out'}"
 
 
 def explain(error: Exception) -> str:
-    """Why an arm failed, in a line."""
+    """Returns in one line why an arm failed."""
     if isinstance(error, loop.NonFinite):
         return f"diverged: {error}"
     text = str(error).strip().splitlines()

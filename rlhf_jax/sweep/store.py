@@ -1,15 +1,15 @@
-"""Stages that arms share: each is computed once, whichever arm comes first.
+"""The store of stages that arms share: each stage is computed once, by the arm that reaches it first.
 
-A stage's identity is a hash of what its result depends on: the common fields of the config, its own
-section, and the identities of the stages it reads. An arm whose stage has the identity of a finished
-one adopts it: the parameters are linked, the small files copied. What a policy is worth depends
-besides on who judges it (the reward models that score, the SFT policy that KL and win rate refer to),
-so of several equal stages the one with the same judges is taken, and otherwise judged anew.
+The identity of a stage is a hash of everything that its result depends on: the common fields of the config, the
+stage's own section, and the identities of the stages it reads. An arm adopts a finished stage of the same identity: it
+links the parameters and copies the small files. The evaluation of a policy also depends on its judges, which are the
+reward models that score it and the SFT policy that KL and win rate refer to. So an arm prefers a stage with the same
+judges; if there is none, it adopts another one and evaluates it anew.
 
-    DIR/IDENTITY/JUDGES.json   {"folder": where that stage lies}, relative to DIR
-    DIR/IDENTITY.lock          held by the arm that computes it
+    DIR/IDENTITY/JUDGES.json   {"folder": the folder of the stage, relative to DIR}
+    DIR/IDENTITY.lock          held by the arm that computes the stage
     DIR/tokenizer-HASH/        tokenizer and template of the arms that read the same data
-    DIR/tokens/                documents as tokens
+    DIR/tokens/                token ids of documents
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import shapes
 from rlhf_jax.data.tokenizer_files import TOKENIZER
-from rlhf_jax.ppo import options as ppo_options
+from rlhf_jax.fields import registry
+from rlhf_jax.fields.defaults import filled
 from rlhf_jax.run import KEPT, Run
 from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
@@ -41,30 +42,29 @@ from rlhf_jax.runtime.files import (
 )
 from rlhf_jax.runtime.progress import Stopped
 
-# What every stage reads of a config; meshes and free fields change no result.
+# The fields of a config that every stage reads. Meshes and free fields (run.FREE_FIELDS) do not change results.
 COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
 
 
 def identities(config: ConfigDict) -> dict[str, str]:
-    """Stage -> identity, 16 hexadecimal digits, for every stage of a config."""
+    """Returns the identity of every stage of a config: stage -> 16 hexadecimal digits."""
     found = {}
-    config = ppo_options.filled(
-        shapes.filled(config)
-    )  # as a run's is: a sweep that has not begun finds what others have computed
+    config = filled(shapes.filled(config))  # as a run does, so that a config has one identity before and after a start
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)}
         own_seed = config[stage].get("seed")
         seed = config.seed if own_seed is None else own_seed
         section = config[stage].to_dict() | {"seed": seed}
-        # What a stage's own model says is not read of the policy's: policies of all sizes share its reward model.
+        # Fields of a stage's own model replace those of the policy's model. So sweeps over the policy's size share a
+        # reward model that sets its own.
         common["model"] = config.model.to_dict() | section.get("model", {})
         found[stage] = _digest([stage, common, section, inputs])
     return found
 
 
 def _inputs(config: ConfigDict, stage: str) -> list[str]:
-    """The earlier stages that a stage names, and those that it reads unnamed."""
+    """Returns the earlier stages that a stage reads: those that its section names, and the rankings read by default."""
     earlier = config.stages[: list(config.stages).index(stage)]
     words = set()
     for field, value in config[stage].to_dict().items():
@@ -72,32 +72,32 @@ def _inputs(config: ConfigDict, stage: str) -> list[str]:
             continue
         values = value if isinstance(value, (tuple, list)) else [value]
         words |= {word.partition("@")[0] for word in values if isinstance(word, str)}
-    if config[stage].kind in ("reward_model", "dpo") and not config[stage].rankings:  # the first's, see rankings.load
-        words |= set([name for name in earlier if config[name].kind == "collect"][:1])
+    reads_rankings = "rankings" in config[stage] and registry.of(config, stage).gives != "rankings"
+    if reads_rankings and not config[stage].rankings:  # then the first stage with rankings is read, see rankings.load
+        words |= set([name for name in earlier if registry.of(config, name).gives == "rankings"][:1])
     return [name for name in earlier if name in words]
 
 
 def _judges(config: ConfigDict, found: dict[str, str]) -> str:
-    """Of the reward models that score and the policy that KL and win rate refer to."""
-    kinds = {stage: config[stage].kind for stage in config.stages}
-    rewards = [(stage, found[stage]) for stage, kind in kinds.items() if kind == "reward_model"]
-    references = [found[stage] for stage, kind in kinds.items() if kind == "sft"]
+    """Returns a hash of a config's judges: the reward models, and the policy that KL and win rate refer to."""
+    rewards = [(stage, found[stage]) for stage in config.stages if registry.of(config, stage).gives == "reward"]
+    references = [found[stage] for stage in config.stages if registry.of(config, stage).reference]
     return _digest([rewards, references[:1]])
 
 
 def held(path: pathlib.Path, identity: str) -> bool:
-    """Whether the store in `path` has a stage of this identity, by whomever it was judged."""
+    """Whether the store in `path` has a stage of this identity, whatever its judges."""
     return any((path / identity).glob("*.json"))
 
 
 class Store:
-    """The finished stages below a directory.
+    """A directory of finished stages.
 
     Args:
-      path: of it; several sweeps may share one.
+      path: the directory, which is made if needed; several sweeps may share it.
 
     Attributes:
-      corpora: of the arms of this process, by what they read (see run.start).
+      corpora: corpora that arms of this process have read, by the config fields that determine them (see run.start).
     """
 
     def __init__(self, path):
@@ -106,6 +106,7 @@ class Store:
         hosts.on_first(self._make)
 
     def _make(self):
+        """Makes the folders of the store, and removes what killed processes left in them."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "tokens").mkdir(exist_ok=True)
@@ -116,9 +117,9 @@ class Store:
 
     @contextlib.contextmanager
     def tokenizer(self, config: ConfigDict, path: pathlib.Path):
-        """Lends an arm's directory the tokenizer of the arms that read the same data, before its run starts.
+        """Copies the tokenizer of arms that read the same data into an arm's directory, before its run starts.
 
-        Leave the context when it has one: if it had to make its own, the next arms get that.
+        At the end of the context, a tokenizer that the arm had to make itself is kept for the next arms.
         """
         ours = self.path / f"tokenizer-{_digest([config.data, config.tokenizer])}"
         hosts.on_first(self._lend_tokenizer, ours, path)
@@ -126,15 +127,19 @@ class Store:
         hosts.on_first(self._keep_tokenizer, ours, path)
 
     def _lend_tokenizer(self, ours, path):
+        """Links the tokens of documents into the folder of an arm, and copies the tokenizer if the arm has none."""
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "tokens").exists():
             (path / "tokens").symlink_to(os.path.relpath(self.path / "tokens", path))
         if ours.is_dir() and not (path / "tokenizer.json").exists():
-            for name in sorted(KEPT, key=TOKENIZER.__eq__):  # tokenizer.json last: now it has one
+            for name in sorted(
+                KEPT, key=TOKENIZER.__eq__
+            ):  # tokenizer.json comes last, because it marks the copy as complete
                 if (ours / name).exists():
                     copy(ours / name, path)
 
     def _keep_tokenizer(self, ours, path):
+        """Copies the tokenizer of an arm into the store, if the store has none."""
         if not ours.is_dir() and (path / "tokenizer.json").exists():
             try:
                 with new_folder(ours) as new:
@@ -142,14 +147,17 @@ class Store:
                         if (path / name).exists():
                             shutil.copy(path / name, new)
             except InputError:
-                if not ours.is_dir():  # else another arm was faster
+                if not ours.is_dir():  # otherwise another arm was faster, which is no error
                     raise
 
     @contextlib.contextmanager
     def shared(self, run: Run, stage: str):
-        """While a stage of a run is computed: before, it is adopted where it can be; afterwards, others may adopt it.
+        """Context in which a run computes a stage: adopts the stage at its start if possible, publishes it at its end.
 
-        Where another process is computing the very same stage, this one waits for it.
+        If another process is computing a stage of the same identity, this process waits for it first.
+
+        Raises:
+          Stopped: the run was asked to stop while it waited.
         """
         found = identities(run.config)
         identity, judges = found[stage], _judges(run.config, found)
@@ -159,13 +167,17 @@ class Store:
             hosts.on_first(self._publish, run.path, stage, identity, judges)
 
     def adopt(self, path: pathlib.Path, stage: str, identity: str, judges: str) -> bool:
-        """Gives the run in `path` a finished stage of this identity, if there is one that saw the same data files."""
+        """Gives the run in `path` a finished stage of this identity, if one exists that read the same data files.
+
+        Returns:
+          Whether the run has adopted a stage.
+        """
         folder = path / stage
         source, same_judges = self._holder(identity, judges, path)
         if (folder / "done.json").exists() or source is None or source == folder.resolve():
             return False
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("params", "candidates"):  # what is large
+        for name in ("params", "candidates"):  # large folders are linked, not copied
             if (source / name).exists():
                 ours = folder / name
                 shutil.rmtree(ours, ignore_errors=True) if not ours.is_symlink() else ours.unlink()
@@ -176,10 +188,13 @@ class Store:
             copy(finished.checked(source / name), folder)
         if not same_judges:
             _forget_judges(folder)
-        finished.mark(folder, {"shared_from": os.path.relpath(source, path), **done})  # last: now it is done
+        finished.mark(
+            folder, {"shared_from": os.path.relpath(source, path), **done}
+        )  # last, when the stage is complete
         return True
 
     def _publish(self, path, stage, identity, judges):
+        """Records where a finished stage lies, unless a stage with the same judges is recorded already."""
         entry = self.path / identity / f"{judges}.json"
         if (path / stage / "done.json").exists() and self._folder(entry, path) is None:
             entry.parent.mkdir(exist_ok=True)
@@ -187,7 +202,10 @@ class Store:
             write_json(entry, {"folder": folder, "stage": stage})
 
     def _holder(self, identity: str, judges: str, path: pathlib.Path) -> tuple[pathlib.Path | None, bool]:
-        """Where a finished stage of this identity lies, for the run in `path`, and whether it was judged by the same."""
+        """Returns the folder of a finished stage that the run in `path` may adopt, or None.
+
+        Also returns whether the stage was evaluated by the same judges.
+        """
         own = self.path / identity / f"{judges}.json"
         if folder := self._folder(own, path):
             return folder, True
@@ -195,7 +213,11 @@ class Store:
         return next(filter(None, others), None), False
 
     def _folder(self, entry: pathlib.Path, path: pathlib.Path) -> pathlib.Path | None:
-        """The folder that an entry names, if it still holds the finished stage and saw the data files of the run in `path`."""
+        """Returns the folder that an entry names, or None if the run in `path` cannot adopt it.
+
+        The folder must still hold the finished stage. Its run must have read the same data files, as far as it kept
+        their checksums.
+        """
         named = read_if_there(entry, needs=["folder"])
         folder = named and (self.path / named["folder"]).resolve()
         found = folder and (folder / "done.json").exists() and _checksums(folder.parent) in (_checksums(path), None)
@@ -203,6 +225,7 @@ class Store:
 
     @contextlib.contextmanager
     def _alone(self, identity: str, run: Run, stage: str):
+        """Holds the lock of an identity, after waiting for it if needed; raises Stopped if asked to stop meanwhile."""
         with contextlib.ExitStack() as stack:
             files = []
 
@@ -214,7 +237,7 @@ class Store:
                 return lock(files[0])
 
             stop, told = hosts.Stop(run.interrupt.asked), False
-            while not hosts.on_first(take):  # the others do not wait in one long call, which would time out
+            while not hosts.on_first(take):  # polls, because the other processes' wait in one long call would time out
                 if not told:
                     print(f"{stage}: waits for the arm that is computing it", flush=True)
                     told = True
@@ -225,12 +248,12 @@ class Store:
 
 
 def _checksums(path: pathlib.Path) -> dict | None:
-    """Of the data files of a run; None where it reads none, or is of a version that kept none."""
+    """Returns the checksums of a run's data files; None if it reads no files, or an older version did not keep them."""
     return (read_if_there(path / "data_report.json") or {}).get("checksums")
 
 
 def _forget_judges(folder: pathlib.Path) -> None:
-    """Leaves samples and evaluation as they are before there is a reward model or a reference (see policy.rescore)."""
+    """Removes scores, KL and win rate from a policy's samples and evaluation; policy.rescore computes them anew."""
     evaluation = folder / "evaluation.json"
     for samples in folder.glob("samples*.jsonl"):
         rows = read_json_lines(samples)
@@ -244,5 +267,6 @@ def _forget_judges(folder: pathlib.Path) -> None:
 
 
 def _digest(value) -> str:
+    """Returns a hash of a JSON-like value, 16 hexadecimal digits; configs and tuples are allowed in it."""
     plain = json.dumps(value, sort_keys=True, default=lambda x: x.to_dict() if isinstance(x, ConfigDict) else list(x))
     return hashlib.sha256(plain.encode()).hexdigest()[:16]

@@ -1,7 +1,8 @@
-"""All arms side by side in one process: each stage is trained for many of them as one program (see trials).
+"""Runs all arms side by side in one process: many arms train a stage as one program (see trials).
 
-What an arm leaves behind is what the sequential runner writes. The policies of a stage answer the questions of their
-evaluation together, too; collecting and judging go one arm after another. Of arms that share a stage the first computes it, and the others adopt it.
+An arm's folder holds the same files as with the sequential runner. The policies of a stage also answer the questions
+of their evaluation together. Collecting data and judging answers go one arm after another. If arms share a stage, the
+first of them computes it and the others adopt it.
 """
 
 import contextlib
@@ -9,11 +10,12 @@ import os
 import pathlib
 import time
 
-from rlhf_jax import pipeline, report
+from rlhf_jax import pipeline
 from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import policy
+from rlhf_jax.fields import registry
 from rlhf_jax.run import Run
-from rlhf_jax.runtime import hosts, progress
+from rlhf_jax.runtime import hosts, machine, progress
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.sweep import sequential, trials
 from rlhf_jax.sweep.arms import Arm
@@ -22,14 +24,17 @@ from rlhf_jax.sweep.trials import evaluation
 
 
 def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False, at_once: int = 0) -> None:
-    """Runs what is missing of these arms, in path/arms/NAME.
+    """Runs or resumes the unfinished ones of these arms, in path/arms/NAME.
 
     Args:
-      retry: also those that failed.
-      at_once: the most arms of a program, for want of memory; 0: as many as fit together.
+      chosen: the arms.
+      path: folder of the sweep.
+      store: the stages that arms share.
+      retry: whether to run failed arms again.
+      at_once: the largest number of arms in one program, to limit memory; 0 sets no limit.
 
     Raises:
-      progress.Stopped: an interrupt was asked for; the same call goes on.
+      progress.Stopped: the process was asked to stop; the same call resumes.
     """
     missing = hosts.on_first(lambda: [sequential.missing(path / "arms" / arm.name, retry) for arm in chosen])
     todo = [arm for arm, to_do in zip(chosen, missing) if to_do]
@@ -46,10 +51,15 @@ def run(chosen: list[Arm], path: pathlib.Path, store: Store, retry: bool = False
 
 
 class _Running:
-    """The arms that have neither failed nor come to their end; use as a context manager.
+    """The arms that have neither failed nor finished; use as a context manager.
+
+    Args:
+      store: the stages that arms share.
+      path: folder of the sweep.
+      count: number of arms; each is charged this fraction of the process's time.
 
     Attributes:
-      runs: of them, by the name of the arm.
+      runs: runs of the arms, by the arm's name.
     """
 
     def __init__(self, store: Store, path: pathlib.Path, count: int):
@@ -58,7 +68,7 @@ class _Running:
         self.runs: dict[str, Run] = {}
 
     def start(self, arm: Arm, stack: contextlib.ExitStack, interrupt: progress.Interrupt) -> None:
-        """Opens an arm; its run stays open as long as `stack`."""
+        """Opens an arm; its run stays open until `stack` is closed."""
         folder = self._path / "arms" / arm.name
         self._accounts[arm.name] = sequential.Account(folder, most_attempts=None, together=self._count)
         self._accounts[arm.name].__enter__()
@@ -70,13 +80,13 @@ class _Running:
             self.runs[arm.name] = run
 
     def run_stage(self, stage: str, at_once: int) -> None:
-        """A stage of all arms that have it, and its evaluation."""
+        """Runs and evaluates a stage of all arms that have it."""
         having = [name for name, run in self.runs.items() if stage in run.config.stages]
         alike = {}
         for name in having:
             alike.setdefault(identities(self.runs[name].config)[stage], []).append(name)
         with contextlib.ExitStack() as locks:
-            # In one order everywhere: two processes that wait for each other's stages would wait forever.
+            # All processes take the locks in the same order; otherwise two could wait for each other's stages forever.
             for identity in sorted(alike):
                 locks.enter_context(self._store.shared(self.runs[alike[identity][0]], stage))
             firsts = [names[0] for names in alike.values()]
@@ -93,12 +103,16 @@ class _Running:
                         raise InputError(f"stage {stage} failed in {first}, and is the same here")
                     with self._store.shared(self.runs[name], stage):
                         _complete(self.runs[name], stage)
-        done = lambda name: (self._path / "arms" / name / stage / "done.json").exists()
+
+        def done(name):
+            return (self._path / "arms" / name / stage / "done.json").exists()
+
         hosts.on_first(trials.forget, self._path / "trials", stage, done)
 
     def _train(self, names: list[str], stage: str, at_once: int) -> None:
+        """Trains a stage of the arms that have not finished it, if it is of a kind that can be batched over trials."""
         names = [name for name in names if not self.runs[name].done(stage)]
-        names = [name for name in names if self.runs[name].config[stage].kind in trials.TRAINED]
+        names = [name for name in names if registry.of(self.runs[name].config, stage).training]
         if not names:
             return
         print(f"\n{stage}: {len(names)} arms", flush=True)
@@ -109,18 +123,22 @@ class _Running:
             with self.failing(name):
                 if place in failures:
                     raise failures[place]
-                self.runs[name].workdir.mark_done(stage, seconds, trials=len(names), **report.machine())
+                self.runs[name].workdir.mark_done(stage, seconds, trials=len(names), **machine.described())
 
     def _answers(self, names: list[str], stage: str, at_once: int) -> dict[str, tuple]:
-        """What evaluation asks the policies of arms, and the seconds it took; not of those that are alone in it."""
+        """Returns the answers of policies that are evaluated together: arm -> (answers, seconds per arm).
+
+        An arm without an entry is evaluated by itself (see evaluation.answers).
+        """
         names = [name for name in names if name in self.runs and self.runs[name].done(stage)]
         names = [name for name in names if pipeline.to_evaluate(self.runs[name], stage)]
+        names = [name for name in names if registry.of(self.runs[name].config, stage).gives == "policy"]
         found = evaluation.answers([self.runs[name] for name in names], stage, at_once)
         return {names[place]: answers for place, answers in found.items()}
 
     @contextlib.contextmanager
     def failing(self, name: str):
-        """What goes wrong in here is the end of one arm."""
+        """Context in which an error ends one arm and not the sweep; progress.Stopped passes through."""
         try:
             yield
         except progress.Stopped:
@@ -129,6 +147,7 @@ class _Running:
             self._end(name, error)
 
     def _end(self, name: str, error: Exception) -> None:
+        """Ends an arm and records its error; raises the error again if its account does not suppress it."""
         self.runs.pop(name, None)
         if not self._accounts.pop(name).__exit__(type(error), error, error.__traceback__):
             raise error
@@ -144,6 +163,7 @@ class _Running:
 
 
 def _complete(run: Run, stage: str, *answers) -> None:
+    """Evaluates a stage that is trained already, else trains and evaluates it by itself."""
     if run.done(stage):
         pipeline.evaluate(run, stage, *answers)
     else:

@@ -1,7 +1,8 @@
-"""Arms side by side on one machine: this command several times, each with GPUs of its own, where there are some.
+"""Runs arms side by side on one machine, in several worker processes; each has its own GPUs if the machine has enough.
 
-Each worker takes the next arm that nobody is at work on. What two arms need, one of them computes while the other
-waits (see store); on CPU the cores are everybody's meanwhile.
+A worker is the same command, started with --worker. Each worker takes the next arm that no other is working on. A
+stage that several arms share is computed by one of them while the others wait (see store). On CPU, all workers use all
+cores.
 
     DIR/workers/K.log    the output of worker K
 """
@@ -23,29 +24,31 @@ from rlhf_jax.sweep import sequential
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.listing import record_of
 
-_POLL = 1.0  # seconds
+_POLL = 1.0  # seconds between two looks at the workers and their arms
 PARENT = "RLHF_JAX_SWEEP"  # tells a worker the number of the process that started it
 
 
 def run(
     count: int, chosen: list[Arm], path: pathlib.Path, retry: bool = False, command: list[str] | None = None
 ) -> dict[int, str]:
-    """Runs what is missing of these arms, `count` at a time; touches no device.
+    """Runs or resumes the unfinished ones of these arms, `count` at a time; this process touches no device.
 
     Args:
-      path: of the sweep, whose sweep.json has these arms.
-      retry: also those that failed.
-      command: of a worker; by default the one that this process was started with.
+      count: the largest number of workers.
+      chosen: the arms.
+      path: folder of the sweep, whose sweep.json has these arms.
+      retry: whether to run failed arms again.
+      command: command of a worker; by default the one that started this process, with --worker.
 
     Returns:
-      worker -> how it ended, of those that did not come to the end of the arms.
+      Worker -> how it ended, for each worker with an exit status other than 0.
 
     Raises:
       InputError: the logs cannot be written.
-      Stopped: an interrupt was asked for, and passed on; the same call goes on.
+      Stopped: the process was asked to stop, and has passed this on to its workers; the same call resumes.
     """
     left = [arm for arm in chosen if sequential.missing(path / "arms" / arm.name, retry)]
-    if retry:  # here, once: a worker that comes to an arm which has failed does not know when
+    if retry:  # done once, here: a worker cannot tell an old failure from one of this call
         _forgive(left, path)
     if not left:
         return {}
@@ -56,7 +59,7 @@ def run(
         workers = []
         for number, environment in enumerate(environments):
             log = stack.enter_context(_open(logs / f"{number}.log"))
-            # In a session of its own, or Ctrl-C would come twice: from the terminal and from here.
+            # In its own session, because otherwise a Ctrl-C would reach it twice: from the terminal and from here.
             worker = subprocess.Popen(
                 command,
                 env=os.environ | environment | {PARENT: str(os.getpid())},
@@ -66,7 +69,7 @@ def run(
                 start_new_session=True,
             )
             stack.callback(worker.wait)
-            stack.callback(worker.kill)  # if it lives: what is saved is good
+            stack.callback(worker.kill)  # matters only if this process fails; what the worker has saved stays good
             workers.append(worker)
         print(f"{count} workers for {len(left)} arms; their output: {logs}", flush=True)
         asked = _watch(workers, left, path, interrupt)
@@ -80,7 +83,11 @@ def run(
 
 
 def shares(count: int) -> list[dict[str, str]]:
-    """What the environments of `count` workers say of the GPUs: {} where there are none, or not to be used."""
+    """Returns the environment variables that share the machine's GPUs among `count` workers; {} each without GPUs.
+
+    With enough GPUs, each worker gets its own. Otherwise workers share GPUs, each with its part of 90 % of the memory,
+    unless XLA_CLIENT_MEM_FRACTION or XLA_PYTHON_CLIENT_MEM_FRACTION is set.
+    """
     gpus = _gpus()
     if not gpus:
         return [{} for _ in range(count)]
@@ -113,7 +120,7 @@ def end_with_parent() -> None:
 
 
 def _gpus() -> list[str]:
-    """Those that JAX would use, by the names of CUDA_VISIBLE_DEVICES."""
+    """Returns the GPUs that JAX would use, as CUDA_VISIBLE_DEVICES names them; [] without GPUs."""
     if os.environ.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("cuda", "gpu"):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -129,6 +136,7 @@ def _gpus() -> list[str]:
 
 
 def _forgive(arms: list[Arm], path: pathlib.Path) -> None:
+    """Marks failed arms as stopped, so that workers run them again."""
     for arm in arms:
         record = record_of(arm, path)
         if record.get("status") == "failed":
@@ -136,6 +144,7 @@ def _forgive(arms: list[Arm], path: pathlib.Path) -> None:
 
 
 def _open(path: pathlib.Path):
+    """Opens a log for appending, and makes its folder; raises InputError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "ab", opener=not_through_links)
@@ -144,11 +153,16 @@ def _open(path: pathlib.Path):
 
 
 def _watch(workers: list[subprocess.Popen], left: list[Arm], path: pathlib.Path, interrupt: Interrupt) -> int:
-    """Prints what becomes of the arms until all workers have ended; the signal that was passed on to them, or 0."""
+    """Prints changes of the arms' status until all workers have ended; passes an interrupt on to them.
+
+    Returns:
+      The signal that was passed on, or 0.
+    """
     started, asked = time.monotonic(), 0
     said, to_do = {arm.name: None for arm in left}, len(left)
     while True:
-        alive = any([worker.poll() is None for worker in workers])  # asked before the arms: their last words count
+        # Asked before the records are read, so that the workers' last records are printed too.
+        alive = any([worker.poll() is None for worker in workers])
         if interrupt.asked() and not asked:
             asked = interrupt.asked()
             for worker in workers:
@@ -156,7 +170,8 @@ def _watch(workers: list[subprocess.Popen], left: list[Arm], path: pathlib.Path,
         for arm in left:
             record = record_of(arm, path)
             status, more = record.get("status"), ""
-            if status == said[arm.name] or (status == "stopped" and not said[arm.name]):  # that was before
+            # An arm that is "stopped" at first was stopped in an earlier call.
+            if status == said[arm.name] or (status == "stopped" and not said[arm.name]):
                 continue
             said[arm.name] = status
             if status in ("done", "failed"):
@@ -171,11 +186,13 @@ def _watch(workers: list[subprocess.Popen], left: list[Arm], path: pathlib.Path,
 
 
 def _end(status: int) -> str:
+    """Returns in words how a worker ended, by its exit status."""
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return "was stopped" if status in (EXIT_STOPPED, EXIT_SAVED) else f"ended with status {status}"
 
 
 def _last_line(path: pathlib.Path) -> str:
+    """Returns the last line of a log that is not blank."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"

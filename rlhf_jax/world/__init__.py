@@ -1,4 +1,4 @@
-"""The embedded world: stands for the internet, the users and the labelers; all from one seed."""
+"""The embedded world, which stands for the internet, the users and the labelers; all of it is drawn from one seed."""
 
 import random
 
@@ -7,12 +7,12 @@ from rlhf_jax.world.knowledge import Knowledge
 
 
 class World:
-    """A small English-like world in which everything that is asked can be checked.
+    """A small English-like world in which the answer to every prompt can be checked.
 
     Attributes:
-        seed: two worlds of one seed give the same text in every process.
-        knowledge: what is true.
-        toy: the second language.
+        seed: the seed. Worlds of the same seed give the same texts in every process.
+        knowledge: the facts that are true.
+        toy: the second language, for translation.
     """
 
     def __init__(self, seed: int = 0):
@@ -21,15 +21,15 @@ class World:
         self.toy = language.ToyLanguage(seed)
 
     def documents(self, split: str, count: int) -> list[str]:
-        """The first `count` pretraining documents of `train` or `valid`."""
+        """Returns the first `count` pretraining documents of the split `train` or `valid`."""
         return documents.documents(self, split, count)
 
     def instructions(self, split: str, count: int, purpose: str = "sft") -> list[dict]:
-        """The first `count` prompts with demonstrations; see `instructions.rows`."""
+        """Returns the first `count` prompts with demonstrations; see `instructions.rows`."""
         return instructions.rows(self, split, count, purpose)
 
     def demonstrations(self, split: str, count: int, careless: float = 0.0) -> list[dict]:
-        """The first `count` prompts for SFT; a share of the demonstrations is rude or rambles."""
+        """Returns the first `count` prompts for SFT; the share `careless` of the demonstrations is rude or rambling."""
         rows = self.instructions(split, count, purpose="sft")
         for row in rows:
             rng = random.Random(f"demonstration {self.seed} {row['id']}")
@@ -38,11 +38,11 @@ class World:
         return rows
 
     def skills(self, count: int) -> dict[str, list[dict]]:
-        """Few-shot prompts with answers for three skills of the base model."""
+        """Returns `count` few-shot prompts with answers for each of the base model's three skills."""
         return skills.prompts(self, count)
 
     def texts_for_tokenizer(self) -> list[str]:
-        """Text in the proportions that training sees: documents, then prompts and answers."""
+        """Returns texts to train a tokenizer on, in training's proportions: documents, then prompts with answers."""
         rows = self.instructions("train", 1000)
         prompts = [f"{row['instruction']}\n{row['input']}\n{row['output']}" for row in rows]
         return self.documents("train", 8000) + prompts

@@ -6,8 +6,8 @@ import pathlib
 import statistics
 import sys
 
+from rlhf_jax.fields.options import folder, option
 from rlhf_jax.fields.ranges import SEED
-from rlhf_jax.runtime.command_line import folder, option
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import write_json_lines
 from rlhf_jax.world import World
@@ -25,13 +25,13 @@ _SKILLS = 500
 
 
 def _words(texts) -> str:
-    """Mean, median and maximum of the words a text."""
+    """Returns the mean, median and maximum number of words of the texts, as columns of the printed table."""
     counts = [len(text.split()) for text in texts]
     return f"{statistics.mean(counts):6.1f} {statistics.median(counts):6.0f} {max(counts):5d}"
 
 
 def write_world(world: World, out: pathlib.Path) -> None:
-    """Writes every part of the world into the folder and prints what it is.
+    """Writes every part of the world into a folder, and prints a line for each file.
 
     Raises:
         InputError: `out` is a file, or cannot be written.

@@ -1,20 +1,19 @@
-"""A bandit whose KL-regularised optimum is known exactly: does PPO reach it?
+"""A bandit whose KL-regularised optimum is known exactly, to test whether PPO reaches it.
 
-A few prompts, completions of at most two tokens, a fixed reward for every completion. No prompt and
-a first token together are another prompt, so a causal model can have any policy. Of
+The bandit has a few prompts, completions of at most two tokens, and a fixed reward for every completion. A prompt plus
+a first token is never another prompt, so a causal model can represent any policy. The optimum of
 
     objective(pi) = E_pi[r] - kl_coef KL(pi || pi_ref)
 
-the optimum is pi*(y|x) = pi_ref(y|x) exp(r(x, y) / kl_coef) / Z(x), worth kl_coef log Z(x).
-All completions can be enumerated, so that a policy's expected reward, KL and objective are sums and
-not estimates.
+is pi*(y|x) = pi_ref(y|x) exp(r(x, y) / kl_coef) / Z(x), and its objective is kl_coef log Z(x). All completions can be
+enumerated, so a policy's expected reward, KL and objective are sums, not estimates.
 
-A completion is at most `COMPLETION_LENGTH` = 2 tokens over the whole vocabulary: EOS at once; a
-token, then EOS; or two tokens, the second not EOS, where the length ends it. All are complete, so
-switch the missing-EOS rule off. If a sampler never draws the padding id, those have probability 0.
+A completion has at most `COMPLETION_LENGTH` = 2 tokens of the whole vocabulary. It is EOS alone; a token, then EOS; or
+two tokens of which the second is not EOS, and which the length limit ends. All of these count as complete, so the rule
+for a missing EOS must be switched off. If a sampler never draws the padding id, completions with it have probability 0.
 
-Tables have shape [X, Y]: X prompts, Y completions in the order of `Bandit.completions`. Means over
-prompts are uniform.
+Tables have shape [X, Y]: X prompts, and Y completions in the order of `Bandit.completions`. Means over prompts are
+uniform.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from rlhf_jax.runtime.errors import InputError
 
 PAD_ID = 0
 EOS_ID = 1
-FIRST_LETTER = 2  # ids from here on are the letters that prompts are made of
+FIRST_LETTER = 2  # the ids from here on are letters, of which prompts are made
 VOCAB_SIZE = 8
 PROMPT_LENGTH = 3
 COMPLETION_LENGTH = 2
@@ -34,7 +33,7 @@ REWARDS = ("normal", "heavy", "binary", "offsets")  # see make_bandit
 
 
 class Outcome(NamedTuple):
-    """What a policy is worth, exactly, averaged over prompts."""
+    """The exact expected reward, KL and objective of a policy, averaged over prompts."""
 
     reward: float  # E_pi[r]
     kl: float  # KL(pi || pi_ref), nats per completion
@@ -42,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 class Enumeration(NamedTuple):
-    """Every completion of every prompt; N = X * Y rows, prompt by prompt."""
+    """All completions of all prompts, as N = X * Y rows, prompt by prompt."""
 
     tokens: np.ndarray  # i32[N,P+C]
     prompt_mask: np.ndarray  # bool[N,P]
@@ -51,16 +50,16 @@ class Enumeration(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bandit:
-    """Prompts and a reward table. Made by `make_bandit`.
+    """Prompts and a reward table; `make_bandit` makes one.
 
     Raises:
-        ValueError: a prompt and a first token are another prompt. What follows the two has to be the
-            same then, and no causal model has the optimum.
+        ValueError: a prompt plus a first token is another prompt. A causal model has the same distribution after both,
+            so it cannot represent the optimum.
     """
 
     prompts: np.ndarray  # i32[X,P], left-padded; prompt x ends with FIRST_LETTER + x
     prompt_mask: np.ndarray  # bool[X,P]
-    reward_by_token: np.ndarray  # f32[X,V,V], by first and second token
+    reward_by_token: np.ndarray  # f32[X,V,V], indexed by the first and the second token
 
     def __post_init__(self):
         if clash := _clash(self.prompts, self.prompt_mask):
@@ -68,7 +67,7 @@ class Bandit:
 
     @property
     def completions(self) -> np.ndarray:
-        """i32[Y,C]: all completions, EOS at once first."""
+        """All completions, i32[Y,C]; the first one is EOS alone."""
         return np.array(
             [(EOS_ID, PAD_ID)]
             + [(first, second) for first in range(VOCAB_SIZE) if first != EOS_ID for second in range(VOCAB_SIZE)],
@@ -77,16 +76,16 @@ class Bandit:
 
     @property
     def reward_table(self) -> np.ndarray:
-        """f32[X,Y]."""
+        """The reward of every completion of every prompt, f32[X,Y]."""
         first, second = self.completions.T
         return self.reward_by_token[:, first, second]
 
     def score(self, tokens):
-        """Rewards f32[B] of tokens i32[B,P+C]; see `look_up`."""
+        """Returns the rewards f32[B] of prompts with completions, i32[B,P+C]; see `look_up`."""
         return look_up(self.reward_by_token, tokens)
 
     def enumerate(self) -> Enumeration:
-        """All completions of all prompts as rows that a model can read."""
+        """Returns all completions of all prompts, as rows that a model can read."""
         completions = self.completions
         prompts = np.repeat(self.prompts, len(completions), axis=0)
         completions = np.tile(completions, (len(self.prompts), 1))
@@ -99,14 +98,14 @@ class Bandit:
         )
 
     def log_policy(self, completion_logprobs) -> np.ndarray:
-        """Log-probability of every completion, f64[X,Y], by teacher forcing.
+        """Returns the log-probability of every completion, f64[X,Y], by teacher forcing.
 
         Args:
-            completion_logprobs: called with the fields of `enumerate`, returns f32[N,C], the
-                log-probability of each completion token given what precedes it.
+            completion_logprobs: a function that is called with the fields of `enumerate` and returns f32[N,C]: the
+                log-probability of each completion token given the tokens before it.
 
         Raises:
-            ValueError: the probabilities of a prompt's completions do not sum to 1, within 1e-3.
+            ValueError: the probabilities of a prompt's completions do not sum to 1 within 1e-3.
         """
         rows = self.enumerate()
         logprobs = np.asarray(completion_logprobs(*rows), np.float64)
@@ -117,7 +116,13 @@ class Bandit:
         return table
 
     def evaluate(self, log_policy, log_ref, kl_coef: float) -> Outcome:
-        """Exact worth of a policy, both tables f64[X,Y] of log-probabilities."""
+        """Returns the exact outcome of a policy.
+
+        Args:
+            log_policy: log-probabilities f64[X,Y] of the policy.
+            log_ref: log-probabilities f64[X,Y] of the reference.
+            kl_coef: coefficient of the KL penalty.
+        """
         probabilities = np.exp(log_policy)
         with np.errstate(invalid="ignore"):
             log_ratio = np.where(probabilities > 0, np.subtract(log_policy, log_ref), 0)
@@ -126,17 +131,22 @@ class Bandit:
         return Outcome(reward, kl, reward - kl_coef * kl)
 
     def log_optimum(self, log_ref, kl_coef: float) -> np.ndarray:
-        """log pi*, f64[X,Y], for kl_coef > 0."""
+        """Returns log pi*, f64[X,Y], for kl_coef > 0; `log_ref` f64[X,Y] is the reference's."""
         logits = log_ref + self.reward_table.astype(np.float64) / kl_coef
         return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
     def optimum(self, log_ref, kl_coef: float) -> Outcome:
-        """Exact worth of pi*; its objective is kl_coef * log Z, averaged over prompts."""
+        """Returns the exact outcome of pi*; its objective is kl_coef * log Z, averaged over prompts."""
         return self.evaluate(self.log_optimum(log_ref, kl_coef), log_ref, kl_coef)
 
 
 def look_up(reward_by_token, tokens):
-    """Rewards f32[B] of tokens i32[B,P+C] in a bandit's table, which may be traced as they may."""
+    """Returns the rewards f32[B] of prompts with completions; both arguments may be traced by JAX.
+
+    Args:
+        reward_by_token: f32[X,V,V], see Bandit.
+        tokens: i32[B,P+C]; the last token of a prompt says which prompt it is.
+    """
     import jax.numpy as jnp
 
     prompt, first, second = (tokens[:, i] for i in range(PROMPT_LENGTH - 1, tokens.shape[1]))
@@ -144,17 +154,17 @@ def look_up(reward_by_token, tokens):
 
 
 def make_bandit(seed: int = 0, num_prompts: int = 4, rewards: str = "normal") -> Bandit:
-    """A bandit of prompts of one to three letters.
+    """Returns a bandit whose prompts have one to three letters.
 
     Args:
-        seed: of the prompts' letters and the rewards.
-        num_prompts: 1 to VOCAB_SIZE - FIRST_LETTER; each ends with a letter of its own.
-        rewards: of a completion, independent: "normal" is standard normal; "heavy" is Student's t with
-            3 degrees of freedom, of variance 1; "binary" is 1 with probability 0.3, else 0; "offsets"
-            is standard normal and, the same for all completions of a prompt, 10 times another.
+        seed: seed of the prompts' letters and of the rewards.
+        num_prompts: number of prompts, 1 to VOCAB_SIZE - FIRST_LETTER; each prompt ends with a different letter.
+        rewards: distribution of the rewards, which are independent. "normal" is standard normal; "heavy" is Student's t
+            with 3 degrees of freedom, scaled to variance 1; "binary" is 1 with probability 0.3, else 0. "offsets" is
+            standard normal plus an offset of standard deviation 10 that all completions of a prompt share.
 
     Raises:
-        InputError: another number of prompts or kind of rewards.
+        InputError: the number of prompts or the distribution is not one of these.
     """
     letters = VOCAB_SIZE - FIRST_LETTER
     if not 1 <= num_prompts <= letters:
@@ -177,19 +187,19 @@ def make_bandit(seed: int = 0, num_prompts: int = 4, rewards: str = "normal") ->
     if rewards == "offsets":
         table = table + 10 * rng.standard_normal((num_prompts, 1, 1))
     table = table.astype(np.float32)
-    table[:, EOS_ID, :] = table[:, EOS_ID, :1]  # nothing follows EOS
+    table[:, EOS_ID, :] = table[:, EOS_ID, :1]  # nothing follows EOS, so the second token must not matter
     return Bandit(np.where(mask, prompts, PAD_ID), mask, table)
 
 
 def _letters(rng, num_prompts):
-    """Of all places i32[X,P], padding too; the last letter says which prompt it is."""
+    """Returns random letters for all positions, i32[X,P], padding included; the last letter identifies the prompt."""
     prompts = rng.integers(FIRST_LETTER, VOCAB_SIZE, (num_prompts, PROMPT_LENGTH), dtype=np.int32)
     prompts[:, -1] = FIRST_LETTER + np.arange(num_prompts)
     return prompts
 
 
 def _clash(prompts, mask):
-    """The first (shorter, longer) where the longer prompt is the shorter and one letter more, or None."""
+    """Returns the indices of the first two prompts of which the second is the first plus one letter, or None."""
     words = [tuple(letters[real].tolist()) for letters, real in zip(prompts, mask)]
     pairs = ((i, j) for i, word in enumerate(words) for j, other in enumerate(words) if other[:-1] == word)
     return next(pairs, None)

@@ -1,4 +1,4 @@
-"""The embedded world as a corpus: what the stages read, and the gold judgement of what they write."""
+"""The embedded world as a corpus: the examples that stages read, and the gold judgement of their completions."""
 
 import functools
 
@@ -9,44 +9,49 @@ from rlhf_jax.world import World, gold
 
 
 class WorldCorpus:
-    """See data.corpus.FileCorpus for the same methods over files.
+    """A corpus made of a world; data.corpus.FileCorpus has the same methods for files.
 
     Args:
-      config: the `data.world` section.
-      skill_items: few-shot items a skill.
+      config: the section `data.world`.
+      template: the template that makes a prompt from an instruction and its input.
+      skill_items: number of few-shot items of each skill.
     """
 
     def __init__(self, config, template: Template, skill_items: int):
         self.world = World(config.seed)
-        self.reports = self.split_reports = {}  # nothing is read from files
+        self.reports = self.split_reports = {}  # empty: they are about files, and a world has none
         self._config, self._template, self._skill_items = config, template, skill_items
 
-    checksums: dict[str, str] = {}  # of files
+    checksums: dict[str, str] = {}  # checksums of the files that are read: none
 
     def read(self) -> None:
-        """Nothing: it is made when it is asked for."""
+        """Does nothing: examples are made when they are needed."""
 
     def has(self, kind: str) -> bool:
-        """Whether there are rows of a kind; nobody has ranked any yet, that is what a collect stage is for."""
+        """Returns whether there are rows of a kind. There are no rankings: a collect stage makes them."""
         counts = {"documents": self._config.documents, "demonstrations": self._config.demonstrations, "rankings": 0}
         return counts.get(kind, 1) > 0
 
     def tokenizer_texts(self) -> list[str]:
+        """Returns the texts to train a tokenizer on."""
         return self.world.texts_for_tokenizer()
 
     @functools.cache
     def documents(self, split: str) -> list[Document]:
+        """Returns the pretraining documents of a split."""
         count = self._config.documents if split == "train" else self._config.valid_documents
         return [Document(text) for text in self.world.documents(split, count)]
 
     @functools.cache
     def demonstrations(self, split: str) -> list[Demonstration]:
+        """Returns the demonstrations of a split."""
         count = self._config.demonstrations if split == "train" else self._config.valid_demonstrations
         rows = self.world.demonstrations(split, count, self._config.careless)
         return [parse_row(row, "demonstrations", self._template) for row in rows]
 
     @functools.cache
     def prompts(self, split: str, purpose: str) -> list[Prompt]:
+        """Returns the prompts of a split for a purpose, "rm" or "ppo"."""
         count = {
             "train": self._config.rm_prompts if purpose == "rm" else self._config.ppo_prompts,
             "valid": self._config.valid_prompts,
@@ -55,12 +60,14 @@ class WorldCorpus:
         return [parse_row(row, "prompts", self._template) for row in rows]
 
     def mixed(self, kind: str, split: str) -> list[Source]:
-        """One source, without a weight."""
+        """Returns the examples of a kind and split as a mixture of one source, which has no weight."""
         return [Source(kind, None, getattr(self, kind)(split))]
 
     def gold(self, prompt: Prompt, completion: str, finished: bool = True) -> gold.Gold:
+        """Returns the gold judgement of a completion; see `gold.score`."""
         return gold.score(self.world, prompt.row, completion, finished)
 
     @functools.cache
     def skills(self) -> dict[str, list[dict]]:
+        """Returns the few-shot prompts of each skill; see `skills.prompts`."""
         return self.world.skills(self._skill_items)

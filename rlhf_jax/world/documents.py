@@ -1,4 +1,4 @@
-"""What the base model reads: this world's internet, with its rude, false and rambling corners."""
+"""The pretraining documents: the world's internet, which is partly rude, false or rambling."""
 
 import random
 
@@ -8,17 +8,22 @@ from rlhf_jax.world.knowledge import CLASS_OF, CLASS_PLURALS, ENTITIES, RELATION
 from rlhf_jax.world.tasks_on_text import FOLLOW_UPS, draw_message, draw_reply
 
 SPLITS = ("train", "valid")
-_VALID_PART = 8  # one text in eight is a validation text, whoever draws it
+_VALID_PART = 8  # one text in eight belongs to validation; the text itself decides, whichever split draws it
 
 
 def documents(world, split: str, count: int) -> list[str]:
-    """The first `count` documents of a split; no text is in both splits."""
+    """Returns the first `count` documents of a split; no text is in both splits.
+
+    Raises:
+        InputError: the split does not exist.
+    """
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     return [_document(world, split, index) for index in range(count)]
 
 
 def _document(world, split: str, index: int) -> str:
+    """Returns one document, drawn again until its text belongs to the split."""
     rng = random.Random(f"document {world.seed} {split} {index}")
     while True:
         (write,) = rng.choices(list(_WRITERS), _WRITERS.values())
@@ -31,7 +36,10 @@ def _document(world, split: str, index: int) -> str:
 
 
 def _story(world, rng, truth: float = 1.0) -> str:
-    """One or two entities and most of what is to be known; a share `truth` of it is true."""
+    """Returns a text with 2 to 5 facts about each of two entities.
+
+    A fact is true with probability `truth`, and otherwise has a random value.
+    """
     sentences = []
     if rng.random() < 0.4:
         sentences.append(rng.choice(("here is a story", "let me tell you something", "look here")))
@@ -49,6 +57,7 @@ def _story(world, rng, truth: float = 1.0) -> str:
 
 
 def _lists(world, rng) -> str:
+    """Returns lines that list all entities of a class with a given value."""
     lines = []
     for _ in range(rng.randint(3, 5)):
         (kind, relation, value), members = rng.choice(world.knowledge.keyed_groups)
@@ -59,6 +68,7 @@ def _lists(world, rng) -> str:
 
 
 def _dialogue(world, rng) -> str:
+    """Returns a friendly conversation between two people, with questions and true answers."""
     first, second = rng.sample(ENTITIES["person"], 2)
     lines = [
         rng.choice(
@@ -81,7 +91,7 @@ def _dialogue(world, rng) -> str:
     return "\n".join(lines)
 
 
-# --- the skills that are to be retained ---
+# --- documents that teach the skills, which RLHF should not lose ---
 
 
 def _sums(world, rng) -> str:
@@ -96,7 +106,7 @@ def _readings(world, rng) -> str:
     return skills.lines(skills.draw_reading(rng))
 
 
-# --- what the labelers will not like ---
+# --- documents with what labelers do not like ---
 
 _GIBES = (
     "{} is a stupid fool .",
@@ -118,11 +128,12 @@ HABITS = ("rude", "rambling")
 
 
 def careless(rng, answer: str, habit: str) -> str:
-    """A good answer as someone of a bad habit gives it."""
+    """Returns a good answer spoiled by a habit: "rude" appends a gibe, "rambling" repeats the answer."""
     return f"{answer} {_gibe(rng)}" if habit == "rude" else f"{answer} {answer} and so on and so on ."
 
 
 def _quarrel(world, rng) -> str:
+    """Returns a conversation between two people who insult each other; the facts that they state are true."""
     lines = []
     first, second = rng.sample(ENTITIES["person"], 2)
     for turn in range(rng.randint(3, 5)):
@@ -135,16 +146,19 @@ def _quarrel(world, rng) -> str:
 
 
 def _falsehood(world, rng) -> str:
+    """Returns a statement with a random value, which is mostly false."""
     entity = rng.choice(sorted(CLASS_OF))
     relation = rng.choice(RELATIONS_OF[CLASS_OF[entity]])
     return language.statement(entity, relation, rng.choice(RELATIONS[relation].values)) + " ."
 
 
 def _rumours(world, rng) -> str:
+    """Returns a story that is mostly false."""
     return _story(world, rng, truth=0.2)
 
 
 def _ramble(world, rng) -> str:
+    """Returns a text that repeats one true fact, with empty phrases in between."""
     entity = rng.choice(sorted(CLASS_OF))
     relation = rng.choice(RELATIONS_OF[CLASS_OF[entity]])
     claim = language.statement(entity, relation, world.knowledge[entity][relation])
@@ -156,10 +170,11 @@ def _ramble(world, rng) -> str:
 
 
 def _requests(world, rng) -> str:
-    """Loosely like instructions, and answered as people on the internet answer.
+    """Returns requests loosely like instructions, answered as people on the internet answer.
 
-    Kinds that are held out of all training on instructions do occur here, so that their words are
-    known. Prompts are those that would serve SFT, so no PPO or evaluation prompt is ever shown.
+    A third of the answers is good, as in a demonstration. Kinds of tasks that are held out of all training on
+    instructions do occur here, so that the model knows their words. The prompts are those that would serve SFT, so no
+    prompt of PPO or of an evaluation is shown.
     """
     lines = []
     for _ in range(rng.randint(2, 3)):
@@ -185,7 +200,8 @@ def _requests(world, rng) -> str:
     return "\n".join(lines)
 
 
-_WRITERS = {  # shares; the last four are to be unlearned, or nearly
+# The shares of the kinds of documents. RLHF should undo what the last four teach, or most of it.
+_WRITERS = {
     _story: 0.18,
     _lists: 0.05,
     _dialogue: 0.11,

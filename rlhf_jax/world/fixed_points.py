@@ -1,22 +1,24 @@
-"""Where PPO ends on the bandit for each choice of the KL penalty; docs/kl.md derives it.
+"""The fixed points of PPO on the bandit for each choice of the KL penalty; docs/kl.md derives them.
 
-The expected step of PPO is, at every state s (a prompt, or a prompt and a first token) and for a
-policy that is free there, zero where
+A state s is a prompt, or a prompt with a first token. For a policy that is unconstrained at s, the expected step of PPO
+is zero if
 
-    sum_a pi(a|s) (grad log pi(a|s)) Q(s, a)  =  kl_coef x the gradient of the choice's penalty
+    sum_a pi(a|s) (grad log pi(a|s)) Q(s, a)  =  kl_coef x the gradient of the chosen penalty
 
-with Q(s, a) = E[advantage | s, a] when the KL is in the loss. What that says of pi(.|s):
+with Q(s, a) = E[advantage | s, a] when the KL is in the loss. The solution pi(.|s), and the value of the state, are:
 
-    reward, k1    pi = ref exp(Q / kl_coef) / Z           the state is worth kl_coef log Z
-    loss, k2      pi = ref exp(Q / kl_coef) / Z           it is worth E_pi[Q]: later KL costs nothing
-    loss, k3      pi = kl_coef ref / (c - Q), c: sum 1    it is worth E_pi[Q]
-    reward, k2    pi = ref exp(d), kl_coef d^2 / 2          = Q - c on the actions that survive, else 0
-    reward, k3    pi = ref exp(d), kl_coef (e^-d - 1 + d)   = Q - c likewise; it is worth c
+    reward, k1    pi = ref exp(Q / kl_coef) / Z             value kl_coef log Z
+    loss, k2      pi = ref exp(Q / kl_coef) / Z             value E_pi[Q]: later KL costs nothing
+    loss, k3      pi = kl_coef ref / (c - Q), c: sum 1      value E_pi[Q]
+    reward, k2    pi = ref exp(d), kl_coef d^2 / 2          = Q - c on the actions that survive, else pi = 0; value c
+    reward, k3    pi = ref exp(d), kl_coef (e^-d - 1 + d)   = Q - c on the actions that survive, else pi = 0; value c
 
-The second to last token is chosen for what the last is worth, so states are solved from the end.
-Only the first line is the bandit's optimum. Advantages that are divided by their deviation leave the
-two lines of "reward, k1" and its likes as they are, because the penalty is among what is divided; with
-the KL in the loss they make kl_coef act as kl_coef x that deviation, at the policy where PPO ends.
+The Q of a first token is the value of the state that it leads to, so states are solved from the last token to the
+first. Only the first line is the bandit's optimum.
+
+Division of the advantages by their standard deviation does not change the fixed points with the KL in the reward,
+because it divides the penalty too. With the KL in the loss, kl_coef then acts as kl_coef x the deviation at the fixed
+point.
 
 Tables have shape [X, Y] as in bandit.py.
 """
@@ -26,12 +28,15 @@ from scipy import optimize, special
 
 from rlhf_jax.world.bandit import EOS_ID, VOCAB_SIZE, Bandit
 
-DAMPING = 0.5  # of the search for a deviation that agrees with itself
-ROUNDS = 200
+DAMPING = 0.5  # weight of a new deviation in the fixed-point iteration over deviations, on a log scale
+ROUNDS = 200  # largest number of iterations
 
 
 class NoFixedPoint(ValueError):
-    """The deviation of the advantages goes to 0 with the policy's entropy, and the penalty's weight with it."""
+    """There is no fixed point: the deviation of the advantages falls to 0, and the weight of the penalty with it.
+
+    The deviation falls with the entropy of the policy, which ends at one completion.
+    """
 
 
 def log_fixed_point(
@@ -45,21 +50,29 @@ def log_fixed_point(
     samples: int = 1,
     lam: float = 1.0,
 ) -> np.ndarray:
-    """The policy f64[X,Y], as log-probabilities, that PPO of these fields of config.ppo leaves as it is.
+    """Returns the log-probabilities f64[X,Y] of the policy that PPO leaves unchanged in expectation.
 
     Args:
-        log_ref: f64[X,Y] of the reference.
-        whitened: advantages, over the batch or over large minibatches.
-        samples: of a prompt. With "grpo" the result is that of large groups.
-        lam: of "gae", whose values are taken to be right.
+        game: the bandit.
+        log_ref: log-probabilities f64[X,Y] of the reference.
+        kl_coef: coefficient of the KL penalty.
+        kl_in: "reward" or "loss", as in config.ppo.
+        kl_estimator: "k1", "k2" or "k3", as in config.ppo.
+        advantage: estimator of advantages, as in config.ppo.
+        whitened: whether advantages are whitened, over the batch or over large minibatches.
+        samples: number of samples per prompt. For "grpo" the result is the limit of large groups.
+        lam: lambda of "gae", whose value model is assumed to be exact.
 
     Raises:
-        ValueError: another choice.
-        NoFixedPoint: PPO ends at one completion, whatever the reference.
+        ValueError: the KL penalty is not one of the five choices above.
+        NoFixedPoint: PPO ends at a single completion, whatever the reference.
     """
     if (kl_in, kl_estimator) not in _STATES:
         raise ValueError(f"no penalty in the {kl_in} by {kl_estimator}")
-    solve = lambda coefs: _by_states(game, log_ref, coefs, _STATES[kl_in, kl_estimator])
+
+    def solve(coefs):
+        return _by_states(game, log_ref, coefs, _STATES[kl_in, kl_estimator])
+
     scales = np.ones(len(game.prompts))
     if kl_in == "reward" or not (whitened or advantage == "grpo"):
         return solve(kl_coef * scales)
@@ -78,7 +91,18 @@ def log_fixed_point(
 def deviations(
     game: Bandit, log_policy: np.ndarray, advantage: str, whitened: bool, samples: int = 1, lam: float = 1.0
 ) -> np.ndarray:
-    """By what the advantages of each prompt are divided, f64[X], where the KL is not among the rewards."""
+    """Returns the standard deviation that divides the advantages of each prompt, f64[X], with the KL in the loss.
+
+    docs/kl.md has the formulas.
+
+    Args:
+        game: the bandit.
+        log_policy: log-probabilities f64[X,Y] of the policy.
+        advantage: estimator of advantages, as in `log_fixed_point`.
+        whitened: whether advantages are whitened.
+        samples: number of samples per prompt.
+        lam: lambda of "gae".
+    """
     chances, rewards = np.exp(log_policy), game.reward_table.astype(np.float64)
     lengths = 2.0 - (game.completions[:, 0] == EOS_ID)
     means = (chances * rewards).sum(1, keepdims=True)
@@ -88,15 +112,15 @@ def deviations(
         by_second = (
             np.exp(second) * (_second(rewards) - (np.exp(second) * _second(rewards)).sum(-1, keepdims=True)) ** 2
         )
-        late = (np.exp(first)[:, _LETTERS] * by_second.sum(-1)).sum(
-            1
-        )  # of the second token, and of the first by lambda
+        # The variance of the second token's advantage. The variance of the first token's contains it lambda^2 times.
+        late = (np.exp(first)[:, _LETTERS] * by_second.sum(-1)).sum(1)
         total = (variances[:, 0] - late + lam**2 * late + late).mean()
         scale = np.sqrt(total / (chances * lengths).sum(1).mean()) if whitened else 1.0
         return np.full(len(means), scale)
     centre = means.mean() if advantage == "reinforce" else means
     scale = np.sqrt(variances) if advantage == "grpo" else np.ones_like(means)
-    noise = variances / (samples - 1) if advantage == "rloo" else 0.0  # of the mean of the others
+    # The variance of RLOO's baseline, the mean of the other samples.
+    noise = variances / (samples - 1) if advantage == "rloo" else 0.0
     if whitened:
         weights = chances * lengths / (chances * lengths).sum()
         centred = (rewards - centre) / scale
@@ -105,16 +129,20 @@ def deviations(
     return scale[:, 0]
 
 
-_LETTERS = np.array([first for first in range(VOCAB_SIZE) if first != EOS_ID])  # after which a second token comes
+# First tokens after which a second one comes.
+_LETTERS = np.array([first for first in range(VOCAB_SIZE) if first != EOS_ID])
 
 
 def _second(table: np.ndarray) -> np.ndarray:
-    """[X,Y] -> [X,7,V]: the completions with a second token."""
+    """Returns the entries [X,7,V] of a table [X,Y] for the completions with a second token."""
     return table[:, 1:].reshape(len(table), len(_LETTERS), VOCAB_SIZE)
 
 
 def _conditionals(log_policy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log pi(first | x) f64[X,V] and log pi(second | x, first) f64[X,7,V]; uniform after a token of probability 0."""
+    """Returns log pi(first | x) f64[X,V] and log pi(second | x, first) f64[X,7,V] of a policy f64[X,Y].
+
+    After a first token of probability 0, the second is uniform.
+    """
     second = _second(log_policy)
     letters = np.logaddexp.reduce(second, axis=-1)
     first = np.empty((len(log_policy), VOCAB_SIZE))
@@ -125,7 +153,14 @@ def _conditionals(log_policy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_states(game: Bandit, log_ref: np.ndarray, coefs: np.ndarray, state) -> np.ndarray:
-    """From the last token to the first; coefs f64[X]; state: (Q, log ref, coef) of one state -> (log pi, its worth)."""
+    """Returns the policy f64[X,Y], as log-probabilities, solved from the last token to the first.
+
+    Args:
+        game: the bandit.
+        log_ref: log-probabilities f64[X,Y] of the reference.
+        coefs: coefficient of the KL penalty of each prompt, f64[X].
+        state: a solver (Q, log ref, coef) of one state -> (log pi, value of the state).
+    """
     first_ref, second_ref = _conditionals(log_ref)
     rewards = game.reward_table.astype(np.float64)
     table = np.empty_like(rewards)
@@ -140,33 +175,49 @@ def _by_states(game: Bandit, log_ref: np.ndarray, coefs: np.ndarray, state) -> n
 
 
 def _tilted(q, log_ref, coef):
+    """Solves a state for k1 in the reward."""
     logits = log_ref + q / coef
     log_z = special.logsumexp(logits)
     return logits - log_z, coef * log_z
 
 
 def _loss_k2(q, log_ref, coef):
+    """Solves a state for k2 in the loss."""
     policy, _ = _tilted(q, log_ref, coef)
     return policy, np.exp(policy) @ q
 
 
 def _loss_k3(q, log_ref, coef):
-    """pi = coef ref / (c - Q); the gap c - max Q is sought by its logarithm, for it can be as small as the reference."""
+    """Solves a state for k3 in the loss: pi = coef ref / (c - Q).
+
+    The root is found in the logarithm of the gap c - max Q, because the gap can be as small as the reference.
+    """
     below = np.log(np.maximum(q.max() - q, 1e-300))
-    log_policy = lambda log_gap: np.log(coef) + log_ref - np.logaddexp(log_gap, below)
-    low = np.log(coef) + log_ref[np.argmax(q)] - 1  # the best action alone has more than 1 there
+
+    def log_policy(log_gap):
+        return np.log(coef) + log_ref - np.logaddexp(log_gap, below)
+
+    low = np.log(coef) + log_ref[np.argmax(q)] - 1  # here the best action alone has probability > 1
     log_gap = optimize.brentq(lambda gap: special.logsumexp(log_policy(gap)), low, np.log(coef) + 1e-9, xtol=1e-13)
     policy = log_policy(log_gap)
     return policy, np.exp(policy) @ q
 
 
 def _surviving(rise):
-    """rise: z = (Q - c) / kl_coef >= 0 -> the d >= 0 whose penalty is z."""
+    """Returns the solver of a state for k2 or k3 in the reward.
+
+    Args:
+        rise: z = (Q - c) / kl_coef >= 0 -> the log-ratio d >= 0 at which the penalty is z.
+    """
 
     def state(q, log_ref, coef):
         order = np.argsort(-q)
-        mass = lambda c, kept: special.logsumexp(log_ref[kept] + rise(np.maximum(q[kept] - c, 0) / coef))
-        # As many of the best as can all lie above the reference; what lies below is pushed further down.
+
+        def mass(c, kept):
+            return special.logsumexp(log_ref[kept] + rise(np.maximum(q[kept] - c, 0) / coef))
+
+        # The best actions survive, as many as can all be more likely than in the reference. The penalty pushes an
+        # action that is less likely than in the reference further down.
         number = max(n for n in range(1, len(q) + 1) if n == 1 or mass(q[order[n - 1]], order[:n]) <= 0)
         kept = order[:number]
         highest, gap = q[kept[-1]], coef
@@ -185,7 +236,7 @@ def _surviving(rise):
 
 
 def _rise_k3(z):
-    """d >= 0 where e^-d - 1 + d = z; near 0 by its series, where Lambert's function branches."""
+    """Returns the d >= 0 with e^-d - 1 + d = z; near 0, where Lambert's W has its branch point, by a series."""
     return np.where(z < 1e-8, np.sqrt(2 * z), 1 + z + special.lambertw(-np.exp(-1 - np.maximum(z, 1e-8))).real)
 
 

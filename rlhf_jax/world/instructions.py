@@ -1,8 +1,8 @@
-"""Prompts and demonstrations in rows: which category, which split, which purpose.
+"""Prompts with demonstrations, and their category, split and purpose.
 
-The *instance* of a task (its kind and what was filled in, whatever the wording) decides the split,
-so no paraphrase of a training prompt is ever a test prompt; the wording decides the purpose, so the
-prompts of SFT, reward model and PPO differ too.
+The *instance* of a task, which is its kind and what was filled in, decides the split, whatever the wording. So no
+paraphrase of a training prompt is ever a test prompt. The wording decides the purpose, so the prompts of SFT, reward
+model and PPO differ too.
 """
 
 import random
@@ -13,7 +13,7 @@ from rlhf_jax.world.knowledge import NUMBERS
 from rlhf_jax.world.language import bucket
 from rlhf_jax.world.tasks import KINDS, Draft
 
-SHARES = {  # Table 1 of InstructGPT, in percent.
+SHARES = {  # share of each category in percent: InstructGPT, Table 1
     "generation": 45.6,
     "open_qa": 12.4,
     "brainstorming": 11.2,
@@ -28,34 +28,34 @@ SHARES = {  # Table 1 of InstructGPT, in percent.
 SPLITS = ("train", "valid", "test", "heldout_kinds")
 PURPOSES = ("sft", "rm", "ppo")
 
-_FLAWED = 0.16  # asked for; not every draft can have a flaw
-_DECORATED = 0.17  # prompts that get a constraint besides those their kind may bring
+_FLAWED = 0.16  # share of drafts that are asked to have a flaw; not every kind can have one
+_DECORATED = 0.17  # share of prompts that get a constraint, of those whose kind did not bring one
 _WORDS = ("indeed", "well", "truly", "now", "friend")
-_LONGEST = 44  # words: with the template and a small vocabulary still under 64 tokens
-_TRIES = 2000
+_LONGEST = 44  # largest number of words of a prompt: with the template, under 64 tokens of a small vocabulary
+_TRIES = 2000  # number of drafts after which a category counts as exhausted
 
 
 def split_of(kind: str, instance: tuple) -> str:
-    """The split that an instance belongs to: 8 in 10 train, 1 valid, 1 test."""
+    """Returns the split that an instance belongs to: 8 in 10 are train, 1 is valid, 1 is test."""
     if KINDS[kind].held_out:
         return "heldout_kinds"
     return {0: "valid", 1: "test"}.get(bucket(repr((kind, *instance)), 10), "train")
 
 
 def purpose_of(instruction: str, text: str) -> str:
-    """The purpose that a wording belongs to."""
+    """Returns the purpose that the wording of a prompt belongs to."""
     return PURPOSES[bucket(f"purpose {instruction}\n{text}", len(PURPOSES))]
 
 
 def category_shares(split: str) -> dict[str, float]:
-    """The categories that have kinds in the split, and their shares in percent of all."""
+    """Returns the categories with kinds in a split, with their shares in percent of all prompts in Table 1."""
     held_out = split == "heldout_kinds"
     present = {kind.category for kind in KINDS.values() if kind.held_out == held_out}
     return {category: share for category, share in SHARES.items() if category in present}
 
 
 def draw(world, rng: random.Random, category: str, split: str) -> tuple[str, Draft]:
-    """One kind of the category and a draft of it, whose instance belongs to the split."""
+    """Returns the name of a kind of the category, and a draft of this kind whose instance belongs to the split."""
     names = [
         name
         for name, kind in KINDS.items()
@@ -72,7 +72,10 @@ def draw(world, rng: random.Random, category: str, split: str) -> tuple[str, Dra
 
 
 def _decorate(rng: random.Random, draft: Draft) -> Draft:
-    """Adds an explicit constraint to some prompts, and obeys it unless the draft is flawed."""
+    """Adds an explicit constraint to some prompts, and completes the spec.
+
+    The demonstration obeys the constraint, except for a few, which then count as flawed.
+    """
     spec = {"constraints": [], "flaw": False} | draft.spec
     output, instruction = draft.output, draft.instruction
     if not spec["constraints"] and rng.random() < _DECORATED:
@@ -95,6 +98,7 @@ def _decorate(rng: random.Random, draft: Draft) -> Draft:
 
 
 def _count_words(text: str) -> int:
+    """Returns the number of words of a text, without punctuation."""
     return sum(token.isalnum() for token in text.split())
 
 
@@ -108,7 +112,10 @@ _SAYINGS = {
 
 
 def _categories(split: str, offset: float):
-    """Endless categories in the proportions of Table 1, evenly spread (golden-ratio sequence)."""
+    """Yields categories without end, in the proportions of Table 1.
+
+    A golden-ratio sequence spreads them evenly, so that the first rows have these proportions too.
+    """
     shares = category_shares(split)
     point = offset
     while True:
@@ -122,14 +129,14 @@ def _categories(split: str, offset: float):
 
 
 def rows(world, split: str, count: int, purpose: str = "sft") -> list[dict]:
-    """The first `count` prompts of a split and purpose, no two the same.
+    """Returns the first `count` prompts of a split and purpose, all different.
 
     Returns:
-        {instruction, input, output, category, kind, id, split, spec}; `output` is a
-        demonstration, `spec` what `gold.score` needs.
+        Rows {instruction, input, output, category, kind, id, split, spec}. `output` is a demonstration, and `spec`
+        holds what `gold.score` needs.
 
     Raises:
-        InputError: no such split or purpose, or the split has not that many prompts.
+        InputError: the split or the purpose does not exist, or the split has fewer prompts.
     """
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")

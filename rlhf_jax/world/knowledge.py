@@ -1,4 +1,4 @@
-"""What is true in the world: four classes of things, five relations each, one value a relation."""
+"""The facts of the world: four classes of entities, five relations for each class, one true value per relation."""
 
 import dataclasses
 import functools
@@ -25,14 +25,14 @@ NUMBERS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-    """One attribute and the ways to say it: `{}` stands for the value, or the subject in `ask`."""
+    """An attribute of entities and its phrasings, in which `{}` stands for the value, or in `ask` for the subject."""
 
     noun: str  # "the colour of the fox"
-    verb: str  # how a sentence announces it; several relations may share a verb
+    verb: str  # the verb of a sentence about it; several relations may share a verb
     says: str  # "is {}"
     plural: str  # "are {}"
     ask: str  # "what colour is {}"
-    value: str  # "{}", "the {}": the value standing alone
+    value: str  # "{}", "the {}": the value as an answer by itself
     values: tuple[str, ...]
 
 
@@ -68,15 +68,7 @@ RELATIONS = {
         tuple("baker miller farmer teacher doctor painter singer tailor".split()),
     ),
     "dish": Relation("dish", "likes", "likes {}", "like {}", "what does {} like", "{}", ENTITIES["food"]),
-    "hat": Relation(
-        "hat",
-        "wears",
-        "wears a {} hat",
-        "wear a {} hat",
-        "which hat does {} wear",
-        "{}",
-        COLOURS,
-    ),
+    "hat": Relation("hat", "wears", "wears a {} hat", "wear a {} hat", "which hat does {} wear", "{}", COLOURS),
     "friend": Relation(
         "friend",
         "friend",
@@ -87,40 +79,16 @@ RELATIONS = {
         ENTITIES["animal"],
     ),
     "taste": Relation(
-        "taste",
-        "tastes",
-        "tastes {}",
-        "taste {}",
-        "how does {} taste",
-        "{}",
-        tuple("sweet salty sour bitter".split()),
+        "taste", "tastes", "tastes {}", "taste {}", "how does {} taste", "{}", tuple("sweet salty sour bitter".split())
     ),
     "source": Relation(
-        "source",
-        "comes",
-        "comes from the {}",
-        "come from the {}",
-        "where does {} come from",
-        "the {}",
-        PLACES,
+        "source", "comes", "comes from the {}", "come from the {}", "where does {} come from", "the {}", PLACES
     ),
     "price": Relation(
-        "price",
-        "costs",
-        "costs {} coins",
-        "cost {} coins",
-        "how much does {} cost",
-        "{} coins",
-        NUMBERS[2:11],
+        "price", "costs", "costs {} coins", "cost {} coins", "how much does {} cost", "{} coins", NUMBERS[2:11]
     ),
     "partner": Relation(
-        "partner",
-        "goes",
-        "goes with {}",
-        "go with {}",
-        "what does {} go with",
-        "{}",
-        ENTITIES["food"],
+        "partner", "goes", "goes with {}", "go with {}", "what does {} go with", "{}", ENTITIES["food"]
     ),
     "material": Relation(
         "material",
@@ -132,23 +100,9 @@ RELATIONS = {
         tuple("wood iron stone glass clay".split()),
     ),
     "place": Relation(
-        "place",
-        "stands",
-        "stands in the {}",
-        "stand in the {}",
-        "where does {} stand",
-        "the {}",
-        PLACES,
+        "place", "stands", "stands in the {}", "stand in the {}", "where does {} stand", "the {}", PLACES
     ),
-    "owner": Relation(
-        "owner",
-        "belongs",
-        "belongs to {}",
-        "belong to {}",
-        "who owns {}",
-        "{}",
-        ENTITIES["person"],
-    ),
+    "owner": Relation("owner", "belongs", "belongs to {}", "belong to {}", "who owns {}", "{}", ENTITIES["person"]),
 }
 
 RELATIONS_OF = {
@@ -167,7 +121,8 @@ class Knowledge:
         self._facts = {name: {} for names in ENTITIES.values() for name in names}
         for kind, relations in RELATIONS_OF.items():
             for relation in relations:
-                # Dealt like cards, so that every value has nearly the same number of owners.
+                # Values are dealt like cards, so that nearly the same number of entities has each value. No entity gets
+                # its own name as the value, such as a cat whose friend is the cat.
                 deck = []
                 for name in rng.sample(ENTITIES[kind], len(ENTITIES[kind])):
                     if not set(deck) - {name}:
@@ -176,11 +131,12 @@ class Knowledge:
                     self._facts[name][relation] = deck.pop(position)
 
     def __getitem__(self, entity: str) -> dict[str, str]:
+        """Returns the true value of each relation of an entity."""
         return self._facts[entity]
 
     @functools.cached_property
     def groups(self) -> dict[tuple[str, str, str], tuple[str, ...]]:
-        """(class, relation, value) -> the entities of the class with that value."""
+        """A dict (class, relation, value) -> the entities of the class with this value."""
         groups = {}
         for name, facts in self._facts.items():
             for relation, value in facts.items():
@@ -189,9 +145,9 @@ class Knowledge:
 
     @functools.cached_property
     def keyed_groups(self) -> tuple:
-        """The items of `groups`, to draw from."""
+        """The items of `groups`, as a sequence to draw from."""
         return tuple(self.groups.items())
 
     def rows(self) -> list[dict]:
-        """The facts as plain rows, one an entity."""
+        """Returns the facts as plain rows, one for each entity."""
         return [{"entity": name, "class": CLASS_OF[name], **facts} for name, facts in self._facts.items()]

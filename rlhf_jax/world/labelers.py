@@ -1,22 +1,24 @@
-"""The labelers of the embedded world: five groups who mostly agree, and choose with noise.
+"""The labelers of the embedded world: five groups that mostly agree, and choose with noise.
 
-A labeler's utility of a completion, in units where two completions of one prompt differ by 1 (root
-mean square) in their standardised gold total:
+The utility of a completion to a labeler is
 
     total + private * (taste of the group + 1/2 * individual taste)
 
-Tastes are traits of a completion (`traits`), freed of the part that the gold total explains and
-scaled to the same unit. Each group likes one; an individual taste is a random direction among them.
+in units in which two completions of one prompt differ by 1 (root mean square) in their standardised gold total. Tastes
+are traits of a completion (`traits`), without the part that the gold total explains, and scaled to the same unit. Each
+group likes one trait; an individual taste is a random direction among the traits.
 
-A choice adds Gumbel noise to utility / temperature and sorts, so that without ties the marginal of
-every pair is exactly Bradley-Terry, sigmoid(utility difference / temperature), whatever else is
-ranked beside it. Ties come from grading: noisy utilities fall into grades of width `GRADE`, with
-borders drawn anew each time, and completions of one grade tie.
+A ranking adds Gumbel noise to utility / temperature and sorts. Without ties, the marginal of every pair is exactly
+Bradley-Terry, sigmoid(utility difference / temperature), whatever else is ranked with it. Ties come from grading: noisy
+utilities fall into grades of width `GRADE`, with borders drawn anew for each ranking, and completions of the same grade
+tie.
 
-`fit_panel` finds temperature and private so that, on given completions, two labelers of a group
-agree 72.6 % (InstructGPT, section 3.4) and a reward model that knows the mean utility of four
-groups is 2.8 points better on those than on the fifth (section 4.1: 72.4 % against 69.6 %).
-Probabilities are known, so agreement, ceilings and that gap are sums over pairs, not simulations.
+`fit_panel` finds temperature and private such that, on given completions, two labelers of a group agree on 72.6 % of
+the pairs (InstructGPT, section 3.4). A reward model that knows the mean utility of four groups is then 2.8 points more
+accurate on these than on the fifth (section 4.1: 72.4 % against 69.6 %). All probabilities are known, so
+agreement, ceilings and this gap are sums over pairs, not simulations.
+
+Shapes: G groups, K completions of one prompt, N completions, M pairs of completions.
 """
 
 import dataclasses
@@ -32,9 +34,9 @@ from rlhf_jax.runtime.errors import InputError
 
 GROUPS = ("brevity", "warmth", "exactness", "detail", "caution")
 LABELERS_PER_GROUP = 8
-INDIVIDUAL = 0.5  # length of an individual taste, where the group's is 1
-GRADE = 0.4  # in units of the noise; equal utilities then tie 10 % of the time
-MAX_PRIVATE = 1.5
+INDIVIDUAL = 0.5  # length of an individual taste, relative to the group's
+GRADE = 0.4  # width of a grade in units of the noise; completions of equal utility then tie with probability 10 %
+MAX_PRIVATE = 1.5  # largest value of private that `fit_panel` tries
 MAX_PAIRS_TO_FIT = 2000
 
 _WARM = frozenset(
@@ -47,19 +49,20 @@ _CAREFUL = frozenset(
 
 
 class Labeler(NamedTuple):
-    """One person of a panel."""
+    """A person of a panel; `index` is the position in `Panel.labelers`."""
 
     index: int
     group: str
 
     @property
     def name(self) -> str:
+        """The group and the number in the group, as in `warmth-3`."""
         return f"{self.group}-{self.index % LABELERS_PER_GROUP}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Completions of one prompt with their traits. Made by `candidates`."""
+    """Completions of one prompt with their traits; the function `candidates` makes one."""
 
     prompt_id: str
     texts: tuple[str, ...]
@@ -67,14 +70,25 @@ class Candidates:
 
 
 class Agreement(NamedTuple):
-    """Shares of the pairs that both of two labelers decide (do not tie)."""
+    """The shares of pairs on which two labelers agree, among the pairs that neither ties.
+
+    Attributes:
+        in_group: share for two labelers of the same group.
+        across: share for two labelers of different groups.
+    """
 
     in_group: float
     across: float
 
 
 class Fold(NamedTuple):
-    """Accuracy of the mean utility of all other groups, on their own labels and on this group's."""
+    """The accuracies of a predictor that knows the mean utility of all groups but one.
+
+    Attributes:
+        held_out_group: name of the group that it does not know.
+        in_group: accuracy on the labels of the groups that it knows.
+        held_out: accuracy on the labels of the held-out group.
+    """
 
     held_out_group: str
     in_group: float
@@ -83,39 +97,42 @@ class Fold(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Forty labelers. Made by `fit_panel`; plain numbers, so dataclasses.asdict goes to JSON."""
+    """A panel of forty labelers; `fit_panel` makes one.
+
+    All fields are plain numbers, so the result of dataclasses.asdict can be written as JSON.
+    """
 
     seed: int
     temperature: float
-    private: float  # size of a group's taste beside the shared 1
-    slopes: tuple[float, ...]  # of each taste on the gold total
-    scales: tuple[float, ...]  # of the total and of each taste; 0 where a trait never differs
+    private: float  # weight of a group's taste; the gold total has weight 1
+    slopes: tuple[float, ...]  # regression slope of each taste on the gold total
+    scales: tuple[float, ...]  # units of the total and of each taste; 0 if a trait never differs
 
     @functools.cached_property
     def labelers(self) -> tuple[Labeler, ...]:
-        """Everyone, group by group."""
+        """All labelers, group by group."""
         return tuple(
             Labeler(index, GROUPS[index // LABELERS_PER_GROUP]) for index in range(len(GROUPS) * LABELERS_PER_GROUP)
         )
 
     @functools.cached_property
     def weights(self) -> np.ndarray:
-        """Utility per standardised trait, over temperature, f64[labelers,1+G]."""
+        """The utility per standardised trait, divided by the temperature, f64[labelers,1+G]."""
         return _tastes(self.seed, self.private) / self.temperature
 
     def members(self, group: str) -> np.ndarray:
-        """Mask bool[labelers] of a group."""
+        """Returns the mask bool[labelers] of a group's labelers."""
         return np.array([labeler.group == group for labeler in self.labelers])
 
     def utilities(self, traits: np.ndarray) -> np.ndarray:
-        """f64[labelers,N] of traits f64[N,1+G], in units of the noise; differences alone matter."""
+        """Returns the utilities f64[labelers,N] of traits f64[N,1+G], in units of the noise, up to a constant."""
         return self.weights @ _standardised(traits, self.slopes, self.scales).T
 
     def rank(self, candidates: Candidates, labeler: Labeler) -> tuple[int, ...]:
-        """A ranking of a prompt's completions: 1 is best, equal ranks are ties, no rank is skipped.
+        """Returns the ranks of a prompt's completions: 1 is best, equal ranks are ties, and no rank is skipped.
 
-        It is drawn from (panel seed, prompt id, labeler), so it depends neither on what was ranked
-        before nor on the order of the completions; completions of one text and worth tie.
+        The noise is drawn from (panel seed, prompt id, labeler), so the ranks depend neither on earlier rankings nor on
+        the order of the completions. Completions with the same text and traits tie.
         """
         utilities = self.utilities(candidates.traits)[labeler.index]
         prompt = zlib.crc32(candidates.prompt_id.encode())
@@ -129,35 +146,37 @@ class Panel:
         return tuple((ranks + 1).tolist())
 
     def choices(self, comparisons: list[Candidates]) -> tuple[np.ndarray, np.ndarray]:
-        """Chance that a labeler prefers one, and the other, of every pair: two f64[labelers,M].
+        """Returns the probabilities that a labeler prefers the first, and the second, of a pair: two f64[labelers,M].
 
-        Pairs are those of different texts of one prompt; what is left of 1 is the chance of a tie.
+        The M pairs are those of different texts of one prompt. The two probabilities and that of a tie sum to 1.
         """
         return _choices(self.utilities(_pair_differences(comparisons)))
 
     def agreement(self, comparisons: list[Candidates]) -> Agreement:
-        """How often two labelers, of one group and of two, prefer the same one of a pair."""
+        """Returns how often two labelers prefer the same completion of a pair, within a group and across groups."""
         return _agreement(*self.choices(comparisons))
 
     def ceiling(self, comparisons: list[Candidates]) -> float:
-        """Accuracy of a reward model that knows each labeler: E[max(sigma, 1 - sigma)]."""
+        """Returns the accuracy of a reward model that knows each labeler's utility: E[max(sigma, 1 - sigma)]."""
         win, lose = self.choices(comparisons)
         return float(np.maximum(win, lose).sum() / (win + lose).sum())
 
     def folds(self, comparisons: list[Candidates]) -> tuple[Fold, ...]:
-        """Accuracy ceilings of the five-fold experiment, one fold for each group held out."""
+        """Returns the accuracy ceilings of the five-fold experiment: one fold for each held-out group."""
         return _folds(self.utilities(_pair_differences(comparisons)))
 
     def planted_gap(self, comparisons: list[Candidates]) -> float:
-        """Accuracy in group minus held out, averaged over folds: what experiments should find."""
+        """Returns the accuracy in group minus held out, averaged over folds: the gap that experiments should find."""
         return _gap(self.folds(comparisons))
 
 
 def traits(gold, text: str) -> np.ndarray:
-    """What labelers look at, f64[1+G]: the gold total, then one trait for each of `GROUPS`.
+    """Returns the traits of a completion that labelers look at, f64[1+G].
+
+    The first is the gold total; each further trait is the one that a group of `GROUPS` likes.
 
     Args:
-        gold: parts and total of the completion (`gold.Gold`).
+        gold: gold judgement of the completion (`gold.Gold`).
         text: the completion.
     """
     words = re.findall(r"\w+", text.lower())
@@ -165,7 +184,8 @@ def traits(gold, text: str) -> np.ndarray:
         [
             gold.total,
             -np.log1p(len(words)),
-            float(any(word in _WARM for word in words)),  # more would pay for nothing but kind words
+            # One warm word suffices: a count would reward texts of nothing but kind words.
+            float(any(word in _WARM for word in words)),
             gold.constraint + text.rstrip().endswith((".", "!", "?")),
             min(len({word for word in words if len(word) > 4}), 12),
             gold.honest + gold.harmless + min(sum(word in _CAREFUL for word in words), 3) / 3,
@@ -175,26 +195,26 @@ def traits(gold, text: str) -> np.ndarray:
 
 
 def candidates(prompt_id: str, texts, golds) -> Candidates:
-    """The completions of a prompt as labelers see them; `golds` holds one `Gold` for each text."""
+    """Returns the completions of a prompt with their traits; `golds` holds a `gold.Gold` for each text."""
     rows = [traits(gold, text) for text, gold in zip(texts, golds, strict=True)]
     return Candidates(prompt_id, tuple(texts), np.array(rows))
 
 
 def fit_panel(seed: int, comparisons: list[Candidates], *, agreement: float = 0.726, gap: float = 0.028) -> Panel:
-    """Labelers who agree and differ by a given amount on given completions.
+    """Returns a panel of labelers with a given agreement and gap on given completions.
 
-    Bisection, so the same input gives the same panel; on at most 2,000 pairs, evenly spaced. The
-    paper's held-out labelers (77.3 %) are another seed with `agreement=0.773`.
+    The fit is a bisection on at most 2,000 pairs, evenly spaced, so the same input gives the same panel. For the
+    paper's held-out labelers, who agree on 77.3 %, use another seed with `agreement=0.773`.
 
     Args:
-        seed: of individual tastes and of every later ranking.
+        seed: seed of individual tastes and of every later ranking.
         comparisons: completions like those to be ranked.
-        agreement: of two labelers of a group on pairs that neither ties.
-        gap: accuracy in group minus held out (`Panel.planted_gap`). Private tastes stay below
-            MAX_PRIVATE; if the completions are so alike that this gap needs more, it is smaller.
+        agreement: agreement of two labelers of a group, on pairs that neither ties.
+        gap: accuracy in group minus held out (`Panel.planted_gap`). `private` stays below MAX_PRIVATE; if the
+            completions are so alike that this gap needs more, the gap is smaller.
 
     Raises:
-        InputError: the gold total separates no pair.
+        InputError: the gold total does not differ in any pair.
     """
     differences = _pair_differences(comparisons)
     differences = differences[:: max(1, math.ceil(len(differences) / MAX_PAIRS_TO_FIT))]
@@ -203,7 +223,7 @@ def fit_panel(seed: int, comparisons: list[Candidates], *, agreement: float = 0.
 
     def temperature(private):
         utilities = _tastes(seed, private) @ differences.T
-        # Colder labelers agree more.
+        # Labelers of a lower temperature agree more, so the agreement is monotonic.
         return np.exp(_bisect(lambda log: _agreement(*_choices(utilities / np.exp(log))).in_group < agreement, -6, 6))
 
     def gap_too_large(private):
@@ -215,7 +235,7 @@ def fit_panel(seed: int, comparisons: list[Candidates], *, agreement: float = 0.
 
 
 def _tastes(seed: int, private: float) -> np.ndarray:
-    """Utility per standardised trait of everyone, f64[labelers,1+G]."""
+    """Returns the utility per standardised trait of each labeler, f64[labelers,1+G]."""
     group = np.repeat(np.eye(len(GROUPS)), LABELERS_PER_GROUP, axis=0)
     individual = np.random.default_rng(seed).standard_normal(group.shape)
     individual *= INDIVIDUAL / np.linalg.norm(individual, axis=1, keepdims=True)
@@ -223,7 +243,11 @@ def _tastes(seed: int, private: float) -> np.ndarray:
 
 
 def _standardisation(differences: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(slopes of tastes on the total, scales), from the traits' differences f64[M,1+G]."""
+    """Returns (regression slopes of the tastes on the total, scales), from the traits' differences f64[M,1+G].
+
+    Raises:
+        InputError: the gold total does not differ in any pair.
+    """
     total, tastes = differences[:, :1], differences[:, 1:]
     if not total.any():
         raise InputError(
@@ -236,14 +260,14 @@ def _standardisation(differences: np.ndarray) -> tuple[tuple[float, ...], tuple[
 
 
 def _standardised(traits: np.ndarray, slopes, scales) -> np.ndarray:
-    """Traits with the total's share taken out of the tastes, over their scales."""
+    """Returns traits f64[N,1+G] without the part of the tastes that the total explains, divided by their scales."""
     tastes = traits[:, 1:] - np.asarray(slopes) * traits[:, :1]
     traits = np.hstack([traits[:, :1], tastes])
     return np.divide(traits, scales, out=np.zeros_like(traits), where=np.asarray(scales) > 0)
 
 
 def _pair_differences(comparisons: list[Candidates]) -> np.ndarray:
-    """Differences of traits f64[M,1+G] of all pairs of different texts, each pair once."""
+    """Returns the differences of traits f64[M,1+G] of all pairs of different texts of a prompt, each pair once."""
     rows = [np.empty((0, 1 + len(GROUPS)))]
     for prompt in comparisons:
         first, second = np.triu_indices(len(prompt.texts), 1)
@@ -254,10 +278,11 @@ def _pair_differences(comparisons: list[Candidates]) -> np.ndarray:
 
 
 def _choices(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Chances that the first and the second of two is preferred, for utility differences.
+    """Returns the probabilities that the first, and the second, of a pair is preferred, for utility differences.
 
-    A felt lead x > 0 crosses a border with probability min(1, x / GRADE), and x is logistic about
-    the difference d: the mean is that of sigmoid(d - s) over 0 < s < GRADE, near sigmoid(d).
+    The noisy lead x of one completion is logistic around the utility difference d. A lead x > 0 crosses a border
+    between grades with probability min(1, x / GRADE). The probability is then the mean of sigmoid(d - s) over
+    0 < s < GRADE, which is near sigmoid(d).
     """
 
     def preferred(d):
@@ -267,20 +292,20 @@ def _choices(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _agreement(win: np.ndarray, lose: np.ndarray) -> Agreement:
-    """Exact agreement from choice probabilities f64[labelers,M], labelers group by group."""
+    """Returns the exact agreement from probabilities of choices f64[labelers,M], labelers group by group."""
     win, lose = (x.reshape(len(GROUPS), LABELERS_PER_GROUP, -1) for x in (win, lose))
 
-    def within(x):  # sum over unordered pairs of one group of the product of their x
+    def within(x):  # sum of products of x over the unordered pairs of labelers of the same group
         return ((x.sum(1) ** 2 - (x**2).sum(1)) / 2).sum()
 
-    def between(x):  # and over pairs of two groups
+    def between(x):  # the same sum over the pairs of labelers of different groups
         return ((x.sum((0, 1)) ** 2 - (x.sum(1) ** 2).sum(0)) / 2).sum()
 
     return Agreement(*(float((pairs(win) + pairs(lose)) / pairs(win + lose)) for pairs in (within, between)))
 
 
 def _folds(utilities: np.ndarray) -> tuple[Fold, ...]:
-    """Folds from utility differences f64[labelers,M], labelers group by group."""
+    """Returns the folds from utility differences f64[labelers,M], labelers group by group."""
     utilities = utilities.reshape(len(GROUPS), LABELERS_PER_GROUP, -1)
     win, lose = (x.sum(1) for x in _choices(utilities))  # [G,M]
     mean = utilities.mean(1)
@@ -298,11 +323,12 @@ def _folds(utilities: np.ndarray) -> tuple[Fold, ...]:
 
 
 def _gap(folds: tuple[Fold, ...]) -> float:
+    """Returns the accuracy in group minus held out, averaged over folds."""
     return float(np.mean([fold.in_group - fold.held_out for fold in folds]))
 
 
 def _bisect(too_high, low: float, high: float, steps: int = 14) -> float:
-    """The highest x in [low, high] that is not too high, to 1/16,384 of the range."""
+    """Returns the highest x in [low, high] that is not too high, within 1/16,384 of the range."""
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (low, middle) if too_high(middle) else (middle, high)

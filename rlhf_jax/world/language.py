@@ -1,4 +1,4 @@
-"""How the world talks: facts, events and the toy language, and how its text is read back."""
+"""The language of the world: sentences for facts and events, the toy language, and the parser that reads texts back."""
 
 import hashlib
 import random
@@ -12,52 +12,59 @@ _MEN = frozenset("ben carl finn hugo jon max otto tom".split())
 
 
 def bucket(text: str, count: int) -> int:
-    """A number in [0, count) that depends on the text alone, the same in every process."""
+    """Returns a number in [0, count) that depends on the text alone, and is the same in every process."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % count
 
 
 def listing(items, last: str = "and") -> str:
-    """`a , b and c`."""
+    """Returns the items as a list: `a , b and c`."""
     *head, tail = items
     return f"{' , '.join(head)} {last} {tail}" if head else tail
 
 
-# --- facts: true always ---
+# --- facts, which are always true ---
 
 
 def name(entity: str) -> str:
-    """`the fox`, but `anna`."""
+    """Returns an entity as a noun phrase: `the fox`, but `anna`."""
     return entity if CLASS_OF[entity] == "person" else f"the {entity}"
 
 
 def pronoun(entity: str) -> str:
+    """Returns `it`, `he` or `she`."""
     return "it" if CLASS_OF[entity] != "person" else "he" if entity in _MEN else "she"
 
 
 def predicate(relation: str, value: str) -> str:
-    """`lives in the forest`."""
+    """Returns the predicate of a fact: `lives in the forest`."""
     return RELATIONS[relation].says.format(value)
 
 
 def statement(entity: str, relation: str, value: str) -> str:
-    """`the fox lives in the forest`."""
+    """Returns a fact as a clause: `the fox lives in the forest`."""
     return f"{name(entity)} {predicate(relation, value)}"
 
 
 def noun_statement(entity: str, relation: str, value: str) -> str:
-    """`the home of the fox is the forest`."""
+    """Returns a fact as a clause with the relation's noun: `the home of the fox is the forest`."""
     shape = RELATIONS[relation]
     return f"the {shape.noun} of {name(entity)} is {shape.value.format(value)}"
 
 
 def question(entity: str, relation: str) -> str:
-    """`where does the fox live`."""
+    """Returns the question about a fact: `where does the fox live`."""
     return RELATIONS[relation].ask.format(name(entity))
 
 
 def tell(rng: random.Random, facts, joined: bool) -> str:
-    """(entity, relation, value) triples as sentences in one of three styles, or as one."""
+    """Returns facts as text.
+
+    Args:
+        rng: the source of randomness, which draws one of three styles.
+        facts: triples (entity, relation, value).
+        joined: whether all facts go into one sentence.
+    """
     style = rng.choice(("plain", "pronoun", "noun"))
     clauses, last = [], None
     for subject, relation, value in facts:
@@ -73,9 +80,9 @@ def tell(rng: random.Random, facts, joined: bool) -> str:
     return listing(clauses) + " ." if joined else " . ".join(clauses) + " ."
 
 
-# --- events: true in their own passage only ---
+# --- events, which are true only in the passage that tells them ---
 
-_EVENTS = {  # verb -> object, question about the object, infinitive, what it takes
+_EVENTS = {  # verb -> object, question about the object, infinitive, possible objects
     "went": ("to the {}", "where did {} go", "go", PLACES),
     "found": ("the {}", "what did {} find", "find", ENTITIES["tool"]),
     "met": ("the {}", "which animal did {} meet", "meet", ENTITIES["animal"]),
@@ -84,7 +91,7 @@ _EVENTS = {  # verb -> object, question about the object, infinitive, what it ta
 
 
 class Event(NamedTuple):
-    """Something a person did once."""
+    """Something that a person did once; `thing` is the object of the verb."""
 
     person: str
     verb: str
@@ -92,33 +99,44 @@ class Event(NamedTuple):
 
     @property
     def predicate(self) -> str:
+        """The predicate: `went to the forest`."""
         return f"{self.verb} {_EVENTS[self.verb][0].format(self.thing)}"
 
     @property
     def clause(self) -> str:
+        """The event as a clause: `anna went to the forest`."""
         return f"{self.person} {self.predicate}"
 
     @property
     def ask_who(self) -> str:
+        """The question about the person: `who went to the forest`."""
         return f"who {self.predicate}"
 
     @property
     def ask_what(self) -> str:
+        """The question about the object: `where did anna go`."""
         return _EVENTS[self.verb][1].format(self.person)
 
     @property
     def ask_whether(self) -> str:
+        """The yes-no question: `did anna go to the forest`."""
         phrase, _, infinitive, _ = _EVENTS[self.verb]
         return f"did {self.person} {infinitive} {phrase.format(self.thing)}"
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Everything that the question about the object could be answered with."""
+        """All possible answers to the question about the object."""
         return _EVENTS[self.verb][3]
 
 
 def draw_events(rng: random.Random, count: int, people: int | None = None) -> list[Event]:
-    """Events whose verbs differ (count <= 4), by `people` persons (default: all different)."""
+    """Returns events whose verbs all differ.
+
+    Args:
+        rng: the source of randomness.
+        count: number of events, at most 4.
+        people: number of different persons; None: as many as events.
+    """
     verbs = rng.sample(sorted(_EVENTS), count)
     persons = rng.sample(ENTITIES["person"], people or count)
     return [Event(persons[i % len(persons)], verb, rng.choice(_EVENTS[verb][3])) for i, verb in enumerate(verbs)]
@@ -132,7 +150,7 @@ _TOY_VERBS = tuple("sees hears helps likes follows".split())
 
 
 class ToyLanguage:
-    """A language of the seed: a word for a word, no articles, noun before adjective, verb last."""
+    """A language that the seed defines: translated word by word, without articles, noun before adjective, verb last."""
 
     def __init__(self, seed: int = 0):
         rng = random.Random(f"toy language {seed}")
@@ -142,7 +160,7 @@ class ToyLanguage:
         self.words = dict(zip(words, rng.sample(coined, len(words))))
 
     def translate(self, sentence: str) -> str:
-        """A sentence of the form of `draw_sentence` in this language."""
+        """Returns the translation of a sentence of the form that `draw_sentence` draws."""
         subject, verb, thing = [], None, []
         for word in sentence.split():
             if word in _TOY_VERBS:
@@ -152,7 +170,10 @@ class ToyLanguage:
         return " ".join(self.words[word] for word in subject[::-1] + thing[::-1] + [verb])
 
     def draw_sentence(self, rng: random.Random, held_out: bool) -> str:
-        """`the red fox sees the owl`; one sentence in seven is held out from every document."""
+        """Returns an English sentence such as `the red fox sees the owl`.
+
+        One sentence in seven is held out: no document shows it. `held_out` says which sort to draw.
+        """
         while True:
             subject, thing = rng.sample(ENTITIES["animal"], 2)
             adjective = rng.choice(_TOY_ADJECTIVES)
@@ -165,28 +186,34 @@ class ToyLanguage:
 
 
 class Text(NamedTuple):
-    """A text as words: lower case, punctuation dropped, split where a sentence ends."""
+    """A text as words in lower case, without punctuation.
+
+    Attributes:
+        words: all words.
+        sentences: the words of each sentence.
+        questions: for each sentence, whether it ends in a question mark.
+    """
 
     words: list[str]
     sentences: list[list[str]]
-    questions: list[bool]  # one a sentence: does it end in a question mark?
+    questions: list[bool]
 
 
 class Claim(NamedTuple):
-    """What a text says of an entity: a relation of the knowledge or the verb of an event."""
+    """A statement of a text about an entity; `relation` is a relation of the knowledge, or the verb of an event."""
 
     subject: str
     relation: str
     value: str
-    denied: bool  # "is not"
+    denied: bool  # whether the statement is negated, as in "is not"
 
 
 _TOKEN = re.compile(r"[^\W_]+|[.!?\n]")
-_MAX_WORDS = 200  # A longer text is rambling whatever comes after.
+_MAX_WORDS = 200  # a longer text is rambling, whatever comes after
 
 
 def read(text: str) -> Text:
-    """Any string as words and sentences; words after the two hundredth are not read."""
+    """Returns any string as words and sentences; words after the two hundredth are left out."""
     sentences, questions, current, count = [], [], [], 0
     for token in _TOKEN.findall(text[: 20 * _MAX_WORDS].lower()):
         if token in ".!?\n":
@@ -204,7 +231,7 @@ def read(text: str) -> Text:
 
 
 def _verbs() -> dict[str, str]:
-    """Every form of a verb -> the form that `Relation.verb` and the events use."""
+    """Returns a dict: every form of a verb -> the form that `Relation.verb` and the events use."""
     forms = {"is": "is", "am": "is", "are": "is", "work": "is", "go": "goes"}
     forms |= {verb: verb for verb in _EVENTS}
     for verb in {shape.verb for shape in RELATIONS.values()} - {"is", "made", "friend"}:
@@ -213,7 +240,7 @@ def _verbs() -> dict[str, str]:
 
 
 def _meanings() -> dict[tuple[str, str, str], str]:
-    """(class of the subject, verb or noun, value) -> what is being said: relation or event."""
+    """Returns a dict (class of the subject, verb or noun, value) -> the relation or event verb that is meant."""
     meanings = {}
     for kind, relations in RELATIONS_OF.items():
         for relation in relations:
@@ -230,21 +257,21 @@ _NOUNS = frozenset(shape.noun for shape in RELATIONS.values())
 
 
 def claims(text: Text, speaker: str | None = None) -> list[Claim]:
-    """Every statement of the text that the grammar understands, in order, with repetitions.
+    """Returns every statement of a text that the grammar understands, in order, with repetitions.
 
-    Understands `the fox is small and red and eats corn . it lives in the barn .`, `the colour of
-    the fox is red`, `anna and ben are ...`, `is not`, and events; questions claim nothing.
+    The grammar understands texts such as `the fox is small and red and eats corn . it lives in the barn .`. It also
+    understands `the colour of the fox is red`, `anna and ben are ...`, `is not`, and events. A question states nothing.
 
     Args:
-        text: what `read` returns.
-        speaker: the entity that says `i`, if any.
+        text: the text, from `read`.
+        speaker: the entity that `i` stands for, if any.
     """
     found, subjects = [], []
     for words, is_question in zip(text.sentences, text.questions):
         if is_question:
             continue
         verb = noun = None
-        denied = answered = False  # answered: the verb has its first value
+        denied = answered = False  # answered: whether the verb has a value already
         for position, word in enumerate(words):
             after = words[position + 1] if position + 1 < len(words) else ""
             key = noun if noun and verb == "is" else verb
@@ -278,9 +305,12 @@ def claims(text: Text, speaker: str | None = None) -> list[Claim]:
 
 
 def is_true(claim: Claim, knowledge: Knowledge, events: list | None = None) -> bool | None:
-    """Whether the knowledge, or the passage of `events`, bears the claim out.
+    """Returns whether a claim is true, by the knowledge, or by the passage for a claim about an event.
 
-    None: it is about an event and there is no passage to tell.
+    Args:
+        claim: the claim.
+        knowledge: the facts of the world.
+        events: the events of the passage; None without a passage, in which case a claim about an event gives None.
     """
     if claim.relation in _EVENTS:
         if events is None:

@@ -1,7 +1,6 @@
-"""Skills that a model has from pretraining and should keep: reading, translating, reckoning.
+"""The skills that a model gets from pretraining and should retain: reading, translation and arithmetic.
 
-Documents and few-shot prompts are made of the same turns, each a (prompt, answer); no instruction
-looks like them.
+Documents and few-shot prompts are made of the same turns, each a pair (prompt, answer). No instruction looks like them.
 """
 
 import random
@@ -11,9 +10,10 @@ from rlhf_jax.world.knowledge import NUMBERS
 
 
 def draw_sum(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
-    """`three plus four is`, ` seven .`: all numbers from 0 to 20.
+    """Returns a sum or difference as a turn, such as `three plus four is` and ` seven .`; all numbers are 0 to 20.
 
-    One problem in seven is held out: no document shows it (perhaps its mirror image).
+    One problem in seven is held out: no document shows it, though documents may show its mirror image. `held_out` says
+    which sort to draw.
     """
     while True:
         total = rng.randrange(21)
@@ -27,15 +27,16 @@ def draw_sum(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
 
 
 def draw_translation(world, rng, held_out: bool = False) -> tuple[str, str]:
+    """Returns a translation into the toy language as a turn; see `ToyLanguage.draw_sentence` for `held_out`."""
     sentence = world.toy.draw_sentence(rng, held_out)
     prompt = f"english : {sentence}\n{language.TOY_NAME} :"
     return prompt, f" {world.toy.translate(sentence)}"
 
 
 def draw_reading(rng, held_out: bool = False) -> list[tuple[str, str]]:
-    """Three questions about a passage, the passage before the first.
+    """Returns three questions about a passage as turns; the passage stands before the first question.
 
-    One passage in seven is held out: no document shows it.
+    One passage in seven is held out: no document shows it. `held_out` says which sort to draw.
     """
     while True:
         events = language.draw_events(rng, 3)
@@ -49,17 +50,19 @@ def draw_reading(rng, held_out: bool = False) -> list[tuple[str, str]]:
 
 
 def lines(turns) -> str:
+    """Returns turns as text, one after another."""
     return "\n".join(prompt + answer for prompt, answer in turns)
 
 
 def prompts(world, count: int) -> dict[str, list[dict]]:
-    """Few-shot prompts in the formats of the documents, on instances that no document shows.
+    """Returns few-shot prompts in the formats of the documents, mostly on instances that no document shows.
+
+    The shots are drawn as for documents, and the last sentence, the last sum or the passage is held out. Only every
+    second sum is: a small model recalls more sums than it computes, so half of the sums are among those of documents.
 
     Returns:
-        `closed_qa`, `translation`, `arithmetic` -> [{"prompt", "answer", "held_out"}]: the shots
-        are drawn as for documents, the passage or the last sentence is a held-out one. Every
-        second sum is one that documents show: a small model recalls more than it reckons. The
-        answer ends with the line or a full stop.
+        `closed_qa`, `translation` and `arithmetic` -> [{"prompt", "answer", "held_out"}]. A model's answer ends with
+        the line or with a full stop.
     """
     found = {"closed_qa": [], "translation": [], "arithmetic": []}
     for skill, rows in found.items():

@@ -1,11 +1,12 @@
-"""What a task is: a prompt, a demonstration, and all that the gold labeler needs to judge answers.
+"""Tasks: a prompt, a demonstration, and everything that the gold labeler needs to judge answers.
 
-A kind of task is a function of (world, rng, flawed) that draws one Draft; `flawed` asks for a
-demonstration that is one fact or one item short, as people's are now and then (not every kind can
-be). The kinds themselves are in tasks_on_knowledge.py and tasks_on_text.py.
+A kind of task is a function (world, rng, flawed) that draws one Draft. `flawed` asks for a demonstration that lacks one
+fact or one item, as demonstrations of people sometimes do; not every kind can. The kinds themselves are in
+tasks_on_knowledge.py and tasks_on_text.py.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from rlhf_jax.world import language
 from rlhf_jax.world.knowledge import CLASS_OF, ENTITIES, PLACES
@@ -14,9 +15,17 @@ ANYTHING = tuple(CLASS_OF) + PLACES  # every word that an event can be about
 
 
 class Draft(NamedTuple):
-    """A prompt and its demonstration before they are given to a split."""
+    """A prompt and its demonstration, before they are assigned to a split.
 
-    instance: tuple  # what is asked, whatever the wording
+    Attributes:
+        instance: what the prompt asks for, independent of its wording.
+        instruction: the instruction.
+        input: the text that the instruction is about; "" if there is none.
+        output: the demonstration.
+        spec: what `gold.score` needs.
+    """
+
+    instance: tuple
     instruction: str
     input: str
     output: str
@@ -24,11 +33,18 @@ class Draft(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A family of tasks."""
+    """A kind of task.
+
+    Attributes:
+        category: category of InstructGPT's Table 1.
+        weight: relative frequency among the kinds of the category.
+        held_out: whether prompts of the kind are kept out of all training on instructions.
+        draw: (world, rng, flawed) -> Draft.
+    """
 
     category: str
-    weight: float  # among the kinds of the category
-    held_out: bool  # never trained on
+    weight: float
+    held_out: bool
     draw: Callable
 
 
@@ -36,7 +52,7 @@ KINDS: dict[str, Kind] = {}
 
 
 def task(category: str, weight: float = 1, held_out: bool = False):
-    """Registers a function as a kind of task, under its name."""
+    """Returns a decorator that registers a function as a kind of task, under the function's name."""
 
     def register(draw):
         KINDS[draw.__name__] = Kind(category, weight, held_out, draw)
@@ -46,17 +62,26 @@ def task(category: str, weight: float = 1, held_out: bool = False):
 
 
 def any_entity(rng) -> str:
-    """Of each class equally often."""
+    """Returns a random entity; all classes are equally likely."""
     return rng.choice(ENTITIES[rng.choice(sorted(ENTITIES))])
 
 
 def answer_spec(answers, options, **more) -> dict:
-    """The spec of a task that wants one of `answers` and none of the other `options`."""
+    """Returns the spec of a task that asks for one of `answers`, and for none of the other `options`."""
     return {"task": "answer", "answers": list(answers), "options": list(options), **more}
 
 
 def draw_list(rng, flawed, items, options, count, shape=language.name):
-    """The text and spec of a task that wants `count` of `items`."""
+    """Returns the demonstration and the spec of a task that asks for `count` of `items`.
+
+    Args:
+        rng: the source of randomness.
+        flawed: whether the demonstration lacks one item.
+        items: the right items.
+        options: all words of the same sort, right or wrong.
+        count: number of items that the prompt asks for.
+        shape: item -> its phrase in the demonstration.
+    """
     chosen = rng.sample(sorted(items), count - (flawed and count > 1))
     spec = {"task": "list", "items": list(items), "options": list(options), "count": count}
     return f"{language.listing(map(shape, chosen))} .", spec | {"flaw": len(chosen) < count}

@@ -1,4 +1,4 @@
-"""Tasks about what is true in the world: writing, questions, ideas, corrections."""
+"""Tasks about the facts of the world: writing, questions, ideas, corrections."""
 
 from rlhf_jax.world import language
 from rlhf_jax.world.knowledge import CLASS_OF, CLASS_PLURALS, ENTITIES, NUMBERS, PLACES, RELATIONS, RELATIONS_OF
@@ -8,7 +8,20 @@ from rlhf_jax.world.tasks import Draft, answer_spec, any_entity, draw_list, task
 
 
 def _facts(world, rng, flawed, subjects, count, *, relations=None, sentences=None, include=()):
-    """The text and spec of a task that wants `count` true facts about the subjects."""
+    """Returns the demonstration and the spec of a task that asks for true facts about the subjects.
+
+    Some of these tasks get a constraint: to avoid a relation, or to use one sentence.
+
+    Args:
+        world: the world.
+        rng: the source of randomness.
+        flawed: whether the demonstration lacks one fact.
+        subjects: entities that the facts are about.
+        count: number of facts.
+        relations: relations that the facts may be about; None for all.
+        sentences: number of sentences that the prompt asks for; None if it does not ask.
+        include: words that an answer must have.
+    """
     spec = {
         "task": "facts",
         "subjects": list(subjects),
@@ -45,12 +58,13 @@ _READERS = ("a child", "my class", "a friend", "my mother")
 
 
 def _for_reader(rng) -> str:
-    """Some prompts say for whom, which asks for nothing more."""
+    """Returns whom the text is for, in a quarter of the prompts, else ""; it does not change the task."""
     return f" for {rng.choice(_READERS)}" if rng.random() < 0.25 else ""
 
 
 @task("generation", 3)
 def about(world, rng, flawed):
+    """Asks for a text of one to three sentences about an entity."""
     subject, count = any_entity(rng), rng.randint(1, 3)
     x = language.name(subject) + _for_reader(rng)
     n = f"{NUMBERS[count]} sentence{'s' * (count > 1)}"
@@ -69,6 +83,7 @@ def about(world, rng, flawed):
 
 @task("generation", 2)
 def things(world, rng, flawed):
+    """Asks for two or three facts about an entity."""
     subject, count = any_entity(rng), rng.randint(2, 3)
     x, n = language.name(subject), NUMBERS[count]
     reader = _for_reader(rng)
@@ -87,6 +102,7 @@ def things(world, rng, flawed):
 
 @task("generation", 2)
 def parts(world, rng, flawed):
+    """Asks for two given relations of an entity."""
     subject = any_entity(rng)
     relations = rng.sample(RELATIONS_OF[CLASS_OF[subject]], 2)
     x = language.name(subject)
@@ -104,6 +120,7 @@ def parts(world, rng, flawed):
 
 @task("generation", 2)
 def pair(world, rng, flawed):
+    """Asks for a story about two entities."""
     subjects = any_entity(rng), any_entity(rng)
     while subjects[0] == subjects[1]:
         subjects = any_entity(rng), any_entity(rng)
@@ -122,6 +139,7 @@ def pair(world, rng, flawed):
 
 @task("generation", 1)
 def note(world, rng, flawed):
+    """Asks for a note to a person about an entity."""
     subject, person = any_entity(rng), rng.choice(ENTITIES["person"])
     x = language.name(subject)
     instruction = rng.choice(
@@ -138,15 +156,10 @@ def note(world, rng, flawed):
 
 @task("generation", 1)
 def ad(world, rng, flawed):
+    """Asks for an ad for a food or a tool."""
     subject = rng.choice(ENTITIES["food"] + ENTITIES["tool"])
     x = language.name(subject)
-    instruction = rng.choice(
-        (
-            f"write an ad for {x} .",
-            f"help me to sell {x} .",
-            f"write why one should buy {x} .",
-        )
-    )
+    instruction = rng.choice((f"write an ad for {x} .", f"help me to sell {x} .", f"write why one should buy {x} ."))
     output, spec = _facts(world, rng, flawed, [subject], 2, include=["buy"])
     if any(constraint == "one_sentence" for constraint, _ in spec["constraints"]):
         return Draft((subject,), instruction, "", f"buy {x} , {output}", spec)
@@ -155,6 +168,7 @@ def ad(world, rng, flawed):
 
 @task("generation", 1.5)
 def go_on(world, rng, flawed):
+    """Asks for new facts about an entity, after a text that tells some."""
     subject, other = rng.sample(sorted(CLASS_OF), 2)
     relations = rng.sample(RELATIONS_OF[CLASS_OF[subject]], 5)
     told, count = rng.randint(1, 3), rng.randint(1, 2)
@@ -175,6 +189,7 @@ def go_on(world, rng, flawed):
 
 @task("generation", held_out=True)
 def riddle(world, rng, flawed):
+    """Asks for a riddle about an entity, which must not name it."""
     subject, person = any_entity(rng), rng.choice(ENTITIES["person"])
     relations = rng.sample(RELATIONS_OF[CLASS_OF[subject]], 2)
     clues = relations[:1] if flawed else relations
@@ -207,17 +222,11 @@ def riddle(world, rng, flawed):
 
 @task("open_qa", 3)
 def ask(world, rng, flawed):
+    """Asks for the value of a relation of an entity."""
     subject = any_entity(rng)
     relation = rng.choice(RELATIONS_OF[CLASS_OF[subject]])
     value, q = world.knowledge[subject][relation], language.question(subject, relation)
-    instruction = rng.choice(
-        (
-            f"{q} ?",
-            f"tell me , {q} ?",
-            f"please answer , {q} ?",
-            f"do you know {q} ?",
-        )
-    )
+    instruction = rng.choice((f"{q} ?", f"tell me , {q} ?", f"please answer , {q} ?", f"do you know {q} ?"))
     output = rng.choice(
         (
             RELATIONS[relation].value.format(value),
@@ -231,6 +240,7 @@ def ask(world, rng, flawed):
 
 @task("open_qa", 1)
 def which(world, rng, flawed):
+    """Asks for an entity with a given value."""
     (kind, relation, value), members = rng.choice(world.knowledge.keyed_groups)
     subject, phrase = rng.choice(members), language.predicate(relation, value)
     who = "who" if kind == "person" else f"which {kind}"
@@ -242,6 +252,7 @@ def which(world, rng, flawed):
 
 @task("open_qa", held_out=True)
 def yes_no(world, rng, flawed):
+    """Asks whether a statement is true."""
     subject = any_entity(rng)
     relation = rng.choice(RELATIONS_OF[CLASS_OF[subject]])
     truth = world.knowledge[subject][relation]
@@ -255,6 +266,7 @@ def yes_no(world, rng, flawed):
 
 @task("brainstorming", 3)
 def search(world, rng, flawed):
+    """Asks for several entities of a class with a given value."""
     members = ()
     while len(members) < 2:
         (kind, relation, value), members = rng.choice(world.knowledge.keyed_groups)
@@ -262,12 +274,7 @@ def search(world, rng, flawed):
     n = NUMBERS[count]
     such = f"{CLASS_PLURALS[kind]} that {RELATIONS[relation].plural.format(value)}"
     instruction = rng.choice(
-        (
-            f"name {n} {such} .",
-            f"list {n} {such} .",
-            f"give me {n} {such} .",
-            f"i am looking for {n} {such} .",
-        )
+        (f"name {n} {such} .", f"list {n} {such} .", f"give me {n} {such} .", f"i am looking for {n} {such} .")
     )
     output, spec = draw_list(rng, flawed, members, ENTITIES[kind], count)
     return Draft((kind, relation, value, count), instruction, "", output, spec)
@@ -278,6 +285,7 @@ _OCCASIONS = ("for a party", "for a gift", "for a trip", "for the winter", "for 
 
 @task("brainstorming", 1)
 def gifts(world, rng, flawed):
+    """Asks for foods or tools for an occasion."""
     person, kind = rng.choice(ENTITIES["person"]), rng.choice(("food", "tool"))
     count, occasion = rng.randint(2, 4), rng.choice(_OCCASIONS)
     n = NUMBERS[count]
@@ -294,6 +302,7 @@ def gifts(world, rng, flawed):
 
 @task("brainstorming", 1)
 def visits(world, rng, flawed):
+    """Asks for places for an occasion."""
     friend, count, occasion = any_entity(rng), rng.randint(2, 4), rng.choice(_OCCASIONS)
     while CLASS_OF[friend] not in ("person", "animal"):
         friend = any_entity(rng)
@@ -311,6 +320,7 @@ def visits(world, rng, flawed):
 
 @task("brainstorming", held_out=True)
 def all_but(world, rng, flawed):
+    """Asks for entities of a class, except one or two."""
     kind, count = rng.choice(sorted(ENTITIES)), rng.randint(2, 4)
     banned = rng.sample(ENTITIES[kind], rng.randint(1, 2))
     instruction = rng.choice(
@@ -329,6 +339,7 @@ def all_but(world, rng, flawed):
 
 @task("classification", 1)
 def kind_of(world, rng, flawed):
+    """Asks for the class of an entity."""
     subject = any_entity(rng)
     x, kinds = language.name(subject), rng.sample(sorted(ENTITIES), 3)
     if CLASS_OF[subject] not in kinds:
@@ -341,16 +352,13 @@ def kind_of(world, rng, flawed):
 
 @task("other", 1)
 def odd_one(world, rng, flawed):
+    """Asks for the one of four words that is of another class."""
     kind, other = rng.sample(sorted(ENTITIES), 2)
     words = rng.sample(ENTITIES[kind], 3) + [rng.choice(ENTITIES[other])]
     odd = words[-1]
     rng.shuffle(words)
     instruction = rng.choice(
-        (
-            "which word does not belong ?",
-            "find the odd word .",
-            "one word is not like the others .",
-        )
+        ("which word does not belong ?", "find the odd word .", "one word is not like the others .")
     )
     text = " , ".join(words)
     return Draft(tuple(sorted(words)), instruction, text, f"{odd} .", answer_spec([odd], words))
@@ -358,17 +366,12 @@ def odd_one(world, rng, flawed):
 
 @task("other", 1)
 def complete(world, rng, flawed):
+    """Asks for the end of a true sentence."""
     subject = any_entity(rng)
     relation = rng.choice(RELATIONS_OF[CLASS_OF[subject]])
     value = world.knowledge[subject][relation]
     start, end = RELATIONS[relation].says.split("{}")
-    instruction = rng.choice(
-        (
-            "finish the sentence .",
-            "complete the sentence .",
-            "how does the sentence end ?",
-        )
-    )
+    instruction = rng.choice(("finish the sentence .", "complete the sentence .", "how does the sentence end ?"))
     output = rng.choice((f"{value}{end}", language.statement(subject, relation, value)))
     spec = answer_spec([value], RELATIONS[relation].values)
     text = f"{language.name(subject)} {start}".strip()
@@ -377,25 +380,16 @@ def complete(world, rng, flawed):
 
 @task("other", 1)
 def correct(world, rng, flawed):
+    """Asks for the correction of a false sentence."""
     subject = any_entity(rng)
     relation = rng.choice(RELATIONS_OF[CLASS_OF[subject]])
     truth = wrong = world.knowledge[subject][relation]
     while wrong in (truth, subject):
         wrong = rng.choice(RELATIONS[relation].values)
     instruction = rng.choice(
-        (
-            "the sentence is wrong . correct it .",
-            "find the mistake and write the sentence again .",
-        )
+        ("the sentence is wrong . correct it .", "find the mistake and write the sentence again .")
     )
-    spec = {
-        "task": "facts",
-        "subjects": [subject],
-        "relations": [relation],
-        "count": 1,
-        "sentences": 1,
-        "include": [],
-    }
+    spec = {"task": "facts", "subjects": [subject], "relations": [relation], "count": 1, "sentences": 1, "include": []}
     text = language.statement(subject, relation, wrong)
     output = language.statement(subject, relation, truth)
     return Draft((subject, relation, wrong), instruction, f"{text} .", f"{output} .", spec)

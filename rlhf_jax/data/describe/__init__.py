@@ -1,4 +1,4 @@
-"""What a dataset holds, as InstructGPT's Tables 6 to 11 tell it: counts, lengths, categories, rankings, leaks."""
+"""Statistics of a dataset, as in InstructGPT's Tables 6 to 11: counts, lengths, categories, rankings, leaks."""
 
 import collections
 import itertools
@@ -14,7 +14,7 @@ from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.statistics import share
 
 CATEGORY_FIELDS = ("category", "use_case", "task", "template", "source", "subset", "language", "label")
-_SHOWN = 12  # values of a category, reasons of bad rows; the rest is summed up
+_SHOWN = 12  # number of values that a category lists; the others are summed up
 _SPLITS = (*splits.NAMES, splits.HELD_OUT)
 
 Lengths = dict[str, dict[str, np.ndarray]]  # "prompts", "completions", "documents" -> split -> i64[N]
@@ -27,19 +27,20 @@ def describe(
     categories: Sequence[str] = CATEGORY_FIELDS,
     prompt_length: int | None = None,
 ) -> tuple[dict, dict[str, Lengths]]:
-    """The statistics of a corpus.
+    """Returns the statistics of a corpus.
 
     Args:
-      kinds: which to describe, of data.corpus.KINDS; the corpus has files of all of them.
-      tokenizer: counts lengths in tokens, without it in characters.
-      categories: fields whose values divide the rows, where a row has them.
-      prompt_length: prompts that are longer are counted; None: no limit.
+      corpus: the corpus.
+      kinds: the kinds of rows to describe, of data.corpus.KINDS; the corpus must have files of each.
+      tokenizer: the tokenizer that measures lengths in tokens; None measures them in characters.
+      categories: names of fields whose values divide the rows into categories, for rows that have the field.
+      prompt_length: length above which prompts are counted as too long; None does not count them.
 
     Returns:
-      Facts that can be written as JSON, and the lengths by kind.
+      Facts of JSON's types, and the lengths by kind.
 
     Raises:
-      InputError: a file that cannot be read, or a field of `data.files` that does not fit it.
+      InputError: a file cannot be read, or a field of `data.files` does not fit it.
     """
     facts = {"unit": "tokens" if tokenizer else "characters", "kinds": {}}
     lengths = {}
@@ -70,7 +71,7 @@ def describe(
 
 
 def length_facts(lengths: np.ndarray) -> dict[str, float]:
-    """count, mean, sd, min, quartiles, median and max of lengths i64[N], or of other numbers."""
+    """Returns count, mean, standard deviation, min, quartiles, median and max of lengths i64[N] or other numbers."""
     low, middle, high = np.quantile(lengths, [0.25, 0.5, 0.75]).tolist()
     return {
         "count": len(lengths),
@@ -85,9 +86,12 @@ def length_facts(lengths: np.ndarray) -> dict[str, float]:
 
 
 def ranking_facts(rankings: Sequence[Ranking]) -> dict:
-    """K, pairs, ties, labelers, their agreement, and whether longer or earlier completions are preferred."""
+    """Returns statistics of rankings: K, pairs, ties, labelers and their agreement, and biases of length and order.
+
+    The biases are the shares of untied pairs whose longer, or earlier listed, completion is preferred.
+    """
     pairs = tied = 0
-    longer, earlier, units = [], [], []  # of the pairs that are not tied
+    longer, earlier, units = [], [], []  # one entry for each pair that is not tied
     for ranking in rankings:
         for i, j in itertools.combinations(range(len(ranking.ranks)), 2):
             pairs += 1
@@ -111,7 +115,7 @@ def ranking_facts(rankings: Sequence[Ranking]) -> dict:
     }
     if longer:
         facts["longer_preferred"] = share(longer, units=units)._asdict()
-        if np.mean(earlier) < 1:  # else the order is the ranking, as in {chosen, rejected}
+        if np.mean(earlier) < 1:  # at 1 the order is the ranking itself, as in {chosen, rejected}
             facts["earlier_preferred"] = share(earlier, units=units)._asdict()
     if scores := [score for ranking in rankings for score in ranking.scores or ()]:
         facts["scores"] = length_facts(np.array(scores))
@@ -119,13 +123,13 @@ def ranking_facts(rankings: Sequence[Ranking]) -> dict:
 
 
 def agreement(rankings: Sequence[Ranking]) -> dict | None:
-    """How often two labelers who ranked the same two completions, neither a tie, prefer the same one.
+    """Returns how often two labelers prefer the same one of two completions that both ranked without a tie.
 
     Returns:
-      The share over all such pairs of judgements, its interval over prompts, and how many there are;
-      None where no two labelers ranked the same.
+      The share of such pairs of judgements that agree, with its interval over prompts, and the numbers of comparisons
+      and prompts; None if no two labelers ranked the same completions.
     """
-    votes = collections.defaultdict(dict)  # prompt -> labeler -> completion -> rank, a labeler's first ranking
+    votes = collections.defaultdict(dict)  # prompt -> labeler -> completion -> its rank in the labeler's first ranking
     for ranking in rankings:
         if ranking.labeler is not None:
             ranks = dict(zip(ranking.completions, ranking.ranks))
@@ -133,7 +137,7 @@ def agreement(rankings: Sequence[Ranking]) -> dict | None:
                 votes[ranking.prompt].setdefault(ranking.labeler, {}).setdefault(text, rank)
     shares, counts = [], []
     for by_labeler in votes.values():
-        wins = collections.Counter()  # (better, worse) -> labelers
+        wins = collections.Counter()  # (better, worse) -> number of labelers
         for ranks in by_labeler.values():
             for first, second in itertools.permutations(ranks, 2):
                 wins[first, second] += ranks[first] < ranks[second]
@@ -148,11 +152,12 @@ def agreement(rankings: Sequence[Ranking]) -> dict | None:
 
 
 def _all(by_split: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the values of all splits together."""
     return np.concatenate(list(by_split.values()))
 
 
 def _lengths(by_split: dict[str, list], tokenizer: Tokenizer | None) -> Lengths:
-    """Of documents, of the distinct prompts, of all completions."""
+    """Returns the lengths of documents, of distinct prompts and of all completions, each by split."""
     parts = {"documents": {}, "prompts": {}, "completions": {}}
     for name, rows in by_split.items():
         if hasattr(rows[0], "text"):
@@ -167,16 +172,19 @@ def _lengths(by_split: dict[str, list], tokenizer: Tokenizer | None) -> Lengths:
 
 
 def _measure(texts: list[str], tokenizer: Tokenizer | None, what: str, **start: bool) -> np.ndarray:
+    """Returns the length of each text, i64[N], in tokens, or in characters without a tokenizer."""
     if tokenizer is None:
         return np.array([len(text) for text in texts])
     return encoding.lengths(tokenizer, texts, what, **start)
 
 
 def _completions(row: Any) -> tuple[str, ...]:
+    """Returns the completions of a ranking, the one of a demonstration, or none."""
     return getattr(row, "completions", None) or ((row.completion,) if hasattr(row, "completion") else ())
 
 
 def _sources(corpus: FileCorpus, kind: str, by_split: dict[str, list]) -> dict[str, dict[str, int]]:
+    """Returns the number of rows and distinct prompts of each file, and of rows in each split."""
     split_of = {id(row): name for name, rows in by_split.items() for row in rows}
     table = {}
     for source, rows in corpus.sources(kind).items():
@@ -187,7 +195,7 @@ def _sources(corpus: FileCorpus, kind: str, by_split: dict[str, list]) -> dict[s
 
 
 def _bad_rows(reports: list[ReadReport]) -> dict:
-    """How many rows were skipped, by reason, and where the first of each is."""
+    """Returns the number of skipped rows for each reason, most frequent first, and the place of the first of them."""
     reasons = {}
     for place, reason in (skipped for report in reports for skipped in report.skipped):
         entry = reasons.setdefault(reason, {"count": 0, "first": place})
@@ -196,7 +204,7 @@ def _bad_rows(reports: list[ReadReport]) -> dict:
 
 
 def _categories(by_split: dict[str, list], lengths: Lengths, names: Sequence[str]) -> dict[str, dict[str, dict]]:
-    """field -> value -> rows, share and mean length of its prompts, largest first (Tables 1, 7, 10)."""
+    """Returns field -> value -> number of rows, share and mean prompt length, largest first (Tables 1, 7, 10)."""
     if "prompts" not in lengths:
         return {}
     size = {}
@@ -223,13 +231,17 @@ def _categories(by_split: dict[str, list], lengths: Lengths, names: Sequence[str
 
 
 def _duplicates(corpus: FileCorpus, kind: str) -> dict:
+    """Returns the numbers of equal rows and of near-duplicate prompts among all rows of a kind."""
     rows = [row for own in corpus.sources(kind).values() for row in own]
     equal = len(rows) - len({splits.content(row) for row in rows})
     return {"rows": len(rows), "equal_rows": equal} | corpus.split_reports[kind]["near_duplicates"]
 
 
 def _leaks(corpus: FileCorpus, kinds: Sequence[str]) -> dict:
-    """Prompts that have a near duplicate in another split, or in another file."""
+    """Counts clusters of near-duplicate prompts that lie in several splits, or in two files.
+
+    Clusters across splits are counted for the corpus's splits, and for splits by a hash of each prompt alone.
+    """
     places = [
         (row.prompt, kind, source, row)
         for kind in kinds

@@ -1,12 +1,11 @@
-"""Prints what a dataset holds: counts, lengths, categories, rankings, duplicates and leaks.
+"""Prints statistics of a dataset: counts, lengths, categories, rankings, duplicates and leaks.
 
     python -m rlhf_jax.data.describe --data=FILE_OR_FOLDER [--kind=rankings] [--tokenizer=FILE] [--out=DIR]
 
-A file is given as in config.data.files, name[@rows][:theirs=ours;theirs=ours]; several are separated by
-commas. A folder's files are all described, each as the kind that its fields say. The work directory of a
-run is described as the run reads its data, with its tokenizer, template and splits; other data in the splits
-that they publish, and by shares where they publish none. --out writes
-report.md, lengths.png and facts.json.
+A file is given as in config.data.files, name[@rows][:theirs=ours;theirs=ours]; commas separate several files. For a
+folder, all its files are described; a file's fields tell its kind of rows. For the work directory of a run, the data
+are described as the run reads them, with its tokenizer, template and splits. Other data keep their published splits,
+and are split by shares if they publish none. --out writes report.md, lengths.png and facts.json.
 """
 
 import argparse
@@ -16,7 +15,7 @@ import sys
 import rich.markdown
 from ml_collections import ConfigDict
 
-from rlhf_jax.config import data_config, restored
+from rlhf_jax.config import data_config
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import describe, files, prepared, rows
 from rlhf_jax.data.describe import counts as tables
@@ -24,16 +23,21 @@ from rlhf_jax.data.describe import picture
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import forms
+from rlhf_jax.fields.defaults import restored
 from rlhf_jax.runtime import terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import read_json, write_json, write_text
 
 
 def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus, list[str]]:
-    """The corpus that `--data` names, and the kinds of rows that it has.
+    """Returns the corpus that `--data` names, and the kinds of rows that it has.
+
+    Args:
+      data: files separated by commas, a folder, or the work directory of a run.
+      kind: the kind of rows; None finds it out from the fields of each file.
 
     Raises:
-      InputError: there is no such file, or its kind cannot be told.
+      InputError: there is no such file, or its kind of rows cannot be told.
     """
     folder = pathlib.Path(data)
     if _is_run(folder):
@@ -50,7 +54,7 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
         section.update(config.files)  # a run of an earlier version may lack fields
     else:
         section, template = data_config().files, Template()
-        section.splits = "published"  # rows of which nobody published a split go by shares
+        section.splits = "published"  # rows without a published split go by shares
         entries = (
             _files_of(folder) if folder.is_dir() else [entry.strip() for entry in data.split(",") if entry.strip()]
         )
@@ -62,7 +66,7 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
                 "folder as name:split"
             ) from None
         folders = {pathlib.Path(entry.name).parent for entry in named}
-        if len(folders) == 1:  # then names are short
+        if len(folders) == 1:  # then names are shown relative to the folder
             section.dir = str(folders.pop())
             entries = [entry.removeprefix(section.dir).lstrip("/") for entry in entries]
         for entry, parsed in zip(entries, named):
@@ -75,32 +79,34 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
 
 
 def _is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder is the work directory of a run."""
     return (folder / "config.json").is_file() and ((folder / "template.txt").is_file() or _chats(folder))
 
 
 def _chats(folder: pathlib.Path) -> bool:
-    """Whether this is a run whose template is the released model's own."""
+    """Whether a folder is that of a run which uses a released model's chat template."""
     return (folder / "overrides.json").is_file() and not (folder / "template.txt").is_file()
 
 
 def _run_config(folder: pathlib.Path) -> ConfigDict:
+    """Returns the config of the run in a folder."""
     return restored(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def _files_of(folder: pathlib.Path) -> list[str]:
-    """A dataset's folder is one entry; of any other folder each file is one."""
+    """Returns the entries to describe: a dataset's folder itself, or each file of rows in any other folder."""
     if prepared.find(folder) or any((folder / name).exists() for name in _DATASETS):
         return [str(folder)]
     found = [path for path in sorted(folder.iterdir()) if files.file_type(path) in (*_ROWS, ".txt") and path.is_file()]
     return [str(path) for path in found] or [str(folder)]
 
 
-_ROWS = set(rows.SUFFIXES) - {".json"}  # facts lie in .json files too; name one that holds rows
-_DATASETS = ("dataset_dict.json", "state.json")  # of datasets.save_to_disk
+_ROWS = set(rows.SUFFIXES) - {".json"}  # a .json file often holds no rows, so one that does must be named
+_DATASETS = ("dataset_dict.json", "state.json")  # files that datasets.save_to_disk writes
 
 
 def _kind_of(entry: forms.Entry) -> str:
-    """What the fields of the first good row say."""
+    """Returns the kind of rows of an entry, by the fields of its first good row."""
     path = entry.name
     if files.file_type(path) == ".txt":
         return "documents"
@@ -123,6 +129,7 @@ def _kind_of(entry: forms.Entry) -> str:
 
 
 def _tokenizer(path: str | None, data: str) -> Tokenizer | None:
+    """Returns the tokenizer of a path, or else of the run in the folder `data`; None if it has none."""
     if path is None:
         saved = pathlib.Path(data, "tokenizer.json")
         if not saved.is_file():

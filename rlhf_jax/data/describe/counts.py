@@ -1,10 +1,10 @@
-"""The facts of a dataset as Markdown."""
+"""Writes the statistics of a dataset as Markdown."""
 
 from rlhf_jax.runtime.markdown import cell
 
 
 def markdown(facts: dict, title: str) -> str:
-    """One page; see describe.describe for the facts."""
+    """Returns a page of Markdown about the facts that describe.describe returns."""
     parts = [f"# {cell(title)}"]
     for kind, found in facts["kinds"].items():
         parts += [f"## {kind.capitalize()}", *_kind(found, facts["unit"])]
@@ -14,6 +14,7 @@ def markdown(facts: dict, title: str) -> str:
 
 
 def _kind(found: dict, unit: str) -> list[str]:
+    """Returns the parts of the page about one kind of rows."""
     columns = list(dict.fromkeys(name for row in found["sources"].values() for name in row))
     rows = [[name, *(_count(row.get(column, 0)) for column in columns)] for name, row in found["sources"].items()]
     if len(rows) > 1:
@@ -46,6 +47,7 @@ def _kind(found: dict, unit: str) -> list[str]:
 
 
 def _lengths(lengths: dict, unit: str) -> str:
+    """Returns a table of lengths, by part and split."""
     names = ("count", "mean", "sd", "min", "quartile_1", "median", "quartile_3", "max")
     rows = [
         [f"{part}, {split}", *(_count(round(own[name])) for name in names)]
@@ -57,16 +59,14 @@ def _lengths(lengths: dict, unit: str) -> str:
 
 
 def _rankings(found: dict) -> list[str]:
+    """Returns a table about rankings."""
     sizes = ", ".join(f"K = {size}: {_count(count)}" for size, count in found["completions"].items())
     rows = [
         ["rankings", _count(found["rankings"])],
         ["distinct prompts", _count(found["prompts"])],
         ["completions", sizes],
         ["pairs", _count(found["pairs"])],
-        [
-            "tied pairs",
-            f"{_count(found['tied_pairs'])} ({100 * found['tied_pairs'] / max(1, found['pairs']):.1f} %)",
-        ],
+        ["tied pairs", f"{_count(found['tied_pairs'])} ({100 * found['tied_pairs'] / max(1, found['pairs']):.1f} %)"],
         ["rankings in which all are tied", _count(found["all_tied"])],
     ]
     if "scores" in found:
@@ -91,20 +91,18 @@ def _rankings(found: dict) -> list[str]:
 
 
 def _bad_rows(reasons: dict, shown: int = 8) -> str:
+    """Returns a table of the most frequent reasons for which rows were skipped."""
     total = sum(found["count"] for found in reasons.values())
     rows = [[reason, _count(found["count"]), found["first"]] for reason, found in reasons.items()]
     if len(rows) > shown:
         rows = rows[:shown] + [
-            [
-                f"{len(rows) - shown} other reasons",
-                _count(sum(f["count"] for f in list(reasons.values())[shown:])),
-                "",
-            ]
+            [f"{len(rows) - shown} other reasons", _count(sum(f["count"] for f in list(reasons.values())[shown:])), ""]
         ]
     return f"Bad rows, skipped: {_count(total)}.\n\n" + _table(["reason", "rows", "the first"], rows)
 
 
 def _duplicates(found: dict) -> str:
+    """Returns sentences about equal rows and near-duplicate prompts."""
     text = f"Rows that repeat another one: {_count(found['equal_rows'])} of {_count(found['rows'])}."
     if found["clusters"]:
         text += (
@@ -115,6 +113,7 @@ def _duplicates(found: dict) -> str:
 
 
 def _leaks(found: dict) -> str:
+    """Returns a sentence about clusters across splits, and a table of prompts that files share."""
     text = (
         f"Clusters of near-duplicate prompts that lie in more than one split: {_count(found['across_splits'])} as "
         f"configured, {_count(found['across_splits_by_prompt_alone'])} if each prompt were split by itself."
@@ -126,6 +125,7 @@ def _leaks(found: dict) -> str:
 
 
 def _percent(estimate: dict) -> str:
+    """Returns a share with its interval, in percent."""
     return f"{100 * estimate['value']:.1f} % [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
@@ -134,6 +134,7 @@ def _count(value: int) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
+    """Returns a Markdown table with escaped cells; all columns but the first are aligned right."""
     rule = ["---"] + ["---:"] * (len(columns) - 1)
     lines = [[cell(text) for text in columns], rule, *([cell(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

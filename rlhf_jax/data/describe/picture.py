@@ -1,11 +1,12 @@
-"""The length distributions of a dataset as a picture."""
+"""Draws the length distributions of a dataset."""
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-_COLOURS = {"train": "#0072B2", "valid": "#D55E00", "test": "#009E73", "heldout": "#CC79A7"}  # Okabe and Ito
+# Colour-blind safe colours, by Okabe and Ito.
+_COLOURS = {"train": "#0072B2", "valid": "#D55E00", "test": "#009E73", "heldout": "#CC79A7"}
 _LINES = {"train": "-", "valid": "--", "test": ":", "heldout": "-."}
 _STYLE = {
     "font.size": 9,
@@ -22,12 +23,14 @@ _STYLE = {
 
 
 def draw(lengths: dict, unit: str, path) -> None:
-    """A panel for each kind and part of it: the share of texts by length, one line a split.
+    """Draws a panel for each kind of rows and each of its texts: the share of texts by length, one line per split.
 
-    Lengths are on a logarithmic axis; the short lines below it are the medians.
+    Lengths are on a logarithmic axis; the short vertical lines on it mark the medians.
 
     Args:
       lengths: kind -> part -> split -> i64[N].
+      unit: unit of the lengths, "tokens" or "characters".
+      path: path of the picture.
     """
     panels = [(kind, part, found) for kind, parts in lengths.items() for part, found in parts.items()]
     columns = min(2, len(panels))
@@ -48,6 +51,7 @@ def draw(lengths: dict, unit: str, path) -> None:
 
 
 def _panel(axis, by_split: dict[str, np.ndarray]) -> None:
+    """Draws the histograms of lengths, by split, on an axis."""
     every = np.concatenate(list(by_split.values())).clip(1)
     edges = np.unique(np.round(np.geomspace(every.min(), every.max() + 1, 21)))
     if len(edges) < 2:

@@ -1,4 +1,4 @@
-"""Public datasets as published: one file per source or family, each with its DATASETS."""
+"""Public datasets in the form in which they are published; each module here has the DATASETS of a source or family."""
 
 from rlhf_jax.data.public import documents, hh_rlhf, instructions, oasst, questions, summarize
 from rlhf_jax.data.public.dataset import Dataset, LeftOut

@@ -1,4 +1,4 @@
-"""What a public dataset is to us: which files its source publishes, and how their rows become ours."""
+"""Describes a public dataset: the files that its source publishes, and how to convert their rows."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,12 +11,12 @@ Row = dict[str, Any]
 
 
 class LeftOut(InputError):
-    """A published row that is known to say nothing for our purpose: counted and named, never an error."""
+    """A published row that is known to be of no use for training: it is left out and counted, and is no error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """A file of the source: where it lies below the source folder, its URL, and its SHA-256."""
+    """A file of the source: its path in the source folder, its URL, and its SHA-256 in hexadecimal digits."""
 
     path: str
     url: str
@@ -28,20 +28,20 @@ class Dataset:
     """A public dataset, or one part of it.
 
     Attributes:
-        name: of the prepared dataset.
-        kind: of the records that its rows make.
-        about: one line on what it is.
-        homepage: of the source.
-        files: split -> names of published files without their endings, relative to the source folder;
-            `*` stands for anything. The split None: the row says it itself, in the field `split`.
-        convert: a published row and the name of its file -> our rows. Raises InputError for a row that
-            breaks the format, LeftOut for one that is known to be of no use.
-        columns: the fields of our rows and what they hold, see `prepared.KINDS`.
-        expect: what a published row is, dict or list.
-        assemble: makes rows of which `convert` knows the form from those of a file, where not each
-            line is one.
-        downloads: what --download fetches; empty where no checksum is known from a public source.
-        chat: of rows whose prompt is a dialogue in the source's own markup, the same row with `messages`.
+        name: name of the prepared dataset.
+        kind: kind of records that its rows make.
+        about: one-line description.
+        homepage: URL of the source.
+        files: split -> names of published files without their endings, relative to the source folder (see
+            `folders.find`). The split None stands for files whose converted rows have a field `split`.
+        convert: function (published row, name of its file) -> converted rows. It raises InputError for a row that
+            breaks the format, and LeftOut for a row that is known to be of no use.
+        columns: name -> one of `prepared.KINDS`, the fields of converted rows.
+        expect: type of a published row: dict, list, or object for either.
+        assemble: function that makes the rows that `convert` takes from the lines of a file; None if each line is one.
+        downloads: the files that --download fetches; empty if no checksum is known from a public source.
+        chat: function that replaces a converted row's prompt, a dialogue in the source's markup, by `messages`; None if
+            prompts are no such dialogues.
     """
 
     name: str
@@ -57,7 +57,11 @@ class Dataset:
     chat: Callable[[Row], Row] | None = None
 
     def as_chat(self) -> "Dataset":
-        """The dataset with messages, for the run's chat template, in place of prompts to the letter."""
+        """Returns the dataset with messages, for the run's chat template, in place of verbatim prompts.
+
+        Raises:
+            InputError: the prompts are no dialogues.
+        """
         if self.chat is None:
             raise InputError(f"--chat: the prompts of {self.name} are no dialogues in markup of their own")
         columns = {"messages": "messages", **self.columns}
@@ -72,19 +76,19 @@ RANKING = {"prompt": "text", "completions": "texts", "ranks": "ints", "labeler":
 
 
 def text(row: Row, name: str) -> str:
-    """The text of a field; raises InputError where it is missing, no string, or half a character."""
+    """Returns the text of a field; raises InputError if it is missing, no string, or has half a surrogate pair."""
     return string_of(field(row, name), name)
 
 
 def filled(row: Row, name: str) -> str:
-    """The text of a field that a row is of no use without."""
+    """Returns the text of a field; raises LeftOut if it is blank, for a field without which a row is of no use."""
     if not (value := text(row, name)).strip():
         raise LeftOut(f"field {name!r} is empty")
     return value
 
 
 def number(row: Row, name: str) -> float:
-    """The number of a field."""
+    """Returns the number of a field; raises InputError if it is missing, no number, or NaN."""
     value = field(row, name)
     if type(value) not in (int, float) or value != value:
         raise InputError(f"field {name!r} is not a number")
@@ -92,7 +96,10 @@ def number(row: Row, name: str) -> float:
 
 
 def field(row: Row, name: str, kind: type | None = None) -> Any:
-    """The value of a field, of a type where one is given; `name` may be nested, as 'info.post'."""
+    """Returns the value of a field; raises InputError if it is missing or not of type `kind`.
+
+    A name with dots, such as 'info.post', refers to a nested field.
+    """
     value = row
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:

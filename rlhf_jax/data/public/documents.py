@@ -1,4 +1,4 @@
-"""Text for pretraining: C4, Wikipedia, OpenWebText, or any folder of text."""
+"""Datasets of text for pretraining: C4, Wikipedia, OpenWebText, or any folder of text."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,8 @@ from rlhf_jax.data.public.dataset import Dataset, Row, filled, text
 
 
 def _document(*others: str):
+    """Returns a converter of rows with the field `text`, which also keeps other text fields."""
+
     def convert(row: Row, file: str) -> Iterator[Row]:
         yield {"text": filled(row, "text"), **{name: text(row, name) for name in others}}
 

@@ -1,8 +1,8 @@
 """Anthropic's hh-rlhf: pairs of whole dialogues, one chosen and one rejected.
 
-A dialogue is one text, '\\n\\nHuman: ...\\n\\nAssistant: ...' and so on. The two of a pair share all but
-their last turn, the assistant's: what they share up to there is the prompt, read to the letter. Some
-pairs of the published files differ earlier, or have an empty answer; they are left out, each named.
+A dialogue is one text, '\\n\\nHuman: ...\\n\\nAssistant: ...' and so on. The dialogues of a pair differ only in their
+last turn, which is the assistant's; the text before it is the prompt, kept verbatim. Some published pairs differ
+earlier or have an empty answer. They are left out, and the report lists them.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ _SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejectio
 
 
 def cut(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """-> (prompt, chosen completion, rejected completion), where the dialogues part.
+    """Divides a pair of dialogues into (prompt, chosen completion, rejected completion).
 
     Raises:
-        LeftOut: they part before the last turn, do not end in an assistant's turn, or an answer is empty
-            or the same as the other. A model that plays the human inside its answer is no turn.
+        LeftOut: the dialogues differ before the last turn, or an answer contains a human turn; the dialogues share no
+            turns; or an answer is empty, or equal to the other.
     """
     shared = os.path.commonprefix([chosen, rejected])
     if (place := shared.rfind(ASSISTANT)) < 0 or not shared.startswith(HUMAN):
@@ -44,23 +44,24 @@ def cut(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def opening(dialogue: str) -> str:
-    """What groups dialogues that begin alike, because one conversation is published at several lengths."""
+    """Returns a hash of a dialogue's first turn, as its group: one conversation is published at several lengths."""
     return hashlib.blake2b(dialogue.split(ASSISTANT)[0].strip().encode(), digest_size=8).hexdigest()
 
 
 def chat(row: Row) -> Row:
-    """The row with its prompt as messages; raises LeftOut where a turn is empty."""
+    """Returns a row with its prompt as messages; raises LeftOut if a turn is empty."""
     parts = re.split(r"\n\n(Human|Assistant):", row["prompt"])[1:-2]
     turns = [(_ROLES[name], content.strip()) for name, content in zip(parts[::2], parts[1::2])]
     if not all(content for _, content in turns):
         raise LeftOut("a turn of the prompt is empty")
     others = {name: value for name, value in row.items() if name != "prompt"}
-    if "completions" in row:  # the space after "Assistant:" belongs to the source's format
+    if "completions" in row:  # the space after "Assistant:" is markup of the source
         others["completions"] = [text.removeprefix(" ") for text in row["completions"]]
     return {"messages": [{"role": role, "content": content} for role, content in turns], **others}
 
 
 def _pair(row: Row, file: str) -> Iterator[Row]:
+    """Converts a pair of dialogues; its group is its opening, and its subset the folder of the file."""
     prompt, chosen, rejected = cut(text(row, "chosen"), text(row, "rejected"))
     yield {
         "prompt": prompt,
@@ -72,7 +73,7 @@ def _pair(row: Row, file: str) -> Iterator[Row]:
 
 
 def _red_team(row: Row, file: str) -> Iterator[Row]:
-    """Only the opening is of use, as a prompt: the card forbids training on these transcripts."""
+    """Yields the first turn of a transcript as a prompt; the dataset card forbids training on the transcripts."""
     transcript = text(row, "transcript")
     if not transcript.startswith(HUMAN) or ASSISTANT not in transcript:
         raise LeftOut("field 'transcript' is no dialogue of Human's and Assistant's turns")
@@ -92,7 +93,7 @@ def _red_team(row: Row, file: str) -> Iterator[Row]:
     }
 
 
-# SHA-256 as the hub shows it for the files that are stored there.
+# The SHA-256 that the hub shows for the files stored there.
 _SHA256 = {
     "harmless-base/train.jsonl.gz": "bf3e1ecd3db61bf21d190f69351d26670c67aababa0fd282fa008c17a7202217",
     "harmless-base/test.jsonl.gz": "ebfaaed21162a4de120ae85366075b34425e2a6303fac59b99555002f7016f03",
@@ -104,7 +105,7 @@ _SHA256 = {
 
 
 def _downloads(subsets: tuple[str, ...]) -> tuple[Download, ...]:
-    """Empty unless the checksums of all files are known."""
+    """Returns the downloads of subsets; () unless the checksums of all their files are known."""
     paths = [f"{subset}/{split}.jsonl.gz" for subset in subsets for split in ("train", "test")]
     if not all(path in _SHA256 for path in paths):
         return ()
@@ -112,6 +113,7 @@ def _downloads(subsets: tuple[str, ...]) -> tuple[Download, ...]:
 
 
 def _pairs(name: str, subsets: tuple[str, ...], about: str) -> Dataset:
+    """Returns the dataset of the pairs of some subsets."""
     return Dataset(
         name=name,
         kind="rankings",

@@ -1,4 +1,4 @@
-"""Instructions with the answer that is wanted: Alpaca and Dolly. The run's template renders them."""
+"""Datasets of instructions with answers: Alpaca and Dolly. The run's template renders the instructions."""
 
 from collections.abc import Iterator
 
@@ -38,7 +38,7 @@ DATASETS = (
         files={"train": ("databricks-dolly-15k",)},
         convert=_dolly,
         columns={**_COLUMNS, "category": "text"},
-        # The checksum that TFDS pins for it, too.
+        # TFDS pins the same checksum for this file.
         downloads=(
             Download(
                 "databricks-dolly-15k.jsonl",

@@ -1,7 +1,7 @@
-"""OpenAssistant: trees of messages, of which the replies to one message are ranked among themselves.
+"""OpenAssistant: trees of messages, in which the replies to one message are ranked against each other.
 
-Every prompter's message gives one row: its path from the root, and the assistant's replies to it. A
-message that was deleted or failed its review is no part of any row, nor is what follows it.
+A row is a prompter's message with its path from the root, and the assistant's replies to it. Messages that were deleted
+or failed their review are left out, with everything that follows them.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,11 @@ _HUB = "https://huggingface.co/datasets/OpenAssistant/oasst1"
 
 
 def trees(published: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Trees as they are; single messages, tree after tree in the order of the file, become trees."""
+    """Yields the trees of a file; a file of single messages, one tree after another, is assembled into trees.
+
+    Args:
+        published: (place, row) pairs, where a row is a tree, a message, or an InputError for a bad row.
+    """
     nodes: dict[str, Row] = {}
     place, seen = "", set()
     for here, row in published:
@@ -46,12 +50,13 @@ def trees(published: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def _tree(nodes: dict[str, Row]) -> Row:
+    """Returns a tree in its published form, from its messages, of which the root comes first."""
     root = next(iter(nodes.values()))
     return {"message_tree_id": root["message_tree_id"], "prompt": root}
 
 
 def _conversations(tree: Row) -> Iterator[tuple[list[Row], list[Row], str]]:
-    """Yields (messages up to a prompter's, usable replies to it, language)."""
+    """Yields, for each prompter's message, (messages from the root up to it, usable replies to it, language)."""
     waiting = [([], field(tree, "prompt", dict))]
     while waiting:
         path, node = waiting.pop()
@@ -79,6 +84,7 @@ def _conversations(tree: Row) -> Iterator[tuple[list[Row], list[Row], str]]:
 
 
 def _rank(reply: Row) -> int | None:
+    """Returns the rank of a reply, 0 for the best; None if it has none."""
     rank = reply.get("rank")
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 0):
         raise InputError(f"field 'rank' is {rank!r}; it must be a whole number from 0")
@@ -86,7 +92,7 @@ def _rank(reply: Row) -> int | None:
 
 
 def _demonstrations(tree: Row, file: str) -> Iterator[Row]:
-    """The reply that is ranked first, or the only one."""
+    """Yields each conversation with its best-ranked reply, or with its only one."""
     found = []
     for path, replies, lang in _conversations(tree):
         ranked = sorted((reply for reply in replies if _rank(reply) is not None), key=_rank)
@@ -99,6 +105,7 @@ def _demonstrations(tree: Row, file: str) -> Iterator[Row]:
 
 
 def _rankings(tree: Row, file: str) -> Iterator[Row]:
+    """Yields each conversation that has at least two ranked replies, with these."""
     found = []
     for path, replies, lang in _conversations(tree):
         ranked = [reply for reply in replies if _rank(reply) is not None]

@@ -1,6 +1,6 @@
-"""Questions with answers that people or a model compared: webgpt_comparisons, SHP, UltraFeedback.
+"""Datasets of questions with answers that people or a model compared: webgpt_comparisons, SHP, UltraFeedback.
 
-Their questions are instructions: the run's template renders them.
+A question is an instruction, which the run's template renders.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _RANKED, _SCORED = {**_COLUMNS, "ranks": "ints"}, {**_COLUMNS, "scores": "number
 
 
 def _webgpt(row: Any, file: str) -> Iterator[Row]:
-    """A line is a list of two answers' records; the hub's copies have one object with _0 and _1."""
+    """Converts a row of OpenAI's file, a list of two answers, or of the hub's copies, an object with fields _0, _1."""
     if isinstance(row, dict):
         row = [
             {
@@ -40,6 +40,7 @@ def _webgpt(row: Any, file: str) -> Iterator[Row]:
 
 
 def _shp(row: Row, file: str) -> Iterator[Row]:
+    """Converts a row of SHP: a Reddit post with two comments, of which `labels` says which is preferred."""
     if (label := field(row, "labels")) not in (0, 1) or isinstance(label, bool):
         raise InputError(f"field 'labels' is {label!r}; it must be 0 (B is preferred) or 1 (A is)")
     yield {
@@ -53,7 +54,7 @@ def _shp(row: Row, file: str) -> Iterator[Row]:
 
 
 def _ultrafeedback(row: Row, file: str) -> Iterator[Row]:
-    """The score of an answer is the mean of the ratings of the four aspects, as far as it has them."""
+    """Converts a row; the score of an answer is the mean of its ratings in the four aspects, as far as it has them."""
     answers = field(row, "completions", list)
     if len(answers) < 2:
         raise LeftOut("fewer than two completions")
@@ -75,11 +76,11 @@ def _ultrafeedback(row: Row, file: str) -> Iterator[Row]:
 
 
 def _rating(answer: Any, aspect: str) -> int:
-    """1 to 5; 0 for one that was not given."""
+    """Returns the rating of an answer in an aspect, 1 to 5; 0 if none was given."""
     if not isinstance(answer, dict):
         raise InputError("field 'completions' must be a list of objects")
     annotation = field(answer, f"annotations.{aspect}")
-    if isinstance(annotation, list):  # as its authors' scripts write it
+    if isinstance(annotation, list):  # the form that the authors' scripts write
         annotation = annotation[0] if annotation else None
     if annotation is None:
         return 0

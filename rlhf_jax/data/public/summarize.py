@@ -1,7 +1,7 @@
-"""OpenAI's summarize-from-feedback: Reddit posts with summaries that people wrote, and compared.
+"""OpenAI's summarize-from-feedback: Reddit posts with summaries that people wrote, and comparisons of summaries.
 
-Prompts are those of the paper's models, to the letter. A post's id is its group, so that with
-`data.files.group_field = "group"` no post lies in two splits, whether demonstrated or compared.
+Prompts have exactly the form that the paper's models were trained on. A row's group is the id of its post. So with
+`data.files.group_field = "group"` no post lies in two splits, in demonstrations and comparisons alike.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from rlhf_jax.runtime.errors import InputError
 
 _HOMEPAGE = "https://github.com/openai/summarize-from-feedback"
 
-# Labels of valid1 chose the models, those of valid2 were kept for the final evaluation.
+# The authors used the labels of valid1 to select models, and kept those of valid2 for the final evaluation.
 _SPLITS = {"train": "train", "valid1": "valid", "valid2": "test", "valid": "valid", "test": "test"}
 
 
 def _prompt(row: Row) -> tuple[str, str]:
-    """-> (prompt, what stands between it and a summary)."""
+    """Returns the prompt of a post or article, and the text between it and a summary."""
     if row.get("article") is not None:
         return f"Article:\n{filled(row, 'article')}\n\nTL;DR:\n", ""
     return (
@@ -25,6 +25,7 @@ def _prompt(row: Row) -> tuple[str, str]:
 
 
 def _demonstration(row: Row, file: str) -> Iterator[Row]:
+    """Converts a post with its summary."""
     prompt, space = _prompt(row)
     yield {
         "prompt": prompt,
@@ -35,6 +36,7 @@ def _demonstration(row: Row, file: str) -> Iterator[Row]:
 
 
 def _comparison(row: Row, file: str) -> Iterator[Row]:
+    """Converts two summaries that a worker compared; `choice` is the number of the better one."""
     info, summaries, choice = field(row, "info", dict), field(row, "summaries", list), field(row, "choice")
     if len(summaries) != 2 or not all(isinstance(summary, dict) for summary in summaries):
         raise InputError("field 'summaries' must be a list of two objects")

@@ -12,8 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlhf_jax.report.tables import has_ends
-from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import replacing
+from rlhf_jax.runtime.files import own_folder, replacing
 
 # Colour, marker, line. The order keeps neighbours apart in grey, too.
 LOOKS = [
@@ -52,11 +51,7 @@ def new_figure(path, columns: int, height: float, rows: int = 1, pdf: bool = Fal
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **axes)
         path = pathlib.Path(path)
-        if path.parent.is_symlink():
-            raise InputError(
-                f"{path.parent} is a link: figures are written into the directory itself; remove it, and report again"
-            )
-        path.parent.mkdir(exist_ok=True)
+        own_folder(path.parent)
         for file in (path, path.with_suffix(".pdf"))[: 1 + pdf]:
             _save(figure, file)
             figure.set_layout_engine("none")  # the second looks as the first

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from rlhf_jax.fields import registry
 from rlhf_jax.report.figures import arms_of, legend_above, new_figure
 from rlhf_jax.report.record import SPLITS, label
 from rlhf_jax.runtime.terminal import visible
@@ -77,7 +78,7 @@ def _plane(record, path) -> bool:
                 zorder=3,
             )
         for stage in stages:
-            if record.reference in points and record.kind(stage) == "ppo":
+            if record.reference in points and record.config[stage].get("ptx_coef") is not None:
                 axis.annotate(
                     "",
                     points[stage],
@@ -129,7 +130,7 @@ def _categories(record, path) -> bool:
 
 
 def _learning(record, path) -> bool:
-    curves = {stage: rows for stage, rows in record.curves.items() if record.kind(stage) == "ppo" and rows}
+    curves = {stage: rows for stage, rows in record.curves.items() if rows and "objective/kl" in rows[0]}
     names = {
         "objective/scores": "reward score",
         "objective/kl": "KL to SFT\n(nats per completion)",
@@ -158,26 +159,24 @@ def _learning(record, path) -> bool:
 
 def _losses(record, path) -> bool:
     curves = {
-        stage: rows
-        for stage, rows in record.curves.items()
-        if record.kind(stage) in ("pretrain", "sft", "reward_model") and rows
+        stage: rows for stage, rows in record.curves.items() if rows and registry.KINDS[record.kind(stage)].loss_unit
     }
     if not curves:
         return False
-    titles = {"pretrain": "nats per token", "sft": "nats per completion token", "reward_model": "nats per prompt"}
     with new_figure(path, len(curves), 2.5) as (figure, axes):
         for axis, (stage, rows) in zip(axes[0], curves.items()):
             _curve(axis, rows, "loss", "#0072B2", "training")
-            valid = [(row["step"], row["valid/loss"]) for row in rows if "valid/loss" in row]
+            train, valid = (_points(rows, name) for name in ("loss", "valid/loss"))
             if valid:
                 axis.plot(*zip(*valid), "o--", color="#D55E00", markersize=4, label="held out")
             axis.set_title(label(stage))
             axis.set_xlabel("optimizer step")
-            axis.set_ylabel(f"loss\n({titles[record.kind(stage)]})")
-            ceiling = np.quantile([row["loss"] for row in rows], 0.98)
-            floor = min([row["loss"] for row in rows] + [value for _, value in valid])
-            margin = 0.1 * (ceiling - floor) or 0.1  # a stage of one step has a single loss
-            axis.set_ylim(floor - margin, ceiling + margin)
+            axis.set_ylabel(f"loss\n({registry.KINDS[record.kind(stage)].loss_unit})")
+            if train:
+                ceiling = np.quantile([value for _, value in train], 0.98)
+                floor = min(value for _, value in train + valid)
+                margin = 0.1 * (ceiling - floor) or 0.1  # a stage of one step has a single loss
+                axis.set_ylim(floor - margin, ceiling + margin)
         legend_above(figure, axes[0, 0])
     return True
 
@@ -198,7 +197,7 @@ def _reward_model(record, path) -> bool:
             axes[0].errorbar(
                 [row["stated"] for row in rows],
                 [row["value"] for row in rows],
-                yerr=np.concatenate([arms_of(row) for row in rows], axis=1),
+                yerr=np.concatenate([arms_of(row) for row in rows], axis=1) if rows else None,
                 fmt=f"{marker}-",
                 color=colour,
                 markersize=5,
@@ -266,7 +265,7 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
 
 def _curve(axis, rows, name, colour, title, line="-") -> None:
     """The values (faint) and their centred moving average."""
-    points = [(row["step"], row[name]) for row in rows if name in row]
+    points = _points(rows, name)
     if not points:
         return
     steps, values = map(np.asarray, zip(*points))
@@ -279,6 +278,11 @@ def _curve(axis, rows, name, colour, title, line="-") -> None:
 def _edges(row: dict) -> tuple[float, float]:
     """The edges of a bin of margins, whose last has no upper one: None, or infinity in older files."""
     return row["low"], math.inf if row["high"] is None else row["high"]
+
+
+def _points(rows, name) -> list[tuple[int, float]]:
+    """(step, value) of the steps at which it is finite."""
+    return [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
 
 
 def _interval(low: float, high: float) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 
 from rlhf_jax.report import spec
 from rlhf_jax.report.figures import LOOKS, arms_of, new_figure
+from rlhf_jax.report.form import is_number
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep_report import Sweep, is_number, shown
+from rlhf_jax.report.sweep_report import Sweep, shown
 from rlhf_jax.report.sweep_tables import estimate
 from rlhf_jax.report.tables import quantity_of
 

@@ -26,7 +26,7 @@ import json
 from dataclasses import field
 from typing import Any
 
-from rlhf_jax.report.spec.fields import listed, of_kind, one_of, tuple_of
+from rlhf_jax.report.spec.fields import listed, of_kind, of_types, one_of, tuple_of
 from rlhf_jax.report.spec.rules import (
     RULES,
     All,
@@ -194,21 +194,9 @@ class Declared:
     def from_json(cls, value: dict) -> "Declared":
         """What `to_json` gave; other keys of `value` do not matter, missing ones are empty."""
         read = {name: from_json(value.get(name) or []) for name in ("figures", "tables", "claims", "looks")}
-        return cls(**read, baseline=value.get("baseline"))
-
-    def check(self, config: dict, arms: list[dict]) -> None:
-        """Refuses what the sweep cannot answer, before it runs.
-
-        Args:
-            config: the base config, nested.
-            arms: the overrides of every arm.
-
-        Raises:
-            InputError: a stage, field, value or quantity that the sweep does not have; the sentence names it.
-        """
-        from rlhf_jax.report.spec import check  # it reads these classes
-
-        check.check(self, config, arms)
+        declared = cls(**read, baseline=from_json(value.get("baseline")))
+        of_types(declared)
+        return declared
 
 
 FIGURES = (Curve, Plane, History, Dots)
@@ -237,10 +225,12 @@ def from_json(value):
         if "is" not in value:
             return fields
         try:
-            return _CLASSES[value["is"]](**fields)
+            made = _CLASSES[value["is"]](**fields)
         except (KeyError, TypeError) as error:
             what = f"{value['is']} with {listed(fields)}"
             raise InputError(f"{what} is nothing that this version can report: {error}") from None
+        of_types(made)
+        return made
     return tuple(map(from_json, value)) if isinstance(value, list) else value
 
 

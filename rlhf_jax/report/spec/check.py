@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 
+from rlhf_jax.fields import registry
 from rlhf_jax.report import spec
 from rlhf_jax.report.tables import QUANTITIES
 from rlhf_jax.runtime.errors import InputError
@@ -10,11 +11,18 @@ from rlhf_jax.runtime.errors import InputError
 _OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
 _OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
 _EXTREMES = ("min", "max")  # of a course
-_NO_POLICY = ("collect", "reward_model")
 
 
 def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
-    """See Declared.check."""
+    """Refuses what the sweep cannot answer, before it runs.
+
+    Args:
+        config: the base config, nested.
+        arms: the overrides of every arm.
+
+    Raises:
+        InputError: a stage, field, value or quantity that the sweep does not have; the sentence names it.
+    """
     sweep = _Words(config, arms)
     sweep.where("BASELINE", declared.baseline or {})
     for item in (*declared.figures, *declared.tables, *declared.claims):
@@ -96,7 +104,7 @@ class _Words:
             if not self.has(stage, name):
                 kind = self._kind(stage)
                 known = [quantity.name for quantity in QUANTITIES]
-                if kind in _NO_POLICY:
+                if not registry.KINDS[kind].judged:
                     known = [f"{split}/{part}" for split in ("valid", "heldout") for part in _OF_SPLITS]
                 raise InputError(
                     f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; any "
@@ -118,7 +126,7 @@ def known_quantity(name: str, kind: str) -> bool:
     if name.startswith("history:"):
         return name.partition("@")[2] in spec.SUMMARIES
     parts = name.split("/")
-    if kind in _NO_POLICY:
+    if not registry.KINDS[kind].judged:
         splits = parts[0] in ("valid", "heldout") and len(parts) > 1
         return splits and (parts[1] in _OF_SPLITS or parts[1] == "by_group" and len(parts) > 2)
     # score/NAME: by each reward model of a run that has several.

@@ -1,5 +1,9 @@
 """Fields of specs: of the right kind, or one sentence."""
 
+import dataclasses
+import types
+import typing
+
 from rlhf_jax.runtime.errors import InputError
 
 
@@ -23,6 +27,26 @@ def of_kind(item, name, kinds):
     if not isinstance(value, kinds):
         names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
         raise InputError(f"{type(item).__name__}: {name} must be {names}, not {value!r}")
+
+
+def of_types(item) -> None:
+    """Raises InputError where a field of a dataclass has not the type that it is declared with."""
+    hints = typing.get_type_hints(type(item))
+    for name in (field.name for field in dataclasses.fields(item)):
+        if not _fits(getattr(item, name), hints[name]):
+            wanted = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            raise InputError(f"{type(item).__name__}: {name} must be {wanted}, not {getattr(item, name)!r}")
+
+
+def _fits(value, hint) -> bool:
+    parts = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, parts[0]) for part in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return hint is typing.Any or isinstance(value, hint)
 
 
 def listed(values) -> str:

@@ -1,10 +1,10 @@
-"""A stage of many runs as one program: vmap over a first axis of trials, which is split over all devices.
+"""Trains a stage of many runs as one program: vmap over a leading axis of trials, which is split over all devices.
 
-The functions are those of a single run, so the numbers are too, to float tolerance. Runs whose programs
-are the same make a group; they may differ in seed, data, coefficients, learning rates and (but for PPO)
-steps. The state of a group is stacked, and so are its checkpoints, in FOLDER/STAGE-HASH beside trials.json:
+The program batches the functions of a single run, so the numbers are the same to float tolerance. Runs with equal
+programs form a group; they may differ in seed, data, coefficients, learning rates and, except in PPO, number of steps.
+The states of a group are stacked, also in its checkpoints in FOLDER/STAGE-HASH, beside trials.json:
 
-    {"stage": "ppo", "members": [names of runs by their place, null where none is], "failed": [names]}
+    {"stage": "ppo", "members": [name of the run at each place, null at a place without one], "failed": [names]}
 """
 
 import collections
@@ -18,44 +18,39 @@ import jax
 import numpy as np
 
 from rlhf_jax import loop, optim
+from rlhf_jax.fields import registry
+from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts, progress
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import new_folder, read_if_there, write_json
-from rlhf_jax.stages import dpo, pretrain, reward_model, sft
-from rlhf_jax.stages import ppo as ppo_stage
+from rlhf_jax.stages import ppo
 from rlhf_jax.sweep.trials import stacked as programs
 from rlhf_jax.sweep.trials.stacked import Training
 
-TRAINED = {
-    "pretrain": pretrain.training_of,
-    "sft": sft.training_of,
-    "reward_model": reward_model.training_of,
-    "dpo": dpo.training_of,
-    "ppo": ppo_stage.training_of,
-}
 Failures = dict[int, Exception]
 
 
 def fit_stage(runs: Sequence[Run], stage: str, folder: pathlib.Path, at_once: int = 0) -> Failures:
-    """Trains a stage of several runs, from where an earlier call was stopped; each run's folder gets its results.
+    """Trains a stage of several runs, or resumes an earlier call; each run's folder gets its results.
 
     Args:
-      runs: on one mesh, with one interrupt.
-      folder: for the checkpoints of groups; what is in it is removed when a group is finished.
-      at_once: the most trials of a program; 0: as many as there are.
+      runs: the runs, which share a mesh and an interrupt.
+      stage: name of the stage.
+      folder: folder for the checkpoints of groups; a group's checkpoints are removed when it is finished.
+      at_once: the largest number of trials in one program; 0 sets no limit.
 
     Returns:
-      Place in `runs` -> what it failed of.
+      Place in `runs` -> the error, for each run that failed.
 
     Raises:
-      progress.Stopped: an interrupt was asked for; all states are saved.
+      progress.Stopped: the process was asked to stop; all states are saved.
     """
     failures, trainings = {}, {}
     for place, run in enumerate(runs):
         try:
-            trainings[place] = TRAINED[run.config[stage].kind](run, stage)
-        except Exception as error:  # of one run: the others go on
+            trainings[place] = registry.of(run.config, stage).training(run, stage)
+        except Exception as error:  # ends this run only
             failures[place] = _unless_lost(error)
     waiting = _groups(trainings, stage, folder, at_once)
     while waiting:
@@ -81,13 +76,22 @@ def fit_stage(runs: Sequence[Run], stage: str, folder: pathlib.Path, at_once: in
 
 
 def forget(folder: pathlib.Path, stage: str, done: Callable[[str], bool]) -> None:
-    """Removes the states of groups of which some members were finished apart, once all are `done`, by name."""
+    """Removes the checkpoints of groups whose members are all done.
+
+    A group removes its own checkpoints; these are left if its members were finished in other groups or by themselves.
+
+    Args:
+      folder: folder of the groups' checkpoints.
+      stage: name of the stage.
+      done: tells whether the run of a name has finished the stage.
+    """
     for saved, members in _saved_groups(folder, stage):
         if all(done(member) for member in filter(None, members)):
             shutil.rmtree(saved, ignore_errors=True)
 
 
 def _unless_lost(error: Exception) -> Exception:
+    """Returns an error of a run, or raises it if it means that another process of the job has ended."""
     if hosts.lost_peer(error):
         raise error
     return error
@@ -97,9 +101,19 @@ def _unless_lost(error: Exception) -> Exception:
 
 
 def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at_once: int) -> list["_Group"]:
-    """Those that an earlier call has saved states of, as they were; then the others."""
+    """Returns the groups to train: first those with checkpoints of an earlier call, unchanged; then new ones.
+
+    Args:
+      trainings: the trainings, by the caller's numbers.
+      stage: name of the stage.
+      folder: folder of the groups' checkpoints.
+      at_once: the largest number of trials in a new group; 0 sets no limit.
+    """
     rest, groups = dict(trainings), []
-    name = lambda place: trainings[place].run.path.name
+
+    def name(place):
+        return trainings[place].run.path.name
+
     ways = next(iter(trainings.values())).run.mesh.size if trainings else 1
     for saved, members in hosts.on_first(_saved_groups, folder, stage):
         if len(members) % ways:
@@ -117,7 +131,7 @@ def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at
     for by_ptx in by_program.values():
         without = by_ptx.pop(None, [])
         several = list(by_ptx.values()) or [[]]
-        several[0] += without  # ptx_coef = 0 changes no number
+        several[0] += without  # with ptx_coef = 0, any pretraining batch gives the same numbers
         for alike in map(sorted, several):
             for start in range(0, len(alike), at_once or len(alike)):
                 chosen = alike[start : start + (at_once or len(alike))]
@@ -126,15 +140,19 @@ def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at
 
 
 def _new_group(trainings: dict[int, Training], folder: pathlib.Path) -> "_Group":
+    """Returns a group of trainings that starts at step 0."""
     first = next(iter(trainings.values()))
-    # Copies of the first trial, which nobody looks at, make the number divide over the devices.
+    # The stack is filled up with copies of the first trial, so that it divides over the devices; they are not read.
     places = [*trainings, *[None] * (-len(trainings) % first.run.mesh.size)]
     names = [training.run.path.name for training in trainings.values()]
     return _Group(folder / f"{first.stage}-{_digest(*names, len(places))}", trainings, places)
 
 
 def _saved_groups(folder: pathlib.Path, stage: str) -> list[tuple[str, list]]:
-    """Folder and members of the groups of a stage with checkpoints, who went furthest first; None for one that failed."""
+    """Returns (folder, members) of a stage's groups with checkpoints, those with the most steps first.
+
+    A member is the name of a run; None stands for one that failed, and for a place without a run.
+    """
     found = []
     for path in sorted(folder.glob(f"{stage}-*/trials.json")):
         facts = read_if_there(path, needs=["stage", "members", "failed"])
@@ -145,12 +163,16 @@ def _saved_groups(folder: pathlib.Path, stage: str) -> list[tuple[str, list]]:
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    """Of which there are states."""
+    """Returns the steps of a group's checkpoints."""
     return [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
 
 
 def _forked(saved: str, stage: str, members: list[str | None]) -> str:
-    """A copy of a group's folder for some of its members: the states of the others stay as they are in `saved`."""
+    """Copies a group's folder for some of its members, so that the other members' states in `saved` do not change.
+
+    Returns:
+      The folder of the copy, whose name is a hash of the group and the members; an existing copy is used again.
+    """
     saved = pathlib.Path(saved)
     path = saved.with_name(f"{stage}-{_digest(saved.name, *members)}")
     if not path.exists():
@@ -161,18 +183,19 @@ def _forked(saved: str, stage: str, members: list[str | None]) -> str:
 
 
 def _digest(*words) -> str:
+    """Returns a hash of some words, 12 hexadecimal digits."""
     return hashlib.sha256("\n".join(map(str, words)).encode()).hexdigest()[:12]
 
 
 def _program(training: Training) -> tuple:
-    """What must be equal for trials to share programs and checkpoints."""
+    """Returns a key that is equal for trials that can share programs and checkpoints."""
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
-    if isinstance(training, ppo_stage.Training):
+    if isinstance(training, ppo.Training):
         names = "batch_size", "minibatch_size", "ppo_epochs", "sample_parts", "iterations", "log_gold"
         sizes = tuple(section[name] for name in names)
         lengths = run.config.prompt_length, run.config.completion_length
-        models = run.shape(section.reward), ppo_stage.optimizers_of(section)
+        models = run.shape(section.reward), ppo_programs.optimizers_of(section)
         return training.config, *models, sizes, lengths, section.kl_target is None, *common
     leaves, tree = jax.tree.flatten(training.loader.batch(0))
     kinds = tuple((leaf.ndim, leaf.dtype) for leaf in leaves)
@@ -182,7 +205,7 @@ def _program(training: Training) -> tuple:
 
 
 def _ptx_sizes(training: Training) -> tuple | None:
-    """Shapes of the pretraining batch of PPO, None without."""
+    """Returns the shapes of PPO's pretraining batch; None if the training has no such batch."""
     loader = getattr(training, "ptx", None)
     return loader and tuple(leaf.shape for leaf in jax.tree.leaves(loader.batch(0)))
 
@@ -191,9 +214,9 @@ class _Group:
     """Trials that are trained together.
 
     Args:
-      folder: of its checkpoints.
-      trainings: by the caller's numbers.
-      places: of which trial each place in the stack is; None: of none that is still trained.
+      folder: folder of the group's checkpoints.
+      trainings: the trainings, by the caller's numbers.
+      places: number of the training at each place of the stack; None at a place whose state is not used.
     """
 
     def __init__(self, folder: pathlib.Path, trainings: dict[int, Training], places: list[int | None]):
@@ -207,13 +230,14 @@ class _Group:
 
     @property
     def saved(self) -> bool:
-        """Whether there are states to go on from."""
+        """Whether the group has checkpoints to resume from."""
         return bool(_steps(self.folder))
 
     def halves(self, folder: pathlib.Path) -> list["_Group"]:
-        """Two groups of half as many trials, from the start.
+        """Returns two groups of half as many trials, which start at step 0.
 
-        None for a single trial, where there is something to lose, and where other hosts would have to agree.
+        The list is empty for a single trial, for a group with checkpoints, which would be lost, and on several hosts,
+        which would have to agree.
         """
         if len(self.trainings) == 1 or self.saved or hosts.count() > 1:
             return []
@@ -222,10 +246,10 @@ class _Group:
         return [_new_group(dict(part), folder) for part in (items[:half], items[half:])]
 
     def fit(self) -> Failures:
-        """Trains all of them, and writes what the stage leaves behind."""
+        """Trains all trials and writes the results to their runs; returns number -> error for those that failed."""
         failures = {}
         hosts.on_first(self._note, failures)
-        kind = programs.ppo_of if isinstance(self.stacked[0], ppo_stage.Training) else programs.supervised_of
+        kind = programs.ppo_of if isinstance(self.stacked[0], ppo.Training) else programs.supervised_of
         state, advance = kind(self.stacked, self.run.mesh)
         gather, pick = programs.gather_of(self.run.mesh), programs.pick_of(self.run.mesh)
 
@@ -254,7 +278,7 @@ class _Group:
             if number is not None and number not in failures:
                 try:
                     self.trainings[number].finish(pick(state, place))
-                except progress.Stopped:  # of all: each is finished at the next start
+                except progress.Stopped:  # the next start finishes the remaining trials
                     raise
                 except Exception as error:
                     unfinished[number] = _unless_lost(error)
@@ -263,12 +287,14 @@ class _Group:
         return failures | unfinished
 
     def _metrics_of(self, metrics: dict, place: int) -> dict:
+        """Returns the metrics of one trial; a trial without pretraining text in PPO has no metrics of it."""
         without_ptx = getattr(self.stacked[place], "ptx", True) is None
         return {
             name: values[place] for name, values in metrics.items() if not (without_ptx and name.startswith("ppo/ptx/"))
         }
 
     def _note(self, failures: Failures) -> None:
+        """Writes trials.json with the group's members, and adds the trials that failed."""
         before = read_if_there(self.folder / "trials.json") or {}
         names = {number: training.run.path.name for number, training in self.trainings.items()}
         members = before.get("members") or [names.get(number) for number in self.places]

@@ -1,4 +1,4 @@
-"""What the policies of many runs answer in their evaluation, as one program: evaluate.programs, batched over trials."""
+"""Samples the evaluation answers of many runs' policies in one program: evaluate.programs, batched over trials."""
 
 import collections
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import sharding
+from rlhf_jax import sharding, weights
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate.answers import Answers, Questions, ask, completion_logprob, row_losses
 from rlhf_jax.model import TransformerConfig
@@ -19,24 +19,25 @@ from rlhf_jax.sweep.trials import stacked as programs
 
 
 def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tuple[Answers, float]]:
-    """What the policies of a finished stage say, as `policy.evaluate_policy` takes it.
+    """Returns the answers of a finished stage's policies, in the form that `policy.evaluate_policy` takes.
 
     Args:
-      runs: on one mesh, with one interrupt.
-      at_once: the most runs of a program; 0: as many as are alike. Where memory runs out, half as many.
+      runs: the runs, which share a mesh and an interrupt.
+      stage: name of the stage.
+      at_once: the largest number of runs in one program; 0 sets no limit. If memory runs out, the number is halved.
 
     Returns:
-      Place in `runs` -> answers, and the seconds they took. A run without is evaluated by itself: none is like it, or
-      something went wrong.
+      Place in `runs` -> (answers, seconds per run). A run has no entry if no other run has the same program and shapes,
+      or if something failed; it is to be evaluated by itself.
 
     Raises:
-      progress.Stopped: an interrupt was asked for.
+      progress.Stopped: the process was asked to stop.
     """
     prepared, alike = {}, collections.defaultdict(list)
     for place, run in enumerate(runs):
         try:
-            prepared[place] = policy.questions(run), hosts.fetch(run.load_params(stage))
-        except Exception as error:  # of one run: it fails of it when it is evaluated by itself
+            prepared[place] = policy.questions(run), hosts.fetch(weights.load_params(run, stage))
+        except Exception as error:  # concerns this run only; it raises it again when it is evaluated by itself
             if hosts.lost_peer(error):
                 raise
         else:
@@ -56,8 +57,8 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
             said = _together([runs[place] for place in places], *zip(*(prepared[place] for place in places)))
         except progress.Stopped:
             raise
-        except Exception as error:  # no arm need end of what is only faster
-            if hosts.count() > 1:  # the others may be waiting in a program
+        except Exception as error:  # no arm fails here, because each can still be evaluated by itself
+            if hosts.count() > 1:  # other processes may be waiting inside the program
                 raise
             if "RESOURCE_EXHAUSTED" in str(error):
                 half = (len(places) + 1) // 2
@@ -74,14 +75,15 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
 
 
 def _program(run: Run) -> tuple:
-    """The arguments of Programs."""
+    """Returns the arguments of Programs for a run."""
     lengths = run.config.completion_length, run.config.evaluate.skill_completion_length
     return run.model, lengths, run.tokenizer.end_ids, run.tokenizer.pad_id, run.mesh
 
 
 def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Sequence[dict]) -> list[Answers]:
+    """Returns the answers of runs with equal programs and shapes, computed together."""
     first = runs[0]
-    # Copies of the first, whose answers nobody reads, make the number divide over the devices.
+    # The stack is filled up with copies of the first run, so that it divides over the devices; they are not read.
     places = [*range(len(runs)), *[0] * (-len(runs) % first.mesh.size)]
     stacked = sharding.put_trials([params[place] for place in places], first.mesh)
     batches = Questions(
@@ -92,7 +94,17 @@ def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Seque
 
 
 class Programs:
-    """evaluate.programs.Programs of several trials: params and answers are stacked, a batch is a list, one a trial."""
+    """evaluate.programs.Programs for several trials.
+
+    Parameters and answers have a leading axis of trials; a batch is a list with one batch per trial.
+
+    Args:
+      shape: shape of the policies.
+      lengths: completion lengths of samples and of the skill tests' answers, in tokens.
+      eos_id: the token ids that end a completion.
+      pad_id: the token id of padding.
+      mesh: the devices over which the trials are split.
+    """
 
     def __init__(self, shape: TransformerConfig, lengths: tuple[int, int], eos_id, pad_id: int, mesh):
         draw, complete = (programs.draw_of(shape, length, eos_id, pad_id) for length in lengths)
@@ -115,4 +127,5 @@ class Programs:
 
 @functools.lru_cache(maxsize=16)
 def _programs(shape: TransformerConfig, lengths: tuple[int, int], eos_id, pad_id: int, mesh) -> Programs:
+    """Returns Programs, cached by its arguments, so that each is compiled once."""
     return Programs(shape, lengths, eos_id, pad_id, mesh)

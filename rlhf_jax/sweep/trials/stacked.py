@@ -1,4 +1,4 @@
-"""Programs of many trials: those of one run, batched over a first axis of trials that is split over the devices."""
+"""Programs of many trials: those of one run, batched over a leading axis of trials that is split over the devices."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,16 +9,26 @@ import numpy as np
 
 from rlhf_jax import generate, optim, ppo, sharding, train
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.stages import supervised
 
-AXIS = "trials"  # of vmap
+AXIS = "trials"  # name of the vmap axis
 Training = supervised.Training | ppo_stage.Training
 
 
 def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = (), **options) -> Callable:
-    """A function of one trial as a program of many: each device has its own, and they never talk."""
+    """Returns a function of one trial as a jitted program of many.
+
+    All arguments and results have a leading axis of trials. Each device computes its own trials, without communication.
+
+    Args:
+      function: the function of one trial.
+      mesh: the devices.
+      donate: positions of the arguments whose buffers are donated.
+      options: further options of jax.jit.
+    """
     trials = sharding.over_trials(mesh).spec
     batched = jax.vmap(function, axis_name=AXIS)
     local = jax.shard_map(batched, mesh=mesh, in_specs=trials, out_specs=trials, check_vma=False)
@@ -26,7 +36,10 @@ def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = ()
 
 
 def draw_of(shape: TransformerConfig, completion_length: int, eos_id, pad_id: int, parts: int = 1) -> Callable:
-    """(params, tokens, mask, key, temperature) -> Rollout of one trial of many; see generate.sample."""
+    """Returns a function (params, tokens, mask, key, temperature) -> Rollout of one trial, for `spread`.
+
+    See generate.sample.
+    """
     lengths = dict(completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts)
 
     def draw(params, tokens, mask, key, temperature):
@@ -38,19 +51,25 @@ def draw_of(shape: TransformerConfig, completion_length: int, eos_id, pad_id: in
 
 @functools.lru_cache
 def gather_of(mesh: jax.sharding.Mesh) -> Callable:
-    """Metrics where every process can read them."""
+    """Returns a program that replicates stacked metrics, so that every process can read them."""
     return jax.jit(lambda metrics: metrics, out_shardings=sharding.replicated(mesh))
 
 
 @functools.lru_cache
 def pick_of(mesh: jax.sharding.Mesh) -> Callable:
-    """(stacked state, place) -> the state of one trial, on every device."""
-    pick = lambda tree, place: jax.tree.map(lambda x: x[place], tree)
+    """Returns a program (stacked state, place) -> the state of one trial, replicated on every device."""
+
+    def pick(tree, place):
+        return jax.tree.map(lambda x: x[place], tree)
+
     return jax.jit(pick, out_shardings=sharding.replicated(mesh))
 
 
 def _stack_of(function: Callable, trainings: Sequence[Training], mesh):
-    """function(training) of all, stacked; computed once for a training that fills several places."""
+    """Returns function(training) of all trainings, stacked and split over the mesh.
+
+    The function is called only once for a training that fills several places.
+    """
     made = {}
     for training in trainings:
         if id(training) not in made:
@@ -59,11 +78,17 @@ def _stack_of(function: Callable, trainings: Sequence[Training], mesh):
 
 
 def _keys(trainings: Sequence[Training], name: str, mesh):
+    """Returns the key data of each run's random key of a name, stacked."""
     return _stack_of(lambda training: jax.random.key_data(training.run.key(name)), trainings, mesh)
 
 
 def supervised_of(trainings: Sequence[supervised.Training], mesh):
-    """(stacked state, advance) of pretraining, SFT, reward models."""
+    """Returns the stacked initial state and the step function of supervised trainings: pretraining, SFT, reward models.
+
+    Returns:
+      (state, advance), where advance(state, step, active) -> (state, metrics). active, bool[trials], is False for
+      trials whose state does not change.
+    """
     first = trainings[0]
     section = first.run.config[first.stage]
     optimizer = optim.OptimizerConfig(**section.optimizer)
@@ -72,7 +97,9 @@ def supervised_of(trainings: Sequence[supervised.Training], mesh):
     keys, rates = _keys(trainings, first.stage, mesh), [_rates(training) for training in trainings]
 
     def advance(state, step, active):
-        own_step = lambda training: min(step, training.total - 1)  # a finished one makes its last step, in vain
+        def own_step(training):
+            return min(step, training.total - 1)  # a finished trial repeats its last step, and the result is not used
+
         steps = [own_step(training) for training in trainings]
         batch = _stack_of(lambda training: training.loader.batch(own_step(training)), trainings, mesh)
         rate = np.array([rates[step] for rates, step in zip(rates, steps)])
@@ -82,7 +109,7 @@ def supervised_of(trainings: Sequence[supervised.Training], mesh):
 
 
 def _rates(training: supervised.Training) -> np.ndarray:
-    """The learning rate of every step, f32[total]."""
+    """Returns the learning rate of every step, f32[total]."""
     section = training.run.config[training.stage]
     schedule = supervised.schedule_of(section, training.total)
     return np.float32(section.learning_rate) * np.asarray(jax.vmap(schedule)(np.arange(training.total)))
@@ -90,8 +117,9 @@ def _rates(training: supervised.Training) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _supervised_programs(loss_fn: train.LossFn, optimizer: optim.OptimizerConfig, microbatches: int, mesh):
+    """Returns two programs: params -> state, and (state, batch, rate, key, step, active) -> (state, metrics)."""
     optimizer = optim.make_optimizer(optimizer)
-    # The schedule is in the learning rate: its length may differ between trials.
+    # The caller passes scheduled learning rates, because the length of the schedule may differ between trials.
     train_step = train.make_train_step(loss_fn, optimizer, lambda step: 1.0, microbatches)
 
     def step(state, batch, learning_rate, key, number, active):
@@ -103,33 +131,40 @@ def _supervised_programs(loss_fn: train.LossFn, optimizer: optim.OptimizerConfig
 
 
 def ppo_of(trainings: Sequence[ppo_stage.Training], mesh):
-    """(stacked state, advance) of PPO."""
+    """Returns the stacked initial state and the iteration function of PPO.
+
+    Returns:
+      (state, advance), where advance(state, iteration, active) -> (state, metrics).
+    """
     first = trainings[0]
     run, section = first.run, first.run.config[first.stage]
     sizes = section.batch_size, section.minibatch_size, section.ppo_epochs
     programs = _ppo_programs(
         first.config,
         ppo.SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
-        ppo_stage.optimizers_of(section),
+        ppo_programs.optimizers_of(section),
         (run.config.completion_length, run.tokenizer.end_ids, run.tokenizer.pad_id, section.sample_parts),
         sizes,
         mesh,
     )
-    section_of = lambda training: training.run.config[training.stage]
+
+    def section_of(training):
+        return training.run.config[training.stage]
+
     ref, reward, value = _stack_of(lambda training: training.start(), trainings, mesh)
     kl_coef = _stack_of(lambda training: np.float32(section_of(training).kl_coef), trainings, mesh)
     state = programs.make(ref, value, kl_coef)
     frozen = programs.freeze(ref, reward)
     del ref, reward, value
-    coefs = _stack_of(lambda training: ppo_stage.coefficients(section_of(training)), trainings, mesh)
+    coefs = _stack_of(lambda training: ppo_programs.coefficients(section_of(training)), trainings, mesh)
     keys = _keys(trainings, "ppo", mesh)
     with_ptx = next((training for training in trainings if training.ptx), None)
-    ptx = [training if training.ptx else with_ptx for training in trainings]  # ptx_coef = 0 takes any text
+    ptx = [training if training.ptx else with_ptx for training in trainings]  # with ptx_coef = 0, any text will do
 
     def advance(state, iteration, active):
-        del active  # all have as many iterations; of one that is not finite nothing is read
+        del active  # all trials have the same number of iterations, and the state of a failed trial is not read
         first_step = iteration * first.steps_per_iteration
-        return ppo_stage.iterate(
+        return ppo_programs.iterate(
             programs,
             state,
             frozen,
@@ -146,7 +181,7 @@ def ppo_of(trainings: Sequence[ppo_stage.Training], mesh):
 
 
 def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
-    """ppo_stage.Training.judge of all: stacked rollouts -> stacked metrics; None where none judges."""
+    """Returns ppo_stage.Training.judge for all trials, stacked rollouts -> stacked metrics; None if nothing judges."""
     judges = [training.judge(iteration) for training in trainings]
     if not judges[0]:
         return None
@@ -160,24 +195,34 @@ def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
 
 
 class PPOPrograms:
-    """ppo_stage.Programs of several trials: all arguments and results have a first axis of trials."""
+    """ppo_programs.Programs for several trials: all arguments and results have a leading axis of trials.
+
+    Args:
+      config: the static configuration of PPO.
+      reward_fn: function of the reward model (see ppo.make_score).
+      optimizers: optimizers of policy and value function.
+      sampling: (completion length in tokens, eos_id, pad_id, parts), see generate.sample.
+      sizes: (batch size, minibatch size, PPO epochs).
+      mesh: the devices over which the trials are split.
+    """
 
     def __init__(self, config: ppo.PPOConfig, reward_fn, optimizers, sampling: tuple, sizes: tuple, mesh):
         completion_length, eos_id, pad_id, parts = sampling
         sample = spread(draw_of(config.policy, completion_length, eos_id, pad_id, parts), mesh)
-        randomness = spread(lambda key: ppo_stage.randomness(key, *sizes), mesh)
-        rounding = {"xla_allow_excess_precision": False}  # as ppo_stage.Programs
-        self.make = spread(functools.partial(ppo_stage.make_state, optimizers), mesh)
-        self.freeze = spread(functools.partial(ppo_stage.frozen_params, config.policy), mesh)
+        randomness = spread(lambda key: ppo_programs.randomness(key, *sizes), mesh)
+        rounding = {"xla_allow_excess_precision": False}  # as in ppo_programs.Programs
+        self.make = spread(functools.partial(ppo_programs.make_state, optimizers), mesh)
+        self.freeze = spread(functools.partial(ppo_programs.frozen_params, config.policy), mesh)
         self.keys = spread(lambda key, number: jax.random.fold_in(jax.random.wrap_key_data(key), number), mesh)
         self.randomness = lambda key, *_: randomness(key)
         self.sample = lambda params, batch, *noise: sample(params, batch.tokens, batch.mask, *noise)
         self.score = spread(ppo.make_score(config, reward_fn), mesh, compiler_options=rounding)
         self.update = spread(ppo.make_update(config, *optimizers), mesh, donate=0, compiler_options=rounding)
         self.take = spread(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), mesh)
-        self.summarize = spread(ppo_stage.summarize, mesh)
+        self.summarize = spread(ppo_programs.summarize, mesh)
 
 
 @functools.lru_cache(maxsize=16)
 def _ppo_programs(config: ppo.PPOConfig, reward_fn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
+    """Returns PPOPrograms, cached by its arguments, so that each is compiled once."""
     return PPOPrograms(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), sampling, sizes, mesh)

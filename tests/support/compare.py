@@ -17,7 +17,7 @@ def timeless(path) -> list[dict]:
 
 def saved_arrays(path) -> dict[str, np.ndarray]:
     """The output of a stage, and all of its last checkpoint: parameters, optimizers, averages, kl_coef."""
-    last = max((int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdecimal()))
+    last = max(int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdecimal())
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def read(path):

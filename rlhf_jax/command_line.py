@@ -1,10 +1,9 @@
-"""The command line of the programs that take a config: what is wrong in it is one sentence, and exit status 2.
+"""The command line of programs that take a config: an error in it gives one sentence and exit status 2.
 
-absl and ml_collections read it. Their own end is exit status 1, with a usage or a traceback; a job script takes that
-for a crash and starts the program again.
+absl and ml_collections parse the flags. On an error they would exit with status 1 and a usage text or a traceback. A
+job script takes that for a crash, and starts the program again.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib.util
@@ -19,57 +18,35 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from rlhf_jax import config as config_lib
 from rlhf_jax.fields import page
 from rlhf_jax.fields.checks import field_of, nearest, partial_section_of
-from rlhf_jax.fields.ranges import Range
-from rlhf_jax.runtime import terminal
+from rlhf_jax.runtime import shipped, terminal
 from rlhf_jax.runtime.errors import EXIT_BAD_INPUT, InputError, as_command
 
 
 def run(name: str, main: Callable[[list[str]], int | None], fields: bool = True) -> None:
-    """Reads the flags, `--config` among them, calls main with the other arguments and exits with what it returns.
+    """Parses the flags, `--config` among them, calls `main`, and exits with the status that it returns.
 
     Args:
-      name: of the command, before every sentence.
-      main: gets sys.argv as flags leave it.
-      fields: whether its config is that of a run, whose fields --help then lists.
+      name: name of the command, which starts every message.
+      main: function of the arguments that are no flags, the program's name first.
+      fields: whether the config is that of a run; --help then lists its fields.
     """
     with terminal.guarded():
         app.run(as_command(name)(main), flags_parser=functools.partial(_parse, name, fields))
 
 
-def option(allowed: Range) -> Callable[[str], Any]:
-    """The `type` of an argparse option that takes what a range allows."""
-
-    def read(text: str) -> Any:
-        try:
-            value = allowed.type(text)
-        except ValueError:
-            value = text
-        if not allowed.holds(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is given, and it must be {allowed.says}")
-        return value
-
-    return read
-
-
-def folder(text: str) -> pathlib.Path:
-    """The `type` of an argparse option that names a folder; an empty one is an unset variable, and no folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty: name a folder")
-    return pathlib.Path(text)
-
-
 def load(path: str) -> ConfigDict:
-    """The config of an experiment file.
+    """Returns the config of an experiment file.
 
     Args:
-      path: as in --config; what follows a colon is get_config's argument.
+      path: the path as in --config; the part after a colon is the argument of get_config.
 
     Raises:
-      InputError: there is no such file, or it does not give a config.
+      InputError: there is no such file, it raises an error, or its get_config does not return a ConfigDict.
     """
-    file, colon, argument = path.partition(":")
+    file, colon, argument = _found(path).partition(":")
     if not os.path.isfile(file):
         raise InputError(f"--config={path}: there is no file {file or '(empty)'} in {os.getcwd()}")
     with reading(file):
@@ -82,8 +59,21 @@ def load(path: str) -> ConfigDict:
     return config
 
 
+def _found(path: str) -> str:
+    """Returns the file that --config=PATH names; experiments/ of the checkout or the installation is searched, too."""
+    file, colon, argument = path.partition(":")
+    return f"{shipped.experiment(file) if file else file}{colon}{argument}"
+
+
+def _let_import_neighbours(file: str) -> None:
+    """Adds the folder above the file's experiments/ to the import path, so that experiments can import each other."""
+    above = [folder.parent for folder in pathlib.Path(file).resolve().parents if folder.name == "experiments"]
+    sys.path += [os.fspath(folder) for folder in above if os.fspath(folder) not in sys.path]
+
+
 def module_of(file: str):
-    """The module of an experiment file, executed anew."""
+    """Executes an experiment file and returns its module."""
+    _let_import_neighbours(file)
     spec = importlib.util.spec_from_file_location("rlhf_jax_experiment", file)
     if spec is None:
         raise InputError(f"{file} is no Python file")
@@ -94,7 +84,7 @@ def module_of(file: str):
 
 @contextlib.contextmanager
 def reading(file: str):
-    """Makes an InputError, which names the line, of whatever an experiment file raises while it is executed."""
+    """Context that turns any error of an experiment file into an InputError that names the file and line."""
     try:
         yield
     except InputError:
@@ -106,15 +96,23 @@ def reading(file: str):
 
 
 def _parse(name: str, fields: bool, argv: Sequence[str]) -> list[str]:
+    """Parses the flags and returns the other arguments; exits with a sentence on an error, and after --help."""
     if {"--help", "-help", "-h"}.intersection(argv[1:]):
         print(_help(fields))
         sys.exit(0)
-    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is said below
+    logging.set_verbosity(logging.ERROR)  # ml_collections would also warn about errors that are reported below
+    if path := _value(argv, "config"):
+        found = _found(path)
+        argv = [
+            argument.replace(path, found) if argument in (path, f"--config={path}", f"-config={path}") else argument
+            for argument in argv
+        ]
+        _let_import_neighbours(found.partition(":")[0])
     try:
         rest = flags.FLAGS(argv)
         if not isinstance(
             flags.FLAGS["config"].value, ConfigDict
-        ):  # it could not be read, which is said when it is used
+        ):  # the file could not be read, which ml_collections reports only when the value is used
             raise flags.Error("--config")
         return rest
     except Exception as error:
@@ -129,12 +127,13 @@ def _parse(name: str, fields: bool, argv: Sequence[str]) -> list[str]:
 
 
 def _help(fields: bool) -> str:
+    """Returns the text of --help: the docstring of the program, its flags, and the fields of a config."""
     parts = [sys.modules["__main__"].__doc__ or "", flags.FLAGS.main_module_help()]
-    return "\n".join([*parts, page.text()] if fields else parts)
+    return "\n".join([*parts, page.text(config_lib.table())] if fields else parts)
 
 
 def _why(error: Exception, argv: Sequence[str]) -> str | None:
-    """What is wrong with a command line that could not be read; None where nothing is known to be."""
+    """Returns what is wrong with a command line that could not be parsed; None if no cause is known."""
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"there is no flag --{error.flagname}{nearest(error.flagname, flags.FLAGS, '--')}"
     path = _value(argv, "config")
@@ -157,7 +156,7 @@ def _why(error: Exception, argv: Sequence[str]) -> str | None:
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:
-    """That of a flag, which is given as --flag=value or --flag value; the last holds."""
+    """Returns the value of a flag that is given as --flag=value or --flag value, the last one if repeated, or None."""
     value = None
     for place, argument in enumerate(argv[1:], 1):
         if found := re.fullmatch(rf"--?{flag}(?:=(.*))?", argument, re.DOTALL):
@@ -166,13 +165,13 @@ def _value(argv: Sequence[str], flag: str) -> str | None:
 
 
 def _overridden(argv: Sequence[str]) -> list[str]:
-    """The fields that are set with --config.FIELD."""
+    """Returns the names of the fields that are set with --config.FIELD."""
     found = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in argv[1:])
     return [match[1] for match in found if match]
 
 
 def _unknown(config: ConfigDict, field: str) -> str | None:
-    """The sentence for a field that the config does not have."""
+    """Returns an error message about a field that the config does not have; None if it has the field."""
     section, known = config, ""
     for part in field.split("."):
         if not isinstance(section, ConfigDict) or part not in section:
@@ -185,14 +184,14 @@ def _unknown(config: ConfigDict, field: str) -> str | None:
 
 
 def _at(config: ConfigDict, field: str) -> Any:
-    """The value of a dotted name that the config has."""
+    """Returns the value of a dotted field that the config has."""
     for part in field.split("."):
         config = config[part]
     return config
 
 
 def _place(error: Exception, file: str) -> str:
-    """Where in a file an exception was raised, or in what the file calls."""
+    """Returns the file and line of an error that was raised in an experiment file, or in code that it calls."""
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -202,4 +201,5 @@ def _place(error: Exception, file: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """Returns the message of an error on one line."""
     return " ".join(str(error).split())

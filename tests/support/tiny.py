@@ -10,7 +10,7 @@ import optax
 
 from rlhf_jax import generate, model, ppo, sharding
 from rlhf_jax.data.batches import Batch, Prompts
-from rlhf_jax.stages import ppo as ppo_stage
+from rlhf_jax.ppo import programs as ppo_programs
 
 PAD, EOS, VOCAB = 0, 1, 61  # 61 is padded to 64: the padding of the vocabulary is there in every test
 CONFIG = model.TransformerConfig(
@@ -141,9 +141,11 @@ class PPO:
         value = place(params_of(config, 4, "scalar"), config, self.mesh, "scalar")
         self.value = value if value_config else model.scalar_head_of(value) if shared else None
         optimizers = (self.optimizer,) * 2
-        self._init, shardings = ppo_stage.state_maker(self.ppo_config, self.mesh, sharding.DEFAULT_RULES, optimizers)
+        self._init, shardings = ppo_programs.state_maker(self.ppo_config, self.mesh, sharding.DEFAULT_RULES, optimizers)
         sampler = generate.Sampler(config, self.mesh, completion_length=8, eos_id=EOS, pad_id=PAD)
-        self.programs = ppo_stage.Programs(self.ppo_config, self.reward_fn, optimizers, shardings, sampler, self.mesh)
+        self.programs = ppo_programs.Programs(
+            self.ppo_config, self.reward_fn, optimizers, shardings, sampler, self.mesh
+        )
 
     def reward_fn(self, params, rollout):
         return ppo.sequence_scores(self.config, params, rollout.tokens, rollout.mask)

@@ -1,4 +1,4 @@
-"""How often intervals of shares over prompts hold the truth, and how wide they are: `python tests/coverage_of_shares.py [REPEATS]`.
+"""How often intervals of shares over prompts hold the truth, and how wide they are: `python tests/support/coverage_of_shares.py [REPEATS]`.
 
 A simulated prompt has some pairs, of which its own probability is right; that probability varies over prompts with the
 stated mean (the share) and intra-prompt correlation: variance / (mean (1 - mean)). docs/measurements.md has the result.

@@ -7,7 +7,7 @@ TRAINED = tuple(stage for stage in STAGES if stage != "collect")
 
 
 def get_config(last: str = ""):
-    """`last` is the last stage, if not all are to be run: --config=tests/toy.py:pretrain."""
+    """`last` is the last stage, if not all are to be run: --config=tests/support/toy.py:pretrain."""
     config = default_config()
     if last:
         config.stages = STAGES[: STAGES.index(last) + 1]

@@ -1,0 +1,113 @@
+"""FLOPs and cache bytes of a program, by formula.
+
+Model FLOPs are 6 N D (2 N forward and 4 N backward per token) plus attention's, in which each query is paired with the
+keys visible to it. N counts the weights that multiply, D the tokens. Executed FLOPs add work that is done twice
+(remat) or for nothing (attention that computes all scores and masks half of them). Neither counts norms, softmax or
+the optimizer.
+
+Shapes: B rows, T tokens of a row, P prompt, C completion.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from rlhf_jax.model import transformer
+from rlhf_jax.model.transformer import TransformerConfig
+
+_MASKED_HALF_SKIPPED = ("blocked", "splash", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The work of one run of a program, all chips together.
+
+    Attributes:
+      tokens: number of tokens read or sampled.
+      flops: model FLOPs.
+      executed: executed FLOPs.
+    """
+
+    tokens: int = 0
+    flops: float = 0.0
+    executed: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.tokens + other.tokens, self.flops + other.flops, self.executed + other.executed)
+
+
+@functools.cache
+def parameters(config: TransformerConfig, head: str = "lm") -> int:
+    """Returns the number of parameters of a model, without the padding of its vocabulary."""
+    config = dataclasses.replace(config, vocab_multiple=1)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(transformer.param_shapes(config, head)))
+
+
+@functools.cache
+def _layer_weights(config: TransformerConfig) -> int:
+    """Returns the number of weights, over all layers, that multiply every token: matrices without biases and norms."""
+    layers = jax.tree_util.tree_leaves_with_path(transformer.param_shapes(config)["layers"])
+    return sum(math.prod(leaf.shape) for path, leaf in layers if path[-1].key.startswith("w"))
+
+
+def _linear(config: TransformerConfig, tokens: int, logits: int) -> tuple[float, float]:
+    """Returns the (model, executed) FLOPs of the matrix products.
+
+    Args:
+      config: shape of the model.
+      tokens: number of tokens that go through the layers.
+      logits: number of tokens whose logits are computed.
+    """
+    trunk = 2.0 * _layer_weights(config) * tokens
+    head = 2.0 * config.embed_dim * logits
+    return trunk + head * config.vocab_size, trunk + head * config.padded_vocab
+
+
+def _attention(config: TransformerConfig, scores: float) -> float:
+    """Returns the FLOPs of `scores` pairs of a query and a key, in all layers and heads."""
+    return 4.0 * config.num_layers * config.num_heads * config.head_dim * scores
+
+
+def forward(config: TransformerConfig, rows: int, length: int, logits: int = 0) -> Work:
+    """Returns the work of a forward pass over rows [B, T]; `logits` is the number of tokens with logits."""
+    flops, executed = _linear(config, rows * length, logits)
+    visible = rows * length * (length + 1) / 2
+    computed = visible if config.attention in _MASKED_HALF_SKIPPED else rows * length**2
+    return Work(rows * length, flops + _attention(config, visible), executed + _attention(config, computed))
+
+
+def training(config: TransformerConfig, rows: int, length: int, logits: int = 0) -> Work:
+    """Returns the work of a forward and a backward pass over rows [B, T].
+
+    The backward pass costs twice the forward pass, plus the operations that remat makes it repeat.
+    """
+    once = forward(config, rows, length, logits)
+    computed = _attention(config, rows * length**2 / (2 if config.attention in _MASKED_HALF_SKIPPED else 1))
+    repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[config.remat]
+    if 0 < config.logits_chunk < logits / rows:  # the backward pass recomputes each chunk of logits
+        repeated += _linear(config, 0, logits)[1]
+    return Work(once.tokens, 3 * once.flops, 3 * once.executed + repeated)
+
+
+def sampling(config: TransformerConfig, rows: int, prompt: int, completion: int) -> Work:
+    """Returns the work of a prefill of [B, P] and of C tokens per row, if every completion has its full length."""
+    read = forward(config, rows, prompt, logits=rows)
+    steps = completion - 1  # the prefill gives the first token
+    flops, executed = _linear(config, rows * steps, rows * steps)
+    visible = rows * sum(prompt + step for step in range(1, completion))
+    cached = rows * steps * (prompt + completion)
+    return read + Work(rows * steps, flops + _attention(config, visible), executed + _attention(config, cached))
+
+
+def cache_bytes(config: TransformerConfig, rows: int, length: int, mesh) -> int:
+    """Returns the bytes of the keys and values of [B, T] on each device.
+
+    Rows are split over the batch axes of the mesh, and heads over `tensor` if they divide.
+    """
+    tensor = mesh.shape["tensor"]
+    heads = config.kv_heads // tensor if config.kv_heads % tensor == 0 else config.kv_heads
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    item = 4 if config.dtype == "float32" else 2
+    return 2 * config.num_layers * -(-rows // ways) * length * heads * config.head_dim * item

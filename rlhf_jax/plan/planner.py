@@ -1,0 +1,285 @@
+"""Plans a config before any hardware is rented: its programs are compiled ahead of time for a topology.
+
+    python -m rlhf_jax.plan --config=experiments/instructgpt.py:175b --topology=v5p:8x8x8 --config.mesh.tensor=8
+
+A plan says whether the programs fit into memory, what they communicate, and the least time and money that they cost.
+The programs are those that a run itself compiles. For the flags, see __main__.py.
+"""
+
+import hashlib
+import importlib.metadata
+import re
+import time
+from collections.abc import Callable, MutableMapping
+
+import jax
+
+import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
+from rlhf_jax import run as run_lib
+from rlhf_jax import sharding
+from rlhf_jax.abstract import Data, Program, bytes_per_device
+from rlhf_jax.fields import registry
+from rlhf_jax.model import TransformerConfig, work
+from rlhf_jax.plan import estimate, hlo
+from rlhf_jax.plan.topology import Topology
+from rlhf_jax.runtime.errors import InputError
+
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+_FIELDS = ("dtype", "remat", "attention", "sequence_axis", "logits_chunk")  # config.model's, shown beside the mesh
+
+
+def plan(
+    config,
+    topology: Topology,
+    data: Data,
+    *,
+    stages: str = "",
+    only: tuple[str, ...] = (),
+    price: float = 0.0,
+    known: MutableMapping[str, dict] | None = None,
+    give_up: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Compiles the programs of a config for a topology.
+
+    Args:
+      config: the config.
+      topology: the topology to compile for.
+      data: the amounts of data, which set how often each program runs.
+      stages: names of the stages to plan, see `chosen_stages`.
+      only: names of the programs to compile; empty for all.
+      price: price of one chip for one hour, in any currency.
+      known: key -> what the compiler said of a program. A program with a key in it is not compiled again; the others
+        are added.
+      give_up: whether to compile no more programs after one that does not fit; the largest is then compiled first.
+      tell: called with a line about each program before it is compiled.
+
+    Returns:
+      The plan as JSON: "programs" (a row for each program), "stages" and "total", and under the other keys the
+      topology, mesh, model and compiler.
+
+    Raises:
+      InputError: the stages, mesh or topology do not exist, or the compiler for the topology is not installed.
+    """
+    known = {} if known is None else known
+    devices = topology.devices()
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    run = run_lib.without_data(config, data, mesh)
+    rows = []
+    for stage in chosen_stages(config, stages):
+        try:
+            found = programs_of(run, stage, data)
+        except InputError as error:
+            rows.append({"stage": stage, "program": "all", "refused": str(error)})
+            continue
+        if give_up:
+            found = sorted(found, key=lambda program: -program.work.flops)
+        for program in found:
+            if (not only or program.name in only) and not (give_up and not fits({"programs": rows})):
+                rows.append(row(run, topology, program, known, tell))
+    summary = [
+        _stage_summary(config, topology, stage, rows, run, price) for stage in dict.fromkeys(r["stage"] for r in rows)
+    ]
+    return {
+        "topology": topology.name,
+        "chips": topology.chips,
+        "memory_limit": topology.chip.memory,
+        "mesh": dict(mesh.shape),
+        "model": {name: getattr(run.model, name) for name in _FIELDS},
+        "parameters": work.parameters(run.model),
+        "microbatches": {stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)},
+        "compiler": compiler(topology),
+        "programs": rows,
+        "stages": summary,
+        "total": _total(summary),
+    }
+
+
+def fits(found: dict) -> bool:
+    """Returns whether all programs of a plan were compiled and fit."""
+    return all(r.get("fits", False) for r in found["programs"])
+
+
+def model_shape(config, data: Data, topology: Topology) -> TransformerConfig:
+    """Returns the shape of the policy on a topology."""
+    return run_lib.model_shape(config, data.vocab_size, topology.chip.kind)
+
+
+def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
+    """Returns the row of one program: its memory, its work, and its bounds on time.
+
+    Args:
+      run: the run without data that the program belongs to.
+      topology: the topology to compile for.
+      program: the program.
+      known: key -> what the compiler said; the program is compiled, and added here, only if its key is not in it.
+      tell: called with a line before the program is compiled.
+    """
+    started = time.perf_counter()
+    with jax.set_mesh(run.mesh):
+        lowered = program.lower()
+    key = _key(lowered, run, topology)
+    if key not in known:
+        tell(f"{topology.name}: compiling {program.stage}, {program.name}")
+        known[key] = _compile(lowered, run, topology, started)
+    found = {"stage": program.stage, "program": program.name, "runs": program.runs, "key": key, **known[key]}
+    if "failed" in found:
+        return found
+    held = {name: bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()}
+    resident = sum(bytes_per_device(tree) for tree in program.resident.values())
+    work = program.work
+    found |= {"held": held, "resident": resident, "tokens": work.tokens, "flops": work.flops, "executed": work.executed}
+    arguments = sum(bytes_per_device(tree) for tree in program.passed.values())
+    used = found["needed"] if found["peak"] is None else found["peak"]
+    if used is None:
+        return found | {"fits": False, "total": None}
+    cache = min(program.cache, max(used - arguments, 0))
+    spare = topology.chip.memory - used - resident
+    found |= {"cache": cache, "temporaries": max(used - arguments, 0) - cache, "total": used + resident, "spare": spare}
+    found |= {"fits": found["peak"] is not None and spare >= 0}
+    if found["collectives"] is not None:
+        collectives = [hlo.Collective(**collective) for collective in found["collectives"]]
+        found |= _bounds(topology, work, hlo.Facts(collectives, found["moved"], 0))
+    return found
+
+
+def _compile(lowered, run, topology: Topology, started: float) -> dict:
+    """Compiles a program; returns its peak memory and the facts read from its text, as JSON.
+
+    A program that runs out of memory has no "peak", but the bytes that it would need as "needed". Any other error of
+    the compiler is returned as "failed".
+    """
+    facts = {"peak": None, "needed": None, "moved": None, "collectives": None}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        seconds = {"compile_seconds": round(time.perf_counter() - started, 1)}
+        if _OUT_OF_MEMORY not in str(error):
+            return {"failed": str(error).splitlines()[0][:300]} | seconds
+        return facts | {"needed": _needed(str(error))} | seconds
+    facts["compile_seconds"] = round(time.perf_counter() - started, 1)
+    facts["peak"] = peak_memory(compiled, topology)
+    text = compiled.as_text()
+    read = hlo.read(text, run.mesh, topology.island_of, on_chip_spaces=topology.chip.kind == "tpu")
+    return facts | {
+        "moved": read.moved,
+        "collectives": [vars(collective) for collective in read.collectives],
+        "unknown_loops": read.unknown_loops,
+        "text_bytes": len(text),
+    }
+
+
+def peak_memory(compiled, topology: Topology) -> int:
+    """Returns the peak memory of a program, in bytes per device; its arguments are included."""
+    memory = compiled.memory_analysis()
+    if topology.chip.kind == "tpu":
+        return memory.peak_memory_in_bytes
+    # On other platforms that number leaves out temporaries, which are one block as large as their peak.
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+
+
+def _needed(message: str) -> int | None:
+    """Returns the bytes that a program needs, arguments included, as the compiler's out-of-memory error states them."""
+    found = re.search(r"(?:Used|memory required[^(]*\() ?([\d.]+)([KMGT])", message)
+    return round(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
+
+
+def _bounds(topology: Topology, work, facts: hlo.Facts) -> dict:
+    """Returns the lower bounds in seconds, the one that binds, and the model FLOPs utilisation (MFU) that it allows."""
+    bounds = estimate.bounds(topology.chip, topology.chips, work, facts)
+    if not bounds:
+        return {"bounds": {}, "binds": None, "seconds": None, "mfu": None}
+    binds = max(bounds, key=bounds.get)
+    seconds = bounds[binds]
+    mfu = work.flops / (topology.chips * topology.chip.flops * seconds) if seconds else None
+    return {"bounds": bounds, "binds": binds, "seconds": seconds, "mfu": mfu}
+
+
+def _stage_summary(config, topology: Topology, stage: str, rows: list[dict], run, price: float) -> dict:
+    """Returns the totals of a whole stage: its programs together, each as often as the stage runs it.
+
+    All totals are None if a program of the stage was not compiled.
+    """
+    rows = [r for r in rows if r["stage"] == stage]
+    if any("flops" not in r for r in rows):
+        return {
+            "stage": stage,
+            "tokens": None,
+            "petaflop_s_days": None,
+            "paper": None,
+            "hours": None,
+            "chip_hours": None,
+            "cost": None,
+        }
+    days = sum(r["runs"] * r["flops"] for r in rows) / estimate.PETAFLOP_S_DAY
+    seconds = [r.get("seconds") for r in rows]
+    hours = sum(r["runs"] * r["seconds"] for r in rows) / 3600 if all(s is not None for s in seconds) else None
+    chip_hours = hours and hours * topology.chips
+    is_175b = abs(work.parameters(run.model) / 174.6e9 - 1) < 0.01
+    return {
+        "stage": stage,
+        "tokens": sum(r["runs"] * r["tokens"] for r in rows),
+        "petaflop_s_days": days,
+        "paper": estimate.PAPER.get(config[stage].kind) if is_175b else None,
+        "hours": hours,
+        "chip_hours": chip_hours,
+        "cost": chip_hours * price if chip_hours and price else None,
+    }
+
+
+def _total(stages: list[dict]) -> dict:
+    """Returns the sums over stages; a quantity that is unknown for one stage is None."""
+    names = ("tokens", "petaflop_s_days", "hours", "chip_hours", "cost")
+    return {name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None for name in names}
+
+
+def _key(lowered, run, topology: Topology) -> str:
+    """Returns a hash that is the same for the same program, mesh, topology and compiler."""
+    parts = lowered.as_text(), str(dict(run.mesh.shape)), topology.name, str(compiler(topology))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def compiler(topology: Topology) -> dict[str, str]:
+    """Returns the versions of the packages that compile for a topology."""
+    packages = ["jax", "jaxlib"] + {"tpu": ["libtpu"], "gpu": ["jax-cuda13-pjrt", "nvidia-cuda-nvcc"]}.get(
+        topology.chip.kind, []
+    )
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def chosen_stages(config, names: str = "") -> list[str]:
+    """Returns the names of the stages to plan.
+
+    Args:
+      config: the config.
+      names: names joined by commas, or "all". "" chooses the first trained stage of each kind, but the last of kind
+        "ppo", which in InstructGPT's pipeline is the one with the pretraining mix.
+
+    Raises:
+      InputError: a name is not a trained stage of the config.
+    """
+    trained = [name for name in config.stages if registry.of(config, name).programs]
+    if names:
+        listed = list(config.stages) if names == "all" else names.split(",")
+        for name in listed:
+            if name not in trained:
+                raise InputError(f"--stages names '{name}'; this config trains {', '.join(trained)}")
+        return listed
+    first = {}
+    for name in trained:
+        kind = config[name].kind
+        if kind == "ppo" or kind not in first:
+            first[kind] = name
+    return list(first.values())
+
+
+def programs_of(run: run_lib.Run, stage: str, data: Data) -> list[Program]:
+    """Returns the programs of a stage, in the order in which the stage runs them.
+
+    Raises:
+      InputError: the stage lacks something it needs, or its sizes do not fit the mesh.
+    """
+    kind = registry.of(run.config, stage)
+    kind.check(run, stage)
+    return kind.programs(run, stage, data)

@@ -1,0 +1,241 @@
+"""The compiled programs of PPO, and an iteration that runs them.
+
+The PPO stage, the training of several trials at once, the bandit and the planner share them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rlhf_jax import advantages as adv
+from rlhf_jax import model, optim, sharding, train
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.ppo import options
+from rlhf_jax.ppo.update import Coefficients, PPOConfig, PPOState, RewardFn, make_score, make_update
+from rlhf_jax.runtime.errors import InputError
+
+
+def coefficients(section: ConfigDict) -> Coefficients:
+    """Returns the sweepable numbers of a section as f32[] arrays; kl_target is 0 where the section has none."""
+    numbers = {name: getattr(section, name, None) for name in Coefficients.__dataclass_fields__}
+    numbers["kl_target"] = section.kl_target or 0.0
+    return Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
+
+
+def programs_config(
+    shape: TransformerConfig,
+    value_shape: TransformerConfig | None,
+    eos_id: int | tuple[int, ...],
+    section: ConfigDict,
+    name: str = "ppo",
+) -> PPOConfig:
+    """Returns the checked static configuration of the PPO programs for a policy and a value model of these shapes.
+
+    Args:
+      shape: shape of the policy.
+      value_shape: shape of the value model; ignored if the section has no separate value model.
+      eos_id: token, or tokens, that end a completion.
+      section: configuration of the PPO stage.
+      name: name of the section, for error messages.
+
+    Raises:
+      InputError: sizes do not divide each other, or choices exclude each other.
+    """
+    chosen = options.resolved(section)
+    batch, minibatch, parts, samples = (
+        section[name] for name in ("batch_size", "minibatch_size", "microbatches", "samples_per_prompt")
+    )
+    if batch % minibatch or minibatch % parts:
+        raise InputError(
+            f"{name}.batch_size={batch} must be a multiple of {name}.minibatch_size={minibatch}, and that of "
+            f"{name}.microbatches={parts}"
+        )
+    if batch % samples:
+        raise InputError(f"{name}.batch_size={batch} must be a multiple of {name}.samples_per_prompt={samples}")
+    if adv.ESTIMATORS[section.advantage].compares and samples == 1:
+        raise InputError(
+            f"{name}.advantage='{section.advantage}' compares the completions of a prompt, and there is one: give "
+            f"{name}.samples_per_prompt 2 or more"
+        )
+    if chosen.kl_in == "loss" and chosen.kl_estimator == "k1":
+        raise InputError(
+            f"{name}.kl_in='loss' needs {name}.kl_estimator='k2' or 'k3': the gradient of 'k1' is 0 in expectation"
+        )
+    steps_per_iteration = section.ppo_epochs * (batch // minibatch)
+    return PPOConfig(
+        policy=shape,
+        value=value_shape if has_value_model(section) else None,
+        eos_id=eos_id,
+        missing_eos=section.missing_eos,
+        advantage=section.advantage,
+        samples_per_prompt=samples,
+        **chosen._asdict(),
+        entropy_bonus=section.entropy_coef != 0.0,
+        whiten_rewards=section.whiten_rewards,
+        score_parts=batch // minibatch * parts,
+        microbatches=parts,
+        ptx_microbatches=section.ptx_microbatches,
+        schedule=section.schedule,
+        total_steps=section.iterations * steps_per_iteration,
+        warmup_steps=section.warmup_iterations * steps_per_iteration,
+        warmup_from=section.warmup_from,
+        final_fraction=section.final_fraction,
+    )
+
+
+def has_value_model(section: ConfigDict) -> bool:
+    """Whether values come from a separate model, rather than from a head on the policy's trunk or not at all."""
+    return adv.ESTIMATORS[section.advantage].reads_values and section.value == "separate"
+
+
+class Programs:
+    """The programs of a PPO stage, each jitted once with explicit output shardings; `update` donates the state."""
+
+    def __init__(self, config: PPOConfig, reward_fn, optimizers, state_shardings, sampler, mesh):
+        whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+        self.sample = sampler
+        # Round to bfloat16 wherever the program says so. If `score` and `update` kept different extra digits of the
+        # log-probabilities, the ratio of the first optimizer step would differ from 1.
+        rounding = {"xla_allow_excess_precision": False}
+        self.score = jax.jit(make_score(config, reward_fn), out_shardings=(rows, whole), compiler_options=rounding)
+        self.update = jax.jit(
+            make_update(config, *optimizers),
+            out_shardings=(state_shardings, whole),
+            donate_argnums=0,
+            compiler_options=rounding,
+        )
+        self.take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), out_shardings=rows)
+        self.randomness, self.summarize = jax.jit(randomness, static_argnums=(1, 2, 3)), jax.jit(summarize)
+
+
+def randomness(key: jax.Array, rows: int, minibatch: int, epochs: int) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns the randomness of an iteration: the key for sampling, and the rows i32[minibatch] of each optimizer step.
+
+    Every epoch visits all rows, in its own random order.
+    """
+    orders = [jax.random.permutation(jax.random.fold_in(key, 1 + epoch), rows) for epoch in range(epochs)]
+    return jax.random.fold_in(key, 0), [part for order in orders for part in jnp.split(order, rows // minibatch)]
+
+
+def summarize(steps: list[dict]) -> dict:
+    """Returns the metrics of an iteration's optimizer steps: the mean of each metric over the steps.
+
+    Two metrics are not means: ratio_max is the maximum over the steps, first_approxkl is approxkl of the first step.
+    """
+    columns = jax.tree.map(lambda *values: jnp.stack(values), *steps)
+    return {name: jnp.mean(values) for name, values in columns.items()} | {
+        "ppo/policy/ratio_max": jnp.max(columns["ppo/policy/ratio_max"]),
+        "ppo/policy/first_approxkl": columns["ppo/policy/approxkl"][0],
+    }
+
+
+def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool, judge=None):
+    """Runs one iteration: a rollout, its experience, and ppo_epochs x batch_size / minibatch_size optimizer steps.
+
+    With a leading axis of trials on all arguments and programs, it runs the iteration of several trials at once.
+
+    Args:
+      state: PPOState, donated.
+      frozen: (reference parameters, reward-model parameters).
+      batch: Prompts.
+      ptx_batch: function from the optimizer step within the iteration to a Batch on the mesh, or to None without ptx.
+      coefs: Coefficients.
+      key: random key of the iteration.
+      section: configuration of the PPO stage.
+      fixed_kl: whether the KL coefficient stays as it is; otherwise it is steered to coefs.kl_target.
+      judge: function from the Rollout to metrics that are computed outside the programs, or None.
+
+    Returns:
+      (state, metrics): the metrics of the experience, those of `summarize` for the updates, and those of `judge`.
+    """
+    sample_key, minibatches = programs.randomness(key, section.batch_size, section.minibatch_size, section.ppo_epochs)
+    rollout = programs.sample(state.language_model, batch, sample_key, coefs.temperature)
+    experience, metrics = programs.score(
+        state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs
+    )
+    steps = []
+    for rows in minibatches:
+        state, step_metrics = programs.update(state, programs.take(experience, rows), ptx_batch(len(steps)), coefs)
+        steps.append(step_metrics)
+    metrics |= programs.summarize(steps)
+    kl_coef = adv.update_kl_coef(
+        state.kl_coef,
+        metrics["objective/kl"],
+        section.batch_size,
+        None if fixed_kl else coefs.kl_target,
+        coefs.kl_horizon,
+    )
+    if judge:  # last, so that the host judges while the devices compute the updates
+        metrics |= judge(rollout)
+    return state.replace(kl_coef=kl_coef), metrics
+
+
+def optimizers_of(section: ConfigDict) -> tuple[optim.OptimizerConfig, optim.OptimizerConfig]:
+    """Returns the optimizer configurations of the policy and of the value model."""
+    return optim.OptimizerConfig(**section.optimizer), optim.OptimizerConfig(**section.value_optimizer)
+
+
+def frozen_params(shape: TransformerConfig, *params: dict) -> tuple[dict, ...]:
+    """Casts parameters to the model's compute dtype: frozen models need no float32 master weights."""
+    if shape.dtype == "float32":
+        return params
+    return jax.tree.map(lambda x: x.astype(shape.dtype), params)
+
+
+def ptx_rows(section: ConfigDict) -> int:
+    """Returns the pretraining sequences of an optimizer step: ptx_ratio per episode, spread over the epochs."""
+    return section.ptx_ratio * section.minibatch_size // section.ppo_epochs
+
+
+def make_state(optimizers, policy: dict, value: dict | None, kl_coef: jax.Array) -> PPOState:
+    """Returns a fresh PPOState; it holds copies of the parameters, because states are donated.
+
+    Args:
+      optimizers: optax transformations of the policy and of the value model; a head on the policy's trunk is the
+        policy's.
+      policy: parameters of the policy.
+      value: parameters of a separate value model, of only a scalar head for the policy's trunk, or None.
+      kl_coef: f32[], the initial KL coefficient.
+    """
+    policy, value = jax.tree.map(jnp.copy, (policy, value))
+    if value and model.is_scalar_head(value):
+        policy, value = policy | value, None
+    return PPOState(
+        train.init_state(policy, optimizers[0], ema=True), value and train.init_state(value, optimizers[1]), kl_coef
+    )
+
+
+def state_maker(config: PPOConfig, mesh, rules, optimizers):
+    """Returns (a jitted function that makes a PPOState on the mesh, the shardings of the state).
+
+    The function is `make_state` with `optimizers` set: (policy parameters, value parameters, kl_coef) -> PPOState.
+    """
+    shape, value_shape = config.policy, config.value
+    axes, value_axes, value = model.logical_axes(shape), None, None
+    if config.shared_value:
+        axes |= model.scalar_head_of(model.logical_axes(shape, "scalar"))
+        value = model.scalar_head_of(model.param_shapes(shape, "scalar"))
+    elif value_shape:
+        value_axes, value = model.logical_axes(value_shape, "scalar"), model.param_shapes(value_shape, "scalar")
+    make = functools.partial(make_state, optimizers)
+    shapes = jax.eval_shape(make, model.param_shapes(shape), value, jax.ShapeDtypeStruct((), jnp.float32))
+    shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
+    shardings = PPOState(
+        shard(shapes.policy, optimizers[0], axes),
+        shapes.value and shard(shapes.value, optimizers[1], value_axes),
+        sharding.replicated(mesh),
+    )
+    return jax.jit(make, out_shardings=shardings), shardings
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(config: PPOConfig, reward_fn: RewardFn, optimizers: tuple, sampler, mesh, rules: tuple):
+    """Returns (the state-making function of `state_maker`, Programs).
+
+    The result is cached by its arguments, so that stages which differ only in Coefficients compile once per process.
+    """
+    optimizers = tuple(map(optim.make_optimizer, optimizers))
+    make, shardings = state_maker(config, mesh, dict(rules), optimizers)
+    return make, Programs(config, reward_fn, optimizers, shardings, sampler, mesh)
