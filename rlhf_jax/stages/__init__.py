@@ -1,4 +1,7 @@
-"""The kinds of stages. Importing one registers it (see registry.py); a new kind is one file here, and its name below."""
+"""The kinds of stages. A new kind is one file here and one import below, which registers it (see fields/registry.py).
+
+The imports stand in the order of the pipeline, because the table of kinds and docs/config.md keep that order.
+"""
 
 from rlhf_jax.stages import pretrain  # isort: skip
 from rlhf_jax.stages import sft  # isort: skip
