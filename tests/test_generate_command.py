@@ -139,7 +139,7 @@ def test_a_chat_ends_where_transformers_ends_it(chat_model, capsys, tmp_path):
     assert out[0]["prompt"] == "<|im_start|>user\nWhat is 0 + 2?<|im_end|>\n<|im_start|>assistant\n"
     assert {found["finished"] for found in out} == {True, False}, "the test needs both"
     assert all(found["finished"] == (found["tokens"] < 24) for found in out)
-    model = command.load_model(str(chat_model))
+    model = command.open_model(str(chat_model))
     [prompt] = command.read_prompts(model, command.parse([arguments[0], "--chat", "--prompt=What is 0 + 2?"]))
     assert prompt.text == out[0]["prompt"] and prompt.rendered
 
@@ -317,7 +317,7 @@ def test_a_finished_stage_and_its_work_directory_complete(workdir, capsys, tmp_p
     assert run_command(capsys, f"--model={workdir}", *arguments) == out
     first, second = lines(out)
     assert first["prompt"] == "say hello\nmira\nanswer:" and second["prompt"] == "say"
-    model = command.load_model(str(workdir))
+    model = command.open_model(str(workdir))
     [prompt] = command.read_prompts(model, command.parse([f"--model={workdir}", "--chat", "--prompt=hi"]))
     assert prompt.text == "user: hi\nassistant:" and prompt.rendered
 

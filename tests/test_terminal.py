@@ -88,7 +88,7 @@ def test_generate(monkeypatch, capsys, tmp_path):
             yield [{"prompt": "p", "completion": EVIL}]
 
     model = types.SimpleNamespace(mesh=None, folder=None, config=types.SimpleNamespace(max_length=9))
-    monkeypatch.setattr(command, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(command, "open_model", lambda *_, **__: model)
     monkeypatch.setattr(command, "read_prompts", lambda *_: [types.SimpleNamespace(text="p")])
     monkeypatch.setattr(command, "Completer", lambda *_, **__: Completer())
     monkeypatch.setattr(command.jax, "set_mesh", lambda mesh: contextlib.nullcontext())

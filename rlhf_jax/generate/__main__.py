@@ -26,46 +26,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
-from rlhf_jax import generate, hf, sharding, weights
-from rlhf_jax import run as run_lib
+from rlhf_jax import generate
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.chat_template import ChatTemplate, shown
 from rlhf_jax.data.records import read_rows
 from rlhf_jax.data.template import Template
-from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Number
 from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation
-from rlhf_jax.model import TransformerConfig, attention
+from rlhf_jax.language_model import LanguageModel, open_model
 from rlhf_jax.runtime import hosts, keys, progress
 from rlhf_jax.runtime.errors import InputError, as_command
-from rlhf_jax.runtime.files import not_through_links, read_json, whole_lines
+from rlhf_jax.runtime.files import not_through_links, whole_lines
 
 _SHORTEST = 16  # tokens; prompts are padded to 16 or a larger power of two, so that few programs are compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A language model, ready to complete prompts.
-
-    Attributes:
-        config: shape of the model.
-        params: parameters, on the mesh.
-        tokenizer: its tokenizer.
-        template: template that renders messages; None if the model was not trained to chat.
-        mesh: the device mesh.
-        rules: logical axis -> mesh axes.
-        folder: the Hugging Face directory; None for a model of a run.
-    """
-
-    config: TransformerConfig
-    params: dict
-    tokenizer: Tokenizer
-    template: Template | ChatTemplate | None
-    mesh: jax.sharding.Mesh
-    rules: dict
-    folder: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,59 +58,7 @@ class Prompt:
     row: dict
 
 
-def load_model(directory: str, *, tensor: int = 1, dtype: str = "") -> Model:
-    """Reads the model of a Hugging Face directory, a finished stage or a work directory.
-
-    Args:
-        directory: path of the directory.
-        tensor: number of devices that the model is split over; the rows of a batch are split over the others.
-        dtype: dtype of the computation; "" is that of the run, or for a Hugging Face directory float32 on CPUs and
-          bfloat16 elsewhere.
-
-    Raises:
-        InputError: the directory is neither a Hugging Face directory nor a finished policy.
-    """
-    folder = pathlib.Path(directory)
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=tensor)
-    if (folder / "done.json").is_file():
-        return _open_stage(folder.absolute().parent, folder.absolute().name, mesh, dtype)
-    config = folder / "config.json"
-    if not config.is_file():
-        raise InputError(
-            f"--model={directory} has no config.json: it is neither a Hugging Face directory, nor a work "
-            "directory, nor a finished stage of one"
-        )
-    if "stages" in read_json(config):
-        return _open_stage(folder, "", mesh, dtype)
-    platform = mesh.devices.flat[0].platform
-    dtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
-    shape = hf.load_config(folder, dtype=dtype, attention=attention.choose("auto", platform, dtype))
-    tokenizer = Tokenizer.load(folder)
-    tokenizer.check_fits(shape.vocab_size)
-    shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
-    template = tokenizer.chat_template() if tokenizer.has_chat_template else None
-    # Loaded in the layout of sampling, so that each device gets its part and the host never holds the whole model.
-    params = hf.load_params(folder, shape, generate.decode_shardings(shape, mesh))
-    return Model(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
-
-
-def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> Model:
-    """Reads a policy of a work directory; stage "" is its last policy.
-
-    Raises:
-        InputError: the stage is not a finished policy.
-    """
-    run = run_lib.open_run(path, mesh)
-    policies = run.giving("policy")
-    if not policies or stage and stage not in policies:
-        raise InputError(f"{path / stage} is no finished policy; {path} has {', '.join(policies) or 'none'}")
-    stage = stage or policies[-1]
-    shape, params = run.shape(stage), weights.load_params(run, stage)
-    shape = dataclasses.replace(shape, dtype=dtype or shape.dtype)
-    return Model(shape, params, Tokenizer.load(path), run.template, mesh, run.rules)
-
-
-def read_prompts(model: Model, options: argparse.Namespace) -> list[Prompt]:
+def read_prompts(model: LanguageModel, options: argparse.Namespace) -> list[Prompt]:
     """Returns the prompts of --prompt or --prompts, rendered by the template where they need it."""
     if options.prompt is not None:
         try:
@@ -180,7 +103,7 @@ class Completer:
 
     def __init__(
         self,
-        model: Model,
+        model: LanguageModel,
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
@@ -352,7 +275,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _follow_release(model: Model, options: argparse.Namespace) -> None:
+def _follow_release(model: LanguageModel, options: argparse.Namespace) -> None:
     """Fills flags that were not given from the model's generation_config.json, and prints what is not followed."""
     if model.folder is not None:
         asked = settings.read(model.folder, options.temperature == 0)
@@ -380,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.out and pathlib.Path(options.out).is_dir():
             raise InputError(f"--out={options.out} is a directory: give a file")
-        model = load_model(options.model, tensor=options.tensor, dtype=options.dtype)
+        model = open_model(options.model, tensor=options.tensor, dtype=options.dtype)
         prompts = read_prompts(model, options)
         options.max_new_tokens = options.max_new_tokens or new_tokens(model.config.max_length)
         _follow_release(model, options)

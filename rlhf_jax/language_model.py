@@ -1,0 +1,90 @@
+"""A language model, ready for use: of a Hugging Face directory, of a finished stage, or of a work directory."""
+
+import dataclasses
+import pathlib
+
+import jax
+
+from rlhf_jax import generate, hf, sharding, weights
+from rlhf_jax import run as run_lib
+from rlhf_jax.data.chat_template import ChatTemplate
+from rlhf_jax.data.template import Template
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.model import TransformerConfig, attention
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A language model with what its use needs.
+
+    Attributes:
+        config: shape of the model.
+        params: parameters, on the mesh.
+        tokenizer: its tokenizer.
+        template: template that renders messages; None if the model was not trained to chat.
+        mesh: the device mesh.
+        rules: logical axis -> mesh axes.
+        folder: the Hugging Face directory; None for a model of a run.
+    """
+
+    config: TransformerConfig
+    params: dict
+    tokenizer: Tokenizer
+    template: Template | ChatTemplate | None
+    mesh: jax.sharding.Mesh
+    rules: dict
+    folder: pathlib.Path | None = None
+
+
+def open_model(directory: str, *, tensor: int = 1, dtype: str = "") -> LanguageModel:
+    """Reads the model of a Hugging Face directory, a finished stage or a work directory.
+
+    Args:
+        directory: path of the directory.
+        tensor: number of devices that the model is split over; the rows of a batch are split over the others.
+        dtype: dtype of the computation; "" is that of the run, or for a Hugging Face directory float32 on CPUs and
+          bfloat16 elsewhere.
+
+    Raises:
+        InputError: the directory is neither a Hugging Face directory nor a finished policy.
+    """
+    folder = pathlib.Path(directory)
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=tensor)
+    if (folder / "done.json").is_file():
+        return _open_stage(folder.absolute().parent, folder.absolute().name, mesh, dtype)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError(
+            f"--model={directory} has no config.json: it is neither a Hugging Face directory, nor a work "
+            "directory, nor a finished stage of one"
+        )
+    if "stages" in read_json(config):
+        return _open_stage(folder, "", mesh, dtype)
+    platform = mesh.devices.flat[0].platform
+    dtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
+    shape = hf.load_config(folder, dtype=dtype, attention=attention.choose("auto", platform, dtype))
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check_fits(shape.vocab_size)
+    shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
+    template = tokenizer.chat_template() if tokenizer.has_chat_template else None
+    # Loaded in the layout of sampling, so that each device gets its part and the host never holds the whole model.
+    params = hf.load_params(folder, shape, generate.decode_shardings(shape, mesh))
+    return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
+
+
+def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> LanguageModel:
+    """Reads a policy of a work directory; stage "" is its last policy.
+
+    Raises:
+        InputError: the stage is not a finished policy.
+    """
+    run = run_lib.open_run(path, mesh)
+    policies = run.giving("policy")
+    if not policies or stage and stage not in policies:
+        raise InputError(f"{path / stage} is no finished policy; {path} has {', '.join(policies) or 'none'}")
+    stage = stage or policies[-1]
+    shape, params = run.shape(stage), weights.load_params(run, stage)
+    shape = dataclasses.replace(shape, dtype=dtype or shape.dtype)
+    return LanguageModel(shape, params, Tokenizer.load(path), run.template, mesh, run.rules)
