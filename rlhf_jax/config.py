@@ -1,14 +1,14 @@
 """The config of a run: every field, its default, what it can be, and what it means.
 
-Experiments start from `default_config`, and add stages with `sft_config`, `ppo_config` and the like. The tables of fields
-are in `fields/` (those that all stages share) and beside each stage in `stages/`; values are checked by them (`check`), and
-`--help` and docs/config.md are printed from them:
+Experiments start from `default_config`, and add stages with `sft_config`, `ppo_config` and the like. The fields that
+all stages share are in `fields/`, and those of a stage are in its file of `stages/`. `check` checks values by these
+tables, and `--help` and docs/config.md are printed from them:
 
     python -m rlhf_jax.config > docs/config.md     the page
-    python -m rlhf_jax.config kl_                  the fields that have this word in their name
+    python -m rlhf_jax.config kl_                  the fields with this word in their names
 
-Where InstructGPT is silent (paper section "unstated"), the meaning gives the reason for the default. Coefficients are
-array arguments of the programs; lengths, sizes and flags shape them.
+If InstructGPT does not state a value, the meaning says so. Coefficients are array arguments of the programs, so that
+changing them compiles nothing. Lengths, sizes and flags shape the programs.
 """
 
 import sys
@@ -30,7 +30,7 @@ __all__ = ["check", "default_config", "defaults_like"]
 def table() -> Section:
     """Returns the fields of the default config: one stage of each kind, and a second PPO, with the pretraining mix."""
     sections = {kind: stage.fields for kind, stage in KINDS.items()}
-    mixed = ppo.FIELDS.but("Step 3 with the pretraining mix: the fields of ppo.", ptx_coef=27.8)  # C.4
+    mixed = ppo.FIELDS.but("Step 3 with a pretraining gradient, PPO-ptx: the fields of `ppo`.", ptx_coef=27.8)  # C.4
     place = list(sections).index("ppo") + 1
     items = list(sections.items())
     return Section(COMMON.about, COMMON.parts | dict([*items[:place], ("ppo_ptx", mixed), *items[place:]]))

@@ -283,14 +283,24 @@ def _log_policy(game: Bandit, completion_logprobs, params: dict) -> np.ndarray:
 FIELDS = Section(
     "PPO on bandits.",
     {
-        "rewards": Field("normal", OneOf(*bandit.REWARDS), "see bandit.make_bandit"),
-        "num_prompts": Field(4, whole(1, bandit.VOCAB_SIZE - bandit.FIRST_LETTER), "of a bandit"),
+        "rewards": Field(
+            "normal",
+            OneOf(*bandit.REWARDS),
+            "The distribution of the bandit's rewards; bandit.make_bandit describes each.",
+        ),
+        "num_prompts": Field(
+            4, whole(1, bandit.VOCAB_SIZE - bandit.FIRST_LETTER), "The number of prompts of a bandit."
+        ),
         "seeds": Field(
             (0,),
             Several(SEED, "one or several whole numbers from 0", least=1),
-            "each of a bandit, a reference and all noise",
+            "The seeds, each of which makes a bandit, a reference and all noise.",
         ),
-        "kl_coefs": Field((0.1,), Several(POSITIVE, "one or several numbers above 0", least=1), "the prices of a nat"),
+        "kl_coefs": Field(
+            (0.1,),
+            Several(POSITIVE, "one or several numbers above 0", least=1),
+            "The values of beta, the price of one nat of KL, each of which is tried.",
+        ),
         "model": dataclasses.replace(MODEL, partial=True),
         "ppo": FIELDS_OF_PPO,
     },

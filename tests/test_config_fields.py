@@ -331,7 +331,8 @@ def test_the_page_and_the_help_have_every_field():
     assert written == page.markdown(config.table()), "print it anew: python -m rlhf_jax.config > docs/config.md"
     said = page.text(config.table())
     assert (
-        "--config.ppo.kl_coef=0.02\n      a number from 0; beta" in said
+        "--config.ppo.kl_coef=0.02\n      beta" in said
+        and "Allowed: a number from 0." in said
         and "ppo_ptx.*: the fields of ppo, but\n  --config.ppo_ptx.ptx_coef=27.8" in said
     )
     for _name, field in FIELDS.items():

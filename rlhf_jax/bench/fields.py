@@ -11,26 +11,30 @@ WORKS = ("sft_step", "reward_step", "sample", "ppo_iteration", "ppo_trials", "sw
 FIELDS = Section(
     "The benchmark.",
     {
-        "size": Field("tiny", SOME_TEXT, "what the sizes below are called"),
+        "size": Field("tiny", SOME_TEXT, "The name of the sizes that the fields below set."),
         "model": dataclasses.replace(MODEL, partial=True),
         "works": Field(
             WORKS,
             Several(OneOf(*WORKS), f"one or several of {', '.join(WORKS)}, each once", least=1, distinct=True),
-            "what is timed",
+            "The kinds of work that are timed.",
         ),
-        "repeats": Field(7, COUNT, "of each work, after one that compiles"),
+        "repeats": Field(
+            7, COUNT, "The number of times that each kind of work is timed, after a first time that compiles."
+        ),
         "batch_size": Field(
-            16, COUNT, "sequences of an SFT step, pairs of a reward model step; each a whole context long"
+            16,
+            COUNT,
+            "The number of sequences of an SFT step, and of pairs of a reward model's step. Each fills the context.",
         ),
-        "episodes": Field(32, COUNT, "of an iteration"),
-        "prompt_length": Field(32, COUNT, "tokens"),
-        "completion_length": Field(64, COUNT, "tokens; no completion ends early"),
-        "minibatches": Field(4, COUNT, "of an iteration"),
-        "trials": Field(32, COUNT, "of a sweep, for ppo_trials and sweep_arms"),
-        "arms_alone": Field(3, COUNT, "that the sequential runner is measured with"),
-        "iterations": Field(20, COUNT, "of an arm's PPO"),
-        "test_prompts": Field(256, COUNT, "of an arm's evaluation"),
-        "loader_rows": Field(4096, COUNT, "examples that batches are loaded from"),
-        "checkpoint_every": Field(100, COUNT, "steps"),
+        "episodes": Field(32, COUNT, "The number of completions of a PPO iteration."),
+        "prompt_length": Field(32, COUNT, "The length of a prompt, in tokens."),
+        "completion_length": Field(64, COUNT, "The length of a completion, in tokens. No completion ends early."),
+        "minibatches": Field(4, COUNT, "The number of minibatches of a PPO iteration."),
+        "trials": Field(32, COUNT, "The number of arms of a sweep that ppo_trials and sweep_arms run at once."),
+        "arms_alone": Field(3, COUNT, "The number of arms with which sweep_arms times the sequential runner."),
+        "iterations": Field(20, COUNT, "The number of PPO iterations of an arm."),
+        "test_prompts": Field(256, COUNT, "The number of test prompts on which an arm is evaluated."),
+        "loader_rows": Field(4096, COUNT, "The number of examples that batches are loaded from."),
+        "checkpoint_every": Field(100, COUNT, "The number of steps between two checkpoints, for saving."),
     },
 )

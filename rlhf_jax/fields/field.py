@@ -16,9 +16,9 @@ class Field:
     Attributes:
       default: the default value; None if the field also allows None.
       allowed: the range of its values.
-      meaning: the description for a reader who knows the field of research: its unit, what 0 or an empty text means,
-        and the source of the default. "App. C", "C.4" and "section 3.5" without another paper's name refer to Ouyang et
-        al. 2022.
+      meaning: one or two sentences for a reader who knows the field of research: what the field does, its unit, what
+        0, None or an empty text means, and the source of the default. "App. C", "C.4" and "section 3.5" without
+        another paper's name refer to Ouyang et al. 2022.
     """
 
     default: Any
@@ -88,4 +88,4 @@ class Section:
 
 def kind(name: str) -> Field:
     """Returns the field of a stage's section that names its kind of stage."""
-    return Field(name, OneOf(name), "of stage; a section of another name with the same fields is a further stage")
+    return Field(name, OneOf(name), "The kind of the stage. A section of any name that has this kind is a stage.")

@@ -1,73 +1,120 @@
-"""The table of fields, of the model; see model.TransformerConfig."""
+"""The fields of the model; model.TransformerConfig has their effect."""
 
 from rlhf_jax.fields.field import Field, Section
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, FLAG, NOT_NEGATIVE, POSITIVE, TEXT, Number, OneOf, Several
 
 MODEL = Section(
-    "The policy's; the fields from num_layers to norm_eps are those of `shape` where they are None.",
+    "The Transformer that every stage has by default. "
+    "The fields from `vocab_size` to `norm_eps` override those of `shape`; "
+    "None means the value of `shape`.",
     {
         "shape": Field(
             "gpt3_1.3b",
             TEXT,
-            "GPT-3's, gpt3_125m to gpt3_175b (shapes.py), or a folder of released weights (relative to data.files.dir)",
+            "The shape that the other fields start from: one of GPT-3's, 'gpt3_125m' to 'gpt3_175b' (shapes.py), or a "
+            "folder of released weights, relative to `data.files.dir`.",
         ),
-        "vocab_size": Field(None, COUNT, "rows of the embedding; None: the folder's, else the tokenizer's"),
-        "num_layers": Field(None, COUNT, "layers"),
-        "embed_dim": Field(None, COUNT, "width"),
-        "num_heads": Field(None, COUNT, "of attention; it divides embed_dim unless there is a head_size"),
-        "num_kv_heads": Field(None, COUNT_OR_NONE, "key-value heads, 0: as many as heads"),
-        "head_size": Field(None, COUNT_OR_NONE, "width of a head, 0: embed_dim / num_heads"),
-        "mlp_dim": Field(None, COUNT_OR_NONE, "width of the mlp, 0: 4 x embed_dim"),
-        "max_length": Field(None, COUNT, "tokens of the longest sequence"),
-        "positions": Field(None, OneOf("learned", "rope"), "how positions are told"),
+        "vocab_size": Field(
+            None,
+            COUNT,
+            "The number of rows of the embedding. "
+            "None means the number in the released folder, or else in the tokenizer.",
+        ),
+        "num_layers": Field(None, COUNT, "The number of layers."),
+        "embed_dim": Field(None, COUNT, "The width of the residual stream."),
+        "num_heads": Field(
+            None, COUNT, "The number of attention heads. It must divide `embed_dim`, unless `head_size` is set."
+        ),
+        "num_kv_heads": Field(
+            None, COUNT_OR_NONE, "The number of key-value heads, which divides `num_heads`. 0 means `num_heads`."
+        ),
+        "head_size": Field(None, COUNT_OR_NONE, "The width of a head. 0 means `embed_dim` / `num_heads`."),
+        "mlp_dim": Field(None, COUNT_OR_NONE, "The width of the MLP. 0 means 4 times `embed_dim`."),
+        "max_length": Field(None, COUNT, "The length of the longest sequence, in tokens."),
+        "positions": Field(
+            None, OneOf("learned", "rope"), "How positions are encoded: by a learned table, or by rotary embeddings."
+        ),
         "position_offset": Field(
-            None, COUNT_OR_NONE, "unused rows at the start of the table of learned positions, 0: none (OPT: 2)"
+            None,
+            COUNT_OR_NONE,
+            "The number of unused rows at the start of the table of learned positions. OPT has 2; 0 means none.",
         ),
         "norm": Field(
             None,
             OneOf("layernorm", "rmsnorm", "rmsnorm_plus_one"),
-            "the last is Gemma's, whose scales are stored less 1",
+            "The normalisation. 'rmsnorm_plus_one' is Gemma's, whose stored scales are 1 too small.",
         ),
         "mlp": Field(
             None,
             OneOf("gelu", "gelu_exact", "relu", "swiglu", "geglu"),
-            "'gelu' in its tanh form; the last two are gated",
+            "The activation of the MLP. 'gelu' is the tanh approximation; 'swiglu' and 'geglu' are gated.",
         ),
-        "use_bias": Field(None, FLAG, "of all linear maps and norms"),
-        "qkv_bias": Field(None, FLAG, "on queries, keys and values also without use_bias (Qwen2)"),
-        "qk_norm": Field(None, FLAG, "RMSNorm of each head's queries and keys (Qwen3)"),
-        "parallel_residual": Field(None, FLAG, "attention and mlp both read the layer's input (GPT-NeoX)"),
-        "embedding_scale": Field(None, FLAG, "embeddings times sqrt(embed_dim) (Gemma)"),
-        "tie_embeddings": Field(None, FLAG, "the lm head is the embedding"),
-        "rope_theta": Field(None, POSITIVE, "base of the rotary frequencies"),
+        "use_bias": Field(None, FLAG, "Whether linear maps and norms have biases."),
+        "qkv_bias": Field(
+            None, FLAG, "Whether queries, keys and values have biases even if `use_bias` is False, as in Qwen2."
+        ),
+        "qk_norm": Field(None, FLAG, "Whether each head's queries and keys pass an RMSNorm, as in Qwen3."),
+        "parallel_residual": Field(
+            None, FLAG, "Whether attention and MLP both read the layer's input, as in GPT-NeoX."
+        ),
+        "embedding_scale": Field(
+            None, FLAG, "Whether embeddings are multiplied by the square root of `embed_dim`, as in Gemma."
+        ),
+        "tie_embeddings": Field(None, FLAG, "Whether the output layer uses the weights of the embedding."),
+        "rope_theta": Field(None, POSITIVE, "The base of the rotary frequencies."),
         "rotary_fraction": Field(
-            None, Number(above=0, high=1), "of each head's width that is turned (GPT-NeoX: a quarter)"
+            None,
+            Number(above=0, high=1),
+            "The share of each head's width that rotary positions turn. In GPT-NeoX it is a quarter.",
         ),
         "rope_scaling": Field(
             None,
             Several(POSITIVE, "() or 4 numbers above 0", lengths=(0, 4)),
-            "Llama 3's: factor, low and high frequency factor, original length",
+            "The scaling of rotary frequencies as in Llama 3: the factor, the low and the high frequency factor, and "
+            "the original length in tokens. () means no scaling.",
         ),
-        "norm_eps": Field(None, POSITIVE, "epsilon of the norms"),
-        "init_std": Field(0.02, NOT_NEGATIVE, "standard deviation of random weights, 0: all are 0"),
-        "vocab_multiple": Field(128, COUNT, "the embedding is padded to a multiple, so that it divides over the mesh"),
+        "norm_eps": Field(None, POSITIVE, "The epsilon of the norms."),
+        "init_std": Field(0.02, NOT_NEGATIVE, "The standard deviation of random initial weights. 0 makes them all 0."),
+        "vocab_multiple": Field(
+            128,
+            COUNT,
+            "The number that the rows of the embedding are padded to a multiple of, so that they divide over the mesh.",
+        ),
         "dtype": Field(
             "bfloat16",
             OneOf("float32", "bfloat16"),
-            "of the computation, weights are float32; the paper: fp16 with fp32 master weights",
+            "The number format of the computation. Master weights are always float32. "
+            "The paper computes in fp16, with fp32 master weights (App. C).",
         ),
-        "scan_layers": Field(True, FLAG, "False unrolls the layers: faster on a CPU"),
-        "remat": Field("full", OneOf("none", "full", "dots"), "what the backward pass recomputes, to save memory"),
+        "scan_layers": Field(
+            True,
+            FLAG,
+            "Whether the program loops over the layers, which compiles faster. "
+            "False unrolls them, which is faster on a CPU.",
+        ),
+        "remat": Field(
+            "full",
+            OneOf("none", "full", "dots"),
+            "What the backward pass computes again instead of keeping it in memory: nothing, all of a layer, or all of "
+            "a layer but its matrix products.",
+        ),
         "attention": Field(
             "auto",
             OneOf("auto", "xla", "cudnn", "splash", "blocked"),
-            "'auto': splash on TPU, cuDNN on GPU (bfloat16), xla elsewhere; 'blocked' is good on a CPU",
+            "The implementation of attention. "
+            "'auto' is 'splash' on a TPU, 'cudnn' on a GPU in bfloat16, and 'xla' elsewhere; 'blocked' is good on a "
+            "CPU.",
         ),
         "sequence_axis": Field(
             "",
             OneOf("", "data", "fsdp", "tensor"),
-            "'tensor': activations between layers are split along time too, to save memory",
+            "The mesh axis over which activations between layers are split along time as well, to save memory. "
+            "It is usually 'tensor'. Empty does not split them.",
         ),
-        "logits_chunk": Field(512, COUNT_OR_NONE, "places of a row whose logits exist at once, 0: all"),
+        "logits_chunk": Field(
+            512,
+            COUNT_OR_NONE,
+            "The number of places of a row whose logits are in memory at once while a loss is computed. 0 means all.",
+        ),
     },
 )

@@ -7,44 +7,85 @@ from rlhf_jax.fields.field import Field, Section
 
 _PREFACE = """# Fields of a config
 
-This page is printed from the table by which values are checked: `python -m rlhf_jax.config > docs/config.md`. With a word, as in
-`python -m rlhf_jax.config kl_`, the command prints the fields that have it in their name.
+This page lists every field of a config, with its default, the values that it can have, and its meaning.
 
-A field is set in an experiment file, or with `--config.FIELD=VALUE` on the command line, or by a sweep. A value that it cannot
-have ends the command before anything is computed, with a sentence and exit status 2; so does a field that there is not. In a
-sweep the values of all arms are checked before the first runs. Numbers fit into 32 bits: a whole
-number is at most 2147483647 where nothing else is said.
+## How to set a field
 
-A stage is a section with a `kind`; `stages` names those that run. An experiment may add more: `config.ppo_init = sft_config()`
-has the fields of `sft`. Sections without a kind are an experiment's own, and are not checked.
+Set a field in an experiment file, with `--config.FIELD=VALUE` on the command line, or by a sweep. FIELD is the name of
+the section, a dot and the name of the field, as in `--config.ppo.kl_coef=0.05`. The fields of [The run](#the-run) have
+no section.
 
-"App. C", "C.4", "section 3.5" and "Fig. 38" are those of Ouyang et al. 2022 (InstructGPT); "unstated" is what it leaves unsaid. The
-defaults of the stages are its numbers where it has some.
+Values are checked before anything is computed. A value that a field cannot have, or a field that does not exist, ends
+the command with one sentence and exit status 2. A sweep checks the values of all its arms before the first one runs.
+Numbers must fit into 32 bits, so that a whole number is at most 2147483647 unless its field says otherwise.
 
-**To add a field**, add `Field(default, what it can be, meaning)` to a table: that of a stage is in its file of
-`rlhf_jax/stages/` (of PPO in `rlhf_jax/ppo/fields.py`), those that all stages share are in `rlhf_jax/fields/run.py` and
-`model.py`. The ranges are in `ranges.py`; the meaning says its unit, its source and what 0 or an empty text does. Then print
-this page anew. The field is then in the default config, in `--help` and here, and its values are checked; what does not fit
-together with other fields is checked by the stage that reads it.
+`python -m rlhf_jax.config` prints this page. `python -m rlhf_jax.config kl_` prints the fields with `kl_` in their
+names.
+
+## Stages
+
+A stage is a section with a `kind`. The field `stages` names the stages to run. An experiment may add more of them:
+after `config.ppo_init = sft_config()`, the stage `ppo_init` has the fields of [sft](#sft). Sections without a kind
+belong to the experiment, and are not checked.
+
+## Sources of the defaults
+
+"App. C", "C.4", "section 3.5" and "Fig. 38" are parts of the InstructGPT paper (Ouyang et al. 2022). The defaults of
+the stages are the paper's numbers. If it does not state one, the meaning says so, and names another source if there is
+one. Stiennon et al. is [2009.01325](https://arxiv.org/abs/2009.01325), and Ziegler et al. is
+[1909.08593](https://arxiv.org/abs/1909.08593). Huang et al. is [The N Implementation Details of RLHF with
+PPO](https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo), whose details have numbers, and Huang
+et al. 2024 is [2403.17031](https://arxiv.org/abs/2403.17031).
+
+## Sections
+"""
+
+_TO_ADD = """## To add a field
+
+1. Add `Field(default, allowed, meaning)` to a table. The table of a stage is in its file in `rlhf_jax/stages/`, and
+   that of PPO in `rlhf_jax/ppo/fields.py`. The fields that all stages share are in `rlhf_jax/fields/run.py` and
+   `model.py`.
+2. Choose the allowed values from `rlhf_jax/fields/ranges.py`. In the meaning, say what the field does, its unit, its
+   source, and what 0 or an empty text means.
+3. Print this page again: `python -m rlhf_jax.config > docs/config.md`.
+
+The field is then in the default config, in `--help` and on this page, and its values are checked. If it must fit
+together with other fields, the stage that reads it checks that.
 """
 
 
 def markdown(table: Section) -> str:
     """Returns the text of docs/config.md for a table of fields."""
-    parts = [_PREFACE]
-    for name, section, same, differing in _sections(table):
-        parts.append(f"## {name or 'The run'}\n\n{section.about if name else 'What all stages share.'}\n")
-        if section.partial:
-            continue
-        if same:
-            parts[-1] += f"The fields and defaults are those of `{same}`" + (", but:\n" if differing else ".\n")
-        if differing:
-            rows = [
-                f"| `{key}` | {_default(field)} | {_cell(field.says)} | {_cell(field.meaning)} |"
-                for key, field in differing.items()
-            ]
-            parts.append("\n".join(["| field | default | can be | meaning |", "|---|---|---|---|", *rows]) + "\n")
-    return "\n".join(parts)
+    sections = list(_sections(table))
+    own = [(name, section) for name, section, _, differing in sections if differing and not section.partial]
+    rows = [f"| {_link(name)} | {_cell(section.about)} |" for name, section in own]
+    contents = "\n".join(["| section | content |", "|---|---|", *rows]) + "\n"
+    return "\n".join([_PREFACE, contents, *(_described(*found) for found in sections), _TO_ADD])
+
+
+def _described(name: str, section: Section, same: str, differing: dict[str, Field]) -> str:
+    """Returns a section of the page; the arguments are those that `_sections` yields."""
+    parts = [f"## {_title(name)}", section.about]
+    if same and not section.partial:
+        parts.append(f"The fields and defaults are those of {_link(same)}" + (", except for:" if differing else "."))
+    if differing and not section.partial:
+        rows = [
+            f"| `{key}` | {_default(field)} | {_cell(field.says)} | {_cell(field.meaning)} |"
+            for key, field in differing.items()
+        ]
+        parts.append("\n".join(["| field | default | allowed values | meaning |", "|---|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(name: str) -> str:
+    """Returns the heading of a section on the page."""
+    return name or "The run"
+
+
+def _link(name: str) -> str:
+    """Returns a Markdown link to a section of the page."""
+    anchor = _title(name).lower().replace(" ", "-").replace(".", "")
+    return f"[{_title(name)}](#{anchor})"
 
 
 def text(table: Section, word: str = "") -> str:
@@ -61,9 +102,8 @@ def text(table: Section, word: str = "") -> str:
             lines.append(f"\n{section.about}")
         for key, field in chosen.items():
             lines.append(f"  --config.{key}={field.default!r}")
-            lines += textwrap.wrap(
-                f"{field.says}; {field.meaning}", 110, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+            for line in (field.meaning, f"Allowed: {field.says}."):
+                lines += textwrap.wrap(line, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

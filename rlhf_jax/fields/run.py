@@ -19,11 +19,12 @@ from rlhf_jax.fields.ranges import (
     whole,
 )
 
-_AXES = Text("axes of the mesh, comma-separated: data, fsdp, tensor; or empty", forms.mesh_axes)
+_AXES = Text("one or several of data, fsdp and tensor, separated by commas, or empty", forms.mesh_axes)
 
 
-def _axis(default, meaning):
-    return Field(default, _AXES, meaning)
+def _axis(default: str, axis: str) -> Field:
+    """Returns the field that says how a logical axis of arrays is split."""
+    return Field(default, _AXES, f"The mesh axes over which {axis} are split. Empty keeps them whole on every device.")
 
 
 _SIZE = whole(1, also=-1)
@@ -35,151 +36,246 @@ _FILES = Text(
 )
 
 WORLD = Section(
-    "The embedded world: how much of it is drawn.",
+    "The embedded world: its seed, and how many examples are drawn from it. It is used if `data.source` is 'world'.",
     {
-        "seed": Field(0, SEED, "of the world"),
-        "documents": Field(30_000, COUNT, "for pretraining"),
-        "valid_documents": Field(400, COUNT, "to validate on"),
-        "demonstrations": Field(800, COUNT, "for SFT"),
-        "valid_demonstrations": Field(200, COUNT, "to validate on"),
-        "careless": Field(0.0, SHARE, "share of the demonstrations that are rude or ramble, 0: none"),
-        "rm_prompts": Field(1000, COUNT, "whose completions are ranked"),
-        "ppo_prompts": Field(2000, COUNT, "of PPO"),
-        "valid_prompts": Field(200, COUNT, "whose completions are ranked to validate on"),
-        "test_prompts": Field(512, COUNT, "of the evaluation"),
+        "seed": Field(0, SEED, "The seed that the world's facts and examples are drawn from."),
+        "documents": Field(30_000, COUNT, "The number of documents for pretraining."),
+        "valid_documents": Field(400, COUNT, "The number of documents for validation."),
+        "demonstrations": Field(800, COUNT, "The number of demonstrations for SFT."),
+        "valid_demonstrations": Field(200, COUNT, "The number of demonstrations for validation."),
+        "careless": Field(
+            0.0, SHARE, "The share of the demonstrations whose writers are rude or ramble. 0 means none of them."
+        ),
+        "rm_prompts": Field(
+            1000, COUNT, "The number of prompts whose completions are ranked to train the reward model."
+        ),
+        "ppo_prompts": Field(2000, COUNT, "The number of prompts that PPO trains on."),
+        "valid_prompts": Field(
+            200,
+            COUNT,
+            "The number of validation prompts, by which reward models are validated, and SFT weights and prefixes "
+            "chosen.",
+        ),
+        "test_prompts": Field(512, COUNT, "The number of test prompts, on which policies are evaluated."),
     },
 )
 
 FILES = Section(
-    f"Files of one's own. A file is given as {_SOURCE}, relative to `dir`; see docs/data.md.",
+    "Your own files, used if `data.source` is 'files'. "
+    "Their paths are relative to `dir`; docs/data.md explains the form in "
+    "which they are given.",
     {
-        "dir": Field("", TEXT, "the folder of the files, which --data sets; empty: the current one"),
-        "documents": Field("", _WEIGHTED, "raw text"),
+        "dir": Field("", TEXT, "The folder of the files. The flag --data sets it. Empty means the current folder."),
+        "documents": Field("", _WEIGHTED, "The files of raw text, for pretraining and PPO-ptx."),
         "document_end": Field(
             "",
             Text("a regular expression that does not match the empty text, or empty", forms.expression),
-            "between documents of a .txt file; empty: see docs/data.md",
+            "What divides the documents of a .txt file. "
+            "Empty means lines that are <|endoftext|>, or blank lines if there is no such line.",
         ),
-        "demonstrations": Field("", _WEIGHTED, "prompts with an answer"),
-        "rankings": Field("", _FILES, "prompts with ranked completions, or rated ones"),
+        "demonstrations": Field("", _WEIGHTED, "The files of prompts with one answer each."),
+        "rankings": Field("", _FILES, "The files of prompts with ranked completions, or with rated ones."),
         "rated_size": Field(
-            8, whole(2), "completions that are rated by themselves come together in rankings of so many"
+            8,
+            whole(2),
+            "The largest number of completions that one ranking has, if the completions were rated one by one. "
+            "Such completions of one prompt are put together at random.",
         ),
         "rated_pairs": Field(
             "",
             Text("LOW<HIGH, such as 2<9, or empty", forms.score_limits),
-            "or in pairs: '2<9' is one scored at least 9 over one scored at most 2",
+            "The scores that make a pair of two completions that were rated one by one. "
+            "With '2<9', one scored at least 9 is preferred to one scored at most 2. "
+            "Empty makes rankings of `rated_size` instead.",
         ),
-        "prompts": Field("", _FILES, "prompts alone; empty: those of the demonstrations and rankings"),
+        "prompts": Field(
+            "", _FILES, "The files of prompts alone. Empty means the prompts of the demonstrations and rankings."
+        ),
         "group_field": Field(
-            "group", TEXT, "rows that share its value never lie in two splits; 'user': as the paper (A.2)"
+            "group",
+            TEXT,
+            "The field of a row that names its group. "
+            "Rows of one group never lie in two splits; a row without a group is grouped by its prompt. "
+            "The paper groups by user, which is 'user' here (A.2).",
         ),
         "near_duplicates": Field(
             "together",
             OneOf("together", "drop", "ignore"),
-            "of prompts: in one split; or one prompt of them stays (3.2)",
+            "What happens to prompts that share a long beginning. "
+            "'together' keeps them in one split, 'drop' keeps only one of them (section 3.2), and 'ignore' does not "
+            "look for them.",
         ),
-        "common_prefix": Field(100, COUNT, "characters that near duplicates share; unstated; see data/duplicates.py"),
-        "user_field": Field("user", SOME_TEXT, "where rows say whose they are"),
-        "per_user": Field(0, COUNT_OR_NONE, "prompts of a user at most, 0: no limit; 3.2: 200"),
+        "common_prefix": Field(
+            100,
+            COUNT,
+            "The length of the beginning, in characters, that two near duplicates share at least. "
+            "The paper does not state it; data/duplicates.py has the exact rule.",
+        ),
+        "user_field": Field("user", SOME_TEXT, "The field of a row that names its user, for `per_user`."),
+        "per_user": Field(
+            0, COUNT_OR_NONE, "The largest number of prompts of one user. 0 sets no limit; the paper's is 200 (3.2)."
+        ),
         "held_out_labelers": Field(
             "",
             Text("names, comma-separated, or a share above 0 and below 100 as 20%, or empty", forms.share_or_names),
-            "never in training; their other rows are 'heldout'",
+            "The labelers whose rankings are never trained on, by name or as a share of all labelers. "
+            "Their rankings outside the training split make the split 'heldout'. Empty means nobody.",
         ),
         "splits": Field(
-            "shares", OneOf("shares", "published"), "by shares, or by the rows' field `split`, where they have one"
+            "shares",
+            OneOf("shares", "published"),
+            "How rows come into the splits train, valid and test. "
+            "'shares' draws them by `valid_share` and `test_share`; 'published' follows the rows' field `split`, and "
+            "draws only where there is none.",
         ),
-        "valid_share": Field(0.1, SHARE_BELOW_ONE, "of the prompts and documents, 0: none"),
-        "test_share": Field(0.1, SHARE_BELOW_ONE, "of the prompts and documents, 0: none"),
+        "valid_share": Field(
+            0.1, SHARE_BELOW_ONE, "The share of the prompts and documents that is for validation. 0 means none."
+        ),
+        "test_share": Field(
+            0.1, SHARE_BELOW_ONE, "The share of the prompts and documents that is for testing. 0 means none."
+        ),
     },
 )
 
 COMMON = Section(
-    "The run.",
+    "What all stages share.",
     {
-        "seed": Field(0, SEED, "of everything random"),
+        "seed": Field(0, SEED, "The seed of everything random in the run."),
         "stages": Field(
             ("pretrain", "sft", "collect", "reward_model", "ppo", "ppo_ptx"),
             Several(SOME_TEXT, "names of sections with a `kind`, one or several, each once", least=1, distinct=True),
-            "what is done, in order",
+            "The stages to run, in this order.",
         ),
-        "prompt_length": Field(1024, COUNT, "tokens; App. C: prompts over 1k tokens are dropped"),
-        "completion_length": Field(1024, COUNT, "tokens; App. C: responses are capped at 1k"),
+        "prompt_length": Field(
+            1024, COUNT, "The length of the longest prompt, in tokens. The paper drops prompts over 1k tokens (App. C)."
+        ),
+        "completion_length": Field(
+            1024, COUNT, "The length of the longest completion, in tokens. The paper caps responses at 1k (App. C)."
+        ),
         "too_long": Field(
             "drop",
             OneOf("drop", "cut_left"),
-            "what has a prompt over prompt_length; 'cut_left': the prompt loses its beginning (not BOS)",
+            "What happens to an example whose prompt is longer than `prompt_length`. "
+            "'drop' leaves the example out; 'cut_left' cuts the prompt's beginning, but keeps its BOS token.",
         ),
-        "checkpoints_kept": Field(2, COUNT, "the newest of each stage"),
+        "checkpoints_kept": Field(2, COUNT, "The number of newest checkpoints that each stage keeps."),
         "checkpoints_every": Field(
-            0, COUNT_OR_NONE, "and those of every so many steps (iterations of PPO), for good, 0: none"
+            0,
+            COUNT_OR_NONE,
+            "The interval of the checkpoints that are kept for good, in steps (in iterations for PPO). "
+            "A checkpoint stays if its step is a multiple of this number. 0 keeps only `checkpoints_kept`.",
         ),
-        "tensorboard": Field(False, FLAG, "True: event files beside metrics.jsonl"),
-        "platform": Field("", OneOf("", "cpu", "gpu", "tpu"), "what it runs on; empty: what JAX finds"),
+        "tensorboard": Field(False, FLAG, "Whether TensorBoard event files are written beside metrics.jsonl."),
+        "platform": Field(
+            "", OneOf("", "cpu", "gpu", "tpu"), "The kind of device to run on. Empty means the one that JAX finds."
+        ),
         "mesh": Section(
-            "How many devices lie along each axis; -1 takes the rest.",
+            "The number of devices along each axis of the mesh. One axis may be -1, which takes the rest.",
             {
-                "data": Field(1, _SIZE, "copies of the model, each with rows of its own, -1: the rest"),
-                "fsdp": Field(-1, _SIZE, "rows, and the weights too, -1: the rest"),
-                "tensor": Field(1, _SIZE, "heads, mlp and vocabulary, -1: the rest"),
+                "data": Field(
+                    1,
+                    _SIZE,
+                    "The number of groups of devices that each have a full copy of the weights, and rows of their own. "
+                    "-1 takes the rest of the devices.",
+                ),
+                "fsdp": Field(
+                    -1,
+                    _SIZE,
+                    "The number of devices over which both the rows and the weights are split. "
+                    "-1 takes the rest of the devices.",
+                ),
+                "tensor": Field(
+                    1,
+                    _SIZE,
+                    "The number of devices over which heads, MLP and vocabulary are split. "
+                    "-1 takes the rest of the devices.",
+                ),
             },
         ),
         "sharding": Section(
-            "Logical axis of arrays -> axes of the mesh; empty: not sharded.",
+            "The axes of the mesh over which each logical axis of the arrays is split.",
             {
-                "batch": _axis("data,fsdp", "rows"),
-                "seq": _axis("", "places of a row"),
-                "layers": _axis("", "layers"),
-                "vocab": _axis("tensor", "the vocabulary"),
-                "embed": _axis("fsdp", "the width"),
-                "mlp": _axis("tensor", "the mlp's width"),
-                "heads": _axis("tensor", "heads of attention"),
-                "kv_heads": _axis("tensor", "key-value heads"),
-                "head_dim": _axis("", "the width of a head"),
+                "batch": _axis("data,fsdp", "the rows of a batch"),
+                "seq": _axis("", "the learned positions"),
+                "layers": _axis("", "the layers"),
+                "vocab": _axis("tensor", "the rows of the embedding and of the output layer"),
+                "embed": _axis("fsdp", "the columns along the model's width"),
+                "mlp": _axis("tensor", "the hidden units of the MLP"),
+                "heads": _axis("tensor", "the attention heads"),
+                "kv_heads": _axis("tensor", "the key-value heads"),
+                "head_dim": _axis("", "the columns along a head's width"),
             },
         ),
         "model": MODEL,
         "tokenizer": Section(
-            "Read, or trained on the corpus.",
+            "The tokenizer, which is read from a file or trained on the corpus.",
             {
                 "path": Field(
-                    "", TEXT, "a tokenizer.json or its folder (relative to data.files.dir); empty: one is trained"
+                    "",
+                    TEXT,
+                    "A tokenizer.json, or the folder that has one, relative to `data.files.dir`. "
+                    "Empty means that a tokenizer is trained.",
                 ),
                 "vocab_size": Field(
-                    1024, whole(258), "tokens of one that is trained: all bytes, two special tokens, and merges"
+                    1024,
+                    whole(258),
+                    "The number of tokens of a tokenizer that is trained: the 256 bytes, two special tokens, and "
+                    "merges.",
                 ),
             },
         ),
         "data": Section(
-            "What is learned from.",
+            "The corpus that the stages learn from.",
             {
-                "source": Field("world", OneOf("world", "files"), "the embedded world, or files"),
+                "source": Field(
+                    "world", OneOf("world", "files"), "Where the corpus comes from: the embedded world, or your files."
+                ),
                 "template": Field(
-                    "", TEXT, "a template file; empty: the default one; 'chat': the chat template of tokenizer.path"
+                    "",
+                    TEXT,
+                    "The file of the template that makes a text of an instruction. "
+                    "Empty means the default template, and 'chat' the chat template beside `tokenizer.path`.",
                 ),
                 "chat_date": Field(
                     "2024-07-26",
                     Text("a date as 2024-07-26", forms.date, empty=False),
-                    "what a chat template is told of the day: batches must not depend on it",
+                    "The day that a chat template is told. It is fixed, so that batches do not depend on today's date.",
                 ),
-                "on_bad_row": Field("error", OneOf("error", "skip"), "'skip': counted and listed"),
+                "on_bad_row": Field(
+                    "error",
+                    OneOf("error", "skip"),
+                    "What happens at a row that breaks its format. "
+                    "'error' ends the command; 'skip' leaves the row out, and the report counts and lists such rows.",
+                ),
                 "world": WORLD,
                 "files": FILES,
             },
         ),
         "evaluate": Section(
-            "Of every policy, on test prompts.",
+            "The evaluation of every policy on test prompts.",
             {
-                "prompts": Field(256, COUNT, "test prompts at most"),
-                "batch_size": Field(64, COUNT, "prompts at once"),
-                "temperature": Field(1.0, NOT_NEGATIVE, "as in rollouts; 0: the likeliest tokens"),
-                "skill_items": Field(100, COUNT_OR_NONE, "few-shot items of each skill, 0: none"),
-                "skill_prompt_length": Field(
-                    96, COUNT, "tokens of a few-shot prompt; one that is longer loses its first shots"
+                "prompts": Field(256, COUNT, "The largest number of test prompts that are used."),
+                "batch_size": Field(64, COUNT, "The number of prompts that are completed at once."),
+                "temperature": Field(
+                    1.0, NOT_NEGATIVE, "The sampling temperature. 0 takes the likeliest token each time."
                 ),
-                "skill_completion_length": Field(12, COUNT, "tokens of an answer"),
-                "document_rows": Field(1024, COUNT_OR_NONE, "of held-out text at most, evenly spaced, 0: all there is"),
+                "skill_items": Field(
+                    100, COUNT_OR_NONE, "The number of few-shot questions for each skill of the world. 0 asks none."
+                ),
+                "skill_prompt_length": Field(
+                    96,
+                    COUNT,
+                    "The length of the longest few-shot prompt, in tokens. A longer one loses its first shots.",
+                ),
+                "skill_completion_length": Field(
+                    12, COUNT, "The length of the longest answer to a few-shot question, in tokens."
+                ),
+                "document_rows": Field(
+                    1024,
+                    COUNT_OR_NONE,
+                    "The largest number of rows of held-out text on which the loss is measured. "
+                    "They are spread evenly over the text. 0 uses all of it.",
+                ),
             },
         ),
     },

@@ -17,19 +17,38 @@ from rlhf_jax.fields.ranges import (
 SCHEDULES = OneOf("constant", "linear", "cosine")
 
 OPTIMIZER = Section(
-    "Adam; see optim.OptimizerConfig.",
+    "The Adam optimizer; optim.OptimizerConfig has the formulas.",
     {
-        "b1": Field(0.9, SHARE_BELOW_ONE, "decay of the average gradient, 0: none is averaged; App. C"),
-        "b2": Field(0.95, SHARE_BELOW_ONE, "decay of the average squared gradient, 0: none is averaged; App. C"),
-        "eps": Field(1e-8, POSITIVE, "added to the denominator; unstated, GPT-3's"),
+        "b1": Field(
+            0.9, SHARE_BELOW_ONE, "The decay of the moving average of the gradient (App. C). 0 averages nothing."
+        ),
+        "b2": Field(
+            0.95,
+            SHARE_BELOW_ONE,
+            "The decay of the moving average of the squared gradient (App. C). 0 averages nothing.",
+        ),
+        "eps": Field(
+            1e-8,
+            POSITIVE,
+            "The number that is added to Adam's denominator. The paper does not state it; GPT-3 has 1e-8.",
+        ),
         "eps_placement": Field(
             "torch",
             OneOf("torch", "tf1"),
-            "where eps goes; unstated; 'tf1' is OpenAI's released code (Huang et al., detail 21)",
+            "Where `eps` is added: after the bias correction as in PyTorch, or before it as in TensorFlow 1. "
+            "The paper does not state it; OpenAI's released code has 'tf1' (Huang et al., detail 21).",
         ),
-        "weight_decay": Field(0.0, NOT_NEGATIVE, "decoupled, times the learning rate, 0: none; unstated"),
+        "weight_decay": Field(
+            0.0,
+            NOT_NEGATIVE,
+            "The decoupled weight decay, which is multiplied by the learning rate. "
+            "0 means none. The paper does not state it.",
+        ),
         "max_grad_norm": Field(
-            1.0, NOT_NEGATIVE, "gradients of a larger global norm are scaled down to it, 0: never; unstated, GPT-3's"
+            1.0,
+            NOT_NEGATIVE,
+            "The largest global norm of the gradients. Larger gradients are scaled down to it; 0 never scales. "
+            "The paper does not state it; GPT-3 has 1.",
         ),
     },
 )
@@ -40,31 +59,46 @@ TRAINED = Section(
         "seed": Field(
             None,
             SEED,
-            "None: the run's; a number: this stage is the same whatever the run's seed, as one pretrained model "
-            "under all seeds",
+            "The seed of this stage. None means the run's seed. "
+            "With a number, the stage is the same whatever the run's seed, so that several seeds share it.",
         ),
         "init": Field(
             "",
             TEXT,
-            "what it starts from: a stage, or a folder of released weights (relative to data.files.dir); empty: random",
+            "Where the weights start: a stage, or a folder of released weights relative to `data.files.dir`. "
+            "Empty means random weights.",
         ),
-        "microbatches": Field(1, COUNT, "parts of a batch, to save memory; no result depends on it"),
-        "schedule": Field("cosine", SCHEDULES, "of the learning rate after the warm-up; C.1 to C.3"),
+        "microbatches": Field(
+            1,
+            COUNT,
+            "The number of parts in which a batch is computed, to save memory. The results do not depend on it.",
+        ),
+        "schedule": Field(
+            "cosine", SCHEDULES, "How the learning rate changes after the warm-up. The paper's is cosine (C.1 to C.3)."
+        ),
         "warmup_steps": Field(
-            0, COUNT_OR_NONE, "steps in which the learning rate rises to its peak, at most those of the stage, 0: none"
+            0,
+            COUNT_OR_NONE,
+            "The number of steps in which the learning rate rises to its peak, at most the stage's steps. "
+            "0 means no warm-up.",
         ),
-        "warmup_from": Field(0.1, SHARE, "share of the peak where the warm-up begins, from 0"),
+        "warmup_from": Field(
+            0.1, SHARE, "The share of the peak learning rate at which the warm-up begins. 0 begins at nothing."
+        ),
         "final_fraction": Field(
-            0.1, SHARE, "share of the peak where the schedule ends, 0: at nothing; C.1 to C.3: 10 %"
+            0.1,
+            SHARE,
+            "The share of the peak learning rate at which the schedule ends. 0 ends at nothing; C.1 to C.3 have 10 %.",
         ),
-        "checkpoint_every": Field(100, COUNT, "steps"),
+        "checkpoint_every": Field(100, COUNT, "The number of steps between two checkpoints."),
     },
 )
 
-LEARNING_RATE = "at its peak, 0: nothing is learned"
+LEARNING_RATE = "The learning rate at its peak. 0 learns nothing."
 
 OWN_MODEL = Section(
-    "Fields of config.model that differ in the model of this stage, set in an experiment file; empty: it is the policy's model.",
+    "The fields of `model` in which this stage's model differs from the policy's. Set them in an experiment file. "
+    "Empty means that it is the policy's model.",
     MODEL.parts,
     partial=True,
 )

@@ -22,120 +22,230 @@ FIELDS = Section(
     "Step 3: PPO against a reward model, with a KL penalty.",
     {
         "kind": kind("ppo"),
-        "init": Field("sft", TEXT, "the policy and the KL reference (C.3's 'PPO init')"),
+        "init": Field(
+            "sft",
+            TEXT,
+            "Where the policy starts, which is the KL reference as well: a stage, or a folder of released weights "
+            "relative to `data.files.dir`. "
+            "Empty means random weights. "
+            "The paper starts from a model of its own, the 'PPO init' (C.3).",
+        ),
         "reward": Field(
-            "reward_model", SOME_TEXT, "a stage, or a folder of a released reward model (relative to data.files.dir)"
+            "reward_model",
+            SOME_TEXT,
+            "The reward model: a stage, or a folder of a released reward model relative to `data.files.dir`.",
         ),
         "advantage": Field(
-            "gae", OneOf(*ESTIMATORS), "all but the first do without a value model; see advantages.of_completions"
+            "gae",
+            OneOf(*ESTIMATORS),
+            "The estimator of advantages. "
+            "'gae' uses a value model, as the paper does (section 3.5); the others need none, and give all tokens of a "
+            "completion the same advantage.",
         ),
-        "samples_per_prompt": Field(1, COUNT, "completions of a prompt in a batch; 'rloo' and 'grpo' compare them"),
+        "samples_per_prompt": Field(
+            1,
+            COUNT,
+            "The number of completions of each prompt in a batch. 'rloo' and 'grpo' compare them, and need at least 2.",
+        ),
         "value": Field(
             "separate",
             OneOf("separate", "shared"),
-            "section 3.5: a model of its own; or a head on the policy's trunk, with one optimizer",
+            "Where the value function is. "
+            "'separate' is a model of its own (section 3.5); 'shared' is a head on the policy's trunk, with the "
+            "policy's optimizer.",
         ),
         "value_init": Field(
             "reward",
             OneOf("reward", "policy", "random", "zero"),
-            "section 3.5: the reward model; or the policy's trunk with a fresh head, or with a head of 0, or random",
+            "Where the value function starts: from the reward model (section 3.5), from the policy with a random head, "
+            "from random weights, or from the policy with a head of zeros.",
         ),
-        "iterations": Field(500, COUNT, "rollouts, each with its updates; C.4: 256k episodes, 500 of 512"),
-        "batch_size": Field(512, COUNT, "episodes of an iteration; C.4"),
-        "minibatch_size": Field(64, COUNT, "episodes of an optimizer step; C.4"),
-        "microbatches": Field(1, COUNT, "parts of a minibatch, to save memory; no result depends on it"),
+        "iterations": Field(
+            500,
+            COUNT,
+            "The number of iterations, which are a rollout and its updates. C.4 has 256k episodes, 500 times 512.",
+        ),
+        "batch_size": Field(512, COUNT, "The number of episodes (completions) of an iteration (C.4)."),
+        "minibatch_size": Field(64, COUNT, "The number of episodes of an optimizer step (C.4)."),
+        "microbatches": Field(
+            1,
+            COUNT,
+            "The number of parts in which a minibatch is computed, to save memory. The results do not depend on it.",
+        ),
         "sample_parts": Field(
-            1, COUNT, "in which an iteration's prompts are sampled, to save memory; no result depends on it"
+            1,
+            COUNT,
+            "The number of parts in which an iteration's prompts are sampled, to save memory. "
+            "The results do not depend on it.",
         ),
-        "ppo_epochs": Field(1, COUNT, "how often the episodes of an iteration are learned from; C.4"),
-        "kl_coef": Field(0.02, NOT_NEGATIVE, "beta, the price of a nat of KL to the reference, 0: no penalty; C.4"),
+        "ppo_epochs": Field(1, COUNT, "The number of passes over the episodes of an iteration (C.4)."),
+        "kl_coef": Field(
+            0.02,
+            NOT_NEGATIVE,
+            "beta, the price of one nat of KL to the reference, in units of the score (C.4). 0 means no penalty.",
+        ),
         # None in kl_in, kl_estimator or whiten_advantages means the choice of the paper that proposed `advantage`;
         # options.resolved fills it in from advantages.ESTIMATORS.
         "kl_in": Field(
             None,
             OneOf("reward", "loss"),
-            "where the penalty is: in the reward, or its token mean beside the policy loss; None: "
-            "as the paper of `advantage` has it, which is the reward (3.5) but for 'grpo'; see docs/kl.md",
+            "Where the KL penalty is: in the reward of each token (section 3.5), or as a token mean in the policy's "
+            "loss. None means the place in the paper of `advantage`: the loss for 'grpo', and the reward for all others. "
+            "docs/kl.md compares the two.",
         ),
         "kl_estimator": Field(
             None,
             OneOf("k1", "k2", "k3"),
-            "of a token's penalty, see advantages.KLEstimates; None: 'k1' in the reward, 'k3' in "
-            "the loss; objective/kl is k1 whatever it is",
+            "The estimator of a token's KL in the penalty; docs/kl.md has the formulas. "
+            "None means 'k1' in the reward and 'k3' in the loss. The metric objective/kl is always k1.",
         ),
         "kl_target": Field(
-            None, POSITIVE, "nats; None: kl_coef stays; a number: it is steered there (Ziegler et al. 2019)"
+            None,
+            POSITIVE,
+            "The KL that `kl_coef` is steered to, in nats per completion (Ziegler et al. 2019). "
+            "None keeps `kl_coef` as it is.",
         ),
-        "kl_horizon": Field(10_000.0, POSITIVE, "episodes, how slowly kl_target steers; Ziegler et al."),
+        "kl_horizon": Field(
+            10_000.0,
+            POSITIVE,
+            "The number of episodes in which a KL that is off by 20 % or more changes `kl_coef` by about 20 %. "
+            "It has no effect without `kl_target`. The default is that of Ziegler et al.",
+        ),
         "ptx_coef": Field(
-            0.0, NOT_NEGATIVE, "gamma of PPO-ptx, of the token mean, see token_loss.py, 0: none; C.4: 27.8"
+            0.0,
+            NOT_NEGATIVE,
+            "gamma of PPO-ptx, the weight of the pretraining loss, which is a mean over tokens. "
+            "0 means no pretraining gradient; C.4 has 27.8.",
         ),
-        "ptx_ratio": Field(8, COUNT_OR_NONE, "pretraining sequences per episode, 0: none; C.4"),
+        "ptx_ratio": Field(
+            8,
+            COUNT_OR_NONE,
+            "The number of pretraining sequences for each episode (C.4). 0 means no pretraining gradient.",
+        ),
         "ptx_length": Field(
-            0, whole(2, also=0), "tokens of such a sequence, 0: prompt_length + completion_length; unstated"
+            0,
+            whole(2, also=0),
+            "The length of a pretraining sequence, in tokens. "
+            "0 means `prompt_length` + `completion_length`. The paper does not state it.",
         ),
         "ptx_microbatches": Field(
-            1, COUNT, "parts of a step's pretraining sequences, to save memory; no result depends on it"
+            1,
+            COUNT,
+            "The number of parts in which the pretraining sequences of a step are computed, to save memory. "
+            "The results do not depend on it.",
         ),
-        "cliprange": Field(0.2, POSITIVE, "of the policy's ratio; C.4"),
+        "cliprange": Field(
+            0.2, POSITIVE, "How far the policy's importance ratio may move from 1 before the loss is clipped (C.4)."
+        ),
         "cliprange_value": Field(
-            0.2, POSITIVE, "of the value's change, a large number: never; unstated; Stiennon et al., OpenAI's code"
+            0.2,
+            POSITIVE,
+            "How far a value may move from the one at sampling before its loss is clipped. "
+            "A very large number never clips. The paper does not state it; Stiennon et al. and OpenAI's code have 0.2.",
         ),
         "vf_coef": Field(
             1.0,
             NOT_NEGATIVE,
-            "of the value loss, 0: no value is learned; unstated; a value model has its own optimizer: it "
-            "matters with clipping, or a shared trunk",
+            "The weight of the value loss. 0 learns no values. "
+            "For a separate value model it matters only where its gradients are clipped. "
+            "The paper does not state it.",
         ),
         "entropy_coef": Field(
-            0.0, FINITE, "of the token mean of the entropy, in nats, 0: none, negative: entropy costs; unstated"
+            0.0,
+            FINITE,
+            "The weight of the entropy bonus, which is a mean over tokens in nats. "
+            "0 means no bonus, and a negative number punishes entropy. The paper does not state it.",
         ),
         "learning_rate": Field(
             8.05e-6,
             NOT_NEGATIVE,
-            f"{LEARNING_RATE}; not printed; the largest that did not diverge without ptx (Fig. 38)",
+            f"{LEARNING_RATE} "
+            "The paper does not print its own; the default is the largest that did not diverge without ptx (Fig. 38).",
         ),
-        "value_learning_rate": Field(9e-6, NOT_NEGATIVE, f"{LEARNING_RATE}; C.4; 5e-6 at 175B"),
+        "value_learning_rate": Field(
+            9e-6,
+            NOT_NEGATIVE,
+            "The learning rate of the value model at its peak. 0 learns nothing. C.4 has 9e-6, and 5e-6 at 175B.",
+        ),
         "schedule": Field(
-            "constant", SCHEDULES, "of the learning rates after the warm-up, down to final_fraction; C.4"
+            "constant",
+            SCHEDULES,
+            "How the learning rates change after the warm-up. "
+            "'linear' and 'cosine' fall to `final_fraction`; C.4 is constant.",
         ),
-        "final_fraction": Field(0.0, SHARE, "share of the peak where the schedule ends, 0: at nothing"),
-        "warmup_iterations": Field(10, COUNT_OR_NONE, "in which the learning rates rise to their peak, 0: none; C.4"),
-        "warmup_from": Field(0.1, SHARE, "share of the peak where the warm-up begins, from 0; C.4"),
-        "temperature": Field(1.0, POSITIVE, "of rollouts, and of every log-probability; C.4"),
-        "gamma": Field(1.0, SHARE, "discount, 0: each token answers for its own reward alone; C.4: 1, none"),
-        "lam": Field(0.95, SHARE, "lambda of GAE, 0: one step; unstated; Stiennon et al."),
-        "whiten_rewards": Field(False, FLAG, "unstated; off in Stiennon et al. and Huang et al."),
+        "final_fraction": Field(
+            0.0, SHARE, "The share of the peak learning rates at which the schedule ends. 0 ends at nothing."
+        ),
+        "warmup_iterations": Field(
+            10,
+            COUNT_OR_NONE,
+            "The number of iterations in which the learning rates rise to their peak (C.4). 0 means no warm-up.",
+        ),
+        "warmup_from": Field(
+            0.1, SHARE, "The share of the peak learning rates at which the warm-up begins (C.4). 0 begins at nothing."
+        ),
+        "temperature": Field(
+            1.0, POSITIVE, "The temperature of rollouts, and of every log-probability that PPO computes (C.4)."
+        ),
+        "gamma": Field(
+            1.0,
+            SHARE,
+            "The discount of rewards per token. "
+            "1 discounts nothing (C.4); 0 credits each token with its own reward alone.",
+        ),
+        "lam": Field(
+            0.95,
+            SHARE,
+            "lambda of GAE. 0 looks one token ahead, and 1 to the end of the completion. "
+            "The paper does not state it; the default is that of Stiennon et al.",
+        ),
+        "whiten_rewards": Field(
+            False,
+            FLAG,
+            "Whether rewards are scaled to variance 1 over the batch; they keep their mean. "
+            "The paper does not state it; Stiennon et al. and Huang et al. 2024 do not do it.",
+        ),
         "whiten_advantages": Field(
             None,
             OneOf("batch", "minibatch", "none"),
-            "over what; None: 'batch' for 'gae', else 'none', as the papers; unstated; "
-            "'minibatch' is OpenAI's code (Huang et al., detail 18)",
+            "What advantages are scaled over to mean 0 and variance 1. "
+            "None means 'batch' for 'gae' and 'none' for the other estimators. "
+            "The paper does not state it; OpenAI's code has 'minibatch' (Huang et al., detail 18).",
         ),
         "missing_eos": Field(
             "replace",
             OneOf("replace", "subtract", "none"),
-            "what missing_eos_value does to the score of a completion without an end; unstated; Ziegler et al.: a fixed score instead",
+            "What happens to the score of a completion that does not end. "
+            "'replace' makes it `missing_eos_value`, 'subtract' takes that value off it, and 'none' leaves it. "
+            "The paper does not state it; Ziegler et al. replace it.",
         ),
         "missing_eos_value": Field(
-            -1.0, FINITE, "the score that replaces, or is taken off, any number, also 0 and -1; unstated"
+            -1.0,
+            FINITE,
+            "The number that `missing_eos` uses, in units of the score; it may be 0. "
+            "With 'replace' a negative number, such as -1, is a bad score; with 'subtract' a positive number is a "
+            "penalty. The paper does not state it.",
         ),
         "ema_decay": Field(
             0.992,
             SHARE_BELOW_ONE,
-            "of the moving average of the weights, per optimizer step, 0: the weights themselves; C.4 "
-            "(unstated whether per step or iteration); see train.averaged",
+            "The decay of the moving average of the policy's weights, per optimizer step (C.4). "
+            "0 averages nothing. The paper does not state whether its 0.992 is per step or per iteration.",
         ),
         "output": Field(
             "ema",
             OneOf("ema", "params"),
-            "which weights are evaluated, handed on and exported: the average, or the last; unstated",
+            "The weights that are evaluated, handed to later stages and exported: the moving average or the last ones. "
+            "The paper does not state it.",
         ),
         "optimizer": OPTIMIZER,
         "value_optimizer": OPTIMIZER,
         "log_gold": Field(
-            False, FLAG, "True: the world's labeler judges each rollout: objective/gold, objective/gold_sem"
+            False,
+            FLAG,
+            "Whether the world's gold labeler judges each rollout. "
+            "The metrics are objective/gold and its standard error objective/gold_sem.",
         ),
-        "checkpoint_every": Field(10, COUNT, "iterations"),
+        "checkpoint_every": Field(10, COUNT, "The number of iterations between two checkpoints."),
     },
 )

@@ -30,22 +30,27 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json
 
 FIELDS = Section(
-    "The best of n samples by a reward model, for all n up to `samples` (Stiennon et al. 2020; Nakano et al. 2021).",
+    "The best of n samples by a reward model, for every n up to `samples` (Stiennon et al. 2020; Nakano et al. 2021).",
     {
         "kind": kind("best_of_n"),
-        "init": Field("sft", SOME_TEXT, "the policy: a stage"),
-        "reward": Field("reward_model", SOME_TEXT, "the proxy: a stage, or a folder of a released reward model"),
+        "init": Field("sft", SOME_TEXT, "The stage whose policy is sampled."),
+        "reward": Field(
+            "reward_model",
+            SOME_TEXT,
+            "The reward model that chooses, called the proxy: a stage, or a folder of a released reward model relative "
+            "to `data.files.dir`.",
+        ),
         "judges": Field(
             (),
             Several(SOME_TEXT, "names of reward models, each once, or ()", distinct=True),
-            "other reward models that say what its choice is worth, beside gold",
+            "Other reward models that say what the choice is worth, beside the world's gold score. () means none.",
         ),
-        "pool": Field("", TEXT, "another best_of_n stage whose samples are scored again, instead of sampling"),
-        "samples": Field(64, COUNT, "for each of the evaluation's test prompts"),
+        "pool": Field("", TEXT, "Another best_of_n stage, whose samples are scored again. Empty means new samples."),
+        "samples": Field(64, COUNT, "The number of samples for each test prompt of the evaluation."),
         "temperature": Field(
-            1.0, POSITIVE, "of the samples; the KL of best of n is that to the policy at this temperature"
+            1.0, POSITIVE, "The sampling temperature. The KL of best of n refers to the policy at this temperature."
         ),
-        "batch_size": Field(256, COUNT, "completions sampled at once"),
+        "batch_size": Field(256, COUNT, "The number of completions that are sampled at once."),
     },
 )
 

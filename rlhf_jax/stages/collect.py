@@ -32,7 +32,7 @@ from rlhf_jax.stages.rankings import read_rankings, write_rankings
 from rlhf_jax.world import labelers
 
 FIELDS = Section(
-    "Between the steps: several completions for each prompt, ranked.",
+    "Between steps 1 and 2: several completions for each prompt, ranked by labelers.",
     {
         "kind": kind("collect"),
         "models": Field(
@@ -42,41 +42,55 @@ FIELDS = Section(
                 "one or several of stage@temperature, such as 'sft@0.7'",
                 least=1,
             ),
-            "who completes, in turn; one that is named twice does it twice as often; temperature 0 takes the likeliest tokens",
+            "The policies that write the completions in turn, each with its sampling temperature. "
+            "One that is named twice writes twice as many. Temperature 0 takes the likeliest token each time.",
         ),
-        "min_completions": Field(4, whole(2), "of a prompt (K); section 3.5"),
-        "max_completions": Field(9, whole(2), "of a prompt (K); section 3.5"),
+        "min_completions": Field(4, whole(2), "The smallest number K of completions of a prompt (section 3.5)."),
+        "max_completions": Field(
+            9,
+            whole(2),
+            "The largest number K of completions of a prompt (section 3.5). K is drawn for each prompt. "
+            "Equal completions count once, so that a prompt may have fewer.",
+        ),
         "borrowed": Field(
             0,
             COUNT_OR_NONE,
-            "of the K, samples of other prompts: off the topic, 0: none (Liu et al. 2024, arXiv 2409.13156)",
+            "The number of the K completions that are taken from other prompts, and so are off the topic. "
+            "0 means none. The idea is that of Liu et al. 2024 (arXiv 2409.13156).",
         ),
         "rankings": Field(
-            "", TEXT, "an earlier collect stage, whose completions are ranked anew instead of sampling others"
+            "", TEXT, "An earlier collect stage, whose completions are ranked anew. Empty means new completions."
         ),
-        "labeler": Field("world", OneOf("world", "reward_model"), "who ranks: the world's labelers, or AI feedback"),
+        "labeler": Field(
+            "world",
+            OneOf("world", "reward_model"),
+            "Who ranks the completions: the labelers of the embedded world, or a reward model.",
+        ),
         "reward": Field(
             "",
             TEXT,
-            "whose reward model ranks: a stage of this run, the work directory of a finished one, or a released reward "
-            "model's folder (relative to data.files.dir)",
+            "The reward model that ranks if `labeler` is 'reward_model': a stage of this run, the work directory of a "
+            "finished run, or a folder of a released reward model relative to `data.files.dir`.",
         ),
         "held_out_group": Field(
             "caution",
             OneOf("", "brevity", "warmth", "exactness", "detail", "caution"),
-            "of the world's labelers: never in training; empty: none",
+            "The group of the world's labelers that never ranks for training. "
+            "It ranks the validation prompts, as the split 'heldout'. Empty means no group.",
         ),
         "agreement": Field(
             0.726,
             Number(above=0.5, below=1),
-            "of two labelers of a group, on pairs; section 3.4, two training labelers",
+            "How often two labelers of a group agree on a pair of completions. "
+            "The default is that of two training labelers in section 3.4.",
         ),
         "gap": Field(
             0.028,
             SHARE,
-            "by how much predicting labelers held out is less accurate, 0: not at all; section 4.1, 72.4 - 69.6 %",
+            "How much less accurate it is to predict the labelers of a held-out group, as a difference of shares. "
+            "0 means that it is equally accurate. The default is 72.4 % - 69.6 % (section 4.1).",
         ),
-        "batch_size": Field(256, COUNT, "completions sampled at once"),
+        "batch_size": Field(256, COUNT, "The number of completions that are sampled at once."),
     },
 )
 

@@ -31,18 +31,23 @@ from rlhf_jax.stages import rankings, supervised
 from rlhf_jax.stages.rankings import PREFERENCES
 
 FIELDS = trained(
-    "Direct preference optimisation, a comparator: Rafailov et al. 2023, appendix B, but for the optimizer: theirs is RMSprop.",
+    "Direct preference optimisation, to compare with PPO. "
+    "The settings are those of Rafailov et al. 2023 (appendix B), except that their optimizer is RMSprop.",
     kind=kind("dpo"),
     init="sft",  # the reference as well
     **PREFERENCES,
-    beta=Field(0.1, POSITIVE, "the KL coefficient whose optimum is sought; Rafailov et al.: 0.1, and 0.5 for TL;DR"),
-    label_smoothing=Field(0.0, Number(low=0, below=0.5), "how often a label is taken to be wrong, 0: never"),
-    epochs=Field(1.0, POSITIVE, "how often every ranking is seen"),
-    batch_size=Field(64, COUNT, "prompts"),
+    beta=Field(
+        0.1, POSITIVE, "The KL coefficient whose optimum is sought. Rafailov et al. have 0.1, and 0.5 for TL;DR."
+    ),
+    label_smoothing=Field(
+        0.0, Number(low=0, below=0.5), "The assumed share of wrong labels. 0 means that all are right."
+    ),
+    epochs=Field(1.0, POSITIVE, "The number of passes over the rankings."),
+    batch_size=Field(64, COUNT, "The number of prompts of a step, each with all its completions."),
     learning_rate=Field(1e-6, NOT_NEGATIVE, LEARNING_RATE),
     schedule="constant",
     warmup_steps=150,
-    validate_epochs=Field(1.0, POSITIVE, "epochs between two validations"),
+    validate_epochs=Field(1.0, POSITIVE, "The number of epochs between two validations."),
 )
 
 

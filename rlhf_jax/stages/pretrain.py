@@ -21,15 +21,17 @@ from rlhf_jax.stages import supervised
 from rlhf_jax.token_loss import TokenLoss, token_loss
 
 FIELDS = trained(
-    "A base model from raw text, for small worlds; real work starts from released weights.",
+    "A base model from raw text, for small worlds. Real work starts from released weights.",
     kind=kind("pretrain"),
     model=OWN_MODEL,
-    length=Field(2048, whole(2), "tokens of a row of packed documents"),
-    batch_size=Field(256, COUNT, "rows"),
-    steps=Field(10_000, COUNT, "optimizer steps"),
+    length=Field(2048, whole(2), "The length of a row of packed documents, in tokens."),
+    batch_size=Field(256, COUNT, "The number of rows of a step."),
+    steps=Field(10_000, COUNT, "The number of optimizer steps."),
     learning_rate=Field(2e-4, NOT_NEGATIVE, LEARNING_RATE),
     warmup_steps=100,
-    validate_every=Field(200, COUNT_OR_NONE, "steps between two validations, 0: at the end alone"),
+    validate_every=Field(
+        200, COUNT_OR_NONE, "The number of steps between two validations. 0 validates only at the end."
+    ),
 )
 
 

@@ -33,19 +33,25 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, write_json, write_text
 
 FIELDS = Section(
-    "A model that is not trained but shown demonstrations before every prompt: the prompted GPT-3 of section 3.5.",
+    "A model that is not trained, but is shown demonstrations before every prompt: the prompted GPT-3 of section 3.5.",
     {
         "kind": kind("prompted"),
-        "init": Field("pretrain", SOME_TEXT, "the model: a stage"),
+        "init": Field("pretrain", SOME_TEXT, "The stage whose model is prompted."),
         "reward": Field(
-            "reward_model", SOME_TEXT, "a stage, or a released one's folder: chooses the prefix on validation prompts"
+            "reward_model",
+            SOME_TEXT,
+            "The reward model that chooses the prefix, by its scores on validation prompts: a stage, or a folder of a "
+            "released reward model relative to `data.files.dir`.",
         ),
-        "candidates": Field(8, COUNT, "prefixes, of demonstrations drawn by the seed"),
-        "shots": Field(2, COUNT, "demonstrations of a prefix"),
+        "candidates": Field(
+            8, COUNT, "The number of prefixes to choose from. Their demonstrations are drawn by the seed."
+        ),
+        "shots": Field(2, COUNT, "The number of demonstrations of a prefix."),
         "length": Field(
             0,
             COUNT_OR_NONE,
-            "tokens of prefix and prompt: the shots that fit are shown, 0: all that model.max_length leaves",
+            "The length of the longest prefix and prompt together, in tokens. Only the shots that fit are shown. "
+            "0 means all that `completion_length` leaves of `model.max_length`.",
         ),
     },
 )

@@ -33,13 +33,27 @@ _PART = Text("a part of the prompts as ':1000', ':50%' or '50%:', or empty", for
 # What a reward model and DPO share.
 PREFERENCES = dict(
     rankings=Field(
-        "", TEXT, "the collect stage whose rankings it learns from; empty: the first's, or without one the corpus's"
+        "",
+        TEXT,
+        "The collect stage whose rankings are learned from. "
+        "Empty means the first collect stage of the run, or the corpus's own rankings if there is none.",
     ),
-    subset=Field("", _PART, "of their prompts, in an order drawn by the seed; empty: all"),
+    subset=Field(
+        "",
+        _PART,
+        "The part of the prompts that is learned from, in an order drawn by the seed. Empty means all of them.",
+    ),
     packed=Field(
-        False, FLAG, "True: a prompt's completions share one row behind one copy of it; the scores are the same"
+        False,
+        FLAG,
+        "Whether all completions of a prompt share one row, behind one copy of the prompt. The results are the same.",
     ),
-    length=Field(0, COUNT_OR_NONE, "tokens of a row in training, 0: what the longest needs"),
+    length=Field(
+        0,
+        COUNT_OR_NONE,
+        "The length of a training row, in tokens. Rankings that need more are left out. "
+        "0 means what the longest needs.",
+    ),
 )
 
 

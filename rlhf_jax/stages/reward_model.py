@@ -36,13 +36,19 @@ FIELDS = trained(
     model=OWN_MODEL,  # C.2: 6B beside all
     init="sft",  # section 3.5; C.2 says a 6B model tuned on public NLP sets, and that it matters little
     **PREFERENCES,
-    epochs=Field(1.0, POSITIVE, "how often every ranking is seen; C.2: more overfit"),
-    batch_size=Field(64, COUNT, "prompts; C.2"),
-    learning_rate=Field(9e-6, NOT_NEGATIVE, f"{LEARNING_RATE}; C.2"),
+    epochs=Field(1.0, POSITIVE, "The number of passes over the rankings. More than one overfits (C.2)."),
+    batch_size=Field(
+        64,
+        COUNT,
+        "The number of prompts of a step, each with all its completions (C.2). With a 'pooled' loss it counts pairs.",
+    ),
+    learning_rate=Field(9e-6, NOT_NEGATIVE, f"{LEARNING_RATE} C.2 has 9e-6."),
     loss=Field(
         "kwise",
         OneOf("kwise", "pooled", "regression"),
-        "all pairs of a prompt as one element (section 3.5), pairs shuffled into one pool, or scores themselves",
+        "What is learned. "
+        "'kwise' learns all pairs of a prompt as one element of the batch (section 3.5), 'pooled' shuffles the "
+        "pairs of all prompts into one pool, and 'regression' learns the scores themselves.",
     ),
 )
 

@@ -32,19 +32,36 @@ FIELDS = trained(
     "Step 1: supervised fine-tuning on demonstrations.",
     kind=kind("sft"),
     init="pretrain",
-    epochs=Field(16.0, POSITIVE, "how often every demonstration is seen; C.1"),
-    batch_size=Field(32, COUNT, "demonstrations; C.1: 32, and 8 at 175B"),
-    learning_rate=Field(9.65e-6, NOT_NEGATIVE, f"{LEARNING_RATE}; C.1: 1.3B and 6B, and 5.03e-6 at 175B"),
-    dropout_rate=Field(0.2, SHARE_BELOW_ONE, "on the residual stream, 0: none; C.1"),
-    packed=Field(False, FLAG, "True: several demonstrations a row; a batch holds the same ones, in fewer rows"),
+    epochs=Field(16.0, POSITIVE, "The number of passes over the demonstrations (C.1)."),
+    batch_size=Field(32, COUNT, "The number of demonstrations of a step. C.1 has 32, and 8 at 175B."),
+    learning_rate=Field(9.65e-6, NOT_NEGATIVE, f"{LEARNING_RATE} C.1 has 9.65e-6 at 1.3B and 6B, and 5.03e-6 at 175B."),
+    dropout_rate=Field(
+        0.2, SHARE_BELOW_ONE, "The share of the residual branches' outputs that is dropped (C.1). 0 means none."
+    ),
+    packed=Field(
+        False,
+        FLAG,
+        "Whether several demonstrations share a row. A batch then has the same demonstrations in fewer rows.",
+    ),
     pretrain_mix=Field(
-        0.0, SHARE_BELOW_ONE, "share of a batch that is pretraining text, 0: none; 0.1 for the 'PPO init' of C.3"
+        0.0,
+        SHARE_BELOW_ONE,
+        "The share of a batch's rows that is pretraining text. 0 means none; the 'PPO init' of C.3 has 0.1.",
     ),
-    validate_epochs=Field(1.0, POSITIVE, "epochs between two validations, of which the best is kept"),
+    validate_epochs=Field(
+        1.0, POSITIVE, "The number of epochs between two validations. The weights of the best validation are kept."
+    ),
     select=Field(
-        "loss", OneOf("loss", "reward"), "the best by validation loss, or by a reward model as the paper does (C.1)"
+        "loss",
+        OneOf("loss", "reward"),
+        "What the best validation is chosen by: its loss, or the mean score of completions as in the paper (C.1).",
     ),
-    reward=Field("", TEXT, "whose reward model selects: an earlier stage, or the work directory of a finished run"),
+    reward=Field(
+        "",
+        TEXT,
+        "The reward model that scores them if `select` is 'reward': an earlier stage, or the work directory of a "
+        "finished run.",
+    ),
 )
 
 
