@@ -189,9 +189,9 @@ def test_the_decode_layout_is_in_the_compute_dtype_and_left_alone_where_it_is_th
     config, mesh = dataclasses.replace(tiny.CONFIG, dtype="bfloat16"), tiny.mesh_of("2x2x2")
     sampler = generate.Sampler(config, mesh, completion_length=C, eos_id=tiny.EOS, pad_id=tiny.PAD)
     params = tiny.place(tiny.params_of(config, 0), config, mesh)
-    assert not sampler.laid_out(params)
+    assert not sampler.layout.holds(params)
     laid_out = sampler.layout(params)
-    assert sampler.laid_out(laid_out)
+    assert sampler.layout.holds(laid_out)
     for path, x in jax.tree_util.tree_leaves_with_path(laid_out):
         split = {axis for axis in x.sharding.spec if axis}
         assert x.dtype == jnp.bfloat16 and split <= {"tensor"}, path
@@ -199,7 +199,7 @@ def test_the_decode_layout_is_in_the_compute_dtype_and_left_alone_where_it_is_th
     given = []
     sampler.program = lambda params, *rest: given.append(params)
     sampler(params, tiny.prompts_of(ROWS, P), jax.random.key(0), 1.0)
-    assert sampler.laid_out(given[0])
+    assert sampler.layout.holds(given[0])
 
 
 def test_steps_have_their_own_noise():

@@ -242,6 +242,31 @@ class Tokenizer:
         """Returns the texts of many sequences of ids, as `decode` does."""
         return self._side(continues).decode_batch(batch)
 
+    @property
+    def sequence_start_id(self) -> int:
+        """The id that stands before a text without a context: the files' bos_token, or else the end of documents."""
+        if "bos_token" in self._files.special:
+            return self._start.token_to_id(self._files.special["bos_token"])
+        return self.document_end_id if self.bos_id is None else self.bos_id
+
+    def encode_as_released(self, text: str, *, starts: bool = True) -> list[int]:
+        """Returns the ids that transformers' tokenizer gives a text: special tokens in the text are read as such.
+
+        Args:
+            text: the text.
+            starts: whether to add the tokens with which this tokenizer starts a sequence, such as BOS.
+        """
+        return self._special_sides[False].encode(text, add_special_tokens=starts).ids
+
+    def decode_as_released(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Returns the text that transformers' tokenizer gives ids.
+
+        Args:
+            ids: the ids.
+            special: whether the text shows special tokens.
+        """
+        return self._special_sides[False].decode(ids, skip_special_tokens=not special)
+
     def absent_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
         """Returns the ids of a model's vocabulary that have no token, and thus no text, as ranges [first, end)."""
         known = sorted({-1, *self._start.get_vocab().values(), vocab_size})

@@ -3,9 +3,11 @@
 Shapes: B batch, P prompt, C completion, V vocabulary.
 """
 
+import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -74,15 +76,10 @@ def sample(
       trials: name of the axis of a vmap over whole batches. All batches continue until the last one has ended, because
         a step made by only some of them would copy the keys and values of all.
     """
-    fixed = dict(
-        truncation=truncation, completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, trials=trials
-    )
-
-    def noise(step):
-        return jax.random.uniform(jax.random.fold_in(key, step), (len(prompts), 1))
-
+    fixed = dict(truncation=truncation, completion_length=completion_length, eos_id=eos_id, pad_id=pad_id)
+    noise = row_noise(key, len(prompts))
     if parts == 1:
-        return _sample(config, params, prompts, prompt_mask, noise, temperature, **fixed)
+        return _sample(config, params, prompts, prompt_mask, noise, temperature, trials, **fixed)
 
     # Row i goes to part i % parts, so that each device keeps its own rows.
     def split(x):
@@ -93,71 +90,129 @@ def sample(
 
     def one(part):
         prompts, prompt_mask, rows = part
-        return _sample(config, params, prompts, prompt_mask, lambda step: noise(step)[rows], temperature, **fixed)
+        part_noise = lambda step: noise(step)[rows]  # noqa: E731
+        return _sample(config, params, prompts, prompt_mask, part_noise, temperature, trials, **fixed)
 
     batch = prompts, prompt_mask, jnp.arange(len(prompts))
     return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
 
 
-def _sample(
-    config, params, prompts, prompt_mask, noise, temperature, *, truncation, completion_length, eos_id, pad_id, trials
-):
+def row_noise(key: jax.Array, rows: int) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function of the step that gives one uniform number to each row, f32[B, 1]."""
+    return lambda step: jax.random.uniform(jax.random.fold_in(key, step), (rows, 1))
+
+
+@struct.dataclass
+class SamplerState:
+    """The state of a batch between two of its tokens."""
+
+    step: jax.Array  # i32, the number of tokens chosen so far
+    token: jax.Array  # i32[B], the token that was chosen last
+    done: jax.Array  # bool[B], True for rows that have ended
+    tokens: jax.Array  # i32[B, C]
+    mask: jax.Array  # bool[B, C], True on the tokens of completions, the end token included
+    logprobs: jax.Array  # f32[B, C]
+    cache: decode.Cache  # keys and values of all tokens but the last one
+
+
+def _sample(config, params, prompts, prompt_mask, noise, temperature, trials, **fixed) -> Rollout:
     """Samples a batch; `noise` maps a step to uniform numbers f32[B, 1], and the other arguments are `sample`'s."""
-    batch, prompt_length = prompts.shape
-    greedy = temperature <= 0.0
-    divisor = jnp.where(greedy, 1.0, temperature)
-    layers = decode.decode_layers(config, params)
-    hidden, cache = decode.prefill(config, params, prompts, prompt_mask, prompt_length + completion_length)
-    prompt_lengths = prompt_mask.sum(-1)
+    decoder = Decoder(config, params, prompts, prompt_mask, noise, temperature, **fixed)
 
-    penalty = truncation and truncation.repetition_penalty
-    rows = jnp.arange(batch)
-
-    def draw(all_logprobs, step):
-        if truncation is not None:
-            all_logprobs = keep_likely(all_logprobs, truncation)
-        return inverse_cdf(jnp.exp(all_logprobs), noise(step))
-
-    def choose(hidden, step, done, tokens, mask, logprobs):
-        """Chooses the tokens of a step, and writes them into its column for the rows that are not done."""
-        logits = model.lm_logits(config, params, hidden, divisor)
-        all_logprobs = jax.nn.log_softmax(logits)
-        wanted = all_logprobs
-        if penalty is not None:
-            seen = jnp.zeros(logits.shape, bool)
-            seen = seen.at[rows[:, None], prompts].max(prompt_mask).at[rows[:, None], tokens].max(mask)
-            wanted = jax.nn.log_softmax(penalized(logits, seen, penalty))
-
-        def most_likely(x, _):
-            return jnp.argmax(x, axis=-1).astype(jnp.int32)
-
-        token = jax.lax.cond(greedy, most_likely, draw, wanted, step)
-        logprob = jnp.take_along_axis(all_logprobs, token[:, None], axis=-1)[:, 0]
-        token = jnp.where(done, pad_id, token)
-        tokens = tokens.at[:, step].set(token)
-        mask = mask.at[:, step].set(~done)
-        logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logprob))
-        return step + 1, token, done | is_end(token, eos_id), tokens, mask, logprobs
-
-    def cond(carry):
-        (step, _, done, *_), _ = carry
-        unfinished = jnp.any(~done)
+    def goes_on(state):
+        unfinished = jnp.any(~state.done)
         if trials:
             unfinished = jax.lax.psum(unfinished.astype(jnp.int32), trials) > 0
-        return (step < completion_length) & unfinished
+        return (state.step < decoder.completion_length) & unfinished
 
-    def body(carry):
-        (step, token, done, *written), cache = carry
-        hidden, cache = decode.decode_step(
-            config, params, layers, token, prompt_lengths + step - 1, cache, prompt_length + step - 1
+    layers = decode.decode_layers(config, params)
+    state = jax.lax.while_loop(goes_on, functools.partial(decoder.next_token, layers), decoder.first_token())
+    return decoder.rollout(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """What stays the same from token to token of a batch, and how each token is chosen; the fields are `sample`'s."""
+
+    config: TransformerConfig
+    params: dict
+    prompts: jax.Array
+    prompt_mask: jax.Array
+    noise: Callable[[jax.Array], jax.Array]
+    temperature: jax.Array
+    truncation: Truncation | None
+    completion_length: int
+    eos_id: int | tuple[int, ...]
+    pad_id: int
+
+    def first_token(self) -> SamplerState:
+        """Reads the prompts and chooses the first token of each row."""
+        batch, prompt_length = self.prompts.shape
+        hidden, cache = decode.prefill(
+            self.config, self.params, self.prompts, self.prompt_mask, prompt_length + self.completion_length
         )
-        return choose(hidden, step, done, *written), cache
+        shape = (batch, self.completion_length)
+        empty = SamplerState(
+            step=jnp.int32(0),
+            token=jnp.zeros(batch, jnp.int32),
+            done=jnp.zeros(batch, bool),
+            tokens=jnp.full(shape, self.pad_id, jnp.int32),
+            mask=jnp.zeros(shape, bool),
+            logprobs=jnp.zeros(shape, jnp.float32),
+            cache=cache,
+        )
+        return self._choose(hidden, empty)
 
-    shape = (batch, completion_length)
-    empty = jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
-    first = choose(hidden, jnp.int32(0), jnp.zeros(batch, bool), *empty)
-    (_, _, _, tokens, mask, logprobs), _ = jax.lax.while_loop(cond, body, (first, cache))
-    return Rollout(jnp.concatenate([prompts, tokens], axis=1), prompt_mask, mask, logprobs)
+    def next_token(self, layers, state: SamplerState) -> SamplerState:
+        """Reads the last token of each row, and chooses the next one.
+
+        Args:
+          layers: the layers' parameters, from `decode.decode_layers`.
+          state: the state before.
+        """
+        positions = self.prompt_mask.sum(-1) + state.step - 1
+        slot = self.prompts.shape[1] + state.step - 1
+        hidden, cache = decode.decode_step(self.config, self.params, layers, state.token, positions, state.cache, slot)
+        return self._choose(hidden, state.replace(cache=cache))
+
+    def _choose(self, hidden: jax.Array, state: SamplerState) -> SamplerState:
+        """Chooses the tokens of a step, and writes them into its column for the rows that are not done."""
+        greedy = self.temperature <= 0.0
+        logits = model.lm_logits(self.config, self.params, hidden, jnp.where(greedy, 1.0, self.temperature))
+        all_logprobs = jax.nn.log_softmax(logits)
+        wanted = all_logprobs
+        penalty = self.truncation and self.truncation.repetition_penalty
+        if penalty is not None:
+            rows = jnp.arange(len(logits))[:, None]
+            seen = jnp.zeros(logits.shape, bool)
+            seen = seen.at[rows, self.prompts].max(self.prompt_mask).at[rows, state.tokens].max(state.mask)
+            wanted = jax.nn.log_softmax(penalized(logits, seen, penalty))
+        token = jax.lax.cond(greedy, _most_likely, self._draw, wanted, state.step)
+        logprob = jnp.take_along_axis(all_logprobs, token[:, None], axis=-1)[:, 0]
+        token = jnp.where(state.done, self.pad_id, token)
+        return state.replace(
+            step=state.step + 1,
+            token=token,
+            done=state.done | is_end(token, self.eos_id),
+            tokens=state.tokens.at[:, state.step].set(token),
+            mask=state.mask.at[:, state.step].set(~state.done),
+            logprobs=state.logprobs.at[:, state.step].set(jnp.where(state.done, 0.0, logprob)),
+        )
+
+    def _draw(self, logprobs: jax.Array, step: jax.Array) -> jax.Array:
+        if self.truncation is not None:
+            logprobs = keep_likely(logprobs, self.truncation)
+        return inverse_cdf(jnp.exp(logprobs), self.noise(step))
+
+    def rollout(self, state: SamplerState) -> Rollout:
+        """Returns the completions of a state."""
+        tokens = jnp.concatenate([self.prompts, state.tokens], axis=1)
+        return Rollout(tokens, self.prompt_mask, state.mask, state.logprobs)
+
+
+def _most_likely(logprobs: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns the most likely token of each row, i32[B], at any step."""
+    return jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
 
 
 def is_end(tokens: jax.Array, eos_id: int | tuple[int, ...]) -> jax.Array:
@@ -217,9 +272,7 @@ def _first_above(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, j
 class Sampler:
     """`sample` jitted once for its lengths: (params, prompts, key, temperature[, truncation]) -> Rollout on the mesh.
 
-    It consists of two programs. `layout` casts the parameters to the compute dtype and splits them over `tensor` alone,
-    once; `program` samples. In their training layout, split over fsdp, the parameters would be gathered for every
-    token.
+    It consists of two programs: `layout` puts the parameters into the layout of sampling, and `program` samples.
     """
 
     def __init__(
@@ -248,29 +301,47 @@ class Sampler:
                 parts=parts,
             )
 
-        self._mesh, self._dtype = mesh, jnp.dtype(config.dtype)
-        self.shardings = decode_shardings(config, mesh, rules)
-        self.layout = jax.jit(self._cast, out_shardings=self.shardings)
+        self._mesh, self.layout = mesh, Layout(config, mesh, rules)
         self.program = jax.jit(program, out_shardings=sharding.over_batch(mesh))
-
-    def _cast(self, params: dict) -> dict:
-        return jax.tree.map(lambda x: x.astype(self._dtype), params)
-
-    def laid_out(self, params: dict) -> bool:
-        """Whether `layout` would only copy the parameters, because they already have its dtype and shardings."""
-
-        def fits(x, place):
-            return isinstance(x, jax.Array) and x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
-
-        return all(jax.tree.leaves(jax.tree.map(fits, params, self.shardings)))
 
     def __call__(
         self, params: dict, prompts: Prompts, key: jax.Array, temperature: float, truncation: Truncation | None = None
     ) -> Rollout:
         """Samples completions of prompts from the host; the parameters may be in any layout."""
         tokens, mask = sharding.put_batch((prompts.tokens, prompts.mask), self._mesh)
-        params = params if self.laid_out(params) else self.layout(params)
-        return self.program(params, tokens, mask, key, jnp.float32(temperature), truncation)
+        return self.program(self.layout(params), tokens, mask, key, jnp.float32(temperature), truncation)
+
+
+class Layout:
+    """Puts the parameters of a language model into the layout of sampling.
+
+    They are cast to the compute dtype and split over `tensor` alone. In their training layout, split over fsdp, they
+    would be gathered for every token.
+
+    Attributes:
+        shardings: the shardings.
+        program: the jitted function that does it.
+    """
+
+    def __init__(self, config: TransformerConfig, mesh: jax.sharding.Mesh, rules: dict = sharding.DEFAULT_RULES):
+        self._dtype = jnp.dtype(config.dtype)
+        self.shardings = decode_shardings(config, mesh, rules)
+        self.program = jax.jit(self._cast, out_shardings=self.shardings)
+
+    def _cast(self, params: dict) -> dict:
+        return jax.tree.map(lambda x: x.astype(self._dtype), params)
+
+    def __call__(self, params: dict) -> dict:
+        """Returns the parameters in the layout; they are not copied if they have it."""
+        return params if self.holds(params) else self.program(params)
+
+    def holds(self, params: dict) -> bool:
+        """Whether the parameters have the dtype and the shardings of the layout."""
+
+        def fits(x, place):
+            return isinstance(x, jax.Array) and x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
+
+        return all(jax.tree.leaves(jax.tree.map(fits, params, self.shardings)))
 
 
 def decode_shardings(config: TransformerConfig, mesh, rules=sharding.DEFAULT_RULES) -> dict:

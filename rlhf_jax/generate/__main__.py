@@ -147,7 +147,7 @@ class Completer:
             eos_id=self._ends,
             pad_id=tokenizer.pad_id,
         )
-        self._params = model.params if self._sampler.laid_out(model.params) else self._sampler.layout(model.params)
+        self._params = self._sampler.layout(model.params)
         self._seed, self._temperature = seed, temperature
         whole = top_k == 0 and top_p == 1.0 and repetition_penalty == 1.0
         penalty = None if repetition_penalty == 1.0 else jnp.float32(repetition_penalty)

@@ -290,7 +290,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
     frozen = {"frozen": (ref, reward_params)}
     prompts = abstract.rows_of(run, (rows, prompt), jnp.int32), abstract.rows_of(run, (rows, prompt), jnp.bool_)
     sharding.check_batch(prompts, run.mesh)
-    copy = compiled.sample.layout.eval_shape(state.language_model)
+    copy = compiled.sample.layout.program.eval_shape(state.language_model)
     sampled = copy, *prompts, abstract.key(), abstract.scalar()
     rollout = compiled.sample.program.eval_shape(*sampled)
     coefs = jax.eval_shape(lambda: programs.coefficients(section))
@@ -324,7 +324,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
         abstract.Program(
             stage,
             "decode layout",
-            lambda: compiled.sample.layout.lower(state.language_model),
+            lambda: compiled.sample.layout.program.lower(state.language_model),
             once,
             others | frozen,
             work.Work(),

@@ -1,0 +1,1 @@
+"""Benchmarks by EleutherAI's lm-eval, with our models as its backend."""
