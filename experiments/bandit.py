@@ -35,7 +35,7 @@ def get_config(form: str = "normal") -> ml_collections.ConfigDict:
         value_learning_rate=3e-3,
         schedule="linear",
         warmup_iterations=0,
-        lam=1.0,  # two tokens: nothing to gain from a biased, calmer estimate
+        lam=1.0,  # over two tokens, a biased estimate with less noise gains nothing
         missing_eos="none",  # a completion of two tokens is complete
         output="params",
     )

@@ -18,7 +18,7 @@ import ml_collections
 
 from rlhf_jax.runtime.errors import InputError
 
-SIZES = {  # Parameters: 3.5 million and 29.5 million.
+SIZES = {  # They have 3.5 million and 29.5 million parameters.
     "tiny": dict(vocab_size=1024, num_layers=4, embed_dim=256, num_heads=4, max_length=128),
     "small": dict(vocab_size=8192, num_layers=8, embed_dim=512, num_heads=8, max_length=256),
 }
@@ -34,16 +34,16 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
             model=dict(SIZES[size], scan_layers=False, attention="blocked"),
             works=("sft_step", "reward_step", "sample", "ppo_iteration", "loading"),
             repeats=7 if size == "tiny" else 5,
-            batch_size=16,  # sequences of an SFT step, pairs of a reward model step; each a whole context long
+            batch_size=16,  # sequences of an SFT step, or pairs of a reward model's step; each fills the context
             episodes=32,
             prompt_length=32,
             completion_length=64,  # no completion ends early
             minibatches=4,
-            trials=32,  # of a sweep, for ppo_trials and sweep_arms
-            arms_alone=3,  # that the sequential runner is measured with
-            iterations=20,  # of an arm's PPO
-            test_prompts=256,  # of an arm's evaluation
+            trials=32,  # arms that ppo_trials and sweep_arms run at once
+            arms_alone=3,  # arms with which sweep_arms times the sequential runner
+            iterations=20,  # PPO iterations of an arm
+            test_prompts=256,  # prompts that an arm is evaluated on
             loader_rows=4096,  # examples that batches are loaded from
-            checkpoint_every=100,  # steps, the default of the supervised stages
+            checkpoint_every=100,  # in steps; it is the default of the supervised stages
         )
     )

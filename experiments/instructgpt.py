@@ -2,10 +2,10 @@
 
     python -m rlhf_jax.main --config=experiments/instructgpt.py:1.3b --data=DIR --workdir=runs/1.3b
 
-DIR holds what the paper never released, in the public formats: `gpt3` (the pretrained weights and
-their tokenizer) and, unless the size is 6b, `gpt3_6b` (the weights that the reward model starts from),
-demonstrations.jsonl, rankings.jsonl, prompts.jsonl, documents.jsonl. Sizes: 1.3b, 6b, 175b. Hardware: accelerators; on a laptop only the small configs run. What the paper leaves
-unsaid keeps its default, and docs/config.md gives the reason.
+DIR holds what the paper never released, in the public formats: `gpt3` (the pretrained weights and their tokenizer)
+and, unless the size is 6b, `gpt3_6b` (the weights that the reward model starts from), demonstrations.jsonl,
+rankings.jsonl, prompts.jsonl and documents.jsonl. The sizes are 1.3b, 6b and 175b. They need accelerators; a laptop runs
+only the small configs. What the paper does not state keeps its default, and docs/config.md says where it comes from.
 
 Stages: `sft` is the baseline that win rates refer to; `ppo_init` (C.3) is where PPO starts and what
 its KL refers to. The reward and value models are 6B beside every policy (C.2).
@@ -17,12 +17,12 @@ from rlhf_jax.config import default_config, sft_config
 from rlhf_jax.runtime.errors import InputError
 
 SIZES = {
-    # Shapes: GPT-3's (shapes.py has its table); "6B" is its 6.7B.
+    # The shapes are those of GPT-3, in the table of shapes.py. The paper's "6B" is GPT-3's 6.7B.
     "1.3b": dict(
         shape="gpt3_1.3b",
         sft=dict(batch_size=32, learning_rate=9.65e-6),  # C.1
         ppo_init=dict(batch_size=32, learning_rate=5e-6),  # C.3
-        ppo=dict(learning_rate=8.05e-6, value_learning_rate=9e-6),  # Fig. 38 (see ppo_config), C.4
+        ppo=dict(learning_rate=8.05e-6, value_learning_rate=9e-6),  # the first is from Fig. 38, the second from C.4
     ),
     "6b": dict(
         shape="gpt3_6.7b",
@@ -34,7 +34,7 @@ SIZES = {
         shape="gpt3_175b",
         sft=dict(batch_size=8, learning_rate=5.03e-6),
         ppo_init=dict(batch_size=8, learning_rate=2.45e-6),
-        ppo=dict(learning_rate=2.55e-6, value_learning_rate=5e-6),  # the lower of the two in E.9
+        ppo=dict(learning_rate=2.55e-6, value_learning_rate=5e-6),  # the lower of the two policy rates in E.9
     ),
 }
 
@@ -45,9 +45,9 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
     values = SIZES[size]
     config = default_config()
     config.stages = ("sft", "ppo_init", "reward_model", "ppo", "ppo_ptx")
-    config.prompt_length = 1024  # appendix C: longer prompts are dropped,
-    config.completion_length = 1024  # responses end there,
-    config.model.shape = values["shape"]  # its context is 2k tokens
+    config.prompt_length = 1024  # longer prompts are dropped (App. C)
+    config.completion_length = 1024  # responses are capped there (App. C)
+    config.model.shape = values["shape"]  # the context of all sizes is 2k tokens
     config.tokenizer.path = "gpt3/tokenizer.json"
     config.data.source = "files"
     config.data.files.update(
@@ -55,10 +55,12 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
         demonstrations="demonstrations.jsonl",
         rankings="rankings.jsonl",
         prompts="prompts.jsonl",
-        near_duplicates="drop",  # 3.2; where rows have a user: group_field=user (A.2) and per_user=200 (3.2)
+        # If your rows have a user, set group_field=user (A.2) and per_user=200 (3.2) as well.
+        near_duplicates="drop",  # 3.2
     )
 
-    config.sft.update(  # C.1; the paper selects by reward score: --config.sft.select=reward with sft.reward
+    # The paper selects by reward score, which takes --config.sft.select=reward and a reward model in sft.reward.
+    config.sft.update(  # C.1
         init="gpt3",
         epochs=16.0,
         schedule="cosine",
@@ -68,7 +70,7 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
         **values["sft"],
     )
     config.ppo_init = sft_config()
-    config.ppo_init.update(  # C.3; its dropout is unstated
+    config.ppo_init.update(  # C.3, which does not state the dropout
         init="gpt3", epochs=2.0, schedule="cosine", final_fraction=0.1, pretrain_mix=0.1, **values["ppo_init"]
     )
     if size != "6b":
@@ -76,7 +78,7 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
     config.reward_model.update(  # C.2
         init="sft" if size == "6b" else "gpt3_6b",
         epochs=1.0,
-        batch_size=64,  # prompts
+        batch_size=64,  # prompts, each with all its pairs
         learning_rate=9e-6,
         schedule="cosine",
         final_fraction=0.1,

@@ -40,8 +40,8 @@ def get_config(arg: str = ""):
     config.sft.update(epochs=2.0, batch_size=16, learning_rate=2e-4, dropout_rate=0.1)
     config.collect.update(models=("sft@1.0", "pretrain@1.0", "sft@0.7", "sft@1.0"), borrowed=2)
     config.reward_model.update(epochs=1.0, batch_size=8, packed=True, length=160, learning_rate=1.5e-3, warmup_steps=20)
-    # One sequence of pretraining text per episode instead of the paper's 8, and a coefficient that fits
-    # token means: on the world 2.0 is enough to keep the skills.
+    # There is one pretraining sequence per episode, where the paper has 8. The coefficient of the mix weighs a mean
+    # over tokens, and 2.0 is enough to keep the skills on this world.
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(
             iterations=40,

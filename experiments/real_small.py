@@ -16,7 +16,7 @@ Hardware: 2 CPU cores. Time: at most 20 minutes.
 from rlhf_jax.config import default_config
 from rlhf_jax.runtime.errors import InputError
 
-PREFERENCES = {  # file, prompt_length, completion_length, epochs of the reward model
+PREFERENCES = {  # name: (file, prompt_length, completion_length, epochs of the reward model)
     "truthfulqa": ("pref_truthfulqa_judge.jsonl.xz", 64, 48, 1.0),
     "ranked4": ("ranked4_qa_feedback.jsonl.xz", 192, 128, 2.0),
 }
@@ -33,7 +33,7 @@ def get_config(preferences: str = "truthfulqa"):
     config.data.update(source="files", on_bad_row="skip")  # some of the real answers are empty
     config.data.files.update(
         documents="text_tinystories.txt.xz",
-        document_end=r"(?<!\n)\n(?!\n)",  # one line break between stories, two between paragraphs
+        document_end=r"(?<!\n)\n(?!\n)",  # one line break is between stories, and two are between paragraphs
         demonstrations="sft_llamafactory_alpaca_en.jsonl.xz,sft_t0.jsonl.xz@20000",
         rankings=rankings,
     )

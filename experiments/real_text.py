@@ -15,8 +15,8 @@ Hardware: 2 CPU cores. Time: 15 to 25 minutes each. docs/measurements.md has wha
 from rlhf_jax.config import default_config
 from rlhf_jax.runtime.errors import InputError
 
-MODEL = "classics"  # the folder, in DIR
-PREFERENCES = {  # file, prompt_length, completion_length
+MODEL = "classics"  # the folder of the model, in DIR
+PREFERENCES = {  # name: (file, prompt_length, completion_length)
     "truthfulqa": ("pref_truthfulqa_judge.jsonl.xz", 64, 48),
     "hh": ("pref_hh_harmless_train.jsonl.xz", 320, 128),
 }

@@ -201,11 +201,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, help="the directory of a run")
-    parser.add_argument("--stage", help="the policy beside base and SFT; default: the last one")
-    parser.add_argument("--instruction", help="answer this one and stop")
-    parser.add_argument("--input", default="", help="what the instruction is about")
-    parser.add_argument("--temperature", type=option(NOT_NEGATIVE), default=1.0, help="0: the likeliest tokens")
+    parser.add_argument("--workdir", required=True, help="The work directory of a finished run.")
+    parser.add_argument("--stage", help="The policy to talk to, beside base and SFT. The default is the last one.")
+    parser.add_argument("--instruction", help="The one instruction to answer, after which the command ends.")
+    parser.add_argument("--input", default="", help="The text that the instruction is about.")
+    parser.add_argument(
+        "--temperature",
+        type=option(NOT_NEGATIVE),
+        default=1.0,
+        help="The sampling temperature. 0 takes the likeliest tokens.",
+    )
     options = parser.parse_args(arguments)
     console = terminal.console()
     run = run_lib.open_run(options.workdir)

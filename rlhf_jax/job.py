@@ -33,16 +33,25 @@ from rlhf_jax.runtime import hosts, progress
 from rlhf_jax.runtime.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, refused
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, e.g. experiments/quickstart.py.", lock_config=True
+    "config", None, "The experiment file, such as experiments/quickstart.py.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run or sweep lives; the same folder again resumes it.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run or sweep lives. The same folder again resumes it.")
 _DATA = flags.DEFINE_string("data", None, "The folder of the data files (sets data.files.dir).")
-_DISTRIBUTED = flags.DEFINE_string("distributed", "", "'auto': join the other processes of this cluster.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 can be reached, outside a cluster.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the job has.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    "",
+    "'auto' joins the other processes of this cluster. Empty means one process, or those of --coordinator.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "The HOST:PORT at which process 0 can be reached, for processes outside a cluster."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "The number of processes of the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, counted from 0.")
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 100, "A host not heard of for so long ends the job.", lower_bound=5
+    "heartbeat_seconds",
+    100,
+    "The number of seconds after which a host that is not heard of ends the job.",
+    lower_bound=5,
 )
 flags.mark_flags_as_required(["config", "workdir"])
 # An unset shell variable gives an empty path, which would mean the current directory.

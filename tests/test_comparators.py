@@ -212,7 +212,7 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
         ),
         (
             {"taught.subset": "half"},
-            "taught.subset='half' must be a part of the prompts as ':1000', ':50%' or '50%:', or empty",
+            "taught.subset='half' must be a part of the prompts, such as ':1000', ':50%' or '50%:', or empty",
         ),
         ({"reward_model.subset": ":0"}, "reward_model.subset=':0' must be a part of the prompts"),
         (

@@ -193,7 +193,7 @@ def test_bad_rows_are_an_error_or_counted_and_listed(folder):
 
 @pytest.mark.parametrize("entry", ["a.jsonl:a+:b=c", "a.jsonl@many", "a.jsonl@", ":a=b", "a.jsonl:a=b=c", "a.jsonl:=b"])
 def test_a_wrong_entry_says_how_files_are_given(folder, entry):
-    with pytest.raises(InputError, match=r"data.files.demonstrations='.*' must be comma-separated name\[@rows\]"):
+    with pytest.raises(InputError, match=r"data.files.demonstrations='.*' must be entries name\[@rows\]"):
         corpus(folder, demonstrations=entry).demonstrations("train")
 
 

@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     config.pool = config.best_of_n.copy_and_resolve_references()
     config.proxy = config.reward_model.copy_and_resolve_references()
     own_base(config, "proxy")
-    config.proxy.warmup_steps = 3  # 40 prompts make 5 steps
+    config.proxy.warmup_steps = 3  # the smallest amount, 40 prompts, makes 5 steps
     config.best_of_n.update(reward="proxy", pool="pool")
     return config
 

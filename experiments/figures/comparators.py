@@ -11,9 +11,9 @@ Each goes to two distances: by its KL coefficient, DPO by beta, best of n by n.
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
-POLICIES = ("ppo", "rloo", "grpo", "by_regression", "by_feedback", "from_base")  # arms of PPO's program
+POLICIES = ("ppo", "rloo", "grpo", "by_regression", "by_feedback", "from_base")  # the stages that run PPO's program
 KL_COEFS, BETAS, SAMPLES = (0.04, 0.2), (0.1, 0.5), (32, 8)
-AXIS = "ppo.kl_coef"  # names the distance of all
+AXIS = "ppo.kl_coef"  # its value names the distance of all stages in an arm
 
 
 def get_config(arg: str = ""):

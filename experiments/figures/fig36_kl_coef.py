@@ -26,7 +26,7 @@ def sweep(h):
     return h.product([h.sweep(AXIS, VALUES), h.sweep("seed", range(4))])
 
 
-LOOKS = (3, 4)  # three seeds left the first claim undecided; the fourth was added then
+LOOKS = (3, 4)  # three seeds left the first claim undecided, and a fourth was then added
 BASELINE = {AXIS: 0.08}
 FIGURES = (
     spec.Curve("gold/total", "ppo_ptx", AXIS, scale="symlog", name="gold"),

@@ -14,7 +14,7 @@ from experiments.figures.world import own_base, own_widths
 from rlhf_jax.report import spec
 
 DATA, WIDTH, BETA = "reward_model.subset", "reward_model.model.embed_dim", "ppo.kl_coef"
-AMOUNTS = (":40", ":150", ":450", ":1250")  # prompts; the test model learns from the other half
+AMOUNTS = (":40", ":150", ":450", ":1250")  # numbers of prompts; the test model learns from the other half
 WIDTHS = (16, 32, 64, 128)
 WEAK, MOST, LARGEST = ":150", ":1250", 128
 
@@ -22,7 +22,7 @@ WEAK, MOST, LARGEST = ":150", ":1250", 128
 def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model", "test_model", "ppo")
-    config.reward_model.warmup_steps = 3  # 40 prompts make 5 steps
+    config.reward_model.warmup_steps = 3  # the smallest amount, 40 prompts, makes 5 steps
     config.test_model = config.reward_model.copy_and_resolve_references()
     config.test_model.subset = "1250:"
     own_base(config, "reward_model", LARGEST)

@@ -20,7 +20,7 @@ DEFAULT = {
     P + "optimizer.eps_placement": "torch",
     P + "kl_target": None,
 }
-TARGET = 1.2  # nats
+TARGET = 1.2  # in nats
 
 
 def sweep(h):

@@ -22,7 +22,7 @@ DEFAULT = TOGETHER | {EPOCHS: 1.0, RATE: 1.5e-3}
 def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model")
-    config.reward_model.update(subset=":320", length=0, warmup_steps=5)  # rows as long as the longest: none is cut
+    config.reward_model.update(subset=":320", length=0, warmup_steps=5)  # length 0 leaves no ranking out
     return config
 
 

@@ -20,7 +20,7 @@ def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model")
     own_base(config, "reward_model")
-    config.reward_model.warmup_steps = 3  # 150 prompts make 19 steps
+    config.reward_model.warmup_steps = 3  # the smallest amount, 150 prompts, makes 19 steps
     return config
 
 
@@ -31,7 +31,7 @@ def sweep(h):
     return h.product([by_data + by_size, h.sweep("seed", range(5))])
 
 
-LOOKS = (3, 5)  # three seeds left claims undecided; two were added then
+LOOKS = (3, 5)  # three seeds left claims undecided, and two were then added
 BASELINE = {DATA: ":2400", WIDTH: 128}
 FIGURES = (
     spec.Curve("valid/accuracy", "reward_model", DATA, where={WIDTH: 128}, scale="category", name="data"),

@@ -242,29 +242,33 @@ def main(arguments: list[str] | None = None) -> None:
         epilog=f"datasets:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", required=True, help="which one, see below")
-    parser.add_argument("--source", type=folder_option, required=True, help="the folder of the source's files")
-    parser.add_argument("--out", type=folder_option, required=True, help="the folder to write it into")
+    parser.add_argument("--dataset", required=True, help="The name of the dataset; the list is below.")
+    parser.add_argument("--source", type=folder_option, required=True, help="The folder of the published files.")
+    parser.add_argument(
+        "--out", type=folder_option, required=True, help="The folder to write the prepared dataset into."
+    )
     parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="COLUMN=VALUE",
-        help="only rows with this value, e.g. lang=en; may be given several times",
+        help="Keep only rows with this value, such as lang=en. It may be given several times.",
     )
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="dialogues as messages for the run's chat template, not in the source's markup",
+        help="Write dialogues as messages for a chat template, and not in the markup of the source.",
     )
-    parser.add_argument("--name", help="of the prepared dataset; default: that of --dataset")
+    parser.add_argument("--name", help="The name of the prepared dataset. The default is that of --dataset.")
     parser.add_argument(
         "--on_bad_row",
         choices=("error", "skip"),
         default="error",
-        help="rows that break the format: stop at the first, or skip, count and list them",
+        help="What happens at a row that breaks the format: the command ends (the default), or skips and lists it.",
     )
-    parser.add_argument("--download", action="store_true", help="fetch what is missing into --source first")
+    parser.add_argument(
+        "--download", action="store_true", help="First download the files that are missing in --source."
+    )
     options = parser.parse_args(arguments)
     if options.dataset not in DATASETS:
         raise InputError(f"--dataset: '{options.dataset}' is none of {', '.join(DATASETS)}")

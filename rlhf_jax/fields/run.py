@@ -29,9 +29,10 @@ def _axis(default: str, axis: str) -> Field:
 
 _SIZE = whole(1, also=-1)
 _SOURCE = "name[@rows][*weight][:split][:theirs=ours;theirs=ours]"
-_WEIGHTED = Text(f"comma-separated {_SOURCE}, with rows and weight above 0, or empty", forms.entries)
+_WEIGHTED = Text(f"entries {_SOURCE} separated by commas, with rows and weight above 0, or empty", forms.entries)
 _FILES = Text(
-    "comma-separated name[@rows][:split][:theirs=ours;theirs=ours], with rows above 0 and no weight, or empty",
+    "entries name[@rows][:split][:theirs=ours;theirs=ours] separated by commas, with rows above 0 and without weight, "
+    "or empty",
     forms.entries_without_weight,
 )
 
@@ -53,8 +54,8 @@ WORLD = Section(
         "valid_prompts": Field(
             200,
             COUNT,
-            "The number of validation prompts, by which reward models are validated, and SFT weights and prefixes "
-            "chosen.",
+            "The number of validation prompts. "
+            "Reward models are validated on them, and SFT weights and prefixes are chosen by them.",
         ),
         "test_prompts": Field(512, COUNT, "The number of test prompts, on which policies are evaluated."),
     },
@@ -117,7 +118,10 @@ FILES = Section(
         ),
         "held_out_labelers": Field(
             "",
-            Text("names, comma-separated, or a share above 0 and below 100 as 20%, or empty", forms.share_or_names),
+            Text(
+                "names separated by commas, or a share above 0% and below 100% such as 20%, or empty",
+                forms.share_or_names,
+            ),
             "The labelers whose rankings are never trained on, by name or as a share of all labelers. "
             "Their rankings outside the training split make the split 'heldout'. Empty means nobody.",
         ),
@@ -238,7 +242,7 @@ COMMON = Section(
                 ),
                 "chat_date": Field(
                     "2024-07-26",
-                    Text("a date as 2024-07-26", forms.date, empty=False),
+                    Text("a date such as 2024-07-26", forms.date, empty=False),
                     "The day that a chat template is told. It is fixed, so that batches do not depend on today's date.",
                 ),
                 "on_bad_row": Field(

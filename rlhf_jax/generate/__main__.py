@@ -249,29 +249,75 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="a Hugging Face directory, a work directory or a finished stage")
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--prompt", help="a text to go on with")
-    given.add_argument("--prompts", help="JSON lines with prompt, messages or instruction; plain, .xz or .gz")
-    parser.add_argument("--chat", action="store_true", help="a prompt is a user's turn, in the model's chat template")
-    parser.add_argument("--out", help="the file of JSON lines; default: standard output")
-    parser.add_argument("--max_new_tokens", type=option(COUNT), help="default: 128, or half of a small model's context")
-    parser.add_argument("--temperature", type=option(NOT_NEGATIVE), default=1.0, help="0: the likeliest tokens")
-    parser.add_argument("--top_k", type=option(COUNT_OR_NONE), default=0, help="of so many tokens; 0: of all")
     parser.add_argument(
-        "--top_p", type=option(Number(above=0, high=1)), default=1.0, help="of the likeliest with this probability"
+        "--model",
+        required=True,
+        help="The model: a Hugging Face folder, the work directory of a run, or the folder of a finished stage.",
+    )
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompt", help="The text to continue.")
+    given.add_argument(
+        "--prompts",
+        help="The file of JSON lines with a prompt, messages or an instruction each. It may be an .xz or .gz file.",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="Take each prompt as a user's turn, and write it in the model's chat template.",
+    )
+    parser.add_argument("--out", help="The file of JSON lines to write. The default is standard output.")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=option(COUNT),
+        help="The largest number of tokens of a completion. The default is 128, or half of a small model's context.",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=option(NOT_NEGATIVE),
+        default=1.0,
+        help="The sampling temperature. The default is 1; 0 takes the likeliest tokens.",
+    )
+    parser.add_argument(
+        "--top_k",
+        type=option(COUNT_OR_NONE),
+        default=0,
+        help="Sample from this number of likeliest tokens. 0, the default, means all.",
+    )
+    parser.add_argument(
+        "--top_p",
+        type=option(Number(above=0, high=1)),
+        default=1.0,
+        help="Sample from the likeliest tokens that together have this probability. The default is 1, which means all.",
     )
     parser.add_argument(
         "--repetition_penalty",
         type=option(POSITIVE),
-        help="divides the logits of tokens that are there "
-        "already; 1: does nothing; default: generation_config.json's of a Hugging Face directory",
+        help="The number that makes tokens less likely that are in the text already. 1 does nothing. "
+        "The default is that of the generation_config.json of a Hugging Face folder, or 1.",
     )
-    parser.add_argument("--samples", type=option(COUNT), default=1, help="completions of each prompt")
-    parser.add_argument("--seed", type=option(SEED), default=0)
-    parser.add_argument("--batch_size", type=option(COUNT), default=16, help="completions sampled at once")
-    parser.add_argument("--tensor", type=option(COUNT), default=1, help="devices that the model is split over")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="of the computation")
+    parser.add_argument(
+        "--samples", type=option(COUNT), default=1, help="The number of completions of each prompt. The default is 1."
+    )
+    parser.add_argument("--seed", type=option(SEED), default=0, help="The seed of the sampling. The default is 0.")
+    parser.add_argument(
+        "--batch_size",
+        type=option(COUNT),
+        default=16,
+        help="The number of completions that are sampled at once. The default is 16.",
+    )
+    parser.add_argument(
+        "--tensor",
+        type=option(COUNT),
+        default=1,
+        help="The number of devices that the model is split over. The default is 1.",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="",
+        help="The number format of the computation. "
+        "The default is that of the run; for a Hugging Face folder it is float32 on a CPU, and bfloat16 elsewhere.",
+    )
     return parser.parse_args(arguments)
 
 

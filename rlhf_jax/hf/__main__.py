@@ -41,16 +41,26 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m rlhf_jax.hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    incoming = commands.add_parser("import", help="a released model -> a checked folder")
-    incoming.add_argument("source", metavar="SRC")
-    incoming.add_argument("--hub", action="store_true", help="SRC is a name on the Hugging Face hub: download it")
-    incoming.add_argument("--revision", help="of the hub's repository; the commit is the safest")
-    outgoing = commands.add_parser("export", help="a finished stage -> a Hugging Face folder")
-    outgoing.add_argument("source", metavar="SRC")
+    incoming = commands.add_parser(
+        "import", help="Checks a released model, and writes it into a folder that stages can start from."
+    )
+    incoming.add_argument("source", metavar="SRC", help="The folder of the released model, or its name on the hub.")
+    incoming.add_argument("--hub", action="store_true", help="Download SRC from the Hugging Face hub.")
+    incoming.add_argument(
+        "--revision", help="The revision of the hub's repository. A commit is safest, because it cannot change."
+    )
+    outgoing = commands.add_parser("export", help="Writes the model of a finished stage as a Hugging Face folder.")
+    outgoing.add_argument("source", metavar="SRC", help="The folder of the finished stage.")
     for command in (incoming, outgoing):
-        command.add_argument("folder", metavar="DST")
-        command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it is")
-        command.add_argument("--shard_gb", type=float, default=5.0, help="largest file, in GB; default: 5")
+        command.add_argument("folder", metavar="DST", help="The folder to write.")
+        command.add_argument(
+            "--dtype",
+            choices=("float32", "bfloat16", "float16"),
+            help="The number format to write. By default it is kept.",
+        )
+        command.add_argument(
+            "--shard_gb", type=float, default=5.0, help="The size of the largest file, in GB. The default is 5."
+        )
     options = parser.parse_args(arguments)
     if options.shard_gb <= 0:
         raise InputError(f"--shard_gb={options.shard_gb} must be positive")

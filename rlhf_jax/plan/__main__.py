@@ -28,28 +28,43 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json, write_json, write_text
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, e.g. experiments/instructgpt.py:1.3b.", lock_config=True
+    "config", None, "The experiment file, such as experiments/instructgpt.py:1.3b.", lock_config=True
 )
-_TOPOLOGY = flags.DEFINE_list("topology", None, "What to compile for, one or several.")
+_TOPOLOGY = flags.DEFINE_list("topology", None, "The machines to compile for, one or several separated by commas.")
 _SLICES = flags.DEFINE_integer(
-    "slices", 1, "So many TPU slices of each topology, joined by the network.", lower_bound=1
+    "slices", 1, "The number of TPU slices of each topology, which a network joins.", lower_bound=1
 )
 _STAGES = flags.DEFINE_string(
-    "stages", "", "Which, comma-separated, or all; by default the first of each kind, of PPO the last."
+    "stages",
+    "",
+    "The stages to plan, separated by commas, or 'all'. By default it is the first of each kind, but the last of PPO.",
 )
-_PROGRAMS = flags.DEFINE_list("programs", [], "Only these, e.g. sample,update.")
-_PRICE = flags.DEFINE_float("price", 0.0, "Of a chip and hour.", lower_bound=0.0)
+_PROGRAMS = flags.DEFINE_list(
+    "programs", [], "The only programs to compile, such as sample,update. By default all are compiled."
+)
+_PRICE = flags.DEFINE_float(
+    "price", 0.0, "The price of one chip for one hour, in any currency. 0 prints no cost.", lower_bound=0.0
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
-_OUT = flags.DEFINE_string("out", None, "A folder that keeps plans, and the tables of all of them in plan.md.")
+_OUT = flags.DEFINE_string("out", None, "The folder to keep plans in. Its plan.md has the tables of all of them.")
 _SEARCH = flags.DEFINE_integer(
-    "search", 0, "Compile so many of the meshes, microbatches and remat that could fit, and rank them."
+    "search",
+    0,
+    "The number of settings (mesh, microbatches and remat) to compile and rank, of those that could fit. "
+    "0 compiles only the config's own.",
 )
-_DEMONSTRATIONS = flags.DEFINE_integer("demonstrations", 0, "How many; 0: the world's, or the paper's 12,725.")
+_DEMONSTRATIONS = flags.DEFINE_integer(
+    "demonstrations", 0, "The number of demonstrations. 0 means the world's, or the paper's 12,725."
+)
 _RANKINGS = flags.DEFINE_integer(
-    "rankings", 0, "How many prompts with ranked completions; 0: the world's, or the paper's 33,207."
+    "rankings", 0, "The number of prompts with ranked completions. 0 means the world's, or the paper's 33,207."
 )
-_COMPLETIONS = flags.DEFINE_integer("completions", 0, "Ranked completions of a prompt, at most; 0: config.collect's.")
-_VOCAB = flags.DEFINE_integer("vocab_size", 0, "Of the tokenizer; 0: the one that is trained, or GPT-3's 50,257.")
+_COMPLETIONS = flags.DEFINE_integer(
+    "completions", 0, "The largest number of ranked completions of a prompt. 0 means that of config.collect."
+)
+_VOCAB = flags.DEFINE_integer(
+    "vocab_size", 0, "The number of tokens of the tokenizer. 0 means that of the trained tokenizer, or GPT-3's 50,257."
+)
 flags.mark_flags_as_required(["config", "topology"])
 
 EXIT_DOES_NOT_FIT = 1

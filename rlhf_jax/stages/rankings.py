@@ -29,7 +29,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json_lines
 from rlhf_jax.runtime.finished import checked
 
-_PART = Text("a part of the prompts as ':1000', ':50%' or '50%:', or empty", forms.part)
+_PART = Text("a part of the prompts, such as ':1000', ':50%' or '50%:', or empty", forms.part)
 # What a reward model and DPO share.
 PREFERENCES = dict(
     rankings=Field(

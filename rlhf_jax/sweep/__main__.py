@@ -38,26 +38,38 @@ _RUNNER = flags.DEFINE_enum(
     "runner",
     "sequential",
     ["sequential", "vectorized", "cluster"],
-    "Who runs the arms: this job one after another, or small models all at once, or a job each on Slurm.",
+    "How the arms are run: one after another in this job, all at once in one program (for small models), or as jobs "
+    "of a Slurm cluster.",
 )
 _STAGES = flags.DEFINE_string(
-    "stages", None, "Where arms share stages (WORKDIR/stages); sweeps that name one folder share it."
+    "stages",
+    None,
+    "The folder of the stages that arms share. The default is WORKDIR/stages. Sweeps can share a folder.",
 )
 flags.register_validator("stages", lambda path: path != "", "it is empty: name a folder, or leave the flag out")
-_ARMS = flags.DEFINE_string("arms", "", "Only these arms: 3:7 (3 to 6), 5, or 0,4,8:.")
+_ARMS = flags.DEFINE_string("arms", "", "The only arms to run, by number: 3:7 (which is 3 to 6), 5, or 0,4,8:.")
 _LIST = flags.DEFINE_bool("list", False, "List the arms and what became of them, and stop.")
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Say what would be computed, and stop.")
 _AT_ONCE = flags.DEFINE_integer(
-    "trials_at_once", 0, "Vectorized: the most arms of a program, for want of memory; 0: all.", lower_bound=0
+    "trials_at_once",
+    0,
+    "The largest number of arms that --runner=vectorized puts in a program, to save memory. 0 means all.",
+    lower_bound=0,
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", 1, "Sequential: arms side by side on this machine, on GPUs of their own or on its cores.", lower_bound=1
+    "workers",
+    1,
+    "The number of arms that --runner=sequential runs side by side on this machine, on GPUs of their own or on its "
+    "cores.",
+    lower_bound=1,
 )
-_RETRY = flags.DEFINE_bool("retry", False, "Run arms that failed again.")
+_RETRY = flags.DEFINE_bool("retry", False, "Run the failed arms again.")
 _SUBMITTED = flags.DEFINE_bool(
-    "submitted", False, "This is a job of --runner=cluster: WORKDIR/sweep.json says what it runs."
+    "submitted", False, "Set by --runner=cluster: this is one of its jobs, and WORKDIR/sweep.json says what it runs."
 )
-_WORKER = flags.DEFINE_bool("worker", False, "This is one of --workers: the command that started it writes the report.")
+_WORKER = flags.DEFINE_bool(
+    "worker", False, "Set by --workers: this is one of them, and the command that started it writes the report."
+)
 
 
 def work(given: job.Job) -> int:

@@ -66,8 +66,8 @@ def write_world(world: World, out: pathlib.Path) -> None:
 @as_command("rlhf_jax.world")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.world", description=__doc__)
-    parser.add_argument("--out", type=folder, required=True, help="folder to write into")
-    parser.add_argument("--seed", type=option(SEED), default=0, help="which world")
+    parser.add_argument("--out", type=folder, required=True, help="The folder to write the world into.")
+    parser.add_argument("--seed", type=option(SEED), default=0, help="The seed of the world. The default is 0.")
     options = parser.parse_args(arguments)
     write_world(World(options.seed), options.out)
 

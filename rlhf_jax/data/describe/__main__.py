@@ -147,12 +147,24 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", required=True, help="files, a folder, or the work directory of a run")
-    parser.add_argument("--kind", choices=corpus_lib.KINDS, help="of the rows; default: what their fields say")
-    parser.add_argument("--tokenizer", help="a tokenizer.json or its folder; without one lengths are in characters")
-    parser.add_argument("--categories", help="fields whose values divide the rows, separated by commas")
-    parser.add_argument("--prompt_length", type=int, help="count longer prompts; default: the run's")
-    parser.add_argument("--out", help="folder for report.md, lengths.png and facts.json")
+    parser.add_argument(
+        "--data", required=True, help="The files, separated by commas, or a folder, or the work directory of a run."
+    )
+    parser.add_argument(
+        "--kind", choices=corpus_lib.KINDS, help="The kind of the rows. By default their fields decide."
+    )
+    parser.add_argument("--tokenizer", help="A tokenizer.json or its folder. Without one, lengths are in characters.")
+    parser.add_argument(
+        "--categories", help="The fields whose values divide the rows into categories, separated by commas."
+    )
+    parser.add_argument(
+        "--prompt_length",
+        type=int,
+        help="The length above which prompts are counted as too long. The default is the run's.",
+    )
+    parser.add_argument(
+        "--out", help="The folder for report.md, lengths.png and facts.json. Without one, the report is only printed."
+    )
     options = parser.parse_args(arguments)
     corpus, kinds = open_data(options.data, options.kind)
     tokenizer = _tokenizer(options.tokenizer, options.data)
