@@ -111,8 +111,8 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
     mesh = sharding.make_mesh()
     coefs = ppo_programs.coefficients(section)
     with jax.set_mesh(mesh):
-        programs_config = ppo_programs.programs_config(shape, shape, bandit.EOS_ID, section)
-        make, programs = _programs(programs_config, ppo_programs.optimizers_of(section), mesh)
+        static = ppo_programs.static_config(shape, shape, bandit.EOS_ID, section)
+        make, programs = _programs(static, ppo_programs.optimizers_of(section), mesh)
         completion_logprobs = jax.jit(functools.partial(ppo.completion_logprobs, shape))
         for seed in config.seeds:
             game = bandit.make_bandit(seed, config.num_prompts, config.rewards)
@@ -122,8 +122,8 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
             log_policy = functools.partial(_log_policy, game, completion_logprobs)
             reference = model.init_params(shape, keys.named_key(seed, "policy"))
             value = model.init_params(shape, keys.named_key(seed, "value"), "scalar")
-            if not programs_config.value:
-                value = model.scalar_head_of(value) if programs_config.shared_value else None
+            if not static.value:
+                value = model.scalar_head_of(value) if static.shared_value else None
             for kl_coef in config.kl_coefs:
                 started = time.perf_counter()
                 state = make(reference, value, jnp.float32(kl_coef))
@@ -136,7 +136,7 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
                 seconds = time.perf_counter() - started
                 log_ref, found = log_policy(reference), log_policy(getattr(state.policy, _WEIGHTS[section.output]))
                 worth = functools.partial(game.evaluate, log_ref=log_ref, kl_coef=kl_coef)
-                sought = sought_by(programs_config, section.lam, game, log_ref, kl_coef)
+                sought = sought_by(static, section.lam, game, log_ref, kl_coef)
                 yield Comparison(
                     kl_coef,
                     seed,
@@ -254,7 +254,7 @@ def _fit(shape: TransformerConfig, tokens, mask, rewards, params: dict, kl_coef)
 
 @functools.lru_cache(maxsize=4)
 def _programs(config: ppo.PPOConfig, optimizers: tuple, mesh):
-    """Returns ((policy, value parameters, kl_coef) -> PPOState, Programs), which serve all bandits.
+    """Returns ((policy, value parameters, kl_coef) -> PPOState, PPOPrograms), which serve all bandits.
 
     A bandit's reward table takes the place of the reward model's parameters, so it is an argument of the programs.
     """
@@ -267,7 +267,7 @@ def _programs(config: ppo.PPOConfig, optimizers: tuple, mesh):
     def score(table, rollout):
         return bandit.look_up(table, rollout.tokens)
 
-    return make, ppo_programs.Programs(config, score, optimizers, shardings, sampler, mesh)
+    return make, ppo_programs.PPOPrograms(config, score, optimizers, shardings, sampler, mesh)
 
 
 def _log_policy(game: Bandit, completion_logprobs, params: dict) -> np.ndarray:
@@ -314,7 +314,7 @@ def main(config: ConfigDict) -> None:
       InputError: a field has a value that it does not allow.
     """
     check_values("", config, FIELDS)
-    programs = ppo_programs.programs_config(
+    programs = ppo_programs.static_config(
         TransformerConfig(vocab_size=bandit.VOCAB_SIZE, **config.model), None, bandit.EOS_ID, config.ppo
     )
     print("\n".join(ppo_options.described(programs, gamma=config.ppo.gamma)))

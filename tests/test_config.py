@@ -62,7 +62,7 @@ def test_an_experiment_only_sets_fields_that_exist(name, arguments, tmp_path):
         assert section.get("init", "") in ("", "gpt3", "gpt3_6b", "stories260K", *config.stages)
         if section.kind == "ppo":
             shape = model_shape(config, 64, "cpu")
-            ppo_programs.programs_config(shape, shape, 0, section)  # sizes divide, every field is there
+            ppo_programs.static_config(shape, shape, 0, section)  # sizes divide, every field is there
             optim.schedule(section.schedule, 0, 1)
     assert config.prompt_length + config.completion_length <= shapes.filled(config).model.max_length
 

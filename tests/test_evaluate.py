@@ -129,7 +129,7 @@ def make_run(tmp_path, shared, corpus):
 
 
 def answers(run, params):
-    return programs.ask(run, programs.Programs(run), params, policy.questions(run))
+    return programs.ask(run, programs.EvaluationPrograms(run), params, policy.questions(run))
 
 
 def samples(run, params):
@@ -477,7 +477,7 @@ def test_an_evaluation_stops_between_two_batches_when_asked(make_run, part, show
     asked = programs.Questions([], [], [])._replace(**{part: getattr(policy.questions(run), part)})
     run.interrupt.requested = True
     with pytest.raises(progress.Stopped, match=f"stopped at evaluation, {shown} step 1; run the same command to go on"):
-        programs.ask(run, programs.Programs(run), weights.load_params(run, "sft"), asked)
+        programs.ask(run, programs.EvaluationPrograms(run), weights.load_params(run, "sft"), asked)
 
 
 def test_fewer_prompts_are_the_first_of_the_same(make_run):

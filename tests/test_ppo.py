@@ -422,7 +422,7 @@ def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(outp
     did = []
     monkeypatch.setattr(ppo_stage.checkpoint, "save_params", lambda *saved: did.append(saved))
     monkeypatch.setattr(ppo_stage.evaluation, "sample_others", lambda *asked: did.append(asked))
-    ppo_stage.Training(run, "ppo", None, None, None, None).finish(state)
+    ppo_stage.PPOTraining(run, "ppo", None, None, None, None).finish(state)
     assert did == [
         (tmp_path / "ppo" / "params", {"w": weights[output]["w"]}),
         (run, "ppo", other, {"w": weights[other]["w"]}),
@@ -575,7 +575,7 @@ def test_warm_up_is_counted_in_iterations_and_ptx_sequences_in_episodes(epochs, 
     section.update(
         batch_size=128, minibatch_size=minibatch, ppo_epochs=epochs, warmup_iterations=3, iterations=50, ptx_ratio=8
     )
-    programs, steps = ppo_programs.programs_config(tiny.CONFIG, tiny.CONFIG, 0, section), epochs * 128 // minibatch
+    programs, steps = ppo_programs.static_config(tiny.CONFIG, tiny.CONFIG, 0, section), epochs * 128 // minibatch
     assert (programs.warmup_steps, programs.total_steps) == (3 * steps, 50 * steps)
     assert ppo_programs.ptx_rows(section) * steps == 8 * 128
 

@@ -331,14 +331,14 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(changes, message):
     with section.ignore_type():
         section.update(changes)
     with pytest.raises(InputError) as refused:
-        ppo_programs.programs_config(SMALL, SMALL, 0, section, "ppo2")
+        ppo_programs.static_config(SMALL, SMALL, 0, section, "ppo2")
     assert message.replace("ppo.", "ppo2.") in str(refused.value) and "\n" not in str(refused.value)
 
 
 def programs_of(**fields):
     section = config.ppo_config()
     section.update(samples_per_prompt=2, **fields)
-    return ppo_programs.programs_config(SMALL, SMALL, 0, section)
+    return ppo_programs.static_config(SMALL, SMALL, 0, section)
 
 
 @pytest.mark.parametrize(
@@ -413,5 +413,5 @@ def test_no_estimator_without_values_has_a_value_model():
     for estimator in advantages.ESTIMATORS:
         section = config.ppo_config()
         section.update(advantage=estimator, samples_per_prompt=2)
-        programs = ppo_programs.programs_config(SMALL, SMALL, 0, section)
+        programs = ppo_programs.static_config(SMALL, SMALL, 0, section)
         assert (programs.value is None) == (estimator != "gae") and not programs.shared_value

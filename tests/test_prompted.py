@@ -16,7 +16,7 @@ from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate import scorer as scorer_lib
-from rlhf_jax.evaluate.answers import Programs, ask
+from rlhf_jax.evaluate.answers import EvaluationPrograms, ask
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.progress import Stopped
@@ -62,7 +62,7 @@ def run(make_run, parameters_in_memory):  # noqa: F811
         return params | {"embedding": params["embedding"].at[newline].multiply(4.0)}
 
     made.load_params = ends_lines
-    answers = ask(made, Programs(made), weights.load_params(made, "sft"), policy.questions(made))
+    answers = ask(made, EvaluationPrograms(made), weights.load_params(made, "sft"), policy.questions(made))
     rows = policy.sample_rows(made, answers.samples)
     policy.judge(made, "sft", rows, 1.0)
     policy.write_rows(made.folder("sft") / "samples.jsonl", rows)

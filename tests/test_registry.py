@@ -43,7 +43,7 @@ def training_of(run, stage):
     section = run.config[stage]
     examples, report, _ = inputs.packed_documents(run, "train", run.whole_length)
     inputs.report_data(run, stage, "documents", report)
-    return supervised.Training(
+    return supervised.SupervisedTraining(
         run,
         stage,
         functools.partial(weights.start_params, run, stage),

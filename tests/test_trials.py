@@ -184,7 +184,9 @@ def test_a_group_that_does_not_fit_into_memory_is_halved(open_runs, tmp_path, mo
 def alone(run, stage):
     """What a policy answers by itself."""
     questions = policy.questions(run)
-    return evaluate_programs.ask(run, evaluate_programs.Programs(run), weights.load_params(run, stage), questions)
+    return evaluate_programs.ask(
+        run, evaluate_programs.EvaluationPrograms(run), weights.load_params(run, stage), questions
+    )
 
 
 def same_answers(found, wanted):
@@ -203,7 +205,7 @@ def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path
         tmp_path, [{"seed": 0}, {"seed": 1}, {"seed": 2, "completion_length": 7}, {"seed": 3}, {"seed": 4}]
     )
     shutil.rmtree(runs[4].folder("sft") / "params")  # one with a policy that cannot be read
-    fit, sizes = evaluation.Programs, []
+    fit, sizes = evaluation.StackedEvaluationPrograms, []
 
     class Small(fit):
         """Of a device with room for two."""
@@ -220,7 +222,7 @@ def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path
 
             self.sample = sample
 
-    monkeypatch.setattr(evaluation, "Programs", Small)
+    monkeypatch.setattr(evaluation, "StackedEvaluationPrograms", Small)
     monkeypatch.setattr(evaluation, "_programs", Small)
     found = evaluation.answers(runs, "sft")
     assert found.keys() == {0, 1} and sizes == [3, 2]  # the others have nobody to be asked with

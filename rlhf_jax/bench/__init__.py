@@ -27,9 +27,9 @@ import numpy as np
 from rlhf_jax import checkpoint, generate, model, optim, ppo, sharding, train
 from rlhf_jax.bench import fields
 from rlhf_jax.bench.sweeps import gain_at_once, ppo_trials, sweep_arms
-from rlhf_jax.bench.work import (
+from rlhf_jax.bench.workload import (
     NEVER,
-    Work,
+    Workload,
     coefficients,
     episode_shape,
     model_of,
@@ -47,7 +47,7 @@ from rlhf_jax.fields.checks import check_values
 from rlhf_jax.stages import pretrain, reward_model
 
 
-def sft_step(config: ml_collections.ConfigDict) -> Work:
+def sft_step(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of an SFT step: forward, backward and AdamW on a batch of rows as long as the context."""
     shape = config.batch_size, config.model.max_length
     segments = np.ones(shape, np.int32)
@@ -55,10 +55,10 @@ def sft_step(config: ml_collections.ConfigDict) -> Work:
     batch = Batch(tokens_of(config, shape), (positions > 0).astype(np.float32), segments, positions)
     loss_fn = functools.partial(pretrain.token_loss, model_of(config))
     run = _training(loss_fn, model.init_params(model_of(config), jax.random.key(0)), batch)
-    return Work(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]})
+    return Workload(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]})
 
 
-def saving(config: ml_collections.ConfigDict) -> Work:
+def saving(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of the SFT steps between two checkpoints, with and without the writing of a checkpoint.
 
     Its parts are "steps", the steps alone; "steps_and_save", the steps while a checkpoint is written; and "blocked",
@@ -88,20 +88,20 @@ def saving(config: ml_collections.ConfigDict) -> Work:
         return alone | both | blocked
 
     run.folder = folder  # keeps the temporary folder as long as the work exists
-    return Work(run, 2 * config.checkpoint_every * step.tokens, step.shape | {"steps": config.checkpoint_every})
+    return Workload(run, 2 * config.checkpoint_every * step.tokens, step.shape | {"steps": config.checkpoint_every})
 
 
-def reward_step(config: ml_collections.ConfigDict) -> Work:
+def reward_step(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of a reward model step: forward, backward and AdamW on a batch of pairs."""
     shape = config.batch_size, 2, config.model.max_length
     ranks = np.broadcast_to(np.array([1, 2], np.int32), shape[:2])
     batch = Comparisons(tokens_of(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
     loss_fn = functools.partial(reward_model.reward_loss, model_of(config), "kwise")
     run = _training(loss_fn, model.init_params(model_of(config), jax.random.key(0), head="scalar"), batch)
-    return Work(run, batch.tokens.size, {"pairs": shape[0], "length": shape[2]})
+    return Workload(run, batch.tokens.size, {"pairs": shape[0], "length": shape[2]})
 
 
-def sample(config: ml_collections.ConfigDict) -> Work:
+def sample(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of sampling: prefill and decoding at temperature 1. Its tokens are those of the completions."""
     params = model.init_params(model_of(config), jax.random.key(0))
     draw = _sampler(config)
@@ -109,10 +109,10 @@ def sample(config: ml_collections.ConfigDict) -> Work:
     def run():
         return timed("sample", draw, params)[1]
 
-    return Work(run, config.episodes * config.completion_length, episode_shape(config))
+    return Workload(run, config.episodes * config.completion_length, episode_shape(config))
 
 
-def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
+def ppo_iteration(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of a PPO iteration: sampling, scoring and one epoch of updates, with four separate models.
 
     Its tokens are those of prompts and completions.
@@ -146,10 +146,10 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Work:
         return seconds | score_seconds | update_seconds
 
     tokens = config.episodes * (config.prompt_length + config.completion_length)
-    return Work(run, tokens, {**episode_shape(config), "minibatches": minibatches})
+    return Workload(run, tokens, {**episode_shape(config), "minibatches": minibatches})
 
 
-def loading(config: ml_collections.ConfigDict) -> Work:
+def loading(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of loading a batch of every kind of examples onto the device, as the stages do.
 
     Its parts are the kinds.
@@ -184,7 +184,7 @@ def loading(config: ml_collections.ConfigDict) -> Work:
         return seconds
 
     batch_rows = {kind: len(loader.rows(0)) for kind, loader in loaders.items()}
-    return Work(run, sum(batch_rows.values()) * length, batch_rows)
+    return Workload(run, sum(batch_rows.values()) * length, batch_rows)
 
 
 # Kind of examples of the loader -> the work that consumes one batch of them.

@@ -12,9 +12,9 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import generate, model, optim, ppo, sharding
-from rlhf_jax.bench.work import (
+from rlhf_jax.bench.workload import (
     NEVER,
-    Work,
+    Workload,
     coefficients,
     episode_shape,
     model_of,
@@ -30,10 +30,10 @@ from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.files import read_if_there
 from rlhf_jax.sweep import arms, sequential, vectorized
 from rlhf_jax.sweep.store import Store
-from rlhf_jax.sweep.trials.stacked import PPOPrograms
+from rlhf_jax.sweep.trials.stacked import StackedPPOPrograms
 
 
-def ppo_trials(config: ml_collections.ConfigDict) -> Work:
+def ppo_trials(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of a PPO iteration, of one run ("alone") and of all `trials` in one program ("at_once")."""
     lm, mesh, count = model_of(config), one_device(), config.trials
     sizes = config.episodes, config.episodes // config.minibatches, 1
@@ -42,8 +42,8 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Work:
     score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
     make, shardings = ppo_programs.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=NEVER, pad_id=0)
-    alone = ppo_programs.Programs(shape, score, optimizers, shardings, sampler, mesh)
-    at_once = PPOPrograms(shape, score, optimizers, (config.completion_length, NEVER, 0, 1), sizes, mesh)
+    alone = ppo_programs.PPOPrograms(shape, score, optimizers, shardings, sampler, mesh)
+    at_once = StackedPPOPrograms(shape, score, optimizers, (config.completion_length, NEVER, 0, 1), sizes, mesh)
 
     policy, value = (model.init_params(lm, jax.random.key(0), head) for head in ("lm", "scalar"))
     tokens = tokens_of(config, (config.episodes, config.prompt_length))
@@ -71,10 +71,12 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Work:
         return parts[0] | parts[1]
 
     episode = config.prompt_length + config.completion_length
-    return Work(run, (1 + count) * config.episodes * episode, {**episode_shape(config), "alone": 1, "at_once": count})
+    return Workload(
+        run, (1 + count) * config.episodes * episode, {**episode_shape(config), "alone": 1, "at_once": count}
+    )
 
 
-def sweep_arms(config: ml_collections.ConfigDict) -> Work:
+def sweep_arms(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of whole arms of a sweep of kl_coef, PPO and its evaluation, with both runners.
 
     Its parts are "alone", `arms_alone` arms with the sequential runner, and "at_once", `trials` arms with the
@@ -107,7 +109,7 @@ def sweep_arms(config: ml_collections.ConfigDict) -> Work:
     counts = {part: count for part, (_, count) in runners.items()}
     length = base.prompt_length + base.completion_length
     tokens = sum(counts.values()) * config.iterations * config.episodes * length
-    return Work(
+    return Workload(
         run,
         tokens,
         {**episode_shape(config), "prompt_length": base.prompt_length, "iterations": config.iterations, **counts},

@@ -37,7 +37,7 @@ class Answers(NamedTuple):
     documents: list[tuple[np.ndarray, np.ndarray]]  # the losses and numbers of targets of `row_losses`
 
 
-def ask(run: Run, programs: "Programs", params: dict, questions: Questions) -> Answers:
+def ask(run: Run, programs: "EvaluationPrograms", params: dict, questions: Questions) -> Answers:
     """Asks a policy, or several at once if params, questions and programs have a leading axis of trials.
 
     Raises:
@@ -55,7 +55,7 @@ def ask(run: Run, programs: "Programs", params: dict, questions: Questions) -> A
     )
 
 
-class Programs:
+class EvaluationPrograms:
     """The programs of one run; each takes parameters and a batch of questions, and answers on the mesh."""
 
     def __init__(self, run: Run):

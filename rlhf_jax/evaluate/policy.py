@@ -27,7 +27,7 @@ from rlhf_jax import generate, inputs, sharding, weights
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.chat_template import shown
 from rlhf_jax.evaluate import scorer, skills
-from rlhf_jax.evaluate.answers import Answers, Programs, Questions, ask, completion_logprob
+from rlhf_jax.evaluate.answers import Answers, EvaluationPrograms, Questions, ask, completion_logprob
 from rlhf_jax.fields import registry
 from rlhf_jax.generate import Rollout
 from rlhf_jax.runtime import hosts
@@ -48,7 +48,7 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
         none; `rescore` fills them in once they can be computed.
     """
     if answers is None:
-        answers = ask(run, Programs(run), weights.load_params(run, stage), questions(run))
+        answers = ask(run, EvaluationPrograms(run), weights.load_params(run, stage), questions(run))
     rows = sample_rows(run, answers.samples)
     items = skills.few_shot(run, answers.skills)
     hosts.on_first(write_rows, run.folder(stage) / "skills.jsonl", items)
@@ -93,7 +93,7 @@ def sample_others(run, stage: str, weights: str, params: dict) -> None:
         weights: "params" or "ema".
         params: those weights.
     """
-    answers = ask(run, Programs(run), params, Questions(_sample_questions(run), [], []))
+    answers = ask(run, EvaluationPrograms(run), params, Questions(_sample_questions(run), [], []))
     hosts.on_first(write_rows, run.folder(stage) / f"samples.{weights}.jsonl", sample_rows(run, answers.samples))
 
 

@@ -44,7 +44,7 @@ _SHORTEST = 16  # tokens; prompts are padded to 16 or a larger power of two, so 
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class GivenPrompt:
     """A prompt.
 
     Attributes:
@@ -58,7 +58,7 @@ class Prompt:
     row: dict
 
 
-def read_prompts(model: LanguageModel, options: argparse.Namespace) -> list[Prompt]:
+def read_prompts(model: LanguageModel, options: argparse.Namespace) -> list[GivenPrompt]:
     """Returns the prompts of --prompt or --prompts, rendered by the template where they need it."""
     if options.prompt is not None:
         try:
@@ -66,11 +66,11 @@ def read_prompts(model: LanguageModel, options: argparse.Namespace) -> list[Prom
         except UnicodeEncodeError:  # Python keeps undecodable bytes of the command line as lone surrogates
             raise InputError("--prompt holds bytes that are not UTF-8; write it in UTF-8") from None
         written = options.prompt if options.chat else (model.template or Template()).written(options.prompt)
-        prompts = [Prompt(written, False, {})]
+        prompts = [GivenPrompt(written, False, {})]
     else:
         # If the model has no template, a row that needs one is refused below.
         records, _ = read_rows(options.prompts, "prompts", model.template or Template())
-        prompts = [Prompt(record.prompt, record.row.get("prompt") is None, record.row) for record in records]
+        prompts = [GivenPrompt(record.prompt, record.row.get("prompt") is None, record.row) for record in records]
     if model.template is None and (options.chat or any(prompt.rendered for prompt in prompts)):
         model.tokenizer.chat_template()  # raises the InputError that says what is missing
     if not options.chat:
@@ -82,7 +82,7 @@ def read_prompts(model: LanguageModel, options: argparse.Namespace) -> list[Prom
     def given(prompt):
         return prompt.row.get("prompt", prompt.text)
 
-    return [prompt if prompt.rendered else Prompt(turn(given(prompt)), True, prompt.row) for prompt in prompts]
+    return [prompt if prompt.rendered else GivenPrompt(turn(given(prompt)), True, prompt.row) for prompt in prompts]
 
 
 class Completer:
@@ -104,7 +104,7 @@ class Completer:
     def __init__(
         self,
         model: LanguageModel,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[GivenPrompt],
         *,
         max_new_tokens: int,
         temperature: float = 1.0,

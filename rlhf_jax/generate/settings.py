@@ -81,7 +81,7 @@ _NOTHING = {
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 
 
-class Settings(NamedTuple):
+class GenerationSettings(NamedTuple):
     """The settings of a generation_config.json.
 
     Attributes:
@@ -93,7 +93,7 @@ class Settings(NamedTuple):
     ignored: dict[str, Any]
 
 
-def read(folder: str | os.PathLike, greedy: bool) -> Settings:
+def read(folder: str | os.PathLike, greedy: bool) -> GenerationSettings:
     """Reads the settings of a Hugging Face directory; a directory without the file has none.
 
     Args:
@@ -121,4 +121,4 @@ def read(folder: str | os.PathLike, greedy: bool) -> Settings:
         and value not in (None, False, [], {})
         and value not in _NOTHING.get(name, ())
     }
-    return Settings(float(penalty), ignored)
+    return GenerationSettings(float(penalty), ignored)

@@ -19,7 +19,7 @@ import numpy as np
 from rlhf_jax import model
 from rlhf_jax.hf import tensors as tensors_lib
 from rlhf_jax.hf.families import FAMILIES, family_of, named_by
-from rlhf_jax.hf.mapping import Settings, Source, canonical
+from rlhf_jax.hf.mapping import ModelSettings, TensorSource, canonical
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime import progress
 from rlhf_jax.runtime.errors import InputError
@@ -56,7 +56,7 @@ def load_config(folder: str | os.PathLike, **overrides: Any) -> TransformerConfi
     Raises:
         InputError: config.json cannot be read, or our model does not have its family or one of its settings.
     """
-    settings = Settings.of(folder)
+    settings = ModelSettings.of(folder)
     return dataclasses.replace(named_by(settings).config(settings), **overrides)
 
 
@@ -66,7 +66,7 @@ def head_of(folder: str | os.PathLike) -> str:
     Raises:
         InputError: the model is a classifier with several labels.
     """
-    settings = Settings.of(folder)
+    settings = ModelSettings.of(folder)
     classes = named_by(settings).classes
     architectures = settings.strings("architectures") or classes
     if architectures[0] != classes[1]:
@@ -133,7 +133,7 @@ class _Reader:
     """The tensors of a folder as our parameters: names and shapes are checked at once, values are read when needed."""
 
     def __init__(self, folder: str | os.PathLike, config: TransformerConfig, head: str):
-        settings = Settings.of(folder)
+        settings = ModelSettings.of(folder)
         self.folder, self.config, self.head = pathlib.Path(folder), config, head
         self.family = named_by(settings)
         self.tensors = tensors_lib.find(folder)
@@ -162,7 +162,7 @@ class _Reader:
             ours = (self.config.vocab_size, *ours[1:])
         if path == "final_norm/bias" and self.head == "scalar" and UNFOLDED in self.tensors:
             self._find(source.name, source, ours)
-            source = Source(UNFOLDED)
+            source = TensorSource(UNFOLDED)
         names = [source.name.format(layer) for layer in range(shape[0])] if layered else [source.name]
         parts = [self._find(name, source, ours) for name in names]
 
@@ -182,7 +182,7 @@ class _Reader:
 
         return read
 
-    def _find(self, name: str, source: Source, shape: tuple[int, ...]) -> tensors_lib.Tensor | None:
+    def _find(self, name: str, source: TensorSource, shape: tuple[int, ...]) -> tensors_lib.Tensor | None:
         """Returns the tensor for a parameter of this shape, or None if it is optional and missing.
 
         The file may name it without the family's prefix, or by the source's alias.
@@ -271,7 +271,7 @@ def save(
     parts: dict[str, list[tuple]] = {}  # name of a tensor -> the parameters that it holds
     for keys, leaf in jax.tree.leaves_with_path(params):
         path = "/".join(key.key for key in keys)
-        source = Source(UNFOLDED) if path == UNFOLDED else family.sources[path]
+        source = TensorSource(UNFOLDED) if path == UNFOLDED else family.sources[path]
         layered = path.startswith("layers/")
         ours = leaf.shape[1:] if layered else leaf.shape
         if path in _VOCABULARY_FIRST:
@@ -346,5 +346,5 @@ def copy(
         lambda name: reader.checked(name).astype(kind or tensors[name].dtype),
         shard_bytes,
     )
-    values = Settings.of(source).values | ({"dtype": dtype} if dtype else {})
+    values = ModelSettings.of(source).values | ({"dtype": dtype} if dtype else {})
     write_json(pathlib.Path(folder, "config.json"), values)

@@ -4,7 +4,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.hf.mapping import Family, Setting, Settings, Source, canonical
+from rlhf_jax.hf.mapping import Family, ModelSetting, ModelSettings, TensorSource, canonical
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime.errors import InputError
 
@@ -12,28 +12,31 @@ _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _ACTIVATIONS = dict.fromkeys(_TANH, "gelu") | {"gelu": "gelu_exact", "relu": "relu"}
 _FLAG = {True: True, False: False}
 _HEAD = {
-    "scalar_kernel": Source("score.weight", inputs=1),
-    "scalar_bias": Source("score.bias", inputs=0, optional=True),
+    "scalar_kernel": TensorSource("score.weight", inputs=1),
+    "scalar_bias": TensorSource("score.bias", inputs=0, optional=True),
 }
 
 
-def _norm(path: str, name: str, bias: bool) -> dict[str, Source]:
+def _norm(path: str, name: str, bias: bool) -> dict[str, TensorSource]:
     """Returns the sources of a norm: our parameter `path`, their module `name`."""
-    scale = {f"{path}/scale": Source(f"{name}.weight")}
-    return scale | {f"{path}/bias": Source(f"{name}.bias")} if bias else scale
+    scale = {f"{path}/scale": TensorSource(f"{name}.weight")}
+    return scale | {f"{path}/bias": TensorSource(f"{name}.bias")} if bias else scale
 
 
-def _linear(weight: str, bias: str, name: str, inputs: int = 1, **how) -> dict[str, Source]:
-    """Returns the sources of a linear layer: our parameters `weight` and `bias`, their module `name`; see Source."""
+def _linear(weight: str, bias: str, name: str, inputs: int = 1, **how) -> dict[str, TensorSource]:
+    """Returns the sources of a linear layer: our parameters `weight` and `bias`, their module `name`; see TensorSource."""
     return {
-        f"layers/{weight}": Source(f"{name}.weight", inputs, **how),
-        f"layers/{bias}": Source(f"{name}.bias", 0, **how),
+        f"layers/{weight}": TensorSource(f"{name}.weight", inputs, **how),
+        f"layers/{bias}": TensorSource(f"{name}.bias", 0, **how),
     }
 
 
-def _settings(tied: bool, **names: Setting) -> dict[str, Setting]:
+def _settings(tied: bool, **names: ModelSetting) -> dict[str, ModelSetting]:
     """Returns the settings that all families have, with the given ones; `tied` is tie_word_embeddings' default."""
-    common = {"vocab_size": Setting("vocab_size"), "tie_word_embeddings": Setting("tie_embeddings", tied, _FLAG)}
+    common = {
+        "vocab_size": ModelSetting("vocab_size"),
+        "tie_word_embeddings": ModelSetting("tie_embeddings", tied, _FLAG),
+    }
     return common | names
 
 
@@ -45,7 +48,7 @@ def _llama_like(
     head_dim: int | None = None,
     mlp: Mapping[str, str] | None = None,
     fields: Mapping[str, Any] | None = None,
-    sources: Mapping[str, Source] | None = None,
+    sources: Mapping[str, TensorSource] | None = None,
     **more,
 ) -> Family:
     """Returns a family that is Llama's but for a few details.
@@ -66,32 +69,32 @@ def _llama_like(
         classes=(f"{name}ForCausalLM", f"{name}ForSequenceClassification"),
         settings=_settings(
             tied,
-            hidden_size=Setting("embed_dim"),
-            intermediate_size=Setting("mlp_dim"),
-            num_hidden_layers=Setting("num_layers"),
-            num_attention_heads=Setting("num_heads"),
-            num_key_value_heads=Setting("num_kv_heads", kv_heads),
-            head_dim=Setting("head_size", head_dim),
-            max_position_embeddings=Setting("max_length"),
-            rms_norm_eps=Setting("norm_eps", 1e-6),
-            hidden_act=Setting("mlp", next(iter(mlp)), mlp),
+            hidden_size=ModelSetting("embed_dim"),
+            intermediate_size=ModelSetting("mlp_dim"),
+            num_hidden_layers=ModelSetting("num_layers"),
+            num_attention_heads=ModelSetting("num_heads"),
+            num_key_value_heads=ModelSetting("num_kv_heads", kv_heads),
+            head_dim=ModelSetting("head_size", head_dim),
+            max_position_embeddings=ModelSetting("max_length"),
+            rms_norm_eps=ModelSetting("norm_eps", 1e-6),
+            hidden_act=ModelSetting("mlp", next(iter(mlp)), mlp),
         ),
         fields=dict(positions="rope", norm="rmsnorm", use_bias=False) | (fields or {}),
         rope=("rope_theta", None, 1.0),
         prefix="model.",
         sources={
-            "embedding": Source("model.embed_tokens.weight"),
+            "embedding": TensorSource("model.embed_tokens.weight"),
             **_norm("layers/norm1", layer + "input_layernorm", bias=False),
-            "layers/wq": Source(layer + "self_attn.q_proj.weight", 1),
-            "layers/wk": Source(layer + "self_attn.k_proj.weight", 1),
-            "layers/wv": Source(layer + "self_attn.v_proj.weight", 1),
-            "layers/wo": Source(layer + "self_attn.o_proj.weight", 2),
+            "layers/wq": TensorSource(layer + "self_attn.q_proj.weight", 1),
+            "layers/wk": TensorSource(layer + "self_attn.k_proj.weight", 1),
+            "layers/wv": TensorSource(layer + "self_attn.v_proj.weight", 1),
+            "layers/wo": TensorSource(layer + "self_attn.o_proj.weight", 2),
             **_norm("layers/norm2", layer + "post_attention_layernorm", bias=False),
-            "layers/w_gate": Source(layer + "mlp.gate_proj.weight", 1),
-            "layers/w_up": Source(layer + "mlp.up_proj.weight", 1),
-            "layers/w_down": Source(layer + "mlp.down_proj.weight", 1),
+            "layers/w_gate": TensorSource(layer + "mlp.gate_proj.weight", 1),
+            "layers/w_up": TensorSource(layer + "mlp.up_proj.weight", 1),
+            "layers/w_down": TensorSource(layer + "mlp.down_proj.weight", 1),
             **_norm("final_norm", "model.norm", bias=False),
-            "lm_head": Source("lm_head.weight"),
+            "lm_head": TensorSource("lm_head.weight"),
             **_HEAD,
             **(sources or {}),
         },
@@ -105,13 +108,13 @@ FAMILIES: Mapping[str, Family] = {
         classes=("GPT2LMHeadModel", "GPT2ForSequenceClassification"),
         settings=_settings(
             True,
-            n_embd=Setting("embed_dim"),
-            n_inner=Setting("mlp_dim", None),
-            n_layer=Setting("num_layers"),
-            n_head=Setting("num_heads"),
-            n_positions=Setting("max_length"),
-            layer_norm_epsilon=Setting("norm_eps", 1e-5),
-            activation_function=Setting("mlp", "gelu_new", _ACTIVATIONS),
+            n_embd=ModelSetting("embed_dim"),
+            n_inner=ModelSetting("mlp_dim", None),
+            n_layer=ModelSetting("num_layers"),
+            n_head=ModelSetting("num_heads"),
+            n_positions=ModelSetting("max_length"),
+            layer_norm_epsilon=ModelSetting("norm_eps", 1e-5),
+            activation_function=ModelSetting("mlp", "gelu_new", _ACTIVATIONS),
         ),
         fixed={
             "scale_attn_weights": (True,),
@@ -121,8 +124,8 @@ FAMILIES: Mapping[str, Family] = {
         fields=dict(positions="learned", norm="layernorm", use_bias=True),
         prefix="transformer.",
         sources={
-            "embedding": Source("transformer.wte.weight"),
-            "positions": Source("transformer.wpe.weight"),
+            "embedding": TensorSource("transformer.wte.weight"),
+            "positions": TensorSource("transformer.wpe.weight"),
             **_norm("layers/norm1", "transformer.h.{}.ln_1", bias=True),
             **_linear("wq", "bq", "transformer.h.{}.attn.c_attn", conv1d=True, part=(0, 0)),
             **_linear("wk", "bk", "transformer.h.{}.attn.c_attn", conv1d=True, part=(1, 0)),
@@ -132,7 +135,7 @@ FAMILIES: Mapping[str, Family] = {
             **_linear("w_up", "b_up", "transformer.h.{}.mlp.c_fc", conv1d=True),
             **_linear("w_down", "b_down", "transformer.h.{}.mlp.c_proj", conv1d=True),
             **_norm("final_norm", "transformer.ln_f", bias=True),
-            "lm_head": Source("lm_head.weight"),
+            "lm_head": TensorSource("lm_head.weight"),
             **_HEAD,
         },
         ignored=(".attn.bias", ".attn.masked_bias"),
@@ -141,12 +144,12 @@ FAMILIES: Mapping[str, Family] = {
         classes=("OPTForCausalLM", "OPTForSequenceClassification"),
         settings=_settings(
             True,
-            hidden_size=Setting("embed_dim"),
-            ffn_dim=Setting("mlp_dim"),
-            num_hidden_layers=Setting("num_layers"),
-            num_attention_heads=Setting("num_heads"),
-            max_position_embeddings=Setting("max_length"),
-            activation_function=Setting("mlp", "relu", {"relu": "relu", **_ACTIVATIONS}),
+            hidden_size=ModelSetting("embed_dim"),
+            ffn_dim=ModelSetting("mlp_dim"),
+            num_hidden_layers=ModelSetting("num_layers"),
+            num_attention_heads=ModelSetting("num_heads"),
+            max_position_embeddings=ModelSetting("max_length"),
+            activation_function=ModelSetting("mlp", "relu", {"relu": "relu", **_ACTIVATIONS}),
         ),
         fixed={
             "do_layer_norm_before": (True,),
@@ -160,8 +163,8 @@ FAMILIES: Mapping[str, Family] = {
         fields=dict(positions="learned", position_offset=2, norm="layernorm", norm_eps=1e-5, use_bias=True),
         prefix="model.",
         sources={
-            "embedding": Source("model.decoder.embed_tokens.weight"),
-            "positions": Source("model.decoder.embed_positions.weight"),
+            "embedding": TensorSource("model.decoder.embed_tokens.weight"),
+            "positions": TensorSource("model.decoder.embed_positions.weight"),
             **_norm("layers/norm1", "model.decoder.layers.{}.self_attn_layer_norm", bias=True),
             **_linear("wq", "bq", "model.decoder.layers.{}.self_attn.q_proj"),
             **_linear("wk", "bk", "model.decoder.layers.{}.self_attn.k_proj"),
@@ -171,7 +174,7 @@ FAMILIES: Mapping[str, Family] = {
             **_linear("w_up", "b_up", "model.decoder.layers.{}.fc1"),
             **_linear("w_down", "b_down", "model.decoder.layers.{}.fc2"),
             **_norm("final_norm", "model.decoder.final_layer_norm", bias=True),
-            "lm_head": Source("lm_head.weight"),
+            "lm_head": TensorSource("lm_head.weight"),
             **_HEAD,
         },
     ),
@@ -179,21 +182,21 @@ FAMILIES: Mapping[str, Family] = {
         classes=("GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification"),
         settings=_settings(
             False,
-            hidden_size=Setting("embed_dim"),
-            intermediate_size=Setting("mlp_dim"),
-            num_hidden_layers=Setting("num_layers"),
-            num_attention_heads=Setting("num_heads"),
-            max_position_embeddings=Setting("max_length"),
-            layer_norm_eps=Setting("norm_eps", 1e-5),
-            hidden_act=Setting("mlp", "gelu", _ACTIVATIONS),
-            use_parallel_residual=Setting("parallel_residual", True, _FLAG),
+            hidden_size=ModelSetting("embed_dim"),
+            intermediate_size=ModelSetting("mlp_dim"),
+            num_hidden_layers=ModelSetting("num_layers"),
+            num_attention_heads=ModelSetting("num_heads"),
+            max_position_embeddings=ModelSetting("max_length"),
+            layer_norm_eps=ModelSetting("norm_eps", 1e-5),
+            hidden_act=ModelSetting("mlp", "gelu", _ACTIVATIONS),
+            use_parallel_residual=ModelSetting("parallel_residual", True, _FLAG),
         ),
         fixed={"attention_bias": (True,)},
         fields=dict(positions="rope", norm="layernorm", use_bias=True),
         rope=("rotary_emb_base", "rotary_pct", 0.25),
         prefix="gpt_neox.",
         sources={
-            "embedding": Source("gpt_neox.embed_in.weight"),
+            "embedding": TensorSource("gpt_neox.embed_in.weight"),
             **_norm("layers/norm1", "gpt_neox.layers.{}.input_layernorm", bias=True),
             **_linear("wq", "bq", "gpt_neox.layers.{}.attention.query_key_value", part=(0, 1)),
             **_linear("wk", "bk", "gpt_neox.layers.{}.attention.query_key_value", part=(1, 1)),
@@ -203,7 +206,9 @@ FAMILIES: Mapping[str, Family] = {
             **_linear("w_up", "b_up", "gpt_neox.layers.{}.mlp.dense_h_to_4h"),
             **_linear("w_down", "b_down", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
             **_norm("final_norm", "gpt_neox.final_layer_norm", bias=True),
-            "lm_head": Source("embed_out.weight", alias="lm_head.weight"),  # transformers 5 reads and writes embed_out
+            "lm_head": TensorSource(
+                "embed_out.weight", alias="lm_head.weight"
+            ),  # transformers 5 reads and writes embed_out
             **_HEAD,
         },
         ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
@@ -215,9 +220,9 @@ FAMILIES: Mapping[str, Family] = {
         kv_heads=32,
         fields={"qkv_bias": True},
         sources={
-            "layers/bq": Source("model.layers.{}.self_attn.q_proj.bias", 0),
-            "layers/bk": Source("model.layers.{}.self_attn.k_proj.bias", 0),
-            "layers/bv": Source("model.layers.{}.self_attn.v_proj.bias", 0),
+            "layers/bq": TensorSource("model.layers.{}.self_attn.q_proj.bias", 0),
+            "layers/bk": TensorSource("model.layers.{}.self_attn.k_proj.bias", 0),
+            "layers/bv": TensorSource("model.layers.{}.self_attn.v_proj.bias", 0),
         },
         window=("sliding_window", "use_sliding_window", 4096),
     ),
@@ -227,8 +232,8 @@ FAMILIES: Mapping[str, Family] = {
         head_dim=128,
         fields={"qk_norm": True},
         sources={
-            "layers/q_norm": Source("model.layers.{}.self_attn.q_norm.weight"),
-            "layers/k_norm": Source("model.layers.{}.self_attn.k_norm.weight"),
+            "layers/q_norm": TensorSource("model.layers.{}.self_attn.q_norm.weight"),
+            "layers/k_norm": TensorSource("model.layers.{}.self_attn.k_norm.weight"),
         },
         fixed={"attention_bias": (False,)},
         window=("sliding_window", "use_sliding_window", 4096),
@@ -246,7 +251,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def named_by(settings: Settings) -> Family:
+def named_by(settings: ModelSettings) -> Family:
     """Returns the family that the model_type of a config.json names.
 
     Raises:
@@ -269,7 +274,7 @@ def family_of(config: TransformerConfig) -> str:
     wanted = canonical(config)
     for model_type, family in FAMILIES.items():
         try:
-            found = family.config(Settings("config.json", {"model_type": model_type, **family.to_json(config)}))
+            found = family.config(ModelSettings("config.json", {"model_type": model_type, **family.to_json(config)}))
         except InputError:  # the family does not have one of the values
             continue
         if canonical(found) == wanted:

@@ -21,7 +21,7 @@ REQUIRED = object()  # marks a setting without a default
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TensorSource:
     """The tensor that holds one of our parameters. It may hold queries, keys and values, each a third of it.
 
     Attributes:
@@ -74,7 +74,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class ModelSetting:
     """A setting of config.json that corresponds to a field of TransformerConfig.
 
     Attributes:
@@ -89,7 +89,7 @@ class Setting:
     default: Any = REQUIRED
     values: Mapping[Any, Any] | None = None
 
-    def read(self, settings: "Settings", name: str) -> Any:
+    def read(self, settings: "ModelSettings", name: str) -> Any:
         """Returns the value of the field, from the setting `name` of config.json.
 
         Raises:
@@ -131,17 +131,17 @@ class Family:
     """
 
     classes: tuple[str, str]
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, ModelSetting]
     fields: Mapping[str, Any]
     prefix: str
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TensorSource]
     fixed: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     why: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rope: tuple[str, str | None, float] | None = None
     window: tuple[str, str | None, int] | None = None
     ignored: tuple[str, ...] = ()
 
-    def config(self, settings: "Settings") -> TransformerConfig:
+    def config(self, settings: "ModelSettings") -> TransformerConfig:
         """Returns the config of the model that a config.json describes.
 
         Raises:
@@ -173,14 +173,14 @@ class Family:
         return written
 
 
-class Settings:
+class ModelSettings:
     """The settings of a config.json; an error about one of them names the file and the setting."""
 
     def __init__(self, path: str | os.PathLike, values: dict[str, Any]):
         self.path, self.values = pathlib.Path(path), values
 
     @classmethod
-    def of(cls, folder: str | os.PathLike) -> "Settings":
+    def of(cls, folder: str | os.PathLike) -> "ModelSettings":
         """Reads the config.json of a folder.
 
         Raises:
@@ -275,7 +275,7 @@ def canonical(config: TransformerConfig) -> TransformerConfig:
     return dataclasses.replace(shape, position_offset=0)
 
 
-def _read_rope(settings: Settings, theta: str, fraction: str | None, default: float) -> dict[str, Any]:
+def _read_rope(settings: ModelSettings, theta: str, fraction: str | None, default: float) -> dict[str, Any]:
     """Returns the fields of TransformerConfig for RoPE.
 
     transformers 5 writes all of it into rope_parameters; earlier versions wrote rope_scaling and theta side by side.
@@ -327,7 +327,7 @@ def _write_rope(config: TransformerConfig, theta: str, fraction: str | None, def
     return written
 
 
-def _read_window(settings: Settings, name: str, switch: str | None, default: int) -> int | None:
+def _read_window(settings: ModelSettings, name: str, switch: str | None, default: int) -> int | None:
     """Returns the length of the sliding window in tokens; None without one."""
     if switch and not settings.get(switch, False):
         return None

@@ -24,7 +24,7 @@ def coefficients(section: ConfigDict) -> Coefficients:
     return Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
 
 
-def programs_config(
+def static_config(
     shape: TransformerConfig,
     value_shape: TransformerConfig | None,
     eos_id: int | tuple[int, ...],
@@ -90,7 +90,7 @@ def has_value_model(section: ConfigDict) -> bool:
     return adv.ESTIMATORS[section.advantage].reads_values and section.value == "separate"
 
 
-class Programs:
+class PPOPrograms:
     """The programs of a PPO stage, each jitted once with explicit output shardings; `update` donates the state."""
 
     def __init__(self, config: PPOConfig, reward_fn, optimizers, state_shardings, sampler, mesh):
@@ -131,7 +131,7 @@ def summarize(steps: list[dict]) -> dict:
     }
 
 
-def iterate(programs: Programs, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool, judge=None):
+def iterate(programs: PPOPrograms, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool, judge=None):
     """Runs one iteration: a rollout, its experience, and ppo_epochs x batch_size / minibatch_size optimizer steps.
 
     With a leading axis of trials on all arguments and programs, it runs the iteration of several trials at once.
@@ -232,10 +232,10 @@ def state_maker(config: PPOConfig, mesh, rules, optimizers):
 
 @functools.lru_cache(maxsize=16)
 def compiled(config: PPOConfig, reward_fn: RewardFn, optimizers: tuple, sampler, mesh, rules: tuple):
-    """Returns (the state-making function of `state_maker`, Programs).
+    """Returns (the state-making function of `state_maker`, PPOPrograms).
 
     The result is cached by its arguments, so that stages which differ only in Coefficients compile once per process.
     """
     optimizers = tuple(map(optim.make_optimizer, optimizers))
     make, shardings = state_maker(config, mesh, dict(rules), optimizers)
-    return make, Programs(config, reward_fn, optimizers, shardings, sampler, mesh)
+    return make, PPOPrograms(config, reward_fn, optimizers, shardings, sampler, mesh)

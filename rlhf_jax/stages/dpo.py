@@ -143,7 +143,7 @@ def run_stage(run: Run, stage: str) -> None:
     supervised.fit(training_of(run, stage))
 
 
-def training_of(run: Run, stage: str) -> supervised.Training:
+def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     """Returns what run_stage trains, with its validation and its end."""
     check(run, stage)
     section = run.config[stage]
@@ -158,7 +158,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     held_out = held_out and with_reference(run, stage, start, prepare(run, stage, held_out)[0])
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
-    return supervised.Training(
+    return supervised.SupervisedTraining(
         run,
         stage,
         functools.partial(weights.start_params, run, stage),

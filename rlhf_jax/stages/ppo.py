@@ -27,14 +27,14 @@ from rlhf_jax.runtime.errors import InputError
 
 
 def build(run: Run, stage: str):
-    """Returns (function that makes a PPOState, Programs) of config[stage]; see ppo.programs.compiled.
+    """Returns (function that makes a PPOState, PPOPrograms) of config[stage]; see ppo.programs.compiled.
 
     The function is jitted, and maps (policy, value parameters, kl_coef) to a PPOState. Stages of one process that
     differ only in Coefficients, kl_coef or seed share the programs, compiled once.
     """
     check(run, stage)
     section = run.config[stage]
-    config = programs.programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
+    config = programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     return programs.compiled(
         config,
         SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
@@ -48,7 +48,7 @@ def build(run: Run, stage: str):
 def check(run: Run, stage: str) -> None:
     """Raises InputError if settings do not fit each other or the mesh, or data are missing; computes nothing."""
     section = run.config[stage]
-    programs.programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
+    programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     for field, rows in parts(section).items():
         sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
     reads_values = ESTIMATORS[section.advantage].reads_values
@@ -84,7 +84,7 @@ def value_shape_of(run: Run, stage: str) -> TransformerConfig | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class PPOTraining:
     """A stage that is ready to be trained: iterations over prompts, and the inputs of its programs.
 
     Attributes:
@@ -141,7 +141,7 @@ class Training:
             evaluation.sample_others(self.run, self.stage, name, params)
 
 
-def training_of(run: Run, stage: str) -> Training:
+def training_of(run: Run, stage: str) -> PPOTraining:
     """Returns what run_stage trains, with its logging and its end."""
     check(run, stage)
     section = run.config[stage]
@@ -158,10 +158,10 @@ def training_of(run: Run, stage: str) -> Training:
         rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
-    config = programs.programs_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
+    config = programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     for sentence in options.described(config, section.kl_coef != 0.0, section.gamma):
         print(f"{stage}: {sentence}")
-    return Training(run, stage, config, loader, _ptx_loader(run, stage), trial)
+    return PPOTraining(run, stage, config, loader, _ptx_loader(run, stage), trial)
 
 
 def run_stage(run: Run, stage: str) -> None:

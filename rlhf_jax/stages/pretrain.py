@@ -68,7 +68,7 @@ def run_stage(run: Run, stage: str) -> None:
     supervised.fit(training_of(run, stage))
 
 
-def training_of(run: Run, stage: str) -> supervised.Training:
+def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     """Returns what run_stage trains, with its validation and its end."""
     section = run.config[stage]
     examples, report, mixture = inputs.packed_documents(run, "train", section.length)
@@ -77,7 +77,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     held_out = inputs.held_out_documents(run, section.length)
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage, mixture=mixture)
 
-    return supervised.Training(
+    return supervised.SupervisedTraining(
         run,
         stage,
         functools.partial(weights.start_params, run, stage),

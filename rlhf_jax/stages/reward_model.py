@@ -109,7 +109,7 @@ def run_stage(run: Run, stage: str) -> None:
     supervised.fit(training_of(run, stage))
 
 
-def training_of(run: Run, stage: str) -> supervised.Training:
+def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     """What run_stage trains, and how it ends."""
     section = run.config[stage]
     loss_fn = loss_of(run, stage)
@@ -122,7 +122,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     shape = run.shape(stage)
-    return supervised.Training(
+    return supervised.SupervisedTraining(
         run,
         stage,
         lambda: weights.with_scalar_head(run, shape, weights.start_params(run, stage), run.key(stage, "head")),

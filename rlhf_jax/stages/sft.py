@@ -120,7 +120,7 @@ def run_stage(run: Run, stage: str) -> None:
     supervised.fit(training_of(run, stage))
 
 
-def training_of(run: Run, stage: str) -> supervised.Training:
+def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     """Returns what run_stage trains, with its validation and its end."""
     check(run, stage)
     section = run.config[stage]
@@ -162,7 +162,7 @@ def training_of(run: Run, stage: str) -> supervised.Training:
             f"{stage}: the weights of step {chosen['step']} are kept, validation {chosen['by']} {chosen['value']:.4g}"
         )
 
-    return supervised.Training(
+    return supervised.SupervisedTraining(
         run,
         stage,
         functools.partial(weights.start_params, run, stage),

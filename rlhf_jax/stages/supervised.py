@@ -20,7 +20,7 @@ from rlhf_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class SupervisedTraining:
     """A stage that is ready to be trained.
 
     Attributes:
@@ -57,7 +57,7 @@ class Training:
         return loop.Trial(self.run, self.stage, self.total, rows, self.live, self.validate, self.validate_every)
 
 
-def fit(training: Training) -> None:
+def fit(training: SupervisedTraining) -> None:
     """Trains a stage to its end, with the optimizer and schedule of config[stage]."""
     run, stage, loader = training.run, training.stage, training.loader
     section = run.config[stage]

@@ -143,7 +143,7 @@ class PPO:
         optimizers = (self.optimizer,) * 2
         self._init, shardings = ppo_programs.state_maker(self.ppo_config, self.mesh, sharding.DEFAULT_RULES, optimizers)
         sampler = generate.Sampler(config, self.mesh, completion_length=8, eos_id=EOS, pad_id=PAD)
-        self.programs = ppo_programs.Programs(
+        self.programs = ppo_programs.PPOPrograms(
             self.ppo_config, self.reward_fn, optimizers, shardings, sampler, self.mesh
         )
 

@@ -191,7 +191,7 @@ def _program(training: Training) -> tuple:
     """Returns a key that is equal for trials that can share programs and checkpoints."""
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
-    if isinstance(training, ppo.Training):
+    if isinstance(training, ppo.PPOTraining):
         names = "batch_size", "minibatch_size", "ppo_epochs", "sample_parts", "iterations", "log_gold"
         sizes = tuple(section[name] for name in names)
         lengths = run.config.prompt_length, run.config.completion_length
@@ -249,7 +249,7 @@ class _Group:
         """Trains all trials and writes the results to their runs; returns number -> error for those that failed."""
         failures = {}
         hosts.on_first(self._note, failures)
-        kind = programs.ppo_of if isinstance(self.stacked[0], ppo.Training) else programs.supervised_of
+        kind = programs.ppo_of if isinstance(self.stacked[0], ppo.PPOTraining) else programs.supervised_of
         state, advance = kind(self.stacked, self.run.mesh)
         gather, pick = programs.gather_of(self.run.mesh), programs.pick_of(self.run.mesh)
 

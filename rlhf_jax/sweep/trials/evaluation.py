@@ -75,7 +75,7 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
 
 
 def _program(run: Run) -> tuple:
-    """Returns the arguments of Programs for a run."""
+    """Returns the arguments of StackedEvaluationPrograms for a run."""
     lengths = run.config.completion_length, run.config.evaluate.skill_completion_length
     return run.model, lengths, run.tokenizer.end_ids, run.tokenizer.pad_id, run.mesh
 
@@ -93,8 +93,8 @@ def _together(runs: Sequence[Run], questions: Sequence[Questions], params: Seque
     return [jax.tree.map(lambda answer, place=place: answer[place], said) for place in range(len(runs))]
 
 
-class Programs:
-    """evaluate.programs.Programs for several trials.
+class StackedEvaluationPrograms:
+    """EvaluationPrograms for several trials.
 
     Parameters and answers have a leading axis of trials; a batch is a list with one batch per trial.
 
@@ -126,6 +126,8 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(shape: TransformerConfig, lengths: tuple[int, int], eos_id, pad_id: int, mesh) -> Programs:
-    """Returns Programs, cached by its arguments, so that each is compiled once."""
-    return Programs(shape, lengths, eos_id, pad_id, mesh)
+def _programs(
+    shape: TransformerConfig, lengths: tuple[int, int], eos_id, pad_id: int, mesh
+) -> StackedEvaluationPrograms:
+    """Returns StackedEvaluationPrograms, cached by its arguments, so that each is compiled once."""
+    return StackedEvaluationPrograms(shape, lengths, eos_id, pad_id, mesh)

@@ -15,7 +15,7 @@ from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.stages import supervised
 
 AXIS = "trials"  # name of the vmap axis
-Training = supervised.Training | ppo_stage.Training
+Training = supervised.SupervisedTraining | ppo_stage.PPOTraining
 
 
 def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = (), **options) -> Callable:
@@ -82,7 +82,7 @@ def _keys(trainings: Sequence[Training], name: str, mesh):
     return _stack_of(lambda training: jax.random.key_data(training.run.key(name)), trainings, mesh)
 
 
-def supervised_of(trainings: Sequence[supervised.Training], mesh):
+def supervised_of(trainings: Sequence[supervised.SupervisedTraining], mesh):
     """Returns the stacked initial state and the step function of supervised trainings: pretraining, SFT, reward models.
 
     Returns:
@@ -108,7 +108,7 @@ def supervised_of(trainings: Sequence[supervised.Training], mesh):
     return state, advance
 
 
-def _rates(training: supervised.Training) -> np.ndarray:
+def _rates(training: supervised.SupervisedTraining) -> np.ndarray:
     """Returns the learning rate of every step, f32[total]."""
     section = training.run.config[training.stage]
     schedule = supervised.schedule_of(section, training.total)
@@ -130,7 +130,7 @@ def _supervised_programs(loss_fn: train.LossFn, optimizer: optim.OptimizerConfig
     return spread(functools.partial(train.init_state, optimizer=optimizer), mesh), spread(step, mesh, donate=0)
 
 
-def ppo_of(trainings: Sequence[ppo_stage.Training], mesh):
+def ppo_of(trainings: Sequence[ppo_stage.PPOTraining], mesh):
     """Returns the stacked initial state and the iteration function of PPO.
 
     Returns:
@@ -180,8 +180,8 @@ def ppo_of(trainings: Sequence[ppo_stage.Training], mesh):
     return state, advance
 
 
-def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
-    """Returns ppo_stage.Training.judge for all trials, stacked rollouts -> stacked metrics; None if nothing judges."""
+def _judge(trainings: Sequence[ppo_stage.PPOTraining], iteration: int):
+    """Returns ppo_stage.PPOTraining.judge for all trials, stacked rollouts -> stacked metrics; None if nothing judges."""
     judges = [training.judge(iteration) for training in trainings]
     if not judges[0]:
         return None
@@ -194,8 +194,8 @@ def _judge(trainings: Sequence[ppo_stage.Training], iteration: int):
     return judge
 
 
-class PPOPrograms:
-    """ppo_programs.Programs for several trials: all arguments and results have a leading axis of trials.
+class StackedPPOPrograms:
+    """ppo_programs.PPOPrograms for several trials: all arguments and results have a leading axis of trials.
 
     Args:
       config: the static configuration of PPO.
@@ -210,7 +210,7 @@ class PPOPrograms:
         completion_length, eos_id, pad_id, parts = sampling
         sample = spread(draw_of(config.policy, completion_length, eos_id, pad_id, parts), mesh)
         randomness = spread(lambda key: ppo_programs.randomness(key, *sizes), mesh)
-        rounding = {"xla_allow_excess_precision": False}  # as in ppo_programs.Programs
+        rounding = {"xla_allow_excess_precision": False}  # as in ppo_programs.PPOPrograms
         self.make = spread(functools.partial(ppo_programs.make_state, optimizers), mesh)
         self.freeze = spread(functools.partial(ppo_programs.frozen_params, config.policy), mesh)
         self.keys = spread(lambda key, number: jax.random.fold_in(jax.random.wrap_key_data(key), number), mesh)
@@ -224,5 +224,5 @@ class PPOPrograms:
 
 @functools.lru_cache(maxsize=16)
 def _ppo_programs(config: ppo.PPOConfig, reward_fn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
-    """Returns PPOPrograms, cached by its arguments, so that each is compiled once."""
-    return PPOPrograms(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), sampling, sizes, mesh)
+    """Returns StackedPPOPrograms, cached by its arguments, so that each is compiled once."""
+    return StackedPPOPrograms(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), sampling, sizes, mesh)

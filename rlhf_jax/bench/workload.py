@@ -16,7 +16,7 @@ NEVER = -1  # no token has this id: as eos_id it lets every completion run to it
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Workload:
     """Something to time.
 
     Attributes:
@@ -58,7 +58,7 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Returns the number of episodes and their lengths in tokens, for `Work.shape`."""
+    """Returns the number of episodes and their lengths in tokens, for `Workload.shape`."""
     return {name: config[name] for name in ("episodes", "prompt_length", "completion_length")}
 
 
