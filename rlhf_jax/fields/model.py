@@ -1,4 +1,4 @@
-"""The fields of the model; model.TransformerConfig has their effect."""
+"""The fields of the model; model.TransformerConfig applies them."""
 
 from rlhf_jax.fields.field import Field, Section
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, FLAG, NOT_NEGATIVE, POSITIVE, TEXT, Number, OneOf, Several
@@ -95,8 +95,9 @@ MODEL = Section(
         "remat": Field(
             "full",
             OneOf("none", "full", "dots"),
-            "What the backward pass computes again instead of keeping it in memory: nothing, all of a layer, or all of "
-            "a layer but its matrix products.",
+            "What the backward pass computes again instead of keeping it in memory. "
+            "'none' keeps everything, and 'full' computes each layer again. "
+            "'dots' does so too, but keeps the products with weights.",
         ),
         "attention": Field(
             "auto",

@@ -1,4 +1,4 @@
-"""The table of fields, of a run: what all its stages share, and the stages that it has by default."""
+"""The fields that all stages of a run share, and which stages a run has by default."""
 
 from rlhf_jax.fields import forms
 from rlhf_jax.fields.field import Field, Section

@@ -57,8 +57,10 @@ FIELDS = Section(
         "value_init": Field(
             "reward",
             OneOf("reward", "policy", "random", "zero"),
-            "Where the value function starts: from the reward model (section 3.5), from the policy with a random head, "
-            "from random weights, or from the policy with a head of zeros.",
+            "What the value function starts as. "
+            "'reward' is the reward model (section 3.5), and 'random' has random weights. "
+            "'policy' is the policy with a random head, and 'zero' the policy with a head of zeros. "
+            "If `value` is 'shared', only the head is taken from there.",
         ),
         "iterations": Field(
             500,

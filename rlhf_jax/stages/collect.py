@@ -69,8 +69,9 @@ FIELDS = Section(
         "reward": Field(
             "",
             TEXT,
-            "The reward model that ranks if `labeler` is 'reward_model': a stage of this run, the work directory of a "
-            "finished run, or a folder of a released reward model relative to `data.files.dir`.",
+            "The reward model that ranks if `labeler` is 'reward_model'. "
+            "It is a stage of this run, the work directory of a finished run, or a folder of a released reward model "
+            "relative to `data.files.dir`.",
         ),
         "held_out_group": Field(
             "caution",

@@ -47,8 +47,8 @@ FIELDS = trained(
         "kwise",
         OneOf("kwise", "pooled", "regression"),
         "What is learned. "
-        "'kwise' learns all pairs of a prompt as one element of the batch (section 3.5), 'pooled' shuffles the "
-        "pairs of all prompts into one pool, and 'regression' learns the scores themselves.",
+        "'kwise' learns all pairs of a prompt as one element of the batch (section 3.5). "
+        "'pooled' shuffles the pairs of all prompts into one pool, and 'regression' learns the scores themselves.",
     ),
 )
 
