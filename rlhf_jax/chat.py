@@ -65,7 +65,7 @@ class Chat:
             raise InputError(f"{run.path} has no finished policy '{stage}'; --stage can be {', '.join(stages)}")
         self._run = run
         self._reference = reference_stage(run)
-        shown = {run.stages("pretrain")[0] if run.stages("pretrain") else None, self._reference, stage}
+        shown = {*run.stages(lambda kind: kind.base)[:1], self._reference, stage}
         self._params = {name: weights.load_params(run, name) for name in stages if name in shown}
         self._scorer = Scorer(run) if run.giving("reward") else None
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -70,17 +71,17 @@ class Run:
     def evaluated(self, stage: str) -> bool:
         return hosts.on_first((self.folder(stage) / "evaluation.json").exists)
 
-    def stages(self, *kinds: str) -> list[str]:
-        """The finished stages of these kinds, in the order of the pipeline."""
-        return [name for name in self.config.stages if self.config[name].kind in kinds and self.done(name)]
+    def stages(self, chosen: Callable[[registry.Stage], bool]) -> list[str]:
+        """Returns the finished stages whose kind is chosen, in the order of the pipeline."""
+        return [name for name in self.config.stages if chosen(registry.of(self.config, name)) and self.done(name)]
 
     def giving(self, what: str) -> list[str]:
-        """The finished stages that give a "policy", a "reward" model, "rankings" or "completions", in order."""
-        return self.stages(*registry.giving(what))
+        """Returns the finished stages that give `what` (see `registry.Stage.gives`), in order."""
+        return self.stages(lambda kind: kind.gives == what)
 
     def judged(self) -> list[str]:
-        """The finished stages whose completions of the test prompts are judged, in order."""
-        return self.stages(*(kind for kind, stage in registry.KINDS.items() if stage.judged))
+        """Returns the finished stages whose completions of the test prompts are judged, in order."""
+        return self.stages(lambda kind: kind.judged)
 
     def check_length(self, field: str, tokens: int, shape: TransformerConfig) -> None:
         """Raises InputError where rows of so many tokens have places that a model's table of positions does not."""

@@ -136,3 +136,11 @@ def test_it_is_planned_and_has_an_identity_in_sweeps(anneal):
     given.anneal.learning_rate = 1.0
     after = identities(given)
     assert before["pretrain"] == after["pretrain"] and before["anneal"] != after["anneal"]
+
+
+@pytest.mark.parametrize("last, stage", [(False, "anneal"), (True, "again")])
+def test_a_plan_has_the_first_or_the_last_of_several_stages(anneal, monkeypatch, last, stage):
+    monkeypatch.setitem(registry.KINDS, "anneal", dataclasses.replace(anneal, planned_last=last))
+    given = config_with_anneal()
+    given.again, given.stages = given.anneal, (*given.stages, "again")
+    assert planner.chosen_stages(given) == ["pretrain", stage]

@@ -150,7 +150,7 @@ def _complete(run, evaluation: dict) -> bool:
 
 def reference_stage(run) -> str | None:
     """The first SFT stage, which KL and win rate refer to; None before it is finished."""
-    return next(iter(run.stages(*(kind for kind, stage in registry.KINDS.items() if stage.reference))), None)
+    return next(iter(run.stages(lambda kind: kind.reference)), None)
 
 
 def sample_rows(run, answers: list) -> list[dict]:

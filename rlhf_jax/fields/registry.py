@@ -38,10 +38,13 @@ class Stage:
       evaluate: writes the stage's evaluation.json; None if `run` does so itself, or if there is nothing to evaluate.
       judged: whether its completions of the test prompts are judged and compared with those of other stages.
       reference: whether it gives the policy that win rates and KL refer to (the first such stage of a run does).
+      base: whether it gives the policy that nobody has taught anything yet; a chat shows the first such stage of a run.
       kl_by_formula: section -> KL of its completions to the policy `init`, in nats, for a policy that has no weights.
       training: returns what `run` trains, ready to be trained alone or together with other trials; None: nothing is
         trained.
       programs: (run, stage, abstract.Data) -> list of abstract.Program; None: nothing is trained.
+      planned_last: whether a plan has the last stage of the kind, and not the first, unless it is asked for others.
+      paper_compute: petaflop/s-days that the stage took at 175B parameters in the InstructGPT paper.
       parts: section -> {field that splits a batch to save memory: number of rows that it splits}.
       batch_field: name of the field with the number of rows of an optimizer step.
       loss_unit: unit of its metric "loss", for the figure of losses; "": the figure does not show it.
@@ -60,9 +63,12 @@ class Stage:
     evaluate: Callable[..., None] | None = None
     judged: bool = False
     reference: bool = False
+    base: bool = False
     kl_by_formula: Callable[[Mapping], float] | None = None
     training: Callable[[Any, str], Any] | None = None
     programs: Callable[[Any, str, Any], list] | None = None
+    planned_last: bool = False
+    paper_compute: float | None = None
     parts: Callable[[Mapping], dict[str, int]] = lambda section: {"microbatches": section["batch_size"]}
     batch_field: str = "batch_size"
     loss_unit: str = ""

@@ -5,7 +5,6 @@ from rlhf_jax.plan.hlo import Facts
 from rlhf_jax.plan.topology import Chip
 
 PETAFLOP_S_DAY = 1e15 * 86_400
-PAPER = {"sft": 4.9, "ppo": 60.0}  # petaflop/s-days at 175B: InstructGPT, section 5.1
 
 
 def bounds(chip: Chip, chips: int, work: Work, facts: Facts) -> dict[str, float]:

@@ -221,7 +221,7 @@ def _stage_summary(config, topology: Topology, stage: str, rows: list[dict], run
         "stage": stage,
         "tokens": sum(r["runs"] * r["tokens"] for r in rows),
         "petaflop_s_days": days,
-        "paper": estimate.PAPER.get(config[stage].kind) if is_175b else None,
+        "paper": registry.of(config, stage).paper_compute if is_175b else None,
         "hours": hours,
         "chip_hours": chip_hours,
         "cost": chip_hours * price if chip_hours and price else None,
@@ -253,8 +253,8 @@ def chosen_stages(config, names: str = "") -> list[str]:
 
     Args:
       config: the config.
-      names: names joined by commas, or "all". "" chooses the first trained stage of each kind, but the last of kind
-        "ppo", which in InstructGPT's pipeline is the one with the pretraining mix.
+      names: names joined by commas, or "all". "" chooses one trained stage of each kind: the first, or the last where the
+        registry says so (`planned_last`).
 
     Raises:
       InputError: a name is not a trained stage of the config.
@@ -266,12 +266,12 @@ def chosen_stages(config, names: str = "") -> list[str]:
             if name not in trained:
                 raise InputError(f"--stages names '{name}'; this config trains {', '.join(trained)}")
         return listed
-    first = {}
+    chosen: dict[str, str] = {}
     for name in trained:
-        kind = config[name].kind
-        if kind == "ppo" or kind not in first:
-            first[kind] = name
-    return list(first.values())
+        kind = registry.of(config, name)
+        if kind.planned_last or kind.kind not in chosen:
+            chosen[kind.kind] = name
+    return list(chosen.values())
 
 
 def programs_of(run: run_lib.Run, stage: str, data: Data) -> list[Program]:

@@ -373,6 +373,8 @@ register(
         judged=True,
         training=training_of,
         programs=programs_of,
+        planned_last=True,  # in InstructGPT's pipeline, that is the one with the pretraining mix
+        paper_compute=60.0,  # section 5.1
         parts=parts,
         batch_field="minibatch_size",
         weight_bytes=16,  # the weight, Adam's two averages, and the moving average of the weights

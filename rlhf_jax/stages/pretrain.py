@@ -108,6 +108,7 @@ register(
         label="base",
         evaluate=policy.evaluate_policy,
         judged=True,
+        base=True,
         training=training_of,
         programs=programs_of,
         loss_unit="nats per token",

@@ -239,6 +239,7 @@ register(
         reference=True,
         training=training_of,
         programs=programs_of,
+        paper_compute=4.9,  # InstructGPT, section 5.1
         loss_unit="nats per completion token",
         reads_text=True,
     )
