@@ -5,44 +5,15 @@ appendix D of InstructGPT, decoding is greedy and the answer ends at the first n
 """
 
 import collections
-import re
-import string
 
 import numpy as np
 
 from rlhf_jax import generate, inputs
 from rlhf_jax.data import batches, loader
 from rlhf_jax.data.records import Prompt
+from rlhf_jax.evaluate.marks import exact_match, first_line, token_f1
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.statistics import Estimate, mean, share
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize(text: str) -> str:
-    """The normal form of SQuAD: lower case, without punctuation and articles, words separated by single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact_match(given: str, answer: str) -> float:
-    """1 if the normal forms are equal, 0 otherwise."""
-    return float(normalize(given) == normalize(answer))
-
-
-def token_f1(given: str, answer: str) -> float:
-    """The F1 score of SQuAD 2.0 over the words of the normal forms; two empty texts agree."""
-    given, answer = normalize(given).split(), normalize(answer).split()
-    shared = (collections.Counter(given) & collections.Counter(answer)).total()
-    if not given or not answer:
-        return float(given == answer)
-    return 2 * shared / (len(given) + len(answer))
-
-
-def first_line(completion: str) -> str:
-    """The answer in a completion that goes on after it, as a base model's does."""
-    return completion.split("\n", 1)[0].strip()
-
 
 # How the answers of a task are scored, in [0, 1]; those of a task that is not named here by token F1.
 SCORES = {"closed_qa": token_f1, "translation": exact_match, "arithmetic": exact_match}
