@@ -15,6 +15,8 @@ import fake_sweep
 import numpy as np
 import pytest
 import rich.console
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from test_report import write_run
 
 from rlhf_jax.report import __main__ as command
@@ -342,6 +344,36 @@ def test_figures_are_drawn_for_screen_and_print(done):
         assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf and b"/CIDFontType2" in pdf  # a font that is inside
     assert not list((done / "figures").glob(".*")) and not (done / "figures" / "nothing.png").exists()
     assert "Arms that are not done: 1 of 12." in text
+
+
+def test_dollars_in_names_are_no_formula(tmp_path, monkeypatch):
+    """$\\frac{$ is a formula that matplotlib cannot parse, and $a$ is one that it would show without its dollars."""
+    saved, save = [], Figure.savefig
+
+    def spy(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        saved.append({text.get_text(): text for text in figure.findobj(Text)})
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    names, many = ("$\\frac{$", "$a$"), tuple(10.0**n for n in range(-7, 7))
+    arms = fake_sweep.product(seed=SEEDS, ppo_ptx__init=names, ppo_ptx__kl_coef=(0.1, 0.2))
+    arms += fake_sweep.product(seed=SEEDS, ppo_ptx__init=("sft",), ppo_ptx__kl_coef=many)
+    figures = (
+        spec.Curve("gold/total", "ppo_ptx", "ppo_ptx.init", where={KL: 0.1}, title="$\\frac{$"),
+        spec.Curve("gold/total", "ppo_ptx", KL, by="ppo_ptx.init", x_title="$a$", y_title="$\\frac{$"),
+        spec.Plane("skills/mean", "gold/total", (spec.Path("ppo_ptx", "ppo_ptx.init", {KL: 0.1}, "$a$"),)),
+    )
+
+    def measured(overrides, stage):
+        return {"gold/total": 0.1 * overrides["seed"], "skills/mean": 0.5}
+
+    pages.write(fake_sweep.write(tmp_path / "$\\frac{$", arms, measured, spec.Declared(figures)))
+    ticks, lines, plane = saved[::2]  # a PNG file and a PDF file of each
+    assert {*names} <= ticks.keys() & lines.keys() & plane.keys()
+    assert {"0.01", "1e+06"} <= lines.keys()  # a logarithmic axis of many values
+    for text in (text for texts in saved for text in texts.values()):
+        assert text.get_text() in names or "$" not in text.get_text()
+        assert not text.get_parse_math()
 
 
 def test_claims_have_verdicts(done):

@@ -1,1 +1,1 @@
-"""The machinery that knows nothing of language models: files, work directories, hosts, progress, keys, errors."""
+"""The machinery that knows nothing of language models: files, figures, work directories, hosts, progress, keys, errors."""

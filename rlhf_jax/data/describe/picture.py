@@ -1,25 +1,15 @@
 """Draws the length distributions of a dataset."""
 
-import matplotlib
+import pathlib
+
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+
+from rlhf_jax.runtime.figures import legend_above, new_figure
 
 # Colour-blind safe colours, by Okabe and Ito.
 _COLOURS = {"train": "#0072B2", "valid": "#D55E00", "test": "#009E73", "heldout": "#CC79A7"}
 _LINES = {"train": "-", "valid": "--", "test": ":", "heldout": "-."}
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "savefig.dpi": 170,
-}
 
 
 def draw(lengths: dict, unit: str, path) -> None:
@@ -35,9 +25,9 @@ def draw(lengths: dict, unit: str, path) -> None:
     panels = [(kind, part, found) for kind, parts in lengths.items() for part, found in parts.items()]
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.0, 0.4 + 2.4 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
+    path = pathlib.Path(path)
+    target = path.parent.resolve() / path.name  # the folder that was asked for, even if a link leads to it
+    with new_figure(target, columns, 0.4 + 2.4 * rows, rows) as (figure, axes):
         for axis, (kind, part, by_split) in zip(axes.flat, panels):
             _panel(axis, by_split)
             axis.set_title(part if part == kind else f"{part} of the {kind}")
@@ -45,9 +35,7 @@ def draw(lengths: dict, unit: str, path) -> None:
             axis.set_ylabel("share (%)")
         for axis in list(axes.flat)[len(panels) :]:
             axis.remove()
-        handles = {name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels())}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
-        figure.savefig(path)
+        legend_above(figure, figure.axes)
 
 
 def _panel(axis, by_split: dict[str, np.ndarray]) -> None:

@@ -8,8 +8,9 @@ import math
 import numpy as np
 
 from rlhf_jax.fields import registry
-from rlhf_jax.report.figures import arms_of, legend_above, new_figure
+from rlhf_jax.report.figures import arms_of
 from rlhf_jax.report.record import SPLITS, label
+from rlhf_jax.runtime.figures import legend_above, new_figure
 from rlhf_jax.runtime.terminal import visible
 from rlhf_jax.statistics import mean_over_seeds
 
@@ -88,7 +89,7 @@ def _plane(record, path) -> bool:
                 )
         axis.set_xlabel("retained skills, mean of three tasks (%)")
         axis.set_ylabel("gold score")
-        legend_above(figure, axis)
+        legend_above(figure, [axis])
     return True
 
 
@@ -125,7 +126,7 @@ def _categories(record, path) -> bool:
         for row in range(len(categories) - 1):
             axis.axhline(row + 0.5, color="#DDDDDD", linewidth=0.6)
         axis.set_xlabel("gold score")
-        legend_above(figure, axis)
+        legend_above(figure, [axis])
     return True
 
 
@@ -153,7 +154,7 @@ def _learning(record, path) -> bool:
             axis.remove()
         for axis in axes[-1]:
             axis.set_xlabel("iteration")
-        legend_above(figure, axes[0, 0])
+        legend_above(figure, [axes[0, 0]])
     return True
 
 
@@ -177,7 +178,7 @@ def _losses(record, path) -> bool:
                 floor = min(value for _, value in train + valid)
                 margin = 0.1 * (ceiling - floor) or 0.1  # a stage of one step has a single loss
                 axis.set_ylim(floor - margin, ceiling + margin)
-        legend_above(figure, axes[0, 0])
+        legend_above(figure, [axes[0, 0]])
     return True
 
 
@@ -225,7 +226,7 @@ def _reward_model(record, path) -> bool:
         axes[1].set_xticks(range(len(bins)), [_interval(*edges) for edges in bins])
         axes[1].set_xlabel("difference of scores")
         axes[1].set_ylabel("accuracy")
-        legend_above(figure, axes[0])
+        legend_above(figure, [axes[0]])
     return True
 
 

@@ -9,12 +9,13 @@ import matplotlib.transforms
 import numpy as np
 
 from rlhf_jax.report import spec
-from rlhf_jax.report.figures import LOOKS, arms_of, new_figure
+from rlhf_jax.report.figures import LOOKS, arms_of
 from rlhf_jax.report.form import is_number
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_report import Sweep, shown
 from rlhf_jax.report.sweep_tables import estimate
 from rlhf_jax.report.tables import quantity_of
+from rlhf_jax.runtime.figures import new_figure
 
 _MOST_LINES = len(LOOKS)
 _WIDE = 84  # letters that stand side by side under a figure
@@ -345,6 +346,9 @@ def _set_scale(axis, scale, places, levels) -> None:
         axis.set_xscale("symlog", linthresh=min(abs(place) for place in places if place), linscale=0.7)
     elif scale == "log":
         axis.set_xscale("log")
+    if scale in ("log", "symlog"):
+        axis.xaxis.set_major_formatter("{x:g}")  # matplotlib's own labels are formulas, which figures do not parse
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     if scale == "category" or len(places) <= 12:
         axis.set_xticks(places, [shown(level) for level in levels], rotation=0)
         axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
