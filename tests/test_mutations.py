@@ -263,19 +263,19 @@ MUTATIONS = [
         ("sweep/store.py", '"model", "evaluate")', '"model")', "test_sweep.py identity_is"),
         # --- the report
         (
-            "report/verdicts.py",
-            "points.append((math.sqrt(x) if rule.sqrt_x else x, y))",
-            "points.append((math.sqrt(x), y))",
+            "report/verdicts/measured.py",
+            "found.append((math.sqrt(x) if rule.sqrt_x else x, y))",
+            "found.append((math.sqrt(x), y))",
             "test_verdicts.py",
         ),
         (
-            "report/verdicts.py",
+            "report/verdicts/contrast.py",
             "return NOT if low > self.margin or high < -self.margin else UNDECIDED",
             "return NOT",
             "test_verdicts.py",
         ),
         (
-            "report/verdicts.py",
+            "report/verdicts/contrast.py",
             "mean_over_seeds(list(self.by_seed.values()), 1 - 0.05 / tests)",
             "mean_over_seeds(list(self.by_seed.values()))",
             "test_verdicts.py",

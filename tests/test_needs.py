@@ -193,7 +193,7 @@ def test_a_reward_model_of_rankings_alone_finishes_with_a_bias_of_0(files, tmp_p
     found = read_json(tmp_path / "run" / "reward_model" / "evaluation.json")
     assert found["demonstrations"] == 0 and found["valid"]["pairs"] == 8 * 3
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
-    assert "There were no demonstrations that could average 0" in report
+    assert "There were no demonstrations whose mean score could be set to 0" in report
     assert weights.load_params(run_lib.open_run(tmp_path / "run"), "reward_model", "scalar")["scalar_bias"] == 0.0
 
 

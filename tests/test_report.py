@@ -12,7 +12,7 @@ import rich.console
 from rlhf_jax import statistics
 from rlhf_jax.evaluate import policy, skills
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import figures, html_page, pages, seeds, tables
+from rlhf_jax.report import figures, html_page, pages, run_origin, run_policies, seeds, tables
 from rlhf_jax.report import run_page as run_report
 from rlhf_jax.report.record import Record
 from rlhf_jax.runtime import files, machine
@@ -205,7 +205,7 @@ def test_tax_is_paired_by_item_and_recovery_is_its_share(run):
     scores = {stage: np.array([row["score"] for row in rows[stage]]) for stage in rows}
     tax = np.mean(scores["sft"] - scores["ppo"])
     share = np.mean(scores["ppo_ptx"] - scores["ppo"]) / tax
-    plain, mixed = run_report.tax_lines(record)
+    plain, mixed = run_policies.tax_lines(record)
     assert f"PPO lost {100 * tax:.1f} ± " in plain and "+0.400 nats per token" in plain
     assert f"recovered {100 * share:.0f} % [" in mixed
     half = float(re.search(r"± ([\d.]+) points", plain)[1])
@@ -227,7 +227,7 @@ def test_reward_model_stands_beside_its_ceiling(run):
     assert cells(text, "accuracy of a bag of words (%)") == ["60.0 ± 5.0", "–"]
     assert "one group agree on 72.7 %" in text
     assert (
-        "less that on held-out labelers: 1.2 ± 3.3 points. Of a judge who knows what the mean training labeler wants: 3.0 points."
+        "less that on held-out labelers: 1.2 ± 3.3 points. For a judge who knows what the mean training labeler wants, it is 3.0 points."
         in text
     )
 
@@ -238,7 +238,7 @@ def test_a_gap_of_an_older_run_has_no_interval(tmp_path):
     facts["labeler_gap"] = {"value": 0.012, "planted": 0.03}
     (path / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
     pages.write(path)
-    assert "less that on held-out labelers: 1.2 points. Of a judge" in (path / "report.md").read_text()
+    assert "less that on held-out labelers: 1.2 points. For a judge" in (path / "report.md").read_text()
 
 
 def test_many_groups_are_summed_up(tmp_path):
@@ -400,7 +400,7 @@ def test_the_data_section_tells_of_splits_mixtures_and_packing():
             }
         },
     }
-    page = "\n".join(run_report._data_sections(types.SimpleNamespace(data=data)))
+    page = "\n".join(run_origin.data_sections(types.SimpleNamespace(data=data)))
     assert "| SFT | demonstrations | 9 | 1 | 3 | 2 | 4 | 30 |" in page
     assert "| demonstrations | 7 | 2 | 0 | 0 | 2 | 4: they repeat another row |" in page
     assert "| SFT | documents: a.txt | 0.0123 |" in page

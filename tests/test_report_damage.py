@@ -13,10 +13,10 @@ import pytest
 import test_report_sweep
 from test_report import write_run
 
-from rlhf_jax.report import figures, pages, reproduction, spec
+from rlhf_jax.report import pages, reproduction, spec
 from rlhf_jax.report.record import Record
 from rlhf_jax.report.sweep_report import Sweep
-from rlhf_jax.runtime import files
+from rlhf_jax.runtime import figures, files
 from rlhf_jax.runtime.errors import InputError
 
 MISSING = object()
@@ -180,7 +180,7 @@ def test_any_damage_to_a_file_of_a_run_is_reported_or_a_sentence(run, name, unsa
         ("sft/done.json", ["finished_at"], 3, "its 'finished_at' is 3 and not a string"),
         ("data_report.json", ["stages"], [], "its 'stages' is [] and not an object"),
         ("ppo/skills.jsonl", ["score"], 1.5, ", line 1, is damaged: its 'score' is 1.5 and not a number from 0 to 1"),
-        ("ppo/skills.jsonl", ["task"], "x", "is of other few-shot items than"),
+        ("ppo/skills.jsonl", ["task"], "x", "has other few-shot items than"),
     ],
 )
 def test_a_sentence_names_the_place_and_nothing_is_written(run, name, where, strange, said, unsaved):

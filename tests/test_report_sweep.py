@@ -379,7 +379,7 @@ def test_dollars_in_names_are_no_formula(tmp_path, monkeypatch):
 def test_claims_have_verdicts(done):
     text = (done / "report.md").read_text()
     assert "- **holds**: skills recover &#124; as γ grows (Ouyang et al. 2022, Fig. 33)." in text
-    assert "See [plane](figures/plane.png)" in text and "What is known of why: It does not" in text
+    assert "See [plane](figures/plane.png)" in text and "Known reasons: It does not" in text
     facts = json.loads((done / "verdicts.json").read_text())
     found = facts["claims"]
     assert (
@@ -672,7 +672,7 @@ def test_specs_are_json_both_ways():
         (lambda: spec.Curve("history:objective/kl@median", "ppo_ptx", PTX), "is no quantity of ppo_ptx"),
         (
             lambda: spec.Curve("history:objective/gold@max", "ppo_ptx", PTX),
-            r"biased; Turns\('objective/gold', stage, 'falls', by\)",
+            r"biased; claim a turn instead, as in Turns\('objective/gold', stage, 'falls', by\)",
         ),
         (
             lambda: spec.Table(("ppo_ptx",), ("history:loss@min",)),
@@ -719,7 +719,7 @@ def test_specs_are_json_both_ways():
             lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", y="klx"), 1.0, "kl")),
             "Claim.Greater.Pick.y='klx'",
         ),
-        (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo", PTX), figure="x"), "figure='x' is the name of no figure"),
+        (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo", PTX), figure="x"), "figure='x' is no figure's name"),
     ],
 )
 def test_wrong_words_are_refused_when_a_sweep_is_defined(make_spec, words):
@@ -743,7 +743,7 @@ def test_right_words_pass():
     check(spec.Declared(figures=(spec.Curve("valid/by_group/detail", "reward_model", PTX),)), fake_sweep.CONFIG, ARMS)
     both = spec.Table(("reward_model", "ppo"), ("valid/accuracy", "gold/total"))
     check(spec.Declared(tables=(both,)), fake_sweep.CONFIG, ARMS)
-    with pytest.raises(InputError, match="a figure's or table's name"):
+    with pytest.raises(InputError, match="needs a name of its own"):
         same = spec.Curve("kl", "ppo_ptx", PTX, name="a")
         check(spec.Declared(figures=(same, same)), fake_sweep.CONFIG, ARMS)
 

@@ -198,8 +198,9 @@ def test_the_last_parameters_of_ppo_are_evaluated_beside_their_average(whole):
     for name in ("score", "kl"):
         assert found[name]["value"] == pytest.approx(np.mean([row[name] for row in last]), rel=1e-5)
         assert found[name]["value"] != evaluation["estimates"][name]["value"]
-    assert "The policy of PPO is the moving average of its parameters; its last parameters: gold score" in (
-        (whole / "report.md").read_text(encoding="utf-8")
+    assert (
+        "The policy of PPO is the moving average of its parameters. With its last parameters instead, it reaches gold score"
+        in ((whole / "report.md").read_text(encoding="utf-8"))
     )
 
 

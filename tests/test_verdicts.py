@@ -11,6 +11,8 @@ import pytest
 from rlhf_jax.evaluate import best_of_n
 from rlhf_jax.report import spec, verdicts
 from rlhf_jax.report.sweep_report import Sweep
+from rlhf_jax.report.verdicts import curves
+from rlhf_jax.report.verdicts.contrast import Contrast
 from rlhf_jax.runtime.errors import InputError
 
 AXIS = "ppo_ptx.ptx_coef"
@@ -155,7 +157,7 @@ def test_greater_is_paired_over_seeds(empty):
         interval([1, 1.2, 0.8]), rel=1e-5
     )
     both = verdicts.judge(sweep, spec.Greater(at(1.0, 2.0), at(0.0), "score", by=2.0))  # 1.5, 1.6, 1.4
-    assert both.verdict == "does not hold" and "asked above 2" in both.sentence
+    assert both.verdict == "does not hold" and "must be above 2" in both.sentence
     assert verdicts.judge(sweep, spec.Greater(at(2.0), at(0.0), "score", factor=2.0)).verdict == "undecided"
     assert verdicts.judge(sweep, spec.Greater(at(1.0), -30.0, "score")).verdict == "holds"
     other = spec.Greater(spec.Pick("ppo_ptx", {AXIS: 1.0}, y="kl"), at(0.0), "score")
@@ -181,14 +183,14 @@ def test_close_needs_the_whole_interval_inside(empty):
 def test_gap_of_two_curves_is_over_the_range_of_both():
     above = [(x, 2 * x + 0.3) for x in (3.0, 0.0, 1.0, 2.0)]  # in any order
     below = [(x, 2 * x) for x in (1.5, 5.0)]
-    assert verdicts.mean_gap(above, below) == pytest.approx(0.3)
-    assert verdicts.mean_gap([(0, 0), (1, 1)], [(0, 1), (1, 0)]) == pytest.approx(0.0)
-    assert verdicts.mean_gap([(0, 0), (1, 0), (2, 2)], [(0, 0), (1.5, 0), (2, 0)]) == pytest.approx(0.5)  # a triangle
+    assert curves.mean_gap(above, below) == pytest.approx(0.3)
+    assert curves.mean_gap([(0, 0), (1, 1)], [(0, 1), (1, 0)]) == pytest.approx(0.0)
+    assert curves.mean_gap([(0, 0), (1, 0), (2, 2)], [(0, 0), (1.5, 0), (2, 0)]) == pytest.approx(0.5)  # a triangle
     for other in ([(4, 1), (5, 1)], [(3, 1), (5, 1)], [(-1, 1), (5, 1)], [(1, 1)], []):
-        assert verdicts.mean_gap(above, other) is None
+        assert curves.mean_gap(above, other) is None
     bent = [(x, x**0.5) for x in np.linspace(0, 4, 41)]
     for sparse in ([(1, 1), (4, 2)], [(1, 1), (9, 3)], [(0, 0), (1, 1), (4, 2)]):  # of the same curve
-        assert verdicts.mean_gap(bent, sparse) == pytest.approx(0) == verdicts.mean_gap(sparse, bent)
+        assert curves.mean_gap(bent, sparse) == pytest.approx(0) == curves.mean_gap(sparse, bent)
 
 
 def test_curves_of_settings_are_compared_at_equal_x_or_its_root(empty):
@@ -271,7 +273,7 @@ def test_all_of_three_nulls_is_wrong_in_one_of_forty():
     rng, times = np.random.default_rng(0), 1500
     found = []
     for _ in range(times):
-        tests = [verdicts.Contrast("", dict(enumerate(rng.normal(size=3)))) for _ in range(3)]
+        tests = [Contrast("", dict(enumerate(rng.normal(size=3)))) for _ in range(3)]
         found.append(verdicts.decide(tests))
     assert found.count("does not hold") / times < 0.025 + 3 * math.sqrt(0.025 / times) and "holds" not in found
 
@@ -284,8 +286,8 @@ def test_a_course_that_never_falls_seldom_turns(noise):
     for level in (0 * steps, 0.2 * (1 - np.exp(-steps / 4)), 0.01 * steps):
         rng = np.random.default_rng(1)
         courses = level + rng.normal(0, noise, (times, 3, 20))
-        assert rates(verdicts.turned(courses), 0.0)[0] < border
-        assert rates(verdicts.turned(courses), 0.05)[0] < border
+        assert rates(curves.turned(courses), 0.0)[0] < border
+        assert rates(curves.turned(courses), 0.05)[0] < border
         if noise == 0.08 and not level.any():
             assert rates(courses.max(-1) - courses[..., -2:].mean(-1), 0.0)[0] > 0.5
 
@@ -295,8 +297,8 @@ def test_a_course_that_wanders_and_never_falls_seldom_turns():
     courses = rng.normal(size=(times, 3, 20))
     for step in range(1, 20):
         courses[..., step] = 0.7 * courses[..., step - 1] + math.sqrt(1 - 0.7**2) * courses[..., step]
-    assert 100 * rates(verdicts.turned(courses))[0] == pytest.approx(3.1, abs=0.7)
-    assert rates(verdicts.turned(courses + 0.1 * np.arange(20)))[0] < 0.03
+    assert 100 * rates(curves.turned(courses))[0] == pytest.approx(3.1, abs=0.7)
+    assert rates(curves.turned(courses + 0.1 * np.arange(20)))[0] < 0.03
 
 
 def test_skewed_noise_of_three_seeds_errs_as_stated():
@@ -313,9 +315,7 @@ def test_equal_curves_are_told_apart_in_one_of_forty_whatever_their_points():
     gaps = np.array(
         [
             [
-                verdicts.mean_gap(
-                    points(rng.uniform(0, 7, 20)), points(np.array([1.0, 5.0]) * rng.uniform(0.8, 1.2, 2))
-                )
+                curves.mean_gap(points(rng.uniform(0, 7, 20)), points(np.array([1.0, 5.0]) * rng.uniform(0.8, 1.2, 2)))
                 for _ in range(3)
             ]
             for _ in range(times)
@@ -328,11 +328,11 @@ def test_a_fall_is_found():
     rng, steps = np.random.default_rng(0), np.arange(20)
     fall = np.interp(steps, [0, 7, 19], [0.1, 0.2, -0.1])
     for noise, least in ((0.04, 0.9), (0.06, 0.75)):
-        found = verdicts.turned(fall + rng.normal(0, noise, (4000, 3, 20)))
+        found = curves.turned(fall + rng.normal(0, noise, (4000, 3, 20)))
         assert rates(found, 0.05)[0] > least and found.mean() == pytest.approx(0.25, abs=0.03)
-    exact = verdicts.turned(np.stack([fall, fall + 5.0]))
+    exact = curves.turned(np.stack([fall, fall + 5.0]))
     assert exact == pytest.approx([(fall[6] + fall[8]) / 2 - fall[-2:].mean()] * 2)
-    assert verdicts.turned(np.zeros((1, 20))) is None and verdicts.turned(np.zeros((3, 5))) is None
+    assert curves.turned(np.zeros((1, 20))) is None and curves.turned(np.zeros((3, 5))) is None
 
 
 def test_other_seeds_choose_the_step_of_a_turn(tmp_path):
@@ -443,7 +443,7 @@ def test_a_second_look_is_said(empty):
         assert found.looks == (2, 3) == tuple(found.to_json()["looks"]) and "was not measured" in found.sentence
         sweep.declared = dataclasses.replace(plain, looks=(3, 5))
         assert (
-            "look 2 of 2: judged with 3, then 5 seeds, wrong in up to 4.3 % a side"
+            "look 2 of 2: judged with 3, then 5 seeds, wrong on a side in up to 4.3 % of cases, not 2.5 %"
             in verdicts.judge(sweep, TREND).sentence
         )
     finally:

@@ -1,4 +1,7 @@
-"""The forms of the JSON files that reports read: a file of another form is one sentence, which names the place in it."""
+"""Forms of the JSON files that reports read.
+
+A file of another form ends the report with one sentence, which names the place in the file.
+"""
 
 import dataclasses
 import json
@@ -8,12 +11,12 @@ from typing import Any
 
 from rlhf_jax.runtime.errors import InputError
 
-Form = Any  # a Value, an Object, or [form]: a list of such
+Form = Any  # a Value, an Object, a Maybe, or [form] for a list whose items all have that form
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A value that `fits`; `says` what fits."""
+    """The form of the values for which `fits` is true; `says` describes them."""
 
     says: str
     fits: Callable[[Any], bool]
@@ -24,38 +27,47 @@ ANYTHING = Value("anything", lambda value: True)
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """An object that has `needed`, may have `optional`, and in which any other name has the form `others`."""
+    """The form of an object.
+
+    Attributes:
+      needed: names that the object has, with the forms of their values.
+      optional: names that the object may have, with the forms of their values.
+      others: the form of the value of any other name.
+    """
 
     needed: Mapping[str, Form] = dataclasses.field(default_factory=dict)
     optional: Mapping[str, Form] = dataclasses.field(default_factory=dict)
     others: Form = ANYTHING
 
     def of(self, name: str) -> Form:
+        """Returns the form of the value of a name."""
         return self.needed.get(name) or self.optional.get(name) or self.others
 
 
 @dataclasses.dataclass(frozen=True)
 class Maybe:
-    """null, or a value of this form."""
+    """The form of a value that is null or has the form `form`."""
 
     form: Form
 
 
 def each(form: Form) -> Object:
-    """An object in which every name has this form."""
+    """Returns the form of an object in which every value has the form `form`."""
     return Object(others=form)
 
 
 def one_of(*choices: str) -> Value:
+    """Returns the form of a text that is one of `choices`."""
     return Value(" or ".join(f"'{choice}'" for choice in choices), lambda value: value in choices)
 
 
 def is_number(value) -> bool:
+    """Whether a value is a number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_file_name(value) -> bool:
-    """Whether a text names a file or a folder in the one where it is looked for, and none elsewhere."""
+    """Whether a value is the name of a file or a folder, and no path to one elsewhere."""
     try:
         return (
             isinstance(value, str)
@@ -76,13 +88,15 @@ FILE_NAME = Value("the name of a folder", is_file_name)
 
 
 def check(where, value, form: Form):
-    """Returns a value that was read from a file.
+    """Returns a value that was read from a file, if it has a form.
 
     Args:
-        where: the file, or its line.
+      where: name of the file, or of its line.
+      value: the value.
+      form: the form that it must have.
 
     Raises:
-        InputError: it has not this form.
+      InputError: the value has another form.
     """
     if wrong := _wrong(value, form, ""):
         raise InputError(f"{where} is damaged: {wrong}; put it back as it was written")
@@ -90,14 +104,14 @@ def check(where, value, form: Form):
 
 
 def check_lines(path, rows: list[dict], form: Form) -> list[dict]:
-    """`check` of each line of a file of JSON lines."""
+    """Returns the rows of a file of JSON lines, if each has a form; raises InputError with the line otherwise."""
     for number, row in enumerate(rows, start=1):
         check(f"{path}, line {number},", row, form)
     return rows
 
 
 def _wrong(value, form: Form, at: str) -> str | None:
-    """What is wrong in a value, or None; `at`: where it stands."""
+    """Returns what is wrong in a value that stands at the path `at`, or None if nothing is."""
     if isinstance(form, Maybe):
         return None if value is None else _wrong(value, form.form, at)
     if isinstance(form, list):
@@ -117,5 +131,6 @@ def _wrong(value, form: Form, at: str) -> str | None:
 
 
 def _is_no(value, at: str, wanted: str) -> str:
+    """Returns the words that the value at the path `at` is not what was wanted there."""
     what = f"its '{at}'" if at else "it"
     return f"{what} is {json.dumps(value, ensure_ascii=False)[:40]} and not {wanted}"

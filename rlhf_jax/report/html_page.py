@@ -1,7 +1,7 @@
-"""A report as one HTML file that needs no other: images inside, light and dark, good to print.
+"""A report as one HTML file that needs no other file: with its images, in light and dark, good to print.
 
-A run can be somebody else's. Its texts are escaped in the Markdown (see markdown.py); what is read into the page here is
-figures that lie beside it, and nothing that a name or a link there leads to.
+A run can be somebody else's. Its texts are already escaped in the Markdown (see markdown.py). The page takes in the
+figures that lie beside the report, and no other file to which a name or a link leads.
 """
 
 import base64
@@ -35,13 +35,13 @@ pre { padding: .7rem; overflow-x: auto } code { padding: 0 .2rem }
 
 
 def write(markdown) -> pathlib.Path:
-    """Writes NAME.html beside NAME.md and returns its path.
+    """Writes NAME.html beside NAME.md, and returns its path.
 
-    Images become data: URIs, so the file can be sent; links to files that are not images stay relative.
+    Images become data: URIs, so that the file can be sent. Links to other files stay relative.
 
     Raises:
-        InputError: the file or an image of it cannot be read, an image is no figure of this report, or the page cannot
-            be written.
+      InputError: the file or one of its images cannot be read, an image is no figure of this report, or the page cannot
+        be written.
     """
     markdown = pathlib.Path(markdown)
     try:
@@ -55,13 +55,13 @@ def write(markdown) -> pathlib.Path:
 
 
 def render(text: str, folder) -> str:
-    """Markdown as a whole HTML page; `folder` is where its images are."""
+    """Returns Markdown as a whole HTML page, with images from `folder`."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     # Our Markdown escapes text with entities and uses <br> alone as a tag (see markdown.cell).
     body = parser.render(text).replace("&lt;br&gt;", "<br>")
-    for name in set(re.findall(r'<img src="([^"]+)"', body)):  # a link to a figure jumps to it
+    for name in set(re.findall(r'<img src="([^"]+)"', body)):  # a link to a figure must jump to it
         body = body.replace(f'<a href="{name}"', f'<a href="#{name}"')
         data = _inline(pathlib.Path(folder), urllib.parse.unquote(html.unescape(name)))
         body = body.replace(f'<img src="{name}"', f'<img id="{name}" src="{data}"')
@@ -78,15 +78,21 @@ def render(text: str, folder) -> str:
 
 
 def _inline(folder: pathlib.Path, name: str) -> str:
-    """A figure of the report as a data: URI: a PNG of its folder, or of `figures` in it or in that of a sweep."""
+    """Returns a figure of the report as a data: URI.
+
+    It is a PNG file in the report's folder, or in the folder `figures` there or in the folder of a sweep there.
+
+    Raises:
+      InputError: the name is that of another file, or the file is no PNG image.
+    """
     *folders, file = pathlib.PurePosixPath(name).parts or [""]
     path = folder.resolve() / name
     own = not folders or (folders[-1] == "figures" and len(folders) <= 2 and not {"/", ".."} & {*folders})
     if not (own and file.endswith(".png") and path.resolve() == path):
         raise InputError(
-            f"{name} is no figure of this report: a page holds PNG files of its own figures/ alone, and follows no link"
+            f"{name} is no figure of this report: a page shows only PNG files in its own figures/, and follows no links"
         )
     data = path.read_bytes()
     if not data.startswith(b"\x89PNG"):
-        raise InputError(f"{path} is no PNG image: report again")
+        raise InputError(f"{path} is no PNG image: write the report again")
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"

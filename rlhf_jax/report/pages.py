@@ -1,4 +1,4 @@
-"""The page of a run or of a sweep."""
+"""Writes the report of a directory, be it a run or a sweep, and shows it on a terminal."""
 
 import pathlib
 
@@ -7,18 +7,20 @@ from rlhf_jax.runtime import terminal
 
 
 def write(path):
-    """Writes the report of a run or of a sweep (a directory with a sweep.json) into its directory.
+    """Writes the report of a run or of a sweep into its directory.
+
+    A directory with a sweep.json is a sweep.
 
     Returns:
-        What belongs on a terminal, for `show`.
+      The part of the report that belongs on a terminal, for `show`.
 
     Raises:
-        InputError: the path is neither, or cannot be written.
+      InputError: the path is neither a run nor a sweep, or cannot be written.
     """
     page = sweep_page if (pathlib.Path(path) / "sweep.json").is_file() else run_page
     return page.write(path)
 
 
 def show(report) -> None:
-    """Prints what `write` returned; a log file or a narrow terminal gets whole numbers all the same."""
+    """Prints what `write` returned, at least 100 columns wide: a narrow terminal or a log file cuts no number."""
     terminal.console(width=max(terminal.console().width, 100)).print(report, soft_wrap=True)

@@ -1,7 +1,8 @@
-"""What a run left in its directory, read for reports."""
+"""The files of a run, read for reports."""
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
@@ -28,14 +29,14 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, read_json
 from rlhf_jax.runtime.terminal import visible
 
-_LABELS = {"ppo_ptx": "PPO-ptx", "rloo": "RLOO", "grpo": "GRPO"}  # stages of that name, beside the names of kinds
-SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # of a reward model's test
+_LABELS = {"ppo_ptx": "PPO-ptx", "rloo": "RLOO", "grpo": "GRPO"}  # names of stages that are not those of their kinds
+SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # splits in the test of a reward model
 
-# --- what a run's files look like, as far as a report reads them --------------------------------------------------
+# --- forms of the files, as far as a report reads them -----------------------------------------------------------
 
 _CONFIG = Object({"stages": [FILE_NAME]}, {"model": each(ANYTHING)})
 _STAGE = Object({"kind": TEXT})
-_PPO = Object({"kind": TEXT, "ptx_coef": NUMBER})
+_MIXING = Object({"ptx_coef": NUMBER})
 _DONE = Object(
     {"seconds": NUMBER, "finished_at": TEXT},
     {"evaluation_seconds": NUMBER, "peak_memory_gib": NUMBER, "hardware": TEXT, "versions": each(ANYTHING)},
@@ -104,38 +105,47 @@ _ROWS = {
 }
 
 
-# --- what it says -------------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------------------------------
 
 
 def label(stage: str) -> str:
-    """What a stage is called in tables and figures."""
+    """Returns the name of a stage in tables and figures."""
     kind = registry.KINDS.get(stage)
     return _LABELS.get(stage) or (kind and kind.label) or visible(stage.replace("_", " "))
 
 
 def estimate_of(estimates: dict, name: str) -> dict | None:
-    """{value, low, high} of a name among estimates; None where they say nothing, as of a number that is not finite."""
+    """Returns the estimate {value, low, high} of a name, or None if it is missing or was not finite."""
     found = estimates.get(name)
     return found if found and found["value"] is not None else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A run, finished or not. Dicts by stage are in the order of the pipeline."""
+    """A run, finished or not.
+
+    Attributes:
+      path: its directory.
+      config: config.json.
+      overrides: overrides.json, or {}.
+      done: stage -> done.json, for the finished stages in the order of the pipeline.
+      evaluations: stage -> evaluation.json, for the evaluated policies in the order of the pipeline.
+      reward: evaluation.json of the first reward model, or None.
+    """
 
     path: pathlib.Path
     config: dict
     overrides: dict
     done: dict[str, dict]
-    evaluations: dict[str, dict]  # of policies
-    reward: dict | None  # the reward model's evaluation.json
+    evaluations: dict[str, dict]
+    reward: dict | None
 
     @classmethod
     def load(cls, path) -> "Record":
-        """Reads a run.
+        """Returns the run in a directory.
 
         Raises:
-            InputError: the path is no run.
+          InputError: the directory holds no run, or a damaged file.
         """
         path = pathlib.Path(path)
         if not (path / "config.json").is_file():
@@ -149,7 +159,7 @@ class Record:
                     f"{path / 'config.json'} is damaged: its '{stage}.kind' is '{visible(kind)}' and none of "
                     f"{', '.join(registry.KINDS)}; put it back as it was written"
                 )
-        check(path / "config.json", config, Object({stage: _PPO for stage, kind in kinds.items() if kind == "ppo"}))
+        check(path / "config.json", config, Object({stage: _MIXING for stage in kinds if _can_mix(config, stage)}))
 
         def read(name, form, *wanted, how=finished.read_if_there):
             files = {stage: path / stage / name for stage, kind in kinds.items() if kind in wanted}
@@ -173,39 +183,46 @@ class Record:
 
     @property
     def reward_splits(self) -> dict[str, dict]:
-        """What the reward model reached on each split of the rankings, training labelers first."""
+        """The results of the reward model by split of the rankings, training labelers first."""
         return {name: facts for name in SPLITS if "accuracy" in (facts := (self.reward or {}).get(name, {}))}
 
     def kind(self, stage: str) -> str:
+        """Returns the kind of a stage."""
         return self.config[stage]["kind"]
 
     def estimate(self, stage: str, name: str) -> dict | None:
-        """{value, low, high} of a policy; None where nothing is known."""
+        """Returns the estimate {value, low, high} of a policy, or None if there is none."""
         return estimate_of(self.evaluations[stage]["estimates"], name)
 
     @functools.cached_property
     def base(self) -> str | None:
-        """The policy before any demonstration."""
-        return self._first("pretrain")
+        """The policy before any demonstration: the first policy, if it comes before the reference."""
+        before = itertools.takewhile(lambda stage: stage != self.reference, self.evaluations)
+        return next((stage for stage in before if registry.of(self.config, stage).gives == "policy"), None)
 
     @functools.cached_property
     def reference(self) -> str | None:
-        """The SFT policy, which win rate and KL refer to."""
-        return next((stage for stage in self.evaluations if registry.KINDS[self.kind(stage)].reference), None)
+        """The SFT policy, to which win rate and KL refer."""
+        return next((stage for stage in self.evaluations if registry.of(self.config, stage).reference), None)
+
+    @functools.cached_property
+    def learned(self) -> list[str]:
+        """The PPO policies."""
+        return [stage for stage in self.evaluations if _can_mix(self.config, stage)]
 
     @functools.cached_property
     def plain(self) -> str | None:
-        """The PPO policy without pretraining gradient."""
-        return next((stage for stage in self._ppo() if not self.config[stage]["ptx_coef"]), None)
+        """The first PPO policy without a pretraining gradient."""
+        return next((stage for stage in self.learned if not self.config[stage]["ptx_coef"]), None)
 
     @functools.cached_property
     def mixed(self) -> list[str]:
-        """The PPO policies with pretraining gradient."""
-        return [stage for stage in self._ppo() if self.config[stage]["ptx_coef"]]
+        """The PPO policies with a pretraining gradient."""
+        return [stage for stage in self.learned if self.config[stage]["ptx_coef"]]
 
     @functools.cached_property
     def curves(self) -> dict[str, list[dict]]:
-        """The numbers in metrics.jsonl of every stage that has one."""
+        """The rows of metrics.jsonl by stage, with their numbers alone."""
         files = {stage: self.path / stage / "metrics.jsonl" for stage in self.config["stages"]}
         found = {stage: read_metrics(file) for stage, file in files.items() if finished.checked(file).exists()}
         return {
@@ -215,16 +232,18 @@ class Record:
 
     @functools.cached_property
     def data(self) -> dict:
-        """What became of the rows of files and of each stage's records: data_report.json."""
+        """data_report.json: the fates of the rows of files, and of the records of each stage."""
         path = self.path / "data_report.json"
         found = read_if_there(path)
         return {"files": {}, "stages": {}} if found is None else check(path, found, _DATA)
 
     @functools.cached_property
     def _rows(self) -> dict[str, dict[str, list[dict]]]:
+        """The rows of samples.jsonl and skills.jsonl: name of the file -> policy -> rows."""
         return {name: self._rows_of(name, form) for name, form in _ROWS.items()}
 
     def _rows_of(self, name, form):
+        """Returns the rows of a file by policy, for the policies that have it."""
         files = {stage: self.path / stage / name for stage in self.evaluations}
         return {
             stage: check_lines(file, read_rows(file), form)
@@ -233,16 +252,15 @@ class Record:
         }
 
     def rows(self, name: str) -> dict[str, list[dict]]:
-        """samples.jsonl or skills.jsonl of every policy that has one."""
+        """Returns the rows of samples.jsonl or skills.jsonl by policy, for the policies that have the file."""
         return self._rows[name]
 
     def read_all(self) -> None:
-        """Reads what has not been read yet, so that whatever is wrong with it is said now."""
+        """Reads the remaining files, so that an error in one of them is raised now."""
         for name in ("curves", "data", "_rows"):
             getattr(self, name)
 
-    def _first(self, kind):
-        return next((stage for stage in self.evaluations if self.kind(stage) == kind), None)
 
-    def _ppo(self):
-        return [stage for stage in self.evaluations if self.config[stage].get("ptx_coef") is not None]
+def _can_mix(config: dict, stage: str) -> bool:
+    """Whether the kind of a stage can mix in a pretraining gradient, which PPO alone can."""
+    return "ptx_coef" in registry.of(config, stage).fields.parts

@@ -1,7 +1,7 @@
-"""REPRODUCTION.md: every claim of every sweep of a directory, with its figure, numbers and verdict.
+"""The page REPRODUCTION.md: every claim of the sweeps in a directory, with its figure, numbers and verdict.
 
-It is made of the sweeps' verdicts.json alone: a sweep that was published earlier and is not run again stays, with the
-commit that it ran at.
+The page is made of each sweep's verdicts.json alone. So a sweep that was published earlier and is not run again
+stays on it, with the commit at which it ran.
 """
 
 import pathlib
@@ -13,8 +13,9 @@ from rich.text import Text
 
 from rlhf_jax.report import sweep_page
 from rlhf_jax.report.form import ANYTHING, TEXT, Object, check
-from rlhf_jax.report.tables import Table
-from rlhf_jax.report.verdicts import HOLDS, NOT, UNDECIDED, WITHDRAWN
+from rlhf_jax.report.tables import TextTable
+from rlhf_jax.report.verdicts import WITHDRAWN
+from rlhf_jax.report.verdicts.contrast import HOLDS, NOT, UNDECIDED
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import new_folder, read_json, write_text
 from rlhf_jax.runtime.markdown import cell, code, image, link
@@ -30,18 +31,18 @@ _VERDICTS = Object(
 
 
 def write(path, publish=None) -> rich.console.Group:
-    """Reports every sweep of a directory and assembles their claims in its REPRODUCTION.md.
+    """Writes the report of each sweep in a directory, and the page of all their claims.
 
     Args:
-        path: holds directories of sweeps; others in it are passed over.
-        publish: a folder of the project, which gets of every sweep a folder with what is small (figures as PNG, tables
-            as CSV, verdicts and the report), and the page of all sweeps that it then holds. None: none.
+      path: the directory of the sweeps' directories; others in it are passed over.
+      publish: a folder of the project, to which the small files of each report are copied: figures as PNG, tables,
+        verdicts and the page. The folder also gets the page of all sweeps that it then holds. None: nothing is copied.
 
     Returns:
-        The verdicts for a terminal.
+      The verdicts, for a terminal.
 
     Raises:
-        InputError: the path has no sweep, or something cannot be read or written.
+      InputError: the path has no sweep, or something cannot be read or written.
     """
     path = pathlib.Path(path)
     found = sorted(file.parent for file in path.glob("*/sweep.json"))
@@ -59,19 +60,22 @@ def write(path, publish=None) -> rich.console.Group:
         write_text(target / PAGE, page_of(target))
         written.append(target / PAGE)
     rows = [[sweep["name"], sweep_page.said(claim), claim["text"]] for sweep in sweeps for claim in sweep["claims"]]
-    table = Table(["sweep", "verdict", "claim"], rows, words=3)
+    table = TextTable(["sweep", "verdict", "claim"], rows, words=3)
     return rich.console.Group(
         table.rich("claims", wrap=True), *(Text(visible(f"written to {file}")) for file in written)
     )
 
 
 def page_of(folder) -> str:
-    """The page of all sweeps that a folder holds the reports of."""
+    """Returns the page of all sweeps whose reports are in a folder."""
     return text_of([_read(file.parent) for file in sorted(pathlib.Path(folder).glob("*/verdicts.json"))])
 
 
 def text_of(sweeps: list[dict]) -> str:
-    """The page of what verdicts.json of each sweep says; links go to a folder of its name beside the page."""
+    """Returns the page of sweeps, each given by its verdicts.json.
+
+    Links lead to a folder with the name of the sweep, beside the page.
+    """
     claims = [claim for sweep in sweeps for claim in sweep["claims"]]
     counts = {
         verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in (HOLDS, NOT, UNDECIDED, WITHDRAWN)
@@ -81,14 +85,15 @@ def text_of(sweeps: list[dict]) -> str:
         f"{len(claims)} claims of {len(sweeps)} sweeps: "
         + ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count or verdict != WITHDRAWN)
         + ".",
-        f"{sweep_page.DECISION} A claim that does not hold stays here, with what is known of why. "
-        "A sweep that was not run again stays as it was at the commits that it names.",
+        f"{sweep_page.DECISION} A claim that does not hold stays here, with the known reasons. "
+        "A sweep that was not run again stays as it was at the commits that its section names.",
     ]
     if counts[WITHDRAWN]:
         sections += [
-            "A withdrawn claim was judged by a rule that could not be trusted, or of other settings, and has not been judged anew."
+            "A withdrawn claim was judged by a rule that could not be trusted, or with other settings. "
+            "It has not been judged again."
         ]
-    heads = ("the paper's claim", "source", "verdict", "numbers", "our figure", "what is known of why")
+    heads = ("the paper's claim", "source", "verdict", "numbers", "our figure", "known reasons")
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for sweep in sweeps:
         for claim in sweep["claims"]:
@@ -113,24 +118,27 @@ def text_of(sweeps: list[dict]) -> str:
 
 
 def _read(folder: pathlib.Path) -> dict:
+    """Returns the verdicts.json of a sweep."""
     return check(folder / "verdicts.json", read_json(folder / "verdicts.json"), _VERDICTS)
 
 
 def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies the small files of a sweep's report, in place of those of an earlier one, and of nothing else."""
+    """Copies the small files of a sweep's report, in place of an earlier copy.
+
+    Raises:
+      InputError: the target is there, and is no copy of a sweep's report.
+    """
     if target.exists() and not (target / "verdicts.json").is_file():
         raise InputError(f"{target} exists and is no copy of a sweep's report: give --publish another folder")
     with new_folder(target, replace=True) as fresh:
-        # Without the links to what is not copied.
-        links = rf" \[PDF\]\([^)]*\)|, of every arm: \[[^)]*{sweep_page.EVERYTHING}\)"
+        # The page must not link to files that are not copied.
+        links = rf" \[PDF\]\([^)]*\)| All numbers of every arm: \[[^)]*{sweep_page.EVERYTHING}\)\."
         text = re.sub(links, "", (source / "report.md").read_text(encoding="utf-8"))
         shutil.copyfile(source / "verdicts.json", fresh / "verdicts.json")
         for pattern in ("figures/*.png", "tables/*.csv", "tables/*.tex"):
             for file in source.glob(pattern):
                 name = file.relative_to(source)
-                if (
-                    f"({name.as_posix()})" in text and not file.is_symlink()
-                ):  # not what an earlier report drew and this one does not
+                if f"({name.as_posix()})" in text and not file.is_symlink():  # a file of an earlier report is not in it
                     (fresh / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, fresh / name)
         write_text(fresh / "report.md", text)

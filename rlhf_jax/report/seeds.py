@@ -1,6 +1,6 @@
-"""The same experiment with several seeds: means over runs, Student t intervals, paired differences.
+"""The report of several runs that differ in their seed: means, Student t intervals and differences between policies.
 
-A difference between policies is taken within each run first, so what runs have in common cancels.
+A difference is taken within each run first, so that what the policies of a run have in common cancels.
 """
 
 import os
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rlhf_jax.report.figures import of_run as figures
 from rlhf_jax.report.record import Record, label
-from rlhf_jax.report.tables import QUANTITIES, Quantity, Table
+from rlhf_jax.report.tables import QUANTITIES, Quantity, TextTable
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_text
 from rlhf_jax.runtime.markdown import cell, image
@@ -27,13 +27,13 @@ _PANELS = {
 
 
 def write(paths, out) -> rich.console.Group:
-    """Writes the table over runs to `out` and its figure beside it.
+    """Writes the tables over runs to `out`, and their figure beside it.
 
     Returns:
-        The two tables, for rich's `print`.
+      The two tables, for rich's `print`.
 
     Raises:
-        InputError: a path is no run, or the runs share no evaluated policy.
+      InputError: a path is no run, or no policy is evaluated in all runs.
     """
     records = [Record.load(path) for path in paths]
     stages = [stage for stage in records[0].evaluations if all(stage in record.evaluations for record in records)]
@@ -41,7 +41,7 @@ def write(paths, out) -> rich.console.Group:
         raise InputError(f"{', '.join(map(str, paths))}: no policy is evaluated in all of them")
     out = pathlib.Path(out)
     means, differences = mean_table(records, stages), difference_table(records, stages)
-    figure = out.parent.resolve() / f"{out.stem}.png"  # the folder that was asked for, also where a link leads to it
+    figure = out.parent.resolve() / f"{out.stem}.png"  # the folder that was asked for, even if a link leads to it
     panels = {
         title: {
             stage: [100 * value if "%" in title else value for value in values]
@@ -75,8 +75,8 @@ def write(paths, out) -> rich.console.Group:
     )
 
 
-def mean_table(records, stages) -> Table:
-    """Quantities down, policies across."""
+def mean_table(records, stages) -> TextTable:
+    """Returns the table of means over runs, of quantities by policy."""
     rows = []
     for quantity in QUANTITIES:
         found = [_values(records, stage, quantity.name) for stage in stages]
@@ -87,18 +87,18 @@ def mean_table(records, stages) -> Table:
                     *("–" if None in values else quantity.show(mean_over_seeds(values)._asdict()) for values in found),
                 ]
             )
-    return Table(["", *map(label, stages)], rows)
+    return TextTable(["", *map(label, stages)], rows)
 
 
-def difference_table(records, stages) -> Table:
-    """What the stages changed: mean, and the value of every run."""
+def difference_table(records, stages) -> TextTable:
+    """Returns the table of differences between stages: the mean, and the value of each run."""
     base, sft, plain = records[0].base, records[0].reference, records[0].plain
     mixed = [stage for stage in records[0].mixed if stage in stages]
     gold, wins, skill, loss = (next(quantity for quantity in QUANTITIES if quantity.name == name) for name in _PANELS)
     rows = []
 
     def add(title, quantity, terms, less=0.0):
-        """terms: stage -> factor; the row is the sum of factor x value, less a constant."""
+        """Adds a row: the sum of factor x value over `terms` (stage -> factor), less a constant."""
         by_stage = {stage: _values(records, stage, quantity.name) for stage in terms if stage in stages}
         if len(by_stage) == len(terms) and not any(None in values for values in by_stage.values()):
             _append(
@@ -128,16 +128,17 @@ def difference_table(records, stages) -> Table:
                 _append(
                     rows, f"{name}: share of the tax recovered by {label(stage)} (%)", Quantity("", "", 0, 100), shares
                 )
-    return Table(["", "mean", *(record.path.name for record in records)], rows)
+    return TextTable(["", "mean", *(record.path.name for record in records)], rows)
 
 
 def _append(rows, title, quantity, values) -> None:
+    """Adds the row of a number that each run has."""
     shown = [f"{quantity.scale * value:+.{quantity.digits}f}" for value in values]
     rows.append([title, quantity.show(mean_over_seeds(values)._asdict()), *shown])
 
 
 def _share(record, name, sft, plain, stage) -> float | None:
-    """(stage - plain) / (sft - plain), the part of the alignment tax that is won back."""
+    """Returns (stage - plain) / (sft - plain), the share of the alignment tax that is won back, or None."""
     found = [record.evaluations.get(key) and record.estimate(key, name) for key in (sft, plain, stage)]
     if None in found:
         return None
@@ -146,5 +147,6 @@ def _share(record, name, sft, plain, stage) -> float | None:
 
 
 def _values(records, stage, name) -> list[float | None]:
+    """Returns a quantity of a policy in each run; None for a run without it."""
     found = [record.estimate(stage, name) for record in records]
     return [estimate and estimate["value"] for estimate in found]

@@ -1,11 +1,11 @@
-"""The report of a sweep, written into its directory:
+"""The report of a sweep, which is written into its directory.
 
-report.md        claims with verdicts, figures, tables, what failed, how to repeat it
-figures/         PNG and PDF
-tables/          of every table NAME.csv, a line a setting, and NAME.tex; a line a number: seeds.csv has what
-                 tables, figures and claims ask for, all.csv everything
-verdicts.json    what was run, at which commit, and its claims with their verdicts and tests: REPRODUCTION.md is made
-                 of these files (see reproduction)
+report.md        claims with verdicts, figures, tables, arms that are not done, and commands that repeat the sweep
+figures/         each figure as PNG and PDF
+tables/          each table as NAME.csv, with a line for each setting, and as NAME.tex
+                 all.csv, with a line for each number of each arm
+                 seeds.csv, with those lines of all.csv that tables, figures and claims use
+verdicts.json    the sweep, its commits, and its claims with verdicts and tests, for REPRODUCTION.md (see reproduction)
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from rlhf_jax.report.figures import of_sweep as figures
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
-from rlhf_jax.report.tables import Table
+from rlhf_jax.report.tables import TextTable
 from rlhf_jax.report.verdicts import Verdict, judge
 from rlhf_jax.runtime.files import own_folder, write_json, write_text
 from rlhf_jax.runtime.markdown import cell, code, image, json_code, link, prose
@@ -29,33 +29,44 @@ from rlhf_jax.runtime.terminal import visible
 
 EVERYTHING = "all.csv"
 DECISION = (
-    "A claim becomes a number for each seed, and the 95 % Student t interval of its mean over seeds decides: entirely on the "
-    "claim's side (above 0, or what is asked) it holds, entirely on the other it does not hold, else, and with fewer than two "
-    "seeds, it is undecided. A claim of several numbers holds where all do, and does not where one of m is on the other side "
-    "by an interval of 1 - 5 %/m. Claims are judged one by one, without correction for their number. "
-    '"Look 2" marks a claim that was judged again after more seeds were run because one was undecided.'
+    "A claim becomes a number for each seed, and the 95 % Student t interval of the mean over seeds decides. A claim "
+    "holds if the interval is entirely on the claim's side: above 0, unless the claim names another number. It does not "
+    "hold if the interval is entirely on the other side. Otherwise, and with fewer than two seeds, it is undecided. A claim of several numbers "
+    "holds if all of them do. It does not hold if one of its m numbers is on the other side by an interval of 1 - 5 %/m. "
+    "Claims are judged one by one, without correction for their number. "
+    '"Look 2" marks a claim that was judged again with more seeds, which were run because a claim was undecided.'
 )
-_MOST_SHOWN = 40  # reasons and commands, one by one
+_MOST_SHOWN = 40  # arms that are named one by one
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What a report of a sweep has come to."""
+    """The report of a sweep.
+
+    Attributes:
+      sweep: the sweep.
+      figures: (name of the file without its ending, declaration, caption) of each figure that was drawn.
+      tables: (name of the file without its ending, table) of each table.
+      verdicts: each claim with its verdict.
+    """
 
     sweep: Sweep
-    figures: list[tuple]  # (name of the file without its ending, what was declared, caption)
+    figures: list[tuple]
     tables: list[tuple[str, Drawn]]
     verdicts: list[tuple[spec.Claim, Verdict]]
 
 
 def write(path) -> rich.console.Group:
-    """Writes the report of a sweep; what a terminal should see is returned.
+    """Writes the report of a sweep into its directory.
+
+    Returns:
+      The part of the report that belongs on a terminal, for rich's `print`.
 
     Raises:
-        InputError: the path is no sweep, or cannot be written.
+      InputError: the path is no sweep, or cannot be written.
     """
     page = make(path)
-    verdicts = Table(
+    verdicts = TextTable(
         ["verdict", "claim"], [[said(claim), claim["text"]] for claim in facts_of(page)["claims"]], words=2
     )
     return rich.console.Group(
@@ -70,7 +81,7 @@ def write(path) -> rich.console.Group:
 
 
 def make(path) -> Page:
-    """Reads a sweep, judges its claims and writes everything of its report."""
+    """Reads a sweep, judges its claims, writes all files of its report, and returns the report."""
     sweep = Sweep(path)
     drawn, declared = tables_of(sweep), sweep.declared.figures or _default_figures(sweep)
     names = _names([table.declared for table in drawn], "table")
@@ -107,7 +118,7 @@ def make(path) -> Page:
 
 
 def facts_of(page: Page) -> dict:
-    """What verdicts.json has."""
+    """Returns the contents of verdicts.json."""
     commits = [
         commit
         for commit in dict.fromkeys([page.sweep.commit, *(arm.facts.get("commit") for arm in page.sweep.arms)])
@@ -134,19 +145,19 @@ def facts_of(page: Page) -> dict:
 
 
 def said(claim: dict) -> str:
-    """The verdict of a claim of verdicts.json, and which look it was."""
+    """Returns the verdict on a claim of verdicts.json, with the number of its look if there were several."""
     return claim["verdict"] + (f" (look {len(claim['looks'])})" if len(claim["looks"]) > 1 else "")
 
 
 def figure_of(page: Page, claim: spec.Claim) -> str | None:
-    """The name of the figure that shows a claim: the one it names, else the first; None where it is not drawn."""
+    """Returns the name of the figure that a claim names, or of the first figure; None if it was not drawn."""
     if claim.figure:
         return next((name for name, figure, _ in page.figures if figure.name == claim.figure), None)
     return page.figures[0][0] if page.figures else None
 
 
 def state(sweep: Sweep) -> str:
-    """How many arms ended how, in words."""
+    """Returns the number of arms by how they ended, in words."""
     counts = {}
     for arm in sweep.arms:
         counts[arm.status] = counts.get(arm.status, 0) + 1
@@ -155,7 +166,7 @@ def state(sweep: Sweep) -> str:
 
 
 def command(sweep: Sweep) -> str:
-    """What runs the sweep again."""
+    """Returns the command that runs the sweep again."""
     config = f"{sweep.experiment}{f':{sweep.argument}' if sweep.argument else ''}"
     parts = [
         f"--config={config}",
@@ -166,6 +177,7 @@ def command(sweep: Sweep) -> str:
 
 
 def _draw(sweep, declared):
+    """Draws the declared figures, and returns (name, declaration, caption) of those that have data."""
     drawn = []
     for name, figure in zip(_names(declared, "figure"), declared):
         caption = figures.draw(sweep, figure, sweep.path / "figures" / f"{name}.png")
@@ -175,7 +187,7 @@ def _draw(sweep, declared):
 
 
 def _default_figures(sweep) -> list[spec.Curve]:
-    """The main quantity of the last policy over every field that takes several values."""
+    """Returns a figure for each swept field: the main quantity of the last policy over its values."""
     if not (policies := sweep.policies()):
         return []
     known = {name for arm in sweep.arms for name in sweep.numbers(arm, policies[-1])}
@@ -185,7 +197,10 @@ def _default_figures(sweep) -> list[spec.Curve]:
 
 
 def _names(items, kind) -> list[str]:
-    """A file name for each: its own, as far as it is one, or one made of its kind, number and what it shows."""
+    """Returns a file name for each declaration.
+
+    It is made of the declared name or, without one, of the kind, number and quantity.
+    """
     own = [re.sub(r"[^\w.-]+", "_", item.name, flags=re.ASCII).lstrip(".") for item in items]
     return [
         name or re.sub(r"[^a-z0-9]+", "_", "_".join([f"{kind}{n}", getattr(item, "y", "")]).lower()).strip("_")
@@ -194,11 +209,12 @@ def _names(items, kind) -> list[str]:
 
 
 def _heading(table: Drawn) -> str:
+    """Returns the heading of a table."""
     return table.declared.title or table.declared.name or ", ".join(map(label, table.declared.stages))
 
 
 def _asked(specs) -> dict[str, list[str]]:
-    """The "stage"s and the "quantity"s that figures, tables and claims ask for, wherever they stand in them."""
+    """Returns the names under "stage" and under "quantity" that figures, tables and claims use anywhere in them."""
     found = {"stage": [], "quantity": []}
     kinds = {"stage": "stage", "stages": "stage", "x": "quantity", "y": "quantity", "quantities": "quantity"}
 
@@ -222,13 +238,14 @@ def _asked(specs) -> dict[str, list[str]]:
 
 
 def _sections(page) -> list[str]:
+    """Returns the paragraphs of report.md."""
     sweep = page.sweep
     sections = [
         f"# {cell(sweep.path.absolute().name)}",
         *[prose(sweep.about)] * bool(sweep.about.strip()),
         f"{cell(state(sweep))}.",
-        "± is half of a 95 % Student t interval over seeds; (2 of 3) means that other seeds of the setting have "
-        "no such number; differences are paired by seed.",
+        "± is half of a 95 % Student t interval over seeds. (2 of 3) means that only two of a setting's three seeds have "
+        "the number. Differences are taken within each seed.",
     ]
     if page.verdicts:
         sections += ["## Claims", *claims_text(facts_of(page)["claims"])]
@@ -249,22 +266,22 @@ def _sections(page) -> list[str]:
         ]
         if table.differences:
             sections += [f"Differences to {cell(table.baseline)}, paired by seed:", table.differences.markdown()]
-    sections += ["Numbers of every seed: [seeds.csv](tables/seeds.csv), of every arm: [all.csv](tables/all.csv)."]
+    sections += ["Numbers by seed: [seeds.csv](tables/seeds.csv). All numbers of every arm: [all.csv](tables/all.csv)."]
     if unfinished := [arm for arm in sweep.arms if arm.status != "done"]:
         rows = [[arm.name, arm.status, arm.reason] for arm in unfinished[:_MOST_SHOWN]]
-        sections += ["## Arms that are not done", Table(["arm", "status", "reason"], rows, words=3).markdown()]
+        sections += ["## Arms that are not done", TextTable(["arm", "status", "reason"], rows, words=3).markdown()]
         if len(unfinished) > _MOST_SHOWN:
-            sections += [f"And {len(unfinished) - _MOST_SHOWN} more: [seeds.csv](tables/seeds.csv)."]
+            sections += [f"{len(unfinished) - _MOST_SHOWN} more arms are in [seeds.csv](tables/seeds.csv)."]
     return [*sections, *[f"Not read: {cell(note)}" for note in sweep.notes], "## How to repeat this", *_repeat(sweep)]
 
 
 def claims_text(claims: list[dict]) -> list[str]:
-    """The claims of verdicts.json as paragraphs of Markdown."""
+    """Returns the claims of verdicts.json as paragraphs of Markdown."""
     sections = [DECISION]
     for claim in claims:
         figure = claim["figure"]
         see = f" See {link(figure, f'figures/{figure}.png')}." if figure else ""
-        note = f"\n  What is known of why: {cell(claim['note'])}" if claim["note"] else ""
+        note = f"\n  Known reasons: {cell(claim['note'])}" if claim["note"] else ""
         sections.append(
             f"- **{cell(said(claim))}**: {cell(claim['text'])} ({cell(claim['source'])}).\n"
             f"  {cell(claim['sentence'])}.{see}{note}"
@@ -273,7 +290,7 @@ def claims_text(claims: list[dict]) -> list[str]:
 
 
 def _facts(sweep) -> list[str]:
-    """Commit, overrides, seeds, hardware and versions, as any table needs them to be repeated."""
+    """Returns the facts that a reader needs to repeat a table: commit, overrides, seeds, hardware, versions, time."""
     done = [arm for arm in sweep.arms if arm.facts]
     facts = [
         f"commit: {sweep.commit or 'unknown'}",
@@ -289,7 +306,8 @@ def _facts(sweep) -> list[str]:
 
 
 def _repeat(sweep) -> list[str]:
-    lines = ["| setting | overrides | arms, one a seed |", "| --- | --- | --- |"]
+    """Returns the commands, the facts and the settings that repeat the sweep."""
+    lines = ["| setting | overrides | arms, one for each seed |", "| --- | --- | --- |"]
     for setting in sweep.settings:
         numbers = ", ".join(str(arm.number) for arm in sweep.arms if arm.setting == setting)
         lines.append(f"| {cell(setting.name)} | {json_code(setting.overrides)} | {numbers} |")
@@ -303,8 +321,10 @@ def _repeat(sweep) -> list[str]:
 
 
 def _said(value) -> str:
+    """Returns a fact of an arm.json as text."""
     return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _given(value) -> str:
+    """Returns the value of an override as a flag takes it."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,9 +1,9 @@
-"""A sweep's directory, read for its report: every arm and every number of it, in one long list.
+"""The directory of a sweep, read for its report: every arm, and every number of it in one long list.
 
-    sweep.json   the experiment, its base config, the arms, and what the experiment file declares (see spec)
-    arms/NAME/   the work directory of a run, and arm.json: how it ended
+    sweep.json   the experiment, its base config, the arms, and the declarations of the experiment file (see spec)
+    arms/NAME/   the work directory of a run, with an arm.json that says how it ended
 
-Arms that failed, stopped or never began are there like the others, with their reason.
+Arms that failed, stopped or never began are listed like the others, with a reason.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ from rlhf_jax.runtime.files import read_if_there, read_json
 
 MISSING = "missing"  # the status of an arm without arm.json
 
-# What the files of a sweep look like, as far as a report reads them. Of done.json and evaluation.json any number is read
-# by its path (see `_flat`), whatever stands beside it.
+# Forms of the files of a sweep, as far as a report reads them. done.json and evaluation.json have none, because any number
+# in them is read by its path (see `_flat`).
 _SWEEP = Object(
     {
         "config": Object(optional={"seed": WHOLE, "stages": [FILE_NAME]}),
@@ -59,12 +59,12 @@ _SWEEP = Object(
 )
 _ARM = Object(optional={"status": TEXT, **dict.fromkeys(("reason", "commit"), Maybe(TEXT)), "seconds": Maybe(NUMBER)})
 
-_LEFT_OUT = ("categories", "labelers", "other_weights")  # of evaluation.json: what only "evaluation:PATH" asks for
+_LEFT_OUT = ("categories", "labelers", "other_weights")  # parts of evaluation.json that only "evaluation:PATH" asks for
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """The overrides of an arm without its seed; `name` is short and unlike that of the others."""
+class SweepSetting:
+    """The overrides of an arm without its seed, with a short name that no other setting of the sweep has."""
 
     name: str
     overrides: dict
@@ -74,29 +74,31 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One run of a sweep, begun or not."""
+class ArmRecord:
+    """One run of a sweep, begun or not; `facts` is its arm.json, or {}."""
 
     number: int
     name: str
     overrides: dict
     seed: int
-    setting: Setting
+    setting: SweepSetting
     path: pathlib.Path
-    facts: dict  # arm.json
+    facts: dict
 
     @property
     def status(self) -> str:
+        """How the arm ended, such as "done" or "failed"; MISSING if it has not begun."""
         return self.facts.get("status", MISSING)
 
     @property
     def reason(self) -> str:
+        """Why the arm is not done; "" if nobody said."""
         return self.facts.get("reason") or ("it has not begun" if self.status == MISSING else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A number of an arm; an arm without any has one row with nothing after its reason."""
+    """A number of an arm; an arm without numbers has one row, which ends with its reason."""
 
     arm: str
     setting: str
@@ -109,17 +111,21 @@ class Row:
 
 
 class Sweep:
-    """What lies in a sweep's directory.
+    """A sweep, finished or not.
 
     Attributes:
-        path, experiment, argument, about, commit, config, overrides: as in sweep.json.
-        declared: the figures, tables and claims of the experiment file.
-        arms, settings, seeds: in the order of sweep.json.
-        swept: the fields that differ between settings.
-        notes: what could not be read, one sentence each; a report says so and goes on.
+      path: its directory.
+      experiment, argument, about, commit, config, overrides: the values in sweep.json.
+      declared: the declarations of the experiment file.
+      arms: the arms, in the order of sweep.json.
+      settings: the settings, in the same order.
+      seeds: the seeds, in ascending order.
+      swept: the fields that differ between settings.
+      short: field -> its short name.
+      notes: a sentence for each file that could not be read; the report shows them and goes on.
 
     Raises:
-        InputError: there is no sweep.json, or it is damaged.
+      InputError: there is no sweep.json, or it is damaged.
     """
 
     def __init__(self, path):
@@ -129,7 +135,7 @@ class Sweep:
             raise InputError(f"{path} is no directory of a sweep: it has no sweep.json")
         facts = check(file, read_json(file), _SWEEP)
         self.notes = []
-        self._read, self._history = functools.cache(self._read), functools.cache(self._history)  # each file once
+        self._read, self._history = functools.cache(self._read), functools.cache(self._history)  # reads a file once
         self.config, arms = facts["config"], facts["arms"]
         self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
         self.about, self.commit = facts.get("about") or "", facts.get("commit")
@@ -139,7 +145,7 @@ class Sweep:
         settings = {}
         for arm in arms:
             fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}
-            settings.setdefault(json.dumps(fields, sort_keys=True), Setting(_called(fields, names), fields))
+            settings.setdefault(json.dumps(fields, sort_keys=True), SweepSetting(_called(fields, names), fields))
         self.arms = [self._arm(arm, settings, swept) for arm in arms]
         try:
             self.declared = spec.Declared.from_json(facts)
@@ -150,7 +156,8 @@ class Sweep:
         self.seeds = sorted({arm.seed for arm in self.arms})
         self._by_setting = {(arm.setting, arm.seed): arm for arm in self.arms}
 
-    def _arm(self, facts, settings, swept) -> Arm:
+    def _arm(self, facts, settings, swept) -> ArmRecord:
+        """Returns the arm that `facts` of sweep.json describe."""
         fields = {name: facts["overrides"][name] for name in swept if name in facts["overrides"]}
         path = self.path / "arms" / facts["name"]
         try:
@@ -160,16 +167,16 @@ class Sweep:
             found = {"status": "running", "reason": "its arm.json cannot be read"}
         seed = facts["overrides"].get("seed", self.config.get("seed", 0))
         setting = settings[json.dumps(fields, sort_keys=True)]
-        return Arm(facts["number"], facts["name"], facts["overrides"], seed, setting, path, found)
+        return ArmRecord(facts["number"], facts["name"], facts["overrides"], seed, setting, path, found)
 
     # --- settings ---
 
-    def level(self, setting: Setting, name: str):
-        """The value that a field has in a setting: overridden, or the config's; None where it has none."""
+    def level(self, setting: SweepSetting, name: str):
+        """Returns the value of a field in a setting: its override or the config's value, or None without either."""
         return spec.level(self.config, setting.overrides, name)
 
-    def select(self, where: dict | None = None, axis: str | None = None) -> list[Setting]:
-        """The settings that `where` takes; with `axis`, those of them that give that field a value themselves."""
+    def select(self, where: dict | None = None, axis: str | None = None) -> list[SweepSetting]:
+        """Returns the settings that `where` chooses; with `axis`, only those of them that override this field."""
         found = [
             setting
             for setting in self.settings
@@ -177,10 +184,11 @@ class Sweep:
         ]
         return found if axis is None else [setting for setting in found if axis in setting.overrides]
 
-    def names(self, settings) -> dict[Setting, str]:
-        """What to call settings beside one another: without the fields in which they agree, and those that go with another.
+    def names(self, settings) -> dict[SweepSetting, str]:
+        """Returns short names for settings that are shown beside one another.
 
-        Of fields that go together the one that BASELINE names is told, else the first.
+        A name omits fields in which all of them agree. Of several fields whose values go together, it keeps one: the
+        field that BASELINE names, or else the first.
         """
         told = []
         for name in sorted(self.swept, key=lambda name: name not in (self.declared.baseline or {})):
@@ -194,26 +202,26 @@ class Sweep:
         return names if len(set(names.values())) == len(names) > 1 else {setting: setting.name for setting in settings}
 
     def _together(self, name, other) -> bool:
-        """Whether each value of one field goes with one value of the other, as in a zip."""
+        """Whether each value of one field always goes with the same value of the other, as in a zip."""
         keys = [tuple(spec.key(self.level(setting, field)) for field in (name, other)) for setting in self.settings]
         return len(set(keys)) == len({a for a, _ in keys}) == len({b for _, b in keys})
 
     def levels(self, settings, axis: str) -> list:
-        """The values of a field among settings, numbers in their order, others as they come."""
+        """Returns the values of a field among settings: numbers in ascending order, others in that of the settings."""
         levels = [self.level(setting, axis) for setting in settings]
         values = list({spec.key(level): level for level in levels}.values())
         return sorted(values) if all(map(is_number, values)) else values
 
-    def baseline(self, where: dict | None = None) -> Setting | None:
-        """The setting that others are compared with.
+    def baseline(self, where: dict | None = None) -> SweepSetting | None:
+        """Returns the setting that others are compared with, or None if there is not exactly one.
 
-        The one that `where` (else BASELINE) chooses; without both, the one whose values are the config's own. None
-        where not exactly one is left.
+        It is the setting that `where` chooses, or BASELINE if `where` is None. Without both, it is the setting whose
+        values are the config's own.
         """
         where = self.declared.baseline if where is None else where
         if where is not None:
             found = self.select(where)
-            if len(found) > 1:  # of those, the one that changes nothing else
+            if len(found) > 1:  # then the one that changes no other field
                 rest = [s for s in found if all(name in where or self._own(s, name) for name in s.overrides)]
                 found = rest or found
         else:
@@ -221,15 +229,17 @@ class Sweep:
         return found[0] if len(found) == 1 else None
 
     def _own(self, setting, name) -> bool:
+        """Whether a setting overrides a field with the config's own value."""
         return spec.same(setting.overrides[name], spec.level(self.config, {}, name))
 
     # --- numbers ---
 
-    def arm(self, setting: Setting, seed: int) -> Arm | None:
+    def arm(self, setting: SweepSetting, seed: int) -> ArmRecord | None:
+        """Returns the arm of a setting and seed, or None."""
         return self._by_setting.get((setting, seed))
 
-    def value(self, arm: Arm, stage: str, quantity: str) -> float | None:
-        """A quantity (see spec) of a finished stage of an arm; None where there is none, or it is not finite."""
+    def value(self, arm: ArmRecord, stage: str, quantity: str) -> float | None:
+        """Returns a quantity (see spec) of a finished stage of an arm, or None if it is missing or not finite."""
         if quantity == "failed":
             return {"done": 0.0, "failed": 1.0}.get(arm.status)
         if not self.finished(arm, stage):
@@ -245,12 +255,12 @@ class Sweep:
             value = self.numbers(arm, stage).get(quantity.removeprefix("evaluation:"))
         return float(value) if is_number(value) and math.isfinite(value) else None
 
-    def finished(self, arm: Arm, stage: str) -> bool:
-        """Whether an arm has a stage's done.json: what an unfinished stage has measured is no result."""
+    def finished(self, arm: ArmRecord, stage: str) -> bool:
+        """Whether an arm has finished a stage: the numbers of an unfinished stage are no results."""
         return self._json(arm, stage, "done.json") is not None
 
     def by_seed(self, stage: str, settings, quantity: str) -> dict[int, float]:
-        """Seed -> mean over the settings; a seed that lacks one of them is left out."""
+        """Returns the mean of a quantity over settings, by seed; omits a seed that lacks one of the settings."""
         found = {}
         for seed in self.seeds:
             arms = [self.arm(setting, seed) for setting in settings]
@@ -259,16 +269,20 @@ class Sweep:
                 found[seed] = float(np.mean(values))
         return found
 
-    def numbers(self, arm: Arm, stage: str) -> dict[str, float]:
-        """Every number of a stage's evaluation.json by its path (estimates of policies by name); of an interval its value."""
+    def numbers(self, arm: ArmRecord, stage: str) -> dict[str, float]:
+        """Returns every number of a stage's evaluation.json by its path; an interval counts as its value.
+
+        The estimates of a policy are called by their names alone.
+        """
         return _flat(self._json(arm, stage, "evaluation.json") or {})
 
-    def history(self, arm: Arm, stage: str, file: str = "metrics.jsonl") -> list[dict]:
-        """The rows of a JSON-lines file of a stage, finished or not; none where it is not there or damaged."""
+    def history(self, arm: ArmRecord, stage: str, file: str = "metrics.jsonl") -> list[dict]:
+        """Returns the rows of a file of JSON lines of a stage, finished or not; none if it is missing or damaged."""
         known = stage in self.stages and is_file_name(file)
         return self._history(str(arm.path / stage / file)) if known else []
 
     def _history(self, path):
+        """Returns the rows of a file of JSON lines; notes what cannot be read."""
         path = pathlib.Path(path)
         try:
             if not finished.checked(path).exists():
@@ -285,9 +299,11 @@ class Sweep:
             return []
 
     def _json(self, arm, stage, name):
+        """Returns a JSON file of a stage of an arm, or None."""
         return self._read(str(arm.path / stage / name)) if stage in self.stages else None
 
     def _read(self, path):
+        """Returns a JSON file, or None if it is missing or damaged; notes the damage."""
         try:
             return finished.read_if_there(path)
         except InputError as error:
@@ -305,7 +321,7 @@ class Sweep:
         return list(found)
 
     def policies(self) -> list[str]:
-        """The stages that gave a policy that is evaluated in some arm."""
+        """Returns the stages whose policy is evaluated in some arm."""
         return [
             stage
             for stage in self.stages
@@ -313,10 +329,10 @@ class Sweep:
         ]
 
     def rows(self, quantities=()) -> list[Row]:
-        """A row for every number of every finished stage of every arm.
+        """Returns a row for every number of every finished stage of every arm.
 
         Args:
-            quantities: what is asked for beyond the estimates: histories and paths, as in spec.
+          quantities: quantities to add to the estimates, such as histories and paths (see spec).
         """
         rows = []
         for arm in self.arms:
@@ -335,7 +351,7 @@ class Sweep:
 
 
 def shown(value) -> str:
-    """A field's value in a name or a table."""
+    """Returns the value of a field as text for a name or a table."""
     if is_number(value):
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
@@ -344,11 +360,12 @@ def shown(value) -> str:
 
 
 def _called(fields: dict, names: dict[str, str]) -> str:
+    """Returns the name of a setting with these fields."""
     return ", ".join(f"{names[name]}={shown(value)}" for name, value in fields.items()) or "the config"
 
 
 def _short_names(arms) -> dict[str, str]:
-    """Dotted field -> its last part, or as many parts as it takes to tell it from the others."""
+    """Returns the short name of each field: its last part, or as many as distinguish it from the other fields."""
     names = list(dict.fromkeys(name for arm in arms for name in arm["overrides"]))
     short = {}
     for name in names:
@@ -361,13 +378,17 @@ def _short_names(arms) -> dict[str, str]:
 
 
 def _summary(values, how) -> float | None:
+    """Returns the summary `how` of the values of a metric (see spec.SUMMARIES), or None for an unknown one."""
     if how == "mean_last_10%":
         return float(np.mean(values[-max(1, len(values) // 10) :]))
     return {"last": values[-1], "first": values[0]}.get(how)
 
 
 def _flat(value, at=()) -> dict[str, float]:
-    """Numbers of nested dicts by path; {value, low, high} is one, and those of "estimates" are named without it."""
+    """Returns the numbers in nested dicts by path.
+
+    An interval {value, low, high} is one number, its value. Paths omit the name "estimates" at their start.
+    """
     if isinstance(value, dict):
         if is_number(value.get("value")):
             return {"/".join(at): value["value"]}

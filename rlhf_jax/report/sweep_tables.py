@@ -1,34 +1,45 @@
-"""The tables of a sweep: means over seeds, differences paired by seed, and the same numbers as CSV."""
+"""The tables of a sweep: means over seeds, differences taken within each seed, and the same numbers as CSV."""
 
 import dataclasses
 
 from rlhf_jax.report import spec
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_report import Row, Sweep, shown
-from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, Table, csv_text, has_ends, quantity_of
+from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, TextTable, csv_text, has_ends, quantity_of
 from rlhf_jax.statistics import mean_over_seeds
 
-_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # no parts of another
+_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # without parts
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A declared table with its numbers: rows of text, and `wide`, one CSV line a setting and stage."""
+    """A declared table with its numbers.
+
+    Attributes:
+      declared: the declaration.
+      means: the means over seeds.
+      differences: the differences to the baseline; None without a baseline, or without a setting to compare with it.
+      baseline: name of the baseline, or "".
+      wide: the same numbers as CSV, with a line for each setting and stage.
+    """
 
     declared: spec.Table
-    means: Table
-    differences: Table | None  # None: no baseline, or nothing to compare with it
-    baseline: str  # what differences are to
+    means: TextTable
+    differences: TextTable | None
+    baseline: str
     wide: str
 
 
 def tables_of(sweep: Sweep) -> list[Drawn]:
-    """Those of the experiment file, else one of all settings for the last policy and one for the reward model."""
+    """Returns the tables that the experiment file declares, or else the default tables."""
     return [draw(sweep, table) for table in sweep.declared.tables or default_tables(sweep)]
 
 
 def draw(sweep: Sweep, table: spec.Table) -> Drawn:
-    """Fills a table. A quantity that no arm has is left out; a stage that all settings share has one row of text."""
+    """Returns a table with its numbers.
+
+    A quantity that no arm has gets no column, and a stage that all settings share gets one row.
+    """
     settings = sweep.select(table.where)
     baseline, called = sweep.baseline(table.baseline), sweep.names(settings)
     rows = [(setting, stage) for setting in settings for stage in table.stages]
@@ -48,6 +59,7 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
     ]
 
     def line(setting, stage, cells):
+        """Returns a row of text; the setting None stands for all."""
         return [called.get(setting, "all"), *[label(stage)] * (words > 1), *cells]
 
     means = [
@@ -75,32 +87,33 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
     ]
     return Drawn(
         table,
-        Table(heads, means, words),
-        Table(heads, differences, words) if differences and names else None,
+        TextTable(heads, means, words),
+        TextTable(heads, differences, words) if differences and names else None,
         called.get(baseline, baseline.name) if baseline else "",
         _wide(sweep, rows, names, values, compared),
     )
 
 
 def long_csv(rows: list[Row]) -> str:
-    """One number a line; see Sweep.rows."""
+    """Returns rows (see Sweep.rows) as CSV, one number a line."""
     columns = ["arm", "setting", "seed", "status", "reason", "stage", "quantity", "value"]
     return csv_text(columns, [[getattr(row, name) for name in columns] for row in rows])
 
 
 def estimate(by_seed: dict[int, float]) -> dict | None:
-    """{value, low, high} over seeds; None without any."""
+    """Returns the mean {value, low, high} over seeds, or None without a seed."""
     return mean_over_seeds(list(by_seed.values()))._asdict() if by_seed else None
 
 
 def _shared(values) -> bool:
-    """Whether several settings have the same numbers of a stage for each seed, as where it was computed once for all."""
+    """Whether several settings have the same numbers of a stage for each seed, as if it was computed once for all."""
     return len(values) > 1 and any(values[0]) and all(one == values[0] for one in values)
 
 
 def _mean(sweep, settings, name, by_seed) -> str:
+    """Returns the cell of a mean; it says how many seeds have the number if not all do."""
     arms = [arm for arm in sweep.arms if arm.setting in settings]
-    if not by_seed:  # why, where all arms agree on it
+    if not by_seed:  # the cell says why, if all arms agree on that
         states = {arm.status for arm in arms}
         return states.pop() if len(states) == 1 and states != {"done"} else quantity_of(name).show(None)
     text = quantity_of(name).show(estimate(by_seed))
@@ -109,14 +122,17 @@ def _mean(sweep, settings, name, by_seed) -> str:
 
 
 def _paired(values, baseline) -> dict[int, float]:
+    """Returns the differences to the baseline by seed."""
     return {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
 
 
 def _difference(name, by_seed) -> str:
+    """Returns the cell of a difference, with its sign."""
     return quantity_of(name).show(estimate(by_seed), sign=True)
 
 
 def _wide(sweep, rows, names, values, compared) -> str:
+    """Returns a table as CSV, with the swept fields, the stage, and the numbers behind each mean and difference."""
     columns = [*sweep.swept, "stage"]
     for name in names:
         columns += [f"{name} {part}" for part in ("mean", "low", "high", "seeds")]
@@ -132,22 +148,26 @@ def _wide(sweep, rows, names, values, compared) -> str:
 
 
 def _numbers(by_seed) -> list:
-    """Mean, low, high, number of seeds; an infinite end is an empty field."""
+    """Returns the mean, the ends of its interval and the number of seeds; an infinite end is an empty field."""
     found = estimate(by_seed)
     ends = [found["low"], found["high"]] if found and has_ends(found) else [None, None]
     return [found and found["value"], *ends, len(by_seed)]
 
 
 def _field(value):
+    """Returns the value of a swept field for CSV."""
     return shown(value) if isinstance(value, (list, tuple)) else value
 
 
 def default_tables(sweep: Sweep) -> list[spec.Table]:
-    """All settings by the main quantities of the last policy, and of the reward model where settings differ in it."""
+    """Returns a table of the last policy, and one of the reward model if settings differ in it.
+
+    Both show all settings: the policy by its main quantities, the reward model by its accuracy and calibration.
+    """
     found = []
     if policies := sweep.policies():
         found.append(spec.Table(stages=(policies[-1],), quantities=_MAIN, title=label(policies[-1])))
-    for stage in sweep.stages:  # a reward model that all arms of a seed share is no table of settings
+    for stage in sweep.stages:  # a reward model that all arms of a seed share compares no settings
         reward = [
             {
                 arm.seed: value

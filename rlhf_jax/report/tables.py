@@ -1,4 +1,4 @@
-"""The tables of a report: rows of text, for a Markdown file, a terminal, LaTeX, and numbers for CSV."""
+"""The tables of a report, as Markdown, LaTeX, CSV or for a terminal, and how each quantity is printed."""
 
 import csv
 import dataclasses
@@ -16,21 +16,31 @@ from rlhf_jax.runtime.terminal import visible
 
 
 def has_ends(estimate: dict) -> bool:
-    """Whether an interval {value, low, high} has ends; None, or infinity in older files, stands for an end it has not."""
+    """Whether an interval {value, low, high} has ends; a missing end is None, or infinity in older files."""
     return all(end is not None and math.isfinite(end) for end in (estimate["low"], estimate["high"]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """A number of evaluation.json or metrics.jsonl, and how it is printed."""
+    """A number of evaluation.json or metrics.jsonl, and how it is printed.
+
+    Attributes:
+      title: the name for readers, with the unit.
+      name: the name in the file.
+      digits: digits after the point; None: four significant digits.
+      scale: factor from the number to what is printed, such as 100 for percent.
+    """
 
     title: str
     name: str
-    digits: int | None = 3  # after the point; None: four significant ones
+    digits: int | None = 3
     scale: float = 1.0
 
     def show(self, estimate: dict | None, sign: bool = False) -> str:
-        """`value ± half the width of its interval`, the value alone where the interval has no ends; a dash for None."""
+        """Returns `value ± half the width of its interval`, or the value alone if the interval has no ends.
+
+        None is a dash. `sign` also shows the sign of a positive value.
+        """
         if estimate is None:
             return "–"
         form = f"{'+' if sign else ''}{'.4g' if self.digits is None else f'.{self.digits}f'}"
@@ -83,7 +93,10 @@ _BY_NAME = {
 
 
 def quantity_of(name: str) -> Quantity:
-    """How a quantity (see rlhf_jax/report/spec) is called and printed; one that is not known here by its own name."""
+    """Returns how a quantity (see spec) is called and printed.
+
+    An unknown quantity is called by its name, and printed with four digits.
+    """
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name.startswith("history:"):
@@ -96,15 +109,18 @@ def quantity_of(name: str) -> Quantity:
 
 
 def title_of(name: str) -> str:
-    """A quantity's title without a percent sign, for sentences, where shares are shares."""
+    """Returns the title of a quantity for a sentence, where shares are not in percent."""
     return quantity_of(name).title.removesuffix(" (%)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """Cells of text; a first cell that starts with spaces is a part of the row above it.
+class TextTable:
+    """A table of text.
 
-    The first `words` columns are words, at the left; the others are numbers, at the right.
+    Attributes:
+      columns: the heads of the columns.
+      rows: the cells by row; a first cell that starts with spaces is a part of the row above it.
+      words: the number of columns with words, which come first and are flush left; numbers are flush right.
     """
 
     columns: list[str]
@@ -112,14 +128,15 @@ class Table:
     words: int = 1
 
     def markdown(self) -> str:
+        """Returns the table as Markdown."""
         rule = ["---" if number < self.words else "---:" for number in range(len(self.columns))]
         lines = [[cell(text) for text in self.columns], rule, *([cell(text) for text in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self, caption: str = "", label: str = "") -> str:
-        """A table for the packages booktabs and graphicx, which makes it smaller where it is wider than the page.
+        """Returns the table as LaTeX for pdfLaTeX and newer engines, with the packages booktabs and graphicx.
 
-        Any text is escaped, for pdfLaTeX and newer engines; heads are broken into lines.
+        All text is escaped, and heads are broken into lines. A table that is wider than the page is made smaller.
         """
         sides = ["l" if number < self.words else "r" for number in range(len(self.columns))]
         broken = [r" \\ ".join(map(latex, textwrap.wrap(name, 14))) for name in self.columns]
@@ -141,7 +158,13 @@ class Table:
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
     def rich(self, title: str, wrap: bool = False, most: int | None = None) -> rich.table.Table:
-        """The same for a terminal; `wrap` breaks lines in cells where there is no room, `most` columns are shown."""
+        """Returns the table for a terminal.
+
+        Args:
+          title: the title above the table.
+          wrap: whether lines in cells are broken if there is no room.
+          most: how many columns are shown; None: all.
+        """
 
         def text(words):
             return Text(visible(words))
@@ -157,7 +180,10 @@ class Table:
 
 
 def latex(text: str) -> str:
-    """Any text as LaTeX that shows it as it is; leading spaces stay, line ends become spaces, a number's - is a minus."""
+    """Returns any text as LaTeX that shows the same text.
+
+    Leading spaces stay, line ends become spaces, and the hyphen of a negative number becomes a minus.
+    """
     indent = len(text) - len(text.lstrip(" "))
     text = re.sub(_SPECIAL, lambda match: _LATEX[match[0]], visible(" ".join(text.split())))
     return r"\quad " * (indent // 2) + re.sub(r"(?<![\w.)$-])-(?=[\d.])", "$-$", text)
@@ -179,7 +205,7 @@ _LATEX = {
     "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
     "[": "{[}",
-    "]": "{]}",  # else the optional argument of a line end
+    "]": "{]}",  # a plain bracket after a line end would be its optional argument
     "±": r"$\pm$",
     "−": "$-$",
     "–": "--",
@@ -199,7 +225,7 @@ _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 
 def csv_text(columns: list[str], rows: list[list]) -> str:
-    """Comma-separated values with a line of names; None is an empty field, a float has all its digits."""
+    """Returns CSV with a line of names; None becomes an empty field, and a float has all its digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -4,8 +4,8 @@ import numpy as np
 
 from rlhf_jax.report.tables import has_ends
 
-# Colour, marker and line of each thing shown: the palette of Okabe and Ito. Markers and lines say again what colours say,
-# and the order keeps neighbours apart in grey, too.
+# Colour, marker and line of each thing shown. The colours are the palette of Okabe and Ito. Markers and lines say again
+# what colours say, and the order keeps neighbours apart in grey, too.
 LOOKS = [
     ("#0072B2", "o", "-"),
     ("#D55E00", "^", "--"),

@@ -1,6 +1,6 @@
 """The figures of one run, and of one run with several seeds.
 
-A figure whose data a run does not have is not drawn.
+A figure is left out if the run lacks its data.
 """
 
 import math
@@ -24,13 +24,13 @@ _MORE_LOOKS = [("#CC79A7", "v", "-."), ("#E69F00", "P", ":"), ("#56B4E9", "X", "
 
 
 def _look(stage: str, stages) -> tuple[str, str, str]:
-    """Colour, marker and line of a stage's policy among all stages shown."""
+    """Returns the colour, marker and line of a stage's policy among all stages shown."""
     others = [name for name in stages if name not in _LOOKS]
     return _LOOKS.get(stage) or _MORE_LOOKS[others.index(stage) % len(_MORE_LOOKS)]
 
 
 def draw_run(record, folder) -> list[tuple[str, str]]:
-    """Draws what a run has data for; returns (file name, caption) of each figure."""
+    """Draws the figures that a run has data for, and returns (file name, caption) of each."""
     figures = {
         "plane.png": (
             _plane,
@@ -41,17 +41,19 @@ def draw_run(record, folder) -> list[tuple[str, str]]:
             _categories,
             "Gold score by category of prompt (number of test prompts), with 95 % intervals.",
         ),
-        "learning.png": (_learning, "PPO: means over the batch of each iteration (faint) and their moving average."),
+        "learning.png": (_learning, "PPO: means over the batch of each iteration (faint), and their moving average."),
         "reward_model.png": (
             _reward_model,
-            "Reward model: stated confidence against how often it is right, and accuracy by difference of scores.",
+            "Reward model: stated confidence against the share of pairs on which it is right, and accuracy by difference "
+            "of scores.",
         ),
-        "losses.png": (_losses, "Training loss (moving average over it) and held-out loss."),
+        "losses.png": (_losses, "Training loss of each step (faint), its moving average, and held-out loss."),
     }
     return [(name, caption) for name, (draw, caption) in figures.items() if draw(record, folder / name)]
 
 
 def _plane(record, path) -> bool:
+    """Draws gold score against skills; returns False for fewer than two policies with both."""
     stages = [
         stage
         for stage in record.evaluations
@@ -79,7 +81,7 @@ def _plane(record, path) -> bool:
                 zorder=3,
             )
         for stage in stages:
-            if record.reference in points and record.config[stage].get("ptx_coef") is not None:
+            if record.reference in points and stage in record.learned:
                 axis.annotate(
                     "",
                     points[stage],
@@ -94,6 +96,7 @@ def _plane(record, path) -> bool:
 
 
 def _categories(record, path) -> bool:
+    """Draws gold scores by category of prompt; returns False without categories."""
     stages = [stage for stage, found in record.evaluations.items() if found["categories"]]
     if not stages:
         return False
@@ -131,6 +134,7 @@ def _categories(record, path) -> bool:
 
 
 def _learning(record, path) -> bool:
+    """Draws four metrics over the iterations of PPO; returns False without them."""
     curves = {stage: rows for stage, rows in record.curves.items() if rows and "objective/kl" in rows[0]}
     names = {
         "objective/scores": "reward score",
@@ -159,6 +163,7 @@ def _learning(record, path) -> bool:
 
 
 def _losses(record, path) -> bool:
+    """Draws training and held-out losses, a panel for each stage; returns False without losses."""
     curves = {
         stage: rows for stage, rows in record.curves.items() if rows and registry.KINDS[record.kind(stage)].loss_unit
     }
@@ -183,6 +188,7 @@ def _losses(record, path) -> bool:
 
 
 def _reward_model(record, path) -> bool:
+    """Draws calibration and accuracy of the reward model; returns False without them."""
     splits = record.reward_splits
     if not splits:
         return False
@@ -193,7 +199,7 @@ def _reward_model(record, path) -> bool:
             colour, marker = looks[name]
             rows = []
             for row in facts["reliability"]:
-                low, high = row.get("interval", [row["frequency"]] * 2)  # an older run has none
+                low, high = row.get("interval", [row["frequency"]] * 2)  # older runs have no interval
                 rows.append({"value": row["frequency"], "low": low, "high": high, "stated": row["probability"]})
             axes[0].errorbar(
                 [row["stated"] for row in rows],
@@ -231,10 +237,12 @@ def _reward_model(record, path) -> bool:
 
 
 def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
-    """One panel a quantity: a dot for each seed, joined over policies, and the mean with interval.
+    """Draws a panel for each quantity: a dot for each seed, joined over policies, and the mean with its interval.
 
     Args:
-        values: axis title -> stage -> one value a seed, in the same order of seeds.
+      values: title of the axis -> stage -> a value for each seed, in one order of seeds.
+      stages: the policies, from left to right.
+      path: path of the PNG file.
     """
     rows = math.ceil(len(values) / 2)
     with new_figure(path, 2, 2.5 * rows, rows) as (_, axes):
@@ -265,7 +273,7 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
 
 
 def _curve(axis, rows, name, colour, title, line="-") -> None:
-    """The values (faint) and their centred moving average."""
+    """Draws the values of a metric (faint) and their centred moving average."""
     points = _points(rows, name)
     if not points:
         return
@@ -277,14 +285,18 @@ def _curve(axis, rows, name, colour, title, line="-") -> None:
 
 
 def _edges(row: dict) -> tuple[float, float]:
-    """The edges of a bin of margins, whose last has no upper one: None, or infinity in older files."""
+    """Returns the edges of a bin of margins.
+
+    The last bin has no upper edge: the file has None in its place, or infinity if it is older.
+    """
     return row["low"], math.inf if row["high"] is None else row["high"]
 
 
 def _points(rows, name) -> list[tuple[int, float]]:
-    """(step, value) of the steps at which it is finite."""
+    """Returns (step, value) of a metric, for the steps at which it is finite."""
     return [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
 
 
 def _interval(low: float, high: float) -> str:
+    """Returns the name of a bin of margins."""
     return f"over {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"

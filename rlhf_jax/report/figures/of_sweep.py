@@ -1,4 +1,4 @@
-"""The figures of a sweep: means over seeds with 95 % Student t intervals, and every seed as a small point."""
+"""The figures of a sweep: means over seeds with 95 % Student t intervals, and each seed as a small point."""
 
 import math
 import textwrap
@@ -18,10 +18,10 @@ from rlhf_jax.report.tables import quantity_of
 from rlhf_jax.runtime.figures import new_figure
 
 _MOST_LINES = len(LOOKS)
-_WIDE = 84  # letters that stand side by side under a figure
-_BESIDE = 10  # points between lines that would hide one another
+_WIDE = 84  # letters that fit side by side under a figure
+_BESIDE = 10  # distance in points between lines that would hide one another
 _SEED = {"markersize": 3, "alpha": 0.55, "linestyle": "none", "markeredgewidth": 0, "zorder": 2}
-_JOINED = {"linewidth": 0.7, "alpha": 0.4, "zorder": 1.5}  # what is compared within a seed is seen within it
+_JOINED = {"linewidth": 0.7, "alpha": 0.4, "zorder": 1.5}  # thin lines show comparisons within a seed
 _MEAN = {
     "markersize": 7,
     "elinewidth": 1.3,
@@ -33,11 +33,12 @@ _MEAN = {
 
 
 def draw(sweep: Sweep, figure, path) -> str | None:
-    """Draws a declared figure as PNG and PDF; returns its caption, or None where there is nothing to draw."""
+    """Draws a declared figure as PNG and PDF, and returns its caption; returns None if there is nothing to draw."""
     return _DRAW[type(figure)](sweep, figure, path)
 
 
 def _curve(sweep, asked, path):
+    """Draws a quantity over a swept field (see spec.Curve)."""
     settings = sweep.select(asked.where, asked.axis)
     levels = sweep.levels(settings, asked.axis)
     groups = _groups(sweep, settings, asked.by)
@@ -56,7 +57,7 @@ def _curve(sweep, asked, path):
         for n, (name, by_seed) in enumerate(lines.items()):
             colour, marker, line = LOOKS[n % _MOST_LINES]
             beside = min(_BESIDE, 50 / len(lines)) * (n - (len(lines) - 1) / 2)
-            along = scale != "category"  # nothing lies between names
+            along = scale != "category"  # a line between names would show values between them
             _means(
                 axis,
                 places,
@@ -86,7 +87,7 @@ def _curve(sweep, asked, path):
         axis.set_ylabel(asked.y_title or quantity.title)
         _finish(figure, axis, asked.title, sweep.short.get(asked.by, asked.by), always=found is not None)
     gone = [shown(level) for n, level in enumerate(levels) if not any(by_seed[n] for by_seed in lines.values())]
-    failed = (f" Without {', '.join(gone)}, where no seed has all arms." if gone else "") + _failed(sweep, settings)
+    failed = (f" Not drawn: {', '.join(gone)}, where no seed has all arms." if gone else "") + _failed(sweep, settings)
     return (
         f"{quantity.title} of {label(asked.stage)} over {asked.axis}: means over seeds with 95 % Student t "
         f"intervals; small points are seeds{', joined by thin lines' if scale != 'category' else ''}.{failed}"
@@ -94,6 +95,7 @@ def _curve(sweep, asked, path):
 
 
 def _plane(sweep, asked, path):
+    """Draws one quantity against another (see spec.Plane)."""
     x_of, y_of = quantity_of(asked.x), quantity_of(asked.y)
     curves = []
     for part in asked.paths:
@@ -154,11 +156,12 @@ def _plane(sweep, asked, path):
         _finish(figure, axis, asked.title, always=True)
     return (
         f"{y_of.title} against {x_of.title}: a point for each setting, with the 95 % Student t intervals of both; "
-        "small points are seeds, joined by thin lines, small numbers the values of the swept field."
+        "small points are seeds, joined by thin lines, and small numbers are values of the swept field."
     )
 
 
 def _history(sweep, asked, path):
+    """Draws a metric during training (see spec.History)."""
     curves = {}
     called = sweep.names(sweep.select(asked.where))
     for setting in called:
@@ -212,6 +215,7 @@ def _history(sweep, asked, path):
 
 
 def _dots(sweep, asked, path):
+    """Draws a quantity by stage (see spec.Dots)."""
     quantity = quantity_of(asked.y)
     groups = {}
     for name, members in _groups(sweep, sweep.select(asked.where), asked.by).items():
@@ -254,7 +258,7 @@ _DRAW = {spec.Curve: _curve, spec.Plane: _plane, spec.History: _history, spec.Do
 
 
 def _groups(sweep, settings, by) -> dict:
-    """Name of a line -> its settings."""
+    """Returns the settings of each line by its name; without `by`, one line has no name."""
     if by is None:
         return {None: settings}
     return {
@@ -264,7 +268,7 @@ def _groups(sweep, settings, by) -> dict:
 
 
 def _means(axis, places, by_seed, scale, beside, marker, colour, joined=False, **line) -> None:
-    """Means with intervals over seeds at some places, `beside` points to the right of them, and seeds beside those."""
+    """Draws means with intervals over seeds `beside` points to the right of their places, and seeds beside them."""
     for seed in sorted(set().union(*by_seed)) if joined else ():
         points = [(place, scale * found[seed]) for place, found in zip(places, by_seed) if seed in found]
         axis.plot(*zip(*points), color=colour, transform=_moved(axis, beside + _BESIDE / 2), **_JOINED)
@@ -288,25 +292,25 @@ def _means(axis, places, by_seed, scale, beside, marker, colour, joined=False, *
         **_MEAN,
         **line,
     )
-    for place, values, found in there:  # what is moved does not count for the limits of an axis
+    for place, values, found in there:  # matplotlib ignores moved points in the limits of an axis
         ends = scale * found["value"] + scale * arms_of(found).ravel() * (-1, 1)
         axis.update_datalim([(place, y) for y in (*values, *ends)])
     axis.autoscale_view()
 
 
 def _moved(axis, points):
-    """The axis' transform, so many points to the right."""
+    """Returns the transform of an axis, moved to the right by some points."""
     return matplotlib.transforms.offset_copy(axis.transData, axis.figure, x=points, units="points")
 
 
 def _smoothed(points):
-    """Centred moving average of the columns of f[N, 3], over a twentieth of them."""
+    """Returns the centred moving average of the columns of f[N, 3], over a twentieth of the rows."""
     half = len(points) // 40
     return np.array([points[max(0, i - half) : i + half + 1].mean(axis=0) for i in range(len(points))])
 
 
 def _mean_by_step(curves):
-    """Mean over seeds at the steps that all of them have, f[N, 3]."""
+    """Returns the mean over seeds at the steps that all of them have, f[N, 3]."""
     steps = sorted(set.intersection(*({round(step, 6) for step in points[:, 0]} for points in curves)))
     picked = [points[np.isin(np.round(points[:, 0], 6), steps)] for points in curves]
     count = min(map(len, picked))
@@ -314,14 +318,17 @@ def _mean_by_step(curves):
 
 
 def _root(x, wanted):
+    """Returns x, or its root if that is wanted."""
     return np.sqrt(np.maximum(x, 0)) if wanted else x
 
 
 def _x_title(quantity, sqrt_x) -> str:
+    """Returns the title of the x axis."""
     return f"√({quantity.title})" if sqrt_x else quantity.title
 
 
 def _failed(sweep, settings) -> str:
+    """Returns a sentence on the arms that are not done, or ""."""
     gone = sum(arm.setting in settings and arm.status != "done" for arm in sweep.arms)
     return f" Arms that are not done: {gone} of {sum(arm.setting in settings for arm in sweep.arms)}." if gone else ""
 
@@ -330,7 +337,7 @@ def _failed(sweep, settings) -> str:
 
 
 def _scale(wanted: str, levels) -> tuple[str, list[float]]:
-    """linear, log, symlog or category, and the place of every value on it."""
+    """Returns the scale of the axis (linear, log, symlog or category), and the place of each value on it."""
     if not all(map(is_number, levels)) or wanted == "category":
         return "category", list(range(len(levels)))
     positive = [level for level in levels if level > 0]
@@ -342,6 +349,7 @@ def _scale(wanted: str, levels) -> tuple[str, list[float]]:
 
 
 def _set_scale(axis, scale, places, levels) -> None:
+    """Gives the x axis its scale and its labels."""
     if scale == "symlog":
         axis.set_xscale("symlog", linthresh=min(abs(place) for place in places if place), linscale=0.7)
     elif scale == "log":
@@ -357,7 +365,15 @@ def _set_scale(axis, scale, places, levels) -> None:
 
 
 def _finish(figure, axis, title, by=None, always=False) -> None:
-    """Title and, above the data, a legend of what has a name; `always`: also of one line alone."""
+    """Adds the title and, above the data, a legend of the lines with names.
+
+    Args:
+      figure: the figure.
+      axis: its axis.
+      title: the title, or "".
+      by: the title of the legend, or None.
+      always: whether a line that is alone gets a legend, too.
+    """
     handles, labels = axis.get_legend_handles_labels()
     named = [(handle, name) for handle, name in zip(handles, labels) if name]
     if len(named) > (0 if always or by else 1):

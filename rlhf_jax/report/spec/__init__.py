@@ -1,4 +1,4 @@
-"""What an experiment file wants to see of its sweep, and what it claims:
+"""Declarations of an experiment file: the figures and tables of its sweep, and the claims that it tests.
 
     BASELINE = {"ppo_ptx.ptx_coef": 0.0}
     FIGURES = (spec.Curve(y="gold/total", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", scale="log"),)
@@ -6,19 +6,22 @@
     CLAIMS = (spec.Claim(source="Ouyang et al. 2022, Fig. 33", text="reward falls as gamma grows",
                          rule=spec.Trend(y="score", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", direction="falls")),)
 
-A *setting* is the overrides of an arm without its seed. Fields are named as in overrides, "ppo_ptx.ptx_coef".
-`where` chooses settings by the values of fields, one value or a tuple of them, whether a setting overrides the
-field or has the config's value; an empty one chooses all. A *quantity* is
+A *setting* is the overrides of an arm without its seed. Fields have the names that overrides use, such as
+"ppo_ptx.ptx_coef". `where` chooses settings by the values of fields, and an empty `where` chooses all. A value is one
+value or a tuple of several, and it counts whether a setting overrides the field or leaves the config's value.
 
-    "gold/total", "score", "kl", "skills/mean", "valid_loss", ...    an estimate of a policy's evaluation.json
-    "valid/accuracy", "heldout/log_loss", "valid/by_group/detail"    of a reward model's
+A *quantity* is one of these:
+
+    "gold/total", "score", "kl", "skills/mean", "valid_loss", ...    an estimate in a policy's evaluation.json
+    "valid/accuracy", "heldout/log_loss", "valid/by_group/detail"    a number in a reward model's evaluation.json
     "evaluation:categories/chat/gold"                                any other number there, by its path
-    "history:objective/kl@last"                                      of the stage's metrics.jsonl; or @first,
-                                                                     @mean_last_10%; no extremes, see Turns
-    "seconds", "evaluation_seconds", "peak_memory_gib"               of the stage's done.json
-    "failed"                                                         1 where the arm failed, 0 where it is done
+    "history:objective/kl@last"                                      a metric in the stage's metrics.jsonl: @last,
+                                                                     @first or @mean_last_10%; for extremes see Turns
+    "seconds", "evaluation_seconds", "peak_memory_gib"               a number in the stage's done.json
+    "failed"                                                         1 for an arm that failed, 0 for one that is done
 
-Nothing here needs JAX. Everything is JSON both ways, and wrong words are refused when the sweep is defined.
+Nothing in this folder needs JAX. Every declaration can be written as JSON and read again. Unknown names are refused
+when the sweep is defined (see check.py).
 """
 
 import dataclasses
@@ -52,16 +55,16 @@ SCALES = ("auto", "linear", "log", "symlog", "category")
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A quantity over a swept field: means with intervals, seeds as small points, a line for each value of `by`."""
+    """A figure of a quantity over a swept field: means with intervals, seeds as small points, a line for each `by`."""
 
     y: str
     stage: str
     axis: str
     by: str | None = None
     where: dict = field(default_factory=dict)
-    scale: str = "auto"  # of the axis, see SCALES; auto: log where values span more than a factor of 20
-    baseline: dict | None = None  # drawn as a dashed level; None: BASELINE of the experiment file
-    name: str = ""  # of the file; empty: made of the fields
+    scale: str = "auto"  # scale of the axis, one of SCALES; "auto" is log if values span more than a factor of 20
+    baseline: dict | None = None  # the setting drawn as a dashed level; None: BASELINE of the experiment file
+    name: str = ""  # name of the file; "": one made of the fields
     title: str = ""
     x_title: str = ""
     y_title: str = ""
@@ -72,7 +75,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Plane:
-    """One quantity against another: a point for each setting with both intervals, seeds as small points."""
+    """A figure of one quantity against another: a point for each setting, both intervals, seeds as small points."""
 
     x: str
     y: str
@@ -89,16 +92,14 @@ class Plane:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """A metric during training: thin lines for seeds, a thick one for their mean, a colour for each setting."""
+    """A figure of a metric during training: thin lines for seeds, a thick line for their mean, colours for settings."""
 
     y: str  # a metric of metrics.jsonl, without "history:"
     stage: str
-    x: str = "step"  # or another metric
+    x: str = "step"  # "step" or a metric
     sqrt_x: bool = False
     where: dict = field(default_factory=dict)
-    file: str = (
-        "metrics.jsonl"  # or another JSON-lines file of the stage's folder; its "step" is the line, if it has none
-    )
+    file: str = "metrics.jsonl"  # a file of JSON lines in the stage's folder; a line without "step" has its number
     name: str = ""
     title: str = ""
     x_title: str = ""
@@ -107,13 +108,13 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Dots:
-    """A quantity by stage (the preference ladder): means with intervals, seeds, a colour for each value of `by`."""
+    """A figure of a quantity by stage (the preference ladder): means with intervals, seeds, a colour for each `by`."""
 
     y: str
     stages: tuple[str, ...]
     by: str | None = None
     where: dict = field(default_factory=dict)
-    level: float | None = None  # a line across, such as the 0.5 of a win rate
+    level: float | None = None  # height of a horizontal line, such as 0.5 for a win rate
     name: str = ""
     title: str = ""
     y_title: str = ""
@@ -124,12 +125,15 @@ class Dots:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows are settings (with several stages: settings and stages), columns quantities; then the paired differences."""
+    """A table with a row for each setting and stage and a column for each quantity, and one of paired differences.
+
+    A difference is that of a setting to the baseline, taken within each seed.
+    """
 
     stages: tuple[str, ...]
     quantities: tuple[str, ...]
     where: dict = field(default_factory=dict)
-    baseline: dict | None = None  # None: BASELINE of the experiment file
+    baseline: dict | None = None  # chooses the setting to compare with; None: BASELINE of the experiment file
     name: str = ""
     title: str = ""
 
@@ -140,13 +144,13 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a paper says, and the rule that decides whether this sweep says so too."""
+    """A statement of a paper, and the rule that decides whether this sweep agrees with it."""
 
-    source: str  # "Ouyang et al. 2022, Fig. 33, E.6"
+    source: str  # the place in the paper, such as "Ouyang et al. 2022, Fig. 33, E.6"
     text: str  # the claim in our words
     rule: Any
-    figure: str = ""  # name of the figure that shows it; empty: the first
-    note: str = ""  # what is known of why it holds or does not
+    figure: str = ""  # name of the figure that shows the claim; "": the first figure
+    note: str = ""  # the known reasons why the claim holds or does not
 
     def __post_init__(self):
         of_kind(self, "rule", RULES)
@@ -157,13 +161,13 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """FIGURES, TABLES, CLAIMS, BASELINE and LOOKS of an experiment file; all may be absent."""
+    """The names FIGURES, TABLES, CLAIMS, BASELINE and LOOKS of an experiment file; each may be absent."""
 
     figures: tuple = ()
     tables: tuple = ()
     claims: tuple = ()
     baseline: dict | None = None  # chooses the setting that others are compared with; None: the config's own values
-    looks: tuple = ()  # numbers of seeds at which the claims were judged, (3, 5) where undecided ones asked for more
+    looks: tuple = ()  # numbers of seeds at which claims were judged; (3, 5) if undecided claims asked for two more
 
     def __post_init__(self):
         tuple_of(self, "figures", FIGURES)
@@ -173,10 +177,10 @@ class Declared:
 
     @classmethod
     def of(cls, module) -> "Declared":
-        """Those of an imported experiment file.
+        """Returns the declarations of an imported experiment file.
 
         Raises:
-            InputError: one is of the wrong kind.
+          InputError: a declaration has the wrong type.
         """
         return cls(
             getattr(module, "FIGURES", ()),
@@ -187,12 +191,12 @@ class Declared:
         )
 
     def to_json(self) -> dict:
-        """{"figures": [...], "tables": [...], "claims": [...], "baseline": ..., "looks": [...]}, for sweep.json."""
+        """Returns the declarations as JSON for sweep.json, under "figures", "tables", "claims", "baseline" and "looks"."""
         return {item.name: to_json(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, value: dict) -> "Declared":
-        """What `to_json` gave; other keys of `value` do not matter, missing ones are empty."""
+        """Returns the declarations that `to_json` wrote; ignores other names, and takes missing ones as empty."""
         read = {name: from_json(value.get(name) or []) for name in ("figures", "tables", "claims", "looks")}
         declared = cls(**read, baseline=from_json(value.get("baseline")))
         of_types(declared)
@@ -204,7 +208,7 @@ _CLASSES = {kind.__name__: kind for kind in (*FIGURES, Table, Path, Pick, *RULES
 
 
 def to_json(value):
-    """JSON of specs: a dataclass becomes its fields and "is", its name."""
+    """Returns a spec as JSON: a dataclass becomes an object of its fields, with its name under "is"."""
     if dataclasses.is_dataclass(value):
         return {"is": type(value).__name__} | {
             item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)
@@ -215,10 +219,10 @@ def to_json(value):
 
 
 def from_json(value):
-    """Specs of JSON; lists become tuples.
+    """Returns the spec that `to_json` wrote; lists become tuples.
 
     Raises:
-        InputError: an unknown name or field, as of another version's file.
+      InputError: a name or field is unknown, as in the file of another version.
     """
     if isinstance(value, dict):
         fields = {key: from_json(item) for key, item in value.items() if key != "is"}
@@ -235,14 +239,14 @@ def from_json(value):
 
 
 def of_metrics(item) -> bool:
-    """Whether the x and y of a spec are metrics of each step, not quantities."""
+    """Whether the x and y of a spec are metrics of steps, and no quantities."""
     if isinstance(item, (Dominates, Coincides)):
         return bool(item.file)
     return isinstance(item, (History, Turns, Law))
 
 
 def lookup(config: dict, name: str):
-    """The value of a dotted field in nested dicts; KeyError where there is none."""
+    """Returns the value of a dotted field in nested dicts; raises KeyError if there is no such field."""
     for part in name.split("."):
         if not isinstance(config, dict):
             raise KeyError(name)
@@ -251,7 +255,7 @@ def lookup(config: dict, name: str):
 
 
 def level(config: dict, overrides: dict, name: str):
-    """The value that a field has with some overrides: theirs, or the config's; None where it has none."""
+    """Returns the value that a field has under overrides: theirs or the config's, or None if neither has the field."""
     if name in overrides:
         return overrides[name]
     try:
@@ -261,18 +265,18 @@ def level(config: dict, overrides: dict, name: str):
 
 
 def same(first, second) -> bool:
-    """Equal as JSON: 1 is 1.0, a tuple is a list."""
+    """Whether two values are equal as JSON, where 1 is 1.0 and a tuple is a list."""
     return key(first) == key(second)
 
 
 def chosen(value, wanted) -> bool:
-    """Whether `where` with `wanted` for a field takes a setting that has `value` there."""
+    """Whether a `where` that wants `wanted` of a field chooses a setting that has `value` in it."""
     several = wanted if isinstance(wanted, (tuple, list)) else ()
     return same(value, wanted) or any(same(value, item) for item in several)
 
 
 def key(value) -> str:
-    """What is the same for values that are the same."""
+    """Returns a text that is equal for values that are the same, and different for others."""
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(key, value))}]"
     return json.dumps(float(value) if type(value) is int else value)

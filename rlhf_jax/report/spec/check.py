@@ -1,4 +1,4 @@
-"""Refuses what a sweep cannot answer when it is defined, not after hours: stages, fields, values, quantities."""
+"""Refuses declarations that name a stage, field, value or quantity which the sweep does not have, before it runs."""
 
 import dataclasses
 import difflib
@@ -10,18 +10,19 @@ from rlhf_jax.runtime.errors import InputError
 
 _OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
 _OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
-_EXTREMES = ("min", "max")  # of a course
+_EXTREMES = ("min", "max")  # summaries of a metric that are refused
 
 
 def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
-    """Refuses what the sweep cannot answer, before it runs.
+    """Checks the declarations of a sweep.
 
     Args:
-        config: the base config, nested.
-        arms: the overrides of every arm.
+      declared: the declarations.
+      config: the base config, nested.
+      arms: the overrides of every arm.
 
     Raises:
-        InputError: a stage, field, value or quantity that the sweep does not have; the sentence names it.
+      InputError: the sweep lacks a stage, field, value or quantity; the sentence names it.
     """
     sweep = _Words(config, arms)
     sweep.where("BASELINE", declared.baseline or {})
@@ -30,7 +31,9 @@ def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
     names = [item.name for item in (*declared.figures, *declared.tables) if item.name]
     for name in names:
         if names.count(name) > 1 or not name.replace("_", "").replace("-", "").isalnum():
-            raise InputError(f"name='{name}': a figure's or table's name is its own, of letters, digits, - and _")
+            raise InputError(
+                f"name='{name}': each figure and table needs a name of its own, of letters, digits, - and _"
+            )
     drawn = [figure.name for figure in declared.figures if figure.name]
     if declared.looks and (list(declared.looks) != sorted(set(declared.looks)) or declared.looks[-1] != sweep.seeds):
         raise InputError(
@@ -39,11 +42,11 @@ def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
     for claim in declared.claims:
         if claim.figure and claim.figure not in drawn:
             known = spec.listed(drawn)
-            raise InputError(f"Claim '{claim.text}': figure='{claim.figure}' is the name of no figure ({known})")
+            raise InputError(f"Claim '{claim.text}': figure='{claim.figure}' is no figure's name; there are {known}")
 
 
 class _Words:
-    """The stages, fields and quantities that a sweep knows."""
+    """The stages, fields and quantities of a sweep; each method refuses what the sweep does not have."""
 
     def __init__(self, config, arms):
         self.config, self.arms = config, arms
@@ -54,10 +57,12 @@ class _Words:
         self.swept = list(dict.fromkeys(name for arm in arms for name in arm if name != "seed"))
 
     def stage(self, at, name):
+        """Raises InputError if no arm has the stage; `at` is the place where it is named."""
         if name not in self.stages:
             raise InputError(f"{at}='{name}' is no stage of the sweep{_instead(name, self.stages)}")
 
     def axis(self, at, name, where, least):
+        """Raises InputError if the arms that `where` chooses have fewer than `least` values of a field."""
         if name not in self.swept:
             raise InputError(f"{at}='{name}' is no field that the sweep varies{_instead(name, self.swept)}")
         values = {spec.key(arm[name]) for arm in self._matching(where) if name in arm}
@@ -66,6 +71,7 @@ class _Words:
             raise InputError(f"{at}='{name}': the arms{among} have {len(values)} of its values; {least} are needed")
 
     def where(self, at, fields):
+        """Raises InputError if no arm has the wanted values of the fields."""
         for name, wanted in fields.items():
             if name == "seed":
                 raise InputError(f"{at}: 'seed' chooses no setting: arms of a setting differ in it and are averaged")
@@ -83,6 +89,7 @@ class _Words:
             raise InputError(f"{at}: no arm has all of {fields}")
 
     def _matching(self, where) -> list[dict]:
+        """Returns the overrides of the arms that `where` chooses."""
         return [
             arm
             for arm in self.arms
@@ -90,15 +97,17 @@ class _Words:
         ]
 
     def has(self, stage, quantity) -> bool:
+        """Whether a stage can have a quantity."""
         kind = self._kind(stage)
         return kind is None or known_quantity(quantity, kind)
 
     def quantity(self, at, name, stages):
+        """Raises InputError if one of the stages cannot have a quantity."""
         if name.startswith("history:") and name.rpartition("@")[2] in _EXTREMES:
             metric = name.removeprefix("history:").rpartition("@")[0]
             raise InputError(
-                f"{at}='{name}': the extreme of a noisy course is biased; Turns('{metric}', stage, 'falls', by) "
-                "claims a turn of it, where other seeds choose the step"
+                f"{at}='{name}': the extreme of a noisy course is biased; claim a turn instead, as in "
+                f"Turns('{metric}', stage, 'falls', by), where other seeds choose the step"
             )
         for stage in stages:
             if not self.has(stage, name):
@@ -107,12 +116,12 @@ class _Words:
                 if not registry.KINDS[kind].judged:
                     known = [f"{split}/{part}" for split in ("valid", "heldout") for part in _OF_SPLITS]
                 raise InputError(
-                    f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; any "
-                    "number of its evaluation.json is 'evaluation:PATH', of a metric 'history:NAME@last'"
+                    f"{at}='{name}' is no quantity of {stage} (kind {kind}){_instead(name, known)}; "
+                    "'evaluation:PATH' is any number of its evaluation.json, 'history:NAME@last' one of a metric"
                 )
 
     def _kind(self, stage) -> str | None:
-        """None of a stage that only some arms define."""
+        """Returns the kind of a stage, or None for a stage that only some arms define."""
         try:
             return spec.lookup(self.config, f"{stage}.kind")
         except KeyError:
@@ -120,7 +129,7 @@ class _Words:
 
 
 def known_quantity(name: str, kind: str) -> bool:
-    """Whether a stage of this kind can have the quantity."""
+    """Whether a stage of a kind can have a quantity."""
     if name in (*_OF_DONE, "failed") or name.startswith("evaluation:"):
         return True
     if name.startswith("history:"):
@@ -129,24 +138,26 @@ def known_quantity(name: str, kind: str) -> bool:
     if not registry.KINDS[kind].judged:
         splits = parts[0] in ("valid", "heldout") and len(parts) > 1
         return splits and (parts[1] in _OF_SPLITS or parts[1] == "by_group" and len(parts) > 2)
-    # score/NAME: by each reward model of a run that has several.
+    # A run with several reward models has a score/NAME of each.
     return name in {quantity.name for quantity in QUANTITIES} or parts[0] in ("skills", "score") and len(parts) == 2
 
 
 def _check(item, sweep: _Words, at: tuple) -> None:
-    """A spec and those inside it, each field by its name; `at`: where it stands."""
-    for field in sorted(dataclasses.fields(item), key=lambda field: field.name != "where"):  # axes are of what it takes
+    """Checks a spec, which stands at the place `at`, and the specs inside it, each field by its name."""
+    for field in sorted(
+        dataclasses.fields(item), key=lambda field: field.name != "where"
+    ):  # `where` chooses the arms of axes
         name, value = field.name, getattr(item, field.name)
         here = ".".join((*at, name))
         if name in ("stage", "stages"):
             for stage in (value,) if name == "stage" else value:
                 sweep.stage(here, stage)
-        elif name in ("axis", "by", "tuned") and isinstance(value, str):  # `by` of Greater is a number
+        elif name in ("axis", "by", "tuned") and isinstance(value, str):  # the `by` of Greater is a number
             sweep.axis(here, value, item.where, 3 if isinstance(item, spec.Peak) else 2)
         elif name in ("where", "baseline") and value:
             sweep.where(here, value)
         elif name == "quantities":
-            for quantity in value:  # of one of the stages
+            for quantity in value:  # one of the stages must have it
                 if not any(sweep.has(stage, quantity) for stage in item.stages):
                     sweep.quantity(here, quantity, item.stages)
         elif name in ("x", "y") and value and not spec.of_metrics(item):
@@ -157,7 +168,7 @@ def _check(item, sweep: _Words, at: tuple) -> None:
 
 
 def _stages(item) -> list[str]:
-    """Those that the x and y of a spec are quantities of."""
+    """Returns the stages whose quantities are the x and y of a spec."""
     parts = [item]
     if isinstance(item, spec.Plane):
         parts = item.paths
@@ -167,5 +178,6 @@ def _stages(item) -> list[str]:
 
 
 def _instead(name, known) -> str:
+    """Returns the end of a sentence about an unknown name: names like it, or all known names."""
     close = difflib.get_close_matches(name, known, 3)
     return f"; did you mean {' or '.join(close)}?" if close else f": there are {spec.listed(known)}"

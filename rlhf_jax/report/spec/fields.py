@@ -1,4 +1,4 @@
-"""Fields of specs: of the right kind, or one sentence."""
+"""Checks of the fields of specs; a wrong field is one sentence."""
 
 import dataclasses
 import types
@@ -8,12 +8,14 @@ from rlhf_jax.runtime.errors import InputError
 
 
 def one_of(item, name, choices):
+    """Raises InputError if the field `name` of a spec is none of `choices`."""
     value = getattr(item, name)
     if value not in choices:
         raise InputError(f"{type(item).__name__}: {name}='{value}' is none of {listed(choices)}")
 
 
 def tuple_of(item, name, kinds):
+    """Makes the field `name` of a spec a tuple, and raises InputError if it holds anything but objects of `kinds`."""
     value = getattr(item, name)
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     if not isinstance(value, (tuple, list)) or not all(isinstance(part, kinds) for part in value):
@@ -23,6 +25,7 @@ def tuple_of(item, name, kinds):
 
 
 def of_kind(item, name, kinds):
+    """Raises InputError if the field `name` of a spec is no object of one of `kinds`."""
     value = getattr(item, name)
     if not isinstance(value, kinds):
         names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
@@ -30,7 +33,7 @@ def of_kind(item, name, kinds):
 
 
 def of_types(item) -> None:
-    """Raises InputError where a field of a dataclass has not the type that it is declared with."""
+    """Raises InputError if a field of a dataclass has another type than the declared one."""
     hints = typing.get_type_hints(type(item))
     for name in (field.name for field in dataclasses.fields(item)):
         if not _fits(getattr(item, name), hints[name]):
@@ -39,6 +42,7 @@ def of_types(item) -> None:
 
 
 def _fits(value, hint) -> bool:
+    """Whether a value has the type of a type hint; a whole number also passes as a float."""
     parts = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in parts)
@@ -50,5 +54,5 @@ def _fits(value, hint) -> bool:
 
 
 def listed(values) -> str:
-    """Values of a sentence."""
+    """Returns values as words of a sentence: separated by commas, or "none"."""
     return ", ".join(str(value) for value in values) or "none"

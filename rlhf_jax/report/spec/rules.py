@@ -1,4 +1,4 @@
-"""Rules: what a claim says, so that it can be wrong. How each is judged: report/verdicts.py."""
+"""Rules: statements about a sweep that its numbers can prove wrong. report/verdicts/ judges them."""
 
 import dataclasses
 from dataclasses import field
@@ -6,12 +6,19 @@ from dataclasses import field
 from rlhf_jax.report.spec.fields import listed, of_kind, one_of, tuple_of
 from rlhf_jax.runtime.errors import InputError
 
-LAWS = ("constant", "linear", "kl", "log_n", "best_of_n", "rl")  # evaluate/overoptimization.py has what they say
+LAWS = ("constant", "linear", "kl", "log_n", "best_of_n", "rl")  # evaluate/overoptimization.py has their formulas
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """The settings of one stage, joined along a field (None: points alone)."""
+    """The settings of one stage, joined by a line in the order of a field.
+
+    Attributes:
+      stage: the stage.
+      axis: the field; None draws points without a line.
+      where: the choice of settings.
+      label: name in figures and sentences; "" names the stage and the field.
+    """
 
     stage: str
     axis: str | None = None
@@ -21,9 +28,15 @@ class Path:
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-    """For each seed the mean of a quantity over the settings chosen; `y` overrides the rule's quantity.
+    """For each seed, the mean of a quantity over chosen settings.
 
-    With `tuned`, a field: at the value of it that is `best` in the first seed, which then judges nothing.
+    Attributes:
+      stage: the stage.
+      where: the choice of settings.
+      y: the quantity; None takes that of the rule.
+      label: name in sentences; "" names the stage and `where`.
+      tuned: a field whose value the first seed chooses; the other seeds then give the numbers. None: no such choice.
+      best: what the first seed takes for the best value of the tuned field, "highest" or "lowest" quantity.
     """
 
     stage: str
@@ -31,7 +44,7 @@ class Pick:
     y: str | None = None
     label: str = ""
     tuned: str | None = None
-    best: str = "highest"  # or lowest
+    best: str = "highest"
 
     def __post_init__(self):
         one_of(self, "best", ("highest", "lowest"))
@@ -39,7 +52,10 @@ class Pick:
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """y rises, or falls, with the field: the slope of y over the rank of the field's values, of each seed."""
+    """The claim that a quantity `y` rises or falls with a field `axis`.
+
+    The number of a seed is the slope of y over the rank of the field's values.
+    """
 
     y: str
     stage: str
@@ -53,7 +69,10 @@ class Trend:
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """Inverted U: a value inside the axis is better than both ends; for each seed the *other* seeds choose it."""
+    """The claim that y has a peak: some inner value of the field `axis` gives more than both of its ends.
+
+    For each seed, the *other* seeds choose the inner value.
+    """
 
     y: str
     stage: str
@@ -63,7 +82,7 @@ class Peak:
 
 @dataclasses.dataclass(frozen=True)
 class Greater:
-    """a > factor * b + by, paired over seeds; `b` may be a number."""
+    """The claim that a > factor * b + by, with differences taken within each seed; `b` may be a number."""
 
     a: Pick
     b: Pick | float
@@ -78,7 +97,10 @@ class Greater:
 
 @dataclasses.dataclass(frozen=True)
 class Close:
-    """|a - b - difference| < margin (equivalence), paired over seeds; `b` may be a number."""
+    """The claim that |a - b - difference| < margin: a test of equivalence, with differences taken within each seed.
+
+    `b` may be a number.
+    """
 
     a: Pick
     b: Pick | float
@@ -93,9 +115,18 @@ class Close:
 
 @dataclasses.dataclass(frozen=True)
 class Dominates:
-    """The path a lies above the path b on a plane: mean gap of y at equal x over the range both cover, by seed.
+    """The claim that the path a lies above the path b on the plane of x and y.
 
-    With `file` the points of a path are not its settings but the steps of their runs, x and y metrics of that file.
+    The number of a seed is the mean gap of y at equal x, over the range of x that both paths cover.
+
+    Attributes:
+      a: the upper path.
+      b: the lower path.
+      x: a quantity, or a metric in `file`.
+      y: a quantity, or a metric in `file`.
+      sqrt_x: whether paths are compared over the root of x.
+      file: "" for paths through settings. The name of a file of JSON lines, such as "metrics.jsonl", for paths through
+        the steps of the settings' runs.
     """
 
     a: Path
@@ -103,7 +134,7 @@ class Dominates:
     x: str
     y: str
     sqrt_x: bool = False
-    file: str = ""  # "metrics.jsonl", or another file of JSON lines
+    file: str = ""
 
     def __post_init__(self):
         of_kind(self, "a", Path)
@@ -112,21 +143,24 @@ class Dominates:
 
 @dataclasses.dataclass(frozen=True)
 class Coincides(Dominates):
-    """The paths a and b lie together: the mean gap of Dominates is within +-margin (equivalence)."""
+    """The claim that the paths a and b lie together: the mean gap of Dominates is within +-margin."""
 
     margin: float = field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """A metric falls after its highest step (rises after its lowest): by more than `by` until the last tenth of the run.
+    """The claim that a metric falls by more than `by` from its highest step to the last tenth of the run.
 
-    What chooses that step does not judge it: for each seed it is where the mean of the *other* seeds is highest, of
-    every other step before the last tenth; what is judged is this seed's mean of the two steps beside it, less that of
-    its last tenth. Of several settings each has a step of its own, and the mean over them is the seed's number.
+    With the direction "rises", the metric rises from its lowest step instead.
+
+    The numbers that choose the step do not judge it. For each seed, the step is where the mean of the *other* seeds is
+    highest; only every other step before the last tenth is a candidate. The number of the seed is its own mean of the
+    two steps beside that one, less its mean of the last tenth. With several settings, each has a step of its own, and
+    the seed's number is the mean over the settings.
     """
 
-    y: str  # a metric of metrics.jsonl, without "history:"; steps that do not have it do not count
+    y: str  # a metric of metrics.jsonl, without "history:"; steps without the metric do not count
     stage: str
     direction: str
     by: float = 0.0
@@ -138,18 +172,22 @@ class Turns:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A law of what a distance gains predicts better than each law of `against` what neither was fitted to.
+    """The claim that a law of the gain at a distance predicts unseen points better than each law of `against`.
 
-    Of training (over="steps"): y over the KL x of each step, start included, for each setting; fitted to every other
-    step of the *other* seeds, judged at the steps between of this one. Of a best_of_n stage (over="prompts"): y
-    ("gold", "score") gained over n = 1; fitted to every other n of three quarters of the prompts, judged at the n
-    between of the other quarter, in turn. The number is the squared error saved, in units of y squared. A law that
-    is a special case of the other loses to it only where the other's further coefficient is worth its noise.
+    With over="steps", the points are the steps of training, the start included: y at the KL `x`, for each setting. Laws
+    are fitted to every other step of the *other* seeds, and judged at the remaining steps of this seed.
+
+    With over="prompts", the points are the n of a best_of_n stage: the gain of y ("gold" or "score") over n = 1. Laws
+    are fitted to every other n of three quarters of the prompts, and judged at the remaining n of the last quarter;
+    each quarter is judged in turn.
+
+    The number of a seed is the squared error that the law saves, in units of y squared. A law that is a special case of
+    another loses to it only if the other's further coefficient is worth its noise.
     """
 
     y: str
     stage: str
-    law: str  # of LAWS
+    law: str  # one of LAWS
     against: tuple[str, ...]
     x: str = "objective/kl_exact"
     over: str = "steps"
@@ -165,7 +203,10 @@ class Law:
 
 @dataclasses.dataclass(frozen=True)
 class All:
-    """Every rule holds; it does not hold as soon as one does not, at a level corrected for their number."""
+    """The claim that every one of several rules holds.
+
+    It does not hold as soon as one rule does not hold, at a level corrected for the number of rules.
+    """
 
     rules: tuple
 
