@@ -106,12 +106,16 @@ def alone(config, workdir, environment, *flags, devices=1, program="main") -> Jo
     return Job(command, environment | {"JAX_NUM_CPU_DEVICES": str(devices)})
 
 
-def side_by_side(count, config, workdir, environment, *flags, own=lambda i: [], program="main") -> list[Job]:
-    """As on hosts of their own: nothing ends one when another fails. `own`: number -> more flags of that one."""
+def free_address() -> str:
+    """An address of this machine where nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    joined = f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def side_by_side(count, config, workdir, environment, *flags, own=lambda i: [], program="main") -> list[Job]:
+    """As on hosts of their own: nothing ends one when another fails. `own`: number -> more flags of that one."""
+    joined = f"--coordinator={free_address()}", f"--num_processes={count}"
     return [
         alone(config, workdir, environment, *flags, *joined, f"--process_id={i}", *own(i), program=program)
         for i in range(count)
@@ -492,6 +496,26 @@ pipeline.evaluate = pipeline.policy.rescore = lambda *_: None
 pages.write, pages.show = str, print
 hosts.all_failed = functools.partial(hosts.all_failed, seconds=20)
 """
+
+
+FAILED = """
+import sys
+from rlhf_jax.runtime import hosts
+
+address, number = sys.argv[1], int(sys.argv[2])
+hosts.start("", address, 2, number)
+print(hosts.all_failed("no memory", 60), file=sys.stderr)
+print(hosts.all_failed(f"the disk of {number} is full", 1), file=sys.stderr)
+hosts.leave(0)
+"""
+
+
+def test_processes_find_out_whether_all_failed_for_one_reason(environment):
+    address = free_address()
+    jobs = [Job([sys.executable, "-c", FAILED, address, str(number)], environment) for number in range(2)]
+    for job in jobs:
+        assert job.end(120) == 0, job.output
+        assert [line.strip() for line in job.lines if line.strip() in ("True", "False")] == ["True", "False"]
 
 
 @pytest.mark.slow
