@@ -8,6 +8,7 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.plan import hlo
+from rlhf_jax.plan.hlo.text import size_of
 
 MESH = tiny.mesh_of("2x2x2")
 
@@ -211,6 +212,6 @@ def test_text_that_is_no_module_is_an_error():
 
 
 def test_sizes_of_types():
-    assert hlo._size("(bf16[2,3]{1,0}, s4[8], pred[], f8e4m3fn[4])") == 12 + 4 + 1 + 4
-    assert hlo._size("f32[2]{0:T(128)S(1)}", on_chip_spaces=True) == 0
-    assert np.isclose(hlo._size("u32[]{:S(2)}"), 4)
+    assert size_of("(bf16[2,3]{1,0}, s4[8], pred[], f8e4m3fn[4])") == 12 + 4 + 1 + 4
+    assert size_of("f32[2]{0:T(128)S(1)}", on_chip_spaces=True) == 0
+    assert np.isclose(size_of("u32[]{:S(2)}"), 4)
