@@ -24,3 +24,9 @@ def experiment(name: str) -> pathlib.Path:
     """
     found = find(name)
     return found if found.is_file() else next(filter(pathlib.Path.is_file, [find(f"experiments/{name}.py")]), found)
+
+
+def folders(path: str) -> list[pathlib.Path]:
+    """Returns the folder of the checkout or of the installation that ships under a path; [] if there is none."""
+    places = [root / path for root in _ROOTS]
+    return [place for place in places if place.is_dir()][:1]

@@ -1,0 +1,188 @@
+"""Evaluates models on benchmarks by EleutherAI's lm-eval:
+
+    python -m rlhf_jax.evaluate --workdir=runs/quickstart --tasks=instructgpt_truthfulqa_mc1
+    python -m rlhf_jax.evaluate --workdir=runs/quickstart --stage=sft,ppo_ptx --tasks=hellaswag --download
+    python -m rlhf_jax.evaluate --model=SmolLM2-135M-Instruct --tasks=gsm8k --apply_chat_template --limit=100 --download
+
+--tasks names any tasks, groups or tags of lm-eval, patterns such as 'mmlu_*', or task files; --tasks=list prints the
+names. Tasks in the formats of the InstructGPT paper come with this project (experiments/evals).
+
+The results of a stage go into its folder, and into the run's report; those of a released model into --out. Ctrl-C stops
+after the batch in progress, and the same command goes on. Answers are kept, so that a task that was asked before takes
+no time.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import rich.table
+
+import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
+from rlhf_jax import run as run_lib
+from rlhf_jax.evaluate import harness
+from rlhf_jax.evaluate.harness import tasks as tasks_lib
+from rlhf_jax.evaluate.harness.tasks import Options, Tasks
+from rlhf_jax.fields.options import option
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SEED
+from rlhf_jax.language_model import open_model
+from rlhf_jax.runtime import hosts, progress, shipped, terminal
+from rlhf_jax.runtime.errors import InputError, as_command
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", help="The work directory of a run.")
+    parser.add_argument("--stage", default="", help="Its stages, with commas between them. Default: all policies.")
+    parser.add_argument("--model", default="", help="Or a Hugging Face directory; several with commas between them.")
+    parser.add_argument(
+        "--tasks", required=True, help="The tasks, with commas between them; 'list' prints their names."
+    )
+    parser.add_argument("--include", default="", help="Folders with task files of your own, with commas between them.")
+    parser.add_argument("--data", default="", help="The folder with the data of the tasks in experiments/evals.")
+    parser.add_argument("--download", action="store_true", help="Lets lm-eval fetch data from the Hugging Face hub.")
+    parser.add_argument("--num_fewshot", type=option(COUNT_OR_NONE), help="Solved examples before each question.")
+    parser.add_argument("--limit", type=option(COUNT), help="The number of questions of each task. Default: all.")
+    parser.add_argument("--apply_chat_template", action="store_true", help="Asks in the model's chat template.")
+    parser.add_argument("--fewshot_as_multiturn", action="store_true", help="Solved examples are turns of the chat.")
+    parser.add_argument("--system_instruction", help="The text of the system's turn, or before the prompt.")
+    parser.add_argument(
+        "--gen_kwargs", default="", help="Settings of completions, e.g. max_gen_toks=64,temperature=0.7"
+    )
+    parser.add_argument("--out", default="", help="The folder for the results of --model. Default: runs/evaluate/NAME.")
+    parser.add_argument(
+        "--batch_tokens", type=option(COUNT_OR_NONE), default=0, help="Tokens of a batch, for a device."
+    )
+    parser.add_argument("--tensor", type=option(COUNT), default=1, help="Devices that the model is split over.")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="The dtype of the computation.")
+    parser.add_argument("--seed", type=option(SEED), default=0, help="The seed of completions that are drawn.")
+    parser.add_argument("--distributed", default="", help="'auto' joins the other processes of this cluster.")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, outside a cluster.")
+    parser.add_argument("--num_processes", type=int, help="The number of processes of the job.")
+    parser.add_argument("--process_id", type=int, help="The number of this process, from 0.")
+    return parser.parse_args(arguments)
+
+
+def _names(text: str) -> list[str]:
+    """Returns the names in a flag, which has commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def models(options: argparse.Namespace) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
+    """Returns the folder of each model and the folder for its results, by the model's name in the table."""
+    if bool(options.workdir) == bool(options.model):
+        raise InputError("give either --workdir=DIR, a run, or --model=FOLDER, a released model")
+    if options.model:
+        found = [pathlib.Path(name) for name in _names(options.model)]
+        if options.out and len(found) > 1:
+            return {path.name: (path, pathlib.Path(options.out, path.name)) for path in found}
+        return {path.name: (path, pathlib.Path(options.out or f"runs/evaluate/{path.name}")) for path in found}
+    if options.out:
+        raise InputError("--out goes with --model; the results of a run's stages go into their folders")
+    run = run_lib.open_run(options.workdir)
+    policies = run.giving("policy")
+    stages = _names(options.stage) or policies
+    for stage in stages:
+        if stage not in policies:
+            raise InputError(f"--stage={stage} is no finished policy of {options.workdir}; there {_are(policies)}")
+    return {stage: (run.folder(stage), run.folder(stage)) for stage in stages}
+
+
+def _are(names: list[str]) -> str:
+    return f"{'is' if len(names) == 1 else 'are'} {', '.join(names) or 'none'}"
+
+
+def gen_kwargs(text: str) -> dict | None:
+    """Returns the settings in --gen_kwargs, with numbers as numbers."""
+
+    def value(text):
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+    found = {}
+    for part in _names(text):
+        name, equals, said = part.partition("=")
+        if not equals:
+            raise InputError(f"--gen_kwargs={text}: '{part}' is no NAME=VALUE")
+        found[name.strip()] = value(said.strip())
+    return found or None
+
+
+def table(found: dict[str, dict[str, dict]]) -> rich.table.Table:
+    """Returns the results as a table: a row for each metric, a column for each model.
+
+    Args:
+        found: for each model, its entries of lm_eval.json.
+    """
+    shown = rich.table.Table("task", "metric", "items", *map(terminal.visible, found))
+    first = next(iter(found.values()))
+    for task, entry in first.items():
+        for metric in entry["estimates"]:
+            cells = [_cell(entries[task]["estimates"].get(metric)) for entries in found.values()]
+            shown.add_row(terminal.visible(task), metric, str(entry["items"]), *cells)
+    return shown
+
+
+def _cell(estimate: dict | None) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    if estimate["low"] is None or estimate["high"] is None:
+        return f"{estimate['value']:.4g}"
+    return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
+
+
+@as_command("rlhf_jax.evaluate")
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    options = parse(arguments)
+    include = [*_names(options.include), *map(str, shipped.folders("experiments/evals"))]
+    if options.tasks == "list":
+        print("\n".join(tasks_lib.known(include)))
+        return
+    hosts.start(options.distributed, options.coordinator, options.num_processes, options.process_id)
+    asked = Options(
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        apply_chat_template=options.apply_chat_template,
+        system_instruction=options.system_instruction,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        gen_kwargs=gen_kwargs(options.gen_kwargs),
+    )
+    named = models(options)
+    about = {"data": options.data} if options.data else {}
+    found = {}
+    try:
+        with progress.Interrupt() as interrupt:
+            for name, (source, folder) in named.items():
+                tasks = Tasks(_names(options.tasks), include, about, options.download)
+                print(f"{name}: {', '.join(tasks.names)}", flush=True)
+                found[name] = harness.evaluate(
+                    open_model(str(source), tensor=options.tensor, dtype=options.dtype),
+                    source,
+                    folder,
+                    tasks,
+                    asked,
+                    asked=interrupt.asked,
+                    tokens=options.batch_tokens,
+                    seed=options.seed,
+                )
+                for kind, count in {
+                    kind: n for entry in found[name].values() for kind, n in entry["cut_to_the_context"].items()
+                }.items():
+                    print(f"{name}: {count} requests of {kind} lost their beginning, because the context is shorter")
+    except progress.Stopped as error:
+        raise KeyboardInterrupt(str(error)) from None
+    terminal.console(sys.stdout).print(table(found))
+    for name, (_, folder) in named.items():
+        print(f"{name}: {folder / harness.results.SUMMARY}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
