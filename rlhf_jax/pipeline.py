@@ -6,7 +6,7 @@ import time
 from rlhf_jax import checkpoint, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import answers as answers_lib
-from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import benchmarks, policy
 from rlhf_jax.fields import registry
 from rlhf_jax.fields.registry import KINDS
 from rlhf_jax.report import pages
@@ -70,6 +70,8 @@ def evaluate(run: run_lib.Run, stage: str, answers: answers_lib.Answers | None =
         kind.evaluate(run, stage, answers)
         run.workdir.mark_evaluated(stage, time.monotonic() - started)
         print(f"{stage}: evaluated in {time.monotonic() - started:.1f} s", flush=True)
+    if benchmarks.wanted(run, stage):
+        benchmarks.evaluate(run, stage)
     if kind.refers:
         policy.rescore(run)
 
@@ -118,4 +120,6 @@ def check(run: run_lib.Run) -> None:
         asks_policy = kind.judged and (to_evaluate(run, stage) or kind.evaluate is None and not run.done(stage))
         if asks_policy:
             policy.check(run, stage)
+    if any(benchmarks.wanted(run, stage) for stage in run.config.stages):
+        hosts.on_first(lambda: benchmarks.tasks_of(run).names)
     sharding.check_parts("evaluate.batch_size", run.config.evaluate.batch_size, 1, run.mesh)

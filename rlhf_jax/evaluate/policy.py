@@ -28,6 +28,7 @@ from rlhf_jax.data import batches, loader
 from rlhf_jax.data.chat_template import shown
 from rlhf_jax.evaluate import scorer, skills
 from rlhf_jax.evaluate.answers import Answers, EvaluationPrograms, Questions, ask, completion_logprob
+from rlhf_jax.evaluate.harness.results import PREFIX as BENCHMARKS
 from rlhf_jax.fields import registry
 from rlhf_jax.generate import Rollout
 from rlhf_jax.runtime import hosts
@@ -131,7 +132,7 @@ def rescore(run) -> None:
         retained = {
             name: value
             for name, value in evaluation["estimates"].items()
-            if name.startswith("skills/") or name == "valid_loss"
+            if name.startswith(("skills/", BENCHMARKS)) or name == "valid_loss"
         }
         conclude(run, stage, samples[stage], retained, evaluation["temperature"], evaluation)
 

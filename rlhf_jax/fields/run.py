@@ -280,6 +280,27 @@ COMMON = Section(
                     "The largest number of rows of held-out text on which the loss is measured. "
                     "They are spread evenly over the text. 0 uses all of it.",
                 ),
+                "tasks": Field(
+                    (),
+                    Several(SOME_TEXT, "names of tasks, each once, or ()", distinct=True),
+                    "The benchmarks that every policy is evaluated on: tasks, groups or tags of lm-eval, or task files. "
+                    "`python -m rlhf_jax.evaluate --tasks=list` prints their names.",
+                ),
+                "task_folders": Field(
+                    (),
+                    Several(SOME_TEXT, "folders, each once, or ()", distinct=True),
+                    "Folders with task files of your own. Those of experiments/evals are always there.",
+                ),
+                "task_data": Field(
+                    "", TEXT, "The folder with the data of the tasks in experiments/evals. Empty means none."
+                ),
+                "task_download": Field(
+                    False, FLAG, "Whether lm-eval may fetch the data of tasks from the Hugging Face hub."
+                ),
+                "task_limit": Field(0, COUNT_OR_NONE, "The number of questions of each task. 0 asks all of them."),
+                "task_chat": Field(
+                    False, FLAG, "Whether tasks are asked as turns of a chat, in the run's own chat template."
+                ),
             },
         ),
     },

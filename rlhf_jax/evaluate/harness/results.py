@@ -33,7 +33,6 @@ def summarize(found: dict[str, Any], tasks: Tasks, options: Options, cut: dict[s
         cut: how many requests of each kind were cut to the model's context.
     """
     entries = {}
-    asked = {name: value for name, value in options._asdict().items() if value not in (None, False)}
     for name, result in found["results"].items():
         rows = found["samples"].get(name, [])
         estimates = {}
@@ -50,10 +49,15 @@ def summarize(found: dict[str, Any], tasks: Tasks, options: Options, cut: dict[s
             "version": found["versions"].get(name),
             "num_fewshot": found["n-shot"].get(name),
             "higher_is_better": found["higher_is_better"].get(name, {}),
-            "options": asked,
+            "options": as_asked(options),
             "cut_to_the_context": dict(cut),
         }
     return entries
+
+
+def as_asked(options: Options) -> dict[str, Any]:
+    """Returns the options that differ from a task's own, as lm_eval.json has them."""
+    return {name: value for name, value in options._asdict().items() if value not in (None, False)}
 
 
 def estimate(value: float, items: Sequence, how: Callable | None) -> Estimate:
