@@ -8,6 +8,7 @@ from rich.text import Text
 
 from rlhf_jax.report.figures import of_run as figures
 from rlhf_jax.report.record import Record
+from rlhf_jax.report.run_benchmarks import benchmark_sections
 from rlhf_jax.report.run_origin import data_sections, origin_sections
 from rlhf_jax.report.run_policies import judge, policy_table, sample_table, tax_lines, weights_lines
 from rlhf_jax.report.run_reward import NO_ACCURACY, reward_sections, reward_table
@@ -43,6 +44,7 @@ def write(path) -> rich.console.Group:
     sections += map(cell, weights)
     if tax:
         sections += ["## Alignment tax", "\n".join(f"- {cell(line)}" for line in tax)]
+    sections += benchmark_sections(record)
     if record.reward:
         sections += ["## Reward model", *reward_sections(record)]
     if drawn:

@@ -52,11 +52,15 @@ class Answers:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the answers in a file; a last line that was cut is left out of it."""
+    """Returns the answers in a file; a last line that was cut is removed from it."""
     if not path.exists():
         return {}
     known = {}
-    for number, line in enumerate(whole_lines(path), start=1):
+    lines = whole_lines(path)
+    whole = sum(len(line) + 1 for line in lines)
+    if whole < path.stat().st_size:
+        os.truncate(path, whole)
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             known[row["key"]] = row["answer"]

@@ -81,7 +81,7 @@ def estimate(value: float, items: Sequence, how: Callable | None) -> Estimate:
             return interval(numbers)._replace(value=value)
     generator = np.random.default_rng(0)
     resampled = [how([items[n] for n in generator.integers(len(items), size=len(items))]) for _ in range(_RESAMPLES)]
-    reach = 1.96 * float(np.std(resampled, ddof=1))
+    reach = 1.96 * float(np.std(resampled, ddof=1)) or math.inf  # equal items do not show how much items differ
     return Estimate(value, value - reach, value + reach)
 
 
