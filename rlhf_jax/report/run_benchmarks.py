@@ -5,7 +5,7 @@ import numpy as np
 from rlhf_jax.evaluate.harness import results
 from rlhf_jax.report.form import NUMBER, TEXT, Maybe, Object, check, check_lines, each, is_number
 from rlhf_jax.report.record import Record, label
-from rlhf_jax.report.tables import Quantity, Table
+from rlhf_jax.report.tables import Quantity, TextTable
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.files import read_json_lines
 from rlhf_jax.statistics import Estimate, paired_difference
@@ -30,13 +30,13 @@ def benchmark_sections(record: Record) -> list[str]:
         "## Benchmarks",
         "Asked by lm-eval; `lm_eval.json` in the folder of each stage says how. A number of items stands in it, too. "
         "± is half of a 95 % interval over items.",
-        Table(["", *map(label, found)], rows).markdown(),
+        TextTable(["", *map(label, found)], rows).markdown(),
     ]
     if differences:
         against = label(_against(record, list(found)))
         parts += [
             f"Differences from {against}, paired over the same items:",
-            Table(
+            TextTable(
                 ["", *(label(stage) for stage in found if stage != _against(record, list(found)))], differences
             ).markdown(),
         ]
