@@ -11,6 +11,7 @@ import rich.console
 
 from rlhf_jax import statistics
 from rlhf_jax.evaluate import policy, skills
+from rlhf_jax.fields import registry
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import figures, html_page, pages, run_origin, run_policies, seeds, tables
 from rlhf_jax.report import run_page as run_report
@@ -60,7 +61,7 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
     files.write_json(path / "overrides.json", {"ppo.kl_coef": 0.1})
     run = types.SimpleNamespace(
         folder=lambda stage: path / stage,
-        stages=lambda kind: [stage for stage in done if STAGES[stage][0] == kind],
+        stages=lambda wanted: [stage for stage in done if wanted(registry.KINDS[STAGES[stage][0]])],
         giving=lambda what: [],
         config=config,
     )

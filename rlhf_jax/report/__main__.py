@@ -21,6 +21,7 @@ from rlhf_jax.runtime.errors import InputError, as_command
 
 @as_command("rlhf_jax.report")
 def main(arguments: list[str] | None = None) -> None:
+    """Writes a report, shows it and, if asked, opens it in a browser."""
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
@@ -162,6 +161,7 @@ class Record:
         check(path / "config.json", config, Object({stage: _MIXING for stage in kinds if _can_mix(config, stage)}))
 
         def read(name, form, *wanted, how=finished.read_if_there):
+            """Returns a file by stage, for the stages of wanted kinds that have it."""
             files = {stage: path / stage / name for stage, kind in kinds.items() if kind in wanted}
             found = {stage: how(file) for stage, file in files.items()}
             return {stage: check(files[stage], facts, form) for stage, facts in found.items() if facts is not None}
@@ -196,9 +196,8 @@ class Record:
 
     @functools.cached_property
     def base(self) -> str | None:
-        """The policy before any demonstration: the first policy, if it comes before the reference."""
-        before = itertools.takewhile(lambda stage: stage != self.reference, self.evaluations)
-        return next((stage for stage in before if registry.of(self.config, stage).gives == "policy"), None)
+        """The policy before any demonstration."""
+        return next((stage for stage in self.evaluations if registry.of(self.config, stage).base), None)
 
     @functools.cached_property
     def reference(self) -> str | None:

@@ -138,7 +138,9 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
         for pattern in ("figures/*.png", "tables/*.csv", "tables/*.tex"):
             for file in source.glob(pattern):
                 name = file.relative_to(source)
-                if f"({name.as_posix()})" in text and not file.is_symlink():  # a file of an earlier report is not in it
+                if (
+                    f"({name.as_posix()})" in text and not file.is_symlink()
+                ):  # a link leads out, and other files are of an earlier report
                     (fresh / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, fresh / name)
         write_text(fresh / "report.md", text)

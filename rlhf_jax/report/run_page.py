@@ -35,9 +35,9 @@ def write(path) -> rich.console.Group:
     sections = [
         f"# Report of {cell(record.path.name)}",
         "± is half of a 95 % interval over prompts, and for skills over few-shot items. The interval is Student's t "
-        "for means, and Wilson's for shares and for scores between 0 and 1. A mean without ± is a mean of equal numbers. "
-        f"The win rate compares completions of the same prompts by {judge(record)}. KL is log π − log π of SFT for the "
-        "sampled tokens, summed over the completion.",
+        "for means, and Wilson's for shares and for scores between 0 and 1. A mean without ± is a mean of equal "
+        f"numbers. The win rate compares completions of the same prompts by {judge(record)}. KL is log π − log π of SFT "
+        "for the sampled tokens, summed over the completion.",
         "## Policies",
         policies.markdown() if record.evaluations else _NO_POLICY,
     ]
@@ -68,7 +68,7 @@ def write(path) -> rich.console.Group:
     if not record.evaluations and not record.reward_splits:
         lines.insert(0, NO_ACCURACY if record.reward else _NO_POLICY)
         return rich.console.Group(*(Text(visible(line)) for line in lines))
-    shown = policies if record.evaluations else reward_table(record)  # without a policy, the reward model
+    shown = policies if record.evaluations else reward_table(record)  # the reward model is all there is
     return rich.console.Group(
         shown.rich(f"{record.path.name}, ± half of a 95 % interval"), *(Text(visible(line)) for line in lines)
     )

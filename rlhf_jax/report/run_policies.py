@@ -9,7 +9,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.statistics import paired_difference, ratio
 
 _SAMPLES = 8  # prompts whose completions are shown
-_SHOWN_CHARACTERS = 280  # of a prompt or completion
+_SHOWN_CHARACTERS = 280  # length of a prompt or completion in the table
 
 
 def policy_table(record: Record) -> TextTable:

@@ -48,14 +48,15 @@ def reward_sections(record: Record) -> list[str]:
         []
         if record.reward.get("demonstrations", 1)
         else [
-            "There were no demonstrations whose mean score could be set to 0, so only differences of scores mean anything."
+            "There were no demonstrations whose mean score could be set to 0, so only differences of scores mean "
+            "anything."
         ]
     )
     if not splits:
         return [NO_ACCURACY, *said]
     sections = [reward_table(record).markdown(), *said]
     groups = {group: value for facts in splits.values() for group, value in facts.get("by_group", {}).items() if group}
-    if len(groups) > _MOST_GROUPS:  # as where each question is a group
+    if len(groups) > _MOST_GROUPS:  # for instance if each question is a group
         low, *_, high = sorted(groups.values())
         sections.append(
             f"Accuracy in {len(groups)} groups: {_percent(low)} to {_percent(high)} %, "

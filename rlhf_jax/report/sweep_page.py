@@ -30,10 +30,10 @@ from rlhf_jax.runtime.terminal import visible
 EVERYTHING = "all.csv"
 DECISION = (
     "A claim becomes a number for each seed, and the 95 % Student t interval of the mean over seeds decides. A claim "
-    "holds if the interval is entirely on the claim's side: above 0, unless the claim names another number. It does not "
-    "hold if the interval is entirely on the other side. Otherwise, and with fewer than two seeds, it is undecided. A claim of several numbers "
-    "holds if all of them do. It does not hold if one of its m numbers is on the other side by an interval of 1 - 5 %/m. "
-    "Claims are judged one by one, without correction for their number. "
+    "holds if the interval is entirely on the claim's side: above 0, unless the claim names another number. It does "
+    "not hold if the interval is entirely on the other side. Otherwise, and with fewer than two seeds, it is "
+    "undecided. A claim of several numbers holds if all of them do. It does not hold if one of its m numbers is on the "
+    "other side by an interval of 1 - 5 %/m. Claims are judged one by one, without correction for their number. "
     '"Look 2" marks a claim that was judged again with more seeds, which were run because a claim was undecided.'
 )
 _MOST_SHOWN = 40  # arms that are named one by one
@@ -84,28 +84,13 @@ def make(path) -> Page:
     """Reads a sweep, judges its claims, writes all files of its report, and returns the report."""
     sweep = Sweep(path)
     drawn, declared = tables_of(sweep), sweep.declared.figures or _default_figures(sweep)
-    names = _names([table.declared for table in drawn], "table")
-    tables = dict(zip(names, drawn))
+    tables = dict(zip(_names([table.declared for table in drawn], "table"), drawn))
     for folder in ("figures", "tables"):
         own_folder(sweep.path / folder)
     for name, table in tables.items():
-        caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
-        text = "".join(
-            f"% {' '.join(visible(fact).split())}\n"
-            for fact in (command(sweep), *_facts(sweep), "packages: booktabs, graphicx")
-        )
-        text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
-        if table.differences:
-            text += "\n" + table.differences.latex(
-                f"Differences to {table.baseline}, paired by seed.", f"tab:{sweep.path.name}-{name}-differences"
-            )
-        write_text(sweep.path / "tables" / f"{name}.tex", text)
+        write_text(sweep.path / "tables" / f"{name}.tex", _latex(sweep, name, table))
         write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
-    asked = _asked([*declared, *(table.declared for table in drawn), *sweep.declared.claims])
-    rows = sweep.rows(asked["quantity"])
-    write_text(sweep.path / "tables" / EVERYTHING, long_csv(rows))
-    few = [row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]
-    write_text(sweep.path / "tables" / "seeds.csv", long_csv(few))
+    _write_numbers(sweep, [*declared, *(table.declared for table in drawn), *sweep.declared.claims])
     page = Page(
         sweep,
         _draw(sweep, declared),
@@ -115,6 +100,27 @@ def make(path) -> Page:
     write_json(sweep.path / "verdicts.json", facts_of(page))
     write_text(sweep.path / "report.md", "\n\n".join(_sections(page)) + "\n")
     return page
+
+
+def _latex(sweep: Sweep, name: str, table: Drawn) -> str:
+    """Returns a table and its differences as LaTeX, with the facts that repeat it as comments."""
+    facts = (command(sweep), *_facts(sweep), "packages: booktabs, graphicx")
+    text = "".join(f"% {' '.join(visible(fact).split())}\n" for fact in facts)
+    caption = f"{table.declared.title or sweep.path.name}: means over seeds, ± half of a 95 % Student t interval."
+    text += table.means.latex(caption, f"tab:{sweep.path.name}-{name}")
+    if table.differences:
+        caption = f"Differences to {table.baseline}, paired by seed."
+        text += "\n" + table.differences.latex(caption, f"tab:{sweep.path.name}-{name}-differences")
+    return text
+
+
+def _write_numbers(sweep: Sweep, specs: list) -> None:
+    """Writes all.csv, with every number of the sweep, and seeds.csv, with the numbers that specs ask for."""
+    asked = _asked(specs)
+    rows = sweep.rows(asked["quantity"])
+    few = [row for row in rows if not row.stage or row.stage in asked["stage"] and row.quantity in asked["quantity"]]
+    write_text(sweep.path / "tables" / EVERYTHING, long_csv(rows))
+    write_text(sweep.path / "tables" / "seeds.csv", long_csv(few))
 
 
 def facts_of(page: Page) -> dict:
@@ -244,8 +250,8 @@ def _sections(page) -> list[str]:
         f"# {cell(sweep.path.absolute().name)}",
         *[prose(sweep.about)] * bool(sweep.about.strip()),
         f"{cell(state(sweep))}.",
-        "± is half of a 95 % Student t interval over seeds. (2 of 3) means that only two of a setting's three seeds have "
-        "the number. Differences are taken within each seed.",
+        "± is half of a 95 % Student t interval over seeds. (2 of 3) means that only two of a setting's three seeds "
+        "have the number. Differences are taken within each seed.",
     ]
     if page.verdicts:
         sections += ["## Claims", *claims_text(facts_of(page)["claims"])]

@@ -14,8 +14,6 @@ import pathlib
 
 import numpy as np
 
-from rlhf_jax.evaluate.policy import read_rows
-from rlhf_jax.metrics import lost_steps, read_metrics
 from rlhf_jax.report import spec
 from rlhf_jax.report.form import (
     ANYTHING,
@@ -30,14 +28,14 @@ from rlhf_jax.report.form import (
     is_file_name,
     is_number,
 )
-from rlhf_jax.runtime import finished
+from rlhf_jax.report.sweep_files import Files, numbers, summary
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, read_json
 
 MISSING = "missing"  # the status of an arm without arm.json
 
-# Forms of the files of a sweep, as far as a report reads them. done.json and evaluation.json have none, because any number
-# in them is read by its path (see `_flat`).
+# Forms of the files of a sweep, as far as a report reads them. done.json and evaluation.json have none, because any
+# number in them is read by its path (see `sweep_files.numbers`).
 _SWEEP = Object(
     {
         "config": Object(optional={"seed": WHOLE, "stages": [FILE_NAME]}),
@@ -134,8 +132,8 @@ class Sweep:
         if not file.is_file():
             raise InputError(f"{path} is no directory of a sweep: it has no sweep.json")
         facts = check(file, read_json(file), _SWEEP)
-        self.notes = []
-        self._read, self._history = functools.cache(self._read), functools.cache(self._history)  # reads a file once
+        self._files = Files()
+        self.notes = self._files.notes
         self.config, arms = facts["config"], facts["arms"]
         self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
         self.about, self.commit = facts.get("about") or "", facts.get("commit")
@@ -221,7 +219,7 @@ class Sweep:
         where = self.declared.baseline if where is None else where
         if where is not None:
             found = self.select(where)
-            if len(found) > 1:  # then the one that changes no other field
+            if len(found) > 1:  # the setting that changes no other field is preferred
                 rest = [s for s in found if all(name in where or self._own(s, name) for name in s.overrides)]
                 found = rest or found
         else:
@@ -248,7 +246,7 @@ class Sweep:
         if quantity.startswith("history:"):
             name, _, how = quantity.removeprefix("history:").partition("@")
             values = [row[name] for row in self.history(arm, stage) if is_number(row.get(name))]
-            value = _summary(values, how) if values else None
+            value = summary(values, how) if values else None
         elif quantity in done:
             value = done[quantity]
         else:
@@ -274,41 +272,16 @@ class Sweep:
 
         The estimates of a policy are called by their names alone.
         """
-        return _flat(self._json(arm, stage, "evaluation.json") or {})
+        return numbers(self._json(arm, stage, "evaluation.json") or {})
 
     def history(self, arm: ArmRecord, stage: str, file: str = "metrics.jsonl") -> list[dict]:
         """Returns the rows of a file of JSON lines of a stage, finished or not; none if it is missing or damaged."""
         known = stage in self.stages and is_file_name(file)
-        return self._history(str(arm.path / stage / file)) if known else []
-
-    def _history(self, path):
-        """Returns the rows of a file of JSON lines; notes what cannot be read."""
-        path = pathlib.Path(path)
-        try:
-            if not finished.checked(path).exists():
-                return []
-            if path.name == "metrics.jsonl":
-                rows = read_metrics(path)
-                if rows and (lost := lost_steps(rows, max(row["step"] for row in rows))):
-                    self.notes.append(f"{path} has lost the lines of {lost}.")
-                return rows
-            rows = [{"step": number} | row for number, row in enumerate(read_rows(path), 1)]
-            return [row for row in rows if is_number(row["step"])]
-        except (ValueError, TypeError, OSError) as error:
-            self.notes.append(f"{path if str(path) not in str(error) else ''} {error}.".lstrip())
-            return []
+        return self._files.rows(str(arm.path / stage / file)) if known else []
 
     def _json(self, arm, stage, name):
         """Returns a JSON file of a stage of an arm, or None."""
-        return self._read(str(arm.path / stage / name)) if stage in self.stages else None
-
-    def _read(self, path):
-        """Returns a JSON file, or None if it is missing or damaged; notes the damage."""
-        try:
-            return finished.read_if_there(path)
-        except InputError as error:
-            self.notes.append(f"{error}.")
-            return None
+        return self._files.json(str(arm.path / stage / name)) if stage in self.stages else None
 
     # --- the long list ---
 
@@ -375,25 +348,3 @@ def _short_names(arms) -> dict[str, str]:
             tail for tail in tails if not any(other != name and f".{other}".endswith(f".{tail}") for other in names)
         )
     return short
-
-
-def _summary(values, how) -> float | None:
-    """Returns the summary `how` of the values of a metric (see spec.SUMMARIES), or None for an unknown one."""
-    if how == "mean_last_10%":
-        return float(np.mean(values[-max(1, len(values) // 10) :]))
-    return {"last": values[-1], "first": values[0]}.get(how)
-
-
-def _flat(value, at=()) -> dict[str, float]:
-    """Returns the numbers in nested dicts by path.
-
-    An interval {value, low, high} is one number, its value. Paths omit the name "estimates" at their start.
-    """
-    if isinstance(value, dict):
-        if is_number(value.get("value")):
-            return {"/".join(at): value["value"]}
-        found = {}
-        for name, inner in value.items():
-            found |= _flat(inner, at if name == "estimates" and not at else (*at, name))
-        return found
-    return {"/".join(at): value} if is_number(value) else {}

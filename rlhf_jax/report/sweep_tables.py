@@ -8,7 +8,7 @@ from rlhf_jax.report.sweep_report import Row, Sweep, shown
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, TextTable, csv_text, has_ends, quantity_of
 from rlhf_jax.statistics import mean_over_seeds
 
-_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # without parts
+_MAIN = tuple(quantity.name for quantity in QUANTITIES if not quantity.title.startswith(" "))  # not the parts of others
 
 
 @dataclasses.dataclass(frozen=True)

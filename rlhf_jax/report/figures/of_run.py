@@ -44,8 +44,8 @@ def draw_run(record, folder) -> list[tuple[str, str]]:
         "learning.png": (_learning, "PPO: means over the batch of each iteration (faint), and their moving average."),
         "reward_model.png": (
             _reward_model,
-            "Reward model: stated confidence against the share of pairs on which it is right, and accuracy by difference "
-            "of scores.",
+            "Reward model: stated confidence against the share of pairs on which it is right, and accuracy by "
+            "difference of scores.",
         ),
         "losses.png": (_losses, "Training loss of each step (faint), its moving average, and held-out loss."),
     }

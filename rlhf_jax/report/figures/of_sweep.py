@@ -57,7 +57,7 @@ def _curve(sweep, asked, path):
         for n, (name, by_seed) in enumerate(lines.items()):
             colour, marker, line = LOOKS[n % _MOST_LINES]
             beside = min(_BESIDE, 50 / len(lines)) * (n - (len(lines) - 1) / 2)
-            along = scale != "category"  # a line between names would show values between them
+            along = scale != "category"  # a line between names would suggest values between them
             _means(
                 axis,
                 places,
@@ -156,7 +156,7 @@ def _plane(sweep, asked, path):
         _finish(figure, axis, asked.title, always=True)
     return (
         f"{y_of.title} against {x_of.title}: a point for each setting, with the 95 % Student t intervals of both; "
-        "small points are seeds, joined by thin lines, and small numbers are values of the swept field."
+        "small points are seeds, joined by thin lines. Small numbers are values of the swept field."
     )
 
 

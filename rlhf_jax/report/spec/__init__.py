@@ -191,7 +191,7 @@ class Declared:
         )
 
     def to_json(self) -> dict:
-        """Returns the declarations as JSON for sweep.json, under "figures", "tables", "claims", "baseline" and "looks"."""
+        """Returns the declarations as JSON for sweep.json, each under the name of its attribute."""
         return {item.name: to_json(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
     @classmethod

@@ -157,7 +157,7 @@ def _check(item, sweep: _Words, at: tuple) -> None:
         elif name in ("where", "baseline") and value:
             sweep.where(here, value)
         elif name == "quantities":
-            for quantity in value:  # one of the stages must have it
+            for quantity in value:  # at least one of the stages must have it
                 if not any(sweep.has(stage, quantity) for stage in item.stages):
                     sweep.quantity(here, quantity, item.stages)
         elif name in ("x", "y") and value and not spec.of_metrics(item):

@@ -1,7 +1,8 @@
 """Verdicts: whether a sweep agrees with what a paper says, by one rule of decision for every claim.
 
 A rule (see spec) becomes one number for each seed, or several if it says several things. A number is positive if the
-seed agrees with the claim. Arms of one seed share data and initial weights, so differences are taken within a seed first.
+seed agrees with the claim. Arms of one seed share data and initial weights, so differences are taken within a seed
+first.
 
 The 95 % Student t interval of the mean over seeds decides:
 

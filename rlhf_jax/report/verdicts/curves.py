@@ -38,8 +38,8 @@ def mean_gap(a, b) -> float | None:
     """Returns the mean gap between curve a and curve b, over the x that both cover.
 
     The points (x, y) of a curve are joined in the order of x. If one curve has fewer points, the gap is measured at
-    these points alone: lines between the sparse points of a bent curve lie on one side of it, and would favour the
-    other curve. A single such point gives its own gap.
+    these points alone, and a single such point gives its own gap. The reason is that lines between the sparse points of
+    a bent curve lie on one side of it, and would favour the other curve.
 
     Returns:
       The mean of y of a less y of b. None if the ranges share no more than one x, or no point of the sparser curve.

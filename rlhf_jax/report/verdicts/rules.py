@@ -34,9 +34,9 @@ def _trend(sweep, rule):
 def _peak(sweep, rule):
     """Returns the tests of the inner value that the other seeds choose, against each end.
 
-    If an end is as good as the best inner value, the claim holds in at most 5 % of cases (simulated, for 3 to 5 seeds
-    and up to 8 values). This is more than the 2.5 % of one t test, because the choices of different seeds are not
-    independent. If each seed chose for itself, it would be up to 9 %.
+    If an end is as good as the best inner value, the claim holds in at most 5 % of cases. This is more than the 2.5 %
+    of one t test, because the choices of different seeds are not independent. If each seed chose for itself, it would
+    be up to 9 %. (The rates were simulated, for 3 to 5 seeds and up to 8 values.)
     """
     levels, values = measured.along(sweep, rule.stage, rule.axis, rule.y, rule.where)
     gaps = {0: {}, -1: {}}
