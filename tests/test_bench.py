@@ -42,7 +42,7 @@ def test_a_line_says_how_much_work_was_done_how_fast(config, name, tokens):
 @pytest.mark.slow
 def test_every_completion_runs_to_its_full_length_and_no_two_calls_are_alike(config):
     draw = bench._sampler(config)
-    params = bench.model.init_params(bench.model_of(config), jax.random.key(0))
+    params = bench.model.init_params(bench.workload.model_of(config), jax.random.key(0))
     first, second = draw(params), draw(params)
     assert first.completion_mask.all() and first.completion_mask.shape == (16, 6)
     assert (first.completions != second.completions).any()
@@ -51,7 +51,7 @@ def test_every_completion_runs_to_its_full_length_and_no_two_calls_are_alike(con
 def test_the_sizes_are_the_published_ones():
     parameters = {}
     for size in experiment.SIZES:
-        shapes = bench.model.param_shapes(bench.model_of(experiment.get_config(size)))
+        shapes = bench.model.param_shapes(bench.workload.model_of(experiment.get_config(size)))
         parameters[size] = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert parameters == pytest.approx({"tiny": 3.45, "small": 29.5}, rel=0.01)
 

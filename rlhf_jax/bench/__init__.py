@@ -25,19 +25,9 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint, generate, model, optim, ppo, sharding, train
-from rlhf_jax.bench import fields
+from rlhf_jax.bench import fields, workload
 from rlhf_jax.bench.sweeps import gain_at_once, ppo_trials, sweep_arms
-from rlhf_jax.bench.workload import (
-    NEVER,
-    Workload,
-    coefficients,
-    episode_shape,
-    model_of,
-    one_device,
-    rounded,
-    timed,
-    tokens_of,
-)
+from rlhf_jax.bench.workload import Workload, rounded, timed
 from rlhf_jax.data import batches, packing
 from rlhf_jax.data import loader as loader_lib
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
@@ -52,9 +42,9 @@ def sft_step(config: ml_collections.ConfigDict) -> Workload:
     shape = config.batch_size, config.model.max_length
     segments = np.ones(shape, np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    batch = Batch(tokens_of(config, shape), (positions > 0).astype(np.float32), segments, positions)
-    loss_fn = functools.partial(pretrain.token_loss, model_of(config))
-    run = _training(loss_fn, model.init_params(model_of(config), jax.random.key(0)), batch)
+    batch = Batch(workload.tokens_of(config, shape), (positions > 0).astype(np.float32), segments, positions)
+    loss_fn = functools.partial(pretrain.token_loss, workload.model_of(config))
+    run = _training(loss_fn, model.init_params(workload.model_of(config), jax.random.key(0)), batch)
     return Workload(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]})
 
 
@@ -66,7 +56,7 @@ def saving(config: ml_collections.ConfigDict) -> Workload:
     """
     step = sft_step(config)
     # The state that is saved is as large as SFT's: float32 weights and both moments.
-    params = model.init_params(model_of(config), jax.random.key(0))
+    params = model.init_params(workload.model_of(config), jax.random.key(0))
     state = jax.block_until_ready(train.init_state(params, optim.make_optimizer(optim.OptimizerConfig())))
     folder = tempfile.TemporaryDirectory(prefix="rlhf_jax_bench_")
     checkpointer = checkpoint.Checkpointer(folder.name, keep=1)
@@ -95,21 +85,21 @@ def reward_step(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of a reward model step: forward, backward and AdamW on a batch of pairs."""
     shape = config.batch_size, 2, config.model.max_length
     ranks = np.broadcast_to(np.array([1, 2], np.int32), shape[:2])
-    batch = Comparisons(tokens_of(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
-    loss_fn = functools.partial(reward_model.reward_loss, model_of(config), "kwise")
-    run = _training(loss_fn, model.init_params(model_of(config), jax.random.key(0), head="scalar"), batch)
+    batch = Comparisons(workload.tokens_of(config, shape), np.ones(shape, bool), ranks, np.ones(shape[:2], bool))
+    loss_fn = functools.partial(reward_model.reward_loss, workload.model_of(config), "kwise")
+    run = _training(loss_fn, model.init_params(workload.model_of(config), jax.random.key(0), head="scalar"), batch)
     return Workload(run, batch.tokens.size, {"pairs": shape[0], "length": shape[2]})
 
 
 def sample(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of sampling: prefill and decoding at temperature 1. Its tokens are those of the completions."""
-    params = model.init_params(model_of(config), jax.random.key(0))
+    params = model.init_params(workload.model_of(config), jax.random.key(0))
     draw = _sampler(config)
 
     def run():
         return timed("sample", draw, params)[1]
 
-    return Workload(run, config.episodes * config.completion_length, episode_shape(config))
+    return Workload(run, config.episodes * config.completion_length, workload.episode_shape(config))
 
 
 def ppo_iteration(config: ml_collections.ConfigDict) -> Workload:
@@ -117,8 +107,8 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Workload:
 
     Its tokens are those of prompts and completions.
     """
-    lm, minibatches = model_of(config), config.minibatches
-    programs = ppo.PPOConfig(lm, lm, eos_id=NEVER, missing_eos="none", score_parts=minibatches)
+    lm, minibatches = workload.model_of(config), config.minibatches
+    programs = ppo.PPOConfig(lm, lm, eos_id=workload.NEVER, missing_eos="none", score_parts=minibatches)
     optimizer = optim.make_optimizer(optim.OptimizerConfig())
     draw = _sampler(config)
     score = jax.jit(
@@ -129,7 +119,7 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Workload:
     policy, ref = (model.init_params(lm, key) for key in keys[:2])
     value, reward = (model.init_params(lm, key, head="scalar") for key in keys[2:])
     state = ppo.PPOState(train.init_state(policy, optimizer), train.init_state(value, optimizer), jnp.float32(0.1))
-    coefs = coefficients()
+    coefs = workload.coefficients()
 
     def updates(state, experience):
         for index in range(minibatches):
@@ -146,7 +136,7 @@ def ppo_iteration(config: ml_collections.ConfigDict) -> Workload:
         return seconds | score_seconds | update_seconds
 
     tokens = config.episodes * (config.prompt_length + config.completion_length)
-    return Workload(run, tokens, {**episode_shape(config), "minibatches": minibatches})
+    return Workload(run, tokens, {**workload.episode_shape(config), "minibatches": minibatches})
 
 
 def loading(config: ml_collections.ConfigDict) -> Workload:
@@ -154,7 +144,7 @@ def loading(config: ml_collections.ConfigDict) -> Workload:
 
     Its parts are the kinds.
     """
-    mesh, length, rng = one_device(), config.model.max_length, np.random.default_rng(0)
+    mesh, length, rng = workload.one_device(), config.model.max_length, np.random.default_rng(0)
     texts = [" ".join(["word"] * int(n)) for n in rng.integers(1, max(2, length // 5), config.loader_rows)]
     tokenizer = Tokenizer.train([], 258)
     rows = [Demonstration(text[: length // 2], text[: length // 3], {}) for text in texts]
@@ -236,7 +226,7 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
       JSON with, among others, the median "seconds" of a run, "tokens_per_second", the times of all "repeats", the
       "first_seconds" with compilation, and the peak memory in MiB.
     """
-    with jax.set_mesh(one_device()):
+    with jax.set_mesh(workload.one_device()):
         work = WORKS[name](config)
         start = time.perf_counter()
         first_parts = work.run()
@@ -285,10 +275,14 @@ def _training(loss_fn: train.LossFn, params: dict, batch) -> Callable[[], dict[s
 def _sampler(config: ml_collections.ConfigDict) -> Callable[[dict], generate.Rollout]:
     """Returns a function params -> Rollout, which draws new noise at every call."""
     sampler = generate.Sampler(
-        model_of(config), one_device(), completion_length=config.completion_length, eos_id=NEVER, pad_id=0
+        workload.model_of(config),
+        workload.one_device(),
+        completion_length=config.completion_length,
+        eos_id=workload.NEVER,
+        pad_id=0,
     )
     shape = config.episodes, config.prompt_length
-    prompts = Prompts(tokens_of(config, shape), np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
+    prompts = Prompts(workload.tokens_of(config, shape), np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
     calls = itertools.count()
     return lambda params: sampler(params, prompts, jax.random.key(next(calls)), 1.0)
 

@@ -12,17 +12,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import generate, model, optim, ppo, sharding
-from rlhf_jax.bench.workload import (
-    NEVER,
-    Workload,
-    coefficients,
-    episode_shape,
-    model_of,
-    one_device,
-    rounded,
-    timed,
-    tokens_of,
-)
+from rlhf_jax.bench import workload
+from rlhf_jax.bench.workload import Workload, rounded, timed
 from rlhf_jax.config import default_config
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.ppo import programs as ppo_programs
@@ -35,20 +26,22 @@ from rlhf_jax.sweep.trials.stacked import StackedPPOPrograms
 
 def ppo_trials(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of a PPO iteration, of one run ("alone") and of all `trials` in one program ("at_once")."""
-    lm, mesh, count = model_of(config), one_device(), config.trials
+    lm, mesh, count = workload.model_of(config), workload.one_device(), config.trials
     sizes = config.episodes, config.episodes // config.minibatches, 1
     section = ml_collections.ConfigDict(dict(zip(("batch_size", "minibatch_size", "ppo_epochs"), sizes)))
-    shape = ppo.PPOConfig(lm, lm, eos_id=NEVER, missing_eos="none", score_parts=config.minibatches)
+    shape = ppo.PPOConfig(lm, lm, eos_id=workload.NEVER, missing_eos="none", score_parts=config.minibatches)
     score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
     make, shardings = ppo_programs.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
-    sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=NEVER, pad_id=0)
+    sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=workload.NEVER, pad_id=0)
     alone = ppo_programs.PPOPrograms(shape, score, optimizers, shardings, sampler, mesh)
-    at_once = StackedPPOPrograms(shape, score, optimizers, (config.completion_length, NEVER, 0, 1), sizes, mesh)
+    at_once = StackedPPOPrograms(
+        shape, score, optimizers, (config.completion_length, workload.NEVER, 0, 1), sizes, mesh
+    )
 
     policy, value = (model.init_params(lm, jax.random.key(0), head) for head in ("lm", "scalar"))
-    tokens = tokens_of(config, (config.episodes, config.prompt_length))
+    tokens = workload.tokens_of(config, (config.episodes, config.prompt_length))
     prompts = Prompts(tokens, np.ones(tokens.shape, bool), np.arange(len(tokens), dtype=np.int32))
-    given = (policy, value, jnp.float32(0.1)), (policy, value), prompts, coefficients()
+    given = (policy, value, jnp.float32(0.1)), (policy, value), prompts, workload.coefficients()
 
     def stack(tree):
         return sharding.put_trials([hosts.fetch(tree)] * count, mesh)
@@ -72,7 +65,7 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Workload:
 
     episode = config.prompt_length + config.completion_length
     return Workload(
-        run, (1 + count) * config.episodes * episode, {**episode_shape(config), "alone": 1, "at_once": count}
+        run, (1 + count) * config.episodes * episode, {**workload.episode_shape(config), "alone": 1, "at_once": count}
     )
 
 
@@ -112,7 +105,12 @@ def sweep_arms(config: ml_collections.ConfigDict) -> Workload:
     return Workload(
         run,
         tokens,
-        {**episode_shape(config), "prompt_length": base.prompt_length, "iterations": config.iterations, **counts},
+        {
+            **workload.episode_shape(config),
+            "prompt_length": base.prompt_length,
+            "iterations": config.iterations,
+            **counts,
+        },
     )
 
 

@@ -199,7 +199,7 @@ def _ranking(item: Sampled, ranks, labeler: str, group: str | None) -> Ranking:
 
 def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or what the stage needs and there is not; computes nothing."""
-    rankings_lib.check(run, stage)
+    rankings_lib.check_source(run, stage)
     section = run.config[stage]
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
     if not section.borrowed < section.min_completions <= section.max_completions:

@@ -129,15 +129,6 @@ def loss_of(run: Run, stage: str) -> PreferenceLoss:
     return PreferenceLoss(rankings.training_shape(run, stage))
 
 
-def check(run: Run, stage: str) -> None:
-    """Raises InputError if fields are invalid, data are missing, or sizes do not fit; computes nothing."""
-    rankings.check(run, stage)
-    supervised.check(run, stage)
-    supervised.check_whole_length(run, stage)
-    rankings.check_data(run, stage)
-    supervised.check_warmup(run, stage, rankings.most(run, stage), run.config[stage].batch_size)
-
-
 def run_stage(run: Run, stage: str) -> None:
     """Trains config[stage] from its init, which is the reference too, and writes the policy's parameters."""
     supervised.fit(training_of(run, stage))
@@ -145,7 +136,7 @@ def run_stage(run: Run, stage: str) -> None:
 
 def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     """Returns what run_stage trains, with its validation and its end."""
-    check(run, stage)
+    rankings.check(run, stage)
     section = run.config[stage]
     rows = rankings.load(run, stage, "train")
     rankings.check_preference(stage, rows)
@@ -251,7 +242,7 @@ register(
     Stage(
         "dpo",
         FIELDS,
-        check,
+        rankings.check,
         run_stage,
         gives="policy",
         label="DPO",

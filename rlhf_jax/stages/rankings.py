@@ -28,6 +28,7 @@ from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json_lines
 from rlhf_jax.runtime.finished import checked
+from rlhf_jax.stages import supervised
 
 _PART = Text("a part of the prompts, such as ':1000', ':50%' or '50%:', or empty", forms.part)
 # What a reward model and DPO share.
@@ -58,13 +59,22 @@ PREFERENCES = dict(
 
 
 def check(run: Run, stage: str) -> None:
+    """Raises InputError if config[stage] cannot be trained on rankings; computes nothing."""
+    check_source(run, stage)
+    supervised.check(run, stage)
+    supervised.check_whole_length(run, stage)
+    _check_data(run, stage)
+    supervised.check_warmup(run, stage, most(run, stage), run.config[stage].batch_size)
+
+
+def check_source(run: Run, stage: str) -> None:
     """Raises InputError where config[stage] names no earlier collect stage; computes nothing."""
     name = run.config[stage].get("rankings", "")
     if name and (name not in _earlier(run, stage) or registry.of(run.config, name).gives != "rankings"):
         raise InputError(f"{stage}.rankings='{name}' is no collect stage that comes before it")
 
 
-def check_data(run: Run, stage: str) -> None:
+def _check_data(run: Run, stage: str) -> None:
     """Raises InputError where there are no rankings for config[stage] to learn from, or not the part of them that it asks for.
 
     What an unfinished collect stage will have is known as far as its prompts are.

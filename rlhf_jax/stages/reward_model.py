@@ -86,10 +86,6 @@ def loss_of(run: Run, stage: str) -> RewardLoss:
 def check(run: Run, stage: str) -> None:
     """Raises InputError for fields that mean nothing, or sizes that do not divide over the mesh; computes nothing."""
     rankings.check(run, stage)
-    supervised.check(run, stage)
-    supervised.check_whole_length(run, stage)
-    rankings.check_data(run, stage)
-    supervised.check_warmup(run, stage, rankings.most(run, stage), run.config[stage].batch_size)
     if run.corpus and run.corpus.has("demonstrations"):
         inputs.need(run, stage, "demonstrations", "train")
 
