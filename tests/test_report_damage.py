@@ -279,7 +279,7 @@ def test_any_damage_to_a_file_of_a_sweep_is_reported_or_a_sentence(sweep, name, 
         (
             ["claims", 1, "rule", "is"],
             "Bigger",
-            "Bigger with a, b, by, factor, y is nothing that this version can report",
+            "this version cannot report a Bigger with the fields a, b, by, factor, y",
         ),
         (["baseline"], 3, "Declared: baseline must be dict | None, not 3"),
     ],

@@ -668,7 +668,10 @@ def test_specs_are_json_both_ways():
             lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo_ptx", PTX, {PTX: (0.0, 2.0)})),
             "Peak.axis='ppo_ptx.ptx_coef': .* 3 are",
         ),
-        (lambda: spec.Curve("score", "ppo_ptx", PTX, scale="logg"), "Curve: scale='logg' is none of auto, linear"),
+        (
+            lambda: spec.Curve("score", "ppo_ptx", PTX, scale="logg"),
+            "Curve: scale must be one of auto, linear, .*, not 'logg'",
+        ),
         (lambda: spec.Curve("history:objective/kl@median", "ppo_ptx", PTX), "is no quantity of ppo_ptx"),
         (
             lambda: spec.Curve("history:objective/gold@max", "ppo_ptx", PTX),
@@ -691,7 +694,7 @@ def test_specs_are_json_both_ways():
         (lambda: spec.Claim("a", "b", spec.Turns("kl", "pp", "falls")), "Claim.Turns.stage='pp'"),
         (
             lambda: spec.Claim("a", "b", spec.Turns("kl", "ppo", "down")),
-            "Turns: direction='down' is none of falls, rises",
+            "Turns: direction must be one of falls, rises, not 'down'",
         ),
         (lambda: spec.Curve("gold/total", "reward_model", PTX), "no quantity of reward_model"),
         (lambda: spec.Curve("valid/accuracy", "ppo", PTX), "no quantity of ppo"),
@@ -703,7 +706,7 @@ def test_specs_are_json_both_ways():
         (lambda: spec.Table(("ppo",), ("gold/total", "skil")), "Table.quantities='skil' is no quantity"),
         (
             lambda: spec.Claim("a", "b", spec.Trend("kl", "ppo", PTX, "up")),
-            "Trend: direction='up' is none of rises, falls",
+            "Trend: direction must be one of rises, falls, not 'up'",
         ),
         (lambda: spec.Claim("a", "b", spec.Trend("kls", "ppo", PTX, "falls")), "Claim.Trend.y='kls'"),
         (lambda: spec.Claim("a", "b", "rises"), "Claim: rule must be Trend or Peak"),

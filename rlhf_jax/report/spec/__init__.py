@@ -231,8 +231,8 @@ def from_json(value):
         try:
             made = _CLASSES[value["is"]](**fields)
         except (KeyError, TypeError) as error:
-            what = f"{value['is']} with {listed(fields)}"
-            raise InputError(f"{what} is nothing that this version can report: {error}") from None
+            what = f"a {value['is']} with the fields {listed(fields)}"
+            raise InputError(f"this version cannot report {what}: {error}") from None
         of_types(made)
         return made
     return tuple(map(from_json, value)) if isinstance(value, list) else value

@@ -11,7 +11,7 @@ def one_of(item, name, choices):
     """Raises InputError if the field `name` of a spec is none of `choices`."""
     value = getattr(item, name)
     if value not in choices:
-        raise InputError(f"{type(item).__name__}: {name}='{value}' is none of {listed(choices)}")
+        raise InputError(f"{type(item).__name__}: {name} must be one of {listed(choices)}, not {value!r}")
 
 
 def tuple_of(item, name, kinds):
