@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from rlhf_jax.report.figures import LOOKS, arms_of, legend_above, new_figure
+from rlhf_jax.report.figures import LOOKS, arms_of
+from rlhf_jax.runtime.figures import legend_above, new_figure
 from rlhf_jax.runtime.terminal import visible
 
 _MOST_IN_A_MATRIX = 12
@@ -44,7 +45,7 @@ def _rates(contests: list[dict], path) -> None:
         axis.set_xlim(0, 100)
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("share of prompts (%), a tie as half a win; bars are 95 % intervals")
-        legend_above(figure, axis)
+        legend_above(figure, [axis])
 
 
 def _tournament(found: dict, rated: dict[str, dict], path) -> None:
