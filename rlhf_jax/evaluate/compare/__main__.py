@@ -37,7 +37,7 @@ from rlhf_jax.evaluate.compare.policies import Pair, Policy
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, SEED
 from rlhf_jax.report.figures import of_comparison
-from rlhf_jax.report.tables import Table
+from rlhf_jax.report.tables import TextTable
 from rlhf_jax.runtime import terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import write_json
@@ -152,10 +152,10 @@ def title(found: dict) -> str:
     return f"Judged by {found['judge']} on {prompts} prompts; length in characters"
 
 
-def contest_table(rows: list[dict]) -> Table:
+def contest_table(rows: list[dict]) -> TextTable:
     """Returns the win rate of each two policies."""
     columns = ["policy", "against", "win rate (%)", "ties", "at equal length", "longer"]
-    return Table(
+    return TextTable(
         columns,
         [
             [
@@ -172,10 +172,10 @@ def contest_table(rows: list[dict]) -> Table:
     )
 
 
-def rating_table(ratings: dict[str, dict]) -> Table:
+def rating_table(ratings: dict[str, dict]) -> TextTable:
     """Returns the ratings, the highest first."""
     order = sorted(ratings.items(), key=lambda item: -(item[1]["elo"] or {"value": -math.inf})["value"])
-    return Table(
+    return TextTable(
         ["policy", "Elo's scale", "Bradley-Terry (nats)"],
         [[name, _shown(rating["elo"], digits=0), _shown(rating["bradley_terry"], digits=2)] for name, rating in order],
     )
