@@ -1,4 +1,4 @@
-"""The benchmarks of a run's policies side by side, and how policies differ on the same items."""
+"""The part of a run's report on benchmarks: the policies side by side, and their differences on the same items."""
 
 import numpy as np
 
@@ -28,8 +28,8 @@ def benchmark_sections(record: Record) -> list[str]:
         differences += _differences(record, list(found), task, metric)
     parts = [
         "## Benchmarks",
-        "Asked by lm-eval; `lm_eval.json` in the folder of each stage says how. A number of items stands in it, too. "
-        "± is half of a 95 % interval over items.",
+        "lm-eval asked these benchmarks. `lm_eval.json` in the folder of each stage has its settings and the numbers of "
+        "items. ± is half of a 95 % interval over items.",
         TextTable(["", *map(label, found)], rows).markdown(),
     ]
     if differences:
@@ -44,11 +44,12 @@ def benchmark_sections(record: Record) -> list[str]:
 
 
 def _known(estimate: dict | None) -> dict | None:
+    """Returns an estimate, or None if it has no value."""
     return estimate if estimate and estimate["value"] is not None else None
 
 
 def _entries(record: Record, stage: str) -> dict:
-    """Returns what lm_eval.json of a stage holds, checked."""
+    """Returns the contents of a stage's lm_eval.json; raises InputError if it is damaged."""
     path = record.path / stage / results.SUMMARY
     return check(path, results.read(path.parent), _ENTRIES)
 
@@ -82,6 +83,7 @@ def _differences(record: Record, stages: list[str], task: str, metric: str) -> l
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> Estimate | None:
+    """Returns the mean difference over items, or None without an item."""
     return paired_difference(first, second) if len(first) else None
 
 
