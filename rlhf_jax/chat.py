@@ -59,7 +59,7 @@ class Chat:
     def __init__(self, run, stage: str | None = None):
         stages = run.giving("policy")
         if not stages:
-            raise InputError(f"{run.path} has no finished policy yet; run its pipeline first")
+            raise InputError(f"{run.path} has no finished policy yet; finish a stage that makes one first")
         stage = stage or stages[-1]
         if stage not in stages:
             raise InputError(f"{run.path} has no finished policy '{stage}'; --stage can be {', '.join(stages)}")

@@ -50,12 +50,11 @@ class Checkpointer:
 
     def __init__(self, directory, keep: int = 2, keep_every: int = 0):
         if keep < 1:
-            raise InputError(
-                f"checkpoints_kept={keep}: one checkpoint at least must stay, or no run could go on from it"
-            )
+            raise InputError(f"checkpoints_kept={keep} must be 1 or more: a run is resumed from the newest checkpoint")
         check_path(directory)
         self._directory = pathlib.Path(directory).absolute()
         self._keep, self._keep_every = keep, keep_every
+        self._broken: set[int] = set()  # steps whose files have the right sizes, but not the right contents
         self._writer = _Writer()
 
     def save(self, step: int, tree) -> None:
@@ -70,6 +69,7 @@ class Checkpointer:
         """
         self.wait()
         if step not in self.steps():
+            self._broken.discard(step)
             self._writer.start(self._directory / str(step), tree)
 
     def steps(self) -> list[int]:
@@ -83,7 +83,8 @@ class Checkpointer:
     def restore(self, abstract, step: int | None = None):
         """Restores the newest good checkpoint, or that of `step`.
 
-        A newer one that is damaged is named in a warning and passed over.
+        A newer one that is damaged is named in a warning and passed over; `save` replaces it. Checkpoints that need not
+        be kept are removed when the newest is restored: a process that was killed after a save has left them behind.
 
         Args:
           abstract: a tree of `jax.ShapeDtypeStruct` with shardings: where and as what the arrays
@@ -97,7 +98,11 @@ class Checkpointer:
         """
         self._writer.finish()
         chosen = hosts.on_first(self._choose, step)
-        return None if chosen is None else (chosen, _read(self._directory / str(chosen), abstract))
+        if chosen is None:
+            return None
+        if step is None:
+            hosts.on_first(self._clean)
+        return chosen, _read(self._directory / str(chosen), abstract)
 
     def wait(self) -> None:
         """Waits for the save in progress, if any, and then removes what need not be kept."""
@@ -126,6 +131,7 @@ class Checkpointer:
                 return candidate
             if step is not None:
                 raise InputError(f"cannot restore the checkpoint {path}: {damage}")
+            self._broken.add(candidate)
             _log.warning("the checkpoint %s is damaged, an older one is used: %s", path, damage)
         return None
 
@@ -138,7 +144,7 @@ class Checkpointer:
                 shutil.rmtree(path)
 
     def _good(self):
-        return [step for step in self._found() if not _damage(self._directory / str(step))]
+        return [step for step in self._found() if step not in self._broken and not _damage(self._directory / str(step))]
 
     def _found(self):
         """Every directory named like a step, good or not, ascending."""
@@ -154,7 +160,7 @@ def check_path(path) -> None:
     if unreadable or text != text.encode(errors="replace").decode():
         what = f"'{unreadable[0]}'" if unreadable else "bytes that are no UTF-8"
         raise InputError(
-            f"{text!r}: checkpoints cannot be kept in a folder with {what} in its path; give one another name"
+            f"{text!r}: checkpoints cannot be kept in a folder with {what} in its path; give a folder of another name"
         )
 
 
@@ -195,8 +201,8 @@ def check_params(path) -> None:
 def _unusable(path: pathlib.Path, damage: str) -> InputError:
     # The parameters that arms share lie in the folder of one of them.
     return InputError(
-        f"cannot load parameters from {path}: {damage}; put it back as it was, or delete the folder {path.resolve().parent}, and "
-        "the same command makes that stage again"
+        f"cannot load parameters from {path}: {damage}; put it back as it was, or delete the folder "
+        f"{path.resolve().parent} and start its run again, which makes the stage anew"
     )
 
 
@@ -318,7 +324,8 @@ def _read(path, abstract):
         )
         if there != here:
             raise InputError(
-                f"{path} does not fit this config: the array {name} is {there} in the checkpoint and {here} here"
+                f"{path} does not fit this config: the array {name} is {there} in the checkpoint and {here} in the model; "
+                "give the config that it was written with"
             )
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(

@@ -55,7 +55,7 @@ def load(path: str) -> ConfigDict:
             raise InputError(f"{file} has no function get_config; see experiments/ for examples")
         config = module.get_config(*[argument] * bool(colon))
     if not isinstance(config, ConfigDict):
-        raise InputError(f"{file}: get_config returns {type(config).__name__}, and no ConfigDict")
+        raise InputError(f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict")
     return config
 
 
@@ -76,7 +76,7 @@ def module_of(file: str):
     _let_import_neighbours(file)
     spec = importlib.util.spec_from_file_location("rlhf_jax_experiment", file)
     if spec is None:
-        raise InputError(f"{file} is no Python file")
+        raise InputError(f"{file} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

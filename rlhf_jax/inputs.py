@@ -39,7 +39,7 @@ def need(run: Run, stage: str, kind: str, split: str, purpose: str = "ppo") -> l
     except InputError as error:
         raise InputError(f"{stage} needs {kind} of the {split} split: {error}") from None
     if not rows:
-        raise InputError(f"{stage} needs {kind} of the {split} split, and there are none")
+        raise InputError(f"{stage} needs {kind} of the {split} split, but there are none; give more rows")
     return rows
 
 

@@ -94,7 +94,9 @@ class Job:
             if "backend" not in str(error):
                 raise
             platform = os.environ.get("JAX_PLATFORMS", "")
-            raise InputError(f"platform='{platform}' is not there: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"platform='{platform}' is not available on this machine: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def main(name: str, work: Callable[[Job], int | None]) -> None:

@@ -83,7 +83,9 @@ def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> LanguageMod
     run = run_lib.open_run(path, mesh)
     policies = run.giving("policy")
     if not policies or stage and stage not in policies:
-        raise InputError(f"{path / stage} is no finished policy; {path} has {', '.join(policies) or 'none'}")
+        raise InputError(
+            f"{path / stage} is not a finished policy; the finished policies of {path}: {', '.join(policies) or 'none'}"
+        )
     stage = stage or policies[-1]
     shape, params = run.shape(stage), weights.load_params(run, stage)
     shape = dataclasses.replace(shape, dtype=dtype or shape.dtype)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.errors import InputError, reason
+from rlhf_jax.runtime.errors import InputError, explained
 from rlhf_jax.runtime.files import from_json, whole_lines, write_text
 
 _SHOWN_GAPS = 8
@@ -44,8 +44,8 @@ class MetricsWriter:
         steps are run again. None when nothing was restored: the file starts anew.
       tensorboard: also write event files beside it, with tensorboardX or PyTorch's writer.
 
-    Of a file that is resumed, a line that is not whole is cut and one that is there twice is kept once; which steps
-    that or somebody has lost is said.
+    In a file that is resumed, a line that is not whole is cut, and one that is there twice is kept once. A sentence
+    says which steps have lost their lines.
 
     Raises:
       InputError: the file cannot be written, or is not one of ours.
@@ -62,12 +62,10 @@ class MetricsWriter:
         if resume_step is not None and self.path.exists():
             kept = [line for step, (line, _) in _rows(self.path).items() if step <= resume_step]
             if gaps := lost_steps(read_metrics(self.path), resume_step):
-                print(f"{self.path} has lost the lines of {gaps}; its curves go on without them", file=sys.stderr)
+                print(f"{self.path} has lost the lines of {gaps}; its curves have gaps there", file=sys.stderr)
         write_text(self.path, "".join(line + "\n" for line in kept))
-        try:
+        with explained(f"write {self.path}"):
             self._file = open(self.path, "a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {reason(error)}") from error
         if make_events:
             purge_step = None if resume_step is None else resume_step + 1
             self._events = make_events(os.fspath(self.path.parent / "tensorboard"), purge_step=purge_step)
@@ -83,11 +81,9 @@ class MetricsWriter:
         line = json.dumps(
             row | {name: _encode(value) for name, value in values.items()}, ensure_ascii=False, allow_nan=False
         )
-        try:
+        with explained(f"write {self.path} (step {step})"):
             self._file.write(line + "\n")
             self._file.flush()
-        except OSError as error:
-            raise InputError(f"cannot write {self.path} (step {step}): {reason(error)}") from error
         if self._events:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -101,10 +97,8 @@ class MetricsWriter:
     def close(self) -> None:
         if self._file is None:
             return
-        try:
+        with explained(f"write {self.path}"):
             self._file.close()
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {reason(error)}") from error
         if self._events:
             self._events.close()
 

@@ -7,7 +7,7 @@ from rlhf_jax import checkpoint, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import answers as answers_lib
 from rlhf_jax.evaluate import benchmarks, policy
-from rlhf_jax.fields import registry
+from rlhf_jax.fields import noted, registry
 from rlhf_jax.fields.registry import KINDS
 from rlhf_jax.report import pages
 from rlhf_jax.runtime import finished, hosts, machine
@@ -43,7 +43,7 @@ def run_stage(run: run_lib.Run, stage: str) -> None:
     else:
         started = time.monotonic()
         registry.of(run.config, stage).run(run, stage)
-        run.workdir.mark_done(stage, time.monotonic() - started, **machine.described())
+        run.mark_done(stage, time.monotonic() - started, **machine.described())
     evaluate(run, stage)
 
 
@@ -106,6 +106,7 @@ def check(run: run_lib.Run) -> None:
     Raises:
       InputError: a stage or its evaluation lacks an input, or a file of a finished stage has changed.
     """
+    hosts.on_first(noted.check, run.config.to_dict(), run.path)
     if not all(map(run.done, run.config.stages)):
         run.corpus.read()
     for stage in run.config.stages:

@@ -16,14 +16,14 @@ from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.fields import forms, registry
+from rlhf_jax.fields import forms, noted, registry
 from rlhf_jax.fields.checks import check as check_config
 from rlhf_jax.fields.defaults import defaults_like, filled, restored
 from rlhf_jax.model import TransformerConfig, attention
 from rlhf_jax.runtime import hosts, keys, progress, shipped
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import read_if_there, read_json, write_json
-from rlhf_jax.runtime.workdir import Workdir
+from rlhf_jax.runtime.files import read_if_there, write_json
+from rlhf_jax.runtime.workdir import Workdir, config_of
 from rlhf_jax.world.corpus import WorldCorpus
 
 # Fields that may change between two starts of one run: they change no result.
@@ -68,6 +68,10 @@ class Run:
     def done(self, stage: str) -> bool:
         return hosts.on_first((self.folder(stage) / "done.json").exists)
 
+    def mark_done(self, stage: str, seconds: float, **details) -> None:
+        """Marks a stage as finished, with the config that it was made with; see Workdir.mark_done."""
+        self.workdir.mark_done(stage, seconds, config=noted.note(self.config.to_dict(), stage), **details)
+
     def evaluated(self, stage: str) -> bool:
         return hosts.on_first((self.folder(stage) / "evaluation.json").exists)
 
@@ -97,7 +101,10 @@ class Run:
         return self.config.prompt_length + self.config.completion_length
 
     def shape(self, stage: str) -> TransformerConfig:
-        """The model of a stage: the policy's, or what config[stage].model makes of it; or of a released model's folder."""
+        """Returns the shape of a stage's model: the policy's with the changes of config[stage].model.
+
+        A name that is no stage is a folder of released weights, whose shape is returned.
+        """
         if stage not in self.config:
             program = {name: getattr(self.model, name) for name in hf.PROGRAM_FIELDS}
             return hf.load_config(self.released(stage), **program)
@@ -115,9 +122,10 @@ class Run:
                 or isinstance(named, (tuple, list))
                 and name in named
             ]
+            by = f"{' and '.join(fields) or 'the config'} {'name' if len(fields) > 1 else 'names'}"
             raise InputError(
-                f"{' and '.join(fields) or 'the config'} {'name' if len(fields) > 1 else 'names'} '{name}', which is neither a stage of this config nor a folder "
-                f"of released weights in '{folder.parent}' (data.files.dir)"
+                f"{by} '{name}', which is neither a stage of this config nor a folder of released weights in "
+                f"'{folder.parent}' (data.files.dir)"
             )
         return folder
 
@@ -166,22 +174,31 @@ def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
       mesh: where to compute; by default as the config has it.
 
     Raises:
-      InputError: the folder is no run, or its config.json is damaged.
+      InputError: the folder is no run, or its config.json is damaged or not the one that its stages were made with.
     """
     folder = pathlib.Path(path)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{path} is no work directory of a run: it has no config.json")
-    config = restored(read_json(folder / "config.json"), str(folder / "config.json"))
-    return _assemble(config, folder, progress.Interrupt(), mesh)
+    return _assemble(read_config(folder), folder, progress.Interrupt(), mesh)
+
+
+def read_config(folder: pathlib.Path) -> ConfigDict:
+    """Returns the config of the run in a folder; raises InputError as `open_run` does."""
+    config = restored(config_of(folder), str(folder / "config.json"))
+    hosts.on_first(noted.check, config.to_dict(), folder)
+    return config
 
 
 def _assemble(
     config: ConfigDict, path: pathlib.Path, interrupt: progress.Interrupt, mesh=None, save=False, corpora=None
 ) -> Run:
-    """`save`: for all processes of a job; the first makes template and tokenizer, and all read its files."""
+    """Returns a Run with everything that its directory and its data give.
+
+    `save` is for the start of a job: the first process makes template and tokenizer, and all processes read its files.
+    """
     chat = config.data.template == "chat"
     if chat and not config.tokenizer.path:
-        raise InputError("data.template='chat' is the released model's own: tokenizer.path must name its directory")
+        raise InputError(
+            "data.template='chat' is the template of a released model: set tokenizer.path to the model's folder"
+        )
     if save:
         hosts.on_first(_keep_tokenizer if chat else _keep_template, path, config)
     hosts.on_first(check_kept, path)
@@ -227,7 +244,8 @@ def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Me
     longest = config.prompt_length + config.completion_length
     if longest > shape.max_length:
         raise InputError(
-            f"prompt_length + completion_length = {longest} is more than model.max_length = {shape.max_length}"
+            f"prompt_length + completion_length = {longest} is more than model.max_length = {shape.max_length}; "
+            "lower one of the lengths"
         )
     shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
     return Run(config, mesh, sharding_rules(config), tokenizer, shape)
@@ -237,10 +255,10 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
     """The policy of a config on a platform, "cpu", "gpu" or "tpu".
 
     Args:
-      vocab_size: of the tokenizer; a released model may have more rows than that.
+      vocab_size: size of the tokenizer's vocabulary; a released model may have more rows than that.
 
     Raises:
-      InputError: or fewer.
+      InputError: the model has fewer rows.
     """
     section = shapes.filled(config).model
     fields = {name: value for name, value in section.items() if value is not None and name != "shape"}
@@ -249,7 +267,7 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
     if shape.vocab_size < vocab_size:
         raise InputError(
             f"the tokenizer has {vocab_size} tokens and model.shape={config.model.get('shape')} only {shape.vocab_size}: "
-            "give tokenizer.path the model's own"
+            "set tokenizer.path to the model's own tokenizer"
         )
     return shape
 
@@ -265,7 +283,7 @@ def _check_data(path: pathlib.Path, corpus: FileCorpus | WorldCorpus) -> None:
     before = _noted(path, "checksums")
     if said := before is not None and _changes(before, ours):
         raise InputError(
-            f"the data files are not those that this run was begun with: {said}; put back what was there, or give another "
+            f"the data files were changed after this run began ({said}): put back the old files, or give another "
             "--workdir to begin a run with these"
         )
     if ours and before is None:
@@ -310,15 +328,15 @@ def _note_kept(path: pathlib.Path) -> None:
 
 
 def check_kept(path: pathlib.Path) -> None:
-    """Raises InputError where tokenizer or template are not those that the run was begun with.
+    """Raises InputError where tokenizer or template are not those with which the run began.
 
     Where there is no tokenizer.json, a start makes the tokenizer anew, and it is checked after that.
     """
     before, now = _noted(path, "kept"), _kept(path)
     if tokenizer_files.TOKENIZER in now and before is not None and (said := _changes(before, now)):
         raise InputError(
-            f"{path}: the tokenizer or the template is not that with which this run was begun, as its models know it: {said}; "
-            "put back what was there, or give another --workdir"
+            f"{path}: the tokenizer or the template was changed after this run began ({said}): put back the old files, "
+            "or give another --workdir to begin a run with these"
         )
 
 

@@ -44,7 +44,9 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence 
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(f"mesh sizes {sizes} must be positive, with at most one -1 for the rest")
+        raise InputError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor}: sizes must be positive, with at most one -1 for the rest"
+        )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
@@ -60,8 +62,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence 
         return Mesh(_on_torus(mesh_utils.create_device_mesh, sizes, devices), MESH_AXES, axis_types=types)
     if sizes[0] % slices:
         raise InputError(
-            f"mesh data={sizes[0]} does not divide over {slices} TPU slices; only data may cross the network between "
-            f"them: give data a multiple of {slices}, for example data={slices} fsdp=-1"
+            f"mesh data={sizes[0]} must be a multiple of {slices}, the TPU slices, because only data may cross the network "
+            f"between them; for example data={slices} fsdp=-1"
         )
     inside = (sizes[0] // slices, *sizes[1:])
     hybrid = _on_torus(mesh_utils.create_hybrid_device_mesh, inside, (slices, 1, 1), devices)
@@ -93,22 +95,24 @@ def partition_spec(
     spec = []
     for axis, size in zip(axes, shape):
         if axis not in rules:
-            raise InputError(f"{name}: no sharding rule for logical axis '{axis}'; known: {sorted(rules)}")
+            raise InputError(
+                f"{name}: logical axis '{axis}' has no sharding rule; these have one: {', '.join(sorted(rules))}"
+            )
         target = rules[axis]
         mesh_axes = () if target is None else (target,) if isinstance(target, str) else tuple(target)
         for mesh_axis in mesh_axes:
             if mesh_axis not in mesh.shape:
-                raise InputError(f"rule '{axis}': '{mesh_axis}' is no mesh axis; there are {MESH_AXES}")
+                raise InputError(f"sharding.{axis}: '{mesh_axis}' is not a mesh axis; they are {', '.join(MESH_AXES)}")
             if mesh_axis in used:
                 raise InputError(
                     f"{name} {tuple(shape)}: logical axes '{used[mesh_axis]}' and '{axis}' both lie on "
-                    f"mesh axis '{mesh_axis}'"
+                    f"mesh axis '{mesh_axis}'; change sharding.{axis}"
                 )
             used[mesh_axis] = axis
         ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes)
         if size % ways:
             raise InputError(
-                f"{name} {tuple(shape)}: axis '{axis}' of size {size} does not divide by {ways}, the "
+                f"{name} {tuple(shape)}: size {size} of axis '{axis}' must be a multiple of {ways}, the "
                 f"size of mesh axis {'x'.join(mesh_axes)}"
             )
         spec.append(target)

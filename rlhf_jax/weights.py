@@ -40,7 +40,7 @@ def load_params(run: Run, stage: str, head: str = "lm") -> dict:
         known = stage in run.config.stages
         raise InputError(
             f"{run.path}: stage '{stage}' is needed and not finished"
-            + (f": {stage}/done.json is not there" if known else "; config.stages does not name it")
+            + (f": {stage}/done.json is not there" if known else "; config.stages must name it")
         )
     shape = run.shape(stage)
     abstract = jax.tree.map(
@@ -147,7 +147,9 @@ def _check_folder(run: Run, name: str, shape: TransformerConfig, head: str) -> N
             f"{folder} reads other tokens than this run, or gives them other ids: set tokenizer.path={name}"
         )
     if shape.vocab_size < run.tokenizer.vocab_size:
-        raise InputError(f"{folder} knows {shape.vocab_size} tokens, and the tokenizer has {run.tokenizer.vocab_size}")
+        raise InputError(
+            f"{folder} has {shape.vocab_size} tokens and the tokenizer {run.tokenizer.vocab_size}: set tokenizer.path={name}"
+        )
 
 
 @functools.lru_cache(maxsize=32)

@@ -93,7 +93,7 @@ def test_prompts_of_demonstrations_and_rankings_lose_their_beginning_by_the_same
     assert batch.tokens.tolist() == [[257, *ids("def"), *ids("gh"), EOS], [257, *ids("ab"), *ids("c"), EOS, PAD, PAD]]
     assert batch.loss_mask.tolist() == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
     assert report == LengthReport(2, 0, 0, 10, prompts_cut=1)
-    assert str(report) == "2 of 2 kept, 1 prompts cut left, 0 cut, longest 10 tokens"
+    assert str(report) == "2 of 2 kept, 1 prompts without their beginning, 0 cut, longest 10 tokens"
     ranked = [ranking("abcdef", ["g", "hi"], [1, 2])]
     comparisons, report = batch_rankings(ranked, BYTES, 6, prompt_length=3, too_long="cut_left")
     assert comparisons.tokens[0].tolist() == [[*ids("defg"), EOS, PAD], [*ids("defhi"), EOS]]
@@ -188,7 +188,7 @@ def test_every_completion_that_is_cut_counts():
 
 
 def test_more_completions_than_k_are_refused():
-    with pytest.raises(InputError, match="has 3 completions, more than completions = 2"):
+    with pytest.raises(InputError, match="has 3 completions, so completions=2 must be at least 3"):
         batch_rankings([ranking("a", "bcd", [1, 2, 3])], BYTES, 5, completions=2)
 
 
@@ -259,7 +259,10 @@ def test_a_completion_that_repeats_another_one_once_it_is_cut_is_left_out():
     assert rows.ranks.tolist() == [[1, 2, 1, 0], [2, 2, 0, 0]] and rows.starts.tolist() == [1, 1]
     assert rows.valid.tolist() == [[True, True, True, False], [True, True, False, False]]
     assert report == LengthReport(3, 1, 4, 6, repeats=2)
-    assert str(report) == "2 of 3 kept, 4 cut, 2 completions left out that then repeat another one, longest 6 tokens"
+    assert (
+        str(report)
+        == "2 of 3 kept, 4 cut, 2 completions left out because they then repeat another one, longest 6 tokens"
+    )
     packed, report = pack_rankings(rankings, BYTES, 4, 2)
     assert packed.tokens.tolist() == [
         [*ids("abcd"), *ids("e"), EOS, *ids("bcd")],
@@ -372,7 +375,7 @@ def test_batches_by_length_hold_the_rows_asked_for_without_their_shared_padding(
     [
         (
             lambda: batch_prompts([Prompt("abc", {})], BYTES, 2),
-            "all 1 prompts are longer than prompt_length = 2, the shortest has 3 tokens",
+            "all 1 prompts are longer than prompt_length=2: raise it to at least 3",
         ),
         (lambda: batch_demonstrations([demonstration("abc", "d")], BYTES, 3), "all 1 prompts"),
         (lambda: batch_rankings([ranking("abc", "de", [1, 2])], BYTES, 3), "all 1 prompts"),
@@ -382,19 +385,19 @@ def test_batches_by_length_hold_the_rows_asked_for_without_their_shared_padding(
         (lambda: pack_rankings([], BYTES, 3, 2), "no records"),
         (
             lambda: batch_rankings([ranking("a", ["bcd", "bce"], [1, 2])], BYTES, 3),
-            "are the same .* raise completion_length",
+            "completions are equal .* raise completion_length",
         ),
         (
             lambda: pack_rankings([ranking("a", ["bcd", "bce"], [1, 2])], BYTES, 3, 1),
-            "are the same .* raise completion_length",
+            "completions are equal .* raise completion_length",
         ),
         (
             lambda: pack_rankings([ranking("a", ["bcd", "e"], [1, 2])], BYTES, 5, 1, 4),
-            "fit into a row of 4 tokens .* raise length",
+            "fit into a row of 4 tokens; raise the field length",
         ),
         (lambda: batch_prompts([], BYTES, 3), "no records"),
         (lambda: pack_documents([], BYTES, 3), "no documents"),
-        (lambda: batch_demonstrations([demonstration("a", "b")], BYTES, 3, 3), "prompt_length is 3"),
+        (lambda: batch_demonstrations([demonstration("a", "b")], BYTES, 3, 3), "prompt_length=3 must be from 1 to 2"),
     ],
 )
 def test_what_cannot_be_batched_is_an_input_error(build, words):

@@ -180,9 +180,9 @@ def test_of_another_policy_than_the_reference_no_kl_to_it_is_claimed(run):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"by_other.pool": "sft"}, "by_other.pool='sft' is no best_of_n stage"),
-        ({"by_other.samples": 6}, "init and temperature must be the same, and samples at most 4"),
-        ({"by_other.init": "ppo"}, "init and temperature must be the same"),
+        ({"by_other.pool": "sft"}, "by_other.pool='sft' must name a best_of_n stage"),
+        ({"by_other.samples": 6}, "and by_other.samples of at most 4"),
+        ({"by_other.init": "ppo"}, "by_other.pool=.* needs the same init and temperature"),
     ],
 )
 def test_a_wrong_field_is_named(run, change, message):

@@ -225,7 +225,7 @@ def test_unknown_stage_is_one_sentence(command):
 
 def test_no_run_is_one_sentence(tmp_path, capsys):
     assert chat.main([f"--workdir={tmp_path}"]) == 2
-    assert "is no work directory of a run" in capsys.readouterr().err
+    assert "is not the work directory of a run" in capsys.readouterr().err
 
 
 def test_run_without_a_finished_policy_is_one_sentence(made, monkeypatch):

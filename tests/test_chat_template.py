@@ -45,7 +45,9 @@ def theirs(folder):
 def test_a_chat_is_that_of_transformers(folders, name, chat):
     tokenizer = Tokenizer.load(folders[name]).for_chat()
     if name == "gemma" and chat in ("system", "empty system"):
-        with pytest.raises(InputError, match=r"tokenizer\.json refuses these messages: System role not supported"):
+        with pytest.raises(
+            InputError, match=r"tokenizer\.json: the chat template refuses these messages: System role not supported"
+        ):
             tokenizer.chat_template().chat(CHATS[chat])
         return
     text = tokenizer.chat_template().chat(CHATS[chat])
@@ -89,7 +91,7 @@ def test_what_a_reply_says_of_special_tokens_does_not_end_it(folders):
 def test_a_reply_that_its_template_moves_is_refused():
     prompt = "{% if add_generation_prompt %}Q:{% else %}Q:{% if messages[-1].content == 'REPLY' %}REPLY</s>{% else %}"
     template = ChatTemplate(prompt + "no{% endif %}{% endif %}", {"eos_token": "</s>"}, ["</s>"], "DIR")
-    with pytest.raises(InputError, match="template of DIR writes this reply elsewhere than behind its prompt"):
+    with pytest.raises(InputError, match="DIR: the chat template does not write this reply right behind its prompt"):
         template.completion("a")
 
 
@@ -149,11 +151,9 @@ def test_special_tokens_in_a_reply_are_text_and_in_the_template_and_in_a_written
         count(template.completion("a <|im_start|>")) == count("a <|im_start|>") == 0
     )  # a model may spell it in letters
     assert count(template.written_completion("a <|im_start|> b<|im_end|>\n")) == 1
-    with pytest.raises(
-        InputError, match=r"goes on after the token that ends a reply, <\|im_end\|>: '<\|im_start\|>user'"
-    ):
+    with pytest.raises(InputError, match=r"goes on after <\|im_end\|>, which ends a reply: '<\|im_start\|>user'"):
         template.written_completion("a<|im_end|>\n<|im_start|>user\n")
-    with pytest.raises(InputError, match="the completion is empty before the token that ends a reply"):
+    with pytest.raises(InputError, match="the completion is empty before .*, which ends a reply"):
         parse_row({"prompt": "a", "completion": "<|im_end|>"}, "demonstrations", template)
 
 
@@ -183,7 +183,7 @@ def test_a_template_that_opens_the_reply_with_more_than_its_history_writes_promp
     row = row_as_written(theirs(tmp_path))
     assert parse_row(row, "demonstrations", template).completion == "It is 4."
     with pytest.raises(
-        InputError, match=r"does not write a reply behind its prompt .* give rows with prompt and completion"
+        InputError, match=r"does not write a reply behind its prompt .* give rows with the fields prompt and completion"
     ):
         parse_row({"messages": [QUESTION, {"role": "assistant", "content": "4"}]}, "demonstrations", template)
 
@@ -279,7 +279,7 @@ def test_a_template_has_a_file_of_its_own_or_several_names(folders, tmp_path):
     ("source", "sentence"),
     [
         ("{% if %}", "the chat template is not valid Jinja"),
-        ("{{ messages[0].content }}", "does not write a reply"),
+        ("{{ messages[0].content }}", "does not write the assistant's reply"),
         (
             "{{ messages[-1].content }}<eos>{% if add_generation_prompt %}<a>{% endif %}",
             "does not write a reply behind its prompt",
@@ -289,7 +289,7 @@ def test_a_template_has_a_file_of_its_own_or_several_names(folders, tmp_path):
         ("{{ missing.name }}", "refuses these messages: 'missing' is undefined"),
         ("{% for i in range(10000000) %}{% endfor %}", "refuses these messages: Range too big"),
         ("{{ 1 / 0 }}", "refuses these messages: division by zero"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", ".*the files name no eos_token"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", ".*name one as eos_token in tokenizer_config.json"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused(source, sentence):
@@ -406,7 +406,7 @@ def test_a_run_renders_its_rows_by_the_chat_template_and_keeps_the_tokenizer(fol
     [
         (
             lambda config: config.tokenizer.update(path=""),
-            "data.template='chat' is the released model's own: tokenizer.path must",
+            "data.template='chat' is the template of a released model: set tokenizer.path",
         ),
         (lambda config: config.data.update(chat_date="today"), "data.chat_date='today' must be a date as 2024-07-26"),
     ],

@@ -1,6 +1,7 @@
 """Checkpoints: bitwise round trips, and every way they can be damaged."""
 
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -142,6 +143,33 @@ def test_keeps_every_so_many_steps_for_good(tmp_path):
         assert checkpointer.steps() == [10, 20, 26]
 
 
+@pytest.mark.parametrize("keep, keep_every, left", [(2, 0, [25, 26]), (1, 10, [10, 20, 26])])
+def test_what_a_killed_process_could_not_remove_is_removed_at_the_next_start(tmp_path, keep, keep_every, left):
+    saved(tmp_path, 5, 10, 20, 25, 26)
+    (tmp_path / "27.orbax-checkpoint-tmp").mkdir()
+    with Checkpointer(tmp_path, keep, keep_every) as checkpointer:
+        step, _ = checkpointer.restore(abstract(make_state()))
+    assert step == 26
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(step) for step in left]
+
+
+def test_a_start_removes_no_good_checkpoint_for_a_damaged_one_and_its_step_is_saved_anew(tmp_path):
+    """Also where only the contents of a file show the damage, and not its size."""
+    saved(tmp_path, 1, 2, 3)
+    [file] = (tmp_path / "3").rglob("manifest.json")
+    name = max(json.loads(file.read_text())["files"].items(), key=lambda item: item[1][0])[0]
+    break_file(tmp_path / "3" / name, "flipped")
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        step, _ = checkpointer.restore(abstract(make_state()))
+        assert (step, checkpointer.steps()) == (2, [2])
+        checkpointer.save(3, make_state(3))
+        checkpointer.wait()
+        assert checkpointer.steps() == [3]
+        step, restored = checkpointer.restore(abstract(make_state()))
+    assert step == 3
+    assert_bitwise(restored, make_state(3))
+
+
 def break_file(path, how):
     content = path.read_bytes()
     if how == "missing":
@@ -250,14 +278,14 @@ def test_another_config_is_refused_naming_the_array(tmp_path):
         with pytest.raises(
             InputError,
             match=r"params/head/w is of shape \[24, 8\] in the "
-            r"checkpoint and of shape \[24, 9\] here",
+            r"checkpoint and of shape \[24, 9\] in the model",
         ):
             checkpointer.restore(abstract(other))
-        with pytest.raises(InputError, match=r"ema_params/head/w is of shape .* and absent here"):
+        with pytest.raises(InputError, match=r"ema_params/head/w is of shape .* and absent in the model"):
             checkpointer.restore(abstract(make_state(ema=False)))
         other = make_state()
         other.params["bias"] = jnp.zeros(3)
-        with pytest.raises(InputError, match=r"params/bias is absent in .* of shape \[3\] here"):
+        with pytest.raises(InputError, match=r"params/bias is absent in .* of shape \[3\] in the model"):
             checkpointer.restore(abstract(other))
 
 
@@ -370,7 +398,7 @@ def test_quiet(tmp_path, capfd, caplog):
 @pytest.mark.parametrize("keep", [0, -1])
 def test_no_number_of_kept_checkpoints_deletes_all(tmp_path, keep):
     saved(tmp_path, 1, 2)
-    with pytest.raises(InputError, match=f"checkpoints_kept={keep}: one checkpoint at least must stay"):
+    with pytest.raises(InputError, match=f"checkpoints_kept={keep} must be 1 or more"):
         Checkpointer(tmp_path, keep)
     with Checkpointer(tmp_path, 1, keep_every=-1) as checkpointer:
         checkpointer.save(3, make_state(3))

@@ -205,10 +205,10 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
             {"taught.warmup_steps": 3},
             "taught.warmup_steps=3 must be at most 2, the steps that taught.epochs=1 of 12 examples",
         ),
-        ({"dpo.rankings": "sft"}, "dpo.rankings='sft' is no collect stage that comes before it"),
+        ({"dpo.rankings": "sft"}, "dpo.rankings='sft' must name a collect stage before 'dpo' in config.stages"),
         (
             {"reward_model.rankings": "feedback"},
-            "reward_model.rankings='feedback' is no collect stage that comes before it",
+            "reward_model.rankings='feedback' must name a collect stage before 'reward_model'",
         ),
         (
             {"taught.subset": "half"},
@@ -217,11 +217,11 @@ def test_dpo_stopped_and_resumed_is_dpo_never_stopped(whole, tmp_path):
         ({"reward_model.subset": ":0"}, "reward_model.subset=':0' must be a part of the prompts"),
         (
             {"reward_model.subset": "20:25"},
-            "reward_model.subset='20:25' of 24 prompts with rankings takes none, or more than there",
+            "reward_model.subset='20:25' must take at least one and at most all of the 24 prompts",
         ),
-        ({"taught.subset": "24:"}, "taught.subset='24:' of 24 prompts with rankings takes none"),
-        ({"dpo.subset": ":1%"}, "dpo.subset=':1%' of 24 prompts with rankings takes none"),
-        ({"feedback.rankings": "taught"}, "feedback.rankings='taught' is no collect stage that comes before it"),
+        ({"taught.subset": "24:"}, "taught.subset='24:' must take at least one and at most all of the 24"),
+        ({"dpo.subset": ":1%"}, "dpo.subset=':1%' must take at least one and at most all of the 24"),
+        ({"feedback.rankings": "taught"}, "feedback.rankings='taught' must name a collect stage before 'feedback'"),
         ({"dpo.label_smoothing": 0.5}, "dpo.label_smoothing=0.5 must be a number from 0 and below 0.5"),
     ],
 )
@@ -238,7 +238,7 @@ def test_rankings_of_a_stage_that_collects_none_are_refused(whole):
     run = run_lib.open_run(whole)
     run.config.dpo.rankings = "sft"
     with pytest.raises(
-        InputError, match="dpo.rankings='sft' is no finished collect stage; finished ones: collect, feedback"
+        InputError, match="dpo.rankings='sft' must name a finished collect stage; these are: collect, feedback"
     ):
         rankings.load(run, "dpo", "train")
 
@@ -267,6 +267,6 @@ def test_subsets_are_nested_and_halves_disjoint(whole):
     assert part(":7") != part(":7", seed=1) and part(":7") != everything[:7]
     doubled = rankings.subset(rows + rows, ":7", 0)  # rankings of one prompt stay together
     assert len(doubled) == 14 and {row.prompt for row in doubled} == set(part(":7"))
-    for wrong, said in ((":1%", "takes none"), (":100000", "more than there are")):
+    for wrong, said in ((":1%", "at least one"), (":100000", "at most all of the")):
         with pytest.raises(InputError, match=f"taught.subset='{wrong}'.*{said}"):
             rankings.subset(rows, wrong, 0, "taught.subset")

@@ -358,12 +358,12 @@ COMMANDS = {
     "--config={}/raises.py": "{}/raises.py, line 2: TypeError: ",
     "--config={}/strange.py": "{}/strange.py, line 1: NameError: name 'x' is not defined",
     "--config={}/syntax.py": "{}/syntax.py, line 1: ",
-    "--config={}/none.py": "{}/none.py: get_config returns NoneType, and no ConfigDict",
+    "--config={}/none.py": "{}/none.py: get_config returns NoneType; it must return a ConfigDict",
     "--config={}/opens.py": "{}/opens.py, line 1: FileNotFoundError: ",
     "--config=experiments/quickstart.py:a": None,
     "--config=experiments/instructgpt.py:2b": "experiments/instructgpt.py:2b is unknown; the sizes are 1.3b, 6b, 175b",
     "--config=experiments/bench.py": "this is no config of a run",
-    "--config=README.md": "README.md is no Python file",
+    "--config=README.md": "README.md is not a Python file",
 }
 FILES = {
     "raises": "from rlhf_jax.config import *\ndef get_config(): c = default_config(); c.sft.epochs = 'x'; return c",
@@ -428,7 +428,8 @@ def test_a_platform_that_is_not_there_is_a_sentence(monkeypatch):
     for name in ("DISTRIBUTED", "COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "HEARTBEAT"):
         monkeypatch.setattr(job, f"_{name}", types.SimpleNamespace(value=None))
     with pytest.raises(
-        InputError, match=r"^platform='gpu' is not there: Unable to initialize backend 'gpu': .* to choose\)$"
+        InputError,
+        match=r"^platform='gpu' is not available on this machine: Unable to initialize backend 'gpu': .* to choose\)$",
     ):
         job.Job(toy.get_config(), "", {}, "x", []).join()
 

@@ -137,7 +137,7 @@ def test_an_empty_split_says_what_to_change(folder):
 
 
 def test_a_kind_without_a_file_is_named(folder):
-    with pytest.raises(InputError, match="data.files.documents names no file"):
+    with pytest.raises(InputError, match="data.files.documents is empty: name files"):
         corpus(folder, demonstrations="demos.jsonl").documents("train")
 
 

@@ -165,7 +165,7 @@ def test_one_file_and_one_kind_and_renamed_fields(folder, capsys):
     corpus, kinds = open_data(f"{path}:q=prompt", "prompts")
     assert kinds == ["prompts"]
     assert main([f"--data={path}"]) == 2
-    assert "what kind of rows these are cannot be told from their fields a, q; give --kind" in capsys.readouterr().err
+    assert "the fields a, q do not tell the kind of the rows; give --kind" in capsys.readouterr().err
     assert main(["--data=nowhere.jsonl"]) == 2 and main([f"--data={folder / 'none'}", "--kind=prompts"]) == 2
 
 

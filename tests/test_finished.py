@@ -82,7 +82,7 @@ def test_every_damage_is_named_with_what_to_do(tmp_path, name, damage, said):
     with pytest.raises(InputError) as error:
         finished.checked(folder / name)
     error.match(
-        rf"{folder / name} is damaged \({said}.*\): put it back as it was, or delete the folder {folder}, and the"
+        rf"{folder / name} is damaged \({said}.*\): put it back as it was, or delete the folder {folder} and start"
     )
     for other in set(NAMES) - {name}:
         finished.checked(folder / other)
@@ -115,7 +115,7 @@ def test_parameters_that_arms_share_are_checked_where_they_lie(tmp_path):
     theirs, ours = make_stage(tmp_path / "a"), tmp_path / "b" / "sft"
     ours.mkdir(parents=True)
     (ours / "params").symlink_to(os.path.relpath(theirs / "params", ours))
-    finished.mark(ours, {"shared_from": "../a/sft"})
+    finished.mark(ours, {"seconds": 1.0, "shared_from": "../a/sft"})
     finished.checked(ours / "params" / "manifest.json")
     shutil.rmtree(theirs)
     make_stage(tmp_path / "a")
@@ -123,6 +123,38 @@ def test_parameters_that_arms_share_are_checked_where_they_lie(tmp_path):
     flip(theirs / "params" / "manifest.json")
     with pytest.raises(InputError, match=f"delete the folder {theirs}"):
         finished.checked(ours / "params" / "manifest.json")
+
+
+def test_a_link_of_an_arm_leads_to_the_stage_that_it_shares(tmp_path):
+    """And to no other, although that is whole: neither to another arm's, nor to another stage's of the same arm."""
+    store = Store(tmp_path / "stages")
+    make_stage(tmp_path / "a")
+    (store.path / "id").mkdir()
+    files.write_json(store.path / "id" / "judges.json", {"folder": "../a/sft"})
+    assert store.adopt(tmp_path / "b", "sft", "id", "judges")
+    link = tmp_path / "b" / "sft" / "params"
+    finished.checked(link / "manifest.json")
+    for other in (make_stage(tmp_path / "c", value=1.0), make_stage(tmp_path / "b", "ppo", 2.0)):
+        link.unlink()
+        link.symlink_to(os.path.relpath(other / "params", link.parent))
+        load_params(link, {"w": np.zeros(3, "float32")})  # whole, but another's
+        with pytest.raises(InputError, match=f"{link} is a link to {other / 'params'}, and the stage shares .*a/sft"):
+            finished.checked(link / "manifest.json")
+
+
+def test_an_arm_adopts_what_another_arm_has_adopted(tmp_path):
+    """Also where their directories lie at different depths: each says where the folders lie."""
+    store = Store(tmp_path / "stages")
+    home = make_stage(tmp_path / "a")
+    (store.path / "id").mkdir()
+    arm, chain = tmp_path / "sweep" / "arms" / "b", ("../a/sft", "../sweep/arms/b/sft")
+    for path, folder in zip((arm, tmp_path / "c"), chain):
+        files.write_json(store.path / "id" / "judges.json", {"folder": folder})
+        assert store.adopt(path, "sft", "id", "judges")
+        assert (path / finished.facts(path / "sft")["shared_from"]).resolve() == home
+        finished.checked(path / "sft" / "params" / "manifest.json")
+    shutil.rmtree(home)  # then nobody has the parameters any more
+    assert not store.adopt(tmp_path / "d", "sft", "id", "judges")
 
 
 @pytest.mark.parametrize("name", ["params", "candidates"])
@@ -142,7 +174,7 @@ def test_a_folder_of_a_stage_that_became_a_link_to_another_stages_is_damage(tmp_
     file = ours / name / {"params": "manifest.json", "candidates": "0000.jsonl"}[name]
     with pytest.raises(InputError, match=said.format(ours / name, theirs / name)) as error:
         finished.checked(file)
-    error.match(f"delete the folder {ours}, and the same command")
+    error.match(f"delete the folder {ours} and start its run again")
     finished.checked(theirs / file.relative_to(ours))
 
 
@@ -245,21 +277,29 @@ def test_rows_that_are_no_json_name_their_line(tmp_path, line):
 @pytest.mark.parametrize(
     "text",
     [
+        "",
         "[]",
         "3",
         "{",
-        '{"files": []}',
-        '{"files": {"samples.jsonl": 3}}',
-        '{"writing": {"samples.jsonl": []}}',
+        "\0",
+        "[" * 100_000,
+        "{}",
+        '{"files": {}}',
+        '{"seconds": 1.0, "files": []}',
+        '{"seconds": 1.0, "files": {"samples.jsonl": 3}}',
+        '{"seconds": 1.0, "writing": {"samples.jsonl": []}}',
         '{"seconds": "1"}',
+        '{"seconds": 1.0, "config": []}',
+        '{"seconds": 1.0, "shared_from": 3}',
     ],
 )
 def test_a_damaged_mark_is_a_sentence(tmp_path, text):
     folder = make_stage(tmp_path)
     (folder / "done.json").write_text(text)
-    with pytest.raises(InputError, match="done.json"):
+    said = f"{folder}/done.json is damaged: delete it and start the run again, which finishes the stage"
+    with pytest.raises(InputError, match=said):
         finished.checked(folder / "samples.jsonl")
-    with pytest.raises(InputError, match="done.json"), Workdir(tmp_path, {}) as workdir:
+    with pytest.raises(InputError, match=said), Workdir(tmp_path, {}) as workdir:
         workdir.done("sft")
     assert json.loads((folder / "evaluation.json").read_text()) == {"a": 1}
 

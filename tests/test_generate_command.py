@@ -305,7 +305,7 @@ def workdir(tmp_path_factory):
     config.mesh.update(data=-1, fsdp=1)
     with run_lib.start(config, path) as run:
         checkpoint.save_params(run.folder("pretrain") / "params", weights.init_params(run, "pretrain", run.model))
-        run.workdir.mark_done("pretrain", 0.0)
+        run.mark_done("pretrain", 0.0)
         run.workdir.stage("sft")
     return path
 
@@ -326,9 +326,28 @@ def test_what_is_no_finished_policy_is_named(workdir, capsys, tmp_path):
     shutil.copytree(workdir / "pretrain", workdir / "reward_model", dirs_exist_ok=True)
     error = refused(capsys, f"--model={workdir}/reward_model", "--prompt=a")
     shutil.rmtree(workdir / "reward_model")
-    assert f"{workdir}/reward_model is no finished policy; {workdir} has pretrain" in error
+    assert f"{workdir}/reward_model is not a finished policy; the finished policies of {workdir}: pretrain" in error
     assert "has no config.json: it is neither a Hugging Face" in refused(capsys, f"--model={workdir}/sft", "--prompt=a")
     assert "has no config.json" in refused(capsys, f"--model={tmp_path}/nowhere", "--prompt=a")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "{"])
+def test_a_damaged_mark_of_a_stage_is_named(workdir, capsys, tmp_path, text):
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "pretrain" / "done.json").write_text(text)
+    for model in (tmp_path / "run", tmp_path / "run" / "pretrain"):
+        said = refused(capsys, f"--model={model}", "--prompt=a")
+        assert f"{tmp_path}/run/pretrain/done.json is damaged: delete it and start the run again" in said
+
+
+def test_a_model_whose_config_was_edited_is_refused(workdir, capsys, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["model"]["norm_eps"] = 0.5  # every array still has its shape
+    file.write_text(json.dumps(config))
+    said = refused(capsys, f"--model={tmp_path}/run/pretrain", "--prompt=a")
+    assert "config.json was changed after stage 'pretrain' was finished (model.norm_eps was" in said
 
 
 # --- Refused --------------------------------------------------------------------------------------
@@ -350,7 +369,7 @@ def test_what_is_no_finished_policy_is_named(workdir, capsys, tmp_path):
         (["--prompts=DIR/chat.jsonl"], "there is no chat template beside it"),
         (["--prompts=DIR/none.jsonl"], "none.jsonl: no such file"),
         (["--prompt=a", "--tensor=3"], "mesh data=-1 fsdp=1 tensor=3 does not fill 1 devices"),
-        (["--prompt=a", "--out=DIR"], "is a directory: give a file"),
+        (["--prompt=a", "--out=DIR"], "is a directory; give a file"),
         (
             ["--prompt=a", "--out=DIR/no/where.jsonl", "--max_new_tokens=4"],
             "where.jsonl cannot be written: No such file",

@@ -180,7 +180,7 @@ def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path):
     source = save_with_transformers(tmp_path, "gpt2", head="scalar")
     settings = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(settings | {"id2label": {"0": "a", "1": "b"}}))
-    with pytest.raises(InputError, match="config.json: 2 labels; a reward model has one"):
+    with pytest.raises(InputError, match="config.json: the model has 2 labels; a reward model must have one"):
         hf.head_of(source)
 
 

@@ -56,10 +56,10 @@ def test_import_copies_a_checked_model(tmp_path, capsys):
     [
         (
             ["import", "nowhere/model", "{dst}"],
-            "nowhere/model is no folder; if it is a name on the Hugging Face hub, add --hub",
+            "nowhere/model is not a folder; if it is a name on the Hugging Face hub, add --hub",
         ),
         (["import", "{bad}", "{dst}"], "tensor 'model.norm.weight' is missing"),
-        (["export", "nowhere", "{dst}"], "nowhere is no folder; give a finished stage"),
+        (["export", "nowhere", "{dst}"], "nowhere is not a folder; give a finished stage"),
         (["import", "{good}", "{good}"], "in exists already; remove it or give another folder"),
         (["import", "{good}", "{dst}", "--shard_gb=0"], "--shard_gb=0.0 must be positive"),
     ],
@@ -202,7 +202,7 @@ def workdir(tmp_path):
         shape = run_lib.model_shape(toy.get_config(), tokenizer().vocab_size, "cpu")
         params = tiny.params_of(shape, 1, head)
         checkpoint.save_params(path / stage / "params", params)
-        files.write_json(path / stage / "done.json", {})
+        files.write_json(path / stage / "done.json", {"seconds": 1.0})
     files.write_json(path / "config.json", shapes.filled(config).to_dict())
     files.write_json(path / "overrides.json", {})
     tokenizer().save(path / "tokenizer.json")
@@ -255,7 +255,7 @@ def test_a_tokenizer_that_is_not_that_of_the_run_goes_not_out(workdir, tmp_path,
     assert command.main(["export", str(workdir / "sft"), str(tmp_path / "good")]) == 0
     (workdir / "tokenizer.json").write_text((workdir / "tokenizer.json").read_text() + " ")
     assert command.main(["export", str(workdir / "sft"), str(tmp_path / "out")]) == 2
-    assert "tokenizer.json was changed; put back" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "(tokenizer.json was changed): put back" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_where_padding_is_eos_transformers_does_not_take_it_for_padding(workdir, tmp_path):
@@ -275,7 +275,7 @@ def test_where_padding_is_eos_transformers_does_not_take_it_for_padding(workdir,
 
 @pytest.mark.parametrize(
     "source, sentence",
-    [("", "is a work directory; give one of its stages"), ("ppo", "is no finished stage: it has no done.json")],
+    [("", "is a work directory; give one of its stages"), ("ppo", "is not a finished stage: it has no done.json")],
 )
 def test_what_is_no_stage_is_said(workdir, tmp_path, capsys, source, sentence):
     assert command.main(["export", str(workdir / source), str(tmp_path / "out")]) == 2

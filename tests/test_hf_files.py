@@ -90,7 +90,7 @@ def test_a_config_that_we_cannot_follow_is_named(folder, changes, sentence):
 @pytest.mark.parametrize(
     "layers, sentence",
     [
-        (10**9, "config.json: 1000000000 layers, and the files have only 29 tensors"),
+        (10**9, "config.json: the model has 1000000000 layers, but its files have only 29 tensors"),
         (10**12, "config.json: 'num_hidden_layers' is 1000000000000; it must be at most 1,000,000,000"),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_weight_that_is_no_finite_number_is_named(folder, tmp_path, name, valu
     tensors[name] = tensors[name].copy()
     tensors[name].flat[3] = value
     write_tensors(folder, tensors)
-    sentence = rf"model\.safetensors: tensor '{re.escape(name)}' has values that are no finite numbers"
+    sentence = rf"model\.safetensors: tensor '{re.escape(name)}' has values that are not finite numbers"
     with pytest.raises(InputError, match=sentence):
         load(folder)
     (tmp_path / "copy").mkdir()

@@ -221,7 +221,7 @@ def test_parts_of_a_batch_make_the_batch():
     "flags, message",
     [
         (("manual",), "--distributed=manual is unknown; it can be 'auto'"),
-        (("", "host:1", 2), "--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together"),
+        (("", "host:1", 2), "--coordinator=HOST:PORT, --num_processes=N and --process_id=I must be given together"),
         (("", "host:1", 2, 2), "ids count from 0"),
         (("", "host", 2, 0), "the coordinator is HOST:PORT"),
     ],

@@ -92,7 +92,7 @@ def test_a_line_that_is_not_whole_is_cut_and_the_others_stay_to_the_byte(tmp_pat
     with MetricsWriter(path, 3) as writer:
         assert path.read_bytes() == first + b"\n" + third + b"\n"
         writer.write(4, {})
-    assert capsys.readouterr().err == f"{path} has lost the lines of step 2; its curves go on without them\n"
+    assert capsys.readouterr().err == f"{path} has lost the lines of step 2; its curves have gaps there\n"
     assert [row["step"] for row in read_metrics(path)] == [1, 3, 4]
 
 

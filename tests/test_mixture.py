@@ -119,12 +119,14 @@ def test_weights_that_make_no_sense_are_refused(tmp_path):
         return (np.array(rows), LengthReport(len(rows), 0, 0, 1))
 
     with pytest.raises(
-        InputError, match=r"'b.jsonl' has no weight and others of its kind do; give it one, as b.jsonl\*0.5"
+        InputError, match=r"'b.jsonl' has no weight, but others of its kind do; give it one, as in b.jsonl\*0.5"
     ):
         build(corpus(tmp_path, documents="a.jsonl*1,b.jsonl").mixed("documents", "train"), identity)
-    with pytest.raises(InputError, match="'a.jsonl' has the weight 0.0001 of 1.0001; the least share is 1 in 1000"):
+    with pytest.raises(
+        InputError, match="'a.jsonl' has the weight 0.0001 of 1.0001 in all; raise it to 1/1000 of them"
+    ):
         build(corpus(tmp_path, documents="a.jsonl*0.0001,b.jsonl*1").mixed("documents", "train"), identity)
     with pytest.raises(InputError, match="data.files.prompts='a.jsonl.0.5' must be .* no weight"):
         corpus(tmp_path, prompts="a.jsonl*0.5").prompts("train", "ppo")
-    with pytest.raises(InputError, match="'b.jsonl' has a weight and no row in the test split"):
+    with pytest.raises(InputError, match="'b.jsonl' has a weight but no row in the test split"):
         corpus(tmp_path, documents="a.jsonl*0.5,b.jsonl@1*0.5", test_share=0.3).mixed("documents", "test")

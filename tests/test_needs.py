@@ -89,8 +89,8 @@ def checked(config, path, done=()):
     """pipeline.check of a run in which some stages are finished and evaluated."""
     for stage in done:
         (path / stage).mkdir(parents=True)
-        for name in ("done.json", "evaluation.json"):
-            (path / stage / name).write_text("{}")
+        (path / stage / "done.json").write_text('{"seconds": 1.0}')
+        (path / stage / "evaluation.json").write_text("{}")
     with run_lib.start(config, path) as run:
         pipeline.check(run)
 
@@ -150,7 +150,7 @@ def test_a_stage_with_what_it_needs_and_no_more_finishes(stage, files, tmp_path)
         (
             ("sft", "reward_model", "collect"),
             {"collect.labeler": "world"},
-            "labeler='world' judges the texts of the embedded",
+            "labeler='world' needs data.source='world', and it is 'files'",
         ),
         (("sft", "reward_model", "best_of_n"), {"best_of_n.judges": ("sft",)}, "best_of_n.judges names 'sft'"),
         (("sft", "reward_model"), {"data.files.rankings": "tied.jsonl:split=mine"}, "none of its .* training rankings"),
@@ -189,7 +189,7 @@ def rankings_alone(files, **changes):
 
 def test_a_reward_model_of_rankings_alone_finishes_with_a_bias_of_0(files, tmp_path, capsys):
     pipeline.run_stages(rankings_alone(files), tmp_path / "run")
-    assert "no demonstrations whose scores would average 0: the bias is 0" in capsys.readouterr().out
+    assert "there are no demonstrations to set the bias by, so it is 0" in capsys.readouterr().out
     found = read_json(tmp_path / "run" / "reward_model" / "evaluation.json")
     assert found["demonstrations"] == 0 and found["valid"]["pairs"] == 8 * 3
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")

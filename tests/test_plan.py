@@ -67,7 +67,7 @@ def test_topologies_that_exist(name, chips):
         ("v5litepod-16", "counts chips"),
         ("h100:3", "1, 2, 4 or 8"),
         ("h200:2x4", "several nodes 8 each"),
-        ("h100:8x2slices", "several slices are for"),
+        ("h100:8x2slices", "only v5e, v5p and v6e can have several"),
         ("v5e", "write it as v5e:4x4"),
         ("cpu:0", "write it as cpu:8"),
     ],

@@ -321,7 +321,10 @@ def test_the_samples_of_a_prompt_are_neighbours(mesh):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(advantage="rloo"), "ppo.advantage='rloo' compares the completions of a prompt, and there is one"),
+        (
+            dict(advantage="rloo"),
+            "ppo.advantage='rloo' compares the completions of a prompt: set ppo.samples_per_prompt to 2",
+        ),
         (dict(samples_per_prompt=3), "ppo.batch_size=512 must be a multiple of ppo.samples_per_prompt=3"),
         (dict(kl_in="loss", kl_estimator="k1"), "ppo.kl_in='loss' needs ppo.kl_estimator='k2' or 'k3'"),
     ],

@@ -94,7 +94,7 @@ def test_a_row_that_breaks_the_format_is_named_and_nothing_is_written(tmp_path, 
 
 
 def test_missing_and_doubled_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="--source: .*nowhere is no folder"):
+    with pytest.raises(InputError, match="--source: .*nowhere is not a folder"):
         made("dolly", tmp_path / "nowhere", tmp_path)
     write_lines(tmp_path / "source" / "harmless-base" / "train.jsonl", [])
     with pytest.raises(
@@ -122,12 +122,12 @@ def test_a_truncated_or_unfolding_source_leaves_nothing(tmp_path):
 def test_what_is_there_is_not_overwritten(tmp_path):
     source = dolly(tmp_path / "source", GOOD)
     first, _ = prepare.prepare(DATASETS["dolly"], source, tmp_path / "out")
-    with pytest.raises(InputError, match="dolly/1.0.0 is there already; delete it, or give another --out"):
+    with pytest.raises(InputError, match="dolly/1.0.0 exists already; delete it, or give another --out"):
         made("dolly", source, tmp_path / "out")
     second, _ = prepare.prepare(DATASETS["dolly"], source, tmp_path / "out", name="again")
     assert second == tmp_path / "out" / "again" / "1.0.0" and left(tmp_path / "out") == ["again", "dolly"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--out: cannot make the folder"):
+    with pytest.raises(InputError, match="cannot make the folder"):
         made("dolly", source, tmp_path / "file")
     same = [path.read_bytes() for folder in (first, second) for path in sorted(folder.glob("*.array_record-*"))]
     assert len(same) == 2 and same[0] == same[1]
@@ -217,7 +217,7 @@ def test_the_command_says_what_it_did(tmp_path, capsys):
         f"left out 1: field 'response' is empty ({source}/databricks-dolly-15k.jsonl:2)\n"
     )
     assert prepare.main(["--dataset=dolli", f"--source={source}", f"--out={tmp_path}"]) == 2
-    assert "--dataset: 'dolli' is none of hh_rlhf, " in capsys.readouterr().err
+    assert "--dataset: 'dolli' must be one of hh_rlhf, " in capsys.readouterr().err
     assert prepare.main(["--dataset=dolly", f"--source={source}", f"--out={tmp_path}", "--where=x"]) == 2
     assert "--where: 'x' must be COLUMN=VALUE" in capsys.readouterr().err
 

@@ -194,8 +194,8 @@ def test_its_identity_follows_the_model_and_who_chooses():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"init": "reward_model"}, "prompted.init='reward_model' is no stage that makes a policy"),
-        ({"reward": "sft"}, "prompted.reward='sft' is no reward_model stage"),
+        ({"init": "reward_model"}, "prompted.init='reward_model' must name a stage whose policy has the shape"),
+        ({"reward": "sft"}, "prompted.reward='sft' must name a reward_model stage"),
         ({"length": 47}, "prompted.length=47 must be from prompt_length=48 to 62"),
         ({"length": 63}, "prompted.length=63 must be from prompt_length=48 to 62"),
     ],

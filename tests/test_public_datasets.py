@@ -79,7 +79,7 @@ def test_dialogues_as_messages(tmp_path):
     assert [list(report.left_out), report.rows] == [["a turn of the prompt is empty"], {"train": 1, "test": 1}]
     (record,) = corpus(tmp_path, rankings="hh_rlhf_helpful_online:train")._rows("rankings")
     assert record.prompt == Template().chat(user("Hi", "Hello", "Why?")) and record.completions == (" a", " b")
-    with pytest.raises(InputError, match="--chat: the prompts of dolly are no dialogues"):
+    with pytest.raises(InputError, match="--chat: leave it out, because the prompts of dolly are not dialogues"):
         DATASETS["dolly"].as_chat()
 
 
@@ -419,7 +419,7 @@ BAD = {
         ({**compared(1, "train"), "info": {"id": "1", "title": "", "subreddit": ""}}, "field 'post' is missing"),
     ],
     "webgpt": [
-        ([{"question": WEB_QUESTION, "answer": "a", "score": 0}], "a row is a list of two answers"),
+        ([{"question": WEB_QUESTION, "answer": "a", "score": 0}], "a row must be a list of two answers"),
         ({"answer_0": "a"}, "field 'question' is missing"),
         ([{"question": WEB_QUESTION, "answer": "a", "score": "0"}] * 2, "field 'score' is not a number"),
     ],

@@ -40,5 +40,5 @@ def test_seeds_draw_other_parts_and_one_seed_the_same():
 
 
 def test_a_part_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match="reward_model.subset=':41' of 40 prompts with rankings takes none, or more"):
+    with pytest.raises(InputError, match="reward_model.subset=':41' must take at least one and at most all of the 40"):
         load("train", ":41")

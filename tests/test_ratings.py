@@ -72,7 +72,7 @@ def test_bad_scores_are_named(row, message):
 
 
 def test_scores_that_leave_no_ranking_are_an_error():
-    with pytest.raises(InputError, match="none has two of them with scores at most 2 and at least 9"):
+    with pytest.raises(InputError, match="none has two of them, one scored at most 2 and one at least 9"):
         ratings.compare([rated(1), rated(5)], 2, "2<9")
 
 

@@ -94,10 +94,10 @@ def test_binary_columns_are_no_text(tmp_path, pyarrow):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.txt", "a.parquet", "a.arrow"])
 def test_a_pipe_or_a_device_is_refused_and_nobody_waits_for_it(tmp_path, name, pyarrow):
     os.mkfifo(tmp_path / name)
-    assert f"{name}: is a pipe or a device and no file" in failure(tmp_path / name)
+    assert f"{name}: is a pipe or a device; write its content to a file" in failure(tmp_path / name)
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / name).symlink_to("/dev/zero")
-    assert f"{name}: is a pipe or a device and no file" in failure(tmp_path / "link" / name)
+    assert f"{name}: is a pipe or a device; write its content to a file" in failure(tmp_path / "link" / name)
     if name == "a.txt":
         with pytest.raises(InputError, match="is a pipe or a device"):
             read_rows(tmp_path / name, "documents")
@@ -139,7 +139,10 @@ def test_places_are_the_lines_where_rows_begin(tmp_path):
     (tmp_path / "table.csv").write_text('a,b\n"two\nlines",x\nshort\n3,y\n')
     listed = list(rows.read(tmp_path / "table.csv"))
     assert [place.rsplit(":", 1)[1] for place, _ in listed] == ["2", "4", "5"]
-    assert listed[0][1] == {"a": "two\nlines", "b": "x"} and "1 values for 2 columns" in str(listed[1][1])
+    assert listed[0][1] == {
+        "a": "two\nlines",
+        "b": "x",
+    } and "the row has 1 values; it must have one for each of the 2 columns" in str(listed[1][1])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_broken_files_are_one_sentence(tmp_path, name, content, words):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json.xz", "a.csv", "a.txt", "a.parquet", "a.arrow"])
 def test_a_pointer_of_git_lfs_is_no_data(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 13\n")
-    assert f"{tmp_path}/{name}: is a pointer of Git LFS and not the file; run `git lfs pull`" in failure(
+    assert f"{tmp_path}/{name}: is a pointer of Git LFS, and not the file; run `git lfs pull`" in failure(
         tmp_path / name
     )
 
@@ -244,9 +247,9 @@ def test_a_small_file_that_unfolds_without_end_is_refused(tmp_path, monkeypatch,
     path = tmp_path / f"bomb{ending}{suffix}"
     path.write_bytes(compress(data))
     assert path.stat().st_size * files.MAX_RATIO < len(data)
-    assert "unfolds to more than 50 times its size" in failure(path)
+    assert "the content is more than 50 times as large as the file" in failure(path)
     if ending == ".txt":
-        with pytest.raises(InputError, match="unfolds to more than 50 times its size"):
+        with pytest.raises(InputError, match="the content is more than 50 times as large as the file"):
             read_rows(path, "documents")
 
 
@@ -267,7 +270,7 @@ def test_a_parquet_that_repeats_a_long_text_is_refused_in_bounded_memory(tmp_pat
         f"from rlhf_jax.data import rows\nfor _ in rows.read({str(path)!r}): pass"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "unfolds to more than 300 times its size" in result.stderr
+    assert "the content is more than 300 times as large as the file" in result.stderr
 
 
 # Folders.

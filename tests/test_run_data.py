@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_the_files_it_was_begun_with(config, tmp_path):
     write(tmp_path / "data" / "demos.jsonl", [*DEMOS[:-1], DEMOS[-1] | {"completion": " answer 59 of manY"}])
     with pytest.raises(InputError) as caught:
         start(config, tmp_path / "run")
-    assert "demos.jsonl was changed; put back what was there, or give another --workdir" in str(caught.value)
+    assert "(demos.jsonl was changed): put back the old files, or give another --workdir" in str(caught.value)
     assert read_json(tmp_path / "run" / "data_report.json") == kept
     write(tmp_path / "data" / "demos.jsonl", DEMOS)
     start(config, tmp_path / "run")
@@ -173,7 +173,7 @@ def test_a_run_goes_on_with_its_tokenizer_and_template(config, tmp_path, name, t
     changed = text(before)
     path.unlink() if changed is None else path.write_text(changed)
     for use in (lambda: start(config, tmp_path / "run"), lambda: run_lib.open_run(tmp_path / "run")):
-        with pytest.raises(InputError, match=f"is not that with which this run was begun.*: {words}; put back"):
+        with pytest.raises(InputError, match=rf"was changed after this run began \({words}\): put back"):
             use()
     path.unlink(missing_ok=True) if before is None else path.write_text(before)
     start(config, tmp_path / "run")

@@ -136,11 +136,11 @@ def test_a_share_of_the_labelers_is_held_out_whatever_the_order(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"held_out_labelers": "zoe"}, "'zoe' labelled no row; the labelers are ann, bob"),
+        ({"held_out_labelers": "zoe"}, "'zoe' selects none; they are ann, bob"),
         ({"held_out_labelers": "some%"}, "held_out_labelers='some%' must be names separated by commas, or a share"),
         ({"near_duplicates": "delete"}, "near_duplicates='delete' must be 'together', 'drop' or 'ignore'"),
         ({"common_prefix": 0}, "common_prefix=0 must be a whole number from 1"),
-        ({"per_user": 3}, "per_user = 3, but no row has the field 'user'"),
+        ({"per_user": 3}, "per_user=3, but no row has the field 'user'"),
     ],
 )
 def test_what_does_not_fit_the_rows_is_named(tmp_path, files, message):

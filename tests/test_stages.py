@@ -410,7 +410,7 @@ def test_reward_and_value_models_may_have_another_shape_than_the_policy(whole, t
             head = ppo_stage._value_params(run, "ppo", reward, policy)
             assert jax.tree.map(jnp.shape, head) == {"scalar_kernel": (32,), "scalar_bias": ()}
         run.config.ppo.value_init = "reward"
-        with pytest.raises(InputError, match="takes the head of a reward model of width 16, and the policy's is 32"):
+        with pytest.raises(InputError, match="needs a reward model of the policy's width 32, and it is 16"):
             ppo_stage.check(run, "ppo")
 
 
@@ -463,8 +463,8 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
             {"sft.warmup_steps": 9},
             "sft.warmup_steps=9 must be at most 8, the steps that sft.epochs=2 of 24 examples make",
         ),
-        ({"sft.pretrain_mix": 0.99}, "sft.pretrain_mix=0.99 leaves no demonstration of sft.batch_size=8"),
-        ({"collect.borrowed": 4}, "collect: borrowed=4 must be below min_completions=4"),
+        ({"sft.pretrain_mix": 0.99}, "sft.pretrain_mix=0.99 leaves no demonstration in a batch of sft.batch_size=8"),
+        ({"collect.borrowed": 4}, "collect.borrowed=4 must be below collect.min_completions=4"),
         ({"collect.labeler": "me"}, "collect.labeler='me' must be 'world' or 'reward_model'"),
         ({"data.source": "web"}, "data.source='web' must be 'world' or 'files'"),
         ({"completion_length": 30}, "prompt_length . completion_length = 94 is more than model.max_length = 80"),

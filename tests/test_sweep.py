@@ -50,7 +50,10 @@ def test_a_grid_is_built_from_products_zips_and_chains():
             r"no field ppo.lamb; did you mean ppo.lam\?",
         ),
         (lambda: arms.expand(toy_config(), [{"seed": 0, "seed.x": 1.0}]), "no field seed.x"),
-        (lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lam": "high"}]), "ppo.lam='high' is of another type"),
+        (
+            lambda: arms.expand(toy_config(), [{"seed": 0, "ppo.lam": "high"}]),
+            "ppo.lam='high' must have the type of the field",
+        ),
         (lambda: arms.expand(toy_config(), [{"seed": 0}, {"seed": 0}]), "arms 0 and 1 are the same, seed=0"),
         (lambda: arms.choose([None] * 3, "5:9"), "the sweep has the arms 0 to 2"),
         (lambda: arms.choose([None] * 3, "one"), "--arms=one: give numbers and ranges"),

@@ -154,7 +154,7 @@ def test_a_job_runs_what_was_submitted_or_nothing(tmp_path):
     other = toy_config()
     other.sft.epochs = 9.0
     for found, config in ((turned, toy_config()), (longer[6:], toy_config()), (chosen, other)):
-        with pytest.raises(InputError, match="another one than when .* was written: figure.py has changed since"):
+        with pytest.raises(InputError, match="differs from .*sweep.json, because figure.py was changed after"):
             whole = longer if found == longer[6:] else found
             arms.check_submitted(tmp_path, arms.Experiment("figure.py", "", whole, Declared()), config, found[:1])
 

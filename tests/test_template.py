@@ -93,7 +93,7 @@ def test_any_template_survives_its_file(tmp_path_factory, before, middle, separa
         ({"user": "{content}{content}"}, r"has \{content\} 2 times"),
         ({"without_input": "{output}"}, r"section \[instruction\] .* has \{instruction\} 0 times"),
         ({"with_input": "{instruction} {output}"}, r"\[instruction with input\] .* \{input\} 0 times"),
-        ({"without_input": "{instruction}{input}{output}"}, r"cannot use \{input\}"),
+        ({"without_input": "{instruction}{input}{output}"}, r"has the unknown placeholder \{input\}"),
         ({"assistant": "{output} </s>"}, r"\[assistant\] .* goes on after \{output\}"),
         ({"without_input": "{instruction}:{output}"}, "different spaces"),
         ({"user": "{content}\n"}, "cannot be kept in a file"),
@@ -108,7 +108,7 @@ def test_bad_templates_name_the_section(sections, words):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("hello\n[user]\n{content}", ":1: a template starts with one of the lines"),
+        ("hello\n[user]\n{content}", ":1: a template must start with one of the lines"),
         ("[user]\n{content}\n[user]\n{content}", r":3: section \[user\] appears twice"),
         ("[user]\nhi", r": section \[user\] of the template has \{content\} 0 times"),
     ],

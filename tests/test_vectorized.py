@@ -50,7 +50,7 @@ def test_arms_share_stages_fail_alone_and_go_on_where_they_were_stopped(tmp_path
     found = accounts(tmp_path, chosen)
     assert [account["status"] for account in found] == ["done", "done", "failed", "failed", "done"]
     assert found[2]["reason"].startswith("diverged: pretrain step 2: ")
-    assert found[3]["reason"] == f"stage pretrain failed in {chosen[2].name}, and is the same here"
+    assert found[3]["reason"] == f"stage 'pretrain' failed in arm {chosen[2].name}, which computes it for this arm too"
     folders = [tmp_path / "arms" / arm.name / "pretrain" for arm in chosen]
     assert read_json(folders[0] / "done.json")["trials"] == 3
     assert read_json(folders[1] / "done.json")["shared_from"].endswith(f"{chosen[0].name}/pretrain")

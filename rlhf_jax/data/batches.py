@@ -97,8 +97,8 @@ class LengthReport:
     repeats: int = 0
 
     def __str__(self) -> str:
-        prompts = f", {self.prompts_cut} prompts cut left" if self.prompts_cut else ""
-        repeats = f", {self.repeats} completions left out that then repeat another one" if self.repeats else ""
+        prompts = f", {self.prompts_cut} prompts without their beginning" if self.prompts_cut else ""
+        repeats = f", {self.repeats} completions left out because they then repeat another one" if self.repeats else ""
         return (
             f"{self.given - self.dropped} of {self.given} kept{prompts}, {self.cut} cut{repeats}, "
             f"longest {self.longest} tokens"
@@ -211,9 +211,8 @@ def batch_rankings(
 ) -> tuple[Comparisons, LengthReport]:
     """Returns each completion behind its prompt, with EOS if it is finished, right-padded to [N, K, length].
 
-    A ranking whose prompt is longer than `prompt_length` (default length - 1) is dropped, or its prompt loses the beginning.
-    A completion that does not fit is cut, and then has no EOS. A completion that then equals an earlier one of another rank is
-    left out, and a ranking of which one completion is left is dropped.
+    A completion that does not fit is cut, and then has no EOS. A completion that then equals an earlier one of another
+    rank is left out, and a ranking of which one completion is left is dropped.
 
     Args:
         rankings: the records.
@@ -231,7 +230,9 @@ def batch_rankings(
     if completions is None:
         completions = largest
     elif largest > completions:
-        raise InputError(f"a ranking has {largest} completions, more than completions = {completions}; raise it")
+        raise InputError(
+            f"a ranking has {largest} completions, so completions={completions} must be at least {largest}"
+        )
     kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long)
     rows, ranks, targets = [], [], []
     for ranking, prompt, answers, _ in kept:
@@ -300,7 +301,7 @@ def pack_rankings(
             columns.append((ends + absent, ranks + absent, targets + absent))
     if not rows:
         raise InputError(
-            f"no two completions of a ranking fit into a row of {room} tokens with their prompt; raise length"
+            f"in no ranking do the prompt and two completions fit into a row of {room} tokens; raise the field length"
         )
     tokens, segments, positions = (
         _pad_right(column, room, fill)[0] for column, fill in zip(zip(*rows), (tokenizer.pad_id, 0, 0))
@@ -317,7 +318,10 @@ def pack_rankings(
 def kept_rankings(
     rankings: Sequence[Ranking], tokenizer: Tokenizer, length: int, prompt_length: int, too_long: TooLong = "drop"
 ) -> tuple[list[Ranking], LengthReport]:
-    """The rankings that `batch_rankings` makes arrays of, without the completions that it leaves out; there may be none."""
+    """Returns the rankings that `batch_rankings` makes arrays of, without the completions that it leaves out.
+
+    The list may be empty.
+    """
     limit = _prompt_limit(length, prompt_length)
     kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long, empty=True)
     return [one.ranking for one in kept], report
@@ -414,8 +418,8 @@ def _encode_rankings(
             )
     if not found and not empty:
         raise InputError(
-            f"the completions of each ranking are the same once they are cut to {length} tokens with their "
-            "prompt; raise completion_length"
+            f"in every ranking the completions are equal after they are cut to {length} tokens with their prompt; "
+            "raise completion_length"
         )
     return found, LengthReport(len(prompts), len(prompts) - len(found), cut, longest, prompts_cut, repeats)
 
@@ -425,8 +429,8 @@ def _prompt_limit(length: int, prompt_length: int | None) -> int:
     limit = length - 1 if prompt_length is None else prompt_length
     if not 0 < limit < length:
         raise InputError(
-            f"prompt_length is {limit} and the whole sequence {length}; "
-            "a completion needs at least one token after the prompt"
+            f"prompt_length={limit} must be from 1 to {length - 1}: a sequence has {length} tokens, and a completion "
+            "needs at least one"
         )
     return limit
 
@@ -437,8 +441,8 @@ def _check_any(kept: Sequence, prompts: Sequence[Ids], name: str, limit: int) ->
         raise InputError("there are no records to batch")
     if not kept:
         raise InputError(
-            f"all {len(prompts)} prompts are longer than {name} = {limit}, the "
-            f"shortest has {min(map(len, prompts))} tokens; raise {name}"
+            f"all {len(prompts)} prompts are longer than {name}={limit}: raise it to at least "
+            f"{min(map(len, prompts))}, the tokens of the shortest prompt"
         )
 
 

@@ -90,13 +90,16 @@ class ChatTemplate:
         if not reply.behind:
             raise InputError(
                 f"{self._name}: the chat template does not write a reply behind its prompt (it writes "
-                f"{reply.whole[:200]!r} after the prompt {reply.before[:200]!r}), so that completions cannot "
-                "be made with it; give rows with prompt and completion, written as the model reads them"
+                f"{reply.whole[:200]!r} after the prompt {reply.before[:200]!r}); give rows with the fields prompt and "
+                "completion, written as the model reads them"
             )
         whole = self._render([*_QUESTION, {"role": "assistant", "content": output}], add_generation_prompt=False)
         behind = whole.removeprefix(reply.before)
         if not whole.startswith(reply.before) or not behind.endswith(reply.after):
-            raise InputError(f"the chat template of {self._name} writes this reply elsewhere than behind its prompt")
+            raise InputError(
+                f"{self._name}: the chat template does not write this reply right behind its prompt; give the row with "
+                "the fields prompt and completion"
+            )
         parts = LITERAL.split(behind.removesuffix(reply.after) + reply.tail)  # every other part is literal
         return "".join(part if i % 2 else self._marked(part) for i, part in enumerate(parts))
 
@@ -129,11 +132,11 @@ class ChatTemplate:
         said, *rest = re.split("|".join(map(re.escape, ends)), text, maxsplit=1)
         if rest and rest[0].strip():
             raise InputError(
-                f"the completion goes on after the token that ends a reply, {self.end}: "
-                f"{rest[0].strip()[:40]!r}; it is one turn"
+                f"the completion goes on after {self.end}, which ends a reply: {rest[0].strip()[:40]!r}; give one turn "
+                "only"
             )
         if not said.strip():
-            raise InputError(f"the completion is empty before the token that ends a reply, {self.end}")
+            raise InputError(f"the completion is empty before {self.end}, which ends a reply; give its text")
         return self._marked(said)
 
     def _marked(self, text: str) -> str:
@@ -149,7 +152,7 @@ class ChatTemplate:
         except jinja_process.TemplateError as error:
             if error.invalid:
                 raise InputError(f"{self._name}: the chat template is not valid Jinja ({error})") from None
-            raise InputError(f"the chat template of {self._name} refuses these messages: {error}") from None
+            raise InputError(f"{self._name}: the chat template refuses these messages: {error}") from None
 
     def _as_text(self, content: str) -> str:
         """Returns the content of a message with marks that keep special tokens in it plain text."""
@@ -163,14 +166,15 @@ class ChatTemplate:
         _, found, after = whole.rpartition(_PROBE)
         if not found:
             raise InputError(
-                f"{self._name}: the chat template does not write a reply (it writes {whole[:200]!r}), so "
-                "that what ends one is unknown"
+                f"{self._name}: the chat template does not write the assistant's reply (it writes {whole[:200]!r}); "
+                "use a template that does"
             )
         if end := self._special_token.search(after):
             return _Reply(before, whole, after, after[: end.start()], end[0])
         if "eos_token" not in self._special:
             raise InputError(
-                f"{self._name}: the chat template ends a reply with no special token, and the files name no eos_token"
+                f"{self._name}: the chat template ends a reply with no special token; name one as eos_token in "
+                "tokenizer_config.json"
             )
         return _Reply(before, whole, after, "", self._special["eos_token"])
 

@@ -24,7 +24,7 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     """
     files.check_content(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; {files.neighbours(path)}")
+        raise files.missing(path)
     pyarrow = _pyarrow(path)
     left = max(files.ALWAYS_ALLOWED_BYTES, files.MAX_RATIO * path.stat().st_size)
     number = 0
@@ -34,17 +34,16 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
                 number += 1
                 row, size = _plain(row.as_py())
                 if (left := left - size) < 0:
-                    raise InputError(
-                        f"{path}: unfolds to more than {files.MAX_RATIO} times its size, as no "
-                        "text does; if it is meant so, write it as JSON lines"
-                    )
+                    raise files.expands_too_far(path, "write it as JSON lines")
                 yield f"{path}:{number}", row
     except InputError:
         raise
     # A column with invalid UTF-8 raises ValueError; the others are pyarrow's errors for a broken file.
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable {path.suffix} file, after row {number} ({detail})") from None
+        raise InputError(
+            f"{path}: not a readable {path.suffix} file, after row {number} ({detail}); copy it again"
+        ) from None
     if not number:
         raise InputError(f"{path}: the file has no rows")
 

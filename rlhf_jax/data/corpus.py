@@ -121,11 +121,11 @@ class FileCorpus:
         if not found:
             raise InputError(
                 f"no row of data.files.{' or '.join(kinds) or 'demonstrations'} in the {split} split has a prompt to "
-                "sample from; name some in data.files.prompts"
+                "sample from; name a file of prompts in data.files.prompts"
             )
         if self.config.prompts and len(found) < len(rows):
             print(
-                f"data.files.prompts: {len(rows) - len(found)} rows left out of {split}, because they repeat another's prompt"
+                f"data.files.prompts: {len(rows) - len(found)} rows left out of {split}, because they repeat the prompt of another row"
             )
         return list(found.values())
 
@@ -156,7 +156,10 @@ class FileCorpus:
             found[name_of[id(row)]].rows.append(row)
         for source in found.values():
             if not source.rows:
-                raise InputError(f"data.files.{kind}: '{source.name}' has a weight and no row in the {split} split")
+                raise InputError(
+                    f"data.files.{kind}: '{source.name}' has a weight but no row in the {split} split; give it more rows, "
+                    "or leave it out"
+                )
         return list(found.values())
 
     @functools.cache
@@ -164,7 +167,7 @@ class FileCorpus:
         """Returns the rows of each file of a kind, before they are split; raises InputError if no file is named."""
         entries = forms.entries(self.config[kind])
         if not entries:
-            raise InputError(f"data.files.{kind} names no file, and a stage of this run needs {kind}")
+            raise InputError(f"data.files.{kind} is empty: name files, because a stage of this run needs {kind}")
         return [self._read(kind, entry) for entry in entries]
 
     def _read(self, kind: str, entry: forms.Entry) -> Source:

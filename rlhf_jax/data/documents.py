@@ -32,7 +32,9 @@ def split(text: str, document_end: str | None = None) -> list[str]:
         try:
             pattern = forms.expression(document_end)
         except ValueError as error:
-            raise InputError(f"data.files.document_end={document_end!r} is no regular expression ({error})") from None
+            raise InputError(
+                f"data.files.document_end={document_end!r} is not a regular expression ({error})"
+            ) from None
         spans = _found(pattern, text)
     else:
         end = _MARKER_LINE if _MARKER_LINE.search(text) else _BLANK_LINES

@@ -17,7 +17,7 @@ def fetch(dataset: Dataset, folder: pathlib.Path) -> None:
     """Downloads the files of a dataset that are not in `folder` yet; a file is there whole or not at all.
 
     Raises:
-        InputError: no checksum is known, or a file cannot be had, or is not the one that was published.
+        InputError: no checksum is known, or a file cannot be downloaded or is not the one that was published.
     """
     if not dataset.downloads:
         raise InputError(
@@ -41,7 +41,8 @@ def _fetch(url: str, sha256: str, path: pathlib.Path) -> None:
                 file.write(piece)
             if digest.hexdigest() != sha256:
                 raise InputError(
-                    f"{url}: has the SHA-256 {digest.hexdigest()}, not {sha256} as published; nothing is kept of it"
+                    f"{url}: the file has the SHA-256 {digest.hexdigest()} and not {sha256}, as published, so it is "
+                    "not kept; try again later"
                 )
     except OSError as error:  # of the network too: urllib's errors are OSErrors
         raise InputError(f"{url}: cannot be downloaded to {path} ({reason(error)})") from None

@@ -100,7 +100,7 @@ def check_content(path: pathlib.Path) -> None:
     except OSError:
         return  # the reader that opens the file reports the error
     if pointer:
-        raise InputError(f"{path}: is a pointer of Git LFS and not the file; run `git lfs pull` in its repository")
+        raise InputError(f"{path}: is a pointer of Git LFS, and not the file; run `git lfs pull` in its repository")
 
 
 class _Bounded:
@@ -120,11 +120,22 @@ class _Bounded:
         """Returns data, after subtracting its size from what the file may still expand to."""
         self._left -= len(data)
         if self._left < 0:
-            raise InputError(
-                f"{self._path}: unfolds to more than {MAX_RATIO} times its size, as no text "
-                "does; if it is meant so, unpack it first"
-            )
+            raise expands_too_far(self._path, "unpack it")
         return data
+
+
+def expands_too_far(path: pathlib.Path, instead: str) -> InputError:
+    """Returns the error of a file that expands to far more than text would; `instead` is what to do if that is meant."""
+    return InputError(
+        f"{path}: the content is more than {MAX_RATIO} times as large as the file, which text never is; "
+        f"if that is right, {instead} first"
+    )
+
+
+def missing(path: pathlib.Path) -> InputError:
+    """Returns the error of a file that does not exist; it lists the names in the closest existing folder above it."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), path.parent)
+    return InputError(f"{path}: no such file; {listing(folder)}")
 
 
 @contextlib.contextmanager
@@ -137,21 +148,15 @@ def _open(path: str | os.PathLike, unpacked: bool = True) -> Iterator[BinaryIO]:
         with openers.get(path.suffix, open)(path, "rb") as file:
             yield _Bounded(file, path) if path.suffix in openers else file
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {neighbours(path)}") from None
+        raise missing(path) from None
     except IsADirectoryError:
-        raise InputError(f"{path}: is a folder, name one file; {listing(path)}") from None
+        raise InputError(f"{path}: is a folder; name one file of it ({listing(path)})") from None
     except EOFError:
         raise InputError(f"{path}: the compressed file ends too early; copy or download it again") from None
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: is not a valid {path.suffix} file ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def neighbours(path: pathlib.Path) -> str:
-    """Returns a sentence that lists the closest existing folder above `path`, for error messages."""
-    folder = next((parent for parent in path.parents if parent.is_dir()), path.parent)
-    return listing(folder)
 
 
 def listing(folder: pathlib.Path) -> str:

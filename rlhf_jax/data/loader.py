@@ -51,11 +51,13 @@ class Loader:
         self.num_examples: int = sizes.pop()
         if self.num_examples == 0 or batch_size < 1:
             raise InputError(
-                f"{name}: {self.num_examples} examples in batches of {batch_size}; both must be at least 1"
+                f"{name}: {self.num_examples} examples and batches of {batch_size}; both numbers must be at least 1"
             )
         self._examples = examples
         if batch_size % copies:
-            raise InputError(f"{name}: a batch of {batch_size} does not hold every example {copies} times")
+            raise InputError(
+                f"{name}: a batch of {batch_size} must be a multiple of {copies}, the copies of each example"
+            )
         self.batch_size, self._copies = batch_size, copies
         self._key = f"{seed}/{name}" if shuffle else None
         self.mixture = mixture

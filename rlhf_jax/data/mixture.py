@@ -92,7 +92,7 @@ def _quotas(sources: Sequence[Source]) -> tuple[int, ...]:
     for source in sources:
         if source.weight is None:
             raise InputError(
-                f"'{source.name}' has no weight and others of its kind do; give it one, as {source.name}*0.5"
+                f"'{source.name}' has no weight, but others of its kind do; give it one, as in {source.name}*0.5"
             )
     total = sum(source.weight for source in sources)
     exact = [BLOCK * source.weight / total for source in sources]
@@ -103,6 +103,7 @@ def _quotas(sources: Sequence[Source]) -> tuple[int, ...]:
     for source, quota in zip(sources, quotas):
         if quota < 1:
             raise InputError(
-                f"'{source.name}' has the weight {source.weight:g} of {total:g}; the least share is 1 in {BLOCK}"
+                f"'{source.name}' has the weight {source.weight:g} of {total:g} in all; raise it to 1/{BLOCK} of them "
+                "or more"
             )
     return tuple(quotas)

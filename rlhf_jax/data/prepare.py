@@ -129,7 +129,7 @@ def prepare(
 def source_files(dataset: Dataset, source: pathlib.Path) -> dict[str | None, list[tuple[str, pathlib.Path]]]:
     """Returns the source's files: split -> list of (published name, path); raises InputError if one is missing."""
     if not source.is_dir():
-        raise InputError(f"--source: {source} is no folder; give the one that holds the files of {dataset.name}")
+        raise InputError(f"--source: {source} is not a folder; give the one that holds the files of {dataset.name}")
     return {
         split: [found for name in names for found in folders.find(source, name, dataset.name)]
         for split, names in dataset.files.items()
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if options.dataset not in DATASETS:
-        raise InputError(f"--dataset: '{options.dataset}' is none of {', '.join(DATASETS)}")
+        raise InputError(f"--dataset: '{options.dataset}' must be one of {', '.join(DATASETS)}")
     dataset = DATASETS[options.dataset]
     if wrong := [pair for pair in options.where if "=" not in pair]:
         raise InputError(f"--where: '{wrong[0]}' must be COLUMN=VALUE")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import new_folder, read_if_there, write_json
+from rlhf_jax.runtime.files import make_folder, new_folder, read_if_there, write_json
 
 Row = dict[str, Any]
 
@@ -181,11 +181,8 @@ def check_writable(out: pathlib.Path, name: str, version: str) -> None:
     """Raises the InputError that `write` would raise, before any row is read; makes the folder `out`."""
     _tfds()
     if (folder := out / name / version).exists():
-        raise InputError(f"{folder} is there already; delete it, or give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot make the folder {out}: {error.strerror}") from None
+        raise InputError(f"--out: {folder} exists already; delete it, or give another --out")
+    make_folder(out, parents=True)
 
 
 def _features(tfds, columns: Mapping[str, str]):
@@ -247,7 +244,7 @@ def _check_sizes(folder: pathlib.Path) -> None:
     for name, size in (read_if_there(folder / _SIZES) or {}).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
-            raise InputError(f"{path}: is missing or has not its {size} bytes; copy it again, or prepare it again")
+            raise InputError(f"{path}: must be there with {size} bytes; copy it again, or prepare it again")
 
 
 def _is_dataset(folder: pathlib.Path) -> bool:

@@ -46,8 +46,9 @@ def compare(rankings: Iterable[Ranking], size: int, pairs: str = "") -> list[Ran
             made += [_together(part) for part in parts if len(part) > 1]
     if rated and not made:
         raise InputError(
-            f"data.files: {len(rated)} prompts have rated completions, but none has two of them"
-            + (f" with scores at most {limits[0]:g} and at least {limits[1]:g}" if limits else "")
+            f"data.files.rankings: {len(rated)} prompts have rated completions, but none has two of them"
+            + (f", one scored at most {limits[0]:g} and one at least {limits[1]:g} (rated_pairs)" if limits else "")
+            + ", and a ranking needs two"
         )
     return whole + made
 

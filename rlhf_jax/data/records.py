@@ -15,7 +15,8 @@ and what belongs to it depends on the kind of data:
     rankings         chosen, rejected | completions, ranks or scores [, labeler, group, models, finished]
                      | completion, score (rated by itself; may lack a prompt)
 
-Ranks are whole numbers from 1 (best) to MOST_RANK, scores numbers from -MOST_SCORE to MOST_SCORE. Fields of other names are kept in the record's `row`.
+Ranks are whole numbers from 1 (best) to MOST_RANK, and scores are numbers from -MOST_SCORE to MOST_SCORE. Fields of
+other names are kept in the record's `row`.
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ class Ranking:
 
     @property
     def unit(self) -> tuple:
-        """Rankings of one unit are not independent: those of one prompt, whoever ranked; of none, texts that stand together."""
+        """The unit whose rankings are not independent: a prompt, whoever ranked; without a prompt, the texts of a row."""
         return (self.prompt,) if self.prompt else ("", self.completions)
 
     def of(self, places: Sequence[int]) -> "Ranking":
@@ -122,9 +123,9 @@ class ReadReport:
     def __str__(self) -> str:
         text = f"{self.path}: {self.kept} rows"
         if self.all_tied:
-            text += f", {self.all_tied} of them rank all completions equal"
+            text += f", {self.all_tied} of them rank all completions equally"
         if self.repeats:
-            text += f", {self.repeats} completions left out that repeat another one under another rank"
+            text += f", {self.repeats} completions left out because they repeat another one under another rank"
         if self.skipped:
             text += f", {len(self.skipped)} bad ones skipped"
         return text
@@ -159,9 +160,9 @@ def read_rows(
         InputError: one sentence that names file and line, and what would be right.
     """
     if kind not in _PARSERS:
-        raise InputError(f"unknown kind of rows {kind!r}; there are {', '.join(_PARSERS)}")
+        raise InputError(f"kind is {kind!r}; it must be one of {', '.join(_PARSERS)}")
     if on_bad_row not in ("error", "skip"):
-        raise InputError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
+        raise InputError(f"on_bad_row is {on_bad_row!r}; it must be 'error' or 'skip'")
     file_type = files.file_type(path)
     if file_type == ".txt" and kind == "documents":
         texts = documents.split(files.read_text(path), document_end)
@@ -202,7 +203,7 @@ def _rename(row: Row, fields: Mapping[str, str]) -> Row:
         if theirs not in row:
             raise InputError(f"field {theirs!r}, to be read as {ours!r}, is missing; {_has(row)}")
         if ours in row and ours not in fields:
-            raise InputError(f"fields {theirs!r}, to be read as {ours!r}, and {ours!r} are both there; drop one")
+            raise InputError(f"fields {theirs!r}, to be read as {ours!r}, and {ours!r} are both there; remove one")
     return {fields.get(name, name): value for name, value in row.items()}
 
 
@@ -222,7 +223,7 @@ def _demonstration(row: Row, source: Row, template: Template) -> Demonstration:
             turns.pop()
         if len(turns) < 2:
             raise InputError(
-                "field 'messages' has no assistant turn after another turn; the last one is the completion"
+                "field 'messages' needs an assistant turn after another turn; the last such turn is the completion"
             )
         reply = template.completion(turns[-1]["content"], chat=True)
         return Demonstration(template.chat(turns[:-1]), reply, source)
@@ -240,7 +241,7 @@ def _ranking(row: Row, source: Row, template: Template) -> Ranking:
     else:
         completions = _list(row, "completions")
         if len(completions) < 2:
-            raise InputError(f"field 'completions' has {len(completions)} of them; a ranking needs at least 2")
+            raise InputError(f"field 'completions' has {len(completions)} entries; a ranking needs at least 2")
         texts = tuple(_not_blank(text, f"completions[{i}]") for i, text in enumerate(completions))
         if _one_of(row, "ranks", "scores") == "scores":
             given = _list(row, "scores", len(texts))
@@ -321,7 +322,7 @@ def _prompt_text(row: Row, template: Template) -> str:
     if turns[-1]["role"] == "assistant":
         turns.pop()
     if not turns:
-        raise InputError("field 'messages' has no turn before the assistant's")
+        raise InputError("field 'messages' needs a turn before the assistant's turn")
     return template.chat(turns)
 
 

@@ -39,7 +39,7 @@ def read(path: str | os.PathLike, *, expect: type = dict, splits: Collection[str
     """
     if not os.path.isdir(path):
         if splits:
-            raise InputError(f"{path}: a file has no splits to choose from; leave {'+'.join(splits)} away")
+            raise InputError(f"{path}: a file has no splits to choose from; leave out ':{'+'.join(splits)}'")
         yield from _read_file(path, expect)
     elif (folder := prepared.find(path)) is not None:
         yield from prepared.read(folder, splits)
@@ -165,7 +165,12 @@ def _read_csv(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
                 if len(set(names)) < len(names):
                     raise InputError(f"{place}: two columns have the same name; the first line names them")
             elif len(values) != len(names):
-                yield place, InputError(f"{len(values)} values for {len(names)} columns")
+                yield (
+                    place,
+                    InputError(
+                        f"the row has {len(values)} values; it must have one for each of the {len(names)} columns"
+                    ),
+                )
             else:
                 yield place, {name: value or None for name, value in zip(names, values)}  # an empty cell is no value
     except csv.Error as error:
@@ -221,7 +226,9 @@ def _checked(row: Any, text: str) -> Any:
                 if not level:
                     break
             else:
-                raise InputError(f"field {name!r} holds lists or objects more than {DEEPEST} deep")
+                raise InputError(
+                    f"field {name!r} nests lists or objects more than {DEEPEST} deep; flatten it, or leave it out"
+                )
     return row
 
 
@@ -240,5 +247,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"field {twice!r} appears twice")
+        raise InputError(f"field {twice!r} appears twice; keep one")
     return row

@@ -53,7 +53,10 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
     people = [row for kind, found in rows.items() if kind != "documents" for row in found]
     held_out = _held_out(config.held_out_labelers, people) if people else set()
     if config.per_user and people and all(field(row, config.user_field) is None for row in people):
-        raise InputError(f"data.files.per_user = {config.per_user}, but no row has the field '{config.user_field}'")
+        raise InputError(
+            f"data.files.per_user={config.per_user}, but no row has the field '{config.user_field}'; name the field of the "
+            "user in data.files.user_field"
+        )
     published = _Published(config, rows, lambda row: home[key_of(row)])
 
     splits, facts = {}, {}
@@ -209,7 +212,9 @@ def _held_out(wanted: str, rows) -> set[str]:
     if names - there or not names:
         shown = ", ".join(sorted(there)[:12]) or "none"
         missing = ", ".join(sorted(names - there)) or wanted
-        raise InputError(f"data.files.held_out_labelers: '{missing}' labelled no row; the labelers are {shown}")
+        raise InputError(
+            f"data.files.held_out_labelers must select labelers of the rows, and '{missing}' selects none; they are {shown}"
+        )
     return names
 
 

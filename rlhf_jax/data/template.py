@@ -61,15 +61,17 @@ class Template:
                         f"{found.count(name)} times; it belongs there once"
                     )
             if extra := set(found) - set(field.metadata["placeholders"]):
-                raise InputError(f"section {section} of the template cannot use {{{min(extra)}}}")
+                raise InputError(
+                    f"section {section} of the template has the unknown placeholder {{{min(extra)}}}; remove it"
+                )
             if text != text.strip("\n") or titles & set(text.split("\n")):
                 raise InputError(
-                    f"section {section} of the template has a line that cannot be "
-                    "kept in a file: an empty one at an end, or a [title]"
+                    f"section {section} of the template cannot be kept in a file: remove empty lines at its ends, and "
+                    "lines that are a [title]"
                 )
             if "output" in found and not text.endswith("{output}"):
                 raise InputError(
-                    f"section {section} of the template goes on after {{output}}; the completion comes last"
+                    f"section {section} of the template goes on after {{output}}; the completion must come last"
                 )
         if _cue(self.with_input)[1] != _cue(self.without_input)[1]:
             raise InputError(
@@ -130,12 +132,12 @@ class Template:
         for number, line in enumerate(files.read_text(path).split("\n"), start=1):
             if line in names:
                 if names[line] in sections:
-                    raise InputError(f"{path}:{number}: section {line} appears twice")
+                    raise InputError(f"{path}:{number}: section {line} appears twice; keep one")
                 lines = sections[names[line]] = []
             elif lines is not None:
                 lines.append(line)
             elif line.strip():
-                raise InputError(f"{path}:{number}: a template starts with one of the lines {', '.join(names)}")
+                raise InputError(f"{path}:{number}: a template must start with one of the lines {', '.join(names)}")
         try:
             return cls(**{name: "\n".join(text).strip("\n") for name, text in sections.items()})
         except InputError as error:

@@ -253,7 +253,9 @@ def _ids(source: Mapping, path: pathlib.Path) -> tuple[int, ...]:
     ids = source.get("eos_token_id")
     ids = tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
     if any(type(i) is not int or i < 0 for i in ids):
-        raise InputError(f"{path}: 'eos_token_id' is {source['eos_token_id']!r}; it is the id of a token, or a list")
+        raise InputError(
+            f"{path}: 'eos_token_id' is {source['eos_token_id']!r}; it must be the id of a token, or a list of ids"
+        )
     return ids
 
 
@@ -269,7 +271,9 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
     value = read_if_there(path)
     for name, fits in _FORMS.items():
         if value and value.get(name) is not None and not fits(value[name]):
-            raise InputError(f"{path}: '{name}' is {reprlib.repr(value[name])}, which no release has there")
+            raise InputError(
+                f"{path}: '{name}' is {reprlib.repr(value[name])}; copy the file again from the model's release"
+            )
     return value or {}
 
 

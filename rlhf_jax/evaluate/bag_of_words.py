@@ -50,10 +50,10 @@ def fit(rankings: Sequence[Ranking]) -> BagOfWords:
     columns = _columns([ranking for ranking, held_out in zip(rankings, validates) if not held_out])
     differences, weights, source = _pairs(columns, rankings)
     if not len(source):
-        raise InputError("bag of words: no ranking says that one completion is better than another")
+        raise InputError("no ranking says that one completion is better than another")
     train, valid = ~validates[source], validates[source]
     if not valid.any() or not train.any():
-        raise InputError("bag of words: the rankings need at least two prompts with a preference")
+        raise InputError("the rankings need at least two prompts with a preference")
     best, chosen, solution = np.inf, PENALTIES[0], np.zeros(len(columns))
     for penalty in PENALTIES:  # from strong to weak until it overfits; each fit starts at the last solution
         solution = _minimize(differences[train], weights[train], penalty, solution)

@@ -50,7 +50,7 @@ class Scorer:
         if stage is None:
             stages = run.giving("reward")
             if not stages:
-                raise InputError(f"{run.path} has no finished reward_model stage")
+                raise InputError(f"{run.path} has no finished reward_model stage; finish one there first")
             stage = stages[-1]
         self._shape = run.shape(stage)
         self._params = weights.load_params(run, stage, "scalar") if params is None else params
@@ -75,7 +75,10 @@ class Scorer:
             rows, self._run.tokenizer, length, config.prompt_length, too_long=config.too_long
         )
         if report.dropped:
-            raise InputError(f"{report.dropped} prompts are longer than prompt_length = {config.prompt_length}")
+            raise InputError(
+                f"{report.dropped} prompts are longer than prompt_length={config.prompt_length} of {self._run.path}; "
+                "give a reward model of longer prompts"
+            )
         return self.score_arrays(arrays)[:, 0]
 
     def score_arrays(self, arrays: Comparisons) -> np.ndarray:

@@ -119,7 +119,7 @@ class Completer:
         if room < 1:
             raise InputError(
                 f"--max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's context of "
-                f"{model.config.max_length} tokens"
+                f"{model.config.max_length} tokens; lower it"
             )
         tokenizer = model.tokenizer
         chats = isinstance(model.template, ChatTemplate)
@@ -348,7 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         if options.out and pathlib.Path(options.out).is_dir():
-            raise InputError(f"--out={options.out} is a directory: give a file")
+            raise InputError(f"--out={options.out} is a directory; give a file")
         model = open_model(options.model, tensor=options.tensor, dtype=options.dtype)
         prompts = read_prompts(model, options)
         options.max_new_tokens = options.max_new_tokens or new_tokens(model.config.max_length)

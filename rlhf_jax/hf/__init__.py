@@ -72,7 +72,7 @@ def head_of(folder: str | os.PathLike) -> str:
     if architectures[0] != classes[1]:
         return "lm"
     if (count := settings.labels()) != 1:
-        raise InputError(f"{settings.path}: {count} labels; a reward model has one")
+        raise InputError(f"{settings.path}: the model has {count} labels; a reward model must have one")
     return "scalar"
 
 
@@ -139,7 +139,8 @@ class _Reader:
         self.tensors = tensors_lib.find(folder)
         if config.num_layers > len(self.tensors):  # checked first: a wrong, huge number would make huge lists of names
             raise InputError(
-                f"{settings.path}: {config.num_layers} layers, and the files have only {len(self.tensors)} tensors"
+                f"{settings.path}: the model has {config.num_layers} layers, but its files have only "
+                f"{len(self.tensors)} tensors; take all files from one release"
             )
         self.used: dict[str, str] = {}  # name of a tensor in the family -> its name in the file
 
@@ -212,7 +213,7 @@ class _Reader:
         if values.size and not np.isfinite([values.min(), values.max()]).all():
             tensor = self.tensors[self.used[name]]
             raise InputError(
-                f"{tensor.file}: tensor '{self.used[name]}' has values that are no finite numbers (NaN or "
+                f"{tensor.file}: tensor '{self.used[name]}' has values that are not finite numbers (NaN or "
                 "infinity): the file is damaged, or of a training that diverged"
             )
 

@@ -19,7 +19,7 @@ import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax import hf, sharding, stages, weights  # noqa: F401  the stages register themselves
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.fields import defaults, registry
+from rlhf_jax.fields import registry
 from rlhf_jax.model.work import parameters
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import new_folder, read_json
@@ -76,7 +76,7 @@ def import_model(options) -> str:
     if options.hub:
         source = _download(source, options.revision)
     elif not pathlib.Path(source).is_dir():
-        raise InputError(f"{source} is no folder; if it is a name on the Hugging Face hub, add --hub to download it")
+        raise InputError(f"{source} is not a folder; if it is a name on the Hugging Face hub, add --hub to download it")
     return _copy(source, options)
 
 
@@ -88,9 +88,9 @@ def export_model(options) -> str:
     if (source / "stages").exists() or (source / "overrides.json").is_file():
         raise InputError(f"{source} is a work directory; give one of its stages, such as {source}/sft")
     if (source.parent / "overrides.json").is_file():
-        raise InputError(f"{source} is no finished stage: it has no done.json")
+        raise InputError(f"{source} is not a finished stage: it has no done.json; start the run again to finish it")
     if not source.is_dir():
-        raise InputError(f"{source} is no folder; give a finished stage, such as runs/quickstart/sft")
+        raise InputError(f"{source} is not a folder; give a finished stage, such as runs/quickstart/sft")
     return _copy(source, options)
 
 
@@ -153,11 +153,11 @@ def _export_stage(stage: pathlib.Path, options) -> str:
     import jax
 
     path = stage.resolve().parent
-    config = defaults.restored(read_json(path / "config.json"), str(path / "config.json"))
+    config = run_lib.read_config(path)
     heads = {"policy": "lm", "reward": "scalar"}  # what a stage gives (see registry.Stage) -> head of its model
     gives = registry.of(config, stage.resolve().name).gives if stage.resolve().name in config.stages else None
     if gives not in heads:
-        raise InputError(f"{stage} is no stage that trains a model")
+        raise InputError(f"{stage} has no model; give a stage that trains a policy or a reward model")
     head = heads[gives]
     config.model.attention = "xla"
     mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])

@@ -109,8 +109,8 @@ class TransformerConfig:
             )
         if self.positions == "rope" and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim):
             raise InputError(
-                f"model.rotary_fraction={self.rotary_fraction} of {self.head_dim} is {self.rotary_dim}; rotary positions "
-                "turn an even number of places of a head"
+                f"model.rotary_fraction={self.rotary_fraction} of a head of {self.head_dim} is {self.rotary_dim}; it must be "
+                "an even number of places, from 2 to all"
             )
         # JSON gives a list, which is not hashable.
         object.__setattr__(self, "rope_scaling", tuple(map(float, self.rope_scaling)))

@@ -74,8 +74,8 @@ def candidates(config, shape: TransformerConfig, topology: Topology, stages: lis
     found = [c for c in _all(config, shape, topology, stages) if c.memory <= topology.chip.memory]
     if not found:
         raise InputError(
-            f"no mesh of {topology.name} holds this config: its batches do not divide, or states and activations alone "
-            f"need more than {topology.chip.memory / 2**30:.2f} GiB a chip"
+            f"no mesh of {topology.name} holds this config: batches do not divide over it, or a chip needs more than "
+            f"{topology.chip.memory / 2**30:.2f} GiB; give more chips or other batch sizes"
         )
     return sorted(found, key=lambda c: (c.seconds, c.memory))
 

@@ -143,12 +143,12 @@ def parse(name: str, slices: int = 1) -> Topology:
     if found := re.fullmatch(r"(.+)x(\d+)slices", shape):
         shape, slices = found[1], int(found[2])
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
-        raise InputError(f"topology '{name}' has no shape; write it as {_EXAMPLES[kind]}")
+        raise InputError(f"topology '{name}' has no shape; write it as in {_EXAMPLES[kind]}")
     sides = tuple(int(side) for side in shape.split("x"))
     if not _exists(chip, sides):
         raise InputError(f"topology '{name}' does not exist; {_shapes(chip)}")
     if slices < 1 or slices > 1 and (chip.kind != "tpu" or chip.network_bandwidth is None):
-        raise InputError(f"topology '{name}' with {slices} slices: several slices are for v5e, v5p and v6e")
+        raise InputError(f"topology '{name}' cannot have {slices} slices; only v5e, v5p and v6e can have several")
     if chip.kind == "gpu" and len(sides) == 1:
         sides = (1, *sides)
     if chip.kind == "cpu":

@@ -49,15 +49,15 @@ def static_config(
     )
     if batch % minibatch or minibatch % parts:
         raise InputError(
-            f"{name}.batch_size={batch} must be a multiple of {name}.minibatch_size={minibatch}, and that of "
-            f"{name}.microbatches={parts}"
+            f"{name}.batch_size={batch} must be a multiple of {name}.minibatch_size={minibatch}, which must be a multiple "
+            f"of {name}.microbatches={parts}"
         )
     if batch % samples:
         raise InputError(f"{name}.batch_size={batch} must be a multiple of {name}.samples_per_prompt={samples}")
     if adv.ESTIMATORS[section.advantage].compares and samples == 1:
         raise InputError(
-            f"{name}.advantage='{section.advantage}' compares the completions of a prompt, and there is one: give "
-            f"{name}.samples_per_prompt 2 or more"
+            f"{name}.advantage='{section.advantage}' compares the completions of a prompt: set {name}.samples_per_prompt "
+            "to 2 or more"
         )
     if chosen.kl_in == "loss" and chosen.kl_estimator == "k1":
         raise InputError(

@@ -6,7 +6,7 @@ import pathlib
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax.evaluate.policy import read_rows
-from rlhf_jax.fields import registry
+from rlhf_jax.fields import noted, registry
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.report.form import (
     ANYTHING,
@@ -25,8 +25,9 @@ from rlhf_jax.report.form import (
 )
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import read_if_there, read_json
+from rlhf_jax.runtime.files import read_if_there
 from rlhf_jax.runtime.terminal import visible
+from rlhf_jax.runtime.workdir import config_of
 
 _LABELS = {"ppo_ptx": "PPO-ptx", "rloo": "RLOO", "grpo": "GRPO"}  # names of stages that are not those of their kinds
 SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # splits in the test of a reward model
@@ -34,7 +35,7 @@ SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # split
 # --- forms of the files, as far as a report reads them -----------------------------------------------------------
 
 _CONFIG = Object({"stages": [FILE_NAME]}, {"model": each(ANYTHING)})
-_STAGE = Object({"kind": TEXT})
+_STAGE = Object({"kind": TEXT}, {"model": each(ANYTHING)})
 _MIXING = Object({"ptx_coef": NUMBER})
 _DONE = Object(
     {"seconds": NUMBER, "finished_at": TEXT},
@@ -147,9 +148,7 @@ class Record:
           InputError: the directory holds no run, or a damaged file.
         """
         path = pathlib.Path(path)
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path} is no work directory of a run: it has no config.json")
-        config = check(path / "config.json", read_json(path / "config.json"), _CONFIG)
+        config = check(path / "config.json", config_of(path), _CONFIG)
         check(path / "config.json", config, Object(dict.fromkeys(config["stages"], _STAGE)))
         kinds = {stage: config[stage]["kind"] for stage in config["stages"]}
         for stage, kind in kinds.items():
@@ -159,6 +158,7 @@ class Record:
                     f"{', '.join(registry.KINDS)}; put it back as it was written"
                 )
         check(path / "config.json", config, Object({stage: _MIXING for stage in kinds if _can_mix(config, stage)}))
+        noted.check(config, path)
 
         def read(name, form, *wanted, how=finished.read_if_there):
             """Returns a file by stage, for the stages of wanted kinds that have it."""

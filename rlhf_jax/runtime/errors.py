@@ -1,10 +1,11 @@
-"""The one exception that means: the user can fix this, and the sentence says how. And how a command says it."""
+"""The one exception that means that the user can fix what is wrong, and how a command shows its sentence."""
 
+import contextlib
 import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rlhf_jax.runtime import terminal
 
@@ -19,7 +20,10 @@ class InputError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read or written, without its name: "No space left on device"; of JSON, what it must not hold."""
+    """Returns why a file cannot be read or written, without its name: "No space left on device".
+
+    For a JSON file that cannot be read, it says what the file must not hold.
+    """
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} of it is not UTF-8"
     if isinstance(error, RecursionError):
@@ -29,7 +33,20 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-# What a disk, its limits or its permissions refuse, and would refuse again.
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Context in which an error of the system becomes an InputError: "cannot DOING: No space left on device".
+
+    Args:
+      doing: a verb and the path, such as "write runs/a/metrics.jsonl".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot {doing}: {reason(error)}") from error
+
+
+# Errors of a disk, its limits or its permissions, which another try would meet again.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _REFUSED = {
     errno.EACCES,
@@ -44,7 +61,7 @@ _REFUSED = {
 
 
 def refused(error: BaseException) -> str | None:
-    """What a person can do something about, of an error of the system that nobody explained; None for any other.
+    """Returns the sentence of an error of the system that a person can do something about; None for any other error.
 
     TensorStore and others raise errors of their own with the system's message inside.
     """
@@ -56,11 +73,11 @@ def refused(error: BaseException) -> str | None:
 def as_command(name: str, stopped: str = "stopped") -> Callable:
     """Decorates the main function of a command: bad input and Ctrl-C end it with a sentence and an exit status.
 
-    What it prints cannot steer the terminal (see terminal.py).
+    Nothing that the command prints can steer the terminal (see terminal.py).
 
     Args:
-      name: of the command, before every sentence.
-      stopped: what Ctrl-C has left; a KeyboardInterrupt with a text of its own says that instead.
+      name: name of the command, which starts every sentence.
+      stopped: sentence after Ctrl-C; a KeyboardInterrupt with a text of its own replaces it.
 
     Returns:
       A function that returns the exit status: that of main (0 for None), 2 after InputError, 130 after Ctrl-C.

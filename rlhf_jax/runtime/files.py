@@ -17,11 +17,15 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from rlhf_jax.runtime.errors import InputError, reason
+from rlhf_jax.runtime.errors import InputError, explained, reason
 
 DEEPEST = 100  # what nests deeper was written by accident; Python's own limit depends on where it is read
 
 _BEING_WRITTEN = re.compile(r"\..+\.[0-9a-f]+\.tmp")  # of earlier versions too, which had the number of their process
+
+
+class Damaged(InputError):
+    """A file can be read, but does not hold what was written in it."""
 
 
 @contextlib.contextmanager
@@ -104,20 +108,25 @@ def read_json(path, kind: type = dict, needs: Iterable[str] = ()):
       needs: the names without which it is not what we wrote.
 
     Raises:
-      InputError: it cannot be read, or is not valid JSON, or holds something else; the sentence names file and line.
+      Damaged: it is not valid JSON, or holds something else; the sentence names file and line.
+      InputError: it cannot be opened.
     """
     check_is_no_pipe(path)
+    wanted = {dict: "JSON object, {...}", list: "JSON list, [...]"}[kind]
     try:
         found = from_json(pathlib.Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
-    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(
+            f"{path}, line {error.lineno}: not valid JSON: {error.msg}; the file must hold one {wanted}"
+        ) from error
+    except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"cannot read {path}: {reason(error)}; the file must hold one {wanted}") from error
     if not isinstance(found, kind):
-        wanted = {dict: "JSON object, {...}", list: "JSON list, [...]"}[kind]
-        raise InputError(f"{path} is not a {wanted}; it holds {json.dumps(found)[:40]}")
+        raise Damaged(f"{path} is not a {wanted}; it holds {json.dumps(found)[:40]}")
     if missing := [name for name in needs if name not in found]:
-        raise InputError(f"{path} is damaged: it has no '{missing[0]}'")
+        raise Damaged(f"{path} is damaged: it has no '{missing[0]}'; put it back as it was written")
     return found
 
 
@@ -130,7 +139,7 @@ def check_is_no_pipe(path) -> None:
     except ValueError as error:  # a name that no file can have
         raise InputError(f"{str(path)!r} cannot be the name of a file: {error}") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(f"{path}: is a pipe or a device and no file; write what it gives into a file and name that")
+        raise InputError(f"{path}: is a pipe or a device; write its content to a file and name that")
 
 
 def read_if_there(path, kind: type = dict, needs: Iterable[str] = ()):
@@ -180,10 +189,8 @@ def whole_lines(path, cut: bool = True) -> list[bytes]:
       InputError: the file cannot be read.
     """
     check_is_no_pipe(path)
-    try:
+    with explained(f"read {path}"):
         *lines, rest = pathlib.Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
     return lines if cut or not rest else [*lines, rest]
 
 
@@ -237,12 +244,15 @@ def own_folder(path) -> pathlib.Path:
     """
     path = pathlib.Path(path)
     if path.is_symlink():
-        raise InputError(f"{path} is a link, and what is written there must stay in {path.parent}: remove it")
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {path}: {reason(error)}") from error
-    return path
+        raise InputError(f"{path} is a link; remove it, because its files must lie in {path.parent} itself")
+    return make_folder(path)
+
+
+def make_folder(path, *, parents: bool = False) -> pathlib.Path:
+    """Makes a folder, and its parents if asked, where it is not there; raises InputError if that fails."""
+    with explained(f"make the folder {path}"):
+        pathlib.Path(path).mkdir(parents=parents, exist_ok=True)
+    return pathlib.Path(path)
 
 
 def lock(file) -> bool:
@@ -258,8 +268,8 @@ def lock(file) -> bool:
         return False
     except OSError as error:
         raise InputError(
-            f"{file.name} cannot be locked ({error.strerror}): give a folder on a disk with file locks; Lustre has them "
-            "when it is mounted with -o flock, NFS unless it is mounted with nolock"
+            f"{file.name} cannot be locked ({error.strerror}): give a folder on a disk with file locks (Lustre has "
+            "them if mounted with -o flock, NFS unless mounted with nolock)"
         ) from error
 
 

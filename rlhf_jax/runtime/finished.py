@@ -1,9 +1,12 @@
 """The files of a finished stage: `done.json`, written last, says that it is finished and what each of them is.
 
-"files" has size and SHA-256 of every file that a later stage or a report reads, so that one that was cut, exchanged or
-changed since is found when it is read. Of parameters it is their manifest, which has the checksums of the others (see
-checkpoint.py). What is written after that, such as an evaluation, is announced first ("writing"): whenever the process
-is killed, each file is what was noted or what was announced.
+"files" has the size and the SHA-256 of every file that a later stage or a report reads. So a file that was cut,
+exchanged or changed since is found when it is read. Of the parameters, "files" has the manifest, which has the checksums
+of the other files (see checkpoint.py). A file that is written later, such as an evaluation, is announced first
+("writing"): whenever the process is killed, each file is what was noted or what was announced.
+
+A stage of another run that this one shares is named in "shared_from", relative to the work directory. Its large folders
+are links, and each must lead into the folder of that stage.
 
 Stages that a version without these notes has finished are read unchecked.
 """
@@ -12,7 +15,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from rlhf_jax.runtime import files
 from rlhf_jax.runtime.errors import InputError, reason
@@ -21,22 +24,34 @@ DONE = "done.json"
 _NOT_READ = ("checkpoints", "tensorboard")
 
 
-def facts(folder, needs: Iterable[str] = ()) -> dict | None:
-    """What the `done.json` of a stage's folder holds, None for a stage that is not finished."""
+def facts(folder) -> dict | None:
+    """Returns what the `done.json` of a stage's folder holds; None for a stage that is not finished.
+
+    Raises:
+      InputError: the file holds something else than `mark` writes.
+    """
     path = pathlib.Path(folder) / DONE
-    found = files.read_if_there(path, needs=needs)
-    if found and not _is_a_mark(found):
-        raise InputError(f"{path} is damaged: delete it, and the same command finishes the stage again")
+    try:
+        found = files.read_if_there(path)
+    except files.Damaged:
+        found = {}
+    if found is not None and not _is_a_mark(found):
+        raise InputError(f"{path} is damaged: delete it and start the run again, which finishes the stage")
     return found
 
 
 def _is_a_mark(found: dict) -> bool:
-    """Whether the values have the types that we write; which of them there are is another question."""
+    """Whether the stage's time is there and the values have the types that we write."""
     notes = [found.get(section, {}) for section in ("files", "writing")]
-    seconds = [found.get(name, 0) for name in ("seconds", "evaluation_seconds")]
-    return all(type(value) in (int, float) and math.isfinite(value) for value in seconds) and all(
-        isinstance(section, dict) and all(isinstance(noted, list) and len(noted) == 2 for noted in section.values())
-        for section in notes
+    seconds = [found.get("seconds"), found.get("evaluation_seconds", 0)]
+    return (
+        all(type(value) in (int, float) and math.isfinite(value) for value in seconds)
+        and all(
+            isinstance(section, dict) and all(isinstance(noted, list) and len(noted) == 2 for noted in section.values())
+            for section in notes
+        )
+        and isinstance(found.get("config", {}), dict)
+        and isinstance(found.get("shared_from", ""), str)
     )
 
 
@@ -99,16 +114,19 @@ def _stage_of(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _check_link(path: pathlib.Path, own: pathlib.Path, real: pathlib.Path) -> None:
-    """Raises InputError where a folder of a finished stage is a link and the stage has its own, or shares none."""
+    """Raises InputError where a folder of a finished stage is a link and should be none, or leads to another stage."""
     name, marked = path.relative_to(own).as_posix(), facts(own)
+    shared = marked.get("shared_from")
     if name in marked.get("files", {}):
         _check(path, real, own, name)
-    elif "files" in marked and "shared_from" not in marked:
+    elif shared and real.parent != (own.parent / shared / path.parent.name).resolve():
+        raise _damaged(path, f"{path.parent} is a link to {real.parent}, and the stage shares those of {shared}", own)
+    elif "files" in marked and not shared:
         raise _damaged(path, f"{path.parent} is a link to {real.parent}, and the stage shares nothing", own)
 
 
 def _check(path: pathlib.Path, real: pathlib.Path, home: pathlib.Path, name: str) -> None:
-    """Raises InputError where the file `real`, which is read as `path`, is not what the stage in `home` notes of `name`."""
+    """Raises InputError where the file `real`, read as `path`, is not what the stage in `home` notes under `name`."""
     marked = facts(home)
     while True:
         noted, announced = (marked.get(section, {}) for section in ("files", "writing"))
@@ -128,8 +146,8 @@ def _check(path: pathlib.Path, real: pathlib.Path, home: pathlib.Path, name: str
 
 def _damaged(path: pathlib.Path, said: str, home: pathlib.Path) -> InputError:
     return InputError(
-        f"{path} is damaged ({said}): put it back as it was, or delete the folder {home}, and the same command makes "
-        "that stage again"
+        f"{path} is damaged ({said}): put it back as it was, or delete the folder {home} and start its run again, "
+        "which makes the stage anew"
     )
 
 

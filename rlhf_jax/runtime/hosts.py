@@ -70,7 +70,7 @@ def start(
     if distributed not in ("", "auto"):
         raise InputError(f"--distributed={distributed} is unknown; it can be 'auto'")
     if len({value is None for value in (coordinator, num_processes, process_id)}) > 1:
-        raise InputError("--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together")
+        raise InputError("--coordinator=HOST:PORT, --num_processes=N and --process_id=I must be given together")
     if coordinator and process_id is not None and num_processes is not None:
         valid = ":" in coordinator and 0 <= process_id < num_processes
     else:
@@ -95,10 +95,13 @@ def start(
                 "--coordinator=HOST:PORT --num_processes=N --process_id=I"
             ) from error
         except RuntimeError as error:
-            raise NotJoined(f"the processes of the job did not all come: {str(error).splitlines()[0]}") from error
+            raise NotJoined(
+                f"not all processes of the job joined in time; start it again on all hosts ({str(error).splitlines()[0]})"
+            ) from error
     elif jax.process_count() > 1:
         raise InputError(
-            f"this machine is one of {jax.process_count()} of a pod: start the command on all of them, with --distributed=auto"
+            f"this machine is one of {jax.process_count()} of a pod: start the command on all of them, with "
+            "--distributed=auto"
         )
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # all processes print the same, so only the first one's output is kept

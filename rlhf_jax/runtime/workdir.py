@@ -15,7 +15,7 @@ import pathlib
 from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import lock as lock_file
-from rlhf_jax.runtime.files import not_through_links, read_json, remove_left_over, write_json
+from rlhf_jax.runtime.files import make_folder, not_through_links, read_json, remove_left_over, write_json
 
 _SHOWN_DIFFERENCES = 8
 
@@ -135,6 +135,14 @@ class Workdir:
         self.close()
 
 
+def config_of(path) -> dict:
+    """Returns the content of config.json in the directory of a run; raises InputError if it cannot be read."""
+    file = pathlib.Path(path) / "config.json"
+    if not file.is_file():
+        raise InputError(f"{path} is not the work directory of a run: it has no config.json")
+    return read_json(file)
+
+
 def in_use(path) -> bool:
     """Whether a process has the work directory `path` open.
 
@@ -148,11 +156,8 @@ def in_use(path) -> bool:
 
 
 def _make_folder(path):
-    """Makes a folder if it does not exist; raises InputError if that fails."""
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    """`make_folder` without a result, because on_first takes JSON values only."""
+    make_folder(path)
 
 
 def _lock(path):
@@ -185,22 +190,33 @@ def refuse_other_config(path, old, new, ignore, defaults) -> None:
       ignore: dotted prefixes of fields that may differ.
       defaults: value of each field that the stored config lacks.
     """
-    old, new, defaults = (dict(_flatten(config)) for config in (old, new, defaults))
-    old |= {name: value for name, value in defaults.items() if name in new and name not in old}
-    differences = [
-        f"{name} was {_show(old, name)} and is now {_show(new, name)}"
-        for name in sorted(old.keys() | new.keys())
-        if (name not in old or name not in new or old[name] != new[name])
-        and not any(name == prefix or name.startswith(prefix + ".") for prefix in ignore)
-    ]
-    if differences:
-        listed = ", ".join(differences[:_SHOWN_DIFFERENCES])
-        if len(differences) > _SHOWN_DIFFERENCES:
-            listed += f" and {len(differences) - _SHOWN_DIFFERENCES} more"
+    new_names, old_names = dict(_flatten(new)), dict(_flatten(old))
+    added = {name: value for name, value in _flatten(defaults) if name in new_names and name not in old_names}
+    if listed := differences(old_names | added, new_names, ignore):
         raise InputError(
             f"the work directory {path} holds a run of another config ({listed}): "
             "give these fields their old values or another directory"
         )
+
+
+def differences(old, new, ignore: tuple[str, ...] = (), *, common: bool = False) -> str:
+    """Returns a list of the fields in which two configs differ, with both values; "" if there are none.
+
+    Args:
+      old: a config, or a flat mapping from the dotted names of its fields.
+      new: another config, in one of these forms.
+      ignore: dotted prefixes of fields that may differ.
+      common: whether to compare only the fields that both have.
+    """
+    old, new = dict(_flatten(old)), dict(_flatten(new))
+    found = [
+        f"{name} was {_show(old, name)} and is now {_show(new, name)}"
+        for name in sorted(old.keys() & new.keys() if common else old.keys() | new.keys())
+        if (name not in old or name not in new or old[name] != new[name])
+        and not any(name == prefix or name.startswith(prefix + ".") for prefix in ignore)
+    ]
+    more = f" and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
+    return ", ".join(found[:_SHOWN_DIFFERENCES]) + more
 
 
 def _flatten(config, prefix=""):

@@ -60,15 +60,15 @@ def check(run: Run, stage: str) -> None:
     section = run.config[stage]
     pool = run.config.get(section.pool) if section.pool else section
     if pool is None or pool.get("kind") != section.kind:
-        raise InputError(f"{stage}.pool='{section.pool}' is no best_of_n stage")
+        raise InputError(f"{stage}.pool='{section.pool}' must name a best_of_n stage")
     if (pool.init, pool.temperature) != (section.init, section.temperature) or pool.samples < section.samples:
         raise InputError(
-            f"{stage} takes its samples from {section.pool}: init and temperature must be the same, and samples at most "
-            f"{pool.samples}"
+            f"{stage}.pool='{section.pool}' needs the same init and temperature in both stages, and {stage}.samples of at "
+            f"most {pool.samples}"
         )
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
     if run.shape(section.init) != run.model:
-        raise InputError(f"{stage}.init='{section.init}' has not the shape of config.model")
+        raise InputError(f"{stage}.init='{section.init}' must have the shape of config.model")
 
 
 def run_stage(run: Run, stage: str) -> None:

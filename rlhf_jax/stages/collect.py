@@ -204,19 +204,19 @@ def check(run: Run, stage: str) -> None:
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
     if not section.borrowed < section.min_completions <= section.max_completions:
         raise InputError(
-            f"{stage}: borrowed={section.borrowed} must be below min_completions={section.min_completions}, and that "
-            f"at most max_completions={section.max_completions}"
+            f"{stage}.borrowed={section.borrowed} must be below {stage}.min_completions={section.min_completions}, which "
+            f"must be at most {stage}.max_completions={section.max_completions}"
         )
     if section.labeler == "reward_model" and not section.reward:
-        raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: a stage, or a directory")
+        raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: name a stage or a directory")
     if section.labeler == "world" and run.config.data.source != "world":
         raise InputError(
-            f"{stage}.labeler='world' judges the texts of the embedded world, and data.source='{run.config.data.source}'; "
-            "'reward_model' judges any"
+            f"{stage}.labeler='world' needs data.source='world', and it is '{run.config.data.source}'; choose 'reward_model', "
+            "which judges any text"
         )
     for name in () if section.rankings else section.models:
         if run.shape(forms.model_at(name)[0]) != run.model:
-            raise InputError(f"{stage}.models names '{name}', whose model has not the shape of config.model")
+            raise InputError(f"{stage}.models names '{name}', whose model must have the shape of config.model")
     for split in () if section.rankings else ("train", "valid"):
         inputs.need(run, stage, "prompts", split, "rm")
 

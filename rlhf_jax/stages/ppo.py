@@ -56,8 +56,8 @@ def check(run: Run, stage: str) -> None:
         widths = run.shape(section.reward).embed_dim, run.model.embed_dim
         if widths[0] != widths[1]:
             raise InputError(
-                f"{stage}.value='shared' with value_init='reward' takes the head of a reward model of width {widths[0]}, "
-                f"and the policy's is {widths[1]}; choose value_init='random' or 'zero'"
+                f"{stage}.value='shared' with value_init='reward' needs a reward model of the policy's width {widths[1]}, and "
+                f"it is {widths[0]}; choose value_init='random' or 'zero'"
             )
     ptx = bool(section.ptx_coef and section.ptx_ratio)
     if ptx and section.ptx_length:
@@ -68,7 +68,8 @@ def check(run: Run, stage: str) -> None:
         inputs.need(run, stage, "documents", "train")
     if section.log_gold and run.config.data.source != "world":
         raise InputError(
-            f"{stage}.log_gold: data.source='{run.config.data.source}' has no gold labeler; only 'world' has"
+            f"{stage}.log_gold needs data.source='world', which alone has a gold labeler; it is "
+            f"'{run.config.data.source}'"
         )
 
 

@@ -65,14 +65,14 @@ def check(run: Run, stage: str) -> None:
     section, config = run.config[stage], run.config
     init, reward = (registry.find(config.get(name)) for name in (section.init, section.reward))
     if not init or init.gives != "policy" or run.shape(section.init) != run.model:
-        raise InputError(f"{stage}.init='{section.init}' is no stage that makes a policy of the shape of config.model")
+        raise InputError(f"{stage}.init='{section.init}' must name a stage whose policy has the shape of config.model")
     if reward and reward.gives != "reward":
-        raise InputError(f"{stage}.reward='{section.reward}' is no reward_model stage")
+        raise InputError(f"{stage}.reward='{section.reward}' must name a reward_model stage")
     longest = run.model.max_length - config.completion_length
     if not config.prompt_length <= _length(run, stage) <= longest:
         raise InputError(
-            f"{stage}.length={section.length} must be from prompt_length={config.prompt_length} to {longest}, what "
-            "completion_length leaves of model.max_length"
+            f"{stage}.length={section.length} must be from prompt_length={config.prompt_length} to {longest}, which is "
+            "model.max_length - completion_length"
         )
     inputs.need(run, stage, "demonstrations", "train")
     inputs.need(run, stage, "prompts", "valid")
@@ -109,7 +109,7 @@ def run_stage(run: Run, stage: str) -> None:
     policy.judge(run, stage, rows, config.temperature)
     hosts.on_first(policy.write_rows, folder / "samples.jsonl", rows)
     policy.conclude(run, stage, rows, {}, config.temperature, facts)
-    print(f"{stage}: behind {shown.mean():.2f} of {section.shots} demonstrations, the rest did not fit", flush=True)
+    print(f"{stage}: a prompt stood behind {shown.mean():.2f} of {section.shots} demonstrations on average", flush=True)
 
 
 def behind(run: Run, records: list[Prompt], shots: list[str], length: int) -> tuple[Prompts, np.ndarray]:
@@ -188,8 +188,8 @@ def _short_demonstrations(run: Run, stage: str, records: list[Prompt]) -> list[s
     short = [text for text, size in zip(texts, sizes) if size <= room]
     if len(short) < shots:
         raise InputError(
-            f"{stage}: {len(short)} demonstrations of one line have at most the {room:.0f} tokens of which {shots} fit "
-            f"before a prompt of median length; lower {stage}.shots, or raise {stage}.length={length}"
+            f"{stage}: only {len(short)} one-line demonstrations are short enough ({room:.0f} tokens) that {shots} fit before "
+            f"a median prompt; lower {stage}.shots, or raise {stage}.length={length}"
         )
     return short
 
@@ -214,7 +214,9 @@ def _separator_id(run: Run) -> int:
     """
     ids = run.tokenizer.encode(SEPARATOR, continues=True)
     if len(ids) != 1:
-        raise InputError(f"a prompted model needs a tokenizer whose line end is one token, and here it is {len(ids)}")
+        raise InputError(
+            f"a prompted model needs a tokenizer that writes a line end as one token; this one writes it as {len(ids)}"
+        )
     return ids[0]
 
 

@@ -71,13 +71,13 @@ def check_source(run: Run, stage: str) -> None:
     """Raises InputError where config[stage] names no earlier collect stage; computes nothing."""
     name = run.config[stage].get("rankings", "")
     if name and (name not in _earlier(run, stage) or registry.of(run.config, name).gives != "rankings"):
-        raise InputError(f"{stage}.rankings='{name}' is no collect stage that comes before it")
+        raise InputError(f"{stage}.rankings='{name}' must name a collect stage before '{stage}' in config.stages")
 
 
 def _check_data(run: Run, stage: str) -> None:
-    """Raises InputError where there are no rankings for config[stage] to learn from, or not the part of them that it asks for.
+    """Raises InputError where config[stage] finds no rankings to learn from, or not the part of them that it asks for.
 
-    What an unfinished collect stage will have is known as far as its prompts are.
+    Of an unfinished collect stage, only the prompts are known.
     """
     if run.corpus is None:
         return
@@ -99,24 +99,34 @@ def check_preference(stage: str, rows: list[Ranking]) -> None:
     """Raises InputError where no ranking says that one completion is better than another."""
     if not any(len(set(row.ranks)) > 1 for row in rows):
         raise InputError(
-            f"{stage}: none of its {len(rows)} training rankings says that one completion is better than another"
+            f"{stage}: none of its {len(rows)} training rankings says that one completion is better than another; give "
+            "some that do"
         )
 
 
 def check_kept(run: Run, stage: str, ranks: Iterable[Sequence[int]]) -> None:
-    """The same for what the length rules keep of the rankings: ranks, 0 where there is no completion."""
+    """Checks the same for the rankings that the length rules keep.
+
+    Args:
+      run: the run.
+      stage: the stage that learns from them.
+      ranks: the ranks of the completions of each ranking, 0 where there is no completion.
+    """
     config, section = run.config, run.config[stage]
     if not any(len(set(row) - {0}) > 1 for row in ranks):
         fields = {f"{name}={config[name]}": config[name] for name in ("completion_length", "prompt_length")}
         fields |= {f"{stage}.length={section.length}": section.length}
         raise InputError(
-            f"{stage}: where its training rankings say that one completion is better than another, prompts are too long or "
-            f"the two are the same once they are cut: raise {', '.join(name for name, value in fields.items() if value)}"
+            f"{stage}: no preference is left in its training rankings, because prompts are too long or completions are "
+            f"equal after the cut: raise {', '.join(name for name, value in fields.items() if value)}"
         )
 
 
 def most(run: Run, stage: str) -> int:
-    """So many rankings (or pairs, where these are pooled) config[stage] learns from at most; 0 in a run without data."""
+    """Returns the largest number of rankings (of pairs, with a pooled loss) that config[stage] learns from.
+
+    It is 0 in a run without data.
+    """
     section = run.config[stage]
     if run.corpus is None:
         return 0
@@ -155,7 +165,7 @@ def source(run: Run, stage: str) -> str | None:
     finished = run.giving("rankings")
     if name and name not in finished:
         raise InputError(
-            f"{stage}.rankings='{name}' is no finished collect stage; finished ones: {', '.join(finished) or 'none'}"
+            f"{stage}.rankings='{name}' must name a finished collect stage; these are: {', '.join(finished) or 'none'}"
         )
     return name or next(iter(finished), None)
 
@@ -197,7 +207,9 @@ def subset(rankings: list[Ranking], text: str, seed: int, field: str = "subset")
 def _part(text: str, count: int, field: str) -> tuple[int, int]:
     first, last = forms.part(text, count)
     if not first < last <= count:
-        raise InputError(f"{field}='{text}' of {count} prompts with rankings takes none, or more than there are")
+        raise InputError(
+            f"{field}='{text}' must take at least one and at most all of the {count} prompts with rankings"
+        )
     return first, last
 
 
@@ -246,7 +258,7 @@ def shorten(run: Run, stage: str, examples):
         return examples
     fits = examples.mask.sum(-1).max(-1) <= section.length
     if not fits.any():
-        raise InputError(f"{stage}.length = {section.length} leaves no ranking; raise it")
+        raise InputError(f"{stage}.length={section.length} leaves no ranking; raise it, or set it to 0 for the longest")
     print(f"{stage}: {(~fits).sum()} rankings with more than {section.length} tokens are left out")
     kept = take(examples, fits)
     return kept.replace(tokens=kept.tokens[..., : section.length], mask=kept.mask[..., : section.length])

@@ -147,8 +147,8 @@ def _examples(run: Run, stage: str, rows: list[Ranking]):
 def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
     """Writes the parameters with the bias by which demonstrations average 0.
 
-    Without any it is 0: comparisons say nothing of it, and what Adam makes of their rounding is no knowledge. Regression
-    learns one, which stays.
+    Without demonstrations the bias is 0: comparisons say nothing about it, and Adam would only learn it from rounding
+    errors. Regression learns a bias, which stays.
     """
     rows = run.corpus.demonstrations("train") if run.corpus.has("demonstrations") else []
     demonstrations = rankings.fitting(run, rows)
@@ -160,11 +160,9 @@ def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
         bias -= np.float32(mean)
         facts["demonstration_mean_before_bias"] = float(mean)
     elif run.config[stage].loss == "regression":
-        print(
-            f"{stage}: no demonstrations whose scores would average 0: the bias is the one that was trained", flush=True
-        )
+        print(f"{stage}: there are no demonstrations to set the bias by, so it stays as it was trained", flush=True)
     else:
-        print(f"{stage}: no demonstrations whose scores would average 0: the bias is 0", flush=True)
+        print(f"{stage}: there are no demonstrations to set the bias by, so it is 0", flush=True)
         bias = jnp.zeros_like(bias)
     hosts.on_first(write_json, run.folder(stage) / _BIAS, facts | rated)
     checkpoint.save_params(run.folder(stage) / "params", state.params | {"scalar_bias": bias})
@@ -194,13 +192,13 @@ def _standardized(examples):
 def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's.
 
-    Beside it the accuracy of a bag of words that is fitted to the same training rankings, where they are enough for one.
-    Rankings of which none says that one completion is better than another are counted and no more.
+    Beside it stands the accuracy of a bag of words that is fitted to the same training rankings, where they suffice for
+    it. If no ranking says that one completion is better than another, the rankings are only counted.
     """
     try:
         bag = bag_of_words.fit(rankings.load(run, stage, "train"))
     except InputError as error:
-        print(f"{stage}: no comparison with a bag of words: {error}", flush=True)
+        print(f"{stage}: the evaluation has no bag of words to compare with: {error}", flush=True)
         bag = None
     scored = {name: _scored(run, scorer, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
     facts = {name: _evaluate_rankings(bag, *found) for name, found in scored.items() if found}

@@ -104,7 +104,8 @@ def check(run: Run, stage: str) -> None:
     mixed = round(section.pretrain_mix * section.batch_size)
     if mixed == section.batch_size:
         raise InputError(
-            f"{stage}.pretrain_mix={section.pretrain_mix} leaves no demonstration of {stage}.batch_size={mixed}"
+            f"{stage}.pretrain_mix={section.pretrain_mix} leaves no demonstration in a batch of {stage}.batch_size={mixed}; "
+            "lower it"
         )
     rows = inputs.need(run, stage, "demonstrations", "train")
     supervised.check_warmup(run, stage, len(rows), section.batch_size - mixed)
@@ -159,7 +160,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     def finish(_):
         chosen = selection.chosen()
         print(
-            f"{stage}: the weights of step {chosen['step']} are kept, validation {chosen['by']} {chosen['value']:.4g}"
+            f"{stage}: the weights of step {chosen['step']} are kept; validation {chosen['by']} {chosen['value']:.4g}"
         )
 
     return supervised.SupervisedTraining(

@@ -79,7 +79,7 @@ def work(given: job.Job) -> int:
             f"unknown argument '{given.rest[0]}'; fields of all arms are set as --config.ppo.iterations=20"
         )
     if _WORKERS.value > 1 and (_RUNNER.value != "sequential" or flags.FLAGS.distributed or flags.FLAGS.coordinator):
-        raise InputError("--workers are for --runner=sequential and one machine; leave one of these flags out")
+        raise InputError("--workers needs --runner=sequential and one machine; leave out one of these flags")
     experiment = arms.load(given.config_file, given.config)
     chosen = arms.choose(experiment.arms, _ARMS.value)
     path = pathlib.Path(given.workdir)
@@ -130,7 +130,8 @@ def _finish(experiment, chosen: list, path: pathlib.Path) -> int:
     others = listing.unfinished(experiment.arms, path, begun=not _SUBMITTED.value)
     if others:
         print(
-            f"{len(others)} arms are not done, of other jobs; the last one writes the report, or rlhf_jax.report {path}"
+            f"{len(others)} arms of other jobs are not done yet; the last job writes the report, as does "
+            f"`python -m rlhf_jax.report {path}`"
         )
     else:
         pages.show(pages.write(path))

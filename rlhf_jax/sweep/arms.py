@@ -19,7 +19,7 @@ from rlhf_jax.fields.checks import nearest, partial_section_of
 from rlhf_jax.report.spec import Declared, check
 from rlhf_jax.runtime import workdir
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import read_if_there, read_json, remove_left_over, write_json
+from rlhf_jax.runtime.files import make_folder, read_if_there, read_json, remove_left_over, write_json
 from rlhf_jax.sweep import grid
 
 _LONGEST_NAME = 120  # characters
@@ -103,7 +103,7 @@ def expand(config: ConfigDict, settings: grid.Grid, source: str = "sweep") -> li
         or two arms have the same name.
     """
     if not settings:
-        raise InputError(f"{source}: the sweep has no arms")
+        raise InputError(f"{source}: the sweep has no arms; sweep(h) must return at least one")
     titles = _titles({field for arm in settings for field in arm})
     arms, numbers = [], {}
     for number, overrides in enumerate(settings):
@@ -111,7 +111,7 @@ def expand(config: ConfigDict, settings: grid.Grid, source: str = "sweep") -> li
             raise InputError(f'{source}: arm {number} has no seed: add h.sweep("seed", range(3)) to the product')
         arm = Arm(number, _name(overrides, titles), overrides, _overridden(config, overrides, source))
         if arm.name in numbers:
-            raise InputError(f"{source}: arms {numbers[arm.name]} and {number} are the same, {arm.name}")
+            raise InputError(f"{source}: arms {numbers[arm.name]} and {number} are the same, {arm.name}; remove one")
         numbers[arm.name] = number
         arms.append(arm)
     return arms
@@ -170,10 +170,7 @@ def write(path: pathlib.Path, described: dict) -> None:
         _check_left_out(path, before, described)
         defaults = json.loads(json.dumps(defaults_like(ConfigDict(described["config"])).to_dict()))
         workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS, defaults)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    make_folder(path, parents=True)
     remove_left_over(path)
     write_json(file, described)
 
@@ -212,8 +209,8 @@ def check_submitted(path: pathlib.Path, experiment: Experiment, config: ConfigDi
     for arm in chosen:
         if now["config"] != known["config"] or arms.get(arm.number) != now["arms"][arm.number]:
             raise InputError(
-                f"arm {arm.number} is another one than when {path / 'sweep.json'} was written: {experiment.path} has "
-                "changed since; submit the sweep again"
+                f"arm {arm.number} differs from {path / 'sweep.json'}, because {experiment.path} was changed after the "
+                "sweep was submitted; submit it again"
             )
 
 
@@ -254,7 +251,9 @@ def _overridden(config: ConfigDict, overrides: dict[str, Any], source: str) -> C
             with section.unlocked():
                 section[name] = value
         except TypeError as error:
-            raise InputError(f"{source}: {field}={value!r} is of another type than in the config: {error}") from None
+            raise InputError(
+                f"{source}: {field}={value!r} must have the type of the field in the config: {error}"
+            ) from None
     return config
 
 

@@ -23,7 +23,7 @@ def sweep(field: str, values: Iterable) -> Grid:
     """
     grid = [{field: value} for value in values]
     if not grid:
-        raise InputError(f"sweep: {field} has no value")
+        raise InputError(f"sweep: {field} has no value; give at least one")
     return grid
 
 
@@ -59,6 +59,6 @@ def _joined(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for arm in arms:
         for field, value in arm.items():
             if field in joined:
-                raise InputError(f"sweep: {field} is set twice in one arm")
+                raise InputError(f"sweep: {field} is set twice in one arm; remove one")
             joined[field] = value
     return joined

@@ -160,7 +160,7 @@ class Account:
             self._save(write_text, self._path.with_name("traceback.txt"), trace, together)
         if not together:
             raise hosts.Alone(
-                f"{hosts.describe()} failed alone, start the same command on all hosts again: {reason}"
+                f"{hosts.describe()} failed alone: {reason}; start the same command on all hosts again"
             ) from error
         print(f"rlhf_jax.sweep: the arm failed: {reason}", flush=True)
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import shapes
 from rlhf_jax.data.tokenizer_files import TOKENIZER
-from rlhf_jax.fields import registry
+from rlhf_jax.fields import noted, registry
 from rlhf_jax.fields.defaults import filled
 from rlhf_jax.run import KEPT, Run
 from rlhf_jax.runtime import finished, hosts
@@ -32,6 +32,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import (
     copy,
     lock,
+    make_folder,
     new_folder,
     not_through_links,
     read_if_there,
@@ -42,8 +43,8 @@ from rlhf_jax.runtime.files import (
 )
 from rlhf_jax.runtime.progress import Stopped
 
-# The fields of a config that every stage reads. Meshes and free fields (run.FREE_FIELDS) do not change results.
-COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model", "evaluate")
+# The fields of a config that a stage or its evaluation reads. Meshes and free fields do not change results.
+COMMON = (*noted.COMMON, "evaluate")
 
 
 def identities(config: ConfigDict) -> dict[str, str]:
@@ -107,13 +108,9 @@ class Store:
 
     def _make(self):
         """Makes the folders of the store, and removes what killed processes left in them."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "tokens").mkdir(exist_ok=True)
-            for folder in (self.path, *(path for path in self.path.iterdir() if path.is_dir())):
-                remove_left_over(folder)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        make_folder(self.path / "tokens", parents=True)
+        for folder in (self.path, *(path for path in self.path.iterdir() if path.is_dir())):
+            remove_left_over(folder)
 
     @contextlib.contextmanager
     def tokenizer(self, config: ConfigDict, path: pathlib.Path):
@@ -183,14 +180,15 @@ class Store:
                 shutil.rmtree(ours, ignore_errors=True) if not ours.is_symlink() else ours.unlink()
                 ours.symlink_to(os.path.relpath((source / name).resolve(), folder.resolve()))
         done = finished.facts(source)
+        # Where the large folders lie: in the stage from which `source` has adopted them, if it has.
+        home = source.parent / done["shared_from"] if "shared_from" in done else source
         names = {file.name for file in source.iterdir() if file.suffix in (".json", ".jsonl", ".txt")}
         for name in names.union(name for name in done.get("files", ()) if "/" not in name) - {finished.DONE}:
             copy(finished.checked(source / name), folder)
         if not same_judges:
             _forget_judges(folder)
-        finished.mark(
-            folder, {"shared_from": os.path.relpath(source, path), **done}
-        )  # last, when the stage is complete
+        # The mark comes last, when the stage is complete.
+        finished.mark(folder, done | {"shared_from": os.path.relpath(home.resolve(), path.resolve())})
         return True
 
     def _publish(self, path, stage, identity, judges):
@@ -215,13 +213,14 @@ class Store:
     def _folder(self, entry: pathlib.Path, path: pathlib.Path) -> pathlib.Path | None:
         """Returns the folder that an entry names, or None if the run in `path` cannot adopt it.
 
-        The folder must still hold the finished stage. Its run must have read the same data files, as far as it kept
-        their checksums.
+        The folder must still hold the finished stage, with all that it links to. Its run must have read the same data
+        files, as far as it kept their checksums.
         """
         named = read_if_there(entry, needs=["folder"])
         folder = named and (self.path / named["folder"]).resolve()
-        found = folder and (folder / "done.json").exists() and _checksums(folder.parent) in (_checksums(path), None)
-        return folder if found else None
+        if not folder or not (folder / "done.json").exists() or not all(file.exists() for file in folder.iterdir()):
+            return None
+        return folder if _checksums(folder.parent) in (_checksums(path), None) else None
 
     @contextlib.contextmanager
     def _alone(self, identity: str, run: Run, stage: str):

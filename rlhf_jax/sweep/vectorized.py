@@ -100,7 +100,7 @@ class _Running:
             for name in others:
                 with self.failing(name):
                     if first not in self.runs:
-                        raise InputError(f"stage {stage} failed in {first}, and is the same here")
+                        raise InputError(f"stage '{stage}' failed in arm {first}, which computes it for this arm too")
                     with self._store.shared(self.runs[name], stage):
                         _complete(self.runs[name], stage)
 
@@ -123,7 +123,7 @@ class _Running:
             with self.failing(name):
                 if place in failures:
                     raise failures[place]
-                self.runs[name].workdir.mark_done(stage, seconds, trials=len(names), **machine.described())
+                self.runs[name].mark_done(stage, seconds, trials=len(names), **machine.described())
 
     def _answers(self, names: list[str], stage: str, at_once: int) -> dict[str, tuple]:
         """Returns the answers of policies that are evaluated together: arm -> (answers, seconds per arm).

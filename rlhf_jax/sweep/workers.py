@@ -17,7 +17,7 @@ import threading
 import time
 
 from rlhf_jax.job import EXIT_SAVED
-from rlhf_jax.runtime.errors import EXIT_STOPPED, InputError
+from rlhf_jax.runtime.errors import EXIT_STOPPED, explained
 from rlhf_jax.runtime.files import not_through_links, write_json
 from rlhf_jax.runtime.progress import Interrupt, Stopped
 from rlhf_jax.sweep import sequential
@@ -145,11 +145,9 @@ def _forgive(arms: list[Arm], path: pathlib.Path) -> None:
 
 def _open(path: pathlib.Path):
     """Opens a log for appending, and makes its folder; raises InputError if that fails."""
-    try:
+    with explained(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "ab", opener=not_through_links)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _watch(workers: list[subprocess.Popen], left: list[Arm], path: pathlib.Path, interrupt: Interrupt) -> int:

@@ -44,7 +44,7 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
         config = _run_config(folder).data
         if config.source != "files":
             raise InputError(
-                f"{data}: this run makes its data itself (data.source='{config.source}'); it reads no files"
+                f"--data={data}: this run reads no files, because it makes its data itself (data.source='{config.source}')"
             )
         section = data_config().files
         if _chats(folder):
@@ -62,7 +62,7 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
             named = [forms.entry(entry) for entry in entries]
         except ValueError:
             raise InputError(
-                f"--data={data}: a file is given as name, name@rows or name:theirs=ours;theirs=ours, and a split of a "
+                f"--data={data}: write a file as name, name@rows or name:theirs=ours;theirs=ours, and a split of a "
                 "folder as name:split"
             ) from None
         folders = {pathlib.Path(entry.name).parent for entry in named}
@@ -74,7 +74,7 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
             section[own] = ",".join(filter(None, [section[own], entry]))
     kinds = [name for name in corpus_lib.KINDS if section[name] and kind in (None, name)]
     if not kinds:
-        raise InputError(f"{data} has no {kind or 'data files'}")
+        raise InputError(f"--data={data} has no {kind or 'data files'}; name a file of rows, a folder of them or a run")
     return corpus_lib.FileCorpus(section, template, "skip"), kinds
 
 
@@ -123,7 +123,7 @@ def _kind_of(entry: forms.Entry) -> str:
         if names & telling:
             return kind
     raise InputError(
-        f"{path}: what kind of rows these are cannot be told from their fields {', '.join(sorted(names))}; "
+        f"{path}: the fields {', '.join(sorted(names))} do not tell the kind of the rows; "
         "give --kind, or name the fields as in --data=FILE:question=prompt;answer=completion"
     )
 

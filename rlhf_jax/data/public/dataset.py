@@ -63,7 +63,9 @@ class Dataset:
             InputError: the prompts are no dialogues.
         """
         if self.chat is None:
-            raise InputError(f"--chat: the prompts of {self.name} are no dialogues in markup of their own")
+            raise InputError(
+                f"--chat: leave it out, because the prompts of {self.name} are not dialogues with markup of their own"
+            )
         columns = {"messages": "messages", **self.columns}
         del columns["prompt"]
         return dataclasses.replace(

@@ -33,7 +33,7 @@ def trees(published: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
                 yield place, _tree(nodes)
                 nodes = {}
             if parent is None and tree in seen:
-                raise InputError(f"the tree {tree} is there twice")
+                raise InputError(f"the tree {tree} is there twice; keep one")
             if parent is not None and parent not in nodes:
                 raise InputError(f"the message {name} follows {parent}, which does not stand before it in its tree")
         except InputError as error:

@@ -27,10 +27,10 @@ def _webgpt(row: Any, file: str) -> Iterator[Row]:
             for side in (0, 1)
         ]
     if not isinstance(row, list) or len(row) != 2 or not all(isinstance(answer, dict) for answer in row):
-        raise InputError('a row is a list of two answers, [{"question": ..., "answer": ..., "score": ...}, ...]')
+        raise InputError('a row must be a list of two answers, [{"question": ..., "answer": ..., "score": ...}, ...]')
     question, scores = filled(row[0], "question.full_text"), [number(answer, "score") for answer in row]
     if text(row[1], "question.full_text") != question:
-        raise InputError("the two answers are to different questions")
+        raise InputError("the two answers belong to different questions; a row must have two answers to one question")
     yield {
         "instruction": question,
         "completions": [filled(answer, "answer") for answer in row],

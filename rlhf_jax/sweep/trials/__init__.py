@@ -63,11 +63,14 @@ def fit_stage(runs: Sequence[Run], stage: str, folder: pathlib.Path, at_once: in
             without_memory = "RESOURCE_EXHAUSTED" in str(error)
             halves = group.halves(folder) if without_memory else []
             if halves:
-                print(f"{stage}: no memory for {group} trials at once: {halves[0]} and then {halves[1]}", flush=True)
+                print(
+                    f"{stage}: no memory for {group} trials at once; {halves[0]} are trained and then {halves[1]}",
+                    flush=True,
+                )
             elif without_memory and group.saved:
                 error = InputError(
-                    f"out of memory with {group} trials at once, whose states {group.folder} has: resume them on devices "
-                    "with more memory, or remove it and give --trials_at_once, for the stage from its start; and --retry"
+                    f"out of memory with {group} trials at once: give --retry on devices with more memory, or remove "
+                    f"{group.folder} and give --retry and a smaller --trials_at_once, which begins the stage anew"
                 )
             if not halves:
                 failures |= dict.fromkeys(group.trainings, _unless_lost(error))
@@ -117,7 +120,7 @@ def _groups(trainings: dict[int, Training], stage: str, folder: pathlib.Path, at
     ways = next(iter(trainings.values())).run.mesh.size if trainings else 1
     for saved, members in hosts.on_first(_saved_groups, folder, stage):
         if len(members) % ways:
-            print(f"{saved} is left as it is: {len(members)} trials do not divide over {ways} devices", flush=True)
+            print(f"{saved} is not used: its {len(members)} trials do not divide over {ways} devices", flush=True)
             continue
         places = [next((place for place in rest if name(place) == member), None) for member in members]
         if found := {place: rest.pop(place) for place in places if place is not None}:

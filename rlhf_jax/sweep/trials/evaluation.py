@@ -63,11 +63,15 @@ def answers(runs: Sequence[Run], stage: str, at_once: int = 0) -> dict[int, tupl
             if "RESOURCE_EXHAUSTED" in str(error):
                 half = (len(places) + 1) // 2
                 print(
-                    f"{stage}: no memory to evaluate {len(places)} arms at once: {half} and then the others", flush=True
+                    f"{stage}: no memory to evaluate {len(places)} arms at once; {half} are evaluated and then the others",
+                    flush=True,
                 )
                 waiting = [places[:half], places[half:], *waiting]
             else:
-                print(f"{stage}: {len(places)} arms are evaluated one by one, because: {error!r}", flush=True)
+                print(
+                    f"{stage}: {len(places)} arms are evaluated one by one, because of this error: {error!r}",
+                    flush=True,
+                )
         else:
             seconds = (time.monotonic() - started) / len(places)
             found |= {place: (own, seconds) for place, own in zip(places, said)}

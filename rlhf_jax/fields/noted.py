@@ -1,0 +1,52 @@
+"""The config that a finished stage was made with, as its `done.json` notes it.
+
+The directory of a run has one config.json, which reports and commands read. Whoever edits it afterwards would make them
+tell of a run that never was, so it is compared with what each finished stage notes.
+"""
+
+import json
+from collections.abc import Mapping
+
+from rlhf_jax.runtime import finished
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.workdir import differences
+
+# The fields of a config that every stage reads. Evaluations read others too, and are repeated without the stage.
+COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model")
+
+
+def note(config: Mapping, stage: str) -> dict:
+    """Returns the fields that a stage's result depends on, in the form of config.json.
+
+    Args:
+      config: the run's whole config, as nested mappings.
+      stage: name of the stage.
+    """
+    section = dict(config[stage])
+    own_seed, own_model = section.pop("seed", None), section.get("model") or {}
+    noted = {name: config[name] for name in COMMON if name in config} | {stage: section}
+    noted["seed"] = config.get("seed") if own_seed is None else own_seed
+    # Fields of a stage's own model replace those of the policy's model, so sweeps share such a stage between policies.
+    noted["model"] = {**noted.get("model", {}), **own_model}
+    return json.loads(json.dumps(noted))
+
+
+def check(config: Mapping, folder) -> None:
+    """Compares the config of a run with what the run's finished stages note.
+
+    A field that one of the two lacks belongs to another version of this program, and is passed over.
+
+    Args:
+      config: the content of config.json, with "stages" and the section of each.
+      folder: the directory of the run.
+
+    Raises:
+      InputError: a field has another value than when a stage was made.
+    """
+    for stage in config["stages"]:
+        then = (finished.facts(folder / stage) or {}).get("config")
+        if then and (differing := differences(then, note(config, stage), common=True)):
+            raise InputError(
+                f"{folder / 'config.json'} was changed after stage '{stage}' was finished ({differing}): "
+                "put back the old values, or start a run with the new ones in another directory"
+            )
