@@ -1,6 +1,6 @@
 """Evaluates models on benchmarks by EleutherAI's lm-eval:
 
-    python -m rlhf_jax.evaluate --workdir=runs/quickstart --tasks=instructgpt_truthfulqa_mc1
+    python -m rlhf_jax.evaluate --workdir=runs/quickstart --tasks=instructgpt_truthfulqa_mc --data=FOLDER
     python -m rlhf_jax.evaluate --workdir=runs/quickstart --stage=sft,ppo_ptx --tasks=hellaswag --download
     python -m rlhf_jax.evaluate --model=SmolLM2-135M-Instruct --tasks=gsm8k --apply_chat_template --limit=100 --download
 
@@ -42,7 +42,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--tasks", required=True, help="The tasks, with commas between them; 'list' prints their names."
     )
     parser.add_argument("--include", default="", help="Folders with task files of your own, with commas between them.")
-    parser.add_argument("--data", default="", help="The folder with the data of the tasks in experiments/evals.")
+    parser.add_argument(
+        "--data", default="", help="The folder with the data of the tasks in experiments/evals, or tfds."
+    )
     parser.add_argument("--download", action="store_true", help="Lets lm-eval fetch data from the Hugging Face hub.")
     parser.add_argument("--num_fewshot", type=option(COUNT_OR_NONE), help="Solved examples before each question.")
     parser.add_argument("--limit", type=option(COUNT), help="The number of questions of each task. Default: all.")

@@ -83,6 +83,23 @@ class Decoding(NamedTuple):
         return Truncation(jnp.int32(self.top_k), jnp.float32(self.top_p), penalty)
 
 
+class LogLikelihood(tuple):
+    """A log-likelihood in nats and whether it is greedy, the pair that lm-eval reads.
+
+    Attributes:
+        tokens: number of tokens of the continuation. lm-eval does not know it, and hands this object to a task's
+            process_results, which can take the mean over tokens.
+    """
+
+    tokens: int
+
+    @classmethod
+    def of(cls, total: float, greedy: bool, tokens: int) -> "LogLikelihood":
+        found = cls((total, bool(greedy)))
+        found.tokens = tokens
+        return found
+
+
 class Backend:
     """The model that lm-eval asks; its methods and their arguments are those of lm_eval.api.model.LM.
 
@@ -167,7 +184,7 @@ class Backend:
     def loglikelihood(self, requests: Sequence, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns the log-likelihood of each continuation after its context, in nats, and whether it is greedy."""
         found = self._score("loglikelihood", [request.args for request in requests], self._pair)
-        return [(total, bool(greedy)) for total, greedy in found]
+        return [LogLikelihood.of(*answer) for answer in found]
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """Returns the log-likelihood of each text, in nats; a text longer than the context is read in windows."""
@@ -213,14 +230,16 @@ class Backend:
         starts = starts and not text.startswith(self._start_text)
         return self._tokenizer.encode_as_released(text, starts=starts)
 
-    def _score(self, kind: str, arguments: Sequence, as_request: Callable[[Any], Request]) -> list[tuple[float, bool]]:
-        """Returns the log-likelihoods of requests, and whether each is greedy; equal requests are computed once."""
+    def _score(
+        self, kind: str, arguments: Sequence, as_request: Callable[[Any], Request]
+    ) -> list[tuple[float, bool, int]]:
+        """Returns log-likelihood, whether it is greedy, and number of tokens; equal requests are computed once."""
         names = [self._answers.key(kind, asked) for asked in arguments]
         missing = {name: asked for name, asked in zip(names, arguments) if name not in self._answers}
         asked_for = list(missing)
         requests = [self._cut(as_request(asked), kind) for asked in missing.values()]
         answered = (
-            [(asked_for[number], (total, greedy)) for number, total, greedy in part]
+            [(asked_for[number], (total, greedy, len(requests[number].continuation))) for number, total, greedy in part]
             for part in self._likelihood(requests)
         )
         self._keep("log-likelihoods", answered, len(requests))
