@@ -20,8 +20,8 @@ from rich.text import Text
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax import generate, sampling, weights
 from rlhf_jax import run as run_lib
-from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate.answers import completion_logprob
 from rlhf_jax.evaluate.policy import reference_stage
 from rlhf_jax.evaluate.scorer import Scorer

@@ -6,7 +6,8 @@ import functools
 import jax
 
 from rlhf_jax.data import mixture, packing
-from rlhf_jax.data.batches import Batch, LengthReport, pack_documents
+from rlhf_jax.data.batches import Batch, LengthReport
+from rlhf_jax.data.text_batches import pack_documents
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import statistics
-from rlhf_jax.data.records import Ranking, read_rows
+from rlhf_jax.data.record_files import read_rows
+from rlhf_jax.data.records import Ranking
 from rlhf_jax.evaluate import bag_of_words
 from rlhf_jax.runtime.errors import InputError
 

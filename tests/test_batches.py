@@ -6,17 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.data.batches import (
-    LengthReport,
-    batch_demonstrations,
-    batch_prompts,
-    batch_rankings,
-    kept_rankings,
-    pack_documents,
-    pack_rankings,
-)
+from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.loader import Loader, by_length, in_order, take
+from rlhf_jax.data.ranking_batches import batch_rankings, kept_rankings, pack_rankings
 from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
+from rlhf_jax.data.text_batches import batch_demonstrations, batch_prompts, pack_documents
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model.attention import PREFIX
 from rlhf_jax.runtime.errors import InputError

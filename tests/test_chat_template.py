@@ -10,10 +10,12 @@ import released_tokenizers as released
 from rlhf_jax import run as run_lib
 from rlhf_jax.config import default_config
 from rlhf_jax.data import encoding, jinja_process
-from rlhf_jax.data.batches import batch_demonstrations, batch_prompts, batch_rankings, pack_documents
 from rlhf_jax.data.chat_template import LITERAL, ChatTemplate
 from rlhf_jax.data.describe import __main__ as describe
-from rlhf_jax.data.records import Document, parse_row
+from rlhf_jax.data.ranking_batches import batch_rankings
+from rlhf_jax.data.records import Document
+from rlhf_jax.data.row_formats import parse_row
+from rlhf_jax.data.text_batches import batch_demonstrations, batch_prompts, pack_documents
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime.errors import InputError
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import encoding
-from rlhf_jax.data.batches import pack_documents
 from rlhf_jax.data.records import Document
+from rlhf_jax.data.text_batches import pack_documents
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime.errors import InputError
 

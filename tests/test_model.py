@@ -140,9 +140,9 @@ def test_the_parameters_of_llama():
 
 def test_shapes_are_traced_once_and_every_caller_has_a_tree_of_its_own():
     first = model.param_shapes(tiny.CONFIG)
-    before = model.transformer._param_shapes.cache_info().misses
+    before = model.params._param_shapes.cache_info().misses
     first["layers"] = None
-    assert model.param_shapes(tiny.CONFIG)["layers"] and model.transformer._param_shapes.cache_info().misses == before
+    assert model.param_shapes(tiny.CONFIG)["layers"] and model.params._param_shapes.cache_info().misses == before
 
 
 @families

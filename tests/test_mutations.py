@@ -225,9 +225,9 @@ MUTATIONS = [
             "if ranking.ranks[better] <= ranking.ranks[worse]",
             "test_preferences.py",
         ),
-        ("data/batches.py", "cut += sum(were_cut)", "cut += any(were_cut)", "test_batches.py"),
+        ("data/ranking_batches.py", "cut += sum(were_cut)", "cut += any(were_cut)", "test_batches.py"),
         (
-            "data/batches.py",
+            "data/ranking_batches.py",
             "without_repeats([ids.tobytes() for ids in answers]",
             "without_repeats([ids.tobytes() for ids in own]",
             "test_batches.py cut",

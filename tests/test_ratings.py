@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import ratings
-from rlhf_jax.data.batches import batch_rankings, pack_rankings
-from rlhf_jax.data.records import Ranking, parse_row, ranks_of
+from rlhf_jax.data.ranking_batches import batch_rankings, pack_rankings
+from rlhf_jax.data.records import Ranking, ranks_of
+from rlhf_jax.data.row_formats import parse_row
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import bag_of_words
 from rlhf_jax.runtime.errors import InputError

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from rlhf_jax.config import data_config
 from rlhf_jax.data import files, ratings
 from rlhf_jax.data.corpus import FileCorpus
-from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, parse_row, read_rows
+from rlhf_jax.data.record_files import read_rows
+from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
+from rlhf_jax.data.row_formats import parse_row
 from rlhf_jax.data.template import Template
 from rlhf_jax.runtime.errors import InputError
 
@@ -532,7 +534,7 @@ def test_real_files_are_read_as_they_are(shared_data, name, kind, fields, rows, 
 
 def test_reading_does_not_import_jax():
     code = (
-        "import sys, rlhf_jax.data.records, rlhf_jax.data.template, rlhf_jax.data.tokenizer; "
+        "import sys, rlhf_jax.data.record_files, rlhf_jax.data.template, rlhf_jax.data.tokenizer; "
         'sys.exit("jax" in sys.modules)'
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,8 @@ import tiny
 from ml_collections import ConfigDict
 
 from rlhf_jax import losses
-from rlhf_jax.data.batches import LengthReport, batch_rankings, pack_rankings
+from rlhf_jax.data.batches import LengthReport
+from rlhf_jax.data.ranking_batches import batch_rankings, pack_rankings
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import scorer

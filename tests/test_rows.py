@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.data import files, folders, rows
-from rlhf_jax.data.records import read_rows
+from rlhf_jax.data.record_files import read_rows
 from rlhf_jax.runtime.errors import InputError
 
 PAIRS = [{"prompt": f"p{i}", "chosen": f"gut {i} 좋다", "rejected": "no"} for i in range(5)]

@@ -20,9 +20,11 @@ from toy import get_config as toy_config
 
 from rlhf_jax import generate, inputs, loop, model, pipeline, sampling, sharding, token_loss, train, weights
 from rlhf_jax import run as run_lib
-from rlhf_jax.data.batches import Batch, batch_demonstrations, batch_prompts
+from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader, take
-from rlhf_jax.data.records import Prompt, read_rows
+from rlhf_jax.data.record_files import read_rows
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.text_batches import batch_demonstrations, batch_prompts
 from rlhf_jax.evaluate import policy, scorer
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.report import pages

@@ -28,8 +28,8 @@ from rlhf_jax import checkpoint, generate, model, optim, ppo, sharding, train
 from rlhf_jax.bench import fields, workload
 from rlhf_jax.bench.sweeps import gain_at_once, ppo_trials, sweep_arms
 from rlhf_jax.bench.workload import Workload, rounded, timed
-from rlhf_jax.data import batches, packing
 from rlhf_jax.data import loader as loader_lib
+from rlhf_jax.data import packing, ranking_batches, text_batches
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.data.records import Demonstration, Document, Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -149,9 +149,9 @@ def loading(config: ml_collections.ConfigDict) -> Workload:
     tokenizer = Tokenizer.train([], 258)
     rows = [Demonstration(text[: length // 2], text[: length // 3], {}) for text in texts]
     rankings = [Ranking(row.prompt, (row.completion, "no"), (1, 2), None, None, None, None, {}) for row in rows]
-    demonstrations, _ = batches.batch_demonstrations(rows, tokenizer, length)
-    documents, _ = batches.pack_documents([Document(text) for text in texts], tokenizer, length)
-    prompts, _ = batches.batch_prompts(rows, tokenizer, config.prompt_length, "cut_left")
+    demonstrations, _ = text_batches.batch_demonstrations(rows, tokenizer, length)
+    documents, _ = text_batches.pack_documents([Document(text) for text in texts], tokenizer, length)
+    prompts, _ = text_batches.batch_prompts(rows, tokenizer, config.prompt_length, "cut_left")
 
     def one(examples, rows=config.batch_size):
         return loader_lib.Loader(examples, rows, 0, name="bench")
@@ -160,8 +160,8 @@ def loading(config: ml_collections.ConfigDict) -> Workload:
         "documents": one(documents),
         "demonstrations": one(demonstrations),
         "demonstrations_packed": packing.PackedLoader(one(demonstrations), demonstrations, 0, steps=8),
-        "rankings": one(batches.batch_rankings(rankings, tokenizer, length)[0]),
-        "rankings_packed": one(batches.pack_rankings(rankings, tokenizer, length, length - 1)[0]),
+        "rankings": one(ranking_batches.batch_rankings(rankings, tokenizer, length)[0]),
+        "rankings_packed": one(ranking_batches.pack_rankings(rankings, tokenizer, length, length - 1)[0]),
         "prompts": one(prompts, config.episodes),
     }
     steps = itertools.count()

@@ -7,7 +7,8 @@ import pathlib
 from rlhf_jax.data import files, ratings
 from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data.mixture import Source
-from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, ReadReport, read_rows
+from rlhf_jax.data.record_files import ReadReport, read_rows
+from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
 from rlhf_jax.data.splits import HELD_OUT, split_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.fields import forms

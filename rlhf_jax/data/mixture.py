@@ -67,7 +67,7 @@ def build(
 
     Args:
       sources: the sources.
-      builder: makes examples and a report from rows, such as batches.pack_documents.
+      builder: makes examples and a report from rows, such as text_batches.pack_documents.
 
     Returns:
       (examples, report, mixture); the mixture is None if no source has a weight, and rows are then drawn equally often.

@@ -20,7 +20,7 @@ import rich.status
 
 from rlhf_jax.data import download, folders, prepared, rows
 from rlhf_jax.data.public import DATASETS, Dataset, LeftOut
-from rlhf_jax.data.records import parse_row
+from rlhf_jax.data.row_formats import parse_row
 from rlhf_jax.fields.options import folder as folder_option
 from rlhf_jax.runtime import terminal
 from rlhf_jax.runtime.errors import InputError, as_command

@@ -1,6 +1,6 @@
 """Rows of any file that holds a table: JSON lines, a JSON list, CSV, Parquet, Arrow, or a folder of them.
 
-A row is what its file says, a dict of plain Python values; `records` gives it a meaning.
+A row is what its file says, a dict of plain Python values; `row_formats` gives it a meaning.
 """
 
 import csv

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import generate, inputs, sharding, weights
-from rlhf_jax.data import batches, loader
+from rlhf_jax.data import batches, loader, text_batches
 from rlhf_jax.data.chat_template import shown
 from rlhf_jax.evaluate import scorer, skills
 from rlhf_jax.evaluate.answers import Answers, EvaluationPrograms, Questions, ask, completion_logprob
@@ -312,7 +312,7 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
 def prompt_arrays(run, records) -> batches.Prompts:
     """The prompts of records as arrays, without those that are too long."""
     config = run.config
-    return batches.batch_prompts(records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
+    return text_batches.batch_prompts(records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
 
 
 def conclude(run, stage: str, rows, retained: dict, temperature: float, others: dict | None = None) -> dict:

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import generate, model, ppo, sampling, sharding, weights
-from rlhf_jax.data.batches import Comparisons, PackedComparisons, batch_prompts, batch_rankings
+from rlhf_jax.data.batches import Comparisons, PackedComparisons
 from rlhf_jax.data.loader import in_order
+from rlhf_jax.data.ranking_batches import batch_rankings
 from rlhf_jax.data.records import Prompt, Ranking
+from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, is_run, open_run
 from rlhf_jax.runtime import hosts

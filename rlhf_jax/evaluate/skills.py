@@ -9,7 +9,7 @@ import collections
 import numpy as np
 
 from rlhf_jax import generate, inputs
-from rlhf_jax.data import batches, loader
+from rlhf_jax.data import batches, loader, text_batches
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluate.marks import exact_match, first_line, token_f1
 from rlhf_jax.runtime.errors import InputError
@@ -29,7 +29,7 @@ def questions(run) -> list[batches.Prompts]:
     if not items:
         return []
     length = min(config.skill_prompt_length, run.model.max_length - config.skill_completion_length)
-    prompts, _ = batches.batch_prompts(
+    prompts, _ = text_batches.batch_prompts(
         [Prompt(item["prompt"], item) for _, item in items], run.tokenizer, length, too_long="cut_left"
     )
     return list(loader.in_order(prompts, config.batch_size))

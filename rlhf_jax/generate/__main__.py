@@ -29,7 +29,7 @@ import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax import generate
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.chat_template import ChatTemplate, shown
-from rlhf_jax.data.records import read_rows
+from rlhf_jax.data.record_files import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Number

@@ -1,4 +1,4 @@
-"""The decoder-only Transformer: trunk, language-model head, scalar head.
+"""The decoder-only Transformer: its modules, and the hidden states that they compute.
 
 Flax Linen is used in this file alone, and gives a plain dict of float32 parameters. All other code calls pure
 functions of (config, params, arrays). The parameters of the layers are stacked: [L, ...].
@@ -6,7 +6,6 @@ functions of (config, params, arrays). The parameters of the layers are stacked:
 Shapes: B batch, T time, L layers, H heads, G key-value heads, Dh head width, D embed, F mlp, V vocabulary.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -15,10 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import sharding
-from rlhf_jax.fields.checks import check_values
-from rlhf_jax.fields.model import MODEL
 from rlhf_jax.model import attention
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.model.config import TransformerConfig
 
 _REMAT_POLICIES = {
     "full": lambda: jax.checkpoint_policies.nothing_saveable,
@@ -31,122 +28,6 @@ _ACTIVATIONS = {
     "swiglu": jax.nn.silu,
     "geglu": jax.nn.gelu,
 }
-_MASKED_LOGIT = -1e9
-
-# The logical axes of every parameter by its name; parameters inside "layers" have a leading "layers" axis as well.
-_AXES = {
-    "embedding": ("vocab", "embed"),
-    "lm_head": ("vocab", "embed"),
-    "positions": ("seq", "embed"),
-    "scale": ("embed",),
-    "bias": ("embed",),
-    "wq": ("embed", "heads", "head_dim"),
-    "wk": ("embed", "kv_heads", "head_dim"),
-    "wv": ("embed", "kv_heads", "head_dim"),
-    "wo": ("heads", "head_dim", "embed"),
-    "bq": ("heads", "head_dim"),
-    "bk": ("kv_heads", "head_dim"),
-    "bv": ("kv_heads", "head_dim"),
-    "bo": ("embed",),
-    "q_norm": ("head_dim",),
-    "k_norm": ("head_dim",),
-    "w_up": ("embed", "mlp"),
-    "w_gate": ("embed", "mlp"),
-    "w_down": ("mlp", "embed"),
-    "b_up": ("mlp",),
-    "b_down": ("embed",),
-    "scalar_kernel": ("embed",),
-    "scalar_bias": (),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """The architecture, and everything else that shapes the program. It is hashable, to serve as a static argument.
-
-    The defaults are GPT-2's and GPT-3's. Llama is positions="rope", norm="rmsnorm", mlp="swiglu", use_bias=False.
-    hf/families.py lists the settings of each released family.
-    """
-
-    vocab_size: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    num_kv_heads: int = 0  # 0: num_heads
-    head_size: int = 0  # 0: embed_dim / num_heads
-    mlp_dim: int = 0  # 0: 4 x embed_dim
-    max_length: int = 2048
-    positions: str = "learned"  # or "rope"
-    position_offset: int = 0  # unused rows at the start of the table of learned positions (OPT: 2)
-    norm: str = "layernorm"  # or "rmsnorm", "rmsnorm_plus_one" (Gemma: scales are stored minus 1)
-    mlp: str = "gelu"  # the tanh form of GELU; or "gelu_exact", "relu", and gated: "swiglu", "geglu"
-    use_bias: bool = True
-    qkv_bias: bool = False  # biases on queries, keys and values even without use_bias (Qwen2)
-    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
-    parallel_residual: bool = False  # attention and mlp both read the layer's input (GPT-NeoX)
-    embedding_scale: bool = False  # embeddings times sqrt(embed_dim) (Gemma)
-    tie_embeddings: bool = True
-    rope_theta: float = 10_000.0
-    rotary_fraction: float = 1.0  # fraction of each head's width that is rotated (GPT-NeoX: a quarter)
-    rope_scaling: tuple[float, ...] = ()  # as in Llama 3: factor, low and high frequency factor, original length
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
-    vocab_multiple: int = 64  # the embedding is padded to a multiple of it, so that it divides over the mesh
-    dtype: str = "float32"  # dtype of the computation; parameters are float32
-    scan_layers: bool = True  # False unrolls the layers: faster on a CPU, and easier to debug
-    remat: str = "none"  # "full" or "dots": what the backward pass recomputes
-    attention: str = "xla"  # see attention.attend
-    sequence_axis: str = ""  # the mesh axis over which activations between layers are split along time
-    logits_chunk: int = 0  # number of places of a row whose logits exist at once in a loss; 0: all
-    absent_ids: tuple[tuple[int, int], ...] = ()  # ranges [first, end) of ids without a token, never predicted
-
-    def __post_init__(self):
-        check_values("model.", vars(self), MODEL, exact=False)
-        if (not self.head_size and self.embed_dim % self.num_heads) or self.num_heads % self.kv_heads:
-            raise InputError(
-                f"model.num_heads={self.num_heads} must divide embed_dim={self.embed_dim} and be a multiple "
-                f"of num_kv_heads={self.kv_heads}"
-            )
-        if self.positions == "rope" and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim):
-            raise InputError(
-                f"model.rotary_fraction={self.rotary_fraction} of a head of {self.head_dim} is {self.rotary_dim}; it must be "
-                "an even number of places, from 2 to all"
-            )
-        # JSON gives a list, which is not hashable.
-        object.__setattr__(self, "rope_scaling", tuple(map(float, self.rope_scaling)))
-
-    @property
-    def kv_heads(self) -> int:
-        """Number of key-value heads, G."""
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head, Dh."""
-        return self.head_size or self.embed_dim // self.num_heads
-
-    @property
-    def rotary_dim(self) -> int:
-        """Number of places of each head that rotary positions turn."""
-        return int(self.head_dim * self.rotary_fraction)
-
-    @property
-    def gated(self) -> bool:
-        """Whether the MLP is gated."""
-        return self.mlp in ("swiglu", "geglu")
-
-    @property
-    def hidden_dim(self) -> int:
-        """Width of the MLP, F."""
-        return self.mlp_dim or 4 * self.embed_dim
-
-    @property
-    def padded_vocab(self) -> int:
-        """Vocabulary size after padding to a multiple of vocab_multiple."""
-        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-
-
-# ---------------------------------------------------------------------------- the modules
 
 
 def _linear(x, w, contract: int = 1):
@@ -383,60 +264,6 @@ class Transformer(_Module):
 # ---------------------------------------------------------------------------- the pure functions
 
 
-def init_params(config: TransformerConfig, key: jax.Array, head: str = "lm") -> dict:
-    """Returns fresh float32 parameters; head is "lm" (policy) or "scalar" (reward and value model)."""
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    return Transformer(config, head=head).init(key, tokens, tokens, tokens)["params"]
-
-
-def param_shapes(config: TransformerConfig, head: str = "lm") -> dict:
-    """Returns the tree of `init_params` as jax.ShapeDtypeStruct, without computing anything."""
-    return jax.tree.map(lambda leaf: leaf, _param_shapes(config, head))  # a copy: the cached tree must not change
-
-
-@functools.lru_cache(maxsize=64)
-def _param_shapes(config: TransformerConfig, head: str) -> dict:
-    """Traces `init_params` once: a trace takes a tenth of a second, and every reading of parameters needs one."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), head))
-
-
-def logical_axes(config: TransformerConfig, head: str = "lm") -> dict:
-    """Returns the tree of `init_params` with a tuple of logical axis names for each parameter."""
-
-    def axes(path, _):
-        names = [entry.key for entry in path]
-        return (("layers",) if names[0] == "layers" else ()) + _AXES[names[-1]]
-
-    return jax.tree_util.tree_map_with_path(axes, param_shapes(config, head))
-
-
-def with_scalar_head(config: TransformerConfig, params: dict, key: jax.Array) -> dict:
-    """Returns a reward model to start training from: the trunk of `params`, a fresh scalar head, no lm head."""
-    fresh = init_params(config, key, head="scalar")
-    return {name: params.get(name, value) for name, value in fresh.items()}
-
-
-_SCALAR_HEAD = ("scalar_kernel", "scalar_bias")
-
-
-def scalar_head_of(params: dict) -> dict:
-    """Returns the head of a reward or value model, without its trunk."""
-    return {name: params[name] for name in _SCALAR_HEAD}
-
-
-def is_scalar_head(params: dict) -> bool:
-    """Whether the parameters are only a scalar head, without a trunk."""
-    return params.keys() == set(_SCALAR_HEAD)
-
-
-def without_scalar_head(params: dict) -> dict:
-    """Returns the parameters without their scalar head, if they have one.
-
-    For a policy with a value head on its trunk, the result is the language model.
-    """
-    return {name: value for name, value in params.items() if name not in _SCALAR_HEAD}
-
-
 def positions_from_mask(mask: jax.Array) -> jax.Array:
     """Returns i32[B, T], the number of real tokens before each one, from mask bool[B, T]; padding is not counted."""
     counts = jnp.cumsum(mask.astype(jnp.int32), axis=-1)
@@ -464,102 +291,3 @@ def hidden_states(
 def masked_hidden_states(config: TransformerConfig, params: dict, tokens, mask) -> jax.Array:
     """Returns `hidden_states` of padded rows; mask bool[B, T] is True on real tokens, wherever the padding is."""
     return hidden_states(config, params, tokens, positions_from_mask(mask), mask.astype(jnp.int32))
-
-
-def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array, divisor=1.0) -> jax.Array:
-    """Returns float32 logits [..., V padded] of hidden states [..., D], divided by a temperature.
-
-    Ids without a token are masked: the padding of the vocabulary, and the released model's own unused ids
-    (`absent_ids`). No id without text can be sampled, and log-probabilities, KL and entropy are over real tokens alone.
-
-    The division is applied to the hidden states. In some programs and not in others, XLA would contract a product after
-    the logits with the operation that follows, and PPO's first ratio would not be exactly 1.
-    """
-    hidden = hidden * jnp.asarray(1.0 / divisor, hidden.dtype)
-    table = sharding.whole_rows(params["embedding" if config.tie_embeddings else "lm_head"].astype(config.dtype))
-    flat = hidden.reshape(-1, config.embed_dim)
-    logits = jax.lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    logits = logits.reshape(*hidden.shape[:-1], config.padded_vocab)
-    padding = ((config.vocab_size, config.padded_vocab),) if config.padded_vocab > config.vocab_size else ()
-    for first, end in (*config.absent_ids, *padding):
-        ids = jnp.arange(config.padded_vocab)
-        logits = jnp.where((ids < first) | (ids >= end), logits, _MASKED_LOGIT)
-    return logits
-
-
-def scalar_head(config: TransformerConfig, params: dict, hidden: jax.Array) -> jax.Array:
-    """Returns the float32 scalars [...] of a reward or value model for hidden states [..., D]."""
-    kernel = params["scalar_kernel"].astype(jnp.float32)
-    return hidden.astype(jnp.float32) @ kernel + params["scalar_bias"].astype(jnp.float32)
-
-
-@jax.custom_vjp
-def select_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the log-softmax [...] at the targets i32[...] of float32 logits [..., V], in nats.
-
-    Its custom derivative keeps the forward pass the same computation, to the bit, whether or not a gradient is taken.
-    PPO's ratio is therefore exactly 1 before the first step. It also avoids saving a [..., V] softmax.
-    """
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _select_logprobs_forward(logits, targets):
-    logprobs = select_logprobs(logits, targets)
-    return logprobs, (logits, targets, logprobs)
-
-
-def _select_logprobs_backward(saved, gradient):
-    """Recomputes the softmax from the logits, and returns its gradient."""
-    logits, targets, logprobs = saved
-    chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
-    log_normalizer = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1) - logprobs
-    return gradient[..., None] * (chosen - jnp.exp(logits - log_normalizer[..., None])), None
-
-
-select_logprobs.defvjp(_select_logprobs_forward, _select_logprobs_backward)
-
-
-def target_logprobs(config: TransformerConfig, params: dict, hidden, targets, divisor=1.0) -> jax.Array:
-    """Returns log p(target), f32[B, T], in nats.
-
-    Args:
-      config: shape of the model.
-      params: parameters of a language model.
-      hidden: [B, T, D], the hidden states that predict the targets.
-      targets: i32[B, T].
-      divisor: divisor of the logits, a temperature.
-    """
-
-    def chunk(hidden, targets):
-        return select_logprobs(lm_logits(config, params, hidden, divisor), targets)
-
-    return by_chunks(config, chunk, hidden, targets)
-
-
-def by_chunks(config: TransformerConfig, function, *arrays):
-    """Returns function(*arrays), computed in chunks of `logits_chunk` places of each row.
-
-    The backward pass recomputes each chunk, so that only the logits of one chunk exist at once, and never those of a
-    whole batch.
-
-    Args:
-      config: shape of the model.
-      function: maps arrays [B, t, ...] to a tree of arrays [B, t, ...], place by place.
-      arrays: [B, T, ...].
-    """
-    batch, length = arrays[0].shape[:2]
-    size = config.logits_chunk
-    if not size or length <= size:
-        return function(*arrays)
-    padding = -length % size
-
-    def split(x):
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(batch, -1, size, *x.shape[2:]).swapaxes(0, 1)
-
-    def join(x):
-        return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
-
-    step = jax.checkpoint(lambda chunk: function(*map(sharding.constrain_batch, chunk)))
-    return jax.tree.map(join, jax.lax.map(step, tuple(map(split, arrays))))

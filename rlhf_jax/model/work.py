@@ -14,8 +14,8 @@ import math
 
 import jax
 
-from rlhf_jax.model import transformer
-from rlhf_jax.model.transformer import TransformerConfig
+from rlhf_jax.model.config import TransformerConfig
+from rlhf_jax.model.params import param_shapes
 
 _MASKED_HALF_SKIPPED = ("blocked", "splash", "cudnn")
 
@@ -42,13 +42,13 @@ class Work:
 def parameters(config: TransformerConfig, head: str = "lm") -> int:
     """Returns the number of parameters of a model, without the padding of its vocabulary."""
     config = dataclasses.replace(config, vocab_multiple=1)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(transformer.param_shapes(config, head)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(config, head)))
 
 
 @functools.cache
 def _layer_weights(config: TransformerConfig) -> int:
     """Returns the number of weights, over all layers, that multiply every token: matrices without biases and norms."""
-    layers = jax.tree_util.tree_leaves_with_path(transformer.param_shapes(config)["layers"])
+    layers = jax.tree_util.tree_leaves_with_path(param_shapes(config)["layers"])
     return sum(math.prod(leaf.shape) for path, leaf in layers if path[-1].key.startswith("w"))
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax import generate, inputs, loop, sampling, sharding, weights
-from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking
+from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields import forms
 from rlhf_jax.fields.field import Field, Section, kind

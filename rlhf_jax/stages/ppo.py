@@ -14,8 +14,8 @@ import numpy as np
 
 from rlhf_jax import abstract, checkpoint, generate, inputs, loop, model, sampling, sharding, weights
 from rlhf_jax.advantages import ESTIMATORS
-from rlhf_jax.data.batches import batch_prompts
 from rlhf_jax.data.loader import Loader
+from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate import policy as evaluation
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.model import TransformerConfig, work

@@ -18,8 +18,9 @@ import numpy as np
 
 from rlhf_jax import generate, inputs, loop, sampling, sharding, weights
 from rlhf_jax.data import encoding, loader
-from rlhf_jax.data.batches import Prompts, batch_prompts
+from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields import registry

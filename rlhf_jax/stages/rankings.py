@@ -9,16 +9,11 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from rlhf_jax import abstract, inputs
-from rlhf_jax.data.batches import (
-    Comparisons,
-    LengthReport,
-    PackedComparisons,
-    batch_rankings,
-    kept_rankings,
-    pack_rankings,
-)
+from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons
 from rlhf_jax.data.loader import take
-from rlhf_jax.data.records import Demonstration, Ranking, read_rows
+from rlhf_jax.data.ranking_batches import batch_rankings, kept_rankings, pack_rankings
+from rlhf_jax.data.record_files import read_rows
+from rlhf_jax.data.records import Demonstration, Ranking
 from rlhf_jax.fields import forms, registry
 from rlhf_jax.fields.field import Field
 from rlhf_jax.fields.ranges import COUNT_OR_NONE, FLAG, TEXT, Text

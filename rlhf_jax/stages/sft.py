@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from rlhf_jax import abstract, checkpoint, inputs, weights
-from rlhf_jax.data.batches import Batch, batch_demonstrations
+from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.mixture import build
 from rlhf_jax.data.packing import PackedLoader, pack_all
+from rlhf_jax.data.text_batches import batch_demonstrations
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate.scorer import ValidationReward
 from rlhf_jax.fields.field import Field, kind

@@ -3,7 +3,8 @@
 import functools
 
 from rlhf_jax.data.mixture import Source
-from rlhf_jax.data.records import Demonstration, Document, Prompt, parse_row
+from rlhf_jax.data.records import Demonstration, Document, Prompt
+from rlhf_jax.data.row_formats import parse_row
 from rlhf_jax.data.template import Template
 from rlhf_jax.world import World, gold
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from rlhf_jax.data import duplicates, encoding, splits
 from rlhf_jax.data.corpus import FileCorpus
-from rlhf_jax.data.records import Ranking, ReadReport
+from rlhf_jax.data.record_files import ReadReport
+from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.statistics import share
 

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from rlhf_jax.data.records import Kind, string_of
+from rlhf_jax.data.records import Kind
+from rlhf_jax.data.row_fields import string_of
 from rlhf_jax.runtime.errors import InputError
 
 Row = dict[str, Any]
