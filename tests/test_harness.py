@@ -7,11 +7,13 @@ import types
 import jax
 import numpy as np
 import pytest
+import released_tokenizers as released
 import tiny
 from toy import get_config as toy_config
 
 from rlhf_jax import checkpoint, generate, model, weights
 from rlhf_jax import run as run_lib
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import __main__ as command
 from rlhf_jax.evaluate.harness import fingerprint, likelihood, results, tasks
 from rlhf_jax.evaluate.harness.answers import Answers
@@ -361,3 +363,25 @@ def test_results_of_a_stage_lie_in_its_folder(own_tasks, capsys, tmp_path, one_d
     assert estimates == {"valid_loss": None, "lm_eval/toy_mc/acc": written["toy_mc"]["estimates"]["acc"]}
     said = run(capsys, f"--workdir={path}", "--stage=sft", f"--include={own_tasks}", "--tasks=toy_mc", status=2)
     assert "--stage=sft is no finished policy" in said and "there is pretrain" in said
+
+
+@pytest.mark.parametrize("kind, template", [("qwen", released.CHATML), ("llama3", released.LLAMA3)])
+def test_chats_are_written_and_read_as_by_lm_evals_backend(kind, template, tmp_path, one_device):
+    """lm-eval's backend hands chats to transformers; the last message without a generation prompt is to be continued."""
+    import transformers
+
+    folder = released.save(tmp_path, kind, template)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.load(folder)
+    language_model = LanguageModel(tiny.llama(), None, tokenizer, tokenizer.chat_template(), tiny.mesh_of("1x1x1"), {})
+    ours = backend_of(language_model)
+    user, system = {"role": "user", "content": "What is 2 + 2?"}, {"role": "system", "content": "Be brief."}
+    turns = [user, {"role": "assistant", "content": "4"}, user]
+    for messages in ([user], turns, [system, *turns]):
+        written = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert ours.apply_chat_template(messages) == written
+        starts = bool(theirs.bos_token) and written.startswith(theirs.bos_token)  # lm-eval adds no second BOS
+        assert ours.encode(written) == theirs.encode(written, add_special_tokens=not starts)
+        begun = [*messages, {"role": "assistant", "content": "The answer is"}]
+        written = theirs.apply_chat_template(begun, tokenize=False, continue_final_message=True)
+        assert ours.apply_chat_template(begun, add_generation_prompt=False) == written
