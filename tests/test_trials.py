@@ -226,7 +226,7 @@ def test_policies_answer_at_once_what_they_answer_one_by_one(open_runs, tmp_path
     monkeypatch.setattr(evaluation, "_programs", Small)
     found = evaluation.answers(runs, "sft")
     assert found.keys() == {0, 1} and sizes == [3, 2]  # the others have nobody to be asked with
-    assert "no memory to evaluate 3 arms at once: 2 and then the others" in capsys.readouterr().out
+    assert "no memory to evaluate 3 arms at once; 2 are evaluated and then the others" in capsys.readouterr().out
     for place, (answers, seconds) in found.items():
         same_answers(answers, alone(runs[place], "sft"))
         assert seconds > 0
