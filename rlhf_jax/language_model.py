@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-from rlhf_jax import generate, hf, sharding, weights
+from rlhf_jax import generate, hf, model, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.template import Template
@@ -38,7 +38,7 @@ class LanguageModel:
     folder: pathlib.Path | None = None
 
 
-def open_model(directory: str, *, tensor: int = 1, dtype: str = "") -> LanguageModel:
+def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bool = False) -> LanguageModel:
     """Reads the model of a Hugging Face directory, a finished stage or a work directory.
 
     Args:
@@ -46,12 +46,15 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "") -> LanguageM
         tensor: number of devices that the model is split over; the rows of a batch are split over the others.
         dtype: dtype of the computation; "" is that of the run, or for a Hugging Face directory float32 on CPUs and
           bfloat16 elsewhere.
+        training: whether the parameters are split over all devices, as the state of an optimizer must be; else each
+          part of `tensor` devices has them whole.
 
     Raises:
         InputError: the directory is neither a Hugging Face directory nor a finished policy.
     """
     folder = pathlib.Path(directory)
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=tensor)
+    data, fsdp = (1, -1) if training else (-1, 1)
+    mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
     if (folder / "done.json").is_file():
         return _open_stage(folder.absolute().parent, folder.absolute().name, mesh, dtype)
     config = folder / "config.json"
@@ -69,8 +72,11 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "") -> LanguageM
     tokenizer.check_fits(shape.vocab_size)
     shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
     template = tokenizer.chat_template() if tokenizer.has_chat_template else None
-    # Loaded in the layout of sampling, so that each device gets its part and the host never holds the whole model.
-    params = hf.load_params(folder, shape, generate.decode_shardings(shape, mesh))
+    # Loaded in the layout of its use, so that each device gets its part and the host never holds the whole model.
+    layout = generate.decode_shardings(shape, mesh)
+    if training:
+        layout = sharding.param_shardings(model.logical_axes(shape), model.param_shapes(shape), mesh)
+    params = hf.load_params(folder, shape, layout)
     return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
 
 

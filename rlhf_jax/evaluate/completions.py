@@ -39,9 +39,14 @@ class Completion:
 
     @property
     def question(self) -> str:
-        """The question: the last one of a prompt in the form of question and answer, "Q: ...\\nA:"."""
-        found = _LAST_QUESTION.fullmatch(self.prompt)
-        return (found[1] if found else self.prompt).strip()
+        """The question that the prompt ends in."""
+        return question_of(self.prompt)
+
+
+def question_of(prompt: str) -> str:
+    """Returns the last question of a prompt in the form "Q: ...\\nA:", with or without examples before; else the prompt."""
+    found = _LAST_QUESTION.fullmatch(prompt)
+    return (found[1] if found else prompt).strip()
 
 
 def read(path: str | os.PathLike) -> list[Completion]:
