@@ -2,18 +2,20 @@
 
 import json
 import lzma
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from rlhf_jax import sharding
+from rlhf_jax import checkpoint, sharding
 from rlhf_jax.data.batches import batch_demonstrations
 from rlhf_jax.data.records import Demonstration
 from rlhf_jax.evaluate.answers import row_losses
 from rlhf_jax.evaluate.judge import __main__ as command
-from rlhf_jax.evaluate.judge import form, labelled, scoring
+from rlhf_jax.evaluate.judge import form, labelled, scoring, training
 from rlhf_jax.evaluate.judge.labelled import Answer
 from rlhf_jax.evaluate.judge.quality import quality, words_say_yes
 from rlhf_jax.language_model import open_model
@@ -52,7 +54,7 @@ def data(tmp_path_factory):
 
 
 def arguments(stories, data, out, *more):
-    quick = "--epochs=4", "--batch_size=32", "--learning_rate=3e-3", "--checkpoint_every=3"
+    quick = "--epochs=2", "--batch_size=32", "--learning_rate=3e-3"
     return [f"--model={stories}", f"--data={data}", f"--out={out}", *quick, *more]
 
 
@@ -88,23 +90,35 @@ def test_a_judge_learns_and_says_how_well_on_questions_that_it_has_not_seen(judg
 
 def test_a_training_that_was_stopped_gives_the_bits_of_one_that_was_not(judge, stories, data, tmp_path, monkeypatch):
     calls = iter(range(100))
-    monkeypatch.setattr(Interrupt, "asked", lambda self: 15 if next(calls) == 8 else 0)
+    monkeypatch.setattr(Interrupt, "asked", lambda self: 15 if next(calls) == 6 else 0)
     out = tmp_path / "truth"
     assert command.main(arguments(stories, data, out)) == 130
     assert not out.exists() and (tmp_path / "truth.training" / "judge" / "checkpoints").is_dir()
-    assert command.main(arguments(stories, data, out, "--learning_rate=1e-3")) == 2  # not the training that was begun
+    assert command.main(arguments(stories, data, out, "--seed=1")) == 2  # not the training that was begun
     assert command.main(arguments(stories, data, out)) == 0
     ours, theirs = (safetensors.numpy.load_file(folder / "model.safetensors") for folder in (out, judge))
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
     assert json.loads((out / "judge.json").read_text()) == json.loads((judge / "judge.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_judge_is_the_same_on_a_mesh_of_eight_devices(judge, stories, data, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", sharding.make_mesh.func)
     assert command.main(arguments(stories, data, tmp_path / "truth", "--tensor=2", "--microbatches=2")) == 0
     ours, theirs = (json.loads((folder / "judge.json").read_text()) for folder in (tmp_path / "truth", judge))
     assert ours["training"]["choose_log_loss"] == pytest.approx(theirs["training"]["choose_log_loss"], abs=1e-3)
     assert ours["test"]["log_loss"] == pytest.approx(theirs["test"]["log_loss"], abs=1e-3)
+
+
+def test_the_best_weights_are_kept_also_where_a_resume_repeats_steps(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0}
+    best = training.Best(tmp_path)
+    for step in (1, 2, 3, 1, 2, 3):
+        best.offer({"w": jnp.full(2, step, jnp.float32)}, step, losses[step])
+        kept = checkpoint.load_params(tmp_path / "params", {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})
+        assert best.facts()["choose_log_loss"] == losses[best.facts()["kept_step"]]
+        assert kept["w"].tolist() == [best.facts()["kept_step"]] * 2
+    assert best.facts() == {"kept_step": 2, "choose_log_loss": 1.0}
 
 
 # --- What is said of an answer ----------------------------------------------------------------------
@@ -139,9 +153,9 @@ def test_only_the_verdict_is_learned(stories):
         assert tokenizer.decode(targets.tolist(), continues=True) == word
 
 
-def test_completions_get_fields_and_both_judges_a_share_of_both(judge, stories, data, tmp_path, capsys):
-    info = tmp_path / "info"
-    assert command.main(arguments(stories, data, info, "--kind=info", "--epochs=1", "--per_question=2")) == 0
+def test_completions_get_fields_and_both_judges_a_share_of_both(judge, tmp_path, capsys):
+    info = shutil.copytree(judge, tmp_path / "info")
+    write(info / "judge.json", [json.loads((judge / "judge.json").read_text()) | {"kind": "info"}])
     rows = [
         {"prompt": "Q: hi?\nA: hi\n\nQ: what did tom see?\nA:", "completion": " tom saw a happy dog"},
         {"question": "what did lily see?", "answer": "lily saw a sad dog", "n": 1},
@@ -161,6 +175,11 @@ def test_completions_get_fields_and_both_judges_a_share_of_both(judge, stories, 
     ]
     assert [row["true"] for row in found] == pytest.approx(model.probabilities(pairs), abs=1e-5)
     assert found[0]["true"] > 0.5 > found[1]["true"]
+    info_model, _ = scoring.open_judge(str(info))
+    assert [row["info"] for row in found] == pytest.approx(info_model.probabilities(pairs), abs=1e-5)
+    assert [row["info"] for row in found] != [
+        row["true"] for row in found
+    ]  # the one reads "Helpful:", the other "True:"
     both = np.mean([row["true"] > 0.5 and row["info"] > 0.5 for row in found])
     assert f"true and info    {both:.3f} [" in said and "not the paper's GPT-3 judge" in said
 
