@@ -258,9 +258,9 @@ MUTATIONS = [
             "rollout = hosts.fetch(sampler(params, batch, run.key(stage)",
             "test_best_of_n_stage.py key_of_its_own",
         ),
-        ("sweep/store.py", '"completion_length", ', "", "test_sweep.py identity_is"),
-        ("sweep/store.py", '"too_long", ', "", "test_sweep.py identity_is"),
-        ("sweep/store.py", '"model", "evaluate")', '"model")', "test_sweep.py identity_is"),
+        ("fields/noted.py", '"completion_length", ', "", "test_sweep.py identity_is"),
+        ("fields/noted.py", '"too_long", ', "", "test_sweep.py identity_is"),
+        ("sweep/store.py", '(*noted.COMMON, "evaluate")', "noted.COMMON", "test_sweep.py identity_is"),
         # --- the report
         (
             "report/verdicts/measured.py",

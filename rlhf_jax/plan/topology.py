@@ -143,7 +143,7 @@ def parse(name: str, slices: int = 1) -> Topology:
     if found := re.fullmatch(r"(.+)x(\d+)slices", shape):
         shape, slices = found[1], int(found[2])
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
-        raise InputError(f"topology '{name}' has no shape; write it as in {_EXAMPLES[kind]}")
+        raise InputError(f"topology '{name}' has no shape; write it as {_EXAMPLES[kind]}")
     sides = tuple(int(side) for side in shape.split("x"))
     if not _exists(chip, sides):
         raise InputError(f"topology '{name}' does not exist; {_shapes(chip)}")
