@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 import jax
 
@@ -34,7 +35,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     template: Template | ChatTemplate | None
     mesh: jax.sharding.Mesh
-    rules: dict
+    rules: Mapping
     folder: pathlib.Path | None = None
 
 

@@ -132,7 +132,8 @@ def lost_steps(rows: list[dict], last: int) -> str:
 
 def _rows(path) -> dict[int, tuple[str, dict]]:
     """Step -> line and row, in the order of the file; of a step that is there twice the first."""
-    rows, lines = {}, whole_lines(path, cut=False)
+    rows: dict[int, tuple[str, dict]] = {}
+    lines = whole_lines(path, cut=False)
     for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             row = from_json(line)

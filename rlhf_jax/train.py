@@ -47,8 +47,9 @@ def state_shardings(
     Parameters are placed by their logical axes; the optimizer state and the average are placed like the parameters.
     """
     params = sharding.param_shardings(logical_axes, state_shapes.params, mesh, rules)
+    whole: Any = sharding.replicated(mesh)  # the shardings stand in the places of the arrays
     return TrainState(
-        step=sharding.replicated(mesh),
+        step=whole,
         params=params,
         opt_state=sharding.optimizer_shardings(optimizer, state_shapes.opt_state, params, mesh),
         ema_params=None if state_shapes.ema_params is None else params,

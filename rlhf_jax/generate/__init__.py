@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ class Decoder:
         positions = self.prompt_mask.sum(-1) + state.step - 1
         slot = self.prompts.shape[1] + state.step - 1
         hidden, cache = decode.decode_step(self.config, self.params, layers, state.token, positions, state.cache, slot)
-        return self._choose(hidden, state.replace(cache=cache))
+        return self._choose(hidden, dataclasses.replace(state, cache=cache))
 
     def _choose(self, hidden: jax.Array, state: SamplerState) -> SamplerState:
         """Chooses the tokens of a step, and writes them into its column for the rows that are not done."""
@@ -181,7 +181,7 @@ class Decoder:
         logits = model.lm_logits(self.config, self.params, hidden, jnp.where(greedy, 1.0, self.temperature))
         all_logprobs = jax.nn.log_softmax(logits)
         wanted = all_logprobs
-        penalty = self.truncation and self.truncation.repetition_penalty
+        penalty = None if self.truncation is None else self.truncation.repetition_penalty
         if penalty is not None:
             rows = jnp.arange(len(logits))[:, None]
             seen = jnp.zeros(logits.shape, bool)
@@ -190,7 +190,8 @@ class Decoder:
         token = jax.lax.cond(greedy, _most_likely, self._draw, wanted, state.step)
         logprob = jnp.take_along_axis(all_logprobs, token[:, None], axis=-1)[:, 0]
         token = jnp.where(state.done, self.pad_id, token)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             step=state.step + 1,
             token=token,
             done=state.done | is_end(token, self.eos_id),
@@ -230,7 +231,7 @@ def ended_by(rollout: Rollout, ends: tuple[int, ...], other: int) -> Rollout:
     completions = rollout.completions
     completions = array.where(rollout.completion_mask & is_end(completions, ends), other, completions)
     width = rollout.prompt_mask.shape[1]
-    return rollout.replace(tokens=array.concatenate([rollout.tokens[:, :width], completions], axis=1))
+    return dataclasses.replace(rollout, tokens=array.concatenate([rollout.tokens[:, :width], completions], axis=1))
 
 
 def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -323,7 +324,7 @@ class Layout:
         program: the jitted function that does it.
     """
 
-    def __init__(self, config: TransformerConfig, mesh: jax.sharding.Mesh, rules: dict = sharding.DEFAULT_RULES):
+    def __init__(self, config: TransformerConfig, mesh: jax.sharding.Mesh, rules: Mapping = sharding.DEFAULT_RULES):
         self._dtype = jnp.dtype(config.dtype)
         self.shardings = decode_shardings(config, mesh, rules)
         self.program = jax.jit(self._cast, out_shardings=self.shardings)

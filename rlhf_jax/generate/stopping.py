@@ -4,7 +4,7 @@ A compiled loop knows only tokens. Where a text ends is often a matter of string
 written in several ways, alone or within a token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class StoppingSampler:
         self,
         config: TransformerConfig,
         mesh: jax.sharding.Mesh,
-        rules: dict = sharding.DEFAULT_RULES,
+        rules: Mapping = sharding.DEFAULT_RULES,
         *,
         completion_length: int,
         eos_id: int | tuple[int, ...],

@@ -45,7 +45,8 @@ def described(config: PPOConfig, penalized: bool = True, gamma: float = 1.0) -> 
     whitened = {"none": "not whitened"}.get(config.whiten_advantages, f"whitened over the {config.whiten_advantages}")
     penalty = f"KL in the {config.kl_in} by {config.kl_estimator}" if penalized else "no penalty on the KL"
     said = f"advantages by {config.advantage}, {whitened}; {penalty}"
-    return [said, *filter(None, [penalized and caution(config, gamma)])]
+    reason = caution(config, gamma) if penalized else ""
+    return [said, reason] if reason else [said]
 
 
 def caution(config: PPOConfig, gamma: float = 1.0) -> str:

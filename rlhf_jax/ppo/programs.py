@@ -4,6 +4,7 @@ The PPO stage, the training of several trials at once, the bandit and the planne
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,7 @@ def iterate(programs: PPOPrograms, state, frozen, batch, ptx_batch, coefs, key, 
     experience, metrics = programs.score(
         state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs
     )
-    steps = []
+    steps: list[dict] = []
     for rows in minibatches:
         state, step_metrics = programs.update(state, programs.take(experience, rows), ptx_batch(len(steps)), coefs)
         steps.append(step_metrics)
@@ -202,9 +203,8 @@ def make_state(optimizers, policy: dict, value: dict | None, kl_coef: jax.Array)
     policy, value = jax.tree.map(jnp.copy, (policy, value))
     if value and model.is_scalar_head(value):
         policy, value = policy | value, None
-    return PPOState(
-        train.init_state(policy, optimizers[0], ema=True), value and train.init_state(value, optimizers[1]), kl_coef
-    )
+    value_state = train.init_state(value, optimizers[1]) if value else None
+    return PPOState(train.init_state(policy, optimizers[0], ema=True), value_state, kl_coef)
 
 
 def state_maker(config: PPOConfig, mesh, rules, optimizers):
@@ -222,10 +222,11 @@ def state_maker(config: PPOConfig, mesh, rules, optimizers):
     make = functools.partial(make_state, optimizers)
     shapes = jax.eval_shape(make, model.param_shapes(shape), value, jax.ShapeDtypeStruct((), jnp.float32))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
+    whole: Any = sharding.replicated(mesh)  # the shardings of a state stand in the places of its arrays
     shardings = PPOState(
         shard(shapes.policy, optimizers[0], axes),
         shapes.value and shard(shapes.value, optimizers[1], value_axes),
-        sharding.replicated(mesh),
+        whole,
     )
     return jax.jit(make, out_shardings=shardings), shardings
 

@@ -97,7 +97,7 @@ class PPOState:
     @property
     def value_params(self) -> dict | None:
         """The parameters of the separate value model, or None."""
-        return self.value and self.value.params
+        return None if self.value is None else self.value.params
 
 
 @struct.dataclass
@@ -226,11 +226,11 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
         rewards = adv.shaped_rewards(scores, logprobs, ref_logprobs, mask, penalty, config.kl_estimator)
         if config.whiten_rewards:
             rewards = adv.whiten(rewards, mask, shift_mean=False)
-        values = said.get("values")
-        if config.estimator.reads_values:
+        values, of_totals = said.get("values"), config.estimator.of_totals
+        if of_totals is None:  # the estimator reads values
             advantages, returns = adv.gae(rewards, values, mask, coefs.gamma, coefs.lam)
         else:
-            advantages = adv.of_completions(rewards, mask, config.estimator.of_totals, config.samples_per_prompt)
+            advantages = adv.of_completions(rewards, mask, of_totals, config.samples_per_prompt)
             returns = None
         if config.whiten_advantages == "batch":
             advantages = adv.whiten(advantages, mask)
@@ -293,11 +293,13 @@ def _entropy(logits: jax.Array) -> jax.Array:
 
 def value_loss(config: PPOConfig, coefs: Coefficients, params: dict, part: Experience) -> losses.Loss:
     """Returns the clipped value loss of a separate value model on a minibatch, or on a microbatch of it."""
+    assert config.value is not None
     return _value_loss(coefs, completion_values(config.value, params, part.rollout), part)
 
 
 def _value_loss(coefs: Coefficients, new_values: jax.Array, part: Experience) -> losses.Loss:
     """Returns the clipped value loss of new values f32[B, C] against the returns of `part`."""
+    assert part.values is not None and part.returns is not None
     mask = part.rollout.completion_mask
     loss = losses.clipped_value_loss(new_values, part.values, part.returns, mask, coefs.cliprange_value)
     return losses.labelled(loss, "val")
@@ -316,7 +318,7 @@ def make_update(
         no_key = jax.random.key(0)  # `gradients` wants a key, but PPO has no dropout
         if config.whiten_advantages == "minibatch":
             whitened = adv.whiten(minibatch.advantages, minibatch.rollout.completion_mask)
-            minibatch = minibatch.replace(advantages=whitened)
+            minibatch = dataclasses.replace(minibatch, advantages=whitened)
 
         def policy_loss_fn(params, part, _):
             return policy_loss(config, coefs, state.kl_coef, params, part)
@@ -334,6 +336,7 @@ def make_update(
             found |= train.loss_metrics(v_loss)
         metrics = {f"ppo/{name}": value for name, value in found.items() if name != "loss"}
         if config.estimator.reads_values:
+            assert minibatch.returns is not None
             metrics["ppo/val/explained_variance"] = losses.explained_variance(
                 metrics["ppo/val/error"], minibatch.returns, minibatch.rollout.completion_mask
             )

@@ -7,6 +7,7 @@ the number of rows.
 
 import functools
 import math
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -161,11 +162,11 @@ def _by_unit(columns, weights, units) -> tuple[np.ndarray, np.ndarray]:
     """Weighted sums f64[len(columns), U] of columns f[N] over the rows of each unit, and the units' weights f64[U]."""
     columns = np.asarray(columns, np.float64)
     weights = np.ones(columns.shape[1]) if weights is None else np.asarray(weights, np.float64)
-    places = {}
+    places: dict[Hashable, int] = {}
     unit = (
         np.arange(len(weights))
         if units is None
-        else np.array([places.setdefault(name, len(places)) for name in units], int)
+        else np.array([places.setdefault(name, len(places)) for name in units], np.int64)
     )
     if columns.shape[1:] != weights.shape or weights.shape != unit.shape:
         raise ValueError(f"{columns.shape[1]} values, {len(weights)} weights and {len(unit)} units do not go together")
