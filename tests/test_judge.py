@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 
 from rlhf_jax import checkpoint, sharding
-from rlhf_jax.data.batches import batch_demonstrations
 from rlhf_jax.data.records import Demonstration
+from rlhf_jax.data.text_batches import batch_demonstrations
 from rlhf_jax.evaluate.answers import row_losses
 from rlhf_jax.evaluate.judge import __main__ as command
 from rlhf_jax.evaluate.judge import form, labelled, scoring, training
@@ -167,7 +167,7 @@ def test_completions_get_fields_and_both_judges_a_share_of_both(judge, tmp_path,
     assert command.main(asked) == 0
     said, found = capsys.readouterr().out, read(out)
     assert [set(row) - {"true", "info"} for row in found] == [set(row) for row in rows]
-    model, _ = scoring.open_judge(str(judge))
+    model = scoring.open_judge(str(judge), scoring.read_facts(str(judge)))
     pairs = [
         ("what did tom see?", "tom saw a happy dog"),
         ("what did lily see?", "lily saw a sad dog"),
@@ -175,7 +175,7 @@ def test_completions_get_fields_and_both_judges_a_share_of_both(judge, tmp_path,
     ]
     assert [row["true"] for row in found] == pytest.approx(model.probabilities(pairs), abs=1e-5)
     assert found[0]["true"] > 0.5 > found[1]["true"]
-    info_model, _ = scoring.open_judge(str(info))
+    info_model = scoring.open_judge(str(info), scoring.read_facts(str(info)))
     assert [row["info"] for row in found] == pytest.approx(info_model.probabilities(pairs), abs=1e-5)
     assert [row["info"] for row in found] != [
         row["true"] for row in found
@@ -190,7 +190,7 @@ def test_what_is_judged_already_is_not_judged_again(judge, tmp_path, monkeypatch
     asked = [f"--judge={judge}", f"--score={scored}", f"--out={out}"]
     probabilities, seen = scoring.Judge.probabilities, []
 
-    def count(self, answers):
+    def count(self, answers, interrupt=None):
         seen.extend(answers)
         return probabilities(self, answers)
 
@@ -298,6 +298,8 @@ def test_flags_and_folders_that_do_not_go_together(judge, stories, data, tmp_pat
     assert "--model and --data" in capsys.readouterr().err
     assert command.main(arguments(stories, data, judge)) == 2
     assert "exists already" in capsys.readouterr().err
+    assert command.main(arguments(tmp_path, data, tmp_path / "out")) == 2
+    assert "has no config.json" in capsys.readouterr().err and not list(tmp_path.iterdir())
     rows = write(tmp_path / "rows.jsonl", [{"question": "Who?", "answer": "me", "true": 1}])
     asked = [f"--score={rows}", f"--out={tmp_path}/out.jsonl"]
     assert command.main([f"--judge={stories}", *asked]) == 2

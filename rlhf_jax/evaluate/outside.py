@@ -44,13 +44,15 @@ class Scorer:
     """What answers rows.
 
     Attributes:
-        name: its name in messages. It also tells its kept answers from those of other scorers.
+        name: its name in messages and beside its kept answers.
         ask: generator of the answers to rows, in their order, each as soon as it is there; raises InputError where
             there is none.
+        identity: what tells its kept answers from those of other scorers; "" is the name.
     """
 
     name: str
     ask: Callable[[Sequence[Row]], Generator[Any, None, None]]
+    identity: str = ""
 
 
 def answers(
@@ -285,7 +287,7 @@ class _Kept:
 
 def _key(scorer: Scorer, row: Row) -> str:
     """Returns the checksum of a row and of who is asked."""
-    return hashlib.sha256(json.dumps([scorer.name, row], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([scorer.identity or scorer.name, row], sort_keys=True).encode()).hexdigest()
 
 
 def _checked(check: Check, answer: Any, scorer: Scorer, place: int) -> Any:

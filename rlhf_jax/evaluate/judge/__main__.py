@@ -54,9 +54,9 @@ def train(options: argparse.Namespace) -> None:
     data = {"file": pathlib.Path(options.data).name, "checksum": checksum(options.data), **report._asdict()}
     asked = {name: getattr(options, name) for name in ("model", "kind", "length", "per_question", "dtype")}
     asked |= {"data": data["checksum"], **dataclasses.asdict(settings)}
+    model = open_model(options.model, tensor=options.tensor, dtype=options.dtype, training=True)
+    hf.family_of(model.config)  # raises for a model that cannot be written at the end
     with Interrupt() as interrupt, Workdir(f"{out}.training", asked, ignore=("checkpoint_every",)) as workdir:
-        model = open_model(options.model, tensor=options.tensor, dtype=options.dtype, training=True)
-        hf.family_of(model.config)  # raises for a model that cannot be written at the end
         texts = [kind.text(one.question, one.answer) for part in parts.values() for one in part]
         longest = form.length_of(texts, model.tokenizer, model.config.max_length)
         length = min(longest, options.length or longest)
@@ -68,7 +68,7 @@ def train(options: argparse.Namespace) -> None:
             home = training.Home(workdir, interrupt)
             judge, facts = training.fit(model, kind, parts, length, settings, home)
             asked_of = [(one.question, one.answer) for one in parts["test"]]
-            found = quality(judge.probabilities(asked_of), parts["test"], parts["train"] + parts["choose"])
+            found = quality(judge.probabilities(asked_of, interrupt), parts["test"], parts["train"] + parts["choose"])
         print(f"{options.kind} judge, on {said['test']['questions']} questions that it has not seen:\n{found}")
         judge.save(
             out,
@@ -95,14 +95,15 @@ def _counts(said: dict) -> str:
 def score(options: argparse.Namespace) -> None:
     """Judges the completions of a file, and writes them with the judges' probabilities of yes."""
     rows = completions.read(options.score)
+    judges = [(folder, scoring.read_facts(folder)) for folder in options.judge]
+    fields = [KINDS[facts["kind"]].field for _, facts in judges]
+    if len(set(fields)) < len(fields):
+        raise InputError(f"--judge={judges[-1][0]} is a second judge of {judges[-1][1]['kind']}; give one of each kind")
+    if taken := next(((row.place, field) for row in rows for field in fields if field in row.row), None):
+        raise InputError(f"{taken[0]}: the field {taken[1]!r} is there already; judge a file without it")
     columns: dict[str, list[float]] = {}
-    for folder in options.judge:
-        judge, facts = scoring.open_judge(folder, tensor=options.tensor, dtype=options.dtype)
-        field = judge.kind.field
-        if field in columns:
-            raise InputError(f"--judge={folder} is a second judge of {facts['kind']}; give one of each kind")
-        if taken := next((row for row in rows if field in row.row), None):
-            raise InputError(f"{taken.place}: the field {field!r} is there already; judge a file without it")
+    for field, (folder, facts) in zip(fields, judges):
+        judge = scoring.open_judge(folder, facts, tensor=options.tensor, dtype=options.dtype)
         columns[field] = scoring.judged(judge, facts, rows, f"{options.out}.answers").round(6).tolist()
         print(f"{field}: by {facts.get('note', 'a judge')}")
     found = [row.row | {field: values[n] for field, values in columns.items()} for n, row in enumerate(rows)]

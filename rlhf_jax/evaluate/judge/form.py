@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data.batches import Batch, LengthReport, batch_demonstrations, batch_prompts
+from rlhf_jax.data.batches import Batch, LengthReport
 from rlhf_jax.data.records import Demonstration, Prompt
+from rlhf_jax.data.text_batches import batch_demonstrations, batch_prompts
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate.harness.packing import Request
 from rlhf_jax.runtime.errors import InputError

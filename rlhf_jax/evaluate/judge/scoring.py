@@ -1,5 +1,6 @@
 """A judge at work: the probability that it gives to yes, for answers in memory and for completions in files."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from rlhf_jax.language_model import LanguageModel, open_model
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import json_text, new_folder, read_json, write_json
+from rlhf_jax.runtime.progress import Interrupt, Progress, Stopped
 from rlhf_jax.statistics import Estimate
 
 FACTS = "judge.json"
@@ -38,15 +40,29 @@ class Judge:
     kind: Kind
     length: int
 
-    def probabilities(self, answers: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Returns the probability of yes, of the two words that the judge may say, for (question, answer); f64[N]."""
+    def probabilities(self, answers: Sequence[tuple[str, str]], interrupt: Interrupt | None = None) -> np.ndarray:
+        """Returns the probability of yes, of the two words that the judge may say, for (question, answer); f64[N].
+
+        Args:
+            answers: the answers.
+            interrupt: what may stop it; then its progress is shown, too.
+
+        Raises:
+            Stopped: an interrupt was asked for; what was computed is lost.
+        """
         texts = [self.kind.text(question, answer) for question, answer in answers]
         asked = form.requests(texts, self.model.tokenizer, self.length)
-        logprobs = np.empty(len(asked))
-        with jax.set_mesh(self.model.mesh):
+        logprobs, done = np.empty(len(asked)), 0
+        shown = Progress("judging", len(answers), unit="answers") if interrupt else contextlib.nullcontext()
+        with jax.set_mesh(self.model.mesh), shown:
             for batch in Likelihood(self.model, _BATCH_TOKENS)(asked):
                 for number, logprob, _ in batch:
                     logprobs[number] = logprob
+                done += len(batch)
+                if interrupt:
+                    shown.update(done // 2)
+                if interrupt and interrupt.requested and done < len(asked):
+                    raise Stopped("judging", done // 2, interrupt.asked())
         yes, no = logprobs.reshape(-1, 2).T
         return 1 / (1 + np.exp(np.clip(no - yes, -700, 700)))
 
@@ -68,8 +84,8 @@ class Judge:
             write_json(new / FACTS, facts)
 
 
-def open_judge(folder: str, *, tensor: int = 1, dtype: str = "") -> tuple[Judge, dict]:
-    """Returns a judge that `Judge.save` wrote, and its facts.
+def read_facts(folder: str) -> dict:
+    """Returns the facts of a judge that `Judge.save` wrote.
 
     Raises:
         InputError: the folder holds no judge.
@@ -80,7 +96,12 @@ def open_judge(folder: str, *, tensor: int = 1, dtype: str = "") -> tuple[Judge,
     facts = read_json(path, needs=("kind", "length"))
     if facts["kind"] not in KINDS or type(facts["length"]) is not int:
         raise InputError(f"{path} is damaged: its kind must be {' or '.join(KINDS)}, and its length a number of tokens")
-    return Judge(open_model(folder, tensor=tensor, dtype=dtype), KINDS[facts["kind"]], facts["length"]), facts
+    return facts
+
+
+def open_judge(folder: str, facts: dict, *, tensor: int = 1, dtype: str = "") -> Judge:
+    """Returns the judge in a folder, of which `read_facts` has read the facts."""
+    return Judge(open_model(folder, tensor=tensor, dtype=dtype), KINDS[facts["kind"]], facts["length"])
 
 
 def judged(judge: Judge, facts: dict, rows: Sequence[Completion], keep: str | None) -> np.ndarray:
@@ -91,8 +112,8 @@ def judged(judge: Judge, facts: dict, rows: Sequence[Completion], keep: str | No
             part = [(row["question"], row["answer"]) for row in asked[begin : begin + _PART]]
             yield from judge.probabilities(part).tolist()
 
-    # The facts hold the checksums of the data and the settings of the training, and so tell judges apart.
-    scorer = outside.Scorer(f"{judge.kind.field} {judge.model.config.dtype} {json_text(facts)}", ask)
+    # The facts hold the checksum of the data and the settings of the training, and so tell judges apart.
+    scorer = outside.Scorer(f"a judge of {facts['kind']}", ask, f"{judge.model.config.dtype} {json_text(facts)}")
     # Answers to one question stand together, so that their beginning is computed once.
     order = sorted(range(len(rows)), key=lambda place: rows[place].question)
     asked = [{"question": rows[place].question, "answer": rows[place].text} for place in order]
