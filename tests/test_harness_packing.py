@@ -55,6 +55,17 @@ def test_a_context_is_computed_once_and_so_is_a_beginning_of_several_contexts():
     assert len(packing.rows([Request((1, 2), (3,)), Request((4, 5), (6,))])) == 2
 
 
+def test_thousands_of_sentences_after_one_token_are_many_rows():
+    asked = [Request((1,), tuple(range(n % 7 + 2, n % 7 + 32))) for n in range(3000)]
+    rows = packing.rows(asked)
+    assert max(len(row.tokens) for row in rows) <= 512 and len(rows) < 3000 / 16
+    assert sorted({owner for row in rows for owner in row.owners}) == list(range(3000))
+    # The answers to a question on a long text stay beside it.
+    text = tuple(range(2000))
+    [row] = packing.rows([Request(text, (n,) * 100) for n in range(4)])
+    assert len(row.tokens) == 2000 + 4 * 99
+
+
 @hypothesis.given(requests, st.integers(1, 200), st.sampled_from([1, 2, 4]))
 def test_batches_hold_every_row_and_divide_over_devices(asked, tokens, ways):
     rows = packing.rows(asked)

@@ -62,11 +62,29 @@ def rows(requests: Sequence[Request]) -> list[Row]:
     found: list[Row] = []
     bundle = _Bundle(requests)
     for context in sorted(branches):
-        if not bundle.takes(context, branches[context]):
-            found.append(bundle.row())
-            bundle = _Bundle(requests)
-            bundle.takes(context, branches[context])
+        for numbers in _parts(requests, context, branches[context]):
+            if not bundle.takes(context, numbers):
+                found.append(bundle.row())
+                bundle = _Bundle(requests)
+                bundle.takes(context, numbers)
     return [*found, bundle.row()] if requests else []
+
+
+def _parts(requests: Sequence[Request], context: tuple[int, ...], numbers: list[int]) -> Iterator[list[int]]:
+    """Yields the requests of a context in parts for rows: of _SHARING tokens, or of twice the context if it is long.
+
+    Thousands of sentences may follow one context, such as the token of a start.
+    """
+    most = max(_SHARING, 2 * len(context))
+    part, length = [], len(context)
+    for number in numbers:
+        own = len(requests[number].continuation) - 1
+        if part and length + own > most:
+            yield part
+            part, length = [], len(context)
+        part.append(number)
+        length += own
+    yield part
 
 
 class _Bundle:
