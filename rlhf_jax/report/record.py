@@ -6,6 +6,7 @@ import pathlib
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax.evaluate.policy import read_rows
+from rlhf_jax.evaluate.safety import PARTS
 from rlhf_jax.fields import noted, registry
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.report.form import (
@@ -99,7 +100,7 @@ _DATA = Object(
 _ROWS = {
     "samples.jsonl": Object(
         {"index": NUMBER, "prompt": TEXT, "completion": TEXT, "finished": ANYTHING, "category": Maybe(TEXT)}
-        | {"score": Maybe(NUMBER), "gold": Maybe(Object({"total": NUMBER}))}
+        | {"score": Maybe(NUMBER), "gold": Maybe(Object({"total": NUMBER}, dict.fromkeys(PARTS, SHARE)))}
     ),
     "skills.jsonl": Object({"task": TEXT, "score": SHARE}),
 }

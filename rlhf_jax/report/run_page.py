@@ -7,6 +7,7 @@ import rich.console
 from rich.text import Text
 
 from rlhf_jax.report.figures import of_run as figures
+from rlhf_jax.report.figures import safety
 from rlhf_jax.report.record import Record
 from rlhf_jax.report.run_benchmarks import benchmark_sections
 from rlhf_jax.report.run_origin import data_sections, origin_sections
@@ -30,7 +31,7 @@ def write(path) -> rich.console.Group:
     """
     record = Record.load(path)
     record.read_all()  # an error in a file must be raised before anything is written
-    drawn = figures.draw_run(record, record.path / "figures")
+    drawn = [*figures.draw_run(record, record.path / "figures"), *safety.draw_run(record, record.path / "figures")]
     policies, weights, tax = policy_table(record), weights_lines(record), tax_lines(record)
     sections = [
         f"# Report of {cell(record.path.name)}",

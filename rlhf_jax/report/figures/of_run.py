@@ -23,7 +23,7 @@ _LOOKS = {
 _MORE_LOOKS = [("#CC79A7", "v", "-."), ("#E69F00", "P", ":"), ("#56B4E9", "X", "-."), ("#000000", "*", ":")]
 
 
-def _look(stage: str, stages) -> tuple[str, str, str]:
+def look(stage: str, stages) -> tuple[str, str, str]:
     """Returns the colour, marker and line of a stage's policy among all stages shown."""
     others = [name for name in stages if name not in _LOOKS]
     return _LOOKS.get(stage) or _MORE_LOOKS[others.index(stage) % len(_MORE_LOOKS)]
@@ -66,7 +66,7 @@ def _plane(record, path) -> bool:
         points = {}
         for stage in stages:
             x, y = record.estimate(stage, "skills/mean"), record.estimate(stage, "gold/total")
-            colour, marker, _ = _look(stage, stages)
+            colour, marker, _ = look(stage, stages)
             points[stage] = 100 * x["value"], y["value"]
             axis.errorbar(
                 *points[stage],
@@ -105,7 +105,7 @@ def _categories(record, path) -> bool:
     with new_figure(path, 1, 1.0 + 0.36 * len(categories)) as (figure, axes):
         axis = axes[0, 0]
         for n, stage in enumerate(stages):
-            colour, marker, _ = _look(stage, stages)
+            colour, marker, _ = look(stage, stages)
             found = record.evaluations[stage]["categories"]
             names = [name for name in categories if name in found]
             gold = [found[name]["gold"] for name in names]
@@ -151,7 +151,7 @@ def _learning(record, path) -> bool:
     ):
         for axis, (name, title) in zip(axes.flat, names.items()):
             for stage, rows in curves.items():
-                colour, _, line = _look(stage, curves)
+                colour, _, line = look(stage, curves)
                 _curve(axis, rows, name, colour, label(stage), line)
             axis.set_ylabel(title)
         for axis in axes.flat[len(names) :]:
@@ -253,7 +253,7 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
             for seed in zip(*(by_stage[stage] for stage in shown)):
                 axis.plot(range(len(shown)), seed, color="#AAAAAA", linewidth=0.8, marker=".", markersize=5)
             for n, stage in enumerate(shown):
-                colour, marker, _ = _look(stage, stages)
+                colour, marker, _ = look(stage, stages)
                 mean = mean_over_seeds(by_stage[stage])
                 axis.errorbar(
                     n,
