@@ -97,6 +97,10 @@ def test_other_weights_are_shown_hollow(tmp_path, axes):
     (plane,) = [axis for axis in axes if axis.get_title() == "to the right and up is better"]
     hollow = [line.get_xdata()[0] for line in plane.lines if line.get_markerfacecolor() == "white"]
     assert hollow == [pytest.approx(100)]
+    rows[1]["gold"]["honest"] = -1
+    finished.write_json_lines(run / "ppo" / "samples.params.jsonl", rows)
+    with pytest.raises(InputError, match=r"samples.params.jsonl, line 2.*honest"):
+        figure.draw_run(Record.load(run), run / "figures")
 
 
 def test_a_run_without_gold_scores_or_with_one_policy_has_no_such_figure(tmp_path):

@@ -9,6 +9,7 @@ from rlhf_jax.evaluate import safety
 from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.report.figures import arms_of
 from rlhf_jax.report.figures.of_run import look
+from rlhf_jax.report.form import SHARE, Maybe, Object, check_lines
 from rlhf_jax.report.record import Record, label
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.figures import legend_above, new_figure
@@ -25,6 +26,7 @@ _CAPTION = (
 )
 _HHH = ", and the accuracy on the group of that name of Anthropic's HHH alignment"
 _SHADES = {"#332288": "white", "#DDCC77": "black", "#BBBBDD": "black", "#882255": "white"}  # of outcomes; of their text
+_JUDGED = Object({"gold": Maybe(Object({}, dict.fromkeys(safety.PARTS, SHARE)))})
 _GROUP = re.compile(r"lm_eval/\w*hhh\w*_(helpful|honest|harmless)/acc")
 _LONGEST_NAME, _MOST_GROUPS = 20, 16  # characters; categories
 _ALL, _ALIGNMENT = "all prompts", "HHH alignment"
@@ -165,8 +167,8 @@ def _other_weights(record: Record, stage: str) -> list[dict] | None:
     path = record.path / stage / f"samples.{others['weights']}.jsonl" if others else None
     if path is None or not finished.checked(path).exists():
         return None
-    rows = read_rows(path)
-    return rows if all("gold" in row for row in rows) and safety.is_judged(rows) else None
+    rows = check_lines(path, read_rows(path), _JUDGED)
+    return rows if safety.is_judged(rows) else None
 
 
 def _plain(estimate: Estimate) -> dict:
