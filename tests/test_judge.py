@@ -150,7 +150,7 @@ def test_only_the_verdict_is_learned(stories):
     batch, _ = form.batch(["Q: a\nA: b\nTrue:", "Q: a\nA: b\nTrue:"], [True, False], tokenizer, 40)
     for row, word in enumerate((" yes", " no")):
         targets = batch.tokens[row][batch.loss_mask[row] > 0]
-        assert tokenizer.decode(targets.tolist(), continues=True) == word
+        assert targets.tolist() == tokenizer.encode(word, continues=True)
 
 
 def test_completions_get_fields_and_both_judges_a_share_of_both(judge, tmp_path, capsys):

@@ -156,13 +156,11 @@ class Best:
         self._params, self._record = folder / "params", folder / "best.json"
 
     def offer(self, params: dict, step: int, loss: float) -> None:
-        """Keeps weights if their loss is the smallest."""
+        """Keeps weights if their loss is the smallest; a resumed training that repeats a step changes nothing."""
         found = hosts.on_first(read_if_there, self._record)
-        if found and found["step"] >= step:  # noted after the checkpoint that the training was resumed from
-            found = found["before"]
         if found is None or loss < found["log_loss"]:
             checkpoint.save_params(self._params, params)
-            hosts.on_first(write_json, self._record, {"step": step, "log_loss": loss, "before": found})
+            hosts.on_first(write_json, self._record, {"step": step, "log_loss": loss})
 
     def facts(self) -> dict:
         """Returns the step of the weights that are kept, and their loss."""
