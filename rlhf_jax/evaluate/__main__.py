@@ -78,10 +78,15 @@ def models(options: argparse.Namespace) -> dict[str, tuple[pathlib.Path, pathlib
     if bool(options.workdir) == bool(options.model):
         raise InputError("give either --workdir=DIR, a run, or --model=FOLDER, a released model")
     if options.model:
-        found = [pathlib.Path(name) for name in _names(options.model)]
-        if options.out and len(found) > 1:
-            return {path.name: (path, pathlib.Path(options.out, path.name)) for path in found}
-        return {path.name: (path, pathlib.Path(options.out or f"runs/evaluate/{path.name}")) for path in found}
+        found = {pathlib.Path(name).name: pathlib.Path(name) for name in _names(options.model)}
+        if len(found) < len(_names(options.model)):
+            raise InputError(
+                f"--model={options.model} names two folders of one name; evaluate them one after the other"
+            )
+        places = {name: pathlib.Path(options.out or "runs/evaluate", name) for name in found}
+        if options.out and len(found) == 1:
+            places = dict.fromkeys(found, pathlib.Path(options.out))
+        return {name: (path, places[name]) for name, path in found.items()}
     if options.out:
         raise InputError("--out goes with --model; the results of a run's stages go into their folders")
     run = run_lib.open_run(options.workdir)
