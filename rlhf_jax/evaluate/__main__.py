@@ -154,6 +154,38 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n".join(tasks_lib.known(include)))
         return
     hosts.start(options.distributed, options.coordinator, options.num_processes, options.process_id)
+    named = models(options)
+    try:
+        with progress.Interrupt() as interrupt:
+            found = {name: evaluate(name, *places, options, include, interrupt) for name, places in named.items()}
+    except progress.Stopped as error:
+        raise KeyboardInterrupt(str(error)) from None
+    terminal.console(sys.stdout).print(table(found))
+    for name, (_, folder) in named.items():
+        print(f"{name}: {folder / harness.results.SUMMARY}")
+
+
+def evaluate(
+    name: str,
+    source: pathlib.Path,
+    folder: pathlib.Path,
+    options: argparse.Namespace,
+    include: list[str],
+    interrupt: progress.Interrupt,
+) -> dict[str, dict]:
+    """Evaluates one model, and says how many requests its context was too short for.
+
+    Args:
+        name: name of the model.
+        source: its folder.
+        folder: folder for the results.
+        options: the command line.
+        include: folders with task files.
+        interrupt: whether to stop.
+
+    Returns:
+        The entries of lm_eval.json.
+    """
     asked = Options(
         num_fewshot=options.num_fewshot,
         limit=options.limit,
@@ -162,33 +194,16 @@ def main(arguments: list[str] | None = None) -> None:
         fewshot_as_multiturn=options.fewshot_as_multiturn,
         gen_kwargs=gen_kwargs(options.gen_kwargs),
     )
-    named = models(options)
     about = {"data": options.data} if options.data else {}
-    found = {}
-    try:
-        with progress.Interrupt() as interrupt:
-            for name, (source, folder) in named.items():
-                tasks = Tasks(_names(options.tasks), include, about, options.download)
-                print(f"{name}: {', '.join(tasks.names)}", flush=True)
-                found[name] = harness.evaluate(
-                    open_model(str(source), tensor=options.tensor, dtype=options.dtype),
-                    source,
-                    folder,
-                    tasks,
-                    asked,
-                    asked=interrupt.asked,
-                    tokens=options.batch_tokens,
-                    seed=options.seed,
-                )
-                for kind, count in {
-                    kind: n for entry in found[name].values() for kind, n in entry["cut_to_the_context"].items()
-                }.items():
-                    print(f"{name}: {count} requests of {kind} lost their beginning, because the context is shorter")
-    except progress.Stopped as error:
-        raise KeyboardInterrupt(str(error)) from None
-    terminal.console(sys.stdout).print(table(found))
-    for name, (_, folder) in named.items():
-        print(f"{name}: {folder / harness.results.SUMMARY}")
+    tasks = Tasks(_names(options.tasks), include, about, options.download)
+    print(f"{name}: {', '.join(tasks.names)}", flush=True)
+    model = open_model(str(source), tensor=options.tensor, dtype=options.dtype)
+    found = harness.evaluate(
+        model, source, folder, tasks, asked, asked=interrupt.asked, tokens=options.batch_tokens, seed=options.seed
+    )
+    for kind, count in next(iter(found.values()))["cut_to_the_context"].items():
+        print(f"{name}: {count} requests of {kind} lost their beginning, because the context is shorter")
+    return found
 
 
 if __name__ == "__main__":
