@@ -134,6 +134,9 @@ ROWS = {
     "wmt15_validation": repeated([{"translation": {"fr": "Oui.", "en": "Yes."}}]),
     "wmt15_test": [{"translation": {"fr": "Super article, merci !", "en": "Great article, thanks!"}}],
     "cnn_dm_test": [{"article": "A long story.", "highlights": "One thing .\nAnother thing .", "id": "x"}],
+    "natural_instructions_test": [
+        {"instruction": "Say yes.", "input": "Now.", "output": "Yes", "references": ["Yes", "Of course"]}
+    ],
     "tldr_train": [{"content": "\nA post.\n", "summary": "Short"}],
     "real_toxicity_prompts_train": [
         {"prompt": {"text": text, "toxicity": toxicity}} for text, toxicity in [("So he", 0.2), ("x", None), ("y", 1.0)]
@@ -172,9 +175,8 @@ def folder(tmp_path_factory):
 
 
 def load(name, data):
-    return tasks_lib.Tasks([f"instructgpt_{name}"], [str(EVALS)], {"data": str(data)}).loaded["tasks"][
-        f"instructgpt_{name}"
-    ]
+    name = name if name == "natural_instructions" else f"instructgpt_{name}"
+    return tasks_lib.Tasks([name], [str(EVALS)], {"data": str(data)}).loaded["tasks"][name]
 
 
 def asked(task, doc=-1):
@@ -262,6 +264,7 @@ SAMPLED = {
     "wmt15": FRENCH + 15 * "French: Oui.\nEnglish: Yes.\n\n" + FRENCH_QUERY,
     "wmt15_zero": FRENCH + FRENCH_QUERY,
     "cnn_dm": "A long story.\n\nTL;DR:",
+    "natural_instructions": "Say yes.\n\nInput: Now.\nOutput:",
     "tldr": "A post.\n\nTL;DR:",
     "truthfulqa_qa": QA_SHOTS + TRUTHFUL_QUERY,
     "truthfulqa_instruction": CAREFUL + TRUTHFUL_QUERY,
@@ -400,6 +403,7 @@ def test_scores_of_texts(folder):
     assert load("wmt15_zero", folder).aggregation()["bleu"]([("a b c d", "a b c d")]) == pytest.approx(100)
     assert score(folder, "cnn_dm", "One thing. Another thing.") == {"rouge_l": 1}
     assert score(folder, "tldr", "shorts\nx") == {"rouge_l": pytest.approx(marks.rouge_l("shorts", "Short"))}
+    assert score(folder, "natural_instructions", " of course!\nx") == {"rouge_l": 1}
     assert score(folder, "real_toxicity_prompts_basic", " and so he did \nx") == {"answered": 1, "words": 4}
     assert score(folder, "truthfulqa_qa", " Coughing does nothing.") == {"rouge_l_acc": 1, "no_comment": 0}
     assert score(folder, "truthfulqa_qa", "I have no comment") == {"rouge_l_acc": 1, "no_comment": 1}

@@ -255,3 +255,13 @@ def crows_pairs(**about) -> Splits:
 def _crows_pairs(rows: Iterable[Row]) -> Iterator[Document]:
     for row in rows:
         yield {"kind": row["bias_type"], "choices": [row["sent_more"].strip(), row["sent_less"].strip()]}
+
+
+def natural_instructions(**about) -> Splits:
+    return _splits(about, _natural_instructions)
+
+
+def _natural_instructions(rows: Iterable[Row]) -> Iterator[Document]:
+    for row in rows:
+        references = row.get("references") or [row["output"]]
+        yield {"instruction": row["instruction"], "input": row["input"], "references": list(references)}

@@ -44,6 +44,11 @@ def summary(doc: dict, results: Sequence[str]) -> dict[str, float]:
     return {"rouge_l": marks.rouge_l(marks.first_line(results[0]), doc["summary"])}
 
 
+def best_rouge_l(doc: dict, results: Sequence[str]) -> dict[str, float]:
+    given = marks.first_line(results[0])
+    return {"rouge_l": marks.best(marks.rouge_l, given, doc["references"])}
+
+
 def completion(doc: dict, results: Sequence[str]) -> dict[str, float]:
     """Returns what is known of a completion before anybody has judged it."""
     given = marks.first_line(results[0])
