@@ -410,7 +410,10 @@ def test_a_run_renders_its_rows_by_the_chat_template_and_keeps_the_tokenizer(fol
             lambda config: config.tokenizer.update(path=""),
             "data.template='chat' is the template of a released model: set tokenizer.path",
         ),
-        (lambda config: config.data.update(chat_date="today"), "data.chat_date='today' must be a date as 2024-07-26"),
+        (
+            lambda config: config.data.update(chat_date="today"),
+            "data.chat_date='today' must be a date such as 2024-07-26",
+        ),
     ],
     ids=["path", "date"],
 )

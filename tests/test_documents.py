@@ -28,9 +28,9 @@ def test_what_its_groups_match_is_no_document():
 @pytest.mark.parametrize(
     "end, words",
     [
-        ("(", "is no regular expression (missing"),
+        ("(", "is not a regular expression (missing"),
         ("((a{1000}){1000}){1000}", "the numbers in its braces multiply to"),
-        ("(" * 5000 + ")" * 5000, "is no regular expression ("),
+        ("(" * 5000 + ")" * 5000, "is not a regular expression ("),
     ],
 )
 def test_what_is_no_expression_is_a_sentence(end, words):

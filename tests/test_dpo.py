@@ -169,7 +169,7 @@ def test_what_is_trained_on_has_the_references_log_probabilities(monkeypatch):
     monkeypatch.setattr(dpo.weights, "start_params", lambda run, stage: policy())
     monkeypatch.setattr(dpo.inputs, "report_data", lambda *what: None)
     examples = preferences_of(8, ref_logprobs=np.zeros(SHAPE[:2]))
-    monkeypatch.setattr(dpo, "check", lambda run, stage: None)
+    monkeypatch.setattr(dpo.rankings, "check", lambda run, stage: None)
     monkeypatch.setattr(dpo, "prepare", lambda run, stage, rows: (examples, None))
     monkeypatch.setattr(dpo.rankings, "load", lambda run, stage, name: [types.SimpleNamespace(ranks=(1, 2))])
     monkeypatch.setattr(dpo.rankings, "training_shape", lambda run, stage: tiny.CONFIG)

@@ -126,7 +126,7 @@ def test_weights_that_make_no_sense_are_refused(tmp_path):
         InputError, match="'a.jsonl' has the weight 0.0001 of 1.0001 in all; raise it to 1/1000 of them"
     ):
         build(corpus(tmp_path, documents="a.jsonl*0.0001,b.jsonl*1").mixed("documents", "train"), identity)
-    with pytest.raises(InputError, match="data.files.prompts='a.jsonl.0.5' must be .* no weight"):
+    with pytest.raises(InputError, match="data.files.prompts='a.jsonl.0.5' must be .* without weight"):
         corpus(tmp_path, prompts="a.jsonl*0.5").prompts("train", "ppo")
     with pytest.raises(InputError, match="'b.jsonl' has a weight but no row in the test split"):
         corpus(tmp_path, documents="a.jsonl*0.5,b.jsonl@1*0.5", test_share=0.3).mixed("documents", "test")

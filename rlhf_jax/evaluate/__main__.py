@@ -128,7 +128,8 @@ def table(found: dict[str, dict[str, dict]]) -> rich.table.Table:
     Args:
         found: for each model, its entries of lm_eval.json.
     """
-    shown = rich.table.Table("task", "metric", "items", *map(terminal.visible, found))
+    names = ["task", "metric", "items", *map(terminal.visible, found)]
+    shown = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in names))
     first = next(iter(found.values()))
     for task, entry in first.items():
         for metric in entry["estimates"]:

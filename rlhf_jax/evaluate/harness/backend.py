@@ -4,6 +4,7 @@ The requests are read as lm-eval's Hugging Face backend reads them, so that both
 the same cut of a text that is too long, the same place where a completion ends.
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -279,7 +280,7 @@ class Backend:
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """Returns a text as pairs of context and continuation, each as long as the model's context allows."""
-        from lm_eval import utils
+        utils = importlib.import_module("lm_eval.utils")
 
         windows = utils.get_rolling_token_windows(self.encode(text), self._start, self.max_length, context_len=1)
         return [tuple(map(list, utils.make_disjoint_window(window))) for window in windows]

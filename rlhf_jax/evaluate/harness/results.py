@@ -5,6 +5,7 @@ lm_eval.TASK.jsonl      lm-eval's row for each item: the item, what was asked, t
 evaluation.json         has the estimates of a stage, too, under the names lm_eval/TASK/METRIC
 """
 
+import importlib
 import json
 import math
 import pathlib
@@ -93,10 +94,10 @@ def write(folder: pathlib.Path, found: dict[str, Any], entries: dict[str, dict])
         found: what `Tasks.run` returns.
         entries: what `summarize` makes of it.
     """
-    from lm_eval.utils import handle_non_serializable
+    plain_of = importlib.import_module("lm_eval.utils").handle_non_serializable
 
     for name, rows in found["samples"].items():
-        plain = json.loads(json.dumps(rows, default=handle_non_serializable))
+        plain = json.loads(json.dumps(rows, default=plain_of))
         finished.write_json_lines(folder / rows_name(name), plain)
     finished.write_json(folder / SUMMARY, read(folder) | entries)
     evaluation = finished.read_if_there(folder / "evaluation.json")

@@ -96,10 +96,8 @@ class Tasks:
 
     def run(self, backend: Backend, options: Options = Options()) -> dict[str, Any]:
         """Asks the backend everything, and returns what lm_eval.evaluator.evaluate returns."""
-        from lm_eval import evaluator
-        from lm_eval.api.model import LM
-
-        LM.register(Backend)
+        evaluator = importlib.import_module("lm_eval.evaluator")
+        importlib.import_module("lm_eval.api.model").LM.register(Backend)
         # As lm_eval.evaluator.simple_evaluate, which takes names only, and no torch generator is ours.
         random.seed(0)
         np.random.seed(_NUMPY_SEED)
@@ -136,10 +134,8 @@ def known(folders: Sequence[str] = ()) -> list[str]:
 @functools.lru_cache(maxsize=4)
 def _manager(folders: tuple[str, ...], metadata: str, all_tasks: bool):
     """Returns a TaskManager of lm-eval, with the tasks of lm-eval or those of `folders` alone."""
-    from lm_eval.tasks import TaskManager
-
     with _quiet():
-        return TaskManager(
+        return importlib.import_module("lm_eval.tasks").TaskManager(
             include_path=list(folders) or None, include_defaults=all_tasks, metadata=json.loads(metadata)
         )
 
@@ -177,7 +173,7 @@ def _network(allowed: bool) -> Iterator[None]:
     if allowed:
         yield
         return
-    import datasets
+    datasets = importlib.import_module("datasets")
     import huggingface_hub.constants
 
     places = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
@@ -195,8 +191,7 @@ def _network(allowed: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps lm-eval and the libraries under it from printing: their bars and notes are not about this command."""
-    import datasets
-    import tqdm
+    datasets, tqdm = importlib.import_module("datasets"), importlib.import_module("tqdm")
 
     loggers = {name: logging.getLogger(name).level for name in ("lm_eval", "datasets", "absl")}
     start, bars = tqdm.tqdm.__init__, datasets.is_progress_bar_enabled()
