@@ -176,6 +176,53 @@ def test_the_demonstration_bias_survives(tmp_path, name):
     np.testing.assert_allclose(their_logits(tmp_path / "out", tokens) + lacking, ours, atol=1e-4)
 
 
+def their_scores(folder, tokens, mask, **more):
+    """f32[B] of transformers, which looks for the last token of each row by itself."""
+    torch, transformers = torch_and_transformers()
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = network(torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long(), **more)
+    return found.logits[:, 0].numpy()
+
+
+def padded(rows, length, side, pad_id=0):
+    """i32[B, T] and bool[B, T]: the rows, padded on the left or on the right."""
+    room = [(length - len(row), 0) if side == "left" else (0, length - len(row)) for row in rows]
+    tokens = [np.pad(row, place, constant_values=pad_id) for row, place in zip(rows, room)]
+    return np.stack(tokens), np.stack([np.pad(np.ones(len(row), bool), place) for row, place in zip(rows, room)])
+
+
+@functools.cache
+def rows_of_all_lengths():
+    """A full row, one token, and two rows that hold the padding token as their own: first, and before the last."""
+    rows = [np.random.default_rng(7).integers(1, VOCAB, length, np.int32) for length in (12, 1, 9, 5)]
+    rows[2][0] = rows[3][3] = 0
+    return rows
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_scores_of_a_padded_batch_are_those_of_transformers(tmp_path, name):
+    """With the bias of the head, and with rows of other lengths padded on either side."""
+    torch, _ = torch_and_transformers()
+    source = save_with_transformers(tmp_path / "in", name, head="scalar", std=0.4)
+    config = hf.load_config(source)
+    params = hf.load_params(source, config, head="scalar") | {"scalar_bias": np.float32(1.7)}
+    (tmp_path / "out").mkdir()
+    hf.save(tmp_path / "out", config, params, head="scalar", settings={"pad_token_id": 0})
+    lacking = json.loads((tmp_path / "out" / "config.json").read_text())["score_bias"]
+    assert lacking == (0 if config.norm == "layernorm" else np.float32(1.7))
+    batches = {side: padded(rows_of_all_lengths(), 12, side) for side in ("right", "left")}
+    both = [np.concatenate(parts) for parts in zip(*batches.values())]  # in one batch, which compiles once
+    found = np.split(np.asarray(jax.jit(ppo.sequence_scores, static_argnums=0)(config, params, *both)), 2)
+    for (side, (tokens, mask)), ours in zip(batches.items(), found):
+        positions = torch.from_numpy(
+            (np.cumsum(mask, axis=1) - 1).clip(0)
+        )  # GPT-2 alone does not take them from the mask
+        more = {"position_ids": positions} if name == "gpt2" and side == "left" else {}
+        np.testing.assert_allclose(their_scores(tmp_path / "out", tokens, mask, **more) + lacking, ours, atol=1e-4)
+        assert np.std(ours) > 0.05
+
+
 def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path):
     source = save_with_transformers(tmp_path, "gpt2", head="scalar")
     settings = json.loads((source / "config.json").read_text())

@@ -23,6 +23,7 @@ from test_hf import bits
 from rlhf_jax import checkpoint, hf, model, ppo, shapes, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.files import checksum
+from rlhf_jax.data.fitting import pad_right
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.hf import __main__ as command
 from rlhf_jax.runtime import files
@@ -237,16 +238,29 @@ def test_a_reward_model_goes_out_with_its_bias(workdir, tmp_path):
     assert command.main(["export", str(workdir / "reward_model"), str(tmp_path / "out")]) == 0
     shape, params = stage_params(workdir, "scalar")
     assert hf.head_of(tmp_path / "out") == "scalar"
+    assert scores_of(tmp_path / "out") == pytest.approx(own_scores(shape, params), abs=1e-4)
+
+
+TEXTS = ("the cat sat on the mat .", "the dog", "a cat . the mat ! the cat", "")
+
+
+def scores_of(folder, change=lambda tokenizer, network: None):
+    """f32[B] of transformers, for TEXTS that end with EOS, in a batch that its tokenizer pads."""
     torch, transformers = torch_and_transformers()
-    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    tokens = np.random.default_rng(0).integers(2, 50, (3, 11)).astype(np.int32)
-    mask = np.arange(11) < np.array([[11], [7], [4]])
-    tokens = np.where(mask, tokens, tokenizer().pad_id)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    change(theirs, network)
+    batch = theirs([text + theirs.eos_token for text in TEXTS], padding=True, return_tensors="pt")
+    assert not batch.attention_mask.all()
     with torch.no_grad():
-        scores = (
-            network(torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long()).logits[:, 0].numpy()
-        )
-    np.testing.assert_allclose(scores, ppo.sequence_scores(shape, params, tokens, mask), atol=1e-4)
+        return network(batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0].numpy()
+
+
+def own_scores(shape, params):
+    """f32[B]: of the same texts."""
+    rows = [[*tokenizer().encode(text), tokenizer().eos_id] for text in TEXTS]
+    tokens, mask = pad_right(rows, max(map(len, rows)), 0)
+    return np.asarray(jax.jit(ppo.sequence_scores, static_argnums=0)(shape, params, tokens, mask))
 
 
 def test_a_tokenizer_that_is_not_that_of_the_run_goes_not_out(workdir, tmp_path, capsys):
@@ -258,19 +272,67 @@ def test_a_tokenizer_that_is_not_that_of_the_run_goes_not_out(workdir, tmp_path,
     assert "(tokenizer.json was changed): put back" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_where_padding_is_eos_transformers_does_not_take_it_for_padding(workdir, tmp_path):
-    """It would else read the score before the EOS. Without a padding token it takes one row at a time, and its last token."""
-    text = (workdir / "tokenizer.json").read_text().replace('"<pad>"', '"<other>"')
-    (workdir / "tokenizer.json").write_text(text)
+def without_pad(workdir, **changes):
+    """Replaces the run's padding token by one that no name marks as such, so that padding is EOS."""
+    spec = json.loads((workdir / "tokenizer.json").read_text().replace('"<pad>"', '"<other>"'))
+    spec["added_tokens"][0] |= changes
+    (workdir / "tokenizer.json").write_text(json.dumps(spec))
     assert Tokenizer.load(workdir / "tokenizer.json").pad_id == tokenizer().eos_id
+
+
+def test_where_padding_is_eos_a_spare_special_token_becomes_the_padding(workdir, tmp_path, capsys):
+    """transformers would else read the score before the EOS. It pads on the right, even if the run's tokenizer did not."""
+    without_pad(workdir)
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
+    names = {"eos_token": "<eos>", "pad_token": "<eos>"}
+    (workdir / "tokenizer_config.json").write_text(json.dumps(described | names))
+    (workdir / "special_tokens_map.json").write_text(json.dumps(names))
     assert command.main(["export", str(workdir / "reward_model"), str(tmp_path / "out")]) == 0
-    torch, transformers = torch_and_transformers()
-    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    shape, params = stage_params(workdir, "scalar")
-    tokens = np.array([[5, 9, 30, tokenizer().eos_id]], np.int32)
-    with torch.no_grad():
-        score = network(torch.from_numpy(tokens).long()).logits[:, 0].numpy()
-    np.testing.assert_allclose(score, ppo.sequence_scores(shape, params, tokens, tokens >= 0), atol=1e-4)
+    assert capsys.readouterr().out.endswith(" parameters\n")
+    assert scores_of(tmp_path / "out") == pytest.approx(own_scores(*stage_params(workdir, "scalar")), abs=1e-4)
+    # The ids of texts stay, so that a run of this tokenizer can use the model.
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == (workdir / "tokenizer.json").read_text()
+
+
+def test_where_no_token_is_left_for_padding_the_command_says_how_to_add_one(workdir, tmp_path, capsys):
+    without_pad(workdir, special=False)
+    assert command.main(["export", str(workdir / "reward_model"), str(tmp_path / "out")]) == 0
+    assert "no token is left for padding, so transformers scores one row at a time" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="batch sizes > 1"):
+        scores_of(tmp_path / "out")
+
+    def as_said(theirs, network):
+        theirs.add_special_tokens({"pad_token": "<|pad|>"})
+        network.resize_token_embeddings(len(theirs))
+        network.config.pad_token_id = theirs.pad_token_id
+
+    expected = own_scores(*stage_params(workdir, "scalar"))
+    assert scores_of(tmp_path / "out", as_said) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_reward_model_of_chats_is_read_at_the_end_of_a_turn(workdir, tmp_path, capsys):
+    """The token that ends documents may then be padding, and needs no other in its place."""
+    (workdir / "tokenizer.json").write_text((workdir / "tokenizer.json").read_text().replace('"<pad>"', '"<turn_end>"'))
+    turn = "{% for turn in messages %}{{ turn.role + ': ' + turn.content + '<turn_end>' }}{% endfor %}"
+    reply = "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    (workdir / "chat_template.jinja").write_text(turn + reply)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["template"] = "chat"
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert command.main(["export", str(workdir / "reward_model"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.endswith(" parameters\n")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (settings["eos_token_id"], settings["pad_token_id"]) == (0, tokenizer().eos_id)
+
+
+@pytest.mark.parametrize("ends", [5, [4, 5]])
+def test_a_released_reward_model_whose_padding_ends_a_text_is_said(workdir, tmp_path, capsys, ends):
+    assert command.main(["export", str(workdir / "reward_model"), str(tmp_path / "in")]) == 0
+    settings = json.loads((tmp_path / "in" / "config.json").read_text())
+    (tmp_path / "in" / "config.json").write_text(json.dumps(settings | {"pad_token_id": 5, "eos_token_id": ends}))
+    assert capsys.readouterr().out.endswith(" parameters\n")
+    assert command.main(["import", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert "its padding token ends a text too" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

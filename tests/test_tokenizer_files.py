@@ -197,6 +197,52 @@ def test_the_config_can_make_a_plain_token_special(tmp_path):
     assert thought not in check_the_same(tmp_path, ["<think>a"]).encode("<think>")
 
 
+SPARE = ["<|spare|>"]
+
+
+@pytest.mark.parametrize(
+    "kind, template, chat, names, more, padding",
+    [
+        ("gemma", None, False, {}, [], "<pad>"),
+        ("mistral", None, False, {}, [], "<|assistant|>"),
+        ("mistral", released.ZEPHYR, False, {}, [], "<unk>"),  # the template writes the others
+        ("llama3", None, False, {"eos_token": "<|eot_id|>"}, [], "<|end_header_id|>"),
+        ("llama3", released.LLAMA3, True, {"eos_token": "<|end_of_text|>", "pad_token": "<|eot_id|>"}, [], None),
+        (
+            "llama3",
+            released.LLAMA3,
+            True,
+            {"eos_token": "<|end_of_text|>", "pad_token": "<|eot_id|>"},
+            SPARE,
+            "<|spare|>",
+        ),
+        (
+            "llama3",
+            released.LLAMA3,
+            False,
+            {"eos_token": "<|end_of_text|>", "pad_token": "<|eot_id|>"},
+            SPARE,
+            "<|eot_id|>",
+        ),
+    ],
+)
+def test_the_padding_of_a_reward_model_ends_no_text(tmp_path, kind, template, chat, names, more, padding):
+    tokenizer, config = released.KINDS[kind]()
+    more = {token: tokenizer.get_vocab_size() for token in more}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"} | names
+    config |= {"additional_special_tokens": list(more)} if more else {}
+    released.save(tmp_path, kind, template, tokenizer_config=config | {"chat_template": template}, added_tokens=more)
+    out = tmp_path / "out"
+    out.mkdir()
+    tokenizer = Tokenizer.load(tmp_path)
+    found = (tokenizer.for_chat() if chat else tokenizer).save_for_scores(out)
+    saved = theirs(out)
+    assert saved.padding_side == "right"
+    assert found == (None if padding is None else saved.pad_token_id)
+    assert saved.pad_token == (padding or "<|eot_id|>")
+    assert Tokenizer.load(out).encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+
+
 # --- Real files -----------------------------------------------------------------------------------
 
 

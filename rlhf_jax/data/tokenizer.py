@@ -119,10 +119,36 @@ class Tokenizer:
         tokenizer.json comes last, so that it marks the others as complete. `load` and transformers' AutoTokenizer read
         the directory.
         """
+        self._write(directory, self._texts())
+
+    def save_for_scores(self, directory: str | os.PathLike) -> int | None:
+        """Writes all files for a reward model, whose score transformers reads at the last token that is not padding.
+
+        Rows are padded on the right, as every family understands. Where padding is EOS, with which a text ends, the
+        padding becomes another special token, which ends no text.
+
+        Returns:
+            The id of the padding; None if it can only be EOS.
+        """
+        pad_id = self.pad_id if self.pad_id != self.eos_id else self._spare_id()
+        token = self._start.id_to_token(self.pad_id if pad_id is None else pad_id)
+        self._write(directory, tokenizer_files.padding_right(self._texts(), token))
+        return pad_id
+
+    def _write(self, directory: str | os.PathLike, texts: dict[str, str]) -> None:
+        """Writes files, name -> content, tokenizer.json last."""
         directory = pathlib.Path(directory)
-        texts = self._texts()
         for name in sorted(texts, key=lambda name: name == tokenizer_files.TOKENIZER):
             write_text(directory / name, texts[name])
+
+    def _spare_id(self) -> int | None:
+        """Returns the last special token with no role but `<unk>`'s and none in the chat template; None if there is none."""
+        roles = [self._start.token_to_id(text) for name, text in self._files.special.items() if name != "unk_token"]
+        taken = {self.bos_id, self.pad_id, *self.end_ids, *roles}
+        template = self._files.chat_template or ""
+        added = self._start.get_added_tokens_decoder().items()
+        spare = [i for i, token in added if token.special and i not in taken and token.content not in template]
+        return max(spare, default=None)
 
     def _texts(self) -> dict[str, str]:
         """Returns the content of the tokenizer's files, by name, with the special tokens where they are missing."""

@@ -27,7 +27,8 @@ _BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 # What reads such a pair as GPT-2 does; other classes split the text in other ways first.
 _BPE_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
-_OTHERS = (CONFIG, "special_tokens_map.json", "added_tokens.json", GENERATION, CHAT_TEMPLATE)
+_SPECIAL = "special_tokens_map.json"
+_OTHERS = (CONFIG, _SPECIAL, "added_tokens.json", GENERATION, CHAT_TEMPLATE)
 FILES = (TOKENIZER, *_OTHERS)  # of a tokenizer's directory
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -111,7 +112,7 @@ def read(path: str | os.PathLike) -> TokenizerFiles:
 
     special_map = {}
     if "added_tokens_decoder" not in config:  # what is as new as that says all of it in the config
-        special_map = _object(folder / "special_tokens_map.json")
+        special_map = _object(folder / _SPECIAL)
     names |= {name: text for source in (config, special_map) for name in _NAMED if (text := _content(source.get(name)))}
     further = _object(folder / "added_tokens.json")
     if not all(type(i) is int and i >= 0 for i in further.values()):
@@ -288,3 +289,13 @@ def described(special: Mapping[str, str]) -> str:
     """A tokenizer_config.json for a tokenizer that has none."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return json.dumps(config | dict(special), indent=2, ensure_ascii=False) + "\n"
+
+
+def padding_right(texts: Mapping[str, str], token: str) -> dict[str, str]:
+    """Returns the files, file name -> contents, of a tokenizer that pads with `token` and on the right."""
+    changed = {CONFIG: {"pad_token": token, "padding_side": "right"}, _SPECIAL: {"pad_token": token}}
+    return dict(texts) | {
+        name: json.dumps(json.loads(texts[name]) | fields, indent=2, ensure_ascii=False) + "\n"
+        for name, fields in changed.items()
+        if name in texts
+    }

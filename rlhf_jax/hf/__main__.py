@@ -113,7 +113,25 @@ def _describe(folder: pathlib.Path) -> str:
     said = f"{settings['model_type']} {kind} of {parameters(config, head):,} parameters"
     if isinstance(bias := settings.get("score_bias"), int | float) and bias:
         said += f"; its scores in transformers lack the bias, which has no place there: add {bias:.6g}, score_bias of config.json"
+    if head == "scalar":
+        said += _padding(settings)
     return said
+
+
+def _padding(settings: dict) -> str:
+    """Returns what to say of a reward model whose scores in a padded batch are not right in transformers; "" if they are."""
+    pad, ends = settings.get("pad_token_id"), settings.get("eos_token_id")
+    if pad is None:
+        return (
+            "; no token is left for padding, so transformers scores one row at a time: for a batch, give the tokenizer "
+            "a pad_token, call resize_token_embeddings, and set config.pad_token_id"
+        )
+    if pad in (ends if isinstance(ends, list) else [ends]):
+        return (
+            "; its padding token ends a text too, so transformers reads the score of a text before that token: give "
+            "it another pad_token_id"
+        )
+    return ""
 
 
 def _download(name: str, revision: str | None) -> str:
@@ -170,9 +188,12 @@ def _export_stage(stage: pathlib.Path, options) -> str:
     params = weights.load_params(run, stage.resolve().name, head)
     with new_folder(options.folder) as folder:
         ids = {"eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
-        if head == "scalar" and tokenizer.pad_id == tokenizer.eos_id:
-            # transformers reads the score at the last token that is no padding, and this must be the eos.
-            ids["pad_token_id"] = None
+        if head == "scalar":
+            # A reward model was trained to give its score at the end of a completion, in chats at the end of a turn.
+            read = tokenizer.for_chat() if config.data.template == "chat" else tokenizer
+            ids |= {"eos_token_id": read.eos_id, "pad_token_id": read.save_for_scores(folder)}
+        else:
+            tokenizer.save_to(folder)
         hf.save(
             folder,
             shape,
@@ -182,7 +203,6 @@ def _export_stage(stage: pathlib.Path, options) -> str:
             settings=ids,
             shard_bytes=int(options.shard_gb * 1e9),
         )
-        tokenizer.save_to(folder)
         said = _describe(folder)
     return f"{options.folder}: {said}"
 
