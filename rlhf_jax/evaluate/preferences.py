@@ -29,12 +29,12 @@ def evaluate(rankings: Sequence[Ranking], scores: np.ndarray, lengths: np.ndarra
     Returns:
       What evaluation.json holds of these rankings; nothing but the counts where every pair is tied.
     """
-    pairs = _pairs(rankings)
+    pairs = pairs_of(rankings)
     counts = {"prompts": len({ranking.unit for ranking in rankings}), "rankings": len(rankings), "pairs": len(pairs)}
     if not pairs:
         return counts
-    margins, longer = _differences(scores, pairs), _differences(lengths, pairs)
-    units = _numbered([rankings[n].unit for n, _, _ in pairs])
+    margins, longer = differences(scores, pairs), differences(lengths, pairs)
+    units = numbered([rankings[n].unit for n, _, _ in pairs])
     groups = np.array([rankings[n].group or "" for n, _, _ in pairs])
     probabilities, right = calibration.from_margins(margins)
     return counts | {
@@ -61,14 +61,14 @@ def accuracy_gap(
     """
     found = []
     for rankings, scores in ((first, first_scores), (second, second_scores)):
-        pairs = _pairs(rankings)
-        _, right = calibration.from_margins(_differences(scores, pairs))
+        pairs = pairs_of(rankings)
+        _, right = calibration.from_margins(differences(scores, pairs))
         found.append((right, [rankings[n].unit for n, _, _ in pairs]))
     (right, units), (other_right, other_units) = found
     return statistics.difference_of_shares(right, other_right, units, other_units)
 
 
-def _pairs(rankings: Sequence[Ranking]) -> list[tuple[int, int, int]]:
+def pairs_of(rankings: Sequence[Ranking]) -> list[tuple[int, int, int]]:
     """Every pair of completions that is not tied: the number of its ranking, the better completion, the worse one."""
     return [
         (n, better, worse)
@@ -78,14 +78,14 @@ def _pairs(rankings: Sequence[Ranking]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _differences(values, pairs) -> np.ndarray:
+def differences(values, pairs) -> np.ndarray:
     """f64[pairs]: the value of the better completion less that of the worse one, of values[N, K]."""
     ranking, better, worse = np.array(pairs).T
     values = np.asarray(values, np.float64)
     return values[ranking, better] - values[ranking, worse]
 
 
-def _numbered(names) -> np.ndarray:
+def numbered(names) -> np.ndarray:
     """i[N]: a number for each name, the same for equal names."""
     places = {}
     return np.array([places.setdefault(name, len(places)) for name in names])
