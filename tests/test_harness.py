@@ -336,6 +336,7 @@ def test_unknown_tasks_folders_and_settings_are_sentences(stories, own_tasks, ca
         capsys, f"--model={stories}", "--include=/nowhere", "--tasks=toy_mc", status=2
     )
     assert "'x' is no NAME=VALUE" in run(capsys, *asked, "--tasks=toy_gen", "--gen_kwargs=x", status=2)
+    assert "--tasks=, names no task" in run(capsys, *asked, "--tasks=,", status=2)
     assert "give either --workdir=DIR, a run, or --model" in run(capsys, "--tasks=toy_mc", status=2)
     (own_tasks / "rows.jsonl").unlink()
     said = run(capsys, *asked, "--tasks=toy_mc", status=2)

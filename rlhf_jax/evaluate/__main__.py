@@ -141,9 +141,8 @@ def table(found: dict[str, dict[str, dict]]) -> rich.table.Table:
 def _cell(estimate: dict | None) -> str:
     if estimate is None or estimate["value"] is None:
         return "–"
-    if estimate["low"] is None or estimate["high"] is None:
-        return f"{estimate['value']:.4g}"
-    return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
+    value, low, high = (None if number is None else f"{round(number, 6):.4g}" for number in estimate.values())
+    return value if low is None or high is None else f"{value} [{low}, {high}]"
 
 
 @as_command("rlhf_jax.evaluate")
@@ -155,6 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n".join(tasks_lib.known(include)))
         return
     hosts.start(options.distributed, options.coordinator, options.num_processes, options.process_id)
+    if not _names(options.tasks):
+        raise InputError(f"--tasks={options.tasks} names no task; --tasks=list prints the names")
     named = models(options)
     try:
         with progress.Interrupt() as interrupt:
