@@ -176,8 +176,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         found = measure(options)
     except Stopped as error:
-        kept = "the scores are kept, and the same command goes on" if options.rows else "--rows=FILE would keep scores"
-        raise KeyboardInterrupt(f"{error}; {kept}") from None
+        lost = "stopped; no score is kept without --rows=FILE"
+        raise KeyboardInterrupt(str(error) if options.rows else lost) from None
     if options.out:
         write_json(options.out, found)
     console = terminal.console(width=None if sys.stdout.isatty() else _WIDTH)
