@@ -9,10 +9,13 @@ import sys
 import numpy as np
 import pytest
 import scipy.optimize
+import tiny
 from scipy.special import expit
 from toy import get_config as toy_config
 
+from rlhf_jax import hf, ppo
 from rlhf_jax import run as run_lib
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import compare, outside
 from rlhf_jax.evaluate import scorer as scorer_lib
 from rlhf_jax.evaluate.compare import __main__ as command
@@ -393,6 +396,31 @@ def test_gold_cannot_judge_prompts_of_another_world(world_run, tmp_path, capsys)
     assert "needs a run, whose world it knows" in capsys.readouterr().err
 
 
+def test_a_released_reward_model_judges_files_of_completions(tmp_path):
+    tokenizer = Tokenizer.train([], 258)
+    config = tiny.llama(max_length=40, vocab_size=tokenizer.vocab_size)
+    params = tiny.params_of(config, 0, "scalar")
+    (tmp_path / "reward").mkdir()
+    hf.save(tmp_path / "reward", config, params, head="scalar")
+    tokenizer.save_to(tmp_path / "reward")
+    texts = {"mine": [" yes", " no way", " so"], "theirs": [" no", " of course", " it is"]}
+    for name, completions in texts.items():
+        rows = [{"prompt": f"what {n}?", "completion": text} for n, text in enumerate(completions)]
+        write(tmp_path / f"{name}.jsonl", rows)
+
+    def score(prompt, completion):
+        ids = tokenizer.encode_prompts([prompt])[0] + tokenizer.encode(completion, continues=True) + [tokenizer.eos_id]
+        return float(ppo.sequence_scores(config, params, np.array([ids]), np.ones((1, len(ids)), bool))[0])
+
+    wins = [
+        score(f"what {n}?", mine) > score(f"what {n}?", theirs) for n, (mine, theirs) in enumerate(zip(*texts.values()))
+    ]
+    files_of = [str(tmp_path / f"{name}.jsonl") for name in texts]
+    out = tmp_path / "found.json"
+    assert command.main([*files_of, f"--judge=reward:{tmp_path}/reward", f"--out={out}"]) == 0
+    assert files.read_json(out)["contests"][0]["win_rate"]["value"] == pytest.approx(np.mean(wins))
+
+
 def test_a_reward_model_reads_the_tokens_of_its_own_run_and_texts_of_others(world_run, tmp_path, monkeypatch):
     asked = []
 
@@ -414,7 +442,9 @@ def test_a_reward_model_reads_the_tokens_of_its_own_run_and_texts_of_others(worl
     assert asked == [None, None, [(1,)] * len(rows)]
     with pytest.raises(InputError, match="is no finished reward model"):
         judges.reward(str(world_run / "sft"))
-    with pytest.raises(InputError, match="neither a finished reward stage nor a work directory"):
+    with pytest.raises(
+        InputError, match="neither a finished reward stage, nor a work directory, nor a Hugging Face folder"
+    ):
         judges.reward(str(tmp_path))
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.chat_template import shown
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.evaluate import outside
 from rlhf_jax.evaluate import scorer as scorer_lib
 from rlhf_jax.evaluate.compare.judgments import Judgment
 from rlhf_jax.evaluate.compare.policies import Pair, Policy
+from rlhf_jax.evaluate.rewards import models
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
 
@@ -65,18 +66,22 @@ def reward(name: str) -> Score:
     """Returns a reward model as a judge.
 
     Args:
-        name: a finished reward stage, or a work directory, whose last reward model is meant.
+        name: a finished reward stage, or a work directory, whose last reward model is meant, or a Hugging Face folder.
 
     Raises:
         InputError: there is no such reward model.
     """
     path = pathlib.Path(name)
+    if (path / "config.json").is_file() and not run_lib.is_run(path):
+        return _released(name)
     if run_lib.is_run(path):
         stage = None
     elif run_lib.is_run(path.absolute().parent):
         path, stage = path.absolute().parent, path.absolute().name
     else:
-        raise InputError(f"--judge=reward:{name} is neither a finished reward stage nor a work directory")
+        raise InputError(
+            f"--judge=reward:{name} is neither a finished reward stage, nor a work directory, nor a Hugging Face folder"
+        )
     run = run_lib.open_run(str(path))
     if stage is not None and stage not in run.giving("reward"):
         raise InputError(
@@ -90,6 +95,32 @@ def reward(name: str) -> Score:
         ids = [text.tokens for text in texts] if ours and all(text.tokens for text in texts) else None
         prompts = [Prompt(written(text.prompt), {}) for text in texts]
         return scorer(prompts, [text.text for text in texts], [text.finished for text in texts], ids)
+
+    return score
+
+
+def _released(name: str) -> Score:
+    """Returns a released reward model as a judge. It reads prompts as they are written, special tokens included."""
+    judge = models.open_reward(name)
+    written = judge.model.template.written if judge.model.template else str
+
+    def score(policy: Policy) -> np.ndarray:
+        rows = [
+            Ranking(written(text.prompt), (text.text,), (1,), None, None, None, (text.finished,), {})
+            for text in policy.completions
+        ]
+        encoded = judge.encode(rows)
+        for text, requests in zip(policy.completions, encoded):
+            if requests is None:
+                raise InputError(
+                    f"{policy.source}: the prompt {text.prompt[:60]!r} with its completion is longer than the context of "
+                    f"{name}, {judge.model.config.max_length} tokens; leave it out"
+                )
+        scores = np.zeros(len(rows))
+        for batch in judge([request for [request] in encoded]):
+            for number, value in batch:
+                scores[number] = value
+        return scores
 
     return score
 
