@@ -761,3 +761,23 @@ def test_an_experiment_file_needs_no_jax():
 def test_a_folder_without_sweeps_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no directory of a sweep"):
         reproduction.write(tmp_path)
+
+
+def test_benchmarks_of_policies_are_quantities_of_tables_and_claims(tmp_path):
+    name = "lm_eval/instructgpt_sst/acc"  # as evaluate/harness/results.py names it in evaluation.json
+
+    def with_benchmark(overrides, stage):
+        numbers = measure(overrides, stage)
+        return numbers if stage == "reward_model" else numbers | {name: numbers["skills/mean"]}
+
+    declared = spec.Declared(
+        tables=(spec.Table(("ppo_ptx",), (name,), where={KL: 0.08}, name="main"),),
+        claims=(spec.Claim("a paper", "it rises", spec.Trend(name, "ppo_ptx", PTX, "rises", {KL: 0.08})),),
+    )
+    path = make(tmp_path / "sweep", declared, measured=with_benchmark, fate=lambda overrides: "done")
+    pages.write(path)
+    text = (path / "report.md").read_text()
+    values = [measure({"seed": seed, PTX: 2.0, KL: 0.08}, "ppo_ptx")["skills/mean"] for seed in SEEDS]
+    [shown] = cells(text, r"ptx\_coef=2")
+    assert float(shown.split()[0]) == pytest.approx(np.mean(values), abs=1e-3)
+    assert r"| setting | instructgpt\_sst acc |" in text and "- **holds**: it rises (a paper)." in text

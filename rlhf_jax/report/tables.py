@@ -105,6 +105,8 @@ def quantity_of(name: str) -> Quantity:
         return dataclasses.replace(quantity_of(metric), title=title, name=name)
     if name.startswith("skills/"):
         return Quantity(f"{name.removeprefix('skills/').replace('_', ' ')} (%)", name, 1, 100)
+    if name.startswith("lm_eval/"):
+        return Quantity(" ".join(name.split("/")[1:]), name, None)
     return Quantity(name.removeprefix("evaluation:"), name, None)
 
 

@@ -13,6 +13,7 @@ value or a tuple of several, and it counts whether a setting overrides the field
 A *quantity* is one of these:
 
     "gold/total", "score", "kl", "skills/mean", "valid_loss", ...    an estimate in a policy's evaluation.json
+    "lm_eval/hellaswag/acc"                                          a benchmark of evaluate.tasks: task and metric
     "valid/accuracy", "heldout/log_loss", "valid/by_group/detail"    a number in a reward model's evaluation.json
     "evaluation:categories/chat/gold"                                any other number there, by its path
     "history:objective/kl@last"                                      a metric in the stage's metrics.jsonl: @last,

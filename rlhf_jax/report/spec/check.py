@@ -138,7 +138,9 @@ def known_quantity(name: str, kind: str) -> bool:
     if not registry.KINDS[kind].judged:
         splits = parts[0] in ("valid", "heldout") and len(parts) > 1
         return splits and (parts[1] in _OF_SPLITS or parts[1] == "by_group" and len(parts) > 2)
-    # A run with several reward models has a score/NAME of each.
+    # A run with several reward models has a score/NAME of each, and one with benchmarks an lm_eval/TASK/METRIC.
+    if parts[0] == "lm_eval":
+        return len(parts) > 2
     return name in {quantity.name for quantity in QUANTITIES} or parts[0] in ("skills", "score") and len(parts) == 2
 
 
