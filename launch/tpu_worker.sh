@@ -48,6 +48,7 @@ start() {
   echo "$1" > "$here/attempt"
   echo "${*:3}" > "$here/flags"
   rm -f "$here/code" "$here/stopped"
+  : > "$here/log"  # the program's shell may open it only after `run` begins to follow it
   # The trap keeps this shell alive until it has written how the program ended.
   # shellcheck disable=SC2016
   nohup setsid bash -c 'trap : TERM; "${@:2}"; echo $? > "$1/code.new"; mv "$1/code.new" "$1/code"' \
