@@ -16,8 +16,6 @@ import argparse
 import pathlib
 import sys
 
-import rich.table
-
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import harness
@@ -26,6 +24,7 @@ from rlhf_jax.evaluate.harness.tasks import Options, Tasks
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SEED
 from rlhf_jax.language_model import open_model
+from rlhf_jax.report.tables import Quantity, TextTable
 from rlhf_jax.runtime import hosts, progress, shipped, terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 
@@ -122,27 +121,24 @@ def gen_kwargs(text: str) -> dict | None:
     return found or None
 
 
-def table(found: dict[str, dict[str, dict]]) -> rich.table.Table:
-    """Returns the results as a table: a row for each metric, a column for each model.
+def table(found: dict[str, dict[str, dict]]) -> TextTable:
+    """Returns the results as a table: a row for each metric below its task, a column for each model.
 
     Args:
         found: for each model, its entries of lm_eval.json.
     """
-    names = ["task", "metric", "items", *map(terminal.visible, found)]
-    shown = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in names))
-    first = next(iter(found.values()))
-    for task, entry in first.items():
+    shown = Quantity("", "", None)
+    rows = []
+    for task, entry in next(iter(found.values())).items():
+        rows.append([task, *[""] * len(found)])
+        rows.append(["  items", *(str(entries[task]["items"]) for entries in found.values())])
         for metric in entry["estimates"]:
-            cells = [_cell(entries[task]["estimates"].get(metric)) for entries in found.values()]
-            shown.add_row(terminal.visible(task), metric, str(entry["items"]), *cells)
-    return shown
-
-
-def _cell(estimate: dict | None) -> str:
-    if estimate is None or estimate["value"] is None:
-        return "–"
-    value, low, high = (None if number is None else f"{round(number, 6):.4g}" for number in estimate.values())
-    return value if low is None or high is None else f"{value} [{low}, {high}]"
+            estimates = [entries[task]["estimates"].get(metric) for entries in found.values()]
+            cells = [
+                shown.show(estimate if estimate and estimate["value"] is not None else None) for estimate in estimates
+            ]
+            rows.append([f"  {metric}", *cells])
+    return TextTable(["", *found], rows)
 
 
 @as_command("rlhf_jax.evaluate")
@@ -162,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
             found = {name: evaluate(name, *places, options, include, interrupt) for name, places in named.items()}
     except progress.Stopped as error:
         raise KeyboardInterrupt(str(error)) from None
-    terminal.console(sys.stdout).print(table(found))
+    terminal.console(sys.stdout).print(table(found).rich("± half of a 95 % interval over items", wrap=True))
     for name, (_, folder) in named.items():
         print(f"{name}: {folder / harness.results.SUMMARY}")
 
