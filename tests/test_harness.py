@@ -250,7 +250,11 @@ def test_a_changed_file_of_a_model_changes_its_fingerprint(tmp_path):
     before = fingerprint(tmp_path)
     assert fingerprint(tmp_path) == before
     (tmp_path / "model.safetensors").write_bytes(bytes((3 << 20) - 1) + b"x")
-    assert fingerprint(tmp_path) != before
+    changed = fingerprint(tmp_path)
+    assert changed != before
+    (tmp_path / "sft" / "params").mkdir(parents=True)  # a work directory, whose stage was trained anew
+    (tmp_path / "sft" / "params" / "manifest.json").write_text("{}")
+    assert fingerprint(tmp_path) != changed
 
 
 # --- estimates ------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def open_splits(folder: pathlib.Path) -> dict[str, Rows]:
     Raises:
         InputError: the dataset is broken, or TFDS is not installed.
     """
-    tfds = library()
+    tfds = imported_tfds()
     _check_sizes(folder)
     try:
         builder = tfds.builder_from_directory(folder)
@@ -143,7 +143,7 @@ def write(
     Raises:
         InputError: the dataset exists already, or cannot be written.
     """
-    tfds = library()
+    tfds = imported_tfds()
     folder = out / name / version
     check_writable(out, name, version)
     with new_folder(folder, within=out) as beside:
@@ -179,7 +179,7 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
 
 def check_writable(out: pathlib.Path, name: str, version: str) -> None:
     """Raises the InputError that `write` would raise, before any row is read; makes the folder `out`."""
-    library()
+    imported_tfds()
     if (folder := out / name / version).exists():
         raise InputError(f"--out: {folder} exists already; delete it, or give another --out")
     make_folder(out, parents=True)
@@ -262,7 +262,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def library():
+def imported_tfds():
     """Imports and returns tensorflow_datasets, which reads without TensorFlow; raises InputError if it or array_record is not installed."""
     try:
         importlib.import_module("array_record.python.array_record_module")

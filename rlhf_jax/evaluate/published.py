@@ -89,7 +89,7 @@ class Source:
     def _from_tfds(self, split: str, folder: str | None) -> Iterator[Row]:
         if self.tfds is None:
             raise InputError(f"--data=tfds: {self.name} is not in TFDS; give a folder, or --download from the hub")
-        tfds = prepared.library()
+        tfds = prepared.imported_tfds()
         try:
             source = tfds.data_source(self.tfds, data_dir=folder, split=split, download=False)
         except Exception as error:  # TFDS lets through what its parts raise

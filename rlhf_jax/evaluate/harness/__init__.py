@@ -80,6 +80,7 @@ def fingerprint(folder: pathlib.Path) -> str:
     """
     parameters = folder / "params" / "manifest.json"
     files = [parameters] if parameters.is_file() else sorted(path for path in folder.iterdir() if path.is_file())
+    files += sorted(folder.glob("*/params/manifest.json"))  # a work directory stands for one of its stages
     if parameters.is_file():  # a stage reads with its run's tokenizer
         files += [path for path in (folder.parent / "tokenizer.json", folder.parent / "template.txt") if path.is_file()]
     digest = hashlib.sha256()
