@@ -77,6 +77,13 @@ def test_scores_count_words_whatever_their_case_and_ignore_unknown_ones():
     np.testing.assert_allclose(bag.scores(["Good, GOOD!", "unseen", ""]), [4.5, 0, 0])
 
 
+def test_scores_of_rankings_are_those_of_their_completions_in_a_row_each():
+    bag = bag_of_words.BagOfWords({"good": 0, "bad": 1}, np.array([2.0, -1.0]), 1.0)
+    rows = [ranking("a", ["good", "bad"], (1, 2)), ranking("b", ["bad bad", "x", "good"], (3, 2, 1))]
+    np.testing.assert_allclose(bag.scores_of(rows), [[2, -1, 0], [-2, 0, 2]])
+    assert bag.scores_of([]).shape == (0, 0)
+
+
 def test_accuracy_counts_ties_half_and_its_interval_is_over_prompts():
     bag = bag_of_words.BagOfWords({"good": 0}, np.array([1.0]), 1.0)
     rows = [ranking("a", ["good", "x"], (1, 2)), ranking("b", ["x", "y"], (1, 2)), ranking("c", ["good", "x"], (1, 1))]

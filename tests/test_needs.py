@@ -192,6 +192,8 @@ def test_a_reward_model_of_rankings_alone_finishes_with_a_bias_of_0(files, tmp_p
     assert "there are no demonstrations to set the bias by, so it is 0" in capsys.readouterr().out
     found = read_json(tmp_path / "run" / "reward_model" / "evaluation.json")
     assert found["demonstrations"] == 0 and found["valid"]["pairs"] == 8 * 3
+    ours, words, above = (found["valid"][name] for name in ("accuracy", "bag_of_words_accuracy", "above_bag_of_words"))
+    assert above["value"] == pytest.approx(ours["value"] - words["value"]) and above["low"] < above["high"]
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "There were no demonstrations whose mean score could be set to 0" in report
     assert weights.load_params(run_lib.open_run(tmp_path / "run"), "reward_model", "scalar")["scalar_bias"] == 0.0

@@ -95,3 +95,31 @@ def test_rated_texts_of_no_prompt_are_independent_unless_they_stand_together():
 
 def test_rankings_that_are_all_tied_have_no_accuracy():
     assert evaluate([ranking("a", [1, 1, 1])], [[0.0, 1.0, 2.0]]) == {"prompts": 1, "rankings": 1, "pairs": 0}
+
+
+def test_the_difference_of_two_judges_is_of_the_same_pairs_and_its_interval_is_that_of_a_bootstrap_over_prompts():
+    """Whatever makes a prompt hard for both judges cancels, and its pairs, which stand or fall together, count once."""
+    rng = np.random.default_rng(0)
+    rankings = [ranking(f"p{n // 5}", [1, 2] if n % 3 else [2, 2]) for n in range(600)]
+    hard = np.repeat(rng.normal(0, 1, 120), 5)
+    better = np.repeat(rng.normal(0, 3, 120), 5)
+
+    def scores(skill):
+        margin = skill + hard + rng.normal(0, 1, 600)
+        return np.stack([margin, np.zeros(600)], axis=1)
+
+    first, second = scores(1 + better), scores(0)
+    found = preferences.accuracy_difference(rankings, first, second)
+
+    pairs = [n for n in range(600) if n % 3]
+    gain = {f"p{n}": [] for n in range(120)}
+    for n in pairs:
+        gain[f"p{n // 5}"].append(float(first[n, 0] > 0) - float(second[n, 0] > 0))
+    assert found.value == pytest.approx(sum(map(sum, gain.values())) / len(pairs))
+    sums, sizes = np.array([[sum(one), len(one)] for one in gain.values()]).T
+    draws = rng.integers(120, size=(4000, 120))
+    low, high = np.quantile(sums[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.01) and found.high == pytest.approx(high, abs=0.01)
+    assert found.high - found.low > 0.1
+    same = preferences.accuracy_difference(rankings, first, first)
+    assert same.value == 0 and same.low < 0 < same.high

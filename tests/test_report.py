@@ -159,7 +159,10 @@ def reward_facts(rng):
             ],
         }
 
-    bag = {"bag_of_words_accuracy": {"value": 0.6, "low": 0.55, "high": 0.65}}
+    bag = {
+        "bag_of_words_accuracy": {"value": 0.6, "low": 0.55, "high": 0.65},
+        "above_bag_of_words": {"value": 0.11, "low": 0.08, "high": 0.14},
+    }
     return {
         "valid": split(1.0) | bag,
         "heldout": split(0.5),
@@ -226,6 +229,7 @@ def test_reward_model_stands_beside_its_ceiling(run):
     assert cells(text, "accuracy (%)") == ["71.0 ± 4.0", "71.0 ± 4.0"]
     assert cells(text, "accuracy that the labelers' noise allows (%)") == ["73.5", "70.5"]
     assert cells(text, "accuracy of a bag of words (%)") == ["60.0 ± 5.0", "–"]
+    assert cells(text, "accuracy above that of the bag of words (points)") == ["11.0 ± 3.0", "–"]
     assert "one group agree on 72.7 %" in text
     assert (
         "less that on held-out labelers: 1.2 ± 3.3 points. For a judge who knows what the mean training labeler wants, it is 3.0 points."

@@ -36,6 +36,14 @@ class BagOfWords:
         """The scores f64[N] of completions, the higher the better."""
         return _counts(self.columns, completions) @ self.weights
 
+    def scores_of(self, rankings: Sequence[Ranking]) -> np.ndarray:
+        """The scores f64[N, K] of the completions of rankings, as a reward model gives them; 0 where there is none."""
+        flat = iter(self.scores([text for ranking in rankings for text in ranking.completions]))
+        scores = np.zeros([len(rankings), max((len(ranking.completions) for ranking in rankings), default=0)])
+        for row, ranking in zip(scores, rankings):
+            row[: len(ranking.completions)] = [next(flat) for _ in ranking.completions]
+        return scores
+
 
 def fit(rankings: Sequence[Ranking]) -> BagOfWords:
     """Fits the weights with the penalty of PENALTIES that has the best log-loss on prompts held out.

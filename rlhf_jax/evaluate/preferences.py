@@ -68,6 +68,18 @@ def accuracy_gap(
     return statistics.difference_of_shares(right, other_right, units, other_units)
 
 
+def accuracy_difference(rankings: Sequence[Ranking], first: np.ndarray, second: np.ndarray) -> Estimate:
+    """Accuracy of the scores `first` less accuracy of the scores `second` on the same pairs, with an interval over prompts.
+
+    Args:
+      rankings: N rankings, of which at least one pair is not tied.
+      first, second: f[N, K], the scores of their completions by two judges, the higher the better.
+    """
+    pairs = pairs_of(rankings)
+    right = [calibration.from_margins(differences(scores, pairs))[1] for scores in (first, second)]
+    return statistics.paired_difference(*right, units=[rankings[n].unit for n, _, _ in pairs])
+
+
 def pairs_of(rankings: Sequence[Ranking]) -> list[tuple[int, int, int]]:
     """Every pair of completions that is not tied: the number of its ranking, the better completion, the worse one."""
     return [

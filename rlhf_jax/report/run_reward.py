@@ -27,6 +27,13 @@ def reward_table(record: Record) -> TextTable:
                 *(_percent(facts.get("bag_of_words_accuracy")) for facts in splits.values()),
             ]
         )
+    if any("above_bag_of_words" in facts for facts in splits.values()):
+        rows.append(
+            [
+                "accuracy above that of the bag of words (points)",
+                *(_percent(facts.get("above_bag_of_words")) for facts in splits.values()),
+            ]
+        )
     rows += [
         [title, *(_plain(facts.get(name)) for facts in splits.values())]
         for name, title in {

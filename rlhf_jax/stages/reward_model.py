@@ -193,7 +193,7 @@ def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     """Accuracy with interval, log-loss and calibration on validation rankings, and on the held-out group's.
 
     Beside it stands the accuracy of a bag of words that is fitted to the same training rankings, where they suffice for
-    it. If no ranking says that one completion is better than another, the rankings are only counted.
+    it, and by how much the model exceeds it on the same pairs. If no ranking says that one completion is better than another, the rankings are only counted.
     """
     try:
         bag = bag_of_words.fit(rankings.load(run, stage, "train"))
@@ -234,6 +234,7 @@ def _evaluate_rankings(
     found = preferences.evaluate(kept, scores, arrays.mask.sum(-1))
     if bag and "accuracy" in found:
         found["bag_of_words_accuracy"] = bag_of_words.accuracy(bag, kept)._asdict()
+        found["above_bag_of_words"] = preferences.accuracy_difference(kept, scores, bag.scores_of(kept)).to_json()
     if arrays.targets is not None:
         given, said = arrays.targets[arrays.valid], scores[arrays.valid]
         if given.std() and said.std():

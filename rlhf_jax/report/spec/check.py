@@ -9,7 +9,7 @@ from rlhf_jax.report.tables import QUANTITIES
 from rlhf_jax.runtime.errors import InputError
 
 _OF_DONE = ("seconds", "evaluation_seconds", "peak_memory_gib")
-_OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "pairs", "prompts")
+_OF_SPLITS = ("accuracy", "log_loss", "ece", "bag_of_words_accuracy", "above_bag_of_words", "pairs", "prompts")
 _EXTREMES = ("min", "max")  # summaries of a metric that are refused
 
 
