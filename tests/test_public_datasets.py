@@ -204,6 +204,7 @@ CHECKED = {  # dataset: (file, published rows, {split: our rows}, {reason: lines
                 {
                     "prompt": f"SUBREDDIT: r/legaladvice\n\nTITLE: T\n\nPOST: post {post}\n\nTL;DR:",
                     "batch": "batch9",
+                    "task": "tldr",
                     "completions": [" short", " long"],
                     "ranks": ranks,
                     "labeler": "ann",

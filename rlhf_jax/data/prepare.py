@@ -13,7 +13,7 @@ import itertools
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import rich.status
@@ -21,6 +21,7 @@ import rich.status
 from rlhf_jax.data import download, folders, prepared, rows
 from rlhf_jax.data.public import DATASETS, Dataset, LeftOut
 from rlhf_jax.data.row_formats import parse_row
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields.options import folder as folder_option
 from rlhf_jax.runtime import terminal
 from rlhf_jax.runtime.errors import InputError, as_command
@@ -44,6 +45,7 @@ class Report:
         bad: place -> error, for each row that breaks the format and was skipped.
         shared_groups: a text such as 'test in train' -> number of groups that lie in both splits.
         not_wanted: number of rows that --where left out.
+        shortened: number of rows whose prompts were made shorter.
     """
 
     files: dict[str, int]
@@ -52,6 +54,7 @@ class Report:
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
     shared_groups: dict[str, int] = dataclasses.field(default_factory=dict)
     not_wanted: int = 0
+    shortened: int = 0
 
     def __str__(self) -> str:
         lines = [(", ".join(f"{split} {count:,}" for split, count in self.rows.items()) or "no") + " rows"]
@@ -62,6 +65,8 @@ class Report:
             lines.append(f"skipped {len(self.bad):,} bad rows, the first: {place}: {reason}")
         if self.not_wanted:
             lines.append(f"left out {self.not_wanted:,}: not wanted by --where")
+        if self.shortened:
+            lines.append(f"made the prompts of {self.shortened:,} rows shorter")
         for splits, count in self.shared_groups.items():
             lines.append(
                 f"{count:,} groups of {splits} too; training with the published splits leaves their rows out there"
@@ -77,6 +82,8 @@ def prepare(
     on_bad_row: str = "error",
     where: Mapping[str, str] | None = None,
     name: str | None = None,
+    prompt_tokens: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[pathlib.Path, Report]:
     """Reads the source's files and writes `out`/name/version, completely or not at all.
 
@@ -88,6 +95,8 @@ def prepare(
             Rows that are known to be of no use (LeftOut) are left out either way.
         where: column -> value; only rows with these values are written.
         name: name of the prepared dataset; by default the dataset's own.
+        prompt_tokens: longer prompts are made shorter by the source's rule, `Dataset.shorter`. 0 keeps them whole.
+        tokenizer: the tokenizer that counts these tokens.
 
     Returns:
         The folder of the dataset, and the report, which the folder also holds as preparation.json.
@@ -98,12 +107,22 @@ def prepare(
     where = dict(where or {})
     if unknown := where.keys() - dataset.columns.keys():
         raise InputError(f"--where: {dataset.name} has no column {min(unknown)}; it has {', '.join(dataset.columns)}")
+    if prompt_tokens and dataset.shorter is None:
+        raise InputError(
+            f"--prompt_tokens: leave it out, because {dataset.name} has no rule for prompts that are too long; "
+            "config.too_long says what happens to them"
+        )
     prepared.check_writable(out, name or dataset.name, VERSION)
     found = source_files(dataset, source)
     report = Report(
         {str(path.relative_to(source)): path.stat().st_size for paths in found.values() for _, path in paths}
     )
     groups: dict[str, set[str]] = {split: set() for split in SPLITS}
+
+    def fit(prompt: str) -> str:
+        if tokenizer is None:
+            return prompt
+        return dataset.fit(prompt, prompt_tokens, lambda text: len(tokenizer.encode_prompts([text])[0]))
 
     def finish(folder: pathlib.Path) -> None:
         if not report.rows:
@@ -118,7 +137,7 @@ def prepare(
             name or dataset.name,
             VERSION,
             dataset.columns,
-            _rows(dataset, found, on_bad_row, where, report, groups, progress),
+            _rows(dataset, found, on_bad_row, where, fit, report, groups, progress),
             description=dataset.about,
             homepage=dataset.homepage,
             finish=finish,
@@ -141,6 +160,7 @@ def _rows(
     found: dict,
     on_bad_row: str,
     where: dict[str, str],
+    fit: Callable[[str], str],
     report: Report,
     groups: dict[str, set[str]],
     progress: "_Progress",
@@ -165,6 +185,8 @@ def _rows(
                         report.left_out.setdefault("all completions are the same", []).append(place)
                         continue
                     parse_row(ours, dataset.kind)
+                    if ours.get("prompt") and (prompt := fit(ours["prompt"])) != ours["prompt"]:
+                        ours, report.shortened = {**ours, "prompt": prompt}, report.shortened + 1
                     report.rows[split] = report.rows.get(split, 0) + 1
                     if "group" in ours:
                         groups[split].add(ours["group"])
@@ -259,6 +281,20 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="Write dialogues as messages for a chat template, and not in the markup of the source.",
     )
+    parser.add_argument(
+        "--prompt_tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Make longer prompts shorter, by the source's own rule, until they have at most N tokens. 0 (the default) "
+        "keeps them whole.",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=folder_option,
+        metavar="FILE",
+        help="The tokenizer that counts these tokens: a tokenizer.json, or the folder that has one.",
+    )
     parser.add_argument("--name", help="The name of the prepared dataset. The default is that of --dataset.")
     parser.add_argument(
         "--on_bad_row",
@@ -279,6 +315,9 @@ def main(arguments: list[str] | None = None) -> None:
         download.fetch(dataset, options.source)
     if options.chat:
         dataset = dataset.as_chat()
+    if options.prompt_tokens < 0 or bool(options.prompt_tokens) != bool(options.tokenizer):
+        raise InputError("--prompt_tokens needs a number from 1, and --tokenizer, which counts the tokens")
+    tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer else None
     folder, report = prepare(
         dataset,
         options.source,
@@ -286,6 +325,8 @@ def main(arguments: list[str] | None = None) -> None:
         on_bad_row=options.on_bad_row,
         where=dict(pair.split("=", 1) for pair in options.where),
         name=options.name,
+        prompt_tokens=options.prompt_tokens,
+        tokenizer=tokenizer,
     )
     print(f"{folder}: {dataset.kind}\n{report}")
 

@@ -43,6 +43,8 @@ class Dataset:
         downloads: the files that --download fetches; empty if no checksum is known from a public source.
         chat: function that replaces a converted row's prompt, a dialogue in the source's markup, by `messages`; None if
             prompts are no such dialogues.
+        shorter: function that returns a prompt without its last part, or None if it has no part to spare, for prompts
+            that are too long; None if the source has no rule for them.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Dataset:
     assemble: Callable[[Iterator[tuple[str, Any]]], Iterator[tuple[str, Any]]] | None = None
     downloads: tuple[Download, ...] = ()
     chat: Callable[[Row], Row] | None = None
+    shorter: Callable[[str], str | None] | None = None
 
     def as_chat(self) -> "Dataset":
         """Returns the dataset with messages, for the run's chat template, in place of verbatim prompts.
@@ -68,10 +71,28 @@ class Dataset:
                 f"--chat: leave it out, because the prompts of {self.name} are not dialogues with markup of their own"
             )
         columns = {"messages": "messages", **self.columns}
-        del columns["prompt"]
+        columns = {name: kind for name, kind in columns.items() if name not in ("prompt", "completion")}
         return dataclasses.replace(
             self, columns=columns, convert=lambda row, file: map(self.chat, self.convert(row, file))
         )
+
+    def fit(self, prompt: str, tokens: int, count: Callable[[str], int]) -> str:
+        """Returns a prompt of at most `tokens` tokens, which `shorter` makes of a longer one.
+
+        Args:
+            prompt: the prompt.
+            tokens: the largest number of tokens.
+            count: function that returns the number of tokens of a prompt.
+
+        Raises:
+            LeftOut: the prompt is too long even without all that `shorter` takes off.
+        """
+        assert self.shorter is not None
+        while count(prompt) > tokens:
+            if (cut := self.shorter(prompt)) is None:
+                raise LeftOut(f"the prompt is longer than {tokens} tokens without its text")
+            prompt = cut
+        return prompt
 
 
 DEMONSTRATION = {"prompt": "text", "completion": "text", "group": "text"}

@@ -5,12 +5,13 @@ last turn, which is the assistant's; the text before it is the prompt, kept verb
 earlier or have an empty answer. They are left out, and the report lists them.
 """
 
+import dataclasses
 import hashlib
 import os
 import re
 from collections.abc import Iterator
 
-from rlhf_jax.data.public.dataset import RANKING, Dataset, Download, LeftOut, Row, field, number, text
+from rlhf_jax.data.public.dataset import DEMONSTRATION, RANKING, Dataset, Download, LeftOut, Row, field, number, text
 from rlhf_jax.runtime.errors import InputError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -49,14 +50,20 @@ def opening(dialogue: str) -> str:
 
 
 def chat(row: Row) -> Row:
-    """Returns a row with its prompt as messages; raises LeftOut if a turn is empty."""
+    """Returns a row with its prompt as messages, and a completion as the last of them.
+
+    Raises:
+        LeftOut: a turn is empty.
+    """
     parts = re.split(r"\n\n(Human|Assistant):", row["prompt"])[1:-2]
     turns = [(_ROLES[name], content.strip()) for name, content in zip(parts[::2], parts[1::2])]
     if not all(content for _, content in turns):
         raise LeftOut("a turn of the prompt is empty")
-    others = {name: value for name, value in row.items() if name != "prompt"}
+    others = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
     if "completions" in row:  # the space after "Assistant:" is markup of the source
         others["completions"] = [text.removeprefix(" ") for text in row["completions"]]
+    if "completion" in row:
+        turns.append((_ROLES["Assistant"], row["completion"].removeprefix(" ")))
     return {"messages": [{"role": role, "content": content} for role, content in turns], **others}
 
 
@@ -70,6 +77,17 @@ def _pair(row: Row, file: str) -> Iterator[Row]:
         "group": opening(prompt),
         "subset": file.split("/")[0],
     }
+
+
+def _chosen(row: Row, file: str) -> Iterator[Row]:
+    """Converts the chosen dialogue of a pair, as a demonstration of its last answer."""
+    for pair in _pair(row, file):
+        yield {
+            "prompt": pair["prompt"],
+            "completion": pair["completions"][0],
+            "group": pair["group"],
+            "subset": pair["subset"],
+        }
 
 
 def _red_team(row: Row, file: str) -> Iterator[Row]:
@@ -132,6 +150,12 @@ DATASETS = (
     *(
         _pairs(f"hh_rlhf_{subset.replace('-', '_')}", (subset,), f"the subset {subset} of hh_rlhf")
         for subset in _SUBSETS
+    ),
+    dataclasses.replace(
+        _pairs("hh_rlhf_chosen", _SUBSETS, "the chosen answers of hh_rlhf, as demonstrations"),
+        kind="demonstrations",
+        convert=_chosen,
+        columns={**DEMONSTRATION, "subset": "text"},
     ),
     Dataset(
         name="hh_rlhf_red_team",
