@@ -179,8 +179,14 @@ def save_params(path, params) -> None:
     hosts.on_first(_replace, path, new, old)
 
 
-def load_params(path, abstract):
+def load_params(path, abstract, part: str = ""):
     """Reads what `save_params` wrote, with the dtypes and shardings of `abstract` (see `restore`).
+
+    Args:
+      path: the directory.
+      abstract: a tree of dictionaries.
+      part: the place of these arrays in a checkpoint of a whole state, such as "policy/params"; the other arrays are not
+        read. "": there are no others.
 
     Raises:
       InputError: the files are damaged, or an array is missing, superfluous or of another shape.
@@ -188,7 +194,7 @@ def load_params(path, abstract):
     path = pathlib.Path(path).absolute()
     if damage := hosts.on_first(_damage, path, True):
         raise _unusable(path, damage)
-    return _read(path, abstract)
+    return _read_part(path, abstract, part) if part else _read(path, abstract)
 
 
 def check_params(path) -> None:
@@ -315,9 +321,22 @@ def _damage(path, contents: bool = False) -> str | None:
     return None
 
 
-def _read(path, abstract):
+def _read_part(path, abstract, part: str):
+    nested = abstract
+    for name in reversed(part.split("/")):
+        nested = {name: nested}
+    restored = _read(path, nested, others=True)
+    for name in part.split("/"):
+        restored = restored[name]
+    return restored
+
+
+def _read(path, abstract, others: bool = False):
+    """Reads the arrays of `abstract`; `others` in the checkpoint are passed over, or refused."""
     saved = hosts.on_first(read_json, path / _MANIFEST)["arrays"]
     wanted = _arrays(abstract)
+    if others:
+        saved = {name: array for name, array in saved.items() if name in wanted}
     for name in sorted(saved.keys() | wanted.keys()):
         there, here = (
             f"of shape {arrays[name]['shape']}" if name in arrays else "absent" for arrays in (saved, wanted)
@@ -332,6 +351,10 @@ def _read(path, abstract):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device),
         abstract,
     )
+    if others:
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        with ocp.PyTreeCheckpointer() as reader:
+            return reader.restore(path, args=ocp.args.PyTreeRestore(abstract, arguments, partial_restore=True))
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(path, abstract)
 

@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from rlhf_jax import checkpoint, sharding, weights
+from rlhf_jax import checkpoint, sharding, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import answers as answers_lib
 from rlhf_jax.evaluate import benchmarks, policy
@@ -76,26 +76,19 @@ def evaluate(run: run_lib.Run, stage: str, answers: answers_lib.Answers | None =
         policy.rescore(run)
 
 
-# The fields in which a stage names earlier stages, and what these stages must give.
-_NAMES = {"init": "policy", "models": "policy", "reward": "reward", "judges": "reward", "pool": "completions"}
-
-
 def _check_names(run: run_lib.Run, stage: str) -> None:
     """Raises InputError if config[stage] names a stage that does not come before it, or that gives something else."""
     section, stages = run.config[stage], list(run.config.stages)
     earlier = stages[: stages.index(stage)]
-    for field, gives in _NAMES.items():
-        named = section.get(field) or ()
-        for name in [named] if isinstance(named, str) else named:
-            name = name.partition("@")[0] if field == "models" else name
-            fitting = [other for other in earlier if registry.of(run.config, other).gives == gives]
-            # A name that is no section of the config may be a folder of released weights, or another run.
-            if name not in fitting and (name in run.config or field == "models"):
-                kinds = " or ".join(kind for kind in KINDS if KINDS[kind].gives == gives)
-                raise InputError(
-                    f"{stage}.{field} names '{name}', which is no {kinds} stage before '{stage}' in "
-                    f"config.stages; there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting) or 'none'}"
-                )
+    named = [(field, name, sources.FIELDS[field]) for field, name in sources.named(section)]
+    for field, name, gives in named + [("pool", section.get("pool"), "completions")] * bool(section.get("pool")):
+        fitting = [other for other in earlier if registry.of(run.config, other).gives == gives]
+        if name in run.config and name not in fitting:  # a name that is no section of the config is a source
+            kinds = " or ".join(kind for kind in KINDS if KINDS[kind].gives == gives)
+            raise InputError(
+                f"{stage}.{field} names '{name}', which is no {kinds} stage before '{stage}' in "
+                f"config.stages; there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting) or 'none'}"
+            )
 
 
 def check(run: run_lib.Run) -> None:
@@ -117,7 +110,7 @@ def check(run: run_lib.Run) -> None:
         else:
             _check_names(run, stage)
             kind.check(run, stage)
-            weights.check_released(run, stage)
+            weights.check_sources(run, stage)
         asks_policy = kind.judged and (to_evaluate(run, stage) or kind.evaluate is None and not run.done(stage))
         if asks_policy:
             policy.check(run, stage)

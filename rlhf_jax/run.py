@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, hf, shapes, sharding
+from rlhf_jax import checkpoint, hf, shapes, sharding, sources
 from rlhf_jax.data import tokenizer_files
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
@@ -18,16 +18,28 @@ from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import forms, noted, registry
 from rlhf_jax.fields.checks import check as check_config
-from rlhf_jax.fields.defaults import defaults_like, filled, restored
+from rlhf_jax.fields.defaults import defaults_like, filled
 from rlhf_jax.model import TransformerConfig, attention
 from rlhf_jax.runtime import hosts, keys, progress, shipped
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, write_json
-from rlhf_jax.runtime.workdir import Workdir, config_of
+from rlhf_jax.runtime.workdir import Workdir
+from rlhf_jax.sources import read_config
 from rlhf_jax.world.corpus import WorldCorpus
 
 # Fields that may change between two starts of one run: they change no result.
 FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
+
+
+def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
+    """Returns the fields that may differ between the stored config of a run and its new one.
+
+    Beside FREE_FIELDS, these are the names of stages that are appended to `stages`, with their sections: no earlier stage
+    has read them.
+    """
+    before, after = (list(config.get("stages", ())) for config in (old, new))
+    appended = after[len(before) :] if after[: len(before)] == before else []
+    return (*FREE_FIELDS, *(["stages"] * bool(appended)), *appended)
 
 
 KEPT = ("template.txt", *tokenizer_files.FILES)  # how a run reads and writes text, all its life
@@ -103,31 +115,40 @@ class Run:
     def shape(self, stage: str) -> TransformerConfig:
         """Returns the shape of a stage's model: the policy's with the changes of config[stage].model.
 
-        A name that is no stage is a folder of released weights, whose shape is returned.
+        A name that is no stage is that of a source (see sources.py), whose shape is returned.
         """
         if stage not in self.config:
-            program = {name: getattr(self.model, name) for name in hf.PROGRAM_FIELDS}
-            return hf.load_config(self.released(stage), **program)
+            return self.source(stage).shape(**{name: getattr(self.model, name) for name in hf.PROGRAM_FIELDS})
         differing = {name: value for name, value in self.config[stage].get("model", {}).items() if name != "shape"}
         return dataclasses.replace(self.model, **differing)
 
-    def released(self, name: str) -> pathlib.Path:
-        folder = pathlib.Path(self.config.data.files.dir, name)
-        if not (folder / "config.json").is_file():
-            fields = [
-                f"{stage}.{field}"
-                for stage in self.config.stages
-                for field in ("init", "reward", "judges")
-                if name == (named := self.config[stage].get(field))
-                or isinstance(named, (tuple, list))
-                and name in named
-            ]
-            by = f"{' and '.join(fields) or 'the config'} {'name' if len(fields) > 1 else 'names'}"
-            raise InputError(
-                f"{by} '{name}', which is neither a stage of this config nor a folder of released weights in "
-                f"'{folder.parent}' (data.files.dir)"
-            )
-        return folder
+    def source(self, name: str, last: str = "") -> sources.Source:
+        """Returns where the model of a name comes from that is no stage of this run.
+
+        Args:
+          name: a path, see sources.py; STAGE/checkpoints/STEP is a checkpoint of this run.
+          last: what the stage gives that a whole work directory stands for; "": it is refused.
+
+        Raises:
+          InputError: there is no such model.
+        """
+        own = self.path is not None and name.partition("/")[0] in self.config.stages
+        folder = self.config.data.files.dir
+        try:
+            return sources.find(name, *[self.path] * own, folder, ".", last=last)
+        except sources.Missing:
+            pass
+        fields = [
+            f"{stage}.{field}"
+            for stage in self.config.stages
+            for field, other in sources.named(self.config[stage])
+            if other == name
+        ]
+        raise InputError(
+            f"{' and '.join(fields) or 'the config'} {'name' if len(fields) > 1 else 'names'} '{name}', which is neither a "
+            f"stage of this config, nor a folder of released weights or a finished stage of another run in '{folder}' "
+            "(data.files.dir) or in the current directory"
+        )
 
 
 @contextlib.contextmanager
@@ -152,7 +173,7 @@ def start(
     config = filled(shapes.filled(config))
     plain = config.to_dict()
     defaults = filled(defaults_like(config)).to_dict()
-    with Workdir(path, plain, overrides, ignore=FREE_FIELDS, defaults=defaults, prepared=_PREPARED) as folder:
+    with Workdir(path, plain, overrides, ignore=free_fields, defaults=defaults, prepared=_PREPARED) as folder:
         with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder
@@ -162,11 +183,6 @@ def start(
                 yield run
 
 
-def is_run(path) -> bool:
-    """Whether a folder is the work directory of a run (a released model's has a config.json too)."""
-    return (pathlib.Path(path) / "overrides.json").is_file()
-
-
 def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
     """A run to read from, without its lock.
 
@@ -174,17 +190,10 @@ def open_run(path: str, mesh: jax.sharding.Mesh | None = None) -> Run:
       mesh: where to compute; by default as the config has it.
 
     Raises:
-      InputError: the folder is no run, or its config.json is damaged or not the one that its stages were made with.
+      InputError: as `sources.read_config` does.
     """
     folder = pathlib.Path(path)
     return _assemble(read_config(folder), folder, progress.Interrupt(), mesh)
-
-
-def read_config(folder: pathlib.Path) -> ConfigDict:
-    """Returns the config of the run in a folder; raises InputError as `open_run` does."""
-    config = restored(config_of(folder), str(folder / "config.json"))
-    hosts.on_first(noted.check, config.to_dict(), folder)
-    return config
 
 
 def _assemble(
@@ -288,6 +297,29 @@ def _check_data(path: pathlib.Path, corpus: FileCorpus | WorldCorpus) -> None:
         )
     if ours and before is None:
         _note(path, "checksums", ours)
+
+
+def note_models(run: Run, used: dict[str, sources.Source]) -> None:
+    """Keeps where models of other runs and released ones lie, with their checksums, in data_report.json.
+
+    Raises:
+      InputError: a model is another one than when the run began to use it.
+    """
+    if used and run.workdir:
+        hosts.on_first(_note_models, run.path, used)
+
+
+def _note_models(path: pathlib.Path, used: dict[str, sources.Source]) -> None:
+    before = _noted(path, "models") or {}
+    for name, source in used.items():
+        now = {"folder": str(source.folder), "checksum": source.checksum()}
+        if name in before and before[name].get("checksum") != now["checksum"]:
+            raise InputError(
+                f"{source.folder} ('{name}') was changed after this run began to use it: put back the model as it was, "
+                "or give another --workdir to begin a run with this one"
+            )
+        before[name] = now
+    _note(path, "models", before)
 
 
 def _noted(path: pathlib.Path, name: str) -> dict[str, str] | None:

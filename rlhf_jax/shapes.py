@@ -1,9 +1,8 @@
-"""The shapes of models that a config can name: those of GPT-3, or the shape of a folder of released weights."""
+"""The shapes of models that a config can name: those of GPT-3, or the shape of a source."""
 
 import dataclasses
-import pathlib
 
-from rlhf_jax import hf
+from rlhf_jax import hf, sources
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime.errors import InputError
 
@@ -31,10 +30,10 @@ def filled(config):
     """Returns a copy of a run's config in which the shape that config.model.shape names fills the fields that are None.
 
     The section `model` of a stage that names its own shape is filled in the same way. The copy then holds the whole
-    architecture, and the folder of released weights is not needed again for it.
+    architecture, and the source is not needed again for it.
 
     Raises:
-      InputError: a shape is neither in the table nor a folder of released weights.
+      InputError: a shape is neither in the table nor a source (see sources.py).
     """
     config = config.copy_and_resolve_references()
     folder = config.data.files.dir
@@ -51,17 +50,18 @@ def _fields(shape: str, folder: str) -> dict:
     """Returns the fields of TransformerConfig that define the architecture of a named shape.
 
     Args:
-      shape: a name in SHAPES, or a folder of released weights.
+      shape: a name in SHAPES, or a source (see sources.py).
       folder: the folder that `shape` is relative to (data.files.dir).
     """
     if shape in SHAPES:
         found = dataclasses.asdict(TransformerConfig(vocab_size=1, **SHAPES[shape]))
         del found["vocab_size"]  # the tokenizer decides it
-    elif pathlib.Path(folder, shape, "config.json").is_file():
-        found = dataclasses.asdict(hf.load_config(pathlib.Path(folder, shape)))
     else:
-        raise InputError(
-            f"model.shape='{shape}' is neither {', '.join(SHAPES)} nor a folder with a config.json in '{folder}' "
-            "(data.files.dir)"
-        )
+        try:
+            found = dataclasses.asdict(sources.find(shape, folder, ".").shape())
+        except sources.Missing:
+            raise InputError(
+                f"model.shape='{shape}' is neither {', '.join(SHAPES)} nor a folder with a config.json nor a finished stage "
+                f"of a run in '{folder}' (data.files.dir) or in the current directory"
+            ) from None
     return {name: value for name, value in found.items() if name not in hf.PROGRAM_FIELDS}

@@ -1,6 +1,6 @@
-"""Parameters of a run's models: loading them, starting from them, initialising them, and checks of released models.
+"""Parameters of a run's models: loading them, starting from them, initialising them, and checks of other runs' models.
 
-A model is named by a stage of the run, or by a folder of released weights (relative to data.files.dir).
+A model is named by a stage of the run, or is a source (see sources.py): released weights, or a stage of another run.
 """
 
 import dataclasses
@@ -9,31 +9,31 @@ import pathlib
 
 import jax
 
-from rlhf_jax import checkpoint, hf, model, sharding
+from rlhf_jax import hf, model, sharding, sources
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import registry
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.run import Run, is_run
-from rlhf_jax.runtime import finished, hosts
+from rlhf_jax.run import Run, note_models
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json
 
 
 def load_params(run: Run, stage: str, head: str = "lm") -> dict:
-    """Returns the parameters that a finished stage wrote, or those of a released model, on the mesh.
+    """Returns the parameters that a finished stage wrote, or those of a source, on the mesh.
 
     Args:
       run: the run.
-      stage: a stage of the run, or a folder of released weights (relative to data.files.dir).
+      stage: a stage of the run, or the name of a source.
       head: "lm" for a policy, "scalar" for a reward model.
 
     Raises:
-      InputError: the stage is not in the run, or not finished; or the released model has another head or tokenizer.
+      InputError: the stage is not in the run, or not finished; or the source has another head or tokenizer.
     """
     if stage not in run.config:
-        shape = run.shape(stage)
-        _check_folder(run, stage, shape, head)
-        return hf.load_params(run.released(stage), shape, param_shardings(run, shape, head), head)
+        source, shape = run.source(stage), run.shape(stage)
+        _check_source(run, source, shape, head)
+        return source.params(shape, param_shardings(run, shape, head), head)
     if not run.done(stage):
         if not hosts.on_first((run.path / "config.json").is_file):
             raise InputError(f"{run.path} was moved or removed while this command used it: config.json is not there")
@@ -48,15 +48,14 @@ def load_params(run: Run, stage: str, head: str = "lm") -> dict:
         model.param_shapes(shape, head),
         param_shardings(run, shape, head),
     )
-    hosts.on_first(lambda: str(finished.checked(run.folder(stage) / "params" / "manifest.json")))
-    return checkpoint.load_params(run.folder(stage) / "params", abstract)
+    return sources.read_stage(run.folder(stage), abstract)
 
 
 def start_params(run: Run, stage: str) -> dict:
     """Returns the parameters that a stage starts from: those of config[stage].init, or random ones if it is empty.
 
-    `init` is a stage, or a folder of released weights. The parameters are a language model's, except that a stage which
-    trains a reward model also gets the head of a released reward model.
+    `init` is a stage or a source. The parameters are a language model's, except that a stage which trains a reward model
+    also gets the head of a source that is one.
 
     Raises:
       InputError: the shape of `init` differs from that of the stage's model.
@@ -71,8 +70,8 @@ def start_params(run: Run, stage: str) -> dict:
                 f"start from a folder of weights of that shape, or leave {stage}.model empty"
             )
         return load_params(run, init)
-    head = _check_init(run, stage)
-    return hf.load_params(run.released(init), shape, param_shardings(run, shape, head), head)
+    head = _check_start(run, stage, init)
+    return run.source(init).params(shape, param_shardings(run, shape, head), head)
 
 
 def init_params(run: Run, name: str, shape: TransformerConfig, *, head: str = "lm") -> dict:
@@ -90,53 +89,57 @@ def param_shardings(run: Run, shape: TransformerConfig, head: str):
     return _param_shardings(shape, head, run.mesh, run.rules)
 
 
-def check_released(run: Run, stage: str) -> None:
-    """Checks the released models that a stage names, without reading a tensor.
+def check_sources(run: Run, stage: str) -> None:
+    """Checks the sources that a stage names, without reading a tensor, and notes where they are and their checksums.
 
     Raises:
-      InputError: a model is missing, or is not what the stage needs.
+      InputError: a model is missing, is not what the stage needs, or has changed since the run began to use it.
     """
-    section = run.config[stage]
-    if section.get("init") and section.init not in run.config.stages:
-        _check_init(run, stage)
-    # A stage that reads texts can also use another run's reward model, which is not a released folder.
-    reads_text = registry.of(run.config, stage).reads_text
-    for name in filter(None, [section.get("reward"), *section.get("judges", ())]):
-        if name not in run.config and not (reads_text and is_run(name)):
-            _check_folder(run, name, run.shape(name), "scalar")
+    used = {}
+    for field, name in sources.named(run.config[stage]):
+        if name in run.config:
+            continue
+        gives = sources.FIELDS[field]
+        # A reward model that reads texts may have other tokens than the run, and a whole work directory stands for its last.
+        reads_text = gives == "reward" and registry.of(run.config, stage).reads_text
+        used[name] = source = run.source(name, last=gives if reads_text else "")
+        if gives == "policy":
+            _check_start(run, stage, name)
+        elif reads_text and isinstance(source, sources.Trained):
+            _check_head(source, "scalar")
+        else:
+            _check_source(run, source, run.shape(name), "scalar")
             run.check_length("prompt_length + completion_length", run.whole_length, run.shape(name))
+    note_models(run, used)
 
 
-def _check_init(run: Run, stage: str) -> str:
-    """Checks the released model that a stage starts from, and returns the head to load.
+def _check_start(run: Run, stage: str, name: str) -> str:
+    """Checks the source that a stage starts from or samples from, and returns the head to load.
 
     The head is "lm"; it is "scalar" for a stage that trains a reward model and starts from one.
 
     Raises:
       InputError: the model has another shape, head or tokenizer than the stage needs.
     """
-    init, shape = run.config[stage].init, run.shape(stage)
-    folder = run.released(init)
-    if differing := _differences(_as_released(folder, shape), hf.canonical(shape)):
+    source, shape = run.source(name), run.shape(stage)
+    if differing := _differences(_as_given(source, shape), hf.canonical(shape)):
         raise InputError(
-            f"{folder} does not fit the model of '{stage}': {'; '.join(differing)}; model.shape={init} takes the "
+            f"{source.folder} does not fit the model of '{stage}': {'; '.join(differing)}; model.shape={name} takes the "
             "shape from there"
         )
-    head = hf.head_of(folder) if registry.of(run.config, stage).gives == "reward" else "lm"
-    _check_folder(run, init, shape, head)
+    head = source.head if registry.of(run.config, stage).gives == "reward" else "lm"
+    _check_source(run, source, shape, head)
     return head
 
 
-def _check_folder(run: Run, name: str, shape: TransformerConfig, head: str) -> None:
-    """Checks the head and the tokenizer of a released model.
+def _check_source(run: Run, source: sources.Source, shape: TransformerConfig, head: str) -> None:
+    """Checks the head and the tokenizer of a source.
 
     Raises:
       InputError: the head is not `head`, or the token ids differ from the run's.
     """
-    folder = run.released(name)
-    if (found := hf.head_of(folder)) != head:
-        kinds = {"lm": "a language model", "scalar": "a reward model"}
-        raise InputError(f"{folder} is {kinds[found]}; {kinds[head]} is needed here")
+    _check_head(source, head)
+    folder = source.tokenizer_folder
     theirs, ours = folder / "tokenizer.json", run.path / "tokenizer.json"
     if theirs.is_file():
         same = _vocabulary(theirs) == _vocabulary(ours)
@@ -144,12 +147,19 @@ def _check_folder(run: Run, name: str, shape: TransformerConfig, head: str) -> N
         same = not (folder / "vocab.json").is_file() or Tokenizer.load(folder).same_ids(run.tokenizer)
     if not same:
         raise InputError(
-            f"{folder} reads other tokens than this run, or gives them other ids: set tokenizer.path={name}"
+            f"{source.folder} reads other tokens than this run, or gives them other ids: set tokenizer.path={folder}"
         )
     if shape.vocab_size < run.tokenizer.vocab_size:
         raise InputError(
-            f"{folder} has {shape.vocab_size} tokens and the tokenizer {run.tokenizer.vocab_size}: set tokenizer.path={name}"
+            f"{source.folder} has {shape.vocab_size} tokens and the tokenizer {run.tokenizer.vocab_size}: set "
+            f"tokenizer.path={folder}"
         )
+
+
+def _check_head(source: sources.Source, head: str) -> None:
+    if source.head != head:
+        kinds = {"lm": "a language model", "scalar": "a reward model"}
+        raise InputError(f"{source.folder} is {kinds[source.head]}; {kinds[head]} is needed here")
 
 
 @functools.lru_cache(maxsize=32)
@@ -184,13 +194,13 @@ def _differences(found: TransformerConfig, wanted: TransformerConfig) -> list[st
     return [f"{name}={found[name]!r}, not {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]
 
 
-def _as_released(folder: pathlib.Path, shape: TransformerConfig) -> TransformerConfig:
-    """Returns the architecture of a released model, to compare with `shape`.
+def _as_given(source: sources.Source, shape: TransformerConfig) -> TransformerConfig:
+    """Returns the architecture of a source, to compare with `shape`.
 
     With rotary positions it takes over a shorter `max_length` of `shape`: without a table of positions, the model is
     the same.
     """
-    found = hf.canonical(hf.load_config(folder))
+    found = hf.canonical(source.shape())
     if found.positions == "rope" and shape.max_length < found.max_length:
         return dataclasses.replace(found, max_length=shape.max_length)
     return found

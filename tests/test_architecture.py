@@ -14,6 +14,7 @@ LAYERS = (
     {"fields", "checkpoint", "metrics", "sharding"},
     {"model", "train"},
     {"data", "hf"},
+    {"sources"},
     {"token_loss", "generate", "shapes", "world"},
     {"ppo", "run"},
     {"inputs", "weights", "sampling", "loop"},

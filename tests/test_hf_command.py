@@ -409,16 +409,16 @@ def test_a_released_reward_model_starts_one_and_is_one(run, workdir):
 
 
 def test_a_name_that_is_nothing_is_said(run):
-    weights.check_released(run, "ppo")
+    weights.check_sources(run, "ppo")
     run.config.sft.init = run.config.ppo.reward = "reward_modle"
     for use in (
         lambda: weights.start_params(run, "sft"),
-        lambda: weights.check_released(run, "sft"),
-        lambda: weights.check_released(run, "ppo"),
+        lambda: weights.check_sources(run, "sft"),
+        lambda: weights.check_sources(run, "ppo"),
     ):
         with pytest.raises(
             InputError,
-            match="sft.init and ppo.reward name 'reward_modle', which is neither a stage of this config nor a folder of released",
+            match="sft.init and ppo.reward name 'reward_modle', which is neither a stage of this config, nor a folder of released",
         ):
             use()
 
@@ -434,7 +434,7 @@ def test_the_same_tokens_with_other_ids_are_refused(run, tmp_path, files):
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
         (folder / "vocab.json").write_text(json.dumps(vocab))
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
-        weights.check_released(run, "ppo")
+        weights.check_sources(run, "ppo")
     first, second = [text for text in vocab if vocab[text] in (100, 101)]
     vocab |= {first: vocab[second], second: vocab[first]}
     path = folder / files.partition(" and ")[0]
@@ -442,7 +442,7 @@ def test_the_same_tokens_with_other_ids_are_refused(run, tmp_path, files):
     with pytest.raises(
         InputError, match="released_reward_model reads other tokens than this run, or gives them other ids"
     ):
-        weights.check_released(run, "ppo")
+        weights.check_sources(run, "ppo")
 
 
 def test_a_reward_model_of_other_tokens_is_refused(run, tmp_path):

@@ -93,9 +93,9 @@ def test_fields_that_may_change(tmp_path):
     Workdir(tmp_path, CONFIG).close()
     changed = CONFIG | {"logging": {"every": 1, "color": True}, "loggingx": 1}
     with pytest.raises(InputError, match=r"\(loggingx was absent and is now 1\)"):
-        Workdir(tmp_path, changed, ignore=("logging",))
+        Workdir(tmp_path, changed, ignore=lambda *_: ("logging",))
     del changed["loggingx"]
-    Workdir(tmp_path, changed, ignore=("logging",)).close()
+    Workdir(tmp_path, changed, ignore=lambda *_: ("logging",)).close()
     assert read_json(tmp_path / "config.json")["logging"] == {"every": 1, "color": True}
 
 

@@ -11,9 +11,10 @@ from rlhf_jax.data.ranking_batches import batch_rankings
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.run import Run, is_run, open_run
+from rlhf_jax.run import Run, open_run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.sources import Trained, is_run
 
 
 def completion_scores(config: TransformerConfig, params: dict, batch: Comparisons | PackedComparisons) -> jax.Array:
@@ -96,9 +97,18 @@ class Scorer:
 
 
 def scorer_of(run: Run, name: str) -> Scorer:
-    """The scorer of a reward model: of a stage, of a released one's folder, or of another run's work directory."""
-    if name not in run.config and is_run(name):
-        return Scorer(open_run(name), asker=run)
+    """Returns the scorer of a reward model: of a stage, or of a source (see sources.py).
+
+    A whole work directory stands for its last reward model, and reads texts as its own run does. So does a stage of a run
+    with other tokens.
+    """
+    if name in run.config:
+        return Scorer(run, name)
+    source = run.source(name, last="reward")
+    if isinstance(source, Trained):
+        other = open_run(str(source.workdir))
+        if is_run(name) or not other.tokenizer.same_ids(run.tokenizer):
+            return Scorer(other, source.folder.relative_to(source.workdir).as_posix(), asker=run)
     return Scorer(run, name)
 
 

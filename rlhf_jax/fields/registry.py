@@ -49,6 +49,7 @@ class Stage:
       batch_field: name of the field with the number of rows of an optimizer step.
       loss_unit: unit of its metric "loss", for the figure of losses; "": the figure does not show it.
       weight_bytes: bytes of memory per trained weight, its optimizer state included, for a first estimate.
+      state_part: section -> the place of the weights that it hands on in its checkpoints, such as "params".
       reads_text: whether it reads the texts of completions, so that another run's reward model can score them.
       inconsistent: (name, section) -> sentences about values that are possible alone but not together.
       fill: replaces the section's fields that are None by the values they stand for.
@@ -73,6 +74,7 @@ class Stage:
     batch_field: str = "batch_size"
     loss_unit: str = ""
     weight_bytes: int = 12  # float32: the weight and Adam's two moving averages
+    state_part: Callable[[Mapping], str] = lambda section: "params"
     reads_text: bool = False
     inconsistent: Callable[[str, Mapping], Iterator[str]] = _consistent
     fill: Callable[[Mapping], None] = _filled

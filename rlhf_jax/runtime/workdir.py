@@ -6,11 +6,11 @@ stage without `done.json` is run or resumed; a stage with it is not repeated (se
 All processes of a job must call the methods of `Workdir`, which act on the first process.
 """
 
-import collections.abc
 import datetime
 import json
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 
 from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
@@ -33,7 +33,7 @@ class Workdir:
       path: the directory, which is made with its parents if it does not exist.
       config: the run's whole config, nested mappings of JSON values (`ConfigDict.to_dict()`).
       overrides: fields given on the command line, which are kept for readers of the directory.
-      ignore: dotted prefixes of config fields that may change between runs of one directory.
+      ignore: the stored config and the new one -> dotted prefixes of the fields that may differ between them.
       defaults: the config's defaults. A field that the stored config of an older version lacks is no difference if it
         has its default now.
       prepared: names of files that a start writes before the first stage has its folder. If there is no stage's folder
@@ -52,7 +52,7 @@ class Workdir:
         config,
         overrides=None,
         *,
-        ignore: tuple[str, ...] = (),
+        ignore: Callable[[Mapping, Mapping], tuple[str, ...]] = lambda old, new: (),
         defaults=None,
         prepared: tuple[str, ...] = (),
     ):
@@ -98,7 +98,8 @@ class Workdir:
         config, defaults = json.loads(json.dumps([config, defaults]))  # turns tuples into lists, as in the file
         file = self.path / "config.json"
         if file.exists():
-            refuse_other_config(self.path, read_json(file), config, ignore, defaults)
+            stored = read_json(file)
+            refuse_other_config(self.path, stored, config, ignore(stored, config), defaults)
         write_json(self.path / "overrides.json", overrides)
         write_json(file, config)
 
@@ -222,7 +223,7 @@ def differences(old, new, ignore: tuple[str, ...] = (), *, common: bool = False)
 def _flatten(config, prefix=""):
     """Yields (dotted name, value) of every leaf; an empty mapping is a leaf."""
     for name, value in config.items():
-        if isinstance(value, collections.abc.Mapping) and value:
+        if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

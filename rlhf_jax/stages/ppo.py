@@ -381,5 +381,6 @@ register(
         weight_bytes=16,  # the weight, Adam's two averages, and the moving average of the weights
         inconsistent=_inconsistent,
         fill=options.fill,
+        state_part=lambda section: {"ema": "policy/ema_params", "params": "policy/params"}[section["output"]],
     )
 )

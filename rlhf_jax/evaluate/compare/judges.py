@@ -17,6 +17,7 @@ from rlhf_jax.evaluate.compare.policies import Pair, Policy
 from rlhf_jax.evaluate.rewards import models
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.sources import is_run
 
 Score = Callable[[Policy], np.ndarray]  # the scores f64[N] of a policy's completions, higher is better
 
@@ -72,11 +73,11 @@ def reward(name: str) -> Score:
         InputError: there is no such reward model.
     """
     path = pathlib.Path(name)
-    if (path / "config.json").is_file() and not run_lib.is_run(path):
+    if (path / "config.json").is_file() and not is_run(path):
         return _released(name)
-    if run_lib.is_run(path):
+    if is_run(path):
         stage = None
-    elif run_lib.is_run(path.absolute().parent):
+    elif is_run(path.absolute().parent):
         path, stage = path.absolute().parent, path.absolute().name
     else:
         raise InputError(

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from rlhf_jax.data import rows
 from rlhf_jax.data.rows import Row, type_name
 from rlhf_jax.evaluate.policy import read_rows
-from rlhf_jax.run import is_run
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json
+from rlhf_jax.sources import is_run
 
 SAMPLES = "samples.jsonl"
 _PROMPT_FIELDS, _COMPLETION_FIELDS = ("prompt", "instruction"), ("completion", "output")

@@ -56,7 +56,10 @@ def train(options: argparse.Namespace) -> None:
     asked |= {"data": data["checksum"], **dataclasses.asdict(settings)}
     model = open_model(options.model, tensor=options.tensor, dtype=options.dtype, training=True)
     hf.family_of(model.config)  # raises for a model that cannot be written at the end
-    with Interrupt() as interrupt, Workdir(f"{out}.training", asked, ignore=("checkpoint_every",)) as workdir:
+    with (
+        Interrupt() as interrupt,
+        Workdir(f"{out}.training", asked, ignore=lambda *_: ("checkpoint_every",)) as workdir,
+    ):
         texts = [kind.text(one.question, one.answer) for part in parts.values() for one in part]
         longest = form.length_of(texts, model.tokenizer, model.config.max_length)
         length = min(longest, options.length or longest)

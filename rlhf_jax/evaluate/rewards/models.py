@@ -18,6 +18,7 @@ from rlhf_jax.language_model import LanguageModel, open_model
 from rlhf_jax.model import attention
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.sources import is_run
 
 _BATCH_TOKENS = 2048  # about how many tokens a batch has on each device that shares the rows
 _SHORTEST = 32  # tokens; rows are padded to 32 or a larger power of two, so that few programs are compiled
@@ -99,7 +100,7 @@ class Judge:
 def open_language_model(directory: str, dtype: str = "") -> Judge:
     """Opens a language model as a judge; raises InputError as `open_model` does, or if it is a reward model."""
     folder = pathlib.Path(directory)
-    released = not _is_stage(folder) and not run_lib.is_run(folder) and (folder / "config.json").is_file()
+    released = not _is_stage(folder) and not is_run(folder) and (folder / "config.json").is_file()
     if released and hf.head_of(folder) == "scalar":
         raise InputError(f"--model={directory} is a reward model; name it with --reward")
     opened = open_model(directory, dtype=dtype)
@@ -120,7 +121,7 @@ def open_reward(directory: str, dtype: str = "") -> Judge:
     folder = pathlib.Path(directory)
     if _is_stage(folder):
         opened = _of_run(directory, folder.absolute().parent, folder.absolute().name, dtype)
-    elif run_lib.is_run(folder):
+    elif is_run(folder):
         opened = _of_run(directory, folder, "", dtype)
     elif (folder / "config.json").is_file():
         opened = _released(directory, folder, dtype)
@@ -133,7 +134,7 @@ def open_reward(directory: str, dtype: str = "") -> Judge:
 
 
 def _is_stage(folder: pathlib.Path) -> bool:
-    return run_lib.is_run(folder.absolute().parent)
+    return is_run(folder.absolute().parent)
 
 
 def _of_run(directory: str, path: pathlib.Path, stage: str, dtype: str) -> LanguageModel:

@@ -1,0 +1,294 @@
+"""Models that a config names and that are no stages of its run: released weights, and what other runs have trained.
+
+    FOLDER                           a folder of released weights (config.json, safetensors)
+    WORKDIR/STAGE                    a finished stage of another run
+    WORKDIR/STAGE/checkpoints/STEP   a checkpoint that a stage has kept (config.checkpoints_every)
+
+Each name is a path, relative to data.files.dir or else to the current directory, or absolute. Both kinds of sources
+answer the same questions: which head the model has, which shape and which tokenizer, and what its parameters are.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rlhf_jax import checkpoint, hf, model, sharding
+from rlhf_jax.data.files import checksum
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.fields import noted, registry
+from rlhf_jax.fields.defaults import restored
+from rlhf_jax.model import TransformerConfig
+from rlhf_jax.runtime import finished, hosts, progress
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.workdir import config_of
+
+# The fields in which a stage names models, and what these must give (see registry.Stage.gives).
+FIELDS = {"init": "policy", "models": "policy", "reward": "reward", "judges": "reward"}
+HEADS = {"policy": "lm", "reward": "scalar"}  # what a stage gives -> head of its model
+_CHECKPOINTS = "checkpoints"
+_LARGE = 10**9  # bytes: reading more takes so long that it needs a progress bar
+
+
+class Missing(InputError):
+    """A name has nothing at any of the places where it is looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A folder of released weights."""
+
+    folder: pathlib.Path
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables and metrics."""
+        return self.folder.name
+
+    @property
+    def head(self) -> str:
+        """The model's head, "lm" or "scalar"."""
+        return hf.head_of(self.folder)
+
+    @property
+    def tokenizer_folder(self) -> pathlib.Path:
+        """The folder with the model's tokenizer; it may have none."""
+        return self.folder
+
+    def shape(self, **program: Any) -> TransformerConfig:
+        """Returns the model's shape; `program` are the fields that a released model does not decide."""
+        return hf.load_config(self.folder, **program)
+
+    def params(self, shape: TransformerConfig, shardings, head: str) -> dict:
+        """Returns the float32 parameters, placed by `shardings`, for a `shape` of the model's architecture."""
+        return hf.load_params(self.folder, shape, shardings, head)
+
+    def checksum(self) -> str:
+        """Returns a SHA-256 of config.json and the tensors: another model has another one."""
+        paths = sorted((self.folder / "config.json", *self.folder.glob("*.safetensors")))
+        return _digest(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished stage in a work directory, or a checkpoint that a stage has kept.
+
+    Attributes:
+      workdir: the work directory.
+      stage: name of the stage.
+      step: step of the checkpoint; None for what the finished stage hands on.
+    """
+
+    workdir: pathlib.Path
+    stage: str
+    step: int | None = None
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of the stage, or of the checkpoint."""
+        stage = self.workdir / self.stage
+        return stage if self.step is None else stage / _CHECKPOINTS / str(self.step)
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables and metrics, such as "a/sft" for runs/a/sft."""
+        return self.folder.relative_to(self.workdir.parent).as_posix()
+
+    @functools.cached_property
+    def config(self) -> ConfigDict:
+        """The config of the run; raises InputError as `read_config` does."""
+        return read_config(self.workdir)
+
+    @property
+    def head(self) -> str:
+        """The model's head, "lm" or "scalar"; raises InputError for a stage that trains no model."""
+        gives = registry.of(self.config, self.stage).gives
+        if gives not in HEADS:
+            raise InputError(
+                f"{self.folder} has no model: '{self.stage}' is a {self.config[self.stage].kind} stage; name one that "
+                "trains a policy or a reward model"
+            )
+        return HEADS[gives]
+
+    @property
+    def tokenizer_folder(self) -> pathlib.Path:
+        """The folder with the model's tokenizer."""
+        return self.workdir
+
+    def shape(self, **program: Any) -> TransformerConfig:
+        """Returns the model's shape; `program` replaces fields that are not part of its architecture."""
+        sections = self.config.model.to_dict(), self.config[self.stage].to_dict().get("model", {})
+        fields = {name: value for section in sections for name, value in section.items() if value is not None}
+        fields.pop("shape", None)
+        vocab_size = Tokenizer.load(self.workdir).vocab_size
+        return TransformerConfig(**{"vocab_size": vocab_size} | fields | program)
+
+    def params(self, shape: TransformerConfig, shardings, head: str) -> dict:
+        """Returns the float32 parameters, placed by `shardings`, for a `shape` of the model's architecture."""
+        stored = dataclasses.replace(shape, vocab_multiple=self.config.model.vocab_multiple)
+        if stored.padded_vocab == shape.padded_vocab:
+            return self._read(_abstract(shape, head, shardings))
+        whole = jax.tree.map(lambda place: sharding.replicated(place.mesh), shardings)
+        return _repadded(shape, head, self._read(_abstract(stored, head, whole)), shardings)
+
+    def _read(self, abstract) -> dict:
+        if self.step is None:
+            return read_stage(self.folder, abstract)
+        section = self.config[self.stage]
+        return checkpoint.load_params(self.folder, abstract, registry.of(self.config, self.stage).state_part(section))
+
+    def checksum(self) -> str:
+        """Returns a SHA-256 of the manifest, which has a checksum of each file of the parameters."""
+        folder = self.folder / "params" if self.step is None else self.folder
+        return checksum(folder / "manifest.json")
+
+
+Source = Released | Trained
+
+
+def find(name: str, *folders: str | os.PathLike, last: str = "") -> Source:
+    """Returns the source of a name, from the first of the folders in which there is something at that path.
+
+    Args:
+      name: a path.
+      folders: the folders that it may be relative to.
+      last: what the stage gives that a whole work directory stands for, "policy" or "reward"; "": it is refused.
+
+    Raises:
+      Missing: there is nothing at this path, or something else.
+      InputError: there is a work directory, a stage that is not finished, or a stage without such a checkpoint.
+    """
+    for folder in folders:
+        path = pathlib.Path(os.path.abspath(pathlib.Path(folder, name)))
+        if last and is_run(path):
+            return last_of(path, last)
+        if found := at(path):
+            return found
+    raise Missing(f"'{name}' is neither a folder of released weights nor a finished stage of a run")
+
+
+def at(path: pathlib.Path) -> Source | None:
+    """Returns the source at an absolute path; None if there is something else or nothing.
+
+    Raises:
+      InputError: there is a work directory, a stage that is not finished, or a stage without such a checkpoint.
+    """
+    if is_run(path):
+        stages = [stage for stage in config_of(path).get("stages", ()) if (path / stage / finished.DONE).is_file()]
+        raise InputError(
+            f"{path} is a work directory; name one of its finished stages: "
+            f"{', '.join(str(path / stage) for stage in stages) or 'there are none yet'}"
+        )
+    if is_run(path.parent):
+        if (path / finished.DONE).is_file():
+            return Trained(path.parent, path.name)
+        if path.name not in config_of(path.parent).get("stages", ()):
+            return None
+        raise InputError(
+            f"{path} is not a finished stage: it has no {finished.DONE}; start the run again to finish it{_kept(path)}"
+        )
+    stage = path.parent.parent if path.parent.name == _CHECKPOINTS else path.parent
+    if _CHECKPOINTS in (path.name, path.parent.name) and is_run(stage.parent):
+        if path.name.isdecimal() and (path / "manifest.json").is_file():
+            return Trained(stage.parent, stage.name, int(path.name))
+        raise InputError(f"{path} is no checkpoint{_kept(stage) or '; the stage has kept none (checkpoints_every)'}")
+    return Released(path) if (path / "config.json").is_file() else None
+
+
+def last_of(workdir: pathlib.Path, gives: str) -> Trained:
+    """Returns the last finished stage in a work directory that gives "policy" or "reward".
+
+    Raises:
+      InputError: there is none.
+    """
+    workdir = pathlib.Path(os.path.abspath(workdir))
+    config = read_config(workdir)
+    stages = [stage for stage in config.stages if registry.of(config, stage).gives == gives]
+    stages = [stage for stage in stages if (workdir / stage / finished.DONE).is_file()]
+    if not stages:
+        what = {"policy": "policy", "reward": "reward model"}[gives]
+        raise InputError(f"{workdir} has no finished {what}; finish a stage that makes one first")
+    return Trained(workdir, stages[-1])
+
+
+def is_run(path) -> bool:
+    """Whether a folder is the work directory of a run (a released model's has a config.json too)."""
+    return (pathlib.Path(path) / "overrides.json").is_file()
+
+
+def read_config(folder: pathlib.Path) -> ConfigDict:
+    """Returns the config of the run in a folder.
+
+    Raises:
+      InputError: the folder is no run, or its config.json is damaged or not the one that its stages were made with.
+    """
+    config = restored(config_of(folder), str(folder / "config.json"))
+    hosts.on_first(noted.check, config.to_dict(), folder)
+    return config
+
+
+def named(section: Mapping) -> Iterator[tuple[str, str]]:
+    """Yields the fields of a stage that name models, with each name, without the temperature that may follow it."""
+    for field in FIELDS:
+        value = section.get(field) or ()
+        for name in [value] if isinstance(value, str) else value:
+            yield field, name.rpartition("@")[0] or name if field == "models" else name
+
+
+def read_stage(folder: pathlib.Path, abstract) -> dict:
+    """Returns the parameters that a finished stage has written, as `abstract` wants them.
+
+    Raises:
+      InputError: the files are not as the stage has left them.
+    """
+    hosts.on_first(lambda: str(finished.checked(folder / "params" / "manifest.json")))
+    return checkpoint.load_params(folder / "params", abstract)
+
+
+def _kept(stage: pathlib.Path) -> str:
+    """Returns the end of a sentence that lists the checkpoints of a stage; "" if it has none."""
+    folder = stage / _CHECKPOINTS
+    paths = folder.iterdir() if folder.is_dir() else ()
+    steps = sorted(int(path.name) for path in paths if path.name.isdecimal() and (path / "manifest.json").is_file())
+    return f"; its checkpoints are {folder}/STEP, with STEP {', '.join(map(str, steps))}" if steps else ""
+
+
+def _abstract(shape: TransformerConfig, head: str, shardings):
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        model.param_shapes(shape, head),
+        shardings,
+    )
+
+
+def _repadded(shape: TransformerConfig, head: str, params: dict, shardings) -> dict:
+    """Returns parameters whose vocabulary is padded as `shape` pads it; the rows of the padding are 0."""
+
+    def pad(leaf, wanted):
+        if leaf.shape == wanted.shape:
+            return leaf
+        rows = leaf[: shape.vocab_size]
+        return jax.numpy.pad(rows, ((0, wanted.shape[0] - len(rows)), (0, 0)))
+
+    change = jax.jit(lambda tree: jax.tree.map(pad, tree, model.param_shapes(shape, head)), out_shardings=shardings)
+    return change(params)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Returns a SHA-256 of the contents of files, given as (path, size, time of the last change)."""
+    found = hashlib.sha256()
+    name, large = pathlib.Path(files[0][0]).parent.name, sum(size for _, size, _ in files) > _LARGE
+    with progress.Progress(f"checksum of {name}", len(files)) if large else contextlib.nullcontext() as bar:
+        for number, (path, *_) in enumerate(files, start=1):
+            found.update(f"{pathlib.Path(path).name} {checksum(path)}\n".encode())
+            if bar:
+                bar.update(number)
+    return found.hexdigest()
