@@ -216,6 +216,8 @@ def _assemble(
         if chat
         else Template.load(path / "template.txt")
     )
+    if chat:
+        template.check_ends()
     corpora = {} if corpora is None else corpora
     data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
     if data not in corpora:

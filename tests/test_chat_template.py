@@ -403,6 +403,18 @@ def test_a_run_renders_its_rows_by_the_chat_template_and_keeps_the_tokenizer(fol
     assert found.tokens.tolist() == expected.tokens.tolist()
 
 
+def test_a_run_whose_template_ends_no_reply_is_refused(tmp_path):
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    folder = released.save(tmp_path, "qwen", source)
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": [QUESTION, {"role": "assistant", "content": "4"}]}))
+    sentence = (
+        r"writes no special token after the assistant's turn \(it ends with .*REPLY.*write \{\{ eos_token \}\} there"
+    )
+    with pytest.raises(InputError, match=sentence), run_lib.start(config_of(folder), tmp_path / "run"):
+        pass
+    assert Tokenizer.load(folder).for_chat().eos_id  # to generate with such a model is no training
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -278,7 +278,7 @@ BAD_ROWS = [
     ("prompts", {"messages": [{"role": "assistant", "content": "x"}]}, "needs a turn before"),
     ("documents", {"prompt": "p"}, "field 'text' is missing; the row has 'prompt';"),
     ("demonstrations", {"question": "q"}, "needs one of the fields"),
-    ("demonstrations", {"prompt": "p"}, "needs one of the fields messages, completion, output"),
+    ("demonstrations", {"prompt": "p"}, "needs one of the fields messages, conversations, completion, output"),
     ("demonstrations", {"prompt": "p", "completion": ""}, "field 'completion' is empty"),
     ("demonstrations", {**PAIR, "output": "o"}, "fields 'completion' and 'output' belong to"),
     ("demonstrations", {**PAIR, "instruction": "o"}, "fields 'prompt' and 'instruction' belong"),
@@ -356,6 +356,13 @@ NAMES = st.sampled_from(
         "output",
         "completion",
         "messages",
+        "conversations",
+        "tools",
+        "tool_calls",
+        "label",
+        "weight",
+        "from",
+        "value",
         "chosen",
         "rejected",
         "completions",
@@ -377,7 +384,7 @@ VALUES = st.recursive(
     | st.integers(-1, 3)
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["user", "assistant"]),
+    | st.sampled_from(["user", "assistant", "tool", "gpt", "text"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
 )
 

@@ -57,7 +57,8 @@ def test_file_is_readable_and_comes_back(tmp_path):
     assert path.read_text() == (
         "[instruction with input]\n{instruction}\n{input}\nanswer: {output}\n\n"
         "[instruction]\n{instruction}\nanswer: {output}\n\n"
-        "[system]\n{content}\n\n[user]\nuser: {content}\n\n[assistant]\nassistant: {output}\n"
+        "[system]\n{content}\n\n[user]\nuser: {content}\n\n[assistant]\nassistant: {output}\n\n"
+        "[tool]\ntool: {content}\n"
     )
     assert Template.load(path) == Template()
 

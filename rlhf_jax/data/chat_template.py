@@ -9,9 +9,10 @@ import datetime
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlhf_jax.data import jinja_process
+from rlhf_jax.data.template import Turn
 from rlhf_jax.runtime.errors import InputError
 
 # Text in a message that looks like a special token is put between these two marks, so that the tokenizer reads it as
@@ -31,11 +32,21 @@ def shown(text: str) -> str:
     return _MARKS.sub("", text)
 
 
-_QUESTION, _PROBE = [{"role": "user", "content": "question"}], "REPLY"
+_QUESTION: list[Turn] = [{"role": "user", "content": "question"}]
+_PROBE = "REPLY"
+
+# A chat with a tool, its call and its result: what of it a template writes, it knows.
+_TOOL = {"type": "function", "function": {"name": "PROBE_TOOL", "description": "", "parameters": {"type": "object"}}}
+_CALL = {"id": "callcall1", "type": "function", "function": {"name": "PROBE_CALL", "arguments": {}}}
+_CALLED: list[Turn] = [
+    *_QUESTION,
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "name": "PROBE_CALL", "tool_call_id": "callcall1", "content": "PROBE_RESULT"},
+]
 
 
 class ChatTemplate:
-    """Renders messages ({role, content} each) into prompts, and replies into completions.
+    """Renders turns of a chat (see data/messages.py) into prompts, and replies into completions.
 
     The template is checked at its first use: a method raises InputError if it is no valid Jinja or cannot be used.
 
@@ -69,23 +80,36 @@ class ChatTemplate:
         text = "\n\n".join(part for part in (instruction, input) if part.strip())
         return self.chat([{"role": "user", "content": text}])
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Returns the prompt for the assistant's next turn after `messages`.
+    def chat(self, messages: Sequence[Turn], tools: Sequence[Mapping] | None = None) -> str:
+        """Returns the prompt for the assistant's next turn after `messages`, where it may call `tools`.
 
         Raises:
-            InputError: the template refuses these messages, e.g. because of an unknown role.
+            InputError: the template refuses these messages, e.g. because of an unknown role, or would leave out tools,
+                their calls or their results without a word.
         """
-        return self._render(messages, add_generation_prompt=True)
+        if tools:
+            self._check_writes("PROBE_TOOL", "the field 'tools'")
+        for message in messages:
+            self._check_calls(message)
+            if message["role"] == "tool":
+                self._check_writes("PROBE_RESULT", "the turns of tools")
+        return self._render(messages, add_generation_prompt=True, tools=tools)
 
     def completion(self, output: str, *, chat: bool = False) -> str:
-        """Returns a completion as it follows a prompt, without the token that ends it.
+        """Returns a completion as it follows a prompt, without the token that ends it; see `reply`."""
+        del chat  # an instruction is a chat of one turn
+        return self.reply({"role": "assistant", "content": output})
 
-        The template renders the completion, because some templates strip the space around a reply.
+    def reply(self, message: Turn) -> str:
+        """Returns the completion that a turn of the assistant is behind a prompt, without the token that ends it.
+
+        The template renders the completion, because some templates strip the space around a reply, and because only
+        the template knows how a call of a tool is written.
 
         Raises:
             InputError: the template refuses this reply, or does not write it right after its prompt.
         """
-        del chat  # an instruction is a chat of one turn
+        self._check_calls(message)
         reply = self._reply
         if not reply.behind:
             raise InputError(
@@ -93,7 +117,7 @@ class ChatTemplate:
                 f"{reply.whole[:200]!r} after the prompt {reply.before[:200]!r}); give rows with the fields prompt and "
                 "completion, written as the model reads them"
             )
-        whole = self._render([*_QUESTION, {"role": "assistant", "content": output}], add_generation_prompt=False)
+        whole = self._render([*_QUESTION, message], add_generation_prompt=False)
         behind = whole.removeprefix(reply.before)
         if not whole.startswith(reply.before) or not behind.endswith(reply.after):
             raise InputError(
@@ -107,6 +131,14 @@ class ChatTemplate:
     def end(self) -> str:
         """The special token that ends a reply."""
         return self._reply.end
+
+    def check_ends(self) -> None:
+        """Raises InputError if the template writes no token after a reply: the chats of its model have no such end."""
+        if not self._reply.ended:
+            raise InputError(
+                f"{self._name}: the chat template writes no special token after the assistant's turn (it ends with "
+                f"{self._reply.whole[-60:]!r}), so a policy would never learn to stop; write {{{{ eos_token }}}} there"
+            )
 
     def written(self, prompt: str) -> str:
         """Returns the prompt of a row that is written as the model reads it, with special tokens.
@@ -143,16 +175,45 @@ class ChatTemplate:
         """Returns the text of a completion with marks around its special tokens, so that they are read as such."""
         return self._special_token.sub(lambda match: f"{_BEGIN}{match[0]}{_END}", text)
 
-    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    def _check_calls(self, message: Turn) -> None:
+        if "tool_calls" in message:
+            self._check_writes("PROBE_CALL", "the field 'tool_calls'")
+
+    def _check_writes(self, probe: str, what: str) -> None:
+        """Raises InputError if the template leaves out what the probe stands for."""
+        if self._known is not None and probe not in self._known:
+            raise InputError(
+                f"{self._name}: the chat template does not write {what}, so the model would not read it; use a model "
+                "whose template knows tools, or leave these rows out"
+            )
+
+    @functools.cached_property
+    def _known(self) -> str | None:
+        """What the template writes of a chat with tools; None if it refuses this one, and must be asked for each."""
+        try:
+            return self._render(_CALLED, add_generation_prompt=True, tools=[_TOOL])
+        except InputError:
+            return None
+
+    def _render(self, messages: Sequence[Turn], add_generation_prompt: bool, tools=None) -> str:
         """Returns what the template writes for messages; raises InputError if it fails or refuses them."""
-        marked = [{**message, "content": self._as_text(message["content"])} for message in messages]
-        values = {"messages": marked, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        marked = [self._as_texts(message) | {"role": message["role"]} for message in messages]
+        values: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "documents": None}
+        values |= {"messages": marked, "tools": self._as_texts(list(tools)) if tools else None}
         try:
             return jinja_process.render(self._source, self._now, values | self._special)
         except jinja_process.TemplateError as error:
             if error.invalid:
                 raise InputError(f"{self._name}: the chat template is not valid Jinja ({error})") from None
             raise InputError(f"{self._name}: the chat template refuses these messages: {error}") from None
+
+    def _as_texts(self, value: Any) -> Any:
+        """Returns a value with `_as_text` of every text in it."""
+        if isinstance(value, str):
+            return self._as_text(value)
+        if isinstance(value, dict):
+            return {self._as_text(str(name)): self._as_texts(entry) for name, entry in value.items()}
+        return [self._as_texts(entry) for entry in value] if isinstance(value, list) else value
 
     def _as_text(self, content: str) -> str:
         """Returns the content of a message with marks that keep special tokens in it plain text."""
@@ -170,13 +231,13 @@ class ChatTemplate:
                 "use a template that does"
             )
         if end := self._special_token.search(after):
-            return _Reply(before, whole, after, after[: end.start()], end[0])
+            return _Reply(before, whole, after, after[: end.start()], end[0], True)
         if "eos_token" not in self._special:
             raise InputError(
                 f"{self._name}: the chat template ends a reply with no special token; name one as eos_token in "
                 "tokenizer_config.json"
             )
-        return _Reply(before, whole, after, "", self._special["eos_token"])
+        return _Reply(before, whole, after, "", self._special["eos_token"], False)
 
 
 class _Reply(NamedTuple):
@@ -188,6 +249,7 @@ class _Reply(NamedTuple):
         after: the text after the reply.
         tail: the part of `after` before the token that ends the reply; it belongs to the completion.
         end: the special token that ends the reply.
+        ended: whether the template writes this token; else it is the tokenizer's eos_token.
     """
 
     before: str
@@ -195,6 +257,7 @@ class _Reply(NamedTuple):
     after: str
     tail: str
     end: str
+    ended: bool
 
     @property
     def behind(self) -> bool:

@@ -8,7 +8,7 @@ from rlhf_jax.data import files, ratings
 from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data.mixture import Source
 from rlhf_jax.data.record_files import ReadReport, read_rows
-from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking
+from rlhf_jax.data.records import Demonstration, Document, Prompt, Ranking, Record
 from rlhf_jax.data.splits import HELD_OUT, split_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.fields import forms
@@ -151,10 +151,10 @@ class FileCorpus:
         rows = self._split(kind, split)
         if all(source.weight is None for source in self._sources(kind)):
             return [Source(kind, None, rows)]
-        name_of = {id(row): source.name for source in self._sources(kind) for row in source.rows}
+        name_of = {id(_origin(row)): source.name for source in self._sources(kind) for row in source.rows}
         found = {source.name: Source(source.name, source.weight, []) for source in self._sources(kind)}
         for row in rows:
-            found[name_of[id(row)]].rows.append(row)
+            found[name_of[id(_origin(row))]].rows.append(row)
         for source in found.values():
             if not source.rows:
                 raise InputError(
@@ -183,6 +183,7 @@ class FileCorpus:
             document_end=self.config.document_end or None,
             splits=entry.splits,
             names=self._names(),
+            turns=self.config.turns,
         )
         self.reports[f"{kind}: {path}"] = report
         name = ":".join(filter(None, [entry.name, "+".join(entry.splits)]))
@@ -232,7 +233,11 @@ class FileCorpus:
     @functools.cached_property
     def _prompted(self) -> dict[str, dict[str, list]]:
         """The splits of all other kinds, made together because near duplicates are searched among all prompts."""
-        return self._divide(*(kind for kind in KINDS[1:] if self.config[kind]))
+        found = self._divide(*(kind for kind in KINDS[1:] if self.config[kind]))
+        if "demonstrations" in found and self.config.turns == "all":  # after the split: a chat lies in one
+            chats = found["demonstrations"].items()
+            found["demonstrations"] = {split: [row for chat in rows for row in chat.each] for split, rows in chats}
+        return found
 
     def _divide(self, *kinds: str) -> dict[str, dict[str, list]]:
         """Returns the rows of some kinds by split, and prints how many were left out and why."""
@@ -242,6 +247,11 @@ class FileCorpus:
             for reason, count in facts[kind]["left_out"].items():
                 print(f"data.files.{kind}: {count} rows left out, because {reason}")
         return splits
+
+
+def _origin(row: Record) -> object:
+    """Returns what a record and the others of its row have in common."""
+    return getattr(row, "row", row)
 
 
 def _spread(rows: list, count: int) -> list:

@@ -8,7 +8,7 @@ from typing import Literal
 from rlhf_jax.data import documents, files, rows
 from rlhf_jax.data.records import Document, Kind, Record
 from rlhf_jax.data.row_fields import label_of
-from rlhf_jax.data.row_formats import PARSERS, parse_row
+from rlhf_jax.data.row_formats import PARSERS, Turns, parse_row
 from rlhf_jax.data.template import Template
 from rlhf_jax.runtime.errors import InputError
 
@@ -44,6 +44,7 @@ def read_rows(
     document_end: str | None = None,
     splits: Collection[str] = (),
     names: Collection[str] = (),
+    turns: Turns = "last",
 ) -> tuple[list[Record], ReadReport]:
     """Reads a file or folder of rows of one kind.
 
@@ -58,6 +59,7 @@ def read_rows(
             divided neither by `<|endoftext|>` lines nor by blank lines.
         splits: only these of a folder that publishes splits.
         names: fields of the file that hold a name, a string or a whole number, wherever a row has them.
+        turns: which of the assistant's turns of a chat are completions, as `parse_row` has it.
 
     Raises:
         InputError: one sentence that names file and line, and what would be right.
@@ -82,7 +84,7 @@ def read_rows(
             for name in names:
                 if row.get(name) != "":
                     label_of(row, name)
-            records.append(parse_row(row, kind, template, fields))
+            records.append(parse_row(row, kind, template, fields, turns))
         except InputError as error:
             if on_bad_row == "error":
                 raise InputError(f"{where}: {error}") from None

@@ -27,11 +27,20 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the completion that people want."""
+    """A prompt and the completion that people want.
+
+    `earlier` are the (prompt, completion) of earlier turns of the same chat, if they are trained on, too.
+    """
 
     prompt: str
     completion: str
     row: Row
+    earlier: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def each(self) -> "list[Demonstration]":
+        """The completions one by one, in their order, each with what stands before it as its prompt."""
+        return [Demonstration(*pair, self.row) for pair in (*self.earlier, (self.prompt, self.completion))]
 
 
 @dataclasses.dataclass(frozen=True)

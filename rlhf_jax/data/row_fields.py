@@ -22,11 +22,16 @@ def one_of(row: Row, *names: str) -> str:
     raise InputError(f"needs one of the fields {', '.join(names)}; {what_it_has(row)}")
 
 
-def text_of(row: Row, name: str) -> str:
-    """Returns the text of a field; raises InputError if it is missing, blank or no string."""
+def field_of(row: Row, name: str) -> Any:
+    """Returns the value of a field; raises InputError if it is missing."""
     if name not in row:
         raise InputError(f"field {name!r} is missing; {what_it_has(row)}")
-    return not_blank(row[name], name)
+    return row[name]
+
+
+def text_of(row: Row, name: str) -> str:
+    """Returns the text of a field; raises InputError if it is missing, blank or no string."""
+    return not_blank(field_of(row, name), name)
 
 
 def not_blank(value: Any, name: str) -> str:
@@ -63,9 +68,7 @@ def whole(value: Any) -> int | None:
 
 def list_of(row: Row, name: str, length: int | None = None) -> list:
     """Returns the list of a field; raises InputError if it is missing, no list, or not of the given length."""
-    if name not in row:
-        raise InputError(f"field {name!r} is missing; {what_it_has(row)}")
-    value = row[name]
+    value = field_of(row, name)
     if not isinstance(value, list):
         raise InputError(f"field {name!r} is {type_name(value)}; it must be a list")
     if length is not None and len(value) != length:

@@ -111,9 +111,10 @@ def _prompted(row) -> bool:
 
 
 def _text(row) -> str:
-    """Returns the text that identifies a row without a group: its prompt, first completion, or document."""
+    """Returns the text that identifies a row without a group: its first prompt, first completion, or document."""
     if _prompted(row):
-        return row.prompt
+        earlier = getattr(row, "earlier", ())
+        return earlier[0][0] if earlier else row.prompt
     return row.completions[0] if hasattr(row, "completions") else row.text
 
 

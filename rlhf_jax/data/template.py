@@ -12,12 +12,15 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlhf_jax.data import files
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_text
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+
+Turn = dict[str, Any]  # a turn of a chat: its `role` and `content`, and what else data.messages reads
 
 _PLACEHOLDER = re.compile(r"\{(instruction|input|output|content)\}")
 
@@ -35,7 +38,7 @@ def _title(field: dataclasses.Field) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A template of five sections; `template.txt` holds each section under its `[title]`.
+    """A template of six sections; `template.txt` holds each section under its `[title]`.
 
     Raises:
         InputError: a section lacks a placeholder, has an unknown one, or continues after `{output}`.
@@ -48,6 +51,7 @@ class Template:
     system: str = _section("system", "{content}", "content")
     user: str = _section("user", "user: {content}", "content")
     assistant: str = _section("assistant", "assistant: {output}", "output")
+    tool: str = _section("tool", "tool: {content}", "content")
 
     def __post_init__(self):
         titles = {_title(field) for field in dataclasses.fields(self)}
@@ -85,17 +89,26 @@ class Template:
             return _fill(_cue(self.with_input)[0], instruction=instruction, input=input)
         return _fill(_cue(self.without_input)[0], instruction=instruction)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Returns the prompt for the assistant's next turn after `messages` ({role, content} each).
+    def chat(self, messages: Sequence[Turn], tools: Sequence[Mapping] | None = None) -> str:
+        """Returns the prompt for the assistant's next turn after `messages`.
 
         A system turn without text is left out.
+
+        Raises:
+            InputError: there are tools, or calls of them, which plain text has no form for.
         """
+        if tools:
+            raise InputError(f"field 'tools' {_NEEDS_CHAT}")
         turns = [
-            self._turn(message["role"], message["content"])
+            self._turn(message["role"], _content(message))
             for message in messages
             if message["role"] != "system" or message["content"].strip()
         ]
         return "\n".join([*turns, _cue(self.assistant)[0]])
+
+    def reply(self, message: Turn) -> str:
+        """Returns the completion that a turn of the assistant is behind a prompt of `chat`; raises as `chat` does."""
+        return self.completion(_content(message), chat=True)
 
     def completion(self, output: str, *, chat: bool = False) -> str:
         """Returns a completion with the space that separates it from a prompt of `prompt`, or with `chat` of `chat`."""
@@ -142,6 +155,19 @@ class Template:
             return cls(**{name: "\n".join(text).strip("\n") for name, text in sections.items()})
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+_NEEDS_CHAT = (
+    "has calls of tools, which the plain template cannot write; set data.template='chat' and use a model whose "
+    "chat template knows tools"
+)
+
+
+def _content(message: Turn) -> str:
+    """Returns the text of a turn; raises InputError for a turn that calls tools."""
+    if "tool_calls" in message:
+        raise InputError(f"field 'tool_calls' {_NEEDS_CHAT}")
+    return message["content"]
 
 
 def _cue(section: str) -> tuple[str, str]:

@@ -99,6 +99,13 @@ FILES = Section(
             "Rows of one group never lie in two splits; a row without a group is grouped by its prompt. "
             "The paper groups by user, which is 'user' here (A.2).",
         ),
+        "turns": Field(
+            "last",
+            OneOf("last", "all"),
+            "The turns of the assistant that SFT learns, in demonstrations that are chats. 'last' learns the last one, "
+            "for which the paper's labelers wrote a demonstration; the turns before it are its prompt. 'all' makes each "
+            "turn a demonstration of its own, behind the turns before it. All turns of a chat lie in one split.",
+        ),
         "near_duplicates": Field(
             "together",
             OneOf("together", "drop", "ignore"),

@@ -29,6 +29,7 @@ import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax import generate
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.chat_template import ChatTemplate, shown
+from rlhf_jax.data.other_formats import is_rendered
 from rlhf_jax.data.record_files import read_rows
 from rlhf_jax.data.template import Template
 from rlhf_jax.fields.options import option
@@ -70,7 +71,7 @@ def read_prompts(model: LanguageModel, options: argparse.Namespace) -> list[Give
     else:
         # If the model has no template, a row that needs one is refused below.
         records, _ = read_rows(options.prompts, "prompts", model.template or Template())
-        prompts = [GivenPrompt(record.prompt, record.row.get("prompt") is None, record.row) for record in records]
+        prompts = [GivenPrompt(record.prompt, is_rendered(record.row), record.row) for record in records]
     if model.template is None and (options.chat or any(prompt.rendered for prompt in prompts)):
         model.tokenizer.chat_template()  # raises the InputError that says what is missing
     if not options.chat:

@@ -186,10 +186,10 @@ def _completions(row: Any) -> tuple[str, ...]:
 
 def _sources(corpus: FileCorpus, kind: str, by_split: dict[str, list]) -> dict[str, dict[str, int]]:
     """Returns the number of rows and distinct prompts of each file, and of rows in each split."""
-    split_of = {id(row): name for name, rows in by_split.items() for row in rows}
+    split_of = {id(getattr(row, "row", row)): name for name, rows in by_split.items() for row in rows}
     table = {}
     for source, rows in corpus.sources(kind).items():
-        counts = collections.Counter(split_of.get(id(row), "left out") for row in rows)
+        counts = collections.Counter(split_of.get(id(getattr(row, "row", row)), "left out") for row in rows)
         prompts = {getattr(row, "prompt", None) for row in rows} - {None, ""}
         table[source] = {"rows": len(rows), **({"prompts": len(prompts)} if prompts else {}), **counts}
     return table

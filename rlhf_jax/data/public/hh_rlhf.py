@@ -7,14 +7,12 @@ earlier or have an empty answer. They are left out, and the report lists them.
 
 import dataclasses
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 
+from rlhf_jax.data.other_formats import ASSISTANT, HUMAN, cut_dialogues
 from rlhf_jax.data.public.dataset import DEMONSTRATION, RANKING, Dataset, Download, LeftOut, Row, field, number, text
 from rlhf_jax.runtime.errors import InputError
-
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _HOMEPAGE = "https://huggingface.co/datasets/Anthropic/hh-rlhf"
@@ -29,11 +27,9 @@ def cut(chosen: str, rejected: str) -> tuple[str, str, str]:
         LeftOut: the dialogues differ before the last turn, or an answer contains a human turn; the dialogues share no
             turns; or an answer is empty, or equal to the other.
     """
-    shared = os.path.commonprefix([chosen, rejected])
-    if (place := shared.rfind(ASSISTANT)) < 0 or not shared.startswith(HUMAN):
+    if (parts := cut_dialogues(chosen, rejected)) is None:
         raise LeftOut("the two share no turn of Human's before one of Assistant's")
-    place += len(ASSISTANT)
-    answers = chosen[place:], rejected[place:]
+    prompt, *answers = parts
     if any(HUMAN in answer for answer in answers):
         raise LeftOut("they differ before the last turn")
     for name, answer in zip(("chosen", "rejected"), answers):
@@ -41,7 +37,7 @@ def cut(chosen: str, rejected: str) -> tuple[str, str, str]:
             raise LeftOut(f"the {name} answer is empty")
     if chosen == rejected:
         raise LeftOut("the two answers are the same")
-    return chosen[:place], *answers
+    return prompt, *answers
 
 
 def opening(dialogue: str) -> str:

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
+from rlhf_jax.data.other_formats import is_rendered
 from rlhf_jax.data.record_files import read_rows
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.template import Template
@@ -48,7 +49,7 @@ def read(judge: Judge, files: list[str], chat: bool) -> list[Ranking]:
         judge.model.tokenizer.chat_template()  # raises the InputError that says what is missing
     fields = {"prompt": "instruction"} if chat else None
     found = [row for file in files for row in read_rows(file, "rankings", template or Template(), fields=fields)[0]]
-    if template is None and any(row.row.get("prompt") is None for row in found):
+    if template is None and any(is_rendered(row.row) for row in found):
         judge.model.tokenizer.chat_template()
     rankings = [row for row in found if len(set(row.ranks)) > 1]
     if not rankings:
