@@ -1,4 +1,4 @@
-"""The shapes of models that a config can name: those of GPT-3, or the shape of a source."""
+"""The shapes of models that a config can name: those of this table, or the shape of a source of weights."""
 
 import dataclasses
 
@@ -23,6 +23,44 @@ SHAPES = {
     name: dict(num_layers=layers, embed_dim=width, num_heads=heads, max_length=2048)
     for name, (layers, width, heads) in _GPT3.items()
 }
+# Pythia's sizes (Biderman et al. 2023, Table 1), whose family is GPT-NeoX.
+_PYTHIA = {
+    "pythia_160m": (12, 768, 12),
+    "pythia_410m": (24, 1024, 16),
+    "pythia_1b": (16, 2048, 8),
+    "pythia_1.4b": (24, 2048, 16),
+    "pythia_2.8b": (32, 2560, 32),
+    "pythia_6.9b": (32, 4096, 32),
+    "pythia_12b": (36, 5120, 40),
+}
+SHAPES |= {
+    name: dict(
+        num_layers=layers,
+        embed_dim=width,
+        num_heads=heads,
+        mlp_dim=4 * width,
+        max_length=2048,
+        positions="rope",
+        rotary_fraction=0.25,
+        mlp="gelu_exact",
+        parallel_residual=True,
+        tie_embeddings=False,
+    )
+    for name, (layers, width, heads) in _PYTHIA.items()
+}
+SHAPES["smollm2_135m"] = dict(  # config.json of SmolLM2-135M-Instruct, a Llama
+    num_layers=30,
+    embed_dim=576,
+    num_heads=9,
+    num_kv_heads=3,
+    mlp_dim=1536,
+    max_length=8192,
+    positions="rope",
+    rope_theta=100_000.0,
+    norm="rmsnorm",
+    mlp="swiglu",
+    use_bias=False,
+)
 _FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)} - {"vocab_size", *hf.PROGRAM_FIELDS}
 
 

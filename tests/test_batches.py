@@ -72,6 +72,15 @@ def test_demonstration_row():
     assert (report.given, report.dropped, report.cut, report.longest) == (1, 0, 0, 6)
 
 
+def test_the_prompt_can_be_learned_too():
+    batch, _ = batch_demonstrations(
+        [demonstration("ab", "cde"), demonstration("abcd", "e")], BYTES, 8, prompt_targets=True
+    )
+    whole, _ = batch_demonstrations([demonstration("ab", "cde"), demonstration("abcd", "e")], BYTES, 8)
+    assert batch.loss_mask.tolist() == [[0, 1, 1, 1, 1, 1, 0, 0]] * 2  # nothing predicts the first token
+    assert np.array_equal(batch.tokens, whole.tokens) and whole.loss_mask[1].tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
+
+
 def test_too_long_demonstrations_are_cut_or_dropped():
     rows = [demonstration("ab", "cd"), demonstration("ab", "cde"), demonstration("abcd", "e")]
     batch, report = batch_demonstrations(rows, BYTES, 5, prompt_length=3)

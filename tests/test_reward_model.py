@@ -119,7 +119,8 @@ CUT = [
 
 
 def cut_run(**section) -> types.SimpleNamespace:
-    section = {"packed": False, "length": 0, "loss": "kwise", "beta": 1.0, "label_smoothing": 0.0} | section
+    section = {"packed": False, "length": 0, "completion_length": 0, "loss": "kwise", "beta": 1.0} | section
+    section |= {"label_smoothing": 0.0}
     config = ConfigDict({"prompt_length": 1, "completion_length": 3, "too_long": "drop", "reward_model": section})
     return types.SimpleNamespace(config=config, tokenizer=BYTES, whole_length=4)
 
@@ -142,10 +143,20 @@ def test_a_pair_of_equal_rows_is_neither_right_nor_wrong():
         return -np.arange(arrays.ranks.size, dtype=float).reshape(arrays.ranks.shape)  # as they are ranked
 
     run, scorer = cut_run(), types.SimpleNamespace(score_arrays=score)
-    found = reward_model._evaluate_rankings(None, *reward_model._scored(run, scorer, CUT))
+    found = reward_model._evaluate_rankings(None, *reward_model._scored(run, "reward_model", scorer, CUT))
     assert (found["rankings"], found["pairs"], found["accuracy"]["value"]) == (1, 3, 1.0)
     assert seen[0].ranks.tolist() == [[1, 2, 4]]
-    assert reward_model._scored(run, scorer, CUT[1:]) is None
+    assert reward_model._scored(run, "reward_model", scorer, CUT[1:]) is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rankings_can_have_longer_completions_than_the_run(packed):
+    run, same = cut_run(packed=packed, completion_length=3), cut_run(packed=packed)
+    run.config.completion_length = 1  # that of what policies write
+    found, report = reward_model._examples(run, "reward_model", CUT)
+    wanted, same_report = reward_model._examples(same, "reward_model", CUT)
+    assert report == same_report and np.array_equal(found.tokens, wanted.tokens)
+    assert reward_model._examples(cut_run(packed=packed, completion_length=9), "reward_model", CUT)[1].cut == 0
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -57,7 +57,8 @@ def test_prompts_are_cut_by_the_rule_of_the_paper(tmp_path, capsys):
         POST,
         {**POST, "id": "t3_2", "post": "one line " * 40},
         {**POST, "id": "t3_3", "post": "first\n" + "second " * 30 + "\n\nthird"},
-        {**POST, "id": "t3_4", "title": "x" * 400},
+        {**POST, "id": "t3_4", "post": POST["post"] + "\n" + "end " * 9},
+        {**POST, "id": "t3_5", "title": "x" * 400},
     ]
     for split in ("train", "valid", "test"):
         write_lines(tmp_path / f"source/tldr_3_filtered/{split}.jsonl", [{**row, "summary": "Ran."} for row in posts])
@@ -65,10 +66,10 @@ def test_prompts_are_cut_by_the_rule_of_the_paper(tmp_path, capsys):
     flags = [f"--source={tmp_path}/source", f"--out={tmp_path}", f"--tokenizer={tmp_path}/tokenizer.json"]
     assert prepare.main(["--dataset=summarize_tldr", *flags, f"--prompt_tokens={limit}"]) == 0
     rows = [row.prompt for row in corpus(tmp_path, demonstrations="summarize_tldr:train")._rows("demonstrations")]
-    assert rows == [shortened_as_openai_has_it(post, limit, count) for post in posts[:3]]
+    assert rows == [shortened_as_openai_has_it(post, limit, count) for post in posts[:4]]
     assert rows[0] == PROMPT and max(map(count, rows)) == limit
     report = (tmp_path / "summarize_tldr/1.0.0/preparation.json").read_text()
-    assert '"shortened": 6' in report and f"the prompt is longer than {limit} tokens without its text" in report
+    assert '"shortened": 9' in report and f"the prompt is longer than {limit} tokens without its text" in report
     assert prepare.main(["--dataset=summarize_tldr", *flags]) == 2
     assert "--prompt_tokens needs a number from 1, and --tokenizer" in capsys.readouterr().err
     assert prepare.main(["--dataset=dolly", *flags, "--prompt_tokens=9"]) == 2

@@ -22,6 +22,7 @@ def batch_demonstrations(
     length: int,
     prompt_length: int | None = None,
     too_long: TooLong = "drop",
+    prompt_targets: bool = False,
 ) -> tuple[Batch, LengthReport]:
     """Returns rows of prompt + completion + EOS, right-padded to [N, length]; completion and EOS are the targets.
 
@@ -32,6 +33,7 @@ def batch_demonstrations(
       prompt_length: largest length of a prompt, in tokens; by default length - 1.
       too_long: "drop" leaves out demonstrations with a longer prompt; "cut_left" removes the beginning of the prompt
         (see `batch_prompts`).
+      prompt_targets: whether the prompt's tokens are targets too, except for the first of the row.
 
     Raises:
       InputError: no demonstration is left.
@@ -45,7 +47,9 @@ def batch_demonstrations(
         if prompt is not None:
             cut += len(prompt) + len(completion) + 1 > length
             rows.append(np.concatenate([prompt, completion, [tokenizer.eos_id]])[:length])
-            starts.append(max(1, len(prompt)))  # token 0 is no target, because nothing predicts it
+            starts.append(
+                1 if prompt_targets else max(1, len(prompt))
+            )  # token 0 is no target, because nothing predicts it
     check_any(rows, prompts, "prompt_length", limit)
     tokens, mask = pad_right(rows, length, tokenizer.pad_id)
     column = np.arange(length, dtype=np.int32)

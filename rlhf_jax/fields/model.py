@@ -11,8 +11,9 @@ MODEL = Section(
         "shape": Field(
             "gpt3_1.3b",
             TEXT,
-            "The shape that the other fields start from: one of GPT-3's, 'gpt3_125m' to 'gpt3_175b' (shapes.py), or a "
-            "folder of released weights, relative to `data.files.dir`.",
+            "The shape that the other fields start from: one of GPT-3's, 'gpt3_125m' to 'gpt3_175b', or of Pythia's, "
+            "'pythia_160m' to 'pythia_12b', or 'smollm2_135m' (shapes.py); or a folder of released weights, relative to "
+            "`data.files.dir`.",
         ),
         "vocab_size": Field(
             None,

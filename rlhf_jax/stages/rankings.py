@@ -50,6 +50,12 @@ PREFERENCES = dict(
         "The length of a training row, in tokens. Rankings that need more are left out. "
         "0 means what the longest needs.",
     ),
+    completion_length=Field(
+        0,
+        COUNT_OR_NONE,
+        "The length of the longest completion of a ranking, in tokens. A completion is cut only where it and its prompt "
+        "are longer than this and `prompt_length` together. 0 means `completion_length` of the run.",
+    ),
 )
 
 
@@ -57,7 +63,7 @@ def check(run: Run, stage: str) -> None:
     """Raises InputError if config[stage] cannot be trained on rankings; computes nothing."""
     check_source(run, stage)
     supervised.check(run, stage)
-    supervised.check_whole_length(run, stage)
+    run.check_length("prompt_length + completion_length", whole_length(run, stage), run.shape(stage))
     _check_data(run, stage)
     supervised.check_warmup(run, stage, most(run, stage), run.config[stage].batch_size)
 
@@ -109,7 +115,9 @@ def check_kept(run: Run, stage: str, ranks: Iterable[Sequence[int]]) -> None:
     """
     config, section = run.config, run.config[stage]
     if not any(len(set(row) - {0}) > 1 for row in ranks):
-        fields = {f"{name}={config[name]}": config[name] for name in ("completion_length", "prompt_length")}
+        own = section.completion_length
+        fields = {f"{stage}.completion_length={own}" if own else f"completion_length={config.completion_length}": True}
+        fields |= {f"prompt_length={config.prompt_length}": True}
         fields |= {f"{stage}.length={section.length}": section.length}
         raise InputError(
             f"{stage}: no preference is left in its training rankings, because prompts are too long or completions are "
@@ -208,15 +216,21 @@ def _part(text: str, count: int, field: str) -> tuple[int, int]:
     return first, last
 
 
-def batch(run: Run, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
-    """Rankings as arrays, by the length rules of the run."""
-    config = run.config
-    return batch_rankings(rows, run.tokenizer, run.whole_length, config.prompt_length, too_long=config.too_long)
+def whole_length(run: Run, stage: str) -> int:
+    """The tokens of the longest prompt and the longest completion of a ranking together."""
+    return run.config.prompt_length + (run.config[stage].completion_length or run.config.completion_length)
 
 
-def kept(run: Run, rows: list[Ranking]) -> tuple[list[Ranking], LengthReport]:
+def batch(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
+    """Rankings as arrays, by the length rules of config[stage] and of the run."""
+    config, length = run.config, whole_length(run, stage)
+    return batch_rankings(rows, run.tokenizer, length, config.prompt_length, too_long=config.too_long)
+
+
+def kept(run: Run, stage: str, rows: list[Ranking]) -> tuple[list[Ranking], LengthReport]:
     """The rankings that `batch` makes arrays of, with the completions that these have."""
-    return kept_rankings(rows, run.tokenizer, run.whole_length, run.config.prompt_length, run.config.too_long)
+    config, length = run.config, whole_length(run, stage)
+    return kept_rankings(rows, run.tokenizer, length, config.prompt_length, config.too_long)
 
 
 def training_rows(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparisons | PackedComparisons, LengthReport]:
@@ -224,10 +238,9 @@ def training_rows(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparison
     config, section = run.config, run.config[stage]
     try:
         if not section.packed:
-            return batch(run, rows)
-        return pack_rankings(
-            rows, run.tokenizer, run.whole_length, config.prompt_length, section.length, config.too_long
-        )
+            return batch(run, stage, rows)
+        length = whole_length(run, stage)
+        return pack_rankings(rows, run.tokenizer, length, config.prompt_length, section.length, config.too_long)
     except InputError as error:
         raise InputError(f"{stage}: {error}") from None
 
@@ -292,10 +305,11 @@ def abstract_rows(run: Run, stage: str, completions: int) -> tuple[dict, tuple[i
     """
     section = run.config[stage]
     if section.packed:
-        length = section.length or run.config.prompt_length + completions * run.config.completion_length
+        completion_length = section.completion_length or run.config.completion_length
+        length = section.length or run.config.prompt_length + completions * completion_length
         whole = abstract.rows_of(run, (section.batch_size, length), jnp.int32)
         return {"tokens": whole, "segment_ids": whole, "positions": whole}, whole.shape
-    length = section.length or run.whole_length
+    length = section.length or whole_length(run, stage)
     size = (section.batch_size, completions, length)
     rows = {"tokens": abstract.rows_of(run, size, jnp.int32), "mask": abstract.rows_of(run, size, jnp.bool_)}
     return rows, (completions * size[0], length)

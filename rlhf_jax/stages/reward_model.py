@@ -136,7 +136,7 @@ def _examples(run: Run, stage: str, rows: list[Ranking]):
     if run.config[stage].loss != "pooled":
         return rankings.training_rows(run, stage, rows)
     # Of two completions that are equal once they are cut, the second is in no pair: it would contradict those of the first.
-    kept, left_out = rankings.kept(run, rows)
+    kept, left_out = rankings.kept(run, stage, rows)
     rankings.check_kept(run, stage, [row.ranks for row in kept])
     examples, report = rankings.training_rows(run, stage, split_into_pairs(kept))
     given = len(split_into_pairs(rows))
@@ -200,7 +200,7 @@ def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     except InputError as error:
         print(f"{stage}: the evaluation has no bag of words to compare with: {error}", flush=True)
         bag = None
-    scored = {name: _scored(run, scorer, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
+    scored = {name: _scored(run, stage, scorer, rankings.load(run, stage, name)) for name in ("valid", "heldout")}
     facts = {name: _evaluate_rankings(bag, *found) for name, found in scored.items() if found}
     if collected := rankings.source(run, stage):
         facts["labelers"] = hosts.on_first(finished.read_json, run.folder(collected) / "evaluation.json")
@@ -219,12 +219,14 @@ def _labeler_gap(facts: dict, scored: dict) -> dict:
     return {"labeler_gap": gap.to_json() | {"planted": fold["in_group"] - fold["held_out"]}}
 
 
-def _scored(run: Run, scorer: Scorer, rows: list[Ranking]) -> tuple[list[Ranking], Comparisons, np.ndarray] | None:
+def _scored(
+    run: Run, stage: str, scorer: Scorer, rows: list[Ranking]
+) -> tuple[list[Ranking], Comparisons, np.ndarray] | None:
     """The rankings that fit the model, the same as arrays, and their scores f32[N, K]; None where no ranking fits."""
-    kept, _ = rankings.kept(run, rows)
+    kept, _ = rankings.kept(run, stage, rows)
     if not kept:
         return None
-    arrays, _ = rankings.batch(run, kept)
+    arrays, _ = rankings.batch(run, stage, kept)
     return kept, arrays, scorer.score_arrays(arrays)
 
 

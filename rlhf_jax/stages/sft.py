@@ -1,4 +1,4 @@
-"""Step 1: supervised fine-tuning on demonstrations; the loss is on completion tokens alone.
+"""Step 1: supervised fine-tuning on demonstrations; the loss is on completion tokens, unless `loss_on` says otherwise.
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.1. The optional pretraining mix is the "PPO init"
 of C.3.
@@ -38,6 +38,12 @@ FIELDS = trained(
     learning_rate=Field(9.65e-6, NOT_NEGATIVE, f"{LEARNING_RATE} C.1 has 9.65e-6 at 1.3B and 6B, and 5.03e-6 at 175B."),
     dropout_rate=Field(
         0.2, SHARE_BELOW_ONE, "The share of the residual branches' outputs that is dropped (C.1). 0 means none."
+    ),
+    loss_on=Field(
+        "completion",
+        OneOf("completion", "sequence"),
+        "The tokens that are learned: those of the 'completion' alone, or of the whole 'sequence' with its prompt. The "
+        "paper does not state it; Huang et al. 2024 learn the sequence.",
     ),
     packed=Field(
         False,
@@ -133,6 +139,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         length=length,
         prompt_length=run.config.prompt_length,
         too_long=run.config.too_long,
+        prompt_targets=section.loss_on == "sequence",
     )
     examples, report, mixture = build(run.corpus.mixed("demonstrations", "train"), batch)
     held_out, _ = batch(run.corpus.demonstrations("valid"))
