@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, hf, shapes, sharding, sources
+from rlhf_jax import checkpoint, hf, settled, shapes, sharding, sources
 from rlhf_jax.data import tokenizer_files
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
@@ -170,7 +171,8 @@ def start(
     """
     check_config(config)
     checkpoint.check_path(path)
-    config = filled(shapes.filled(config))
+    corpora = {} if corpora is None else corpora
+    config = _settled(config, pathlib.Path(path), corpora)
     plain = config.to_dict()
     defaults = filled(defaults_like(config)).to_dict()
     with Workdir(path, plain, overrides, ignore=free_fields, defaults=defaults, prepared=_PREPARED) as folder:
@@ -219,10 +221,7 @@ def _assemble(
     if chat:
         template.check_ends()
     corpora = {} if corpora is None else corpora
-    data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
-    if data not in corpora:
-        corpora[data] = _corpus(config, template)
-    corpus = corpora[data]
+    corpus = _corpus(config, template, corpora)
     if save:
         hosts.on_first(_check_data, path, corpus)
         hosts.on_first(_keep_tokenizer, path, config, corpus)
@@ -235,7 +234,42 @@ def _assemble(
     return run
 
 
-def _corpus(config: ConfigDict, template: Template | ChatTemplate) -> FileCorpus | WorldCorpus:
+def _settled(config: ConfigDict, path: pathlib.Path, corpora: dict) -> ConfigDict:
+    """Returns the config with a value for every field that it leaves to the model or to the data; see settled.py."""
+    config = settled.by_model(config, say=print)
+    stored = hosts.on_first(read_if_there, path / "config.json")
+    return settled.by_data(config, stored, functools.partial(_texts, config, corpora))
+
+
+def _texts(config: ConfigDict, corpora: dict) -> tuple[FileCorpus, Tokenizer]:
+    """Returns the corpus and the tokenizer of a run that has not begun, to measure lengths.
+
+    Raises:
+      InputError: there are no files, or no tokenizer yet.
+    """
+    missing = " and ".join(settled.open_lengths(config))
+    if config.data.source != "files":
+        raise InputError(f"{missing}=None needs data.source='files', whose texts are measured: give a number of tokens")
+    if not config.tokenizer.path:
+        raise InputError(f"{missing}=None needs tokenizer.path, because a tokenizer that is trained comes later")
+    tokenizer = Tokenizer.load(pathlib.Path(config.data.files.dir, config.tokenizer.path))
+    if config.data.template == "chat":
+        tokenizer = tokenizer.for_chat()
+        template = tokenizer.chat_template(forms.date(config.data.chat_date))
+    else:
+        template = Template.load(shipped.find(config.data.template)) if config.data.template else Template()
+    return _corpus(config, template, corpora), tokenizer
+
+
+def _corpus(config: ConfigDict, template: Template | ChatTemplate, corpora: dict) -> FileCorpus | WorldCorpus:
+    """Returns the corpus of a config, from `corpora` if it is there already."""
+    data = json.dumps([config.data.to_dict(), config.evaluate.skill_items]), template
+    if data not in corpora:
+        corpora[data] = _new_corpus(config, template)
+    return corpora[data]
+
+
+def _new_corpus(config: ConfigDict, template: Template | ChatTemplate) -> FileCorpus | WorldCorpus:
     if config.data.source == "world":
         return WorldCorpus(config.data.world, template, config.evaluate.skill_items)
     return FileCorpus(config.data.files, template, config.data.on_bad_row)
@@ -250,6 +284,7 @@ def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Me
     Raises:
       InputError: prompts and completions that are longer than the model's context.
     """
+    settled.check_lengths(config)
     config = shapes.filled(config)
     shape = model_shape(config, tokenizer.vocab_size, mesh.devices.flat[0].platform)
     longest = config.prompt_length + config.completion_length

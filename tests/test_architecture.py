@@ -16,6 +16,7 @@ LAYERS = (
     {"data", "hf"},
     {"sources"},
     {"token_loss", "generate", "shapes", "world"},
+    {"settled"},
     {"ppo", "run"},
     {"inputs", "weights", "sampling", "loop"},
     {"abstract", "language_model"},

@@ -19,20 +19,30 @@ class Field:
       meaning: one or two sentences for a reader who knows the field of research: what the field does, its unit, what
         0, None or an empty text means, and the source of the default. "App. C", "C.4" and "section 3.5" without
         another paper's name refer to Ouyang et al. 2022.
+      by_size: (parameters of a model, value) of published runs, by growing size. The field then also allows None, which
+        a start replaces by the value for the size of the run's model; see settled.py.
+      of_data: whether the field also allows None, which a start replaces by a value that is measured on the data.
     """
 
     default: Any
     allowed: Range
     meaning: str
+    by_size: tuple[tuple[float, float], ...] = ()
+    of_data: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the field allows None."""
+        return self.default is None or bool(self.by_size) or self.of_data
 
     @property
     def says(self) -> str:
         """The allowed values in words."""
-        return self.allowed.says + (", or None" if self.default is None else "")
+        return self.allowed.says + (", or None" if self.open else "")
 
     def holds(self, value: Any) -> bool:
         """Whether the field allows a value."""
-        return (value is None and self.default is None) or self.allowed.holds(value)
+        return (value is None and self.open) or self.allowed.holds(value)
 
     def refusal(self, value: Any) -> str:
         """Returns the end of an error message about a value that the field does not allow; it follows the value."""

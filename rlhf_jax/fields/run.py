@@ -158,10 +158,18 @@ COMMON = Section(
             "The stages to run, in this order.",
         ),
         "prompt_length": Field(
-            1024, COUNT, "The length of the longest prompt, in tokens. The paper drops prompts over 1k tokens (App. C)."
+            1024,
+            COUNT,
+            "The length of the longest prompt, in tokens. The paper drops prompts over 1k tokens (App. C). "
+            "None means the length that 95 % of the prompts of your files have at most.",
+            of_data=True,
         ),
         "completion_length": Field(
-            1024, COUNT, "The length of the longest completion, in tokens. The paper caps responses at 1k (App. C)."
+            1024,
+            COUNT,
+            "The length of the longest completion, in tokens. The paper caps responses at 1k (App. C). "
+            "None means the length that 95 % of the completions of your files have at most.",
+            of_data=True,
         ),
         "too_long": Field(
             "drop",

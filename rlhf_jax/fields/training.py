@@ -94,7 +94,45 @@ TRAINED = Section(
     },
 )
 
-LEARNING_RATE = "The learning rate at its peak. 0 learns nothing."
+
+
+def learning_rate(default: float, by_size: tuple[tuple[float, float], ...], source: str) -> Field:
+    """Returns the field of a learning rate, with the rates of published runs and the source of default and rates."""
+    meaning = "The learning rate at its peak. 0 learns nothing. None takes it from the model's size (docs/recipes.md)."
+    return Field(default, NOT_NEGATIVE, f"{meaning} {source}", by_size)
+
+
+# Peaks of published runs, by the parameters of the model.
+PRETRAIN_RATES = (  # Brown et al. 2020, Table 2.1
+    (125e6, 6e-4),
+    (350e6, 3e-4),
+    (760e6, 2.5e-4),
+    (1.3e9, 2e-4),
+    (2.7e9, 1.6e-4),
+    (6.7e9, 1.2e-4),
+    (13e9, 1e-4),
+    (175e9, 0.6e-4),
+)
+SFT_RATES = (  # Stiennon et al. 2020, appendix B.1; the last is InstructGPT's, C.1
+    (1.3e9, 6.35e-5),
+    (3e9, 5.66e-5),
+    (6.7e9, 2.83e-5),
+    (13e9, 2.83e-5),
+    (175e9, 5.03e-6),
+)
+REWARD_RATES = (  # Ziegler et al. 2019, the released code and the paper; Stiennon et al. 2020, appendix B.1
+    (124e6, 5e-5),
+    (774e6, 1.77e-5),
+    (1.3e9, 1.5e-5),
+    (6.7e9, 5e-6),
+)
+PPO_RATES = (  # as REWARD_RATES
+    (124e6, 1e-5),
+    (774e6, 1.41e-5),
+    (1.3e9, 1.5e-5),
+    (6.7e9, 7e-6),
+)
+DPO_RATES = ((2.8e9, 1e-6),)  # Rafailov et al. 2023, appendix B, for every model
 
 OWN_MODEL = Section(
     "The fields of `model` in which this stage's model differs from the policy's. Set them in an experiment file. "

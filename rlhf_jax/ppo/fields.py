@@ -16,7 +16,7 @@ from rlhf_jax.fields.ranges import (
     OneOf,
     whole,
 )
-from rlhf_jax.fields.training import LEARNING_RATE, OPTIMIZER, SCHEDULES
+from rlhf_jax.fields.training import OPTIMIZER, PPO_RATES, SCHEDULES, learning_rate
 
 FIELDS = Section(
     "Step 3: PPO against a reward model, with a KL penalty.",
@@ -158,16 +158,13 @@ FIELDS = Section(
             "The weight of the entropy bonus, which is a mean over tokens in nats. "
             "0 means no bonus, and a negative number punishes entropy. The paper does not state it.",
         ),
-        "learning_rate": Field(
+        "learning_rate": learning_rate(
             8.05e-6,
-            NOT_NEGATIVE,
-            f"{LEARNING_RATE} "
+            PPO_RATES,
             "The paper does not print its own; the default is the largest that did not diverge without ptx (Fig. 38).",
         ),
-        "value_learning_rate": Field(
-            9e-6,
-            NOT_NEGATIVE,
-            "The learning rate of the value model at its peak. 0 learns nothing. C.4 has 9e-6, and 5e-6 at 175B.",
+        "value_learning_rate": learning_rate(
+            9e-6, PPO_RATES, "This is the value model's; C.4 has 9e-6, and 5e-6 at 175B."
         ),
         "schedule": Field(
             "constant",

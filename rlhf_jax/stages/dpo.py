@@ -21,9 +21,9 @@ from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.evaluate import policy
 from rlhf_jax.fields.field import Field, kind
-from rlhf_jax.fields.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Number
+from rlhf_jax.fields.ranges import COUNT, POSITIVE, Number
 from rlhf_jax.fields.registry import Stage, register
-from rlhf_jax.fields.training import LEARNING_RATE, trained
+from rlhf_jax.fields.training import DPO_RATES, learning_rate, trained
 from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
@@ -44,7 +44,7 @@ FIELDS = trained(
     ),
     epochs=Field(1.0, POSITIVE, "The number of passes over the rankings."),
     batch_size=Field(64, COUNT, "The number of prompts of a step, each with all its completions."),
-    learning_rate=Field(1e-6, NOT_NEGATIVE, LEARNING_RATE),
+    learning_rate=learning_rate(1e-6, DPO_RATES, "Rafailov et al. have 1e-6."),
     schedule="constant",
     warmup_steps=150,
     validate_epochs=Field(1.0, POSITIVE, "The number of epochs between two validations."),

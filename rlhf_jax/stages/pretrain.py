@@ -12,9 +12,9 @@ from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.evaluate import policy
 from rlhf_jax.fields.field import Field, kind
-from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, whole
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, whole
 from rlhf_jax.fields.registry import Stage, register
-from rlhf_jax.fields.training import LEARNING_RATE, OWN_MODEL, trained
+from rlhf_jax.fields.training import OWN_MODEL, PRETRAIN_RATES, learning_rate, trained
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 from rlhf_jax.stages import supervised
@@ -27,7 +27,7 @@ FIELDS = trained(
     length=Field(2048, whole(2), "The length of a row of packed documents, in tokens."),
     batch_size=Field(256, COUNT, "The number of rows of a step."),
     steps=Field(10_000, COUNT, "The number of optimizer steps."),
-    learning_rate=Field(2e-4, NOT_NEGATIVE, LEARNING_RATE),
+    learning_rate=learning_rate(2e-4, PRETRAIN_RATES, "GPT-3 has 2e-4 at 1.3B."),
     warmup_steps=100,
     validate_every=Field(
         200, COUNT_OR_NONE, "The number of steps between two validations. 0 validates only at the end."

@@ -19,9 +19,9 @@ from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.evaluate import bag_of_words, preferences
 from rlhf_jax.evaluate.scorer import Scorer, completion_scores
 from rlhf_jax.fields.field import Field, kind
-from rlhf_jax.fields.ranges import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
+from rlhf_jax.fields.ranges import COUNT, POSITIVE, OneOf
 from rlhf_jax.fields.registry import Stage, register
-from rlhf_jax.fields.training import LEARNING_RATE, OWN_MODEL, trained
+from rlhf_jax.fields.training import OWN_MODEL, REWARD_RATES, learning_rate, trained
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import finished, hosts
@@ -42,7 +42,7 @@ FIELDS = trained(
         COUNT,
         "The number of prompts of a step, each with all its completions (C.2). With a 'pooled' loss it counts pairs.",
     ),
-    learning_rate=Field(9e-6, NOT_NEGATIVE, f"{LEARNING_RATE} C.2 has 9e-6."),
+    learning_rate=learning_rate(9e-6, REWARD_RATES, "C.2 has 9e-6."),
     loss=Field(
         "kwise",
         OneOf("kwise", "pooled", "regression"),

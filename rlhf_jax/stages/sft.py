@@ -19,9 +19,9 @@ from rlhf_jax.data.text_batches import batch_demonstrations
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate.scorer import ValidationReward
 from rlhf_jax.fields.field import Field, kind
-from rlhf_jax.fields.ranges import COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, TEXT, OneOf
+from rlhf_jax.fields.ranges import COUNT, FLAG, POSITIVE, SHARE_BELOW_ONE, TEXT, OneOf
 from rlhf_jax.fields.registry import Stage, register
-from rlhf_jax.fields.training import LEARNING_RATE, trained
+from rlhf_jax.fields.training import SFT_RATES, learning_rate, trained
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -35,7 +35,7 @@ FIELDS = trained(
     init="pretrain",
     epochs=Field(16.0, POSITIVE, "The number of passes over the demonstrations (C.1)."),
     batch_size=Field(32, COUNT, "The number of demonstrations of a step. C.1 has 32, and 8 at 175B."),
-    learning_rate=Field(9.65e-6, NOT_NEGATIVE, f"{LEARNING_RATE} C.1 has 9.65e-6 at 1.3B and 6B, and 5.03e-6 at 175B."),
+    learning_rate=learning_rate(9.65e-6, SFT_RATES, "C.1 has 9.65e-6 at 1.3B and 6B, and 5.03e-6 at 175B."),
     dropout_rate=Field(
         0.2, SHARE_BELOW_ONE, "The share of the residual branches' outputs that is dropped (C.1). 0 means none."
     ),

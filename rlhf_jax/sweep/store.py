@@ -22,10 +22,9 @@ import time
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import shapes
+from rlhf_jax import settled
 from rlhf_jax.data.tokenizer_files import TOKENIZER
 from rlhf_jax.fields import noted, registry
-from rlhf_jax.fields.defaults import filled
 from rlhf_jax.run import KEPT, Run
 from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
@@ -50,7 +49,7 @@ COMMON = (*noted.COMMON, "evaluate")
 def identities(config: ConfigDict) -> dict[str, str]:
     """Returns the identity of every stage of a config: stage -> 16 hexadecimal digits."""
     found = {}
-    config = filled(shapes.filled(config))  # as a run does, so that a config has one identity before and after a start
+    config = settled.by_model(config)  # as a run does, so that a config has one identity before and after a start
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)}
