@@ -95,7 +95,6 @@ TRAINED = Section(
 )
 
 
-
 def learning_rate(default: float, by_size: tuple[tuple[float, float], ...], source: str) -> Field:
     """Returns the field of a learning rate, with the rates of published runs and the source of default and rates."""
     meaning = "The learning rate at its peak. 0 learns nothing. None takes it from the model's size (docs/recipes.md)."
