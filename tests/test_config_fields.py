@@ -72,7 +72,8 @@ def test_a_number_that_cannot_be_is_refused_and_zero_has_a_documented_meaning(na
             assert value != -1 or "negative" in field.meaning or "-1" in field.meaning
             assert value != 2**70 or field.allowed.type is float
     assert field.allowed.holds(field.default) or field.default is None
-    assert (refusal(name, None) is None) == (field.default is None or ".model." in name)
+    assert (refusal(name, None) is None) == (field.open or ".model." in name)
+    assert field.default is None or not field.open or "None means" in field.meaning or "None takes" in field.meaning
 
 
 @pytest.mark.parametrize("name", [name for name in CHOICES if not name.endswith(".kind")])
