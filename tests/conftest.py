@@ -43,6 +43,16 @@ def shared_data() -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def released_chat_model() -> pathlib.Path:
+    """The Hugging Face folder of SmolLM2-135M-Instruct; tests that need it skip where it is missing."""
+    place = pathlib.Path.home() / ".cache" / "rlhf_jax" / "SmolLM2-135M-Instruct"
+    path = pathlib.Path(os.environ.get("RLHF_JAX_SMOLLM2", place))
+    if not (path / "model.safetensors").is_file():
+        pytest.skip(f"no released chat model: {path} is missing (RLHF_JAX_SMOLLM2 names another place)")
+    return path
+
+
 @pytest.fixture
 def disk_of(tmp_path):
     """size, such as '3m' -> a folder on a file system of that size; skips where that needs root."""

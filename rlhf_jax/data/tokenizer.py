@@ -153,16 +153,27 @@ class Tokenizer:
     def _texts(self) -> dict[str, str]:
         """Returns the content of the tokenizer's files, by name, with the special tokens where they are missing."""
         texts = {tokenizer_files.TOKENIZER: self._start.to_str(pretty=True)} | self._files.texts
-        tokens = {"bos_token": self.bos_id, "eos_token": self.document_end_id, "pad_token": self.pad_id}
-        special = {name: self._start.id_to_token(i) for name, i in tokens.items() if i is not None}
+        tokens = {name.removesuffix("_id"): i for name, i in self.special_ids.items() if i is not None}
+        special = {name: self._start.id_to_token(i) for name, i in tokens.items()}
         texts.setdefault(tokenizer_files.CONFIG, tokenizer_files.described(special))
         generation = json.loads(texts.get(tokenizer_files.GENERATION, "{}"))
         if tokenizer_files.GENERATION not in texts or not set(self.end_ids) <= _as_set(generation.get("eos_token_id")):
             ends = list(self.end_ids)
-            ids = {f"{name}_id": i for name, i in tokens.items() if i is not None}
+            ids = {f"{name}_id": i for name, i in tokens.items()}
             generation = ids | generation | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
             texts[tokenizer_files.GENERATION] = json.dumps(generation, indent=2) + "\n"
         return texts
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """The ids of the special tokens, by their names in a model's config.json.
+
+        bos_token_id is that of the token which the files name, even if it does not stand before every sequence, as in
+        chat models whose turns begin with it. It is None if there is none.
+        """
+        named = self._files.special.get("bos_token")
+        bos_id = self.bos_id if named is None else self._start.token_to_id(named)
+        return {"bos_token_id": bos_id, "eos_token_id": self.document_end_id, "pad_token_id": self.pad_id}
 
     @property
     def has_chat_template(self) -> bool:
@@ -271,9 +282,8 @@ class Tokenizer:
     @property
     def sequence_start_id(self) -> int:
         """The id that stands before a text without a context: the files' bos_token, or else the end of documents."""
-        if "bos_token" in self._files.special:
-            return self._start.token_to_id(self._files.special["bos_token"])
-        return self.document_end_id if self.bos_id is None else self.bos_id
+        bos_id = self.special_ids["bos_token_id"]
+        return self.document_end_id if bos_id is None else bos_id
 
     def encode_as_released(self, text: str, *, starts: bool = True) -> list[int]:
         """Returns the ids that transformers' tokenizer gives a text: special tokens in the text are read as such.

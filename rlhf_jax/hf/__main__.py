@@ -187,7 +187,7 @@ def _export_stage(stage: pathlib.Path, options) -> str:
     hf.family_of(shape)  # raises for a model that transformers does not have, before the weights are read
     params = weights.load_params(run, stage.resolve().name, head)
     with new_folder(options.folder) as folder:
-        ids = {"eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+        ids = tokenizer.special_ids
         if head == "scalar":
             # A reward model was trained to give its score at the end of a completion, in chats at the end of a turn.
             read = tokenizer.for_chat() if config.data.template == "chat" else tokenizer

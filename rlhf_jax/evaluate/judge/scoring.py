@@ -77,9 +77,8 @@ class Judge:
 
     def _write(self, folder: pathlib.Path, params: dict, facts: dict) -> None:
         tokenizer = self.model.tokenizer
-        ids = {"eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
         with new_folder(folder) as new:
-            hf.save(new, self.model.config, params, settings=ids)
+            hf.save(new, self.model.config, params, settings=tokenizer.special_ids)
             tokenizer.save_to(new)
             write_json(new / FACTS, facts)
 
