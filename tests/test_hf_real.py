@@ -28,7 +28,11 @@ CHATML = (
     "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ "
     "'<|im_start|>assistant\n' }}{% endif %}"
 )
-QUESTIONS = ("Name three colours.", "What is the capital of France?", "안녕하세요? Who wrote <|im_end|> and why, please?")
+QUESTIONS = (
+    "Name three colours.",
+    "What is the capital of France?",
+    "안녕하세요? Who wrote <|im_end|> and why, please?",
+)
 ANSWERS = ("Red, green and blue.", "It is Paris, as far as I know.", "Nobody")
 LENGTH = 12  # tokens of a completion
 
