@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -12,6 +13,7 @@ from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.progress import Progress, Stopped
 
 
@@ -52,6 +54,7 @@ class Trial:
       live: label -> metric, shown while the stage runs.
       validate: (state, steps done) -> metrics, called every `validate_every` steps and at the end.
       validate_every: number of steps between validations; 0: at the end alone.
+      clock: what `advance` marks the parts of a step on, for the metrics "time/PART".
     """
 
     run: Run
@@ -61,6 +64,7 @@ class Trial:
     live: dict[str, str] = dataclasses.field(default_factory=dict)
     validate: Callable | None = None
     validate_every: int = 0
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     @property
     def folder(self) -> pathlib.Path:
@@ -103,6 +107,7 @@ def fit(trial: Trial, state, advance: Callable, *, checkpoint_every: int):
         state_of=lambda state, _: state,
         metrics_of=lambda metrics, _: metrics,
         failed=failed,
+        clock=trial.clock,
     )
 
 
@@ -116,6 +121,7 @@ def fit_all(
     state_of: Callable,
     metrics_of: Callable,
     failed: Callable[[int, NonFinite], None],
+    clock: Clock,
 ):
     """Runs `fit` for several trials that share one state: each has its own metrics, and all share one checkpoint.
 
@@ -129,6 +135,7 @@ def fit_all(
       metrics_of: (metrics as `metrics.compute` returns them, place) -> the metrics of one trial.
       failed: called with the place and the error of a trial that is not finite. Unless it raises, that trial is trained
         no further, and the others continue.
+      clock: measures the parts of the steps, which all trials share.
 
     Returns:
       The final state, in which each trial's part is its state after its own `total` steps.
@@ -159,13 +166,15 @@ def fit_all(
         name = trials[min(trials)].stage + (f" x {len(trials)}" if len(trials) > 1 else "")
         progress = stack.enter_context(Progress(name, total, first))
         alive = set(trials)
+        stack.enter_context(clock)
 
-        def record(step, places, step_metrics, validated):
+        def record(step, places, step_metrics, validated, seconds):
             """Fetches, checks and writes the metrics of a step.
 
             While steps are short, it is called one step late, so that the device never waits for the host.
             """
             values, shown = metrics_lib.compute(step_metrics), []
+            times = seconds()
             for place in sorted(alive.intersection(places)):
                 trial, row = trials[place], {**metrics_of(values, place), **validated.get(place, {})}
                 bad = [name for name, value in row.items() if not math.isfinite(value)]
@@ -173,7 +182,7 @@ def fit_all(
                     alive.remove(place)
                     failed(place, _non_finite(trial, step, bad, checkpointer.latest_step(), folder))
                 else:
-                    writers[place].write(step, row)
+                    writers[place].write(step, row | times)
                     shown.append({label: row[name] for label, name in trial.live.items() if name in row})
             if shown:
                 progress.update(step, {label: sum(row[label] for row in shown) / len(shown) for label in shown[0]})
@@ -196,16 +205,21 @@ def fit_all(
                     save(step, state)
                     checkpointer.wait()
                 raise Stopped(name, step, stopping)
+            clock.begin()
             state, step_metrics = advance(state, step, places)
+            seconds = clock.end(step_metrics)
             done = step + 1
             if pending:
                 record(*pending)
+            validating = time.monotonic()
             validated = {
                 place: metrics_lib.compute(trials[place].validate(state_of(state, place), done))
                 for place in sorted(alive.intersection(places))
                 if trials[place].validates(done)
             }
-            pending = (done, places, step_metrics, validated)
+            if validated:
+                seconds = _with(seconds, {"time/validation": round(time.monotonic() - validating, 4)})
+            pending = (done, places, step_metrics, validated, seconds)
             saving = done == total or done % checkpoint_every == 0
             if validated or saving or stop.long:
                 record(*pending)
@@ -215,6 +229,10 @@ def fit_all(
         if pending:
             record(*pending)
     return state
+
+
+def _with(seconds: Callable[[], dict], others: dict) -> Callable[[], dict]:
+    return lambda: seconds() | others
 
 
 def _non_finite(trial: Trial, step: int, bad: list[str], saved: int | None, folder: pathlib.Path) -> NonFinite:

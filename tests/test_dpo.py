@@ -14,6 +14,7 @@ import tiny
 from rlhf_jax import losses, model, sharding, train
 from rlhf_jax.config import default_config
 from rlhf_jax.model.attention import PREFIX
+from rlhf_jax.runtime.progress import Interrupt
 from rlhf_jax.stages import dpo, reward_model
 from rlhf_jax.world import bandit
 
@@ -165,7 +166,9 @@ def test_what_is_trained_on_has_the_references_log_probabilities(monkeypatch):
     config = default_config()
     config.dpo.update(batch_size=2, beta=0.3)
     config.lock()
-    run = types.SimpleNamespace(config=config, mesh=tiny.mesh_of("1x1x1"), seed_of=lambda stage: 0)
+    run = types.SimpleNamespace(
+        config=config, mesh=tiny.mesh_of("1x1x1"), seed_of=lambda stage: 0, interrupt=Interrupt()
+    )
     monkeypatch.setattr(dpo.weights, "start_params", lambda run, stage: policy())
     monkeypatch.setattr(dpo.inputs, "report_data", lambda *what: None)
     examples = preferences_of(8, ref_logprobs=np.zeros(SHAPE[:2]))

@@ -284,7 +284,7 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     policy_params, reward = weights.load_params(run, "sft"), _init_scalar(run.model, jax.random.key(5))
     monkeypatch.setattr(run, "load_params", lambda stage, head="lm": {"lm": policy_params, "scalar": reward}[head])
     monkeypatch.setattr(scorer_lib, "Scorer", REAL_SCORER)
-    monkeypatch.setattr(REAL_SCORER, "batch_size", 16)
+    monkeypatch.setattr(scorer_lib, "_BATCH_TOKENS", 512)
     records = run.corpus.prompts("valid", "ppo")
     prompts = loader.take(policy.prompt_arrays(run, records), np.arange(8) % 4)  # each prompt twice
     rollout = hosts.fetch(sampling.sampler(run, 6)(policy_params, prompts, run.key("select", 0), 1.0))

@@ -10,13 +10,14 @@ import pytest
 from rlhf_jax import loop
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.metrics import read_metrics
+from rlhf_jax.runtime import clock as clock_lib
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.progress import Interrupt, Stopped
 
 STEPS = 6
 
 
-def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint_every=100):
+def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint_every=100, validate=None):
     """Runs the loop; `at` = ("advance" or "record", step): during that the signal comes. The order of what happened."""
     monkeypatch.setattr(hosts, "LONG_STEP", 0.0 if long else float("inf"))
     interrupt, happened = Interrupt(), []
@@ -37,7 +38,7 @@ def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint
         loop.metrics_lib.MetricsWriter, "write", lambda self, step, row: (note("record", step), write(self, step, row))
     )
     path.mkdir(exist_ok=True)
-    trial = loop.Trial(run, "sft", STEPS, rows=lambda step: [step])
+    trial = loop.Trial(run, "sft", STEPS, rows=lambda step: [step], validate=validate, validate_every=2)
     with pytest.raises(Stopped, match="stopped at sft") if at else contextlib.nullcontext():
         loop.fit(trial, {"x": jnp.float32(0)}, advance, checkpoint_every=checkpoint_every)
     return happened
@@ -95,3 +96,41 @@ def test_a_signal_before_the_first_step_saves_nothing_and_loses_nothing(tmp_path
     monkeypatch.setattr(Interrupt, "asked", lambda self: 15)
     assert run_in(tmp_path, monkeypatch, long=True, at=("never", 0)) == []
     assert state_of(tmp_path) is None
+
+
+def test_the_parts_of_a_step_add_up_to_it(monkeypatch):
+    """The host hands over everything at once; the devices are done with a part when `mark` is told they are."""
+    now = 0.0
+    monkeypatch.setattr(clock_lib.time, "monotonic", lambda: now)
+    monkeypatch.setattr(clock_lib, "_ready", lambda ended: ended)
+    with clock_lib.Clock() as clock:
+        found = []
+        for step in range(2):  # the second is handed over at 1.0, while the first is being computed
+            now = 1.0 * step
+            clock.begin()
+            clock.mark("sample", 20.0 * step + 4.0)
+            clock.mark("update", 20.0 * step + 5.5)
+            now += 0.5  # the host took half a second for the second update, and the devices did not wait
+            clock.mark("update", 20.0 * step + 6.0)
+            found.append(clock.end(20.0 * step + 6.0))
+        assert found[0]() == {"time/sample": 4.0, "time/update": 2.0}
+        assert found[1]() == {"time/sample": 18.0, "time/update": 2.0}
+        now = 50.0  # the devices had nothing to do since 26.0, which is no part of a step
+        clock.begin()
+        assert clock.end(51.5)() == {"time/step": 1.5}
+
+
+def test_a_clock_waits_for_what_a_part_computes():
+    with clock_lib.Clock() as clock:
+        clock.begin()
+        result = jax.jit(lambda x: jax.lax.fori_loop(0, 200_000, lambda _, y: jnp.sin(y), x))(jnp.ones(8))
+        seconds = clock.end(result)
+        assert seconds()["time/step"] > 0 and result.is_ready()
+
+
+def test_every_step_and_every_validation_of_a_stage_has_its_seconds(tmp_path, monkeypatch):
+    run_in(tmp_path, monkeypatch, long=False, validate=lambda state, done: {"valid/loss": 1.0})
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [("time/step" in row, "time/validation" in row) for row in rows] == [
+        (True, bool(n % 2)) for n in range(STEPS)
+    ]

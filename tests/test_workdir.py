@@ -215,6 +215,7 @@ def test_plain_progress(capsys, monkeypatch):
         progress.update(58)
         progress.update(10_000)
     assert capsys.readouterr().out.splitlines() == [
+        "ppo 50/10000",
         "ppo 51/10000  kl 0.1235",
         "ppo 57/10000  0.5 steps/s  5h31m left  kl 12",
         "ppo 10000/10000  711 steps/s  0m00s left",

@@ -312,6 +312,19 @@ class Tokenizer:
         """Whether every token has the same id in both."""
         return self is other or self._start.get_vocab() == other._start.get_vocab()
 
+    def spells(self, ids: object, text: str, finished: bool) -> bool:
+        """Whether ids, as a file has them, are those of a sampled completion with this text.
+
+        Args:
+            ids: the ids, of which the last one of a finished completion ended it; they may be another tokenizer's.
+            text: the completion.
+            finished: whether it ended by itself.
+        """
+        if not isinstance(ids, list | tuple) or not all(type(token) is int for token in ids):
+            return False
+        own = ids[:-1] if finished else ids
+        return all(0 <= token < self.vocab_size for token in own) and self.decode(own, continues=True) == text
+
     def check_fits(self, vocab_size: int) -> None:
         """Raises InputError unless this can be the tokenizer of a model with a vocabulary of `vocab_size` ids.
 

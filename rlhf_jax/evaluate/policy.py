@@ -23,7 +23,7 @@ against the reference's completions of the same prompts.
 import jax
 import numpy as np
 
-from rlhf_jax import generate, inputs, sharding, weights
+from rlhf_jax import generate, inputs, loop, sharding, weights
 from rlhf_jax.data import batches, loader, text_batches
 from rlhf_jax.data.chat_template import shown
 from rlhf_jax.evaluate import scorer, skills
@@ -302,8 +302,9 @@ def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) 
     rollouts = Rollout(
         np.concatenate([prompts.tokens, tokens], axis=1), prompts.mask, mask, np.zeros(mask.shape, np.float32)
     )
-    found = []
-    for batch in loader.in_order(rollouts, run.config.evaluate.batch_size):
+    found, size = [], run.config.evaluate.batch_size
+    batches = loader.in_order(rollouts, size)
+    for batch in loop.each(run, "evaluation, KL to the reference", batches, -(-len(rows) // size)):
         batch = sharding.put_batch(batch, run.mesh)
         found.append(hosts.fetch(completion_logprob(run.model, params, batch, temperature)))
     return np.concatenate(found)[: len(rows)]

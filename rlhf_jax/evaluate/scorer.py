@@ -1,10 +1,14 @@
 """Reward models as judges of completions: of one's own run, of a released folder, or of another run."""
 
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, model, ppo, sampling, sharding, weights
+from rlhf_jax import generate, loop, model, ppo, sampling, sharding, weights
 from rlhf_jax.data.batches import Comparisons, PackedComparisons
 from rlhf_jax.data.loader import in_order
 from rlhf_jax.data.ranking_batches import batch_rankings
@@ -14,6 +18,7 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, open_run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.progress import shown
 from rlhf_jax.sources import Trained, is_run
 
 
@@ -31,7 +36,8 @@ def completion_scores(config: TransformerConfig, params: dict, batch: Comparison
     return scores.reshape(batch.ranks.shape)
 
 
-_scores = jax.jit(completion_scores, static_argnums=0)  # compiled once for all scorers
+_scores = jax.jit(ppo.sequence_scores, static_argnums=0)  # compiled once for all scorers
+_BATCH_TOKENS = 4096  # of a batch, on each device that shares the rows
 
 
 class Scorer:
@@ -42,19 +48,26 @@ class Scorer:
       stage: the reward model's; by default the run's last finished one.
       params: its parameters; by default what the stage wrote.
       asker: the run whose policies are scored; by default the same.
+      stops: whether an interrupt stops the scoring, which loses its work; a validation within a stage goes on to its end.
     """
 
-    batch_size = 256
-
-    def __init__(self, run: Run, stage: str | None = None, params: dict | None = None, asker: Run | None = None):
+    def __init__(
+        self,
+        run: Run,
+        stage: str | None = None,
+        params: dict | None = None,
+        asker: Run | None = None,
+        stops: bool = True,
+    ):
         asker = asker or run
-        self._run, self._mesh = run, asker.mesh
+        self._run, self._mesh, self._asker, self._stops = run, asker.mesh, asker, stops
         self._reads_ids = run.tokenizer.same_ids(asker.tokenizer)
         if stage is None:
             stages = run.giving("reward")
             if not stages:
                 raise InputError(f"{run.path} has no finished reward_model stage; finish one there first")
             stage = stages[-1]
+        self._name = pathlib.Path(stage).name
         self._shape = run.shape(stage)
         self._params = weights.load_params(run, stage, "scalar") if params is None else params
 
@@ -85,31 +98,81 @@ class Scorer:
         return self.score_arrays(arrays)[:, 0]
 
     def score_arrays(self, arrays: Comparisons) -> np.ndarray:
-        """f32[N, K] of comparisons that are batched already."""
-        size = max(1, self.batch_size // arrays.ranks.shape[1])
+        """f32[N, K] of comparisons that are batched already; 0 where there is no completion.
+
+        Equal sequences are scored once. Sequences of about the same length share a batch, so that little of it is padding;
+        the scores are those of rows of the full length, up to rounding.
+        """
+        tokens, lengths = arrays.tokens[arrays.valid], arrays.mask[arrays.valid].sum(-1)
+        places: dict[bytes, int] = {}
+        keys = [ids[:length].tobytes() for ids, length in zip(tokens, lengths)]
+        firsts = [number for number, key in enumerate(keys) if places.setdefault(key, number) == number]
+        found = np.zeros(len(tokens), np.float32)
         ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        size = -(-size // ways) * ways
-        parts = [
-            hosts.fetch(_scores(self._shape, self._params, sharding.put_batch(batch, self._mesh)))
-            for batch in in_order(arrays, size)
-        ]
-        return np.concatenate(parts)[: len(arrays.ranks)]
+        batches = list(batches_of(lengths, firsts, tokens.shape[1], ways))
+        for width, size, rows in self._shown(batches):
+            batch = np.zeros((size, width), np.int32)
+            batch[: len(rows)] = tokens[rows, :width]
+            mask = np.arange(width) < np.pad(lengths[rows], (0, size - len(rows)))[:, None]
+            scores = _scores(self._shape, self._params, *sharding.put_batch((batch, mask), self._mesh))
+            found[rows] = hosts.fetch(scores)[: len(rows)]
+        scores = np.zeros(arrays.valid.shape, np.float32)
+        scores[arrays.valid] = found[[places[key] for key in keys]]
+        return scores
+
+    def _shown(self, batches: list) -> Iterable:
+        """The batches, with progress where they are several."""
+        name = f"scores by {self._name}"
+        if len(batches) == 1:
+            return batches
+        if self._stops:
+            return loop.each(self._asker, name, batches, len(batches))
+        return shown(name, batches, len(batches))
 
 
-def scorer_of(run: Run, name: str) -> Scorer:
+def batches_of(
+    lengths: np.ndarray, rows: Sequence[int], longest: int, ways: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (width, size, rows): batches of `size` rows of `width` tokens, of which the first are the given ones.
+
+    The longest come first, so that a lack of memory shows at once. Widths and sizes are few, because each pair of them is
+    compiled.
+
+    Args:
+      lengths: i64[N], in tokens.
+      rows: those that are wanted.
+      longest: no row is wider.
+      ways: number of devices that share the rows; a size is a multiple of it.
+    """
+    order = np.array(sorted(rows, key=lambda row: -lengths[row]), int)
+    while len(order):
+        width = min(longest, next(width for width in _widths() if width >= lengths[order[0]]))
+        most = max(_BATCH_TOKENS // width, 1)
+        while most // 4 * ways >= len(order):
+            most //= 4
+        yield width, most * ways, order[: most * ways]
+        order = order[most * ways :]
+
+
+def _widths() -> Iterator[int]:
+    """64, 96, 128, 192, 256, ..."""
+    return (width for power in itertools.count(6) for width in (2**power, 3 * 2 ** (power - 1)))
+
+
+def scorer_of(run: Run, name: str, stops: bool = True) -> Scorer:
     """Returns the scorer of a reward model: of a stage, or of a source (see sources.py).
 
     A whole work directory stands for its last reward model, and reads texts as its own run does. So does a stage of a run
     with other tokens.
     """
     if name in run.config:
-        return Scorer(run, name)
+        return Scorer(run, name, stops=stops)
     source = run.source(name, last="reward")
     if isinstance(source, Trained):
         other = open_run(str(source.workdir))
         if is_run(name) or not other.tokenizer.same_ids(run.tokenizer):
-            return Scorer(other, source.folder.relative_to(source.workdir).as_posix(), asker=run)
-    return Scorer(run, name)
+            return Scorer(other, source.folder.relative_to(source.workdir).as_posix(), asker=run, stops=stops)
+    return Scorer(run, name, stops=stops)
 
 
 class ValidationReward:
@@ -117,14 +180,16 @@ class ValidationReward:
 
     def __init__(self, run: Run, reward: str):
         self._run = run
-        self._scorer = scorer_of(run, reward)
+        self._scorer = scorer_of(run, reward, stops=False)
         self._prompts = run.corpus.prompts("valid", "ppo")
         self._arrays, _ = batch_prompts(self._prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
 
     def __call__(self, params: dict) -> float:
         run = self._run
         texts, ended, sampled = [], [], []
-        for number, batch in enumerate(in_order(self._arrays, run.config.evaluate.batch_size)):
+        size = run.config.evaluate.batch_size
+        batches = in_order(self._arrays, size)
+        for number, batch in enumerate(shown("validation, samples", batches, -(-len(self._arrays.index) // size))):
             sampler = sampling.sampler(run, run.config.completion_length)
             rollout = sampler(params, batch, run.key("select", number), run.config.evaluate.temperature)
             more, more_ended = generate.texts(rollout, run.tokenizer)

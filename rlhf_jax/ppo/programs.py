@@ -132,7 +132,23 @@ def summarize(steps: list[dict]) -> dict:
     }
 
 
-def iterate(programs: PPOPrograms, state, frozen, batch, ptx_batch, coefs, key, section, fixed_kl: bool, judge=None):
+def _unmarked(part: str, result) -> None:
+    """The default of `mark`: nobody measures how long the parts of an iteration take."""
+
+
+def iterate(
+    programs: PPOPrograms,
+    state,
+    frozen,
+    batch,
+    ptx_batch,
+    coefs,
+    key,
+    section,
+    fixed_kl: bool,
+    judge=None,
+    mark=_unmarked,
+):
     """Runs one iteration: a rollout, its experience, and ppo_epochs x batch_size / minibatch_size optimizer steps.
 
     With a leading axis of trials on all arguments and programs, it runs the iteration of several trials at once.
@@ -147,20 +163,25 @@ def iterate(programs: PPOPrograms, state, frozen, batch, ptx_batch, coefs, key, 
       section: configuration of the PPO stage.
       fixed_kl: whether the KL coefficient stays as it is; otherwise it is steered to coefs.kl_target.
       judge: function from the Rollout to metrics that are computed outside the programs, or None.
+      mark: called with the name of each part and a result of it, as soon as the devices have its programs; see
+        runtime.clock.
 
     Returns:
       (state, metrics): the metrics of the experience, those of `summarize` for the updates, and those of `judge`.
     """
     sample_key, minibatches = programs.randomness(key, section.batch_size, section.minibatch_size, section.ppo_epochs)
     rollout = programs.sample(state.language_model, batch, sample_key, coefs.temperature)
+    mark("sample", rollout.completion_mask)
     experience, metrics = programs.score(
         state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs
     )
+    mark("score", metrics)
     steps: list[dict] = []
     for rows in minibatches:
         state, step_metrics = programs.update(state, programs.take(experience, rows), ptx_batch(len(steps)), coefs)
         steps.append(step_metrics)
-    metrics |= programs.summarize(steps)
+    metrics |= (updates := programs.summarize(steps))
+    mark("update", updates)
     kl_coef = adv.update_kl_coef(
         state.kl_coef,
         metrics["objective/kl"],

@@ -104,6 +104,7 @@ def origin_sections(record: Record) -> list[str]:
         [
             stage,
             _duration(done["seconds"]),
+            _parts(record.curves.get(stage, [])),
             _duration(done.get("evaluation_seconds")),
             _memory(done),
             done["finished_at"],
@@ -111,9 +112,18 @@ def origin_sections(record: Record) -> list[str]:
         for stage, done in record.done.items()
     ]
     seconds = [done["seconds"] + done.get("evaluation_seconds", 0) for done in record.done.values()]
-    rows.append(["all", _duration(sum(seconds)), "", "", ""])
-    columns = ["stage", "time", "evaluation", "peak memory so far", "finished"]
+    rows.append(["all", _duration(sum(seconds)), "", "", "", ""])
+    columns = ["stage", "time", "of which", "evaluation", "peak memory so far", "finished"]
     return ["\n".join(f"- {fact}" for fact in facts), TextTable(columns, rows).markdown()]
+
+
+def _parts(rows: list[dict]) -> str:
+    """Returns how the time of a stage's steps is divided, e.g. "sample 40 %, score 10 %, update 50 %", or a dash."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("time/"))
+    sums = {name.removeprefix("time/"): sum(row.get(name, 0.0) for row in rows) for name in names}
+    if len(sums) < 2 or not sum(sums.values()):
+        return "–"
+    return ", ".join(f"{name} {value / sum(sums.values()):.0%}".replace("%", " %") for name, value in sums.items())
 
 
 def _duration(seconds: float | None) -> str:

@@ -7,6 +7,7 @@ import signal
 import sys
 import termios
 import time
+from collections.abc import Iterable, Iterator
 
 import rich.markup
 import rich.progress
@@ -17,8 +18,9 @@ from rlhf_jax.runtime import terminal
 class Progress:
     """Shows the stage, step, rate, time left and a few metrics; use as a context manager.
 
-    On a terminal this is a live bar. Elsewhere it is a plain line at the first step, every `seconds`, and at the last
-    step, so that a log reads well.
+    On a terminal this is a live bar. Elsewhere it is a plain line at the start, at the first step, every `seconds`, and
+    at the last step, so that a log reads well. The line at the start says what the machine is busy with while the first
+    step compiles. A bar within a bar, such as a validation's within a stage's, takes its place for the time.
 
     Args:
       stage: the name to show.
@@ -29,6 +31,8 @@ class Progress:
       stream: stream to write to; by default standard output.
     """
 
+    _live: list = []  # the bars that are on the terminal, the innermost last
+
     def __init__(self, stage: str, total: int, step: int = 0, seconds: float = 10.0, unit: str = "steps", stream=None):
         self._stream = stream or sys.stdout
         self._stage, self._total, self._seconds, self._unit = stage, total, seconds, unit
@@ -36,6 +40,7 @@ class Progress:
             None  # (step, time) of the first update, from which the rate counts, without the compilation before it
         )
         self._next_line = 0.0
+        self._start = f"{step}/{total}"
         self._bar = None
         if self._stream.isatty():
             self._bar = rich.progress.Progress(
@@ -45,7 +50,7 @@ class Progress:
                 console=terminal.console(self._stream),
             )
             self._task = self._bar.add_task(
-                rich.markup.escape(terminal.visible(stage)), total=total, completed=step, status=f"{step}/{total}"
+                rich.markup.escape(terminal.visible(stage)), total=total, completed=step, status=self._start
             )
 
     def update(self, step: int, metrics: dict[str, float] | None = None) -> None:
@@ -70,14 +75,31 @@ class Progress:
         return "  ".join(parts + [f"{name} {value:.4g}" for name, value in metrics.items()])
 
     def __enter__(self):
-        if self._bar:
-            self._bar.start()
+        with contextlib.suppress(OSError):
+            if self._bar:
+                for outer in self._live[-1:]:
+                    outer.stop()
+                self._bar.start()
+                self._live.append(self._bar)
+            else:
+                print(f"{self._stage} {self._start}", file=self._stream, flush=True)
         return self
 
     def __exit__(self, *_):
-        if self._bar:
+        if self._bar in self._live:
+            self._live.remove(self._bar)
             with contextlib.suppress(OSError):
                 self._bar.stop()
+                for outer in self._live[-1:]:
+                    outer.start()
+
+
+def shown(name: str, items: Iterable, total: int) -> Iterator:
+    """Yields the items of work and shows its progress; `loop.each` also stops at an interrupt."""
+    with Progress(name, total) as progress:
+        for number, item in enumerate(items, 1):
+            yield item
+            progress.update(number)
 
 
 class Stopped(Exception):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import abstract, checkpoint, inputs, losses, model, sharding, train, weights
+from rlhf_jax import abstract, checkpoint, inputs, loop, losses, model, sharding, train, weights
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Ranking
@@ -27,6 +27,7 @@ from rlhf_jax.fields.training import DPO_RATES, learning_rate, trained
 from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.progress import shown
 from rlhf_jax.stages import rankings, supervised
 from rlhf_jax.stages.rankings import PREFERENCES
 
@@ -146,7 +147,9 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     inputs.report_data(run, stage, "rankings", report)
     examples = with_reference(run, stage, start, examples)
     held_out = rankings.load(run, stage, "valid")
-    held_out = held_out and with_reference(run, stage, start, prepare(run, stage, held_out)[0])
+    held_out = held_out and with_reference(
+        run, stage, start, prepare(run, stage, held_out)[0], "reference on held-out rankings"
+    )
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     return supervised.SupervisedTraining(
@@ -183,16 +186,17 @@ def prepare(run: Run, stage: str, rows: list[Ranking]) -> tuple[Preferences | Pa
     return rankings.shorten(run, stage, Preferences(arrays.tokens, arrays.mask, arrays.starts, *of_rankings)), report
 
 
-def with_reference(run: Run, stage: str, params: dict, examples):
+def with_reference(run: Run, stage: str, params: dict, examples, what: str = "reference"):
     """Returns the examples with the reference's log-probabilities.
 
     They are computed once, before training, with the batches and the sharding of training.
+
+    Raises:
+      progress.Stopped: the run was asked to stop before they were all computed.
     """
-    shape = rankings.training_shape(run, stage)
-    parts = [
-        hosts.fetch(logprobs(shape, params, sharding.put_batch(batch, run.mesh)))
-        for batch in in_order(examples, run.config[stage].batch_size)
-    ]
+    shape, size = rankings.training_shape(run, stage), run.config[stage].batch_size
+    batches = loop.each(run, f"{stage}, {what}", in_order(examples, size), -(-len(examples.ranks) // size))
+    parts = [hosts.fetch(logprobs(shape, params, sharding.put_batch(batch, run.mesh))) for batch in batches]
     return examples.replace(ref_logprobs=np.concatenate(parts)[: len(examples.ranks)])
 
 
@@ -200,8 +204,11 @@ def _validate(run: Run, stage: str, examples, state: train.TrainState, done: int
     """Returns the loss and its statistics on rankings of held-out prompts, f32[] each, under names "valid/..."."""
     del done
     loss_fn = loss_of(run, stage)
-    batches = in_order(examples, run.config[stage].batch_size)
-    parts = [_loss(loss_fn, state.params, sharding.put_batch(batch, run.mesh)) for batch in batches]
+    size = run.config[stage].batch_size
+    batches = shown(f"{stage}, validation", in_order(examples, size), -(-len(examples.ranks) // size))
+    parts = [
+        jax.block_until_ready(_loss(loss_fn, state.params, sharding.put_batch(batch, run.mesh))) for batch in batches
+    ]
     found = train.loss_metrics(functools.reduce(losses.combine, parts))
     return {f"valid/{name}": value for name, value in found.items()}
 

@@ -193,6 +193,7 @@ def run_stage(run: Run, stage: str) -> None:
             section,
             fixed_kl=section.kl_target is None,
             judge=training.judge(iteration),
+            mark=training.trial.clock.mark,
         )
 
     training.finish(loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every))

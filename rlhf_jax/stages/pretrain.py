@@ -17,6 +17,7 @@ from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.training import OWN_MODEL, PRETRAIN_RATES, learning_rate, trained
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
+from rlhf_jax.runtime.progress import shown
 from rlhf_jax.stages import supervised
 from rlhf_jax.token_loss import TokenLoss, token_loss
 
@@ -49,8 +50,11 @@ def _total_and_weight(config: TransformerConfig, params: dict, batch: Batch):
 
 def mean_loss(run: Run, stage: str, params: dict, examples: Batch, batch_size: int) -> float:
     """Returns the mean loss of many rows under a stage's model, in nats per token, without dropout."""
-    batches = (sharding.put_batch(batch, run.mesh) for batch in in_order(examples, batch_size))
-    sums = [_total_and_weight(run.shape(stage), params, batch) for batch in batches]
+    batches = shown(f"{stage}, validation", in_order(examples, batch_size), -(-len(examples.tokens) // batch_size))
+    sums = [
+        jax.device_get(_total_and_weight(run.shape(stage), params, sharding.put_batch(batch, run.mesh)))
+        for batch in batches
+    ]
     total, weight = (sum(float(x) for x in column) for column in zip(*sums))
     return total / weight
 

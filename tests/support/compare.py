@@ -10,9 +10,9 @@ from rlhf_jax.runtime.files import read_json
 
 
 def timeless(path) -> list[dict]:
-    return [
-        {name: value for name, value in row.items() if name != "time"} for row in read_metrics(path / "metrics.jsonl")
-    ]
+    """The rows of metrics.jsonl without its date and its durations, which no two runs have in common."""
+    rows = read_metrics(path / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not f"{name}/".startswith("time/")} for row in rows]
 
 
 def saved_arrays(path) -> dict[str, np.ndarray]:

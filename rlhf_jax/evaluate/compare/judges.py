@@ -107,7 +107,9 @@ def _released(name: str) -> Score:
 
     def score(policy: Policy) -> np.ndarray:
         rows = [
-            Ranking(written(text.prompt), (text.text,), (1,), None, None, None, (text.finished,), {})
+            Ranking(
+                written(text.prompt), (text.text,), (1,), None, None, None, (text.finished,), {"tokens": [text.tokens]}
+            )
             for text in policy.completions
         ]
         encoded = judge.encode(rows)

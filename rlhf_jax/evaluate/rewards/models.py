@@ -51,7 +51,8 @@ class Judge:
         """Returns the ids of each ranking's prompt and completions; None for a ranking that the model cannot read.
 
         A reward model reads the token that ends a finished completion, because it was trained to give its score there. A
-        language model's log-probability is that of the text, without this token.
+        language model's log-probability is that of the text, without this token. A completion that a policy of this
+        tokenizer sampled has the ids that were sampled, if the row has them as `tokens`, as those of a run do.
         """
         tokenizer = self.model.tokenizer
         if isinstance(self.model.template, ChatTemplate):
@@ -62,8 +63,15 @@ class Judge:
         found = []
         for ranking, prompt in zip(rankings, prompts):
             finished = ranking.finished or (True,) * len(ranking.completions)
-            ends = [[tokenizer.eos_id] if self.is_reward and end else [] for end in finished]
-            rows = [Request(tuple(prompt), tuple(next(encoded) + end)) for end in ends]
+            kept = ranking.row.get("tokens")
+            sampled = kept if isinstance(kept, list | tuple) and len(kept) == len(finished) else [None] * len(finished)
+            rows = []
+            for text, ended, ids in zip(ranking.completions, finished, sampled):
+                own = next(encoded)
+                if ids is not None and tokenizer.spells(ids, text, ended):
+                    own = list(ids[:-1] if ended else ids)
+                end = [tokenizer.eos_id] if self.is_reward and ended else []
+                rows.append(Request(tuple(prompt), tuple(own + end)))
             found.append(rows if all(map(self._fits, rows)) else None)
         return found
 

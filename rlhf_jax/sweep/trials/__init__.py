@@ -275,6 +275,7 @@ class _Group:
             state_of=pick,
             metrics_of=self._metrics_of,
             failed=failed,
+            clock=self.stacked[0].trial.clock,
         )
         unfinished = {}
         for place, number in enumerate(self.places):

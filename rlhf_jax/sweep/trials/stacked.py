@@ -175,6 +175,7 @@ def ppo_of(trainings: Sequence[ppo_stage.PPOTraining], mesh):
             section,
             fixed_kl=section.kl_target is None,
             judge=_judge(trainings, iteration),
+            mark=first.trial.clock.mark,
         )
 
     return state, advance
