@@ -8,6 +8,7 @@ import jax
 from rlhf_jax.data import mixture, packing
 from rlhf_jax.data.batches import Batch, LengthReport
 from rlhf_jax.data.text_batches import pack_documents
+from rlhf_jax.fields import registry
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -60,15 +61,24 @@ def packed_documents(run: Run, split: str, length: int) -> tuple[Batch, LengthRe
 def held_out_documents(run: Run, length: int) -> Batch:
     """Returns held-out documents in rows of `length` tokens, at most config.evaluate.document_rows of them.
 
-    The rows are spread evenly over the split; document_rows = 0 takes them all.
+    The rows are spread evenly over the split; document_rows = 0 takes them all, and None as many as are in proportion
+    to the training.
 
     Raises:
       InputError: the corpus has no documents.
     """
     packed, *_ = packed_documents(run, "valid", length)
-    most = run.config.evaluate.document_rows or len(packed.tokens)
+    most = run.config.evaluate.document_rows
+    most = _in_proportion(run) if most is None else most or len(packed.tokens)
     every = max(1, -(-len(packed.tokens) // most))
     return jax.tree.map(lambda x: x[::every], packed)
+
+
+def _in_proportion(run: Run) -> int:
+    """Returns a tenth of the rows that the longest stage reads, from 64 to 1,024 of them."""
+    kinds = {stage: registry.of(run.config, stage) for stage in run.config.stages}
+    longest = max((kind.rows_read(run, stage) for stage, kind in kinds.items() if kind.rows_read), default=0)
+    return min(1024, max(64, int(longest) // 10))
 
 
 def report_data(run: Run, stage: str, records: str, report: LengthReport) -> None:

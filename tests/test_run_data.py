@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import shutil
+import types
 
 import pytest
 from toy import get_config as toy_config
 
-from rlhf_jax import pipeline
+from rlhf_jax import inputs, pipeline
 from rlhf_jax import run as run_lib
-from rlhf_jax.config import data_config
+from rlhf_jax.config import data_config, default_config
 from rlhf_jax.data import prepared
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
@@ -249,3 +250,19 @@ def test_a_sweep_shares_no_stage_that_saw_other_data(config, tmp_path):
     assert [shared("a"), shared("b")] == [False, True]
     write(tmp_path / "data" / "demos.jsonl", DEMOS[:-1])
     assert [shared("c"), shared("d")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("stages", "rows"), [(("pretrain", "ppo"), 300), (("sft",), 160), (("ppo",), 96), (("collect",), 64)]
+)
+def test_held_out_rows_are_in_proportion_to_the_longest_stage(stages, rows):
+    config = default_config()
+    config.stages = stages
+    config.pretrain.update(steps=100, batch_size=30)
+    config.sft.epochs = 16.0
+    config.ppo.update(iterations=10, batch_size=24, ppo_epochs=4)
+    run = types.SimpleNamespace(config=config)
+    run.corpus = types.SimpleNamespace(demonstrations=lambda split: [None] * 100)
+    assert inputs._in_proportion(run) == rows
+    config.pretrain.steps = 10_000
+    assert inputs._in_proportion(run) == (1024 if "pretrain" in stages else rows)

@@ -40,6 +40,7 @@ class Stage:
       reference: whether it gives the policy that win rates and KL refer to (the first such stage of a run does).
       base: whether it gives the policy that nobody has taught anything yet; a chat shows the first such stage of a run.
       kl_by_formula: section -> KL of its completions to the policy `init`, in nats, for a policy that has no weights.
+      rows_read: (run, stage) -> rows that the training reads, over all its epochs; None: nothing is trained.
       training: returns what `run` trains, ready to be trained alone or together with other trials; None: nothing is
         trained.
       programs: (run, stage, abstract.Data) -> list of abstract.Program; None: nothing is trained.
@@ -66,6 +67,7 @@ class Stage:
     reference: bool = False
     base: bool = False
     kl_by_formula: Callable[[Mapping], float] | None = None
+    rows_read: Callable[[Any, str], float] | None = None
     training: Callable[[Any, str], Any] | None = None
     programs: Callable[[Any, str, Any], list] | None = None
     planned_last: bool = False

@@ -290,10 +290,12 @@ COMMON = Section(
                     12, COUNT, "The length of the longest answer to a few-shot question, in tokens."
                 ),
                 "document_rows": Field(
-                    1024,
+                    None,
                     COUNT_OR_NONE,
                     "The largest number of rows of held-out text on which the loss is measured. "
-                    "They are spread evenly over the text. 0 uses all of it.",
+                    "They are spread evenly over the text. 0 uses all of it. "
+                    "None means a tenth of the rows that the longest stage reads, from 64 to 1,024 of them; "
+                    "give a number where runs that train for different times are compared.",
                 ),
                 "tasks": Field(
                     (),

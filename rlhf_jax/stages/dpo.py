@@ -255,6 +255,7 @@ register(
         label="DPO",
         evaluate=policy.evaluate_policy,
         judged=True,
+        rows_read=lambda run, stage: run.config[stage].epochs * rankings.most(run, stage),
         training=training_of,
         programs=programs_of,
     )

@@ -278,6 +278,11 @@ def _inconsistent(name: str, section: Mapping) -> Iterator[str]:
             )
 
 
+def _rows_read(run: Run, stage: str) -> int:
+    section = run.config[stage]
+    return section.iterations * section.batch_size * section.ppo_epochs
+
+
 def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
     """Returns the programs of an iteration, for abstract inputs, in the order in which they run."""
     config, section = run.config, run.config[stage]
@@ -373,6 +378,7 @@ register(
         label="PPO",
         evaluate=evaluation.evaluate_policy,
         judged=True,
+        rows_read=_rows_read,
         training=training_of,
         programs=programs_of,
         planned_last=True,  # in InstructGPT's pipeline, that is the one with the pretraining mix

@@ -113,6 +113,7 @@ register(
         evaluate=policy.evaluate_policy,
         judged=True,
         base=True,
+        rows_read=lambda run, stage: run.config[stage].steps * run.config[stage].batch_size,
         training=training_of,
         programs=programs_of,
         loss_unit="nats per token",

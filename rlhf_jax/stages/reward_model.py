@@ -266,6 +266,7 @@ register(
         run_stage,
         gives="reward",
         evaluate=evaluate_stage,
+        rows_read=lambda run, stage: run.config[stage].epochs * rankings.most(run, stage),
         training=training_of,
         programs=programs_of,
         loss_unit="nats per prompt",

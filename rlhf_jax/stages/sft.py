@@ -246,6 +246,7 @@ register(
         evaluate=policy.evaluate_policy,
         judged=True,
         reference=True,
+        rows_read=lambda run, stage: run.config[stage].epochs * len(run.corpus.demonstrations("train")),
         training=training_of,
         programs=programs_of,
         paper_compute=4.9,  # InstructGPT, section 5.1
