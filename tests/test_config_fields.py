@@ -249,6 +249,7 @@ def experiments() -> list[str]:
         "instructgpt": ("1.3b", "6b", "175b"),
         "real_text": ("pretrain", "hh"),
         "real_small": ("ranked4",),
+        "unseen_tasks": ("natural_instructions", "t0"),
         "korean": ("regression",),
     }
     found = []

@@ -1,6 +1,7 @@
 """What must not be divided is in one split, what must not be trained on is in none of training."""
 
 import collections
+import hashlib
 import json
 import random
 
@@ -185,3 +186,91 @@ def test_places_are_uniform_and_fixed():
     places = [splits.place(f"prompt {n}") for n in range(4000)]
     assert sum(p < 0.1 for p in places) == pytest.approx(400, abs=60)
     assert places[0] == 0.6193859191188053  # rows would change their split with it
+
+
+# --------------------------------------------------------------------- whole groups, such as tasks
+
+
+@pytest.fixture
+def tasks():
+    """20 tasks of 10 demonstrations each, and 10 demonstrations that have no task."""
+    rows = [
+        demonstration(f"Q{task:02}{n} {n * 7919} of {task}?", n, task=f"t{task}")
+        for task in range(20)
+        for n in range(10)
+    ]
+    return rows + [demonstration(f"Alone {n * 104729}?", n) for n in range(10)]
+
+
+def of_tasks(folder, rows, **files):
+    """Returns {split: {task: prompts}} of demonstrations that are grouped by their tasks."""
+    found, prompts = corpus(folder, {"demonstrations": rows}, group_field="task", **files), {}
+    for name in SPLITS:
+        prompts[name] = collections.defaultdict(set)
+        for row in found.splits("demonstrations")[name]:
+            prompts[name][row.row.get("task")].add(row.prompt)
+    return prompts
+
+
+def test_unseen_tasks_are_whole_tasks_and_another_seed_has_others(tmp_path, tasks):
+    unseen = []
+    for seed in range(4):
+        found = of_tasks(tmp_path, tasks, split_seed=seed)
+        by_split = {name: set(found[name]) - {None} for name in SPLITS}
+        assert sum(map(len, by_split.values())) == 20 and all(by_split.values())  # no task is in two splits
+        assert all(len(found[name][task]) == 10 for name in SPLITS for task in by_split[name])
+        unseen.append(frozenset(by_split["test"]))
+    assert len(set(unseen)) == 4
+    assert of_tasks(tmp_path, tasks, split_seed=3) == found  # and the same seed has the same
+
+
+def test_seed_0_places_rows_as_without_a_seed():
+    digest = hashlib.blake2b(b"a question?", digest_size=8).digest()
+    assert splits.place("a question?") == splits.place("a question?", 0) == int.from_bytes(digest, "little") / 2**64
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_fewer_training_tasks_are_among_more_and_the_unseen_ones_stay(tmp_path, tasks, seed):
+    whole = of_tasks(tmp_path, tasks, split_seed=seed)
+    before = {None}
+    for count in (1, 2, 3, 6):
+        found = of_tasks(tmp_path, tasks, split_seed=seed, training_groups=count)
+        assert found["test"] == whole["test"] and found["valid"] == whole["valid"]
+        assert len(found["train"]) == count + 1 and before < set(found["train"])  # rows without a task stay
+        assert all(prompts == whole["train"][task] for task, prompts in found["train"].items())
+        before = set(found["train"])
+    assert before - set(of_tasks(tmp_path, tasks, split_seed=seed + 1, training_groups=6)["train"])
+
+
+def test_the_rows_of_a_training_task_are_limited_and_fewer_are_among_more(tmp_path, tasks):
+    whole = of_tasks(tmp_path, tasks)
+    more = of_tasks(tmp_path, tasks, training_group_rows=6)
+    fewer = of_tasks(tmp_path, tasks, training_group_rows=2)
+    for name in ("valid", "test"):
+        assert fewer[name] == more[name] == whole[name]
+    for task in set(whole["train"]) - {None}:
+        assert len(fewer["train"][task]) == 2 and len(more["train"][task]) == 6
+        assert fewer["train"][task] < more["train"][task] < whole["train"][task]
+    assert fewer["train"][None] == whole["train"][None]
+
+
+def test_what_is_left_out_for_the_sake_of_few_tasks_is_counted(tmp_path, tasks):
+    found = corpus(
+        tmp_path, {"demonstrations": tasks[:200]}, group_field="task", training_groups=3, training_group_rows=4
+    )
+    assert len(found.demonstrations("train")) == 12
+    left_out = found.split_reports["demonstrations"]["left_out"]
+    in_train = 200 - sum(len(found.demonstrations(name)) for name in ("valid", "test"))
+    assert left_out == {
+        "their group is not among the 3 training groups": in_train - 30,
+        "their group has more than 4 rows in train": 18,
+    }
+
+
+def test_more_training_tasks_than_there_are_is_a_sentence(tmp_path, tasks):
+    with pytest.raises(
+        InputError, match=r"^data.files.training_groups=21 must be at most \d+, the groups of the split train"
+    ):
+        of_tasks(tmp_path, tasks, training_groups=21)
+    with pytest.raises(InputError, match=r"must be at most 0, .* by the field 'tsk' \(data.files.group_field\)$"):
+        corpus(tmp_path, {"demonstrations": tasks}, group_field="tsk", training_groups=2).splits("demonstrations")

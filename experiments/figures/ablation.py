@@ -43,26 +43,21 @@ FIGURES = (
 )
 TABLES = (
     spec.Table(
-        STAGES, ("gold/total", "gold/helpful", "gold/harmless", "win_rate", "kl", "eos", "completion_length", "skills/mean")
+        STAGES,
+        ("gold/total", "gold/helpful", "gold/harmless", "win_rate", "kl", "eos", "completion_length", "skills/mean"),
     ),
     spec.Table(("reward_model", "reward_alone"), ("valid/accuracy", "valid/log_loss"), name="reward_models"),
 )
 CLAIMS = (
     spec.Claim(
-        "Ouyang et al. 2022, Fig. 1",
-        "Instruction tuning alone is above the base model.",
-        above("sft", "pretrain"),
+        "Ouyang et al. 2022, Fig. 1", "Instruction tuning alone is above the base model.", above("sft", "pretrain")
     ),
     spec.Claim(
         "Ouyang et al. 2022, section 3.1 (the order of the three steps)",
         "RLHF alone, without any demonstration, is above the base model.",
         above("rlhf_alone", "pretrain"),
     ),
-    spec.Claim(
-        "Ouyang et al. 2022, Fig. 1",
-        "Both are above instruction tuning alone.",
-        above("ppo", "sft"),
-    ),
+    spec.Claim("Ouyang et al. 2022, Fig. 1", "Both are above instruction tuning alone.", above("ppo", "sft")),
     spec.Claim(
         "Ouyang et al. 2022, section 3.1 (the order of the three steps)",
         "Both are above RLHF alone, with a reward model of its own and with the one of both.",

@@ -20,8 +20,9 @@ NAMES = ("train", "valid", "test")
 HELD_OUT = "heldout"
 
 
-def place(name: str) -> float:
-    """Returns a hash of a name as a number in [0, 1)."""
+def place(name: str, seed: int = 0) -> float:
+    """Returns a hash of a name as a number in [0, 1); each seed other than 0 gives another hash."""
+    name = f"seed {seed}\n{name}" if seed else name
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
@@ -47,7 +48,7 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
     everything = [row for found in rows.values() for row in found]
 
     def key_of(row):
-        return _key(row, config.group_field)
+        return group_of(row, config.group_field) or _text(row)
 
     home = _homes([(key_of(row), cluster.get(getattr(row, "prompt", None))) for row in everything])
     people = [row for kind, found in rows.items() if kind != "documents" for row in found]
@@ -58,6 +59,7 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
             "user in data.files.user_field"
         )
     published = _Published(config, rows, lambda row: home[key_of(row)])
+    trained_on = _training_groups(config, everything, published)
 
     splits, facts = {}, {}
     for kind, found in rows.items():
@@ -73,12 +75,21 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
             if name is None:
                 dropped["their group is in valid or test too"] += 1
                 continue
+            if (
+                name == "train"
+                and trained_on is not None
+                and group_of(row, config.group_field) not in (*trained_on, None)
+            ):
+                dropped[f"their group is not among the {len(trained_on)} training groups"] += 1
+                continue
             if _labeler(row) in held_out:
                 if name == "train":
                     dropped["a held-out labeler judged a training prompt"] += 1
                     continue
                 name = HELD_OUT
             splits[kind][name].append(row)
+        if config.training_group_rows:
+            splits[kind]["train"] = _limit_groups(config, splits[kind]["train"], dropped)
         facts[kind] = {
             "rows": {name: len(own) for name, own in splits[kind].items() if own},
             "left_out": dict(+dropped),  # the unary plus removes zero counts
@@ -99,10 +110,28 @@ def content(row) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def _key(row, group_field: str) -> str:
-    """Returns the key of rows that belong in one split: the group of a row, or its prompt or text."""
+def group_of(row, group_field: str) -> str | None:
+    """Returns the name of a row's group, which no split may divide; None if the row has none."""
     group = field(row, group_field)
-    return str(group) if group not in (None, "") else _text(row)
+    return None if group in (None, "") else str(group)
+
+
+def _training_groups(config, rows: Sequence[Any], published: "_Published") -> set[str] | None:
+    """Returns the groups that are trained on, or None for all of them: the first of the split train by a hash.
+
+    Raises:
+      InputError: there are fewer such groups than `training_groups`.
+    """
+    wanted = config.training_groups
+    if not wanted:
+        return None
+    there = {group for row in rows if (group := group_of(row, config.group_field)) and published.split(row) == "train"}
+    if len(there) < wanted:
+        raise InputError(
+            f"data.files.training_groups={wanted} must be at most {len(there)}, the groups of the split train by the field "
+            f"'{config.group_field}' (data.files.group_field)"
+        )
+    return set(sorted(there, key=lambda group: (place(f"training group {group}", config.split_seed), group))[:wanted])
 
 
 def _prompted(row) -> bool:
@@ -120,7 +149,7 @@ def _text(row) -> str:
 
 def share_split(name: str, config, without: Collection[str] = ()) -> str:
     """Returns the split of a name by its hash and the configured shares; the splits in `without` get no share."""
-    value = place(name)
+    value = place(name, config.split_seed)
     test = 0 if "test" in without else config.test_share
     valid = 0 if "valid" in without else config.valid_share
     if value < test:
@@ -253,6 +282,22 @@ def _limit_users(rows: list, dropped: collections.Counter, user_field: str, limi
     kept = [row for row in rows if field(row, user_field) is None or _text(row) in stays[field(row, user_field)]]
     dropped[f"their user has more than {limit} prompts"] += len(rows) - len(kept)
     return kept
+
+
+def _limit_groups(config, rows: list, dropped: collections.Counter) -> list:
+    """Returns the rows of at most `training_group_rows` per group, drawn by hash; rows without a group stay."""
+    limit, by_group = config.training_group_rows, collections.defaultdict(list)
+    for row in rows:
+        by_group[group_of(row, config.group_field)].append(row)
+    stays = {
+        id(row)
+        for group, own in by_group.items()
+        for row in (
+            own if group is None else sorted(own, key=lambda row: place(content(row), config.split_seed))[:limit]
+        )
+    }
+    dropped[f"their group has more than {limit} rows in train"] += len(rows) - len(stays)
+    return [row for row in rows if id(row) in stays]
 
 
 def _cluster_facts(prompts: set[str], cluster: Mapping[str, Any]) -> dict:

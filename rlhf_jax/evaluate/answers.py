@@ -5,6 +5,7 @@ answers into rows and estimates.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ class Questions(NamedTuple):
     ]  # test prompts, the data u32[...] of a random key, and temperature
     skills: list[Prompts]  # few-shot items, answered greedily
     documents: list[Batch]  # held-out text
+    demonstrations: Sequence[Prompts] = ()  # prompts of test demonstrations, answered greedily
 
 
 class Answers(NamedTuple):
@@ -35,6 +37,7 @@ class Answers(NamedTuple):
     samples: list[tuple[Rollout, np.ndarray]]  # completions, and their log pi f32[B] at the temperature
     skills: list[Rollout]
     documents: list[tuple[np.ndarray, np.ndarray]]  # the losses and numbers of targets of `row_losses`
+    demonstrations: list[Rollout]
 
 
 def ask(run: Run, programs: "EvaluationPrograms", params: dict, questions: Questions) -> Answers:
@@ -52,6 +55,7 @@ def ask(run: Run, programs: "EvaluationPrograms", params: dict, questions: Quest
         each("samples", programs.sample, questions.samples),
         each("skills", programs.answer, questions.skills),
         each("pretraining loss", programs.losses, questions.documents),
+        each("demonstrations", programs.demonstrate, questions.demonstrations),
     )
 
 
@@ -70,6 +74,9 @@ class EvaluationPrograms:
 
     def answer(self, params: dict, prompts: Prompts) -> Rollout:
         return self._answerer(params, prompts, jax.random.key(0), temperature=0.0)  # greedy: the key is not used
+
+    def demonstrate(self, params: dict, prompts: Prompts) -> Rollout:
+        return self._sampler(params, prompts, jax.random.key(0), np.float32(0.0))  # greedy, as above
 
     def losses(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return row_losses(self._shape, params, sharding.put_batch(batch, self._mesh))

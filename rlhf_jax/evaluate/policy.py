@@ -5,6 +5,7 @@ prompt. The folder of a stage gets
 
     samples.jsonl     a row for each prompt: completion, gold parts, score, kl, token ids
     skills.jsonl      a row for each few-shot item
+    demonstrations.jsonl    a row for each test demonstration that the config asks
     evaluation.json   the estimates, each {value, low, high}: a 95 % interval over prompts or items; an end is null where
                       the data give no bound, as values that are all equal
 
@@ -26,7 +27,7 @@ import numpy as np
 from rlhf_jax import generate, inputs, loop, sharding, weights
 from rlhf_jax.data import batches, loader, text_batches
 from rlhf_jax.data.chat_template import shown
-from rlhf_jax.evaluate import scorer, skills
+from rlhf_jax.evaluate import demonstrations, scorer, skills
 from rlhf_jax.evaluate.answers import Answers, EvaluationPrograms, Questions, ask, completion_logprob
 from rlhf_jax.evaluate.harness.results import PREFIX as BENCHMARKS
 from rlhf_jax.fields import registry
@@ -39,7 +40,7 @@ from rlhf_jax.statistics import Estimate, mean, share, win_rate
 
 
 def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
-    """Samples, judges and summarises the policy of a finished stage, and writes its three files.
+    """Samples, judges and summarises the policy of a finished stage, and writes its files.
 
     Args:
         answers: the policy's answers to the `questions` of the run; None: it is asked now.
@@ -55,6 +56,9 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
     hosts.on_first(write_rows, run.folder(stage) / "skills.jsonl", items)
     retained = skills.summarize(items)
     retained["valid_loss"] = skills.valid_loss(run, answers.documents)
+    if marked := demonstrations.marked(run, answers.demonstrations):
+        hosts.on_first(write_rows, run.folder(stage) / "demonstrations.jsonl", marked)
+        retained |= demonstrations.summarize(marked)
     retained = {name: _plain(value) for name, value in retained.items()}
     temperature = run.config.evaluate.temperature
     judge(run, stage, rows, temperature)
@@ -69,13 +73,16 @@ def check(run, stage: str) -> None:
         prompt_arrays(run, _test_prompts(run))
     except InputError as error:
         raise InputError(f"{stage}, evaluation on test prompts: {error}") from None
+    demonstrations.check(run, stage)
     if run.corpus.skills():
         run.check_length("evaluate.skill_completion_length", run.config.evaluate.skill_completion_length + 1, run.model)
 
 
 def questions(run) -> Questions:
     """The questions that every policy of a run is asked."""
-    return Questions(_sample_questions(run), skills.questions(run), skills.documents(run))
+    return Questions(
+        _sample_questions(run), skills.questions(run), skills.documents(run), demonstrations.questions(run)
+    )
 
 
 def _sample_questions(run) -> list:
@@ -132,7 +139,7 @@ def rescore(run) -> None:
         retained = {
             name: value
             for name, value in evaluation["estimates"].items()
-            if name.startswith(("skills/", BENCHMARKS)) or name == "valid_loss"
+            if name.startswith(("skills/", demonstrations.PREFIX, BENCHMARKS)) or name == "valid_loss"
         }
         conclude(run, stage, samples[stage], retained, evaluation["temperature"], evaluation)
 

@@ -106,6 +106,24 @@ FILES = Section(
             "for which the paper's labelers wrote a demonstration; the turns before it are its prompt. 'all' makes each "
             "turn a demonstration of its own, behind the turns before it. All turns of a chat lie in one split.",
         ),
+        "training_groups": Field(
+            0,
+            COUNT_OR_NONE,
+            "The number of groups that are trained on, drawn among those of the split train; the others are left out. "
+            "The groups of a smaller number are among those of a larger one. 0 means all.",
+        ),
+        "training_group_rows": Field(
+            0,
+            COUNT_OR_NONE,
+            "The largest number of rows of one group that are trained on. "
+            "With `training_groups` it keeps the number of rows while that of groups grows. 0 sets no limit.",
+        ),
+        "split_seed": Field(
+            0,
+            SEED,
+            "The seed by which groups and rows are placed in the splits, and by which `training_groups` and their rows "
+            "are drawn.",
+        ),
         "near_duplicates": Field(
             "together",
             OneOf("together", "drop", "ignore"),
@@ -285,6 +303,13 @@ COMMON = Section(
                     96,
                     COUNT,
                     "The length of the longest few-shot prompt, in tokens. A longer one loses its first shots.",
+                ),
+                "demonstrations": Field(
+                    0,
+                    COUNT_OR_NONE,
+                    "The number of demonstrations of each group of the split test (`data.files.group_field`) that every "
+                    "policy answers, with the likeliest tokens. "
+                    "The answers are marked by exact match and ROUGE-L. 0 asks none.",
                 ),
                 "skill_completion_length": Field(
                     12, COUNT, "The length of the longest answer to a few-shot question, in tokens."

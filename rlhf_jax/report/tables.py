@@ -68,6 +68,8 @@ QUANTITIES = (
     Quantity("  translation (exact match)", "skills/translation", 1, 100),
     Quantity("  arithmetic (exact match)", "skills/arithmetic", 1, 100),
     Quantity("held-out loss (nats/token)", "valid_loss"),
+    Quantity("test demonstrations, exact match (%)", "demonstrations/exact_match", 1, 100),
+    Quantity("test demonstrations, ROUGE-L (%)", "demonstrations/rouge_l", 1, 100),
 )
 REWARD_QUANTITIES = tuple(
     Quantity(f"{title}, {labelers}{unit}", f"{split}/{name}", digits, scale)

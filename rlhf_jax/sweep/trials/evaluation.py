@@ -113,19 +113,21 @@ class StackedEvaluationPrograms:
     def __init__(self, shape: TransformerConfig, lengths: tuple[int, int], eos_id, pad_id: int, mesh):
         draw, complete = (programs.draw_of(shape, length, eos_id, pad_id) for length in lengths)
 
+        def greedy(write):
+            return lambda params, prompts: write(
+                params, prompts.tokens, prompts.mask, jax.random.key(0), jnp.float32(0.0)
+            )
+
         def sample(params, batch):
             prompts, key, temperature = batch
             rollout = draw(params, prompts.tokens, prompts.mask, jax.random.wrap_key_data(key), temperature)
             return rollout, completion_logprob(shape, params, rollout, temperature)
 
-        def answer(params, prompts):
-            return complete(params, prompts.tokens, prompts.mask, jax.random.key(0), jnp.float32(0.0))
-
         def program(function):
             run = programs.spread(function, mesh)
             return lambda params, batches: run(params, sharding.put_trials(batches, mesh))
 
-        self.sample, self.answer = program(sample), program(answer)
+        self.sample, self.answer, self.demonstrate = program(sample), program(greedy(complete)), program(greedy(draw))
         self.losses = program(functools.partial(row_losses, shape))
 
 
