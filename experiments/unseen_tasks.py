@@ -27,7 +27,7 @@ DATA = {  # name: (file, the field that names a row's task)
     "natural_instructions": ("sft_natural_instructions.jsonl.xz", "task"),
     "t0": ("sft_t0.jsonl.xz", "template"),
 }
-ROWS = 512  # demonstrations of training, whatever the number of tasks
+ROWS = 256  # demonstrations of training, whatever the number of tasks
 TASKS, TASK = (2, 8, 32), "data.files.training_groups"
 SEEDS = range(3)
 
@@ -45,7 +45,7 @@ def get_config(which: str = "natural_instructions"):
     file, field = DATA[which]
     config.data.files.update(demonstrations=file, group_field=field, test_share=0.2, valid_share=0.1)
     config.data.files.update(training_groups=32, training_group_rows=ROWS // 32)
-    config.sft.update(epochs=3.0, batch_size=16, learning_rate=1e-3, dropout_rate=0.0, packed=True)
+    config.sft.update(epochs=4.0, batch_size=16, learning_rate=1e-3, dropout_rate=0.0, packed=True)
     config.evaluate.update(prompts=8, demonstrations=8)
     return config
 
