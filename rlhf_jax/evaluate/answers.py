@@ -76,7 +76,7 @@ class EvaluationPrograms:
         return self._answerer(params, prompts, jax.random.key(0), temperature=0.0)  # greedy: the key is not used
 
     def demonstrate(self, params: dict, prompts: Prompts) -> Rollout:
-        return self._sampler(params, prompts, jax.random.key(0), np.float32(0.0))  # greedy, as above
+        return self._sampler(params, prompts, jax.random.key(0), temperature=0.0)  # greedy, as above
 
     def losses(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return row_losses(self._shape, params, sharding.put_batch(batch, self._mesh))
