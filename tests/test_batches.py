@@ -87,7 +87,16 @@ def test_too_long_demonstrations_are_cut_or_dropped():
     assert batch.tokens.tolist() == [[*ids("abcd"), EOS], ids("abcde")]
     assert batch.loss_mask.tolist() == [[0, 0, 1, 1, 1]] * 2
     assert (report.given, report.dropped, report.cut, report.longest) == (3, 1, 1, 6)
-    assert str(report) == "2 of 3 kept, 1 cut, longest 6 tokens"
+    assert str(report) == (
+        "2 of 3 kept; 1 left out: the prompt is longer than prompt_length=3 (8 would hold 95%); 1 completions cut: they do "
+        "not fit behind their prompt with completion_length=2 (8 would hold 95%); longest 6 tokens"
+    )
+    dropped, report = batch_demonstrations(rows, BYTES, 5, prompt_length=3, long_completions="drop")
+    assert dropped.tokens.tolist() == batch.tokens.tolist()[:1]
+    assert (report.given, report.dropped, report.cut) == (3, 2, 0)
+    assert "; 1 completions left out: they do not fit behind their prompt with completion_length=2 (8 " in str(report)
+    with pytest.raises(InputError, match=r"no completion fits behind its prompt with completion_length=1 \(8 would"):
+        batch_demonstrations(rows, BYTES, 4, prompt_length=3, long_completions="drop")
 
 
 def test_prompts_of_demonstrations_and_rankings_lose_their_beginning_by_the_same_rule():
@@ -96,7 +105,10 @@ def test_prompts_of_demonstrations_and_rankings_lose_their_beginning_by_the_same
     assert batch.tokens.tolist() == [[257, *ids("def"), *ids("gh"), EOS], [257, *ids("ab"), *ids("c"), EOS, PAD, PAD]]
     assert batch.loss_mask.tolist() == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
     assert report == LengthReport(2, 0, 0, 10, prompts_cut=1)
-    assert str(report) == "2 of 2 kept, 1 prompts without their beginning, 0 cut, longest 10 tokens"
+    assert str(report) == (
+        "2 of 2 kept; 1 prompts without their beginning: the prompt is longer than prompt_length=4 (8 would hold 95%); "
+        "longest 10 tokens"
+    )
     ranked = [ranking("abcdef", ["g", "hi"], [1, 2])]
     comparisons, report = batch_rankings(ranked, BYTES, 6, prompt_length=3, too_long="cut_left")
     assert comparisons.tokens[0].tolist() == [[*ids("defg"), EOS, PAD], [*ids("defhi"), EOS]]
@@ -262,9 +274,9 @@ def test_a_completion_that_repeats_another_one_once_it_is_cut_is_left_out():
     assert rows.ranks.tolist() == [[1, 2, 1, 0], [2, 2, 0, 0]] and rows.starts.tolist() == [1, 1]
     assert rows.valid.tolist() == [[True, True, True, False], [True, True, False, False]]
     assert report == LengthReport(3, 1, 4, 6, repeats=2)
-    assert (
-        str(report)
-        == "2 of 3 kept, 4 cut, 2 completions left out because they then repeat another one, longest 6 tokens"
+    assert str(report) == (
+        "2 of 3 kept; 4 completions cut: they do not fit behind their prompt with completion_length=1 (8 would hold 95%); "
+        "2 completions left out because they then repeat another one; longest 6 tokens"
     )
     packed, report = pack_rankings(rankings, BYTES, 4, 2)
     assert packed.tokens.tolist() == [
@@ -273,6 +285,34 @@ def test_a_completion_that_repeats_another_one_once_it_is_cut_is_left_out():
     ]
     assert packed.ranks.tolist() == rows.ranks.tolist() and packed.valid.tolist() == rows.valid.tolist()
     assert report == LengthReport(3, 1, 4, 9, repeats=2)
+
+
+def test_completions_that_do_not_fit_are_left_out_where_the_config_says_so():
+    rankings = [
+        ranking("a", ["bcd", "e", "f", "bcX"], [1, 2, 3, 4]),
+        ranking("a", ["bcd", "e"], [1, 2]),
+        Ranking("a", ("bcd",), (1,), None, None, None, None, {}, (1.0,)),
+    ]
+    rows, report = batch_rankings(rankings, BYTES, 4, long_completions="drop")
+    assert rows.tokens[:, :2].tolist() == [[[*ids("ae"), EOS, PAD], [*ids("af"), EOS, PAD]]]
+    assert (rows.ranks[0, :2].tolist(), report.dropped, report.cut, report.long_completions.count) == ([2, 3], 2, 0, 4)
+    packed, report = pack_rankings(rankings, BYTES, 4, 2, long_completions="drop")
+    assert packed.tokens.tolist() == [[*ids("ae"), EOS, *ids("f"), EOS]]
+    kept, again = kept_rankings(rankings, BYTES, 4, 2, long_completions="drop")
+    assert [one.completions for one in kept] == [("e", "f")] and again.dropped == report.dropped == 2
+    with pytest.raises(InputError, match="in no ranking do two completions fit into 3 tokens with their prompt; raise"):
+        batch_rankings(rankings[1:], BYTES, 3, long_completions="drop")
+
+
+def test_the_length_that_the_report_suggests_holds_what_it_says():
+    rows = [demonstration("p", "x" * size) for size in range(1, 101)]
+    report = batch_demonstrations(rows, BYTES, 41, prompt_length=1)[1]
+    long = report.long_completions
+    assert (long.count, long.limit, long.enough, long.share) == (61, 40, 96, 0.95)
+    again = batch_demonstrations(rows, BYTES, 1 + long.enough, prompt_length=1)[1]
+    assert again.cut == 5 and again.long_completions.share == 1.0
+    whole = batch_demonstrations(rows, BYTES, 1 + again.long_completions.enough, prompt_length=1)[1]
+    assert whole.cut == 0 and str(whole) == "100 of 100 kept; longest 102 tokens"
 
 
 @given(data=st.data(), length=st.integers(4, 8), too_long=st.sampled_from(["drop", "cut_left"]))

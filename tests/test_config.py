@@ -83,6 +83,7 @@ ALL_SIZES = {
     "prompt_length": 1024,
     "completion_length": 1024,
     "too_long": "drop",
+    "long_completions": "cut",
     "model.max_length": 2048,
     "sft.epochs": 16,
     "sft.dropout_rate": 0.2,

@@ -7,9 +7,11 @@ import statistics
 
 import numpy as np
 import pytest
+import released_tokenizers as released
 
 from rlhf_jax.data import describe
-from rlhf_jax.data.describe.__main__ import main, open_data
+from rlhf_jax.data.describe.__main__ import main, open_data, reader
+from rlhf_jax.data.fitting import holding
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime.files import read_json
@@ -28,6 +30,7 @@ def test_lengths_are_pythons_statistics():
     values = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     facts = describe.length_facts(np.array(values))
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    percentiles = statistics.quantiles(values, n=100, method="inclusive")
     assert facts == {
         "count": 11,
         "mean": pytest.approx(statistics.mean(values)),
@@ -36,6 +39,8 @@ def test_lengths_are_pythons_statistics():
         "quartile_1": low,
         "median": middle,
         "quartile_3": high,
+        "quantile_95": pytest.approx(percentiles[94]),
+        "quantile_99": pytest.approx(percentiles[98]),
         "max": 9,
     }
 
@@ -156,6 +161,44 @@ def test_the_command_writes_a_page_a_picture_and_json(folder, capsys, monkeypatc
     assert (out / "lengths.png").read_bytes()[:4] == b"\x89PNG" and (out / "lengths.png").stat().st_size > 20_000
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert lines and all(line.count("|") >= 3 for line in lines)
+
+
+def test_chats_are_measured_as_transformers_writes_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    model = released.save(tmp_path, "qwen", released.QWEN)
+    asked = [[{"role": "user", "content": f"What is {n}, 고양이?" + " why" * n}] for n in range(40)]
+    rows = [
+        {"messages": [*turns, {"role": "assistant", "content": "It is " + "so " * n}]} for n, turns in enumerate(asked)
+    ]
+    path = write(tmp_path / "chats.jsonl", rows)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(model)
+    prompts = [len(theirs.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]) for turns in asked]
+    whole = [len(theirs.apply_chat_template(row["messages"])["input_ids"]) for row in rows]
+    newline = len(theirs("\n")["input_ids"])  # behind the end of the last turn
+    completions = [length - before - newline for length, before in zip(whole, prompts)]
+    tokenizer, template = reader(str(model), "", path)
+    corpus, _ = open_data(path, None, template)
+    facts, found = describe.describe(corpus, ["demonstrations"], tokenizer)
+    own = found["demonstrations"]
+    assert sorted(np.concatenate(list(own["prompts"].values()))) == sorted(prompts)
+    assert sorted(np.concatenate(list(own["completions"].values())) + 1) == sorted(completions)
+    fits = {name: -(-sorted(own)[37] // 8) * 8 for name, own in (("prompt", prompts), ("completion", completions))}
+    suggestion = (
+        f"prompt_length={fits['prompt']} holds 95% of the prompts, and completion_length={fits['completion']} of"
+    )
+    assert facts["kinds"]["demonstrations"]["suggestion"].startswith(suggestion)  # 38 of 40 rows
+    assert main([f"--data={path}", f"--tokenizer={model}"]) == 0
+    shown = capsys.readouterr().out
+    assert "rendered by the chat template of" in shown and f"prompt_length={fits['prompt']}" in shown
+    assert main([f"--data={path}", f"--tokenizer={model}", "--template=plain"]) == 0
+    assert "chat template" not in capsys.readouterr().out
+    assert main([f"--data={path}", "--template=chat"]) == 2
+    assert "give its folder as --tokenizer" in capsys.readouterr().err
+
+
+def test_lengths_that_hold_a_share():
+    assert [holding(np.array(values)) for values in ([1], [8], [9], range(1, 101))] == [8, 8, 16, 96]
+    assert holding(np.arange(1, 101), share=1.0) == 104
 
 
 def test_one_file_and_one_kind_and_renamed_fields(folder, capsys):

@@ -34,6 +34,7 @@ CONFIG = {
     "prompt_length": 48,
     "completion_length": 6,
     "too_long": "drop",
+    "long_completions": "cut",
     "pretrain": {"kind": "pretrain"},
     "sft": {"kind": "sft"},
     "ppo": {"kind": "ppo"},

@@ -121,7 +121,8 @@ CUT = [
 def cut_run(**section) -> types.SimpleNamespace:
     section = {"packed": False, "length": 0, "completion_length": 0, "loss": "kwise", "beta": 1.0} | section
     section |= {"label_smoothing": 0.0}
-    config = ConfigDict({"prompt_length": 1, "completion_length": 3, "too_long": "drop", "reward_model": section})
+    lengths = {"prompt_length": 1, "completion_length": 3, "too_long": "drop", "long_completions": "cut"}
+    config = ConfigDict({**lengths, "reward_model": section})
     return types.SimpleNamespace(config=config, tokenizer=BYTES, whole_length=4)
 
 

@@ -111,6 +111,7 @@ def test_a_stage_s_identity_is_what_it_reads_and_what_its_inputs_read():
     # The length rules and the evaluation belong to every stage: a stage is adopted with its data report and evaluation.
     for field in (
         {"too_long": "cut_left"},
+        {"long_completions": "drop"},
         {"completion_length": 7},
         {"evaluate__temperature": 0.5},
         {"data__world__seed": 3},

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from flax import struct
 
+from rlhf_jax.data.fitting import LongTexts
+
 
 @struct.dataclass
 class Batch:
@@ -76,6 +78,8 @@ class LengthReport:
       longest: length of the longest record before any cut, in tokens.
       prompts_cut: number of prompts that lost their beginning, by the rule "cut_left".
       repeats: number of completions left out, because what is kept of them equals an earlier one of another rank.
+      long_prompts: the prompts that are longer than prompt_length, which were dropped or lost their beginning.
+      long_completions: the completions that do not fit behind their prompt, which were cut or left out.
     """
 
     given: int
@@ -84,18 +88,38 @@ class LengthReport:
     longest: int
     prompts_cut: int = 0
     repeats: int = 0
+    long_prompts: LongTexts | None = dataclasses.field(default=None, compare=False)
+    long_completions: LongTexts | None = dataclasses.field(default=None, compare=False)
 
     def __str__(self) -> str:
-        prompts = f", {self.prompts_cut} prompts without their beginning" if self.prompts_cut else ""
-        repeats = f", {self.repeats} completions left out because they then repeat another one" if self.repeats else ""
-        return (
-            f"{self.given - self.dropped} of {self.given} kept{prompts}, {self.cut} cut{repeats}, "
-            f"longest {self.longest} tokens"
-        )
+        parts = [f"{self.given - self.dropped} of {self.given} kept"]
+        if long := self.long_prompts:
+            parts.append(f"{long.count} {long.fate}: the prompt is longer than {long.said('prompt_length')}")
+        cut = self.cut
+        if long := self.long_completions:
+            cut -= long.count if long.fate == "cut" else 0
+            length = long.said("completion_length")
+            parts.append(f"{long.count} completions {long.fate}: they do not fit behind their prompt with {length}")
+        if cut:
+            parts.append(f"{cut} cut")
+        if self.repeats:
+            parts.append(f"{self.repeats} completions left out because they then repeat another one")
+        return "; ".join([*parts, f"longest {self.longest} tokens"])
 
     @classmethod
     def total(cls, reports: "Sequence[LengthReport]") -> "LengthReport":
         """Returns the report of several builders' records together."""
-        columns = zip(*map(dataclasses.astuple, reports))
-        given, dropped, cut, longest, prompts_cut, repeats = map(tuple, columns)
-        return cls(sum(given), sum(dropped), sum(cut), max(longest), sum(prompts_cut), sum(repeats))
+
+        def sum_of(name):
+            return sum(getattr(report, name) for report in reports)
+
+        return cls(
+            given=sum_of("given"),
+            dropped=sum_of("dropped"),
+            cut=sum_of("cut"),
+            longest=max(report.longest for report in reports),
+            prompts_cut=sum_of("prompts_cut"),
+            repeats=sum_of("repeats"),
+            long_prompts=LongTexts.total([report.long_prompts for report in reports]),
+            long_completions=LongTexts.total([report.long_completions for report in reports]),
+        )

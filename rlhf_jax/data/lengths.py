@@ -6,11 +6,9 @@ import numpy as np
 
 from rlhf_jax.data import encoding
 from rlhf_jax.data.corpus import FileCorpus
+from rlhf_jax.data.fitting import holding
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime.errors import InputError
-
-SHARE = 0.95  # the share of the texts that a chosen length holds
-MULTIPLE = 8  # a chosen length is rounded up to a multiple of this
 
 
 def chosen(field: str, corpus: FileCorpus, tokenizer: Tokenizer) -> tuple[int, str]:
@@ -35,7 +33,7 @@ def chosen(field: str, corpus: FileCorpus, tokenizer: Tokenizer) -> tuple[int, s
         found = 1 + encoding.lengths(tokenizer, list(_completions(corpus)), kind)
     if not len(found):
         raise InputError(f"{field}=None is measured on the data, which have no {kind}: give a number of tokens")
-    length = max(MULTIPLE, int(-(-np.quantile(found, SHARE) // MULTIPLE) * MULTIPLE))
+    length = holding(found)
     quantiles = ", ".join(f"{value:.0f}" for value in np.quantile(found, (0.5, 0.9, 0.95, 0.99, 1.0)))
     return length, (
         f"{field}={length}, because {(found <= length).mean():.1%} of {len(found):,} {kind} have at most so many tokens "

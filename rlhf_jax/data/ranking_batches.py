@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data import fitting
 from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons
 from rlhf_jax.data.encoding import encode
-from rlhf_jax.data.fitting import Ids, TooLong, check_any, fit, pad_right, prompt_limit
+from rlhf_jax.data.fitting import Ids, LongCompletions, TooLong, check_any, fit, pad_right, prompt_limit
 from rlhf_jax.data.records import Ranking, without_repeats
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model.attention import PREFIX
@@ -25,19 +26,21 @@ def batch_rankings(
     prompt_length: int | None = None,
     completions: int | None = None,
     too_long: TooLong = "drop",
+    long_completions: LongCompletions = "cut",
 ) -> tuple[Comparisons, LengthReport]:
     """Returns each completion behind its prompt, with EOS if it is finished, right-padded to [N, K, length].
 
-    A completion that does not fit is cut, and then has no EOS. A completion that then equals an earlier one of another
-    rank is left out, and a ranking of which one completion is left is dropped.
+    A completion that does not fit is cut, and then has no EOS, or left out. A completion that then equals an earlier one
+    of another rank is left out, and a ranking of which one completion is left is dropped.
 
     Args:
         rankings: the records.
         tokenizer: the tokenizer.
-        length: T, in tokens. A completion that does not fit is cut, and then has no EOS.
+        length: T, in tokens.
         prompt_length: largest length of a prompt, in tokens; by default length - 1.
         completions: K; by default the number of completions of the largest ranking.
         too_long: "drop" leaves out rankings with a longer prompt; "cut_left" removes the beginning of the prompt.
+        long_completions: "cut" cuts the end of a completion that does not fit; "drop" leaves the completion out.
 
     Raises:
         InputError: a ranking has more than K completions, or no ranking is left.
@@ -50,7 +53,7 @@ def batch_rankings(
         raise InputError(
             f"a ranking has {largest} completions, so completions={completions} must be at least {largest}"
         )
-    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long)
+    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long, long_completions)
     rows, ranks, targets = [], [], []
     for ranking, prompt, answers, _ in kept:
         absent = completions - len(answers)
@@ -72,6 +75,7 @@ def pack_rankings(
     prompt_length: int,
     row_length: int = 0,
     too_long: TooLong = "drop",
+    long_completions: LongCompletions = "cut",
 ) -> tuple[PackedComparisons, LengthReport]:
     """Returns the completions of `batch_rankings`, packed: all completions of a prompt in one row, one after another.
 
@@ -81,18 +85,18 @@ def pack_rankings(
     Args:
         rankings: the records.
         tokenizer: the tokenizer.
-        length: largest length of a prompt with one completion, in tokens. A longer completion is cut, and then has no
-            EOS.
+        length: largest length of a prompt with one completion, in tokens.
         prompt_length: largest length of a prompt, in tokens.
         row_length: T, in tokens; 0 takes the length of the longest row. A completion that does not fit into the rest of
             its row is left out. A ranking with fewer than two completions left is dropped.
         too_long: "drop" leaves out rankings with a longer prompt; "cut_left" removes the beginning of the prompt.
+        long_completions: "cut" cuts the end of a completion that does not fit; "drop" leaves the completion out.
 
     Raises:
         InputError: no ranking is left.
     """
     limit = prompt_limit(length, prompt_length)
-    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long)
+    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long, long_completions)
     width = max((len(ranking.completions) for ranking in rankings), default=0)
     longest = max(len(one.prompt) + sum(map(len, one.answers)) for one in kept)
     room, left_out = row_length or longest, 0
@@ -133,14 +137,19 @@ def pack_rankings(
 
 
 def kept_rankings(
-    rankings: Sequence[Ranking], tokenizer: Tokenizer, length: int, prompt_length: int, too_long: TooLong = "drop"
+    rankings: Sequence[Ranking],
+    tokenizer: Tokenizer,
+    length: int,
+    prompt_length: int,
+    too_long: TooLong = "drop",
+    long_completions: LongCompletions = "cut",
 ) -> tuple[list[Ranking], LengthReport]:
     """Returns the rankings that `batch_rankings` makes arrays of, without the completions that it leaves out.
 
     The list may be empty.
     """
     limit = prompt_limit(length, prompt_length)
-    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long, empty=True)
+    kept, report = _encode_rankings(rankings, tokenizer, length, limit, too_long, long_completions, empty=True)
     return [one.ranking for one in kept], report
 
 
@@ -159,10 +168,11 @@ def _encode_rankings(
     length: int,
     limit: int,
     too_long: TooLong,
+    long_completions: LongCompletions,
     *,
     empty: bool = False,
 ) -> tuple[list[_Encoded], LengthReport]:
-    """The rankings whose prompts fit and that still compare something, completions cut to what the prompt leaves of `length`.
+    """The rankings whose prompts fit and that still compare something, completions as long as the prompt leaves of `length`.
 
     A completion has its ids as they were sampled, if they were. A finished one has EOS, whichever token ended it: that is
     where a reward model learned to give its score. The rule for completions that are equal once they are cut is that for
@@ -172,13 +182,13 @@ def _encode_rankings(
         empty: whether there may be none.
     """
     prompts = encode(tokenizer, [ranking.prompt for ranking in rankings], "prompts", prompts=True)
-    fitting, prompts_cut = fit(prompts, limit, too_long, tokenizer)
+    shortened, prompts_cut = fit(prompts, limit, too_long, tokenizer)
     texts = [text for ranking in rankings if ranking.sampled is None for text in ranking.completions]
     encoded = iter(encode(tokenizer, texts, "completions"))
     if not empty:
-        check_any([prompt for prompt in fitting if prompt is not None], prompts, "prompt_length", limit)
-    found, cut, repeats, longest = [], 0, 0, 0
-    for ranking, whole, prompt in zip(rankings, prompts, fitting):
+        check_any([prompt for prompt in shortened if prompt is not None], prompts, "prompt_length", limit)
+    found, cut, repeats, longest, sizes = [], 0, 0, 0, []
+    for ranking, whole, prompt in zip(rankings, prompts, shortened):
         finished = ranking.finished or (True,) * len(ranking.completions)
         own = (
             [next(encoded) for _ in finished]
@@ -189,12 +199,15 @@ def _encode_rankings(
         longest = max(longest, len(whole) + max(map(len, own)))
         if prompt is None:
             continue
+        sizes += [len(prompt) + len(ids) for ids in own]
         answers = [ids[: length - len(prompt)] for ids in own]
         were_cut = [len(kept) < len(ids) for kept, ids in zip(answers, own)]
-        places = without_repeats([ids.tobytes() for ids in answers], ranking.ranks)
-        cut += sum(were_cut)
-        repeats += len(own) - len(places)
-        if len(places) > 1 or len(own) == 1:
+        places = [place for place in range(len(own)) if not were_cut[place] or long_completions == "cut"]
+        cut += sum(were_cut[place] for place in places)
+        different = without_repeats([answers[n].tobytes() for n in places], [ranking.ranks[n] for n in places])
+        repeats += len(places) - len(different)
+        places = [places[n] for n in different]
+        if len(places) > 1 or len(places) == len(own) == 1:
             found.append(
                 _Encoded(ranking.of(places), prompt, [answers[n] for n in places], [were_cut[n] for n in places])
             )
@@ -202,5 +215,10 @@ def _encode_rankings(
         raise InputError(
             f"in every ranking the completions are equal after they are cut to {length} tokens with their prompt; "
             "raise completion_length"
+            if long_completions == "cut"
+            else f"in no ranking do two completions fit into {length} tokens with their prompt; raise completion_length"
         )
-    return found, LengthReport(len(prompts), len(prompts) - len(found), cut, longest, prompts_cut, repeats)
+    long_prompts = fitting.long_prompts(prompts, limit, too_long)
+    long = fitting.long_completions(sizes, limit, length, long_completions)
+    dropped = len(prompts) - len(found)
+    return found, LengthReport(len(prompts), dropped, cut, longest, prompts_cut, repeats, long_prompts, long)

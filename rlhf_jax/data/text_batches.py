@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf_jax.data import fitting
 from rlhf_jax.data.batches import Batch, LengthReport, Prompts
 from rlhf_jax.data.encoding import encode, encode_once
-from rlhf_jax.data.fitting import TooLong, check_any, fit, pad_right, prompt_limit
+from rlhf_jax.data.fitting import LongCompletions, TooLong, check_any, fit, pad_right, prompt_limit
 from rlhf_jax.data.records import Demonstration, Document, Prompt
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime.errors import InputError
@@ -23,34 +24,41 @@ def batch_demonstrations(
     prompt_length: int | None = None,
     too_long: TooLong = "drop",
     prompt_targets: bool = False,
+    long_completions: LongCompletions = "cut",
 ) -> tuple[Batch, LengthReport]:
     """Returns rows of prompt + completion + EOS, right-padded to [N, length]; completion and EOS are the targets.
 
     Args:
       demonstrations: the records.
       tokenizer: the tokenizer.
-      length: T, in tokens. A completion that does not fit is cut, and then has no EOS.
+      length: T, in tokens.
       prompt_length: largest length of a prompt, in tokens; by default length - 1.
       too_long: "drop" leaves out demonstrations with a longer prompt; "cut_left" removes the beginning of the prompt
         (see `batch_prompts`).
       prompt_targets: whether the prompt's tokens are targets too, except for the first of the row.
+      long_completions: "cut" cuts the end of a completion that does not fit, which then has no EOS; "drop" leaves out
+        its demonstration.
 
     Raises:
       InputError: no demonstration is left.
     """
     limit = prompt_limit(length, prompt_length)
     prompts = encode(tokenizer, [d.prompt for d in demonstrations], "prompts", prompts=True)
-    fitting, prompts_cut = fit(prompts, limit, too_long, tokenizer)
+    shortened, prompts_cut = fit(prompts, limit, too_long, tokenizer)
     completions = encode(tokenizer, [d.completion for d in demonstrations], "completions")
-    rows, starts, cut = [], [], 0
-    for prompt, completion in zip(fitting, completions):
+    rows, starts, sizes = [], [], []
+    for prompt, completion in zip(shortened, completions):
         if prompt is not None:
-            cut += len(prompt) + len(completion) + 1 > length
-            rows.append(np.concatenate([prompt, completion, [tokenizer.eos_id]])[:length])
-            starts.append(
-                1 if prompt_targets else max(1, len(prompt))
-            )  # token 0 is no target, because nothing predicts it
-    check_any(rows, prompts, "prompt_length", limit)
+            sizes.append(len(prompt) + len(completion) + 1)
+            if sizes[-1] <= length or long_completions == "cut":
+                rows.append(np.concatenate([prompt, completion, [tokenizer.eos_id]])[:length])
+                starts.append(
+                    1 if prompt_targets else max(1, len(prompt))
+                )  # token 0 is no target, because nothing predicts it
+    check_any(sizes, prompts, "prompt_length", limit)
+    long = fitting.long_completions(sizes, limit, length, long_completions)
+    if not rows:
+        raise InputError(f"no completion fits behind its prompt with {long.said('completion_length')}; raise it")
     tokens, mask = pad_right(rows, length, tokenizer.pad_id)
     column = np.arange(length, dtype=np.int32)
     batch = Batch(
@@ -60,7 +68,10 @@ def batch_demonstrations(
         positions=np.where(mask, column, 0),
     )
     longest = max(len(p) + len(c) + 1 for p, c in zip(prompts, completions))
-    return batch, LengthReport(len(prompts), len(prompts) - len(rows), cut, longest, prompts_cut)
+    cut = long.count if long and long_completions == "cut" else 0
+    long_prompts = fitting.long_prompts(prompts, limit, too_long)
+    dropped = len(prompts) - len(rows)
+    return batch, LengthReport(len(prompts), dropped, cut, longest, prompts_cut, 0, long_prompts, long)
 
 
 def pack_documents(
@@ -120,9 +131,10 @@ def batch_prompts(
         InputError: no prompt is left.
     """
     encoded = encode(tokenizer, [prompt.prompt for prompt in prompts], "prompts", prompts=True)
-    fitting, prompts_cut = fit(encoded, length, too_long, tokenizer)
-    index = [i for i, ids in enumerate(fitting) if ids is not None]
+    shortened, prompts_cut = fit(encoded, length, too_long, tokenizer)
+    index = [i for i, ids in enumerate(shortened) if ids is not None]
     check_any(index, encoded, "prompt_length", length)
-    tokens, mask = pad_right([fitting[i][::-1] for i in index], length, tokenizer.pad_id)
-    report = LengthReport(len(encoded), len(encoded) - len(index), 0, max(map(len, encoded)), prompts_cut)
+    tokens, mask = pad_right([shortened[i][::-1] for i in index], length, tokenizer.pad_id)
+    long = fitting.long_prompts(encoded, length, too_long)
+    report = LengthReport(len(encoded), len(encoded) - len(index), 0, max(map(len, encoded)), prompts_cut, 0, long)
     return Prompts(tokens[:, ::-1].copy(), mask[:, ::-1].copy(), np.array(index, np.int32)), report

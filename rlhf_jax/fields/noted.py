@@ -12,7 +12,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.workdir import differences
 
 # The fields of a config that every stage reads. Evaluations read others too, and are repeated without the stage.
-COMMON = ("prompt_length", "completion_length", "too_long", "data", "tokenizer", "model")
+COMMON = ("prompt_length", "completion_length", "too_long", "long_completions", "data", "tokenizer", "model")
 
 
 def note(config: Mapping, stage: str) -> dict:

@@ -195,6 +195,13 @@ COMMON = Section(
             "What happens to an example whose prompt is longer than `prompt_length`. "
             "'drop' leaves the example out; 'cut_left' cuts the prompt's beginning, but keeps its BOS token.",
         ),
+        "long_completions": Field(
+            "cut",
+            OneOf("cut", "drop"),
+            "What happens to a completion of the data that does not fit behind its prompt into `prompt_length` + "
+            "`completion_length`. 'cut' cuts its end, and it then has no EOS; 'drop' leaves it out, with its example "
+            "where nothing to learn is left.",
+        ),
         "checkpoints_kept": Field(2, COUNT, "The number of newest checkpoints that each stage keeps."),
         "checkpoints_every": Field(
             0,

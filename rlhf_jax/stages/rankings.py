@@ -223,14 +223,16 @@ def whole_length(run: Run, stage: str) -> int:
 
 def batch(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparisons, LengthReport]:
     """Rankings as arrays, by the length rules of config[stage] and of the run."""
-    config, length = run.config, whole_length(run, stage)
-    return batch_rankings(rows, run.tokenizer, length, config.prompt_length, too_long=config.too_long)
+    return batch_rankings(rows, run.tokenizer, whole_length(run, stage), run.config.prompt_length, **_too_long(run))
 
 
 def kept(run: Run, stage: str, rows: list[Ranking]) -> tuple[list[Ranking], LengthReport]:
     """The rankings that `batch` makes arrays of, with the completions that these have."""
-    config, length = run.config, whole_length(run, stage)
-    return kept_rankings(rows, run.tokenizer, length, config.prompt_length, config.too_long)
+    return kept_rankings(rows, run.tokenizer, whole_length(run, stage), run.config.prompt_length, **_too_long(run))
+
+
+def _too_long(run: Run) -> dict[str, str]:
+    return {"too_long": run.config.too_long, "long_completions": run.config.long_completions}
 
 
 def training_rows(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparisons | PackedComparisons, LengthReport]:
@@ -240,7 +242,7 @@ def training_rows(run: Run, stage: str, rows: list[Ranking]) -> tuple[Comparison
         if not section.packed:
             return batch(run, stage, rows)
         length = whole_length(run, stage)
-        return pack_rankings(rows, run.tokenizer, length, config.prompt_length, section.length, config.too_long)
+        return pack_rankings(rows, run.tokenizer, length, config.prompt_length, section.length, **_too_long(run))
     except InputError as error:
         raise InputError(f"{stage}: {error}") from None
 

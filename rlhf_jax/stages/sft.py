@@ -140,6 +140,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         prompt_length=run.config.prompt_length,
         too_long=run.config.too_long,
         prompt_targets=section.loss_on == "sequence",
+        long_completions=run.config.long_completions,
     )
     examples, report, mixture = build(run.corpus.mixed("demonstrations", "train"), batch)
     held_out, _ = batch(run.corpus.demonstrations("valid"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_jax.data import duplicates, encoding, splits
 from rlhf_jax.data.corpus import FileCorpus
+from rlhf_jax.data.fitting import SHARE, holding
 from rlhf_jax.data.record_files import ReadReport
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -60,6 +61,8 @@ def describe(
             "categories": _categories(by_split, lengths[kind], categories),
             "duplicates": _duplicates(corpus, kind),
         }
+        if tokenizer and "prompts" in lengths[kind]:
+            facts["kinds"][kind]["suggestion"] = _suggestion(lengths[kind])
         if prompt_length and "prompts" in lengths[kind]:
             too_long = int((_all(lengths[kind]["prompts"]) > prompt_length).sum())
             facts["kinds"][kind]["too_long"] = {"prompt_length": prompt_length, "prompts": too_long}
@@ -72,8 +75,8 @@ def describe(
 
 
 def length_facts(lengths: np.ndarray) -> dict[str, float]:
-    """Returns count, mean, standard deviation, min, quartiles, median and max of lengths i64[N] or other numbers."""
-    low, middle, high = np.quantile(lengths, [0.25, 0.5, 0.75]).tolist()
+    """Returns count, mean, standard deviation, min, quantiles and max of lengths i64[N] or other numbers."""
+    low, middle, high, most, nearly = np.quantile(lengths, [0.25, 0.5, 0.75, 0.95, 0.99]).tolist()
     return {
         "count": len(lengths),
         "mean": float(lengths.mean()),
@@ -82,6 +85,8 @@ def length_facts(lengths: np.ndarray) -> dict[str, float]:
         "quartile_1": low,
         "median": middle,
         "quartile_3": high,
+        "quantile_95": most,
+        "quantile_99": nearly,
         "max": lengths.max().item(),
     }
 
@@ -182,6 +187,15 @@ def _measure(texts: list[str], tokenizer: Tokenizer | None, what: str, **start: 
 def _completions(row: Any) -> tuple[str, ...]:
     """Returns the completions of a ranking, the one of a demonstration, or none."""
     return getattr(row, "completions", None) or ((row.completion,) if hasattr(row, "completion") else ())
+
+
+def _suggestion(lengths: Lengths) -> str:
+    """Returns a sentence with the lengths of a config that hold most prompts and completions, of lengths in tokens."""
+    said = f"prompt_length={holding(_all(lengths['prompts']))} holds {SHARE:.0%} of the prompts"
+    if "completions" in lengths:  # the token that ends a completion counts, too
+        length = holding(_all(lengths["completions"]) + 1)
+        said += f", and completion_length={length} of the completions with the token that ends them"
+    return said
 
 
 def _sources(corpus: FileCorpus, kind: str, by_split: dict[str, list]) -> dict[str, dict[str, int]]:

@@ -1,11 +1,12 @@
 """Prints statistics of a dataset: counts, lengths, categories, rankings, duplicates and leaks.
 
-    python -m rlhf_jax.data.describe --data=FILE_OR_FOLDER [--kind=rankings] [--tokenizer=FILE] [--out=DIR]
+    python -m rlhf_jax.data.describe --data=FILE_OR_FOLDER [--kind=rankings] [--tokenizer=MODEL] [--out=DIR]
 
 A file is given as in config.data.files, name[@rows][:theirs=ours;theirs=ours]; commas separate several files. For a
 folder, all its files are described; a file's fields tell its kind of rows. For the work directory of a run, the data
 are described as the run reads them, with its tokenizer, template and splits. Other data keep their published splits,
-and are split by shares if they publish none. --out writes report.md, lengths.png and facts.json.
+and are split by shares if they publish none. A model's folder as --tokenizer renders instructions and messages by the
+model's chat template, if it has one. --out writes report.md, lengths.png and facts.json.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.config import data_config
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import describe, files, prepared, rows
+from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.describe import counts as tables
 from rlhf_jax.data.describe import picture
 from rlhf_jax.data.template import Template
@@ -29,12 +31,15 @@ from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import read_json, write_json, write_text
 
 
-def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus, list[str]]:
+def open_data(
+    data: str, kind: str | None = None, template: Template | ChatTemplate | None = None
+) -> tuple[corpus_lib.FileCorpus, list[str]]:
     """Returns the corpus that `--data` names, and the kinds of rows that it has.
 
     Args:
       data: files separated by commas, a folder, or the work directory of a run.
       kind: the kind of rows; None finds it out from the fields of each file.
+      template: renders rows with an instruction or messages; None takes that of the run, or the default.
 
     Raises:
       InputError: there is no such file, or its kind of rows cannot be told.
@@ -47,13 +52,10 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
                 f"--data={data}: this run reads no files, because it makes its data itself (data.source='{config.source}')"
             )
         section = data_config().files
-        if _chats(folder):
-            template = Tokenizer.load(folder).chat_template(forms.date(config.chat_date))
-        else:
-            template = Template.load(folder / "template.txt")
+        template = template or _template_of(folder, config)
         section.update(config.files)  # a run of an earlier version may lack fields
     else:
-        section, template = data_config().files, Template()
+        section, template = data_config().files, template or Template()
         section.splits = "published"  # rows without a published split go by shares
         entries = (
             _files_of(folder) if folder.is_dir() else [entry.strip() for entry in data.split(",") if entry.strip()]
@@ -78,6 +80,31 @@ def open_data(data: str, kind: str | None = None) -> tuple[corpus_lib.FileCorpus
     return corpus_lib.FileCorpus(section, template, "skip"), kinds
 
 
+def reader(tokenizer: str | None, template: str, data: str) -> tuple[Tokenizer | None, Template | ChatTemplate | None]:
+    """Returns the tokenizer and the template that `--tokenizer` and `--template` name.
+
+    Args:
+      tokenizer: a tokenizer.json or its folder; None: that of the run in the folder `data`, if it is one.
+      template: "chat", "plain" or a file, as config.data.template; "" takes the chat template of the tokenizer, if it has
+        one, or else None: the template of the run, or the default.
+
+    Raises:
+      InputError: there is no such tokenizer or template.
+    """
+    if tokenizer is None:
+        saved = pathlib.Path(data, "tokenizer.json")
+        found = Tokenizer.load(saved) if saved.is_file() else None
+        own = template or ("chat" if found and _chats(saved.parent) else "")
+    else:
+        found = Tokenizer.load(tokenizer)
+        own = template or ("chat" if found.has_chat_template and not _is_run(pathlib.Path(data)) else "")
+    if own == "chat":
+        if found is None:
+            raise InputError("--template=chat is the template of a released model: give its folder as --tokenizer")
+        return found.for_chat(), found.chat_template() if tokenizer else None
+    return found, {"": None, "plain": Template()}[own] if own in ("", "plain") else Template.load(own)
+
+
 def _is_run(folder: pathlib.Path) -> bool:
     """Whether a folder is the work directory of a run."""
     return (folder / "config.json").is_file() and ((folder / "template.txt").is_file() or _chats(folder))
@@ -86,6 +113,13 @@ def _is_run(folder: pathlib.Path) -> bool:
 def _chats(folder: pathlib.Path) -> bool:
     """Whether a folder is that of a run which uses a released model's chat template."""
     return (folder / "overrides.json").is_file() and not (folder / "template.txt").is_file()
+
+
+def _template_of(folder: pathlib.Path, config: ConfigDict) -> Template | ChatTemplate:
+    """Returns the template of the run in a folder; `config` is its section `data`."""
+    if _chats(folder):
+        return Tokenizer.load(folder).chat_template(forms.date(config.chat_date))
+    return Template.load(folder / "template.txt")
 
 
 def _run_config(folder: pathlib.Path) -> ConfigDict:
@@ -112,11 +146,11 @@ def _kind_of(entry: forms.Entry) -> str:
         return "documents"
     row = next((row for _, row in rows.read(path, splits=entry.splits) if not isinstance(row, InputError)), {})
     names = {entry.fields.get(name, name) for name in row}
-    if {"completion", "score"} <= names:
+    if {"completion", "score"} <= names or {"completion", "label"} <= names and isinstance(row.get("label"), bool):
         return "rankings"
     for kind, telling in (
-        ("rankings", {"chosen", "completions"}),
-        ("demonstrations", {"completion", "output", "messages"}),
+        ("rankings", {"chosen", "completions", "preferred_output"}),
+        ("demonstrations", {"completion", "output", "messages", "conversations"}),
         ("documents", {"text"}),
         ("prompts", {"prompt", "instruction"}),
     ):
@@ -126,18 +160,6 @@ def _kind_of(entry: forms.Entry) -> str:
         f"{path}: the fields {', '.join(sorted(names))} do not tell the kind of the rows; "
         "give --kind, or name the fields as in --data=FILE:question=prompt;answer=completion"
     )
-
-
-def _tokenizer(path: str | None, data: str) -> Tokenizer | None:
-    """Returns the tokenizer of a path, or else of the run in the folder `data`; None if it has none."""
-    if path is None:
-        saved = pathlib.Path(data, "tokenizer.json")
-        if not saved.is_file():
-            return None
-        tokenizer = Tokenizer.load(saved)
-        return tokenizer.for_chat() if _chats(saved.parent) else tokenizer
-    path = pathlib.Path(path)
-    return Tokenizer.load(path)
 
 
 @as_command("rlhf_jax.data.describe", stopped="stopped; nothing was left half written")
@@ -153,7 +175,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--kind", choices=corpus_lib.KINDS, help="The kind of the rows. By default their fields decide."
     )
-    parser.add_argument("--tokenizer", help="A tokenizer.json or its folder. Without one, lengths are in characters.")
+    parser.add_argument(
+        "--tokenizer",
+        help="A tokenizer.json, or the folder of a model, whose chat template is then used. Without one, lengths are in "
+        "characters.",
+    )
+    parser.add_argument(
+        "--template",
+        default="",
+        help="What renders instructions and messages: 'chat' for the model's chat template, 'plain' for the default one, or "
+        "a file of a template. Without it, the chat template of --tokenizer is used if there is one.",
+    )
     parser.add_argument(
         "--categories", help="The fields whose values divide the rows into categories, separated by commas."
     )
@@ -166,8 +198,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--out", help="The folder for report.md, lengths.png and facts.json. Without one, the report is only printed."
     )
     options = parser.parse_args(arguments)
-    corpus, kinds = open_data(options.data, options.kind)
-    tokenizer = _tokenizer(options.tokenizer, options.data)
+    tokenizer, template = reader(options.tokenizer, options.template, options.data)
+    corpus, kinds = open_data(options.data, options.kind, template)
+    if isinstance(template, ChatTemplate):
+        print(f"instructions and messages are rendered by the chat template of {options.tokenizer}")
     names = options.categories.split(",") if options.categories else describe.CATEGORY_FIELDS
     limit = options.prompt_length
     if limit is None and _is_run(pathlib.Path(options.data)):

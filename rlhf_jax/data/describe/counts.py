@@ -27,6 +27,8 @@ def _kind(found: dict, unit: str) -> list[str]:
         f"{_count(count)} rows are left out, because {cell(reason)}." for reason, count in found["left_out"].items()
     ]
     parts.append(_lengths(found["lengths"], unit))
+    if "suggestion" in found:
+        parts.append(f"{found['suggestion']}.")
     if "too_long" in found:
         own, count = found["too_long"], found["lengths"]["prompts"]["all"]["count"]
         share = f"{_count(own['prompts'])} of {_count(count)} prompts ({100 * own['prompts'] / count:.1f} %)"
@@ -48,14 +50,16 @@ def _kind(found: dict, unit: str) -> list[str]:
 
 def _lengths(lengths: dict, unit: str) -> str:
     """Returns a table of lengths, by part and split."""
-    names = ("count", "mean", "sd", "min", "quartile_1", "median", "quartile_3", "max")
+    names = ("count", "mean", "sd", "min", "quartile_1", "median", "quartile_3", "quantile_95", "quantile_99", "max")
     rows = [
         [f"{part}, {split}", *(_count(round(own[name])) for name in names)]
         for part, by_split in lengths.items()
         for split, own in by_split.items()
         if split != "all" or len(by_split) > 2
     ]
-    return _table([f"length in {unit}", "count", "mean", "sd", "min", "25 %", "median", "75 %", "max"], rows)
+    return _table(
+        [f"length in {unit}", "count", "mean", "sd", "min", "25 %", "median", "75 %", "95 %", "99 %", "max"], rows
+    )
 
 
 def _rankings(found: dict) -> list[str]:
