@@ -86,7 +86,9 @@ _REWARD = Object(
 _DATA = Object(
     {
         "files": each(Object({"kept": NUMBER, "all_tied": NUMBER, "skipped": [ANYTHING]})),
-        "stages": each(each(each(NUMBER))),
+        "stages": each(
+            each(Object(optional=dict.fromkeys(("long_prompts", "long_completions"), ANYTHING), others=NUMBER))
+        ),
     },
     {
         "splits": each(
