@@ -121,8 +121,13 @@ def test_texts_are_without_special_tokens():
     def decode(rows, continues):
         return [" ".join(map(str, row)) for row in rows]
 
-    tokenizer = types.SimpleNamespace(end_ids=(tiny.EOS,), decode_batch=decode)
+    def decode_cut(row):
+        return " ".join(map(str, row)) + " …"
+
+    tokenizer = types.SimpleNamespace(end_ids=(tiny.EOS,), decode_batch=decode, decode_cut=decode_cut)
     texts, finished = generate.texts(rollout, tokenizer)
+    assert [text.endswith(" …") for text in texts] == [not end for end in finished]
+    texts = [text.removesuffix(" …") for text in texts]
     for text, end, tokens, mask in zip(texts, finished, rollout.completions, rollout.completion_mask):
         assert end == (tokens[mask][-1] == tiny.EOS)
         assert text.split() == [str(token) for token in tokens[mask] if token != tiny.EOS]

@@ -1,9 +1,11 @@
 """Any text survives; what a text says never becomes a special token."""
 
 import json
+import re
 import time
 
 import pytest
+import released_tokenizers as released
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +51,34 @@ def test_awkward_texts_survive(tokenizer, text):
         ids = tokenizer.encode(text, continues=continues)
         assert not {tokenizer.eos_id, tokenizer.pad_id} & set(ids)
         assert tokenizer.decode(ids, continues=continues) == text
+
+
+BYTE = re.compile("<0x(..)>")
+
+
+def written(tokenizer, ids, byte_level):
+    """The bytes of ids: a byte-level token spells each byte as one letter, SentencePiece's names single bytes."""
+    tokens = map(tokenizer._start.id_to_token, ids)
+    if byte_level:
+        codes = {letter: byte for byte, letter in released.bytes_by_letter().items()}
+        return bytes(codes[letter] for token in tokens for letter in token)
+    bytes_of = (bytes.fromhex(byte[1]) if (byte := BYTE.fullmatch(token)) else token.encode() for token in tokens)
+    return b"".join(bytes_of).replace("\u2581".encode(), b" ")
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llama2"])
+def test_a_completion_that_is_cut_inside_a_character_ends_before_it(tmp_path, kind):
+    tokenizer = Tokenizer.load(released.save(tmp_path, kind))
+    inside = 0
+    for text in ("고양이가 앉았다.", "naïve 👩\u200d🚀 café", "漢字とかな", "plain"):
+        ids = tokenizer.encode(text, continues=True)
+        for place in range(len(ids) + 1):
+            whole = written(tokenizer, ids[:place], kind == "qwen").decode(
+                errors="ignore"
+            )  # bytes of a half character are left out
+            assert tokenizer.decode_cut(ids[:place]) == whole and text.startswith(whole)
+            inside += tokenizer.decode(ids[:place], continues=True) != whole
+    assert inside > 10
 
 
 def test_special_ids_are_not_decoded(tokenizer):

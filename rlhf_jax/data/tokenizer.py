@@ -26,6 +26,8 @@ _PAD_NAMES = (PAD, "[PAD]", "<|padding|>", "<|pad|>", "<unk>")
 # read is about 900 of 50,000 tokens.
 _PADDING, _PADDING_SHARE = 1024, 0.03
 
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are no character
+
 _MIN_VOCAB_SIZE = 2 + 256  # two special tokens and all bytes
 
 
@@ -278,6 +280,19 @@ class Tokenizer:
     def decode_batch(self, batch: Sequence[Sequence[int]], *, continues: bool = False) -> list[str]:
         """Returns the texts of many sequences of ids, as `decode` does."""
         return self._side(continues).decode_batch(batch)
+
+    def decode_cut(self, ids: Sequence[int]) -> str:
+        """Returns the text of a completion that was cut off, without the character in the middle of which it was cut.
+
+        A character may take several tokens: two of three places in Korean text lie inside a character for GPT-2's
+        vocabulary. The bytes of half a character would be shown as U+FFFD, which no model wrote.
+        """
+        text = self.decode(ids, continues=True)
+        if not text.endswith(_BROKEN):
+            return text
+        # Tokens of single bytes (SentencePiece's) break the whole characters before the half one, too, in decoding.
+        shorter = [text.removesuffix(_BROKEN), *(self.decode(ids[:-n], continues=True) for n in range(1, 4))]
+        return next((found for found in shorter if not found.endswith(_BROKEN)), shorter[0])
 
     @property
     def sequence_start_id(self) -> int:

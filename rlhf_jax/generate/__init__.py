@@ -362,6 +362,8 @@ def texts(
 ) -> tuple[list[str], list[bool]]:
     """Returns the completions as text without special tokens, and whether each ended with an end token.
 
+    A completion that was cut inside a character does not have this character (see `Tokenizer.decode_cut`).
+
     Args:
       rollout: the completions.
       tokenizer: the tokenizer of the model.
@@ -372,4 +374,5 @@ def texts(
     ends = is_end(completions, tokenizer.end_ids if eos_id is None else eos_id)
     finished = [bool(row) for row in (ends & mask).any(axis=1)]
     rows = [row[keep].tolist() for row, keep in zip(completions, mask & ~ends)]
-    return tokenizer.decode_batch(rows, continues=True), finished
+    whole = tokenizer.decode_batch(rows, continues=True)
+    return [text if end else tokenizer.decode_cut(row) for text, end, row in zip(whole, finished, rows)], finished

@@ -27,6 +27,13 @@ def _trained(tokenizer, special, **options):
     return tokenizers.Tokenizer.from_str(json.dumps(spec))
 
 
+def bytes_by_letter():
+    """GPT-2's table: byte -> the letter that stands for it in a byte-level token."""
+    letters = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in letters]
+    return {byte: chr(byte) for byte in letters} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
 def _begin(tokenizer, bos):
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
