@@ -6,7 +6,7 @@ No array is made here, and nothing is computed. Each trained kind of stage lists
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -64,6 +64,8 @@ class Program:
       work: work of one run.
       runs: number of times that the stage runs the program.
       cache: bytes per device of the keys and values among the program's temporaries.
+      temporaries: {field of the model: value} -> name -> bytes per device that the program takes beside its arguments,
+        by the formulas of model/memory.py, with these values of `remat` and `scan_layers`.
     """
 
     stage: str
@@ -74,6 +76,7 @@ class Program:
     work: Work
     runs: int
     cache: int = 0
+    temporaries: Callable[[Mapping], dict[str, float]] = lambda change: {}
 
 
 def bytes_per_device(tree) -> int:

@@ -44,7 +44,8 @@ def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
 
 
 KEPT = ("template.txt", *tokenizer_files.FILES)  # how a run reads and writes text, all its life
-_PREPARED = ("data_report.json", *KEPT)  # by `start`, before any stage
+PROGRAM = "program.json"  # what `model.remat` and `model.scan_layers` leave open; forecast.py writes it
+_PREPARED = ("data_report.json", PROGRAM, *KEPT)  # by `start`, before any stage
 
 
 @dataclasses.dataclass
@@ -120,8 +121,15 @@ class Run:
         """
         if stage not in self.config:
             return self.source(stage).shape(**{name: getattr(self.model, name) for name in hf.PROGRAM_FIELDS})
-        differing = {name: value for name, value in self.config[stage].get("model", {}).items() if name != "shape"}
+        own = settled.closed(self.config[stage].get("model", {}))
+        differing = {name: value for name, value in own.items() if name != "shape"}
         return dataclasses.replace(self.model, **differing)
+
+    def adopt_program(self) -> None:
+        """Computes as the run began to, where the config leaves that open."""
+        found = hosts.on_first(read_if_there, self.path / PROGRAM) or {}
+        fields = {name: found[name] for name in found if name in settled.open_program(self.config)}
+        self.model = dataclasses.replace(self.model, **fields)
 
     def source(self, name: str, last: str = "") -> sources.Source:
         """Returns where the model of a name comes from that is no stage of this run.
@@ -231,6 +239,7 @@ def _assemble(
         tokenizer = tokenizer.for_chat()
     run = without_data(config, tokenizer, mesh or sharding.make_mesh(**config.mesh))
     run.path, run.template, run.corpus, run.interrupt = path, template, corpus, interrupt
+    run.adopt_program()
     return run
 
 
@@ -238,6 +247,7 @@ def _settled(config: ConfigDict, path: pathlib.Path, corpora: dict) -> ConfigDic
     """Returns the config with a value for every field that it leaves to the model or to the data; see settled.py."""
     config = settled.by_model(config, say=print)
     stored = hosts.on_first(read_if_there, path / "config.json")
+    config = settled.by_program(config, stored)
     return settled.by_data(config, stored, functools.partial(_texts, config, corpora))
 
 
@@ -308,6 +318,8 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
     """
     section = shapes.filled(config).model
     fields = {name: value for name, value in section.items() if value is not None and name != "shape"}
+    fields = {"scan_layers": platform != "cpu"} | settled.closed(fields)
+    fields.setdefault("remat", "full")
     fields["attention"] = attention.choose(fields["attention"], platform, fields["dtype"])
     shape = TransformerConfig(**{"vocab_size": vocab_size} | fields)
     if shape.vocab_size < vocab_size:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
@@ -83,6 +83,38 @@ def by_data(config: ConfigDict, stored: dict | None, read: Callable[[], tuple[Fi
             print(sentence, flush=True)
     with config.unlocked():
         config.update(found)
+    return config
+
+
+def open_program(config: ConfigDict) -> list[str]:
+    """Returns the fields of the model that leave open how it is computed: None or "auto"."""
+    return [name for name in ("scan_layers", "remat") if config.model[name] in (None, "auto")]
+
+
+def closed(fields: Mapping) -> dict:
+    """Returns the fields of a model without those that leave open how it is computed."""
+    return {
+        name: fields[name]
+        for name in fields
+        if name not in ("scan_layers", "remat") or fields[name] not in (None, "auto")
+    }
+
+
+def by_program(config: ConfigDict, stored: dict | None) -> ConfigDict:
+    """Returns a config that computes as the work directory's does, where that has a value and this leaves it open.
+
+    Work directories of older versions have one, and so does a run whose value was given once.
+
+    Args:
+      config: the config.
+      stored: the config that the work directory has already; None for a new one.
+    """
+    before = (stored or {}).get("model", {})
+    kept = {name: before[name] for name in open_program(config) if before.get(name) not in (None, "auto")}
+    if kept:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.update(kept)
     return config
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     {"ppo", "run"},
     {"inputs", "weights", "sampling", "loop"},
     {"abstract", "language_model"},
-    {"evaluate"},
+    {"evaluate", "forecast"},
     {"stages"},
     {"config", "report", "plan"},
     {"pipeline", "chat", "command_line"},

@@ -88,17 +88,20 @@ MODEL = Section(
             "The paper computes in fp16, with fp32 master weights (App. C).",
         ),
         "scan_layers": Field(
-            True,
+            None,
             FLAG,
             "Whether the program loops over the layers, which compiles faster. "
-            "False unrolls them, which is faster on a CPU.",
+            "False unrolls them, which is faster on a CPU, and takes less memory than a loop that keeps everything. "
+            "None is False on a CPU, unless only a loop fits into half of the memory, and True elsewhere.",
         ),
         "remat": Field(
-            "full",
-            OneOf("none", "full", "dots"),
+            "auto",
+            OneOf("auto", "none", "full", "dots"),
             "What the backward pass computes again instead of keeping it in memory. "
             "'none' keeps everything, and 'full' computes each layer again. "
-            "'dots' does so too, but keeps the products with weights.",
+            "'dots' does so too, but keeps the products with weights. "
+            "'auto' is the first of 'none', 'dots' and 'full' with which every stage fits into half of the memory by the "
+            "forecast (docs/scaling.md), and keeps to it for the whole run. On a CPU, it has no effect on unrolled layers.",
         ),
         "attention": Field(
             "auto",

@@ -1,7 +1,9 @@
 """Describes the machine that a stage ran on, for its done.json."""
 
+import dataclasses
 import importlib.metadata
 import os
+import pathlib
 import platform
 import resource
 import sys
@@ -10,6 +12,7 @@ import jax
 
 from rlhf_jax.runtime import hosts
 
+_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, v2 and v1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
@@ -25,3 +28,47 @@ def described() -> dict:
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The memory of a device, or of the machine whose CPU devices share it, in bytes.
+
+    Attributes:
+      whole: all of it; None where the device does not say.
+      free: what is free now; None where the device does not say.
+      sharers: number of devices that share it.
+      own: what this process has of it besides arrays: Python, JAX and what it has read.
+    """
+
+    whole: int | None
+    free: int | None
+    sharers: int = 1
+    own: int = 0
+
+
+def memory(mesh: jax.sharding.Mesh) -> Memory:
+    """Returns the memory of this process's devices of a mesh; on GPUs that is what JAX may allocate."""
+    devices = mesh.local_devices
+    if devices[0].platform != "cpu":
+        stats = devices[0].memory_stats() or {}
+        whole = stats.get("bytes_limit")
+        return Memory(whole, None if whole is None else whole - stats.get("bytes_in_use", 0))
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    facts = dict(_kibibytes("/proc/meminfo"))
+    own = dict(_kibibytes("/proc/self/status")).get("VmRSS", 0)
+    free = facts.get("MemAvailable", whole - own)
+    for path in _CGROUPS:
+        limit = pathlib.Path(path).read_text().strip() if os.path.exists(path) else ""
+        if limit.isdecimal() and int(limit) < whole:
+            whole, free = int(limit), min(free, int(limit) - own)
+    return Memory(whole, free, len(devices), own)
+
+
+def _kibibytes(path: str):
+    """Yields (name, bytes) of the lines "NAME: NUMBER kB" of a file of Linux; nothing elsewhere."""
+    if os.path.exists(path):
+        for line in pathlib.Path(path).read_text().splitlines():
+            name, _, value = line.partition(":")
+            if value.endswith(" kB"):
+                yield name, int(value.removesuffix(" kB")) * 1024

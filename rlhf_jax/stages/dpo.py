@@ -24,7 +24,7 @@ from rlhf_jax.fields.field import Field, kind
 from rlhf_jax.fields.ranges import COUNT, POSITIVE, Number
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.training import DPO_RATES, learning_rate, trained
-from rlhf_jax.model import TransformerConfig, work
+from rlhf_jax.model import TransformerConfig, memory, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.progress import shown
@@ -240,6 +240,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
         {},
         work.forward(shape, count, length, count * length),
         math.ceil(data.rankings / section.batch_size),
+        temporaries=lambda change: memory.forward(memory.changed(shape, change), run.mesh, count, length, length),
     )
     steps = rankings.steps_of(run, stage, data.rankings)
     return [reference, supervised.train_program(run, stage, loss_fn, batch, steps)]

@@ -18,7 +18,7 @@ from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate import policy as evaluation
 from rlhf_jax.fields.registry import Stage, register
-from rlhf_jax.model import TransformerConfig, work
+from rlhf_jax.model import TransformerConfig, memory, work
 from rlhf_jax.ppo import options, programs
 from rlhf_jax.ppo.fields import FIELDS
 from rlhf_jax.ppo.update import PPOConfig, PPOState, SequenceScore
@@ -327,6 +327,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
     if value:
         scoring += work.forward(value, rows, length)
         updating += work.training(value, part, length)
+    cache = work.cache_bytes(policy, rows // section.sample_parts, length, run.mesh)
     return [
         abstract.Program(
             stage,
@@ -345,7 +346,10 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
             held | frozen,
             work.sampling(policy, rows, prompt, completion),
             section.iterations,
-            work.cache_bytes(policy, rows // section.sample_parts, length, run.mesh),
+            cache,
+            lambda change: memory.sampling(
+                memory.changed(policy, change), run.mesh, rows, prompt, cache, section.sample_parts
+            ),
         ),
         abstract.Program(
             stage,
@@ -355,6 +359,9 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
             rest,
             scoring,
             section.iterations,
+            temporaries=lambda change: memory.forward(
+                memory.changed(policy, change), run.mesh, rows, length, completion, rows // part * section.microbatches
+            ),
         ),
         abstract.Program(
             stage,
@@ -364,8 +371,31 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
             frozen | {"experience": experience},
             updating + ptx_work,
             section.iterations * updates,
+            temporaries=functools.partial(_update_memory, run, stage, policy, value, state),
         ),
     ]
+
+
+def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change: Mapping) -> dict[str, float]:
+    """Returns what an update takes beside its arguments (see abstract.Program.temporaries).
+
+    The gradients are those of the policy, of the value and of pretraining.
+    """
+    section = run.config[stage]
+    weights = abstract.bytes_per_device(state.policy.params)
+
+    def gradient(shape, rows, length, places, parts, weights):
+        return memory.training(memory.changed(shape, change), run.mesh, rows, length, places, parts, weights)
+
+    part, completion = section.minibatch_size, run.config.completion_length
+    found = [gradient(policy, part, run.whole_length, completion, section.microbatches, weights)]
+    if value:
+        own = abstract.bytes_per_device(state.value_params)
+        found.append(gradient(value, part, run.whole_length, 0, section.microbatches, own))
+    if section.ptx_coef and section.ptx_ratio:
+        length = section.ptx_length or run.whole_length
+        found.append(gradient(policy, programs.ptx_rows(section), length, length, section.ptx_microbatches, weights))
+    return memory.in_turn(*found)
 
 
 register(

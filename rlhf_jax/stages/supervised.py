@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlhf_jax import abstract, loop, model, optim, sharding, train
-from rlhf_jax.model import TransformerConfig, work
+from rlhf_jax.model import TransformerConfig, memory, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
 
@@ -155,12 +155,17 @@ def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int
     make, step = build(run, stage, loss_fn, steps, head)
     state = make.eval_shape(abstract.params(run, shape, head))
     length, rows = batch.tokens.shape[-1], math.prod(batch.tokens.shape[:-1])
+    places, parts = length if head == "lm" else 0, run.config[stage].microbatches
+    weights = abstract.bytes_per_device(state.params)
     return abstract.Program(
         stage,
         "train step",
         lambda: step.lower(state, batch, abstract.scalar(), abstract.key()),
         abstract.groups(state) | {"batch": batch},
         {},
-        work.training(shape, rows, length, rows * length if head == "lm" else 0),
+        work.training(shape, rows, length, rows * places),
         steps,
+        temporaries=lambda change: memory.training(
+            memory.changed(shape, change), run.mesh, rows, length, places, parts, weights
+        ),
     )

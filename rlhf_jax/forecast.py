@@ -1,0 +1,158 @@
+"""The memory that a stage will take, which is said before it starts, and the choice of a program by it.
+
+`model.remat='auto'` and `model.scan_layers=None` are chosen once, at the first start of a run, and kept in its
+program.json: the choice changes results by rounding alone, and a resumed run must not even do that.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from rlhf_jax.abstract import Data, Program, bytes_per_device
+from rlhf_jax.fields import registry
+from rlhf_jax.model.memory import REMAT
+from rlhf_jax.run import PROGRAM, Run
+from rlhf_jax.runtime import hosts, machine
+from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json
+
+_SHARE = 0.5  # of a device's memory: formulas are rough, and stages that are trained together share it
+_SHOWN = 4  # parts of the memory that are named
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """The memory of a stage's largest program, in bytes on each device.
+
+    Attributes:
+      program: name of the program.
+      parts: name -> bytes of what lies on the device, and of what the program makes.
+    """
+
+    program: str
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """All of it, in bytes."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        shown = sorted(self.parts.items(), key=lambda part: -part[1])[:_SHOWN]
+        return ", ".join(f"{name} {size / _GIB:.2f}" for name, size in shown)
+
+
+def of(programs: list[Program], mesh, change: Mapping) -> Need:
+    """Returns the memory of the largest of a stage's programs.
+
+    Args:
+      programs: the programs.
+      mesh: their mesh.
+      change: values of `remat` and `scan_layers` with which the models are computed.
+    """
+
+    def need(program):
+        groups = program.passed | program.resident
+        if mesh.size == 1 and program.in_place:  # the parameters have the layout of sampling already
+            groups = {name: tree for name, tree in groups.items() if name != "decode copy"}
+        held = {name: bytes_per_device(tree) for name, tree in groups.items()}
+        return Need(program.name, held | program.temporaries(change))
+
+    return max(map(need, programs), key=lambda found: found.total)
+
+
+def programs_of(run: Run, stage: str) -> list[Program]:
+    """Returns the programs of a stage with the amounts of the run's data; [] if it has none, or lacks what they need."""
+    kind = registry.of(run.config, stage)
+    try:
+        return kind.programs(run, stage, data_of(run)) if kind.programs else []
+    except InputError:  # the stage itself says it, when it starts
+        return []
+
+
+def data_of(run: Run) -> Data:
+    """Returns the amounts of a run's data."""
+    demonstrations = len(run.corpus.demonstrations("train")) if run.corpus.has("demonstrations") else 0
+    counts = [
+        section.max_completions for name in run.config.stages if "max_completions" in (section := run.config[name])
+    ]
+    rankings = []
+    if not counts and run.corpus.has("rankings"):
+        rankings = run.corpus.rankings("train")
+        counts = [len(row.completions) for row in rankings]
+    tokenizer = run.tokenizer
+    return Data(
+        max(1, demonstrations),
+        max(1, len(rankings)),
+        max(counts, default=2),
+        tokenizer.vocab_size,
+        tokenizer.end_ids,
+        tokenizer.pad_id,
+    )
+
+
+def tell(run: Run, stage: str) -> None:
+    """Prints what a stage will take of memory, and a warning with the fields that lower it if there is not so much."""
+    programs = programs_of(run, stage)
+    if not programs:
+        return
+    need = of(programs, run.mesh, {})
+    memory = machine.memory(run.mesh)
+    total = need.total * memory.sharers + memory.own
+    free = "" if memory.free is None else f", of {memory.free / _GIB:.2f} that are free"
+    print(
+        f"{stage}: about {total / _GIB:.2f} GiB of memory{' on each device' if memory.sharers * run.mesh.size > 1 else ''}"
+        f" in its {need.program} ({need}){free}",
+        flush=True,
+    )
+    if memory.free is not None and total - memory.own > memory.free:
+        print(f"{stage}: warning: that is more than there is; {_advice(run, stage, need)}", flush=True)
+
+
+def _advice(run: Run, stage: str, need: Need) -> str:
+    """Returns the fields that lower the memory of a stage's largest program."""
+    section, model = run.config[stage], run.shape(stage)
+    fields = registry.of(run.config, stage).parts(section)
+    sampling = need.program == "sample"
+    ways = [
+        f"raise {stage}.{field}={section[field]}"
+        for field, rows in fields.items()
+        if (field == "sample_parts") == sampling and section[field] < rows
+    ]
+    if not sampling and not (model.remat == "full" and model.scan_layers):
+        ways.append("set model.remat='full' and model.scan_layers=True")
+    if not sampling and need.parts.get("logits", 0) > need.total / 10:
+        ways.append(f"lower model.logits_chunk={model.logits_chunk} (0 means all places)")
+    return ", ".join([*ways, "or use more devices, shorter texts or a smaller model"])
+
+
+def settle(run: Run) -> None:
+    """Chooses what `model.remat` and `model.scan_layers` leave open, at the first start of a run."""
+    section = run.config.model
+    if (section.remat == "auto" or section.scan_layers is None) and not (run.path / PROGRAM).exists():
+        hosts.on_first(lambda: write_json(run.path / PROGRAM, _choice(run)))
+        run.adopt_program()
+
+
+def _choice(run: Run) -> dict:
+    memory = machine.memory(run.mesh)
+    candidates = _candidates(run.config.model, run.mesh.devices.flat[0].platform)
+    if memory.whole is None:
+        return candidates[-1]
+    stages = [stage for stage in run.config.stages if not run.done(stage)]
+    planned = [programs for stage in stages if (programs := programs_of(run, stage))]
+    limit = _SHARE * memory.whole / memory.sharers
+
+    def fits(change):
+        return all(of(programs, run.mesh, change).total <= limit for programs in planned)
+
+    return next(filter(fits, candidates), candidates[-1])
+
+
+def _candidates(section, platform: str) -> list[dict]:
+    """Returns the programs that a config leaves open, the fastest first, and last the one of the least memory."""
+    scans = ([False, True] if platform == "cpu" else [True]) if section.scan_layers is None else [section.scan_layers]
+    remats = REMAT if section.remat == "auto" else [section.remat]
+    # On a CPU, an unrolled layer that is computed again takes the memory of one that is not.
+    fit = [(s, r) for s in scans for r in remats if s or r == "none" or platform != "cpu"]
+    return [{"scan_layers": scan, "remat": remat} for scan, remat in fit or [(scans[-1], remats[-1])]]

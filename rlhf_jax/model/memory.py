@@ -1,0 +1,107 @@
+"""The memory that a program takes beside its arguments, by formula: gradients, activations, logits, and the cache.
+
+The numbers of arrays per layer were read off programs that XLA compiled for CPUs (docs/scaling.md has the comparison).
+They are good for a forecast and a choice; what a program takes to the byte, only its compiler knows (`rlhf_jax.plan`).
+
+Shapes: B rows, T tokens of a row, D embed, F mlp, H heads, G key-value heads, Dh head width.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+
+from rlhf_jax.model.config import TransformerConfig
+
+REMAT = ("none", "dots", "full")  # from the fastest to the one that takes the least memory
+_UNROLLED = 0.72  # of the arrays of a scanned layer that an unrolled one keeps
+_STREAM, _QKV, _MLP, _GATED_MLP = 10, 7 / 3, 4, 5  # arrays of a layer: as wide as D, the heads, F
+_SCORES = 2  # arrays f32[B, H, T, T] that attention keeps, if it keeps any
+_LOGITS_SCORED = 5  # arrays of logits that comparing two policies takes
+
+
+def changed(config: TransformerConfig, change: Mapping) -> TransformerConfig:
+    """Returns the config with other values of `remat` and `scan_layers`."""
+    return dataclasses.replace(config, **change)
+
+
+def rows_at_once(rows: int, parts: int, mesh: jax.sharding.Mesh) -> int:
+    """Returns the rows of a batch that a device computes at once."""
+    return -(-rows // (parts * mesh.shape["data"] * mesh.shape["fsdp"]))
+
+
+def _layer(config: TransformerConfig, rows: int, length: int, mesh) -> float:
+    """Returns the bytes of all arrays that one layer makes of rows [B, T], on each device."""
+    heads = (config.num_heads + 2 * config.kv_heads) * config.head_dim
+    mlp = (_GATED_MLP if config.gated else _MLP) * config.hidden_dim
+    arrays = rows * length * (_STREAM * config.embed_dim + _QKV * heads + mlp) * _item(config)
+    scores = 4 * _SCORES * rows * config.num_heads * length**2 if config.attention == "xla" else 0
+    return (arrays + scores) / mesh.shape["tensor"]
+
+
+def _saved(config: TransformerConfig, rows: int, length: int, mesh) -> float:
+    """Returns the bytes that all layers keep for the backward pass, on each device."""
+    if config.remat == "none" or (not config.scan_layers and mesh.devices.flat[0].platform == "cpu"):
+        # On CPUs, XLA merges what an unrolled layer computes again with what it computed before.
+        return config.num_layers * _layer(config, rows, length, mesh) * (1.0 if config.scan_layers else _UNROLLED)
+    width = config.embed_dim
+    if config.remat == "dots":
+        width += (config.num_heads + 2 * config.kv_heads) * config.head_dim
+        width += 2 * config.embed_dim + (2 if config.gated else 1) * config.hidden_dim
+    kept = config.num_layers * rows * length * width * _item(config) / mesh.shape["tensor"]
+    return kept + _layer(config, rows, length, mesh)
+
+
+def _logits(config: TransformerConfig, rows: int, places: int, mesh) -> float:
+    """Returns the bytes of the float32 logits that exist at once, of `places` places of each row."""
+    chunk = min(places, config.logits_chunk) if config.logits_chunk else places
+    return 4 * rows * chunk * config.padded_vocab / mesh.shape["tensor"]
+
+
+def _item(config: TransformerConfig) -> int:
+    return 4 if config.dtype == "float32" else 2
+
+
+def training(config: TransformerConfig, mesh, rows: int, length: int, places: int, parts: int, weights: int) -> dict:
+    """Returns the bytes of a gradient of rows [B, T] on each device, by name.
+
+    Args:
+      config: shape of the model.
+      mesh: the mesh.
+      rows: B of the whole batch.
+      length: T.
+      places: places of a row whose logits are computed; 0 for a scalar head.
+      parts: number of parts in which the gradient is computed; the sum of several takes a second gradient.
+      weights: bytes of the trained parameters on each device.
+    """
+    own = rows_at_once(rows, parts, mesh)
+    return {
+        "gradients": weights * (1 if parts == 1 else 2),
+        "activations": _saved(config, own, length, mesh),
+        "logits": _logits(config, own, places, mesh),
+    }
+
+
+def forward(config: TransformerConfig, mesh, rows: int, length: int, places: int, parts: int = 1) -> dict:
+    """Returns the bytes of a forward pass that compares two models' logits; the arguments are those of `training`."""
+    own = rows_at_once(rows, parts, mesh)
+    return {
+        "activations": _layer(config, own, length, mesh),
+        "logits": _LOGITS_SCORED * _logits(config, own, places, mesh),
+    }
+
+
+def sampling(config: TransformerConfig, mesh, rows: int, prompt: int, cache: int, parts: int) -> dict:
+    """Returns the bytes of sampling completions of prompts [B, P]; `cache` is the bytes of keys and values."""
+    own = rows_at_once(rows, parts, mesh)
+    return {
+        "cache": cache,
+        "activations": _layer(config, own, prompt, mesh),
+        "logits": 4 * 3 * own * config.padded_vocab / mesh.shape["tensor"],
+    }
+
+
+def in_turn(*gradients: dict) -> dict:
+    """Returns the bytes of several gradients that are computed one after another, and exist together."""
+    largest = max(gradients, key=lambda one: one["activations"] + one["logits"])
+    return largest | {"gradients": sum(one["gradients"] for one in gradients)}

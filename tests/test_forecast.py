@@ -1,0 +1,187 @@
+"""What is said of a stage's memory before it starts, and the program that is chosen by it."""
+
+import contextlib
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+from toy import get_config as toy_config
+
+from rlhf_jax import forecast, model, optim, settled, train
+from rlhf_jax import run as run_lib
+from rlhf_jax.abstract import Program
+from rlhf_jax.config import default_config
+from rlhf_jax.model import memory
+from rlhf_jax.model.work import Work
+from rlhf_jax.runtime import machine
+from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.token_loss import TokenLoss
+
+GIB = 2**30
+SHAPE = dataclasses.replace(tiny.SCANNED, num_layers=6, embed_dim=128, num_heads=4, max_length=128, vocab_size=512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (dict(remat="none"), 1),
+        (dict(remat="full", logits_chunk=16), 2),
+        pytest.param(dict(remat="dots"), 1, marks=pytest.mark.slow),
+        pytest.param(dict(remat="none", scan_layers=False), 1, marks=pytest.mark.slow),
+        pytest.param(dict(remat="none", attention="blocked"), 4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_train_step_takes_what_the_compiler_says_within_a_quarter(changes, parts):
+    config, mesh = dataclasses.replace(SHAPE, **changes), tiny.mesh_of("1x1x1")
+    rows, length = 16, 128
+    optimizer = optim.make_optimizer(optim.OptimizerConfig())
+    step = train.make_train_step(TokenLoss(config, 0.0), optimizer, lambda step: 1.0, parts)
+    state = jax.eval_shape(lambda params: train.init_state(params, optimizer), model.param_shapes(config))
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tiny.documents_of(rows, length)))
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, donate_argnums=0).lower(state, batch, jnp.float32(0), jax.random.key(0))
+    facts = lowered.compile().memory_analysis()
+    weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    found = memory.training(config, mesh, rows, length, length, parts, weights)
+    real = facts.argument_size_in_bytes + facts.temp_size_in_bytes
+    assert facts.temp_size_in_bytes > 0.5 * facts.argument_size_in_bytes  # or the arguments would hide the rest
+    assert sum(found.values()) + facts.argument_size_in_bytes == pytest.approx(real, rel=0.25)
+
+
+def test_rows_are_split_over_the_mesh_and_parts_of_a_batch_follow_one_another():
+    one, mesh = tiny.mesh_of("1x1x1"), tiny.mesh_of("2x2x2")
+    alone = memory.training(SHAPE, one, 4, 64, 64, 1, 1000)
+    shared = memory.training(SHAPE, mesh, 32, 64, 64, 2, 1000)  # 4 rows at once, over tensor=2
+    assert shared == {"gradients": 2000, "activations": alone["activations"] / 2, "logits": alone["logits"] / 2}
+    order = [
+        sum(memory.training(memory.changed(SHAPE, {"remat": name}), one, 4, 64, 64, 1, 0).values())
+        for name in memory.REMAT
+    ]
+    assert order == sorted(order, reverse=True) and order[0] > 2 * order[-1]
+
+
+class Sized:
+    """Programs whose memory is known: 1 GiB of state and, by the choice, of temporaries."""
+
+    size = {(False, "none"): 7, (True, "none"): 8, (True, "dots"): 5, (True, "full"): 2}
+
+    def __init__(self, name="train step"):
+        state = {"parameters": jax.ShapeDtypeStruct((GIB // 4,), jnp.float32)}
+
+        def temporaries(change):
+            chosen = {"scan_layers": False, "remat": "none"} | dict(change)
+            return {"activations": GIB * self.size[chosen["scan_layers"], chosen["remat"]]}
+
+        self.programs = [Program("sft", name, lambda: None, state, {}, Work(), 1, temporaries=temporaries)]
+
+
+def run_of(**fields):
+    config = default_config()
+    config.stages = ("sft",)
+    config.model.update(**fields)
+    shape = dataclasses.replace(tiny.CONFIG, logits_chunk=512)
+    return types.SimpleNamespace(
+        config=config, mesh=tiny.mesh_of("1x1x1"), done=lambda stage: False, model=shape, shape=lambda stage: shape
+    )
+
+
+@pytest.mark.parametrize(
+    ("whole", "fields", "chosen"),
+    [
+        (16, {}, (False, "none")),
+        (15, {}, (True, "dots")),  # 1 + 7 is more than half
+        (11, {}, (True, "full")),
+        (1, {}, (True, "full")),  # nothing fits: what takes least
+        (1, dict(remat="none"), (True, "none")),
+        (100, dict(remat="full"), (True, "full")),  # unrolled, it would save nothing on a CPU
+        (100, dict(scan_layers=True), (True, "none")),
+        (1, dict(scan_layers=False), (False, "none")),
+        (None, {}, (True, "full")),
+    ],
+)
+def test_the_first_program_that_fits_into_half_of_the_memory_is_chosen(whole, fields, chosen, monkeypatch):
+    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized().programs)
+    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(whole and whole * GIB, None))
+    assert forecast._choice(run_of(**fields)) == dict(zip(("scan_layers", "remat"), chosen))
+
+
+def test_elsewhere_layers_are_in_a_loop():
+    section = default_config().model
+    assert forecast._candidates(section, "tpu") == [{"scan_layers": True, "remat": name} for name in memory.REMAT]
+
+
+def test_what_a_stage_takes_is_said_with_the_fields_that_lower_it(monkeypatch, capsys):
+    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized().programs)
+    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(16 * GIB, 9 * GIB, own=GIB // 2))
+    forecast.tell(run_of(), "sft")
+    said = "sft: about 8.50 GiB of memory in its train step (activations 7.00, parameters 1.00), of 9.00 that are free"
+    assert capsys.readouterr().out.splitlines() == [said]
+    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(16 * GIB, 7 * GIB))
+    forecast.tell(run_of(), "sft")
+    warning = capsys.readouterr().out.splitlines()[1]
+    assert warning.startswith(
+        "sft: warning: that is more than there is; raise sft.microbatches=1, set model.remat='full'"
+    )
+    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized("sample").programs)
+    run = run_of()
+    run.config.stages = ("ppo",)
+    forecast.tell(run, "ppo")
+    assert "; raise ppo.sample_parts=1, or use more devices" in capsys.readouterr().out
+
+
+def test_a_work_directory_keeps_what_was_chosen_and_what_it_was_given(tmp_path, monkeypatch):
+    config = toy_config("pretrain")
+    config.model.update(remat="auto", scan_layers=None)
+    memory_of = {"whole": 100 * GIB}
+    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(memory_of["whole"], None))
+
+    @contextlib.contextmanager
+    def started(config):
+        with run_lib.start(config, tmp_path / "run") as run:
+            forecast.settle(run)
+            yield run.model.scan_layers, run.model.remat
+
+    with started(config) as program:
+        assert program == (False, "none") and read_json(tmp_path / "run" / run_lib.PROGRAM) == {
+            "scan_layers": False,
+            "remat": "none",
+        }
+    memory_of["whole"] = 1  # another machine, on which it would have been another
+    (tmp_path / "run" / "pretrain").mkdir(exist_ok=True)
+    with started(config) as program:
+        assert program == (False, "none")
+    opened = run_lib.open_run(str(tmp_path / "run"))
+    assert (opened.model.scan_layers, opened.model.remat) == (False, "none")
+
+    # A work directory of an older version has values, under defaults that were not open.
+    stored = read_json(tmp_path / "run" / "config.json")
+    stored["model"] |= {"remat": "full", "scan_layers": True}
+    write_json(tmp_path / "run" / "config.json", stored)
+    with started(config) as program:
+        assert program == (True, "full")
+    assert read_json(tmp_path / "run" / "config.json")["model"]["remat"] == "full"
+
+
+def test_a_stages_own_model_leaves_open_what_the_runs_does():
+    own = {"num_layers": 2, "remat": "auto", "scan_layers": None}
+    assert settled.closed(own) == {"num_layers": 2}
+    assert settled.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}
+
+
+def test_the_memory_of_this_machine(tmp_path, monkeypatch):
+    found = machine.memory(tiny.mesh_of("2x2x2"))
+    assert found.sharers == 8 and 2**27 < found.own < found.whole and 0 < found.free < found.whole
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "_CGROUPS", (str(limit),))
+    limit.write_text(f"{found.own + GIB}\n")
+    assert machine.memory(tiny.mesh_of("1x1x1")).whole == found.own + GIB  # a container's
+    limit.write_text("max\n")
+    assert machine.memory(tiny.mesh_of("1x1x1")).whole > found.own + GIB
+
+    device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 10, "bytes_in_use": 4})
+    assert machine.memory(types.SimpleNamespace(local_devices=[device])) == machine.Memory(10, 6)
+    device.memory_stats = lambda: None
+    assert machine.memory(types.SimpleNamespace(local_devices=[device])) == machine.Memory(None, None)
