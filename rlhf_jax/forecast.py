@@ -7,6 +7,8 @@ program.json: the choice changes results by rounding alone, and a resumed run mu
 import dataclasses
 from collections.abc import Mapping
 
+import jax
+
 from rlhf_jax.abstract import Data, Program, bytes_per_device
 from rlhf_jax.fields import registry
 from rlhf_jax.model.memory import REMAT
@@ -53,8 +55,9 @@ def of(programs: list[Program], mesh, change: Mapping) -> Need:
 
     def need(program):
         groups = program.passed | program.resident
-        if mesh.size == 1 and program.in_place:  # the parameters have the layout of sampling already
-            groups = {name: tree for name, tree in groups.items() if name != "decode copy"}
+        copy = jax.tree.leaves(groups.get("decode copy", ()))
+        if mesh.size == 1 and copy and copy[0].dtype == "float32":  # the parameters have the layout of sampling already
+            del groups["decode copy"]
         held = {name: bytes_per_device(tree) for name, tree in groups.items()}
         return Need(program.name, held | program.temporaries(change))
 
