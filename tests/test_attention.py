@@ -99,6 +99,28 @@ def test_splash_attention_and_its_gradient_equal_xla_on_a_mesh():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("length", [12, 37])
+def test_cudnn_is_given_what_it_computes_and_the_result_is_the_same(length, monkeypatch):
+    """An even length, which its backward pass needs; here XLA computes it in its place."""
+    lengths, theirs = [], jax.nn.dot_product_attention
+
+    def in_its_place(q, k, v, mask, implementation):
+        assert implementation == "cudnn"
+        lengths.append(q.shape[1])
+        return theirs(q, k, v, mask=mask, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", in_its_place)
+    q, k, v, segments = inputs(length)
+    found = attention.attend(q, k, v, segments, implementation="cudnn")
+    assert lengths == [length + length % 2]
+    np.testing.assert_allclose(found, by_loop(q, k, v, segments), atol=2e-6)
+    wide = [np.tile(x, 17) for x in (q, k, v)]  # heads of 136, which no kernel computes
+    np.testing.assert_array_equal(
+        attention.attend(*wide, segments, implementation="cudnn"), attention.attend(*wide, segments)
+    )
+    assert len(lengths) == 1
+
+
 def test_auto_takes_the_fast_attention_of_the_platform():
     assert attention.choose("auto", "tpu", "bfloat16") == "splash"
     assert attention.choose("auto", "gpu", "bfloat16") == "cudnn"

@@ -1,7 +1,9 @@
 """experiments/tldr.py and hh.py: what the papers state, programs of every size, and runs at the smallest size."""
 
 import json
+import pathlib
 import random
+import re
 
 import numpy as np
 import pytest
@@ -89,6 +91,18 @@ def test_the_penalty_of_hh_is_the_papers_and_what_it_leaves_open_is_named():
     open_fields = " ".join(hh.OPEN)
     for field in ("learning_rate", "batch_size", "cliprange", "lam", "temperature", "value_init", "prompt_length"):
         assert field in open_fields
+
+
+def test_every_test_that_the_table_of_details_names_is_there():
+    tests = pathlib.Path(__file__).parent
+    text = (tests.parent / "docs" / "tldr.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row.split("|")[1]) for row in rows] == list(range(1, 26))
+    there = {
+        name for path in tests.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert set(re.findall(r"`(test_\w+)`", text)) <= there
+    assert all("`test_" in row or "as above" in row for row in rows)
 
 
 @pytest.mark.parametrize("recipe", [tldr, hh])

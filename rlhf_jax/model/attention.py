@@ -19,7 +19,8 @@ PREFIX = -1  # the segment id of tokens that every later token of their row atte
 _BLOCK = 64  # number of queries in a block of the "blocked" implementation
 _MASKED = -1e30  # finite, so that a query without any visible key gives numbers and not NaN
 _LANES = 128  # lanes of a TPU register: splash attention requires lengths that are multiples of it
-_NOTHING = -2  # the segment id of the padding that brings a row to such a length
+_CUDNN_WIDTH = 128  # of a head; Hopper and later also compute 256
+_NOTHING = -2  # the segment id of the padding that brings a row to a length that a kernel computes
 
 
 def choose(name: str, platform: str, dtype: str) -> Implementation:
@@ -58,19 +59,19 @@ def attend(
         the segment PREFIX; so several completions can follow one prompt in a row.
       implementation: "xla" computes all scores and masks them; "blocked" takes the queries in blocks of 64 and skips
         the keys that lie after each block; "splash" (TPU) and "cudnn" (GPU) never hold all scores. "splash" does not
-        support PREFIX.
+        support PREFIX. Heads that cuDNN does not compute on every GPU, wider than 128 or no multiple of 8, are left to
+        "xla".
     """
     if implementation == "splash":
         return _splash(q, k, v, segment_ids)
-    if implementation == "cudnn":
-        mask = _visible(segment_ids, segment_ids)[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    if implementation == "cudnn" and q.shape[-1] <= _CUDNN_WIDTH and q.shape[-1] % 8 == 0:
+        return _cudnn(q, k, v, segment_ids)
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     # With the batch axes first, a CPU multiplies these matrices a third faster.
     q = q.swapaxes(1, 2).reshape(batch, groups, heads // groups, length, width)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    size = length if implementation == "xla" else _BLOCK
+    size = _BLOCK if implementation == "blocked" else length
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
@@ -115,6 +116,16 @@ def _visible(segments, key_segments):
     key_segments = key_segments[:, None, :]
     same = (segments[:, :, None] == key_segments) | (key_segments == PREFIX)
     return same & (place <= place[-segments.shape[1] :, None])
+
+
+def _cudnn(q, k, v, segment_ids):
+    """Computes `attend` by cuDNN, whose backward pass with a mask needs an even length."""
+    length = q.shape[1]
+    padding = length % 2
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=_NOTHING)
+    mask = _visible(segment_ids, segment_ids)[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")[:, :length]
 
 
 def _splash(q, k, v, segment_ids, interpret: bool = False):
