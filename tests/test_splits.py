@@ -267,6 +267,17 @@ def test_what_is_left_out_for_the_sake_of_few_tasks_is_counted(tmp_path, tasks):
     }
 
 
+def test_documents_have_no_tasks_and_stay(tmp_path, tasks):
+    documents = [{"text": f"{n} words"} for n in range(40)]
+    kinds = {"documents": documents, "demonstrations": tasks}
+    found = corpus(tmp_path, kinds, group_field="task", training_groups=2)
+    whole = corpus(tmp_path, kinds, group_field="task")
+    assert found.documents("train") == whole.documents("train")
+    assert {row.row.get("task") for row in found.demonstrations("train")} - {None} < {
+        row.row.get("task") for row in whole.demonstrations("train")
+    }
+
+
 def test_more_training_tasks_than_there_are_is_a_sentence(tmp_path, tasks):
     with pytest.raises(
         InputError, match=r"^data.files.training_groups=21 must be at most \d+, the groups of the split train"

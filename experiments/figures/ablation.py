@@ -5,7 +5,8 @@
 Four corners of a square: the base model, SFT of it, PPO of it, and PPO of SFT (Ouyang et al. 2022, section 3.1). RLHF alone
 has two forms. `rlhf_alone` has seen no demonstration anywhere: the base model writes the completions that are ranked, and
 the reward model starts from it. `ppo_from_base` has the reward model of the whole pipeline, so that it differs from `ppo` in
-its start alone. The gold labeler of the world judges all of them. The model is half as wide as that of the other figures.
+its start alone. The gold labeler of the world judges all of them. The model is half as wide as
+that of the other figures, and trained for half as long.
 """
 
 from experiments.figures.world import get_config as world
@@ -18,6 +19,8 @@ def get_config(arg: str = ""):
     config = world()
     config.model.embed_dim = 64
     config.stages = ("pretrain", "sft", "collect", "reward_model", "collect_alone", "reward_alone", *STAGES[2:])
+    config.reward_model.epochs = 0.4
+    config.ppo.iterations = 10
     for name, section in (("collect_alone", "collect"), ("reward_alone", "reward_model")):
         config[name] = config[section].copy_and_resolve_references()
     for name in STAGES[2:4]:

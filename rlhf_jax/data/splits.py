@@ -59,7 +59,7 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
             "user in data.files.user_field"
         )
     published = _Published(config, rows, lambda row: home[key_of(row)])
-    trained_on = _training_groups(config, everything, published)
+    trained_on = _training_groups(config, people, published) if people else None
 
     splits, facts = {}, {}
     for kind, found in rows.items():
@@ -75,11 +75,8 @@ def split_rows(config, rows: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dic
             if name is None:
                 dropped["their group is in valid or test too"] += 1
                 continue
-            if (
-                name == "train"
-                and trained_on is not None
-                and group_of(row, config.group_field) not in (*trained_on, None)
-            ):
+            group = group_of(row, config.group_field)
+            if name == "train" and trained_on is not None and group is not None and group not in trained_on:
                 dropped[f"their group is not among the {len(trained_on)} training groups"] += 1
                 continue
             if _labeler(row) in held_out:
