@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments import unseen_tasks
 from rlhf_jax import language_model, model, pipeline, statistics, weights
@@ -129,6 +130,22 @@ def test_rows_without_tasks_or_of_one_task_are_units_themselves():
     for task in (None, "a"):
         found = demonstrations.summarize(rows_of(*((task, value) for value in values)))
         assert found["demonstrations/rouge_l"] == pytest.approx(tuple(statistics.share(values)))
+
+
+def test_policies_are_compared_on_the_same_tasks():
+    def answered(*marked):
+        return [row | {"prompt": str(n)} for n, row in enumerate(rows_of(*marked))]
+
+    first = answered(("a", 1.0), ("a", 1.0), ("b", 0.6), ("c", 0.2), ("d", 0.4))
+    second = answered(("a", 0.5), ("a", 0.7), ("b", 0.3), ("c", 0.1), ("d", 0.1))
+    found = demonstrations.differences(first, second)["demonstrations/rouge_l"]
+    tasks = [0.4, 0.3, 0.1, 0.3]  # the mean difference of each task
+    assert found.value == pytest.approx(sum(tasks) / 4)
+    mean = sum([*tasks, 1, -1]) / 6  # Bonett and Price 2012: two more units, one won and one lost
+    half = scipy.stats.t.ppf(0.975, 5) * np.std([*tasks, 1, -1], ddof=1) / math.sqrt(6)
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
+    with pytest.raises(InputError, match="^the two policies answered other demonstrations"):
+        demonstrations.differences(first, second[::-1])
 
 
 @pytest.mark.parametrize(

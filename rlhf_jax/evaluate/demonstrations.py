@@ -18,7 +18,7 @@ from rlhf_jax.data.splits import group_of, place
 from rlhf_jax.evaluate import marks
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.statistics import Estimate, share
+from rlhf_jax.statistics import Estimate, paired_difference, share
 
 PREFIX = "demonstrations/"  # of the names of estimates
 MARKS = {"exact_match": marks.exact_match, "rouge_l": marks.rouge_l}
@@ -73,10 +73,38 @@ def summarize(rows: list[dict]) -> dict[str, Estimate]:
     Each task has the same weight, and intervals are over tasks. A row without a task is a task of its own. If all rows are
     of one task, intervals are over rows.
     """
+    weights, units = _weights_and_units(rows)
+    return {f"{PREFIX}{name}": share([row[name] for row in rows], weights, units) for name in MARKS}
+
+
+def differences(first: list[dict], second: list[dict]) -> dict[str, Estimate]:
+    """Returns by how much the marks of `first` exceed those of `second`, by name; weights and units are as in `summarize`.
+
+    Args:
+        first, second: rows of two policies that answered the same questions in the same order, of one seed or of several.
+
+    Raises:
+        InputError: the two answered other questions.
+    """
+    asked = [[(row["task"], row["prompt"]) for row in rows] for rows in (first, second)]
+    if asked[0] != asked[1]:
+        raise InputError(
+            "the two policies answered other demonstrations: give both runs the same data.files, but for training_groups "
+            "and training_group_rows"
+        )
+    weights, units = _weights_and_units(first)
+    return {
+        f"{PREFIX}{name}": paired_difference(
+            [row[name] for row in first], [row[name] for row in second], weights, units
+        )
+        for name in MARKS
+    }
+
+
+def _weights_and_units(rows: list[dict]) -> tuple[list[float], list | None]:
     tasks = [number if row["task"] is None else row["task"] for number, row in enumerate(rows)]
     sizes = collections.Counter(tasks)
-    weights, units = [1 / sizes[task] for task in tasks], tasks if len(sizes) > 1 else None
-    return {f"{PREFIX}{name}": share([row[name] for row in rows], weights, units) for name in MARKS}
+    return [1 / sizes[task] for task in tasks], tasks if len(sizes) > 1 else None
 
 
 def references_of(demonstration: Demonstration) -> list[str]:
