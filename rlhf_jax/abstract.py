@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import model, sharding, weights
+from rlhf_jax import lora, model, sharding, weights
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.model.work import Work
 from rlhf_jax.run import Run
@@ -104,21 +104,30 @@ def groups(state, prefix: str = "") -> Groups:
 
 
 def params(run: Run, shape, head: str):
-    """Returns the abstract float32 parameters of a model, sharded as `run` shards them."""
+    """Returns the abstract parameters of a model, sharded as `run` shards them.
+
+    They are float32; the base of adapters has the dtype that it computes in.
+    """
 
     def place(leaf, where):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    return jax.tree.map(place, model.param_shapes(shape, head), weights.param_shardings(run, shape, head))
+    found = jax.tree.map(place, model.param_shapes(shape, head), weights.param_shardings(run, shape, head))
+    base, trained = lora.split(found)
+    return lora.joined(_cast(base, shape.dtype), trained)
 
 
 def frozen(run: Run, shape, head: str):
     """Returns the abstract parameters of a model that is not trained, in the dtype that it computes in."""
 
-    def cast(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(shape.dtype), sharding=leaf.sharding)
+    return _cast(params(run, shape, head), shape.dtype)
 
-    return jax.tree.map(cast, params(run, shape, head))
+
+def _cast(tree, dtype: str):
+    def cast(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
+
+    return jax.tree.map(cast, tree)
 
 
 def rows_of(run: Run, shape: tuple[int, ...], dtype):

@@ -57,7 +57,7 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bo
     data, fsdp = (1, -1) if training else (-1, 1)
     mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
     if (folder / "done.json").is_file():
-        return _open_stage(folder.absolute().parent, folder.absolute().name, mesh, dtype)
+        return _open_stage(folder.absolute().parent, folder.absolute().name, mesh, dtype, training)
     config = folder / "config.json"
     if not config.is_file():
         raise InputError(
@@ -65,7 +65,7 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bo
             "directory, nor a finished stage of one"
         )
     if "stages" in read_json(config):
-        return _open_stage(folder, "", mesh, dtype)
+        return _open_stage(folder, "", mesh, dtype, training)
     platform = mesh.devices.flat[0].platform
     dtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
     shape = hf.load_config(folder, dtype=dtype, attention=attention.choose("auto", platform, dtype))
@@ -81,8 +81,8 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bo
     return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
 
 
-def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> LanguageModel:
-    """Reads a policy of a work directory; stage "" is its last policy.
+def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str, merge: bool) -> LanguageModel:
+    """Reads a policy of a work directory; stage "" is its last policy. With `merge`, adapters become part of the weights.
 
     Raises:
         InputError: the stage is not a finished policy.
@@ -94,6 +94,6 @@ def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str) -> LanguageMod
             f"{path / stage} is not a finished policy; the finished policies of {path}: {', '.join(policies) or 'none'}"
         )
     stage = stage or policies[-1]
-    shape, params = run.shape(stage), weights.load_params(run, stage)
-    shape = dataclasses.replace(shape, dtype=dtype or shape.dtype)
+    shape, params = run.shape(stage), weights.load_params(run, stage, merge=merge)
+    shape = dataclasses.replace(shape, dtype=dtype or shape.dtype, lora=None if merge else shape.lora)
     return LanguageModel(shape, params, Tokenizer.load(path), run.template, mesh, run.rules)

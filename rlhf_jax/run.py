@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, hf, settled, shapes, sharding, sources
+from rlhf_jax import checkpoint, hf, lora, settled, shapes, sharding, sources
 from rlhf_jax.data import tokenizer_files
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
@@ -62,6 +62,7 @@ class Run:
     corpus: FileCorpus | WorldCorpus | None = None
     interrupt: progress.Interrupt | None = None
     workdir: Workdir | None = None  # None: opened for reading
+    bases: dict = dataclasses.field(default_factory=dict)  # the frozen weights that adapters share; see weights.py
 
     @property
     def seed(self) -> int:
@@ -120,10 +121,21 @@ class Run:
         A name that is no stage is that of a source (see sources.py), whose shape is returned.
         """
         if stage not in self.config:
-            return self.source(stage).shape(**{name: getattr(self.model, name) for name in hf.PROGRAM_FIELDS})
+            source = self.source(stage)
+            shape = source.shape(**{name: getattr(self.model, name) for name in hf.PROGRAM_FIELDS})
+            # A language model of whole weights is used as the base of adapters that are new, as the policy's shape has them.
+            whole = source.head == "lm" and source.lora is None
+            return dataclasses.replace(shape, lora=self.model.lora) if whole else shape
         own = settled.closed(self.config[stage].get("model", {}))
         differing = {name: value for name, value in own.items() if name != "shape"}
+        if "lora" in differing:
+            differing["lora"] = lora.of_section(self.config.model.lora, differing["lora"])
         return dataclasses.replace(self.model, **differing)
+
+    def trained_shape(self, stage: str) -> TransformerConfig:
+        """Returns the shape of what a stage trains: it has no adapters where the stage gives the base of others."""
+        shape = self.shape(stage)
+        return dataclasses.replace(shape, lora=None) if registry.of(self.config, stage).base else shape
 
     def adopt_program(self) -> None:
         """Computes as the run began to, where the config leaves that open."""
@@ -321,6 +333,7 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
     fields = {"scan_layers": platform != "cpu"} | settled.closed(fields)
     fields.setdefault("remat", "full")
     fields["attention"] = attention.choose(fields["attention"], platform, fields["dtype"])
+    fields["lora"] = lora.of_section(fields.pop("lora", None))
     shape = TransformerConfig(**{"vocab_size": vocab_size} | fields)
     if shape.vocab_size < vocab_size:
         raise InputError(

@@ -61,7 +61,7 @@ SHAPES["smollm2_135m"] = dict(  # config.json of SmolLM2-135M-Instruct, a Llama
     mlp="swiglu",
     use_bias=False,
 )
-_FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)} - {"vocab_size", *hf.PROGRAM_FIELDS}
+_FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)} - {"vocab_size", "lora", *hf.PROGRAM_FIELDS}
 
 
 def filled(config):
@@ -102,4 +102,4 @@ def _fields(shape: str, folder: str) -> dict:
                 f"model.shape='{shape}' is neither {', '.join(SHAPES)} nor a folder with a config.json nor a finished stage "
                 f"of a run in '{folder}' (data.files.dir) or in the current directory"
             ) from None
-    return {name: value for name, value in found.items() if name not in hf.PROGRAM_FIELDS}
+    return {name: value for name, value in found.items() if name in {"vocab_size", *_FIELDS}}

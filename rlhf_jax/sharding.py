@@ -30,6 +30,7 @@ DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
+    "rank": None,
 }
 
 

@@ -3,9 +3,11 @@
     FOLDER                           a folder of released weights (config.json, safetensors)
     WORKDIR/STAGE                    a finished stage of another run
     WORKDIR/STAGE/checkpoints/STEP   a checkpoint that a stage has kept (config.checkpoints_every)
+    ADAPTER                          a folder with an adapter that PEFT has written
 
-Each name is a path, relative to data.files.dir or else to the current directory, or absolute. Both kinds of sources
-answer the same questions: which head the model has, which shape and which tokenizer, and what its parameters are.
+Each name is a path, relative to data.files.dir or else to the current directory, or absolute. All kinds of sources
+answer the same questions: which head the model has, which shape and which tokenizer, and what its parameters are. A
+source may be adapters (see lora.py): it then has a base, which is another source, and its parameters are its own alone.
 """
 
 import contextlib
@@ -20,19 +22,23 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, hf, model, sharding
+from rlhf_jax import checkpoint, hf, lora, model, sharding
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import noted, registry
 from rlhf_jax.fields.defaults import restored
+from rlhf_jax.hf import adapters
+from rlhf_jax.lora import Lora
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime import finished, hosts, progress
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.workdir import config_of
 
 # The fields in which a stage names models, and what these must give (see registry.Stage.gives).
 FIELDS = {"init": "policy", "models": "policy", "reward": "reward", "judges": "reward"}
 HEADS = {"policy": "lm", "reward": "scalar"}  # what a stage gives -> head of its model
+BASE = "base.json"  # the file of a stage that says to which base its adapters belong
 _CHECKPOINTS = "checkpoints"
 _LARGE = 10**9  # bytes: reading more takes so long that it needs a progress bar
 
@@ -62,13 +68,23 @@ class Released:
         """The folder with the model's tokenizer; it may have none."""
         return self.folder
 
+    @property
+    def lora(self) -> None:
+        """There are no adapters."""
+        return None
+
+    @property
+    def base(self) -> "Released":
+        """The source itself, as the weights are whole."""
+        return self
+
     def shape(self, **program: Any) -> TransformerConfig:
         """Returns the model's shape; `program` are the fields that a released model does not decide."""
         return hf.load_config(self.folder, **program)
 
-    def params(self, shape: TransformerConfig, shardings, head: str) -> dict:
-        """Returns the float32 parameters, placed by `shardings`, for a `shape` of the model's architecture."""
-        return hf.load_params(self.folder, shape, shardings, head)
+    def params(self, shape: TransformerConfig, shardings, head: str, dtype: str = "float32") -> dict:
+        """Returns the parameters of a dtype, placed by `shardings`, for a `shape` of the model's architecture."""
+        return hf.load_params(self.folder, shape, shardings, head, dtype)
 
     def checksum(self) -> str:
         """Returns a SHA-256 of config.json and the tensors: another model has another one."""
@@ -126,17 +142,48 @@ class Trained:
         """Returns the model's shape; `program` replaces fields that are not part of its architecture."""
         sections = self.config.model.to_dict(), self.config[self.stage].to_dict().get("model", {})
         fields = {name: value for section in sections for name, value in section.items() if value is not None}
-        fields.pop("shape", None)
+        fields = {name: value for name, value in fields.items() if name not in ("shape", "lora")}
         vocab_size = Tokenizer.load(self.workdir).vocab_size
-        return TransformerConfig(**{"vocab_size": vocab_size} | fields | program)
+        return TransformerConfig(**{"vocab_size": vocab_size, "lora": self.lora} | fields | program)
 
-    def params(self, shape: TransformerConfig, shardings, head: str) -> dict:
-        """Returns the float32 parameters, placed by `shardings`, for a `shape` of the model's architecture."""
+    @property
+    def lora(self) -> Lora | None:
+        """The settings of the adapters that the stage has trained; None if it has trained whole weights."""
+        if registry.of(self.config, self.stage).base:
+            return None
+        own = self.config[self.stage].to_dict().get("model", {}).get("lora", {})
+        return lora.of_section(self.config.model.lora, own)
+
+    @property
+    def base(self) -> "Source":
+        """What the stage's adapters belong to; the source itself, if it is whole weights.
+
+        Raises:
+          InputError: the base is not there, or is another one than when the stage was trained.
+        """
+        if self.lora is None:
+            return self
+        stage = self.workdir / self.stage
+        noted = hosts.on_first(finished.read_json, stage / BASE)
+        folder = pathlib.Path(self.workdir, noted["folder"])
+        found = at(folder) if folder.is_dir() else None
+        if found is None or found.checksum() != noted["checksum"]:
+            raise InputError(
+                f"{stage} is an adapter of the model in {folder}, which "
+                f"{'is not there' if found is None else 'is another model now'}: put that model back"
+            )
+        return found
+
+    def params(self, shape: TransformerConfig, shardings, head: str, dtype: str = "float32") -> dict:
+        """Returns the parameters of a dtype, placed by `shardings`, for a `shape` of the model's architecture.
+
+        If the stage has trained adapters, `shape` must have them, and these alone are returned, with the scalar head.
+        """
         stored = dataclasses.replace(shape, vocab_multiple=self.config.model.vocab_multiple)
-        if stored.padded_vocab == shape.padded_vocab:
-            return self._read(_abstract(shape, head, shardings))
+        if self.lora is not None or stored.padded_vocab == shape.padded_vocab:
+            return self._read(lora.trained(_abstract(shape, head, shardings, dtype)))
         whole = jax.tree.map(lambda place: sharding.replicated(place.mesh), shardings)
-        return _repadded(shape, head, self._read(_abstract(stored, head, whole)), shardings)
+        return _repadded(shape, head, self._read(_abstract(stored, head, whole, dtype)), shardings)
 
     def _read(self, abstract) -> dict:
         if self.step is None:
@@ -150,7 +197,68 @@ class Trained:
         return checksum(folder / "manifest.json")
 
 
-Source = Released | Trained
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A folder with an adapter in the files of PEFT."""
+
+    folder: pathlib.Path
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables and metrics."""
+        return self.folder.name
+
+    @functools.cached_property
+    def settings(self) -> adapters.Settings:
+        """What its adapter_config.json says."""
+        return adapters.read_settings(self.folder)
+
+    @property
+    def head(self) -> str:
+        """The model's head, "lm" or "scalar"."""
+        return self.settings.head
+
+    @property
+    def lora(self) -> Lora:
+        """The settings of the adapters."""
+        return adapters.read_lora(self.folder, self.base.shape())
+
+    @property
+    def base(self) -> Released:
+        """The released model that the adapter belongs to.
+
+        Raises:
+          InputError: the name in adapter_config.json is no folder of released weights on this machine.
+        """
+        for place in (self.folder, self.folder.parent, "."):
+            folder = pathlib.Path(os.path.abspath(pathlib.Path(place, self.settings.base)))
+            if (folder / "config.json").is_file():
+                return Released(folder)
+        raise InputError(
+            f"{self.folder / adapters.CONFIG}: base_model_name_or_path names '{self.settings.base}', which is no folder of "
+            "released weights here: get that model (python -m rlhf_jax.hf import NAME DIR --hub) and write its folder there"
+        )
+
+    @property
+    def tokenizer_folder(self) -> pathlib.Path:
+        """The folder with the model's tokenizer: the adapter's own, or else the base's."""
+        return self.folder if (self.folder / "tokenizer.json").is_file() else self.base.folder
+
+    def shape(self, **program: Any) -> TransformerConfig:
+        """Returns the model's shape; `program` are the fields that a released model does not decide."""
+        return self.base.shape(**{"lora": self.lora} | program)
+
+    def params(self, shape: TransformerConfig, shardings, head: str, dtype: str = "float32") -> dict:
+        """Returns the adapters alone, float32, with the scalar head, for a `shape` that has them."""
+        return adapters.load_params(self.folder, shape, lora.trained(shardings), head)
+
+    def checksum(self) -> str:
+        """Returns a SHA-256 of the adapter's files: another adapter has another one."""
+        paths = (self.folder / adapters.CONFIG, self.folder / adapters.WEIGHTS)
+        return _digest(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+Source = Released | Trained | Adapter
 
 
 def find(name: str, *folders: str | os.PathLike, last: str = "") -> Source:
@@ -199,6 +307,8 @@ def at(path: pathlib.Path) -> Source | None:
         if path.name.isdecimal() and (path / "manifest.json").is_file():
             return Trained(stage.parent, stage.name, int(path.name))
         raise InputError(f"{path} is no checkpoint{_kept(stage) or '; the stage has kept none (checkpoints_every)'}")
+    if (path / adapters.CONFIG).is_file():
+        return Adapter(path)
     return Released(path) if (path / "config.json").is_file() else None
 
 
@@ -260,9 +370,18 @@ def _kept(stage: pathlib.Path) -> str:
     return f"; its checkpoints are {folder}/STEP, with STEP {', '.join(map(str, steps))}" if steps else ""
 
 
-def _abstract(shape: TransformerConfig, head: str, shardings):
+def note_base(folder: pathlib.Path, base: Source) -> None:
+    """Writes into the folder of a stage to which base its adapters belong.
+
+    A base in the same work directory is noted by its name there, so that the directory may be moved.
+    """
+    place = base.folder.relative_to(folder.parent) if base.folder.is_relative_to(folder.parent) else base.folder
+    write_json(folder / BASE, {"folder": str(place), "checksum": base.checksum()})
+
+
+def _abstract(shape: TransformerConfig, head: str, shardings, dtype: str):
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(dtype), sharding=place),
         model.param_shapes(shape, head),
         shardings,
     )

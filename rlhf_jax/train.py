@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from rlhf_jax import losses, optim, sharding
+from rlhf_jax import lora, losses, optim, sharding
 
 LossFn = Callable[[Any, Any, jax.Array], losses.Loss]
 
@@ -141,7 +141,9 @@ def averaged(average: dict, params: dict, decay: jax.Array | float, step: jax.Ar
 def make_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, schedule: Callable, microbatches: int = 1
 ) -> Callable:
-    """Returns the pure step (state, batch, learning_rate, key) -> (state, metrics); the caller jits it.
+    """Returns the pure step (state, batch, learning_rate, key, base) -> (state, metrics); the caller jits it.
+
+    `base` are the frozen parameters beside those of the state, where these are adapters (see lora.py); None elsewhere.
 
     Args:
       loss_fn: the loss.
@@ -150,8 +152,11 @@ def make_train_step(
       microbatches: number of parts in which the gradient is computed.
     """
 
-    def train_step(state: TrainState, batch, learning_rate, key):
-        grads, loss = gradients(loss_fn, state.params, batch, key, microbatches)
+    def train_step(state: TrainState, batch, learning_rate, key, base: dict | None = None):
+        def whole_loss(trained, part, keys):
+            return loss_fn(lora.joined(base, trained), part, keys)
+
+        grads, loss = gradients(whole_loss, state.params, batch, key, microbatches)
         learning_rate = learning_rate * schedule(state.step)
         state, norm = apply_gradients(state, grads, optimizer, learning_rate)
         return state, {**loss_metrics(loss), "grad_norm": norm, "learning_rate": learning_rate}

@@ -9,9 +9,10 @@ import pathlib
 
 import jax
 
-from rlhf_jax import hf, model, sharding, sources
+from rlhf_jax import checkpoint, hf, lora, model, sharding, sources
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import registry
+from rlhf_jax.lora import SCALAR_HEAD, Lora
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, note_models
 from rlhf_jax.runtime import hosts
@@ -19,13 +20,14 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json
 
 
-def load_params(run: Run, stage: str, head: str = "lm") -> dict:
+def load_params(run: Run, stage: str, head: str = "lm", *, merge: bool = False) -> dict:
     """Returns the parameters that a finished stage wrote, or those of a source, on the mesh.
 
     Args:
       run: the run.
       stage: a stage of the run, or the name of a source.
       head: "lm" for a policy, "scalar" for a reward model.
+      merge: whether adapters are merged into float32 weights, for `run.shape(stage)` without adapters.
 
     Raises:
       InputError: the stage is not in the run, or not finished; or the source has another head or tokenizer.
@@ -33,7 +35,7 @@ def load_params(run: Run, stage: str, head: str = "lm") -> dict:
     if stage not in run.config:
         source, shape = run.source(stage), run.shape(stage)
         _check_source(run, source, shape, head)
-        return source.params(shape, param_shardings(run, shape, head), head)
+        return _params_of(run, stage, source, shape, head)
     if not run.done(stage):
         if not hosts.on_first((run.path / "config.json").is_file):
             raise InputError(f"{run.path} was moved or removed while this command used it: config.json is not there")
@@ -42,36 +44,104 @@ def load_params(run: Run, stage: str, head: str = "lm") -> dict:
             f"{run.path}: stage '{stage}' is needed and not finished"
             + (f": {stage}/done.json is not there" if known else "; config.stages must name it")
         )
-    shape = run.shape(stage)
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        model.param_shapes(shape, head),
-        param_shardings(run, shape, head),
-    )
-    return sources.read_stage(run.folder(stage), abstract)
+    shape = dataclasses.replace(run.shape(stage), lora=None) if merge else run.shape(stage)
+    return _params_of(run, stage, sources.Trained(run.path, stage), shape, head)
 
 
 def start_params(run: Run, stage: str) -> dict:
     """Returns the parameters that a stage starts from: those of config[stage].init, or random ones if it is empty.
 
     `init` is a stage or a source. The parameters are a language model's, except that a stage which trains a reward model
-    also gets the head of a source that is one.
+    also gets the head of a source that is one. If the stage trains adapters, they are those of `init`, or new ones.
 
     Raises:
       InputError: the shape of `init` differs from that of the stage's model.
     """
-    init, shape = run.config[stage].init, run.shape(stage)
+    init, shape = run.config[stage].init, run.trained_shape(stage)
     if not init:
         return init_params(run, stage, shape)
     if init in run.config.stages:
-        if differing := _differences(run.shape(init), shape):
+        if differing := _differences(*_alike(run.trained_shape(init), shape)):
             raise InputError(
                 f"{stage}.init='{init}' does not fit {stage}.model: {'; '.join(differing)}; "
                 f"start from a folder of weights of that shape, or leave {stage}.model empty"
             )
-        return load_params(run, init)
+        if not run.done(init):
+            return load_params(run, init)  # raises
+        return _params_of(run, stage, sources.Trained(run.path, init), shape, "lm")
     head = _check_start(run, stage, init)
-    return run.source(init).params(shape, param_shardings(run, shape, head), head)
+    return _params_of(run, stage, run.source(init), shape, head)
+
+
+def _alike(*shapes: TransformerConfig) -> list[TransformerConfig]:
+    """Returns shapes to compare: without adapters where one has none, as whole weights can become or take adapters."""
+    if all(shape.lora for shape in shapes):
+        return list(shapes)
+    return [dataclasses.replace(shape, lora=None) for shape in shapes]
+
+
+def _params_of(run: Run, name: str, source: sources.Source, shape: TransformerConfig, head: str) -> dict:
+    """Returns the parameters of a source for a shape, on the mesh.
+
+    If the shape has adapters, their base is in the compute dtype, and lies on the mesh once for all models of the run.
+    A source of whole weights then gets new adapters, which change nothing; adapters for a shape without are merged.
+
+    Args:
+      run: the run.
+      name: separates the random numbers of new adapters from those of other models.
+      source: where the parameters come from.
+      shape: shape of the model.
+      head: "lm", or "scalar" for a reward model.
+    """
+    if shape.lora is None and source.lora is None:
+        return source.params(shape, param_shardings(run, shape, head), head)
+    if source.lora is None:
+        base = _without_lm_head(_base(run, source, shape), head)
+        adapters = _adapter_maker(shape, run.mesh, tuple(run.rules.items()))(run.key(name, "adapters"))
+        own = {part: base[part].astype("float32") for part in SCALAR_HEAD if head == "scalar"}
+        return lora.joined(base, adapters | own)
+    adapted = dataclasses.replace(shape, lora=source.lora)
+    trained = source.params(adapted, param_shardings(run, adapted, head), head)
+    if shape.lora is None:
+        found = source.base
+        base = found.params(shape, param_shardings(run, shape, found.head), found.head)
+        return lora.merged(source.lora, lora.joined(_without_lm_head(base, head), trained))
+    return lora.joined(_without_lm_head(_base(run, source.base, shape), head), trained)
+
+
+def _without_lm_head(params: dict, head: str) -> dict:
+    return {name: value for name, value in params.items() if head == "lm" or name != "lm_head"}
+
+
+def _base(run: Run, source: sources.Source, shape: TransformerConfig) -> dict:
+    """Returns whole weights as the base of adapters: in the compute dtype, on the mesh once for all models of the run."""
+    shape = dataclasses.replace(shape, lora=None)
+    key = str(source.folder), shape
+    if key not in run.bases:
+        run.bases[key] = source.params(shape, param_shardings(run, shape, source.head), source.head, shape.dtype)
+    return run.bases[key]
+
+
+def save_params(run: Run, stage: str, params: dict) -> None:
+    """Writes the parameters that a stage hands on; of adapters, only they and the scalar head, and what their base is."""
+    checkpoint.save_params(run.folder(stage) / "params", lora.trained(params))
+    if run.trained_shape(stage).lora:
+        hosts.on_first(sources.note_base, run.folder(stage), base_of(run, run.config[stage].init))
+
+
+def base_of(run: Run, name: str) -> sources.Source:
+    """Returns the base of a finished stage's adapters, or of a source's; whole weights are their own base."""
+    return (sources.Trained(run.path, name) if name in run.config.stages else run.source(name)).base
+
+
+def base_name(run: Run, name: str) -> str:
+    """Returns the name of the base of a stage's adapters, or of a source's, before anything is trained.
+
+    It is the stage of the run at which the chain of `init` ends, or else the folder of a source.
+    """
+    while name in run.config.stages and run.trained_shape(name).lora:
+        name = run.config[name].init
+    return name if name in run.config.stages or not name else str(run.source(name).base.folder)
 
 
 def init_params(run: Run, name: str, shape: TransformerConfig, *, head: str = "lm") -> dict:
@@ -81,7 +151,7 @@ def init_params(run: Run, name: str, shape: TransformerConfig, *, head: str = "l
 
 def with_scalar_head(run: Run, shape: TransformerConfig, params: dict, key: jax.Array) -> dict:
     """Makes a reward or value model on the mesh from a language model; see model.with_scalar_head."""
-    return _head_changer(shape, run.mesh, tuple(run.rules.items()))(params, key)
+    return model.with_scalar_head(params, _head_maker(shape, run.mesh, tuple(run.rules.items()))(key))
 
 
 def param_shardings(run: Run, shape: TransformerConfig, head: str):
@@ -95,6 +165,11 @@ def check_sources(run: Run, stage: str) -> None:
     Raises:
       InputError: a model is missing, is not what the stage needs, or has changed since the run began to use it.
     """
+    if "init" in (section := run.config[stage]) and not section.init and run.trained_shape(stage).lora:
+        raise InputError(
+            f"{stage}.init='' has random weights, and model.lora.rank={run.trained_shape(stage).lora.rank} trains only the "
+            f"adapters of weights that are there: name a folder of released weights or a pretrain stage in {stage}.init"
+        )
     used = {}
     for field, name in sources.named(run.config[stage]):
         if name in run.config:
@@ -127,9 +202,19 @@ def _check_start(run: Run, stage: str, name: str) -> str:
             f"{source.folder} does not fit the model of '{stage}': {'; '.join(differing)}; model.shape={name} takes the "
             "shape from there"
         )
+    theirs, ours = source.shape().lora, run.trained_shape(stage).lora
+    if theirs and ours and dataclasses.replace(theirs, dropout=ours.dropout) != ours:
+        raise InputError(
+            f"{source.folder} has adapters with {_settings(theirs)}, and '{stage}' has {_settings(ours)}: set "
+            "config.model.lora to the same"
+        )
     head = source.head if registry.of(run.config, stage).gives == "reward" else "lm"
     _check_source(run, source, shape, head)
     return head
+
+
+def _settings(lora: Lora) -> str:
+    return f"rank={lora.rank}, alpha={lora.alpha:g}, matrices={lora.matrices}"
 
 
 def _check_source(run: Run, source: sources.Source, shape: TransformerConfig, head: str) -> None:
@@ -170,10 +255,17 @@ def _initializer(shape: TransformerConfig, head: str, mesh, rules: tuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _head_changer(shape: TransformerConfig, mesh, rules: tuple):
-    """Returns `model.with_scalar_head` jitted for a shape and mesh, compiled once per process."""
-    make = functools.partial(model.with_scalar_head, shape)
-    return jax.jit(make, out_shardings=_param_shardings(shape, "scalar", mesh, dict(rules)))
+def _adapter_maker(shape: TransformerConfig, mesh, rules: tuple):
+    """Returns a jitted function from a key to new adapters on the mesh, compiled once per process."""
+    places = lora.trained(_param_shardings(shape, "lm", mesh, dict(rules)))
+    return jax.jit(lambda key: lora.trained(model.init_params(shape, key)), out_shardings=places)
+
+
+@functools.lru_cache(maxsize=32)
+def _head_maker(shape: TransformerConfig, mesh, rules: tuple):
+    """Returns `model.init_scalar_head` jitted for a shape and mesh, compiled once per process."""
+    places = model.scalar_head_of(_param_shardings(shape, "scalar", mesh, dict(rules)))
+    return jax.jit(functools.partial(model.init_scalar_head, shape), out_shardings=places)
 
 
 def _param_shardings(shape: TransformerConfig, head: str, mesh, rules: dict):

@@ -41,7 +41,7 @@ TEXTS = OF(ranges.Text)
 def refusal(name: str, value) -> str | None:
     """What is said of the default config with another value, whatever its type; None if it is accepted."""
     *parents, last = name.split(".")
-    section = functools.reduce(dict.__getitem__, parents, PLAIN)
+    section = functools.reduce(lambda section, parent: section.setdefault(parent, {}), parents, PLAIN)
     before = dict(section)
     section[last] = value
     try:
@@ -98,7 +98,8 @@ def test_a_tuple_is_no_text_and_has_no_part_that_cannot_be(name):
         wrong += [(), ("sft", "sft"), ("sft", "pp"), "sft", ("data",)]
     if name.endswith("models"):
         wrong += [(), ("sft@hot",), ("sft@-1",), ("sft@nan",), ("sft@",), ("@1.0",), "sft@1.0"]
-    for value in wrong[: 3 if FIELDS.get(name).default is None else None]:
+    partial = ".model." in name  # there, None means the value of config.model
+    for value in wrong[: 3 if partial or FIELDS.get(name).default is None else None]:
         assert name in refusal(name, value)
 
 

@@ -165,7 +165,9 @@ def test_the_scalar_head():
     """A reward model keeps the trunk and gets a head of standard deviation 1/sqrt(d + 1), bias 0; no lm head."""
     config = replace(tiny.llama(), num_layers=1, embed_dim=1024)
     policy = tiny.params_of(config, 0)
-    reward = jax.jit(functools.partial(model.with_scalar_head, config))(policy, jax.random.key(1))
+    reward = model.with_scalar_head(
+        policy, jax.jit(functools.partial(model.init_scalar_head, config))(jax.random.key(1))
+    )
     assert jax.tree.structure(reward) == jax.tree.structure(model.param_shapes(config, "scalar"))
     assert jax.tree.all(jax.tree.map(np.array_equal, reward["layers"], policy["layers"]))
     np.testing.assert_array_equal(reward["embedding"], policy["embedding"])

@@ -586,7 +586,11 @@ def test_a_value_head_that_starts_at_zero_is_zero(value, monkeypatch):
     s = stage()
     section = types.SimpleNamespace(advantage="gae", value=value, value_init="zero")
     run = types.SimpleNamespace(config={"ppo": section}, model=s.config, key=lambda *names: jax.random.key(7))
-    monkeypatch.setattr(ppo_stage.weights, "with_scalar_head", lambda run, *given: model.with_scalar_head(*given))
+
+    def with_fresh_head(run, shape, params, key):
+        return model.with_scalar_head(params, model.init_scalar_head(shape, key))
+
+    monkeypatch.setattr(ppo_stage.weights, "with_scalar_head", with_fresh_head)
     found = ppo_stage._value_params(run, "ppo", s.reward, host(s.policy))
     assert jax.tree.leaves(model.scalar_head_of(found)) and not any(
         np.any(x) for x in jax.tree.leaves(model.scalar_head_of(found))

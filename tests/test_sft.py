@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from rlhf_jax import checkpoint
+from rlhf_jax import weights
 from rlhf_jax.stages import sft
 
 
@@ -13,7 +13,7 @@ from rlhf_jax.stages import sft
 def selection(tmp_path, monkeypatch):
     """By "loss" or "reward", of parameters that are their own reward; what was saved is in `saved`."""
     saved = []
-    monkeypatch.setattr(checkpoint, "save_params", lambda folder, params: saved.append(params))
+    monkeypatch.setattr(weights, "save_params", lambda run, stage, params: saved.append(params))
     monkeypatch.setattr(sft, "ValidationReward", lambda run, reward: lambda params: params)
 
     def make(by):

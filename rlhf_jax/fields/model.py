@@ -1,7 +1,51 @@
 """The fields of the model; model.TransformerConfig applies them."""
 
 from rlhf_jax.fields.field import Field, Section
-from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, FLAG, NOT_NEGATIVE, POSITIVE, TEXT, Number, OneOf, Several
+from rlhf_jax.fields.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE_BELOW_ONE,
+    TEXT,
+    Number,
+    OneOf,
+    Several,
+)
+from rlhf_jax.lora import MATRICES
+
+LORA = Section(
+    "Low-rank adapters beside the matrices of every layer (Hu et al. 2021). SFT, the reward model, DPO and PPO then train "
+    "only their adapters and heads, and share one frozen copy of the weights they start from; docs/lora.md says how.",
+    {
+        "rank": Field(
+            None,
+            COUNT,
+            "The rank of an adapter, at most the smaller side of its matrix. None means no adapters: all weights are "
+            "trained.",
+        ),
+        "alpha": Field(
+            16.0,
+            POSITIVE,
+            "The scale of an adapter times its rank: a matrix W becomes W + `alpha` / `rank` A B. "
+            "16 is the number of Dettmers et al. 2023.",
+        ),
+        "matrices": Field(
+            (),
+            Several(OneOf(*MATRICES), f"names of {', '.join(MATRICES)}, each once, or ()", distinct=True),
+            "The matrices that have an adapter: those of queries, keys, values and the attention's output, and those of "
+            "the MLP (`w_gate` where it is gated). () means all of them, as in Dettmers et al. 2023; Hu et al. have wq "
+            "and wv.",
+        ),
+        "dropout": Field(
+            0.0,
+            SHARE_BELOW_ONE,
+            "The share of each adapter's inputs that is dropped in supervised fine-tuning. 0 means none. "
+            "The other stages have no dropout.",
+        ),
+    },
+)
 
 MODEL = Section(
     "The Transformer that every stage has by default. "
@@ -121,5 +165,6 @@ MODEL = Section(
             COUNT_OR_NONE,
             "The number of places of a row whose logits are in memory at once while a loss is computed. 0 means all.",
         ),
+        "lora": LORA,
     },
 )

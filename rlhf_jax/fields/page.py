@@ -123,7 +123,7 @@ def _sections(table: Section) -> Iterator[tuple[str, Section, str, dict[str, Fie
         yield name, section, same[0] if same else "", fields
         seen.append((name, section))
         for key, part in section.parts.items():
-            if isinstance(part, Section) and not (same and part == same[1].parts[key]):
+            if isinstance(part, Section) and not section.partial and not (same and part == same[1].parts[key]):
                 yield from walk(f"{name}.{key}".lstrip("."), part)
 
     yield from walk("", table)

@@ -248,6 +248,7 @@ COMMON = Section(
                 "heads": _axis("tensor", "the attention heads"),
                 "kv_heads": _axis("tensor", "the key-value heads"),
                 "head_dim": _axis("", "the columns along a head's width"),
+                "rank": _axis("", "the rank of the adapters"),
             },
         ),
         "model": MODEL,

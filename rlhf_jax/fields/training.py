@@ -1,7 +1,9 @@
 """Fields that several kinds of stages share: the optimizer's, and those of supervised training."""
 
+import dataclasses
+
 from rlhf_jax.fields.field import Field, Section
-from rlhf_jax.fields.model import MODEL
+from rlhf_jax.fields.model import LORA, MODEL
 from rlhf_jax.fields.ranges import (
     COUNT,
     COUNT_OR_NONE,
@@ -136,7 +138,7 @@ DPO_RATES = ((2.8e9, 1e-6),)  # Rafailov et al. 2023, appendix B, for every mode
 OWN_MODEL = Section(
     "The fields of `model` in which this stage's model differs from the policy's. Set them in an experiment file. "
     "Empty means that it is the policy's model.",
-    MODEL.parts,
+    MODEL.parts | {"lora": dataclasses.replace(LORA, partial=True)},
     partial=True,
 )
 

@@ -317,11 +317,11 @@ class Layout:
     """Puts the parameters of a language model into the layout of sampling.
 
     They are cast to the compute dtype and split over `tensor` alone. In their training layout, split over fsdp, they
-    would be gathered for every token.
+    would be gathered for every token. Arrays that have the layout already are not copied.
 
     Attributes:
         shardings: the shardings.
-        program: the jitted function that does it.
+        program: the jitted function that does it; it takes None in the place of an array that has the layout.
     """
 
     def __init__(self, config: TransformerConfig, mesh: jax.sharding.Mesh, rules: Mapping = sharding.DEFAULT_RULES):
@@ -333,16 +333,26 @@ class Layout:
         return jax.tree.map(lambda x: x.astype(self._dtype), params)
 
     def __call__(self, params: dict) -> dict:
-        """Returns the parameters in the layout; they are not copied if they have it."""
-        return params if self.holds(params) else self.program(params)
+        """Returns the parameters in the layout."""
+        return params if self.holds(params) else self.filled(params, self.program(self.lacking(params)))
 
     def holds(self, params: dict) -> bool:
-        """Whether the parameters have the dtype and the shardings of the layout."""
+        """Whether all parameters have the layout."""
+        return not jax.tree.leaves(self.lacking(params))
 
-        def fits(x, place):
-            return isinstance(x, jax.Array) and x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
+    def lacking(self, params: dict) -> dict:
+        """Returns the parameters with None in the place of each array that has the layout."""
 
-        return all(jax.tree.leaves(jax.tree.map(fits, params, self.shardings)))
+        def lacks(x, place):
+            has = getattr(x, "sharding", None) and x.dtype == self._dtype and x.sharding.is_equivalent_to(place, x.ndim)
+            return None if has else x
+
+        return jax.tree.map(lacks, params, self.shardings)
+
+    @staticmethod
+    def filled(params: dict, moved: dict) -> dict:
+        """Returns the parameters with the arrays of `moved` in place of theirs, where it has any."""
+        return jax.tree.map(lambda x, new: x if new is None else new, params, moved)
 
 
 def decode_shardings(config: TransformerConfig, mesh, rules=sharding.DEFAULT_RULES) -> dict:

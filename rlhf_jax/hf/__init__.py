@@ -42,7 +42,6 @@ PROGRAM_FIELDS = (
 SHARD_BYTES = 5 * 10**9  # largest size of an exported file: the default of transformers
 _LARGE = 10**9  # number of parameters: reading more takes so long that it needs a progress bar
 UNFOLDED = "score.final_norm_bias"  # tensor with the final norm's own bias, see _fold_bias
-_SHORT = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _VOCABULARY_FIRST = ("embedding", "lm_head")  # parameters whose first axis is the vocabulary, which we pad
 
 
@@ -76,7 +75,9 @@ def head_of(folder: str | os.PathLike) -> str:
     return "scalar"
 
 
-def load_params(folder: str | os.PathLike, config: TransformerConfig, shardings=None, head: str = "lm") -> dict:
+def load_params(
+    folder: str | os.PathLike, config: TransformerConfig, shardings=None, head: str = "lm", dtype: str = "float32"
+) -> dict:
     """Reads the parameters of a model folder, which may be float32, float16 or bfloat16.
 
     Args:
@@ -85,9 +86,10 @@ def load_params(folder: str | os.PathLike, config: TransformerConfig, shardings=
         shardings: shardings of the parameters, a tree like that of `model.init_params`. Each process then reads only
             what its devices hold, one parameter at a time.
         head: "lm", or "scalar" for a reward model.
+        dtype: dtype of the arrays.
 
     Returns:
-        A tree like that of `model.init_params`, of float32 arrays: on the mesh, or of NumPy without `shardings`. The
+        A tree like that of `model.init_params`, of arrays of that dtype: on the mesh, or of NumPy without `shardings`. The
         rows that pad the vocabulary are 0.
 
     Raises:
@@ -102,28 +104,30 @@ def load_params(folder: str | os.PathLike, config: TransformerConfig, shardings=
     arrays = []
     with progress.Progress(f"reading {reader.folder.name}", len(paths)) if large else contextlib.nullcontext() as bar:
         for (_, leaf), part, where in zip(paths, parts, places):
-            arrays.append(_place(leaf.shape, part, where))
+            arrays.append(_place(leaf.shape, part, where, dtype))
             if bar:
                 bar.update(len(arrays))
     return tree.unflatten(arrays)
 
 
-def _place(shape: tuple[int, ...], read: Callable, sharding) -> np.ndarray | jax.Array:
+def _place(shape: tuple[int, ...], read: Callable, sharding, dtype: str) -> np.ndarray | jax.Array:
     """Returns a global array; each distinct block of it is read once, and freed on the host once it is on the devices.
 
     Args:
         shape: shape of the array.
         read: index -> the block of the array at this index.
         sharding: sharding of the array; None for a NumPy array.
+        dtype: dtype of the array.
     """
+    kind = np.dtype(dtype)
     if sharding is None:
-        return read((slice(None),) * len(shape))
+        return read((slice(None),) * len(shape)).astype(kind, copy=False)
     parts: dict[tuple, list] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         parts.setdefault(tuple(part.indices(size) for part, size in zip(index, shape)), []).append(device)
     arrays = []
     for bounds, devices in parts.items():
-        block = read(tuple(slice(*bound) for bound in bounds))
+        block = read(tuple(slice(*bound) for bound in bounds)).astype(kind, copy=False)
         arrays += jax.block_until_ready([jax.device_put(block, device) for device in devices])
         del block  # so that the host never holds two blocks
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
@@ -264,7 +268,7 @@ def save(
     """
     model_type = family_of(config)
     family, folder = FAMILIES[model_type], pathlib.Path(folder)
-    kind = np.dtype(tensors_lib.DTYPES[_SHORT[dtype]])
+    kind = tensors_lib.kind_of(dtype)
     lacking = 0.0
     if head == "scalar":
         params, lacking = _fold_bias(params)
@@ -340,7 +344,7 @@ def copy(
         reader.parameter(keys, leaf.shape)
     reader.refuse_others()
     tensors = {ours: reader.tensors[theirs] for ours, theirs in reader.used.items()}
-    kind = None if dtype is None else np.dtype(tensors_lib.DTYPES[_SHORT[dtype]])
+    kind = None if dtype is None else tensors_lib.kind_of(dtype)
     tensors_lib.save(
         pathlib.Path(folder),
         [(name, tensor.shape, kind or tensor.dtype) for name, tensor in tensors.items()],

@@ -1,7 +1,7 @@
 """Imports and exports models as Hugging Face folders:
 
     python -m rlhf_jax.hf import SRC DST      a released model, checked, for a stage's `init` and config.model.shape
-    python -m rlhf_jax.hf export SRC DST      a finished stage (WORKDIR/STAGE), for transformers
+    python -m rlhf_jax.hf export SRC DST      a finished stage (WORKDIR/STAGE), for transformers; adapters for PEFT
 
 SRC of an import is a folder, or with --hub a name on the Hugging Face hub, which is then downloaded. A stage can also
 start from such a folder directly: import is for downloads, and for checking a whole model beforehand. SRC of an export
@@ -10,16 +10,18 @@ appears once it is complete.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import shutil
 import sys
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
-from rlhf_jax import hf, sharding, stages, weights  # noqa: F401  the stages register themselves
+from rlhf_jax import hf, sharding, sources, stages, weights  # noqa: F401  the stages register themselves
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import registry
+from rlhf_jax.hf import adapters
 from rlhf_jax.model.work import parameters
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import new_folder, read_json
@@ -51,6 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     outgoing = commands.add_parser("export", help="Writes the model of a finished stage as a Hugging Face folder.")
     outgoing.add_argument("source", metavar="SRC", help="The folder of the finished stage.")
+    outgoing.add_argument(
+        "--merge", action="store_true", help="Write whole weights with the adapters of the stage merged into them."
+    )
+    outgoing.add_argument(
+        "--base",
+        help="What the adapter's files name as its base, a folder or a name on the hub. By default it is the "
+        "folder of the released weights that the stage started from.",
+    )
     for command in (incoming, outgoing):
         command.add_argument("folder", metavar="DST", help="The folder to write.")
         command.add_argument(
@@ -183,9 +193,13 @@ def _export_stage(stage: pathlib.Path, options) -> str:
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     run = run_lib.without_data(config, tokenizer, mesh)
     run.path = path
-    shape = run.shape(stage.resolve().name)
+    name = stage.resolve().name
+    shape = run.trained_shape(name)
     hf.family_of(shape)  # raises for a model that transformers does not have, before the weights are read
-    params = weights.load_params(run, stage.resolve().name, head)
+    if shape.lora and not options.merge:
+        return _export_adapter(run, name, head, options)
+    shape = dataclasses.replace(shape, lora=None)
+    params = weights.load_params(run, name, head, merge=True)
     with new_folder(options.folder) as folder:
         ids = tokenizer.special_ids
         if head == "scalar":
@@ -204,6 +218,34 @@ def _export_stage(stage: pathlib.Path, options) -> str:
             shard_bytes=int(options.shard_gb * 1e9),
         )
         said = _describe(folder)
+    return f"{options.folder}: {said}"
+
+
+def _export_adapter(run: run_lib.Run, stage: str, head: str, options) -> str:
+    """Exports the adapters of a finished stage in the files of PEFT; returns a sentence to print."""
+    source, shape = sources.Trained(run.path, stage), run.trained_shape(stage)
+    base = options.base
+    if not base:
+        found = source.base
+        if not isinstance(found, sources.Released):
+            raise InputError(
+                f"{source.folder} is an adapter of {found.folder}, a stage: export that one and name its folder with "
+                "--base=DIR, or give --merge for whole weights"
+            )
+        base = str(found.folder)
+    params = source.params(shape, weights.param_shardings(run, shape, head), head)
+    with new_folder(options.folder) as folder:
+        model_type = adapters.save(folder, shape, params, base, head=head, dtype=options.dtype or "float32")
+        if head == "scalar":
+            run.tokenizer.save_for_scores(folder)
+        else:
+            run.tokenizer.save_to(folder)
+    kind = "reward model" if head == "scalar" else "language model"
+    said = (
+        f"{model_type} {kind}, adapters of rank {shape.lora.rank} of {', '.join(shape.adapted)}; their base is {base}"
+    )
+    if head == "scalar" and (bias := float(params["scalar_bias"])):
+        said += f"; scores in PEFT lack the bias, which has no place there: add {bias:.6g}, the tensor score.bias"
     return f"{options.folder}: {said}"
 
 

@@ -268,6 +268,7 @@ def canonical(config: TransformerConfig) -> TransformerConfig:
         sequence_axis="",
         logits_chunk=0,
         absent_ids=(),
+        lora=None,
         qkv_bias=config.use_bias or config.qkv_bias,
     )
     if config.positions == "learned":

@@ -16,6 +16,7 @@ from rlhf_jax.runtime.files import read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_SHORT = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -42,6 +43,11 @@ class Tensor(NamedTuple):
         return np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
 
+def kind_of(dtype: str) -> np.dtype:
+    """Returns the NumPy dtype of the name of a dtype: float32, bfloat16 or float16."""
+    return DTYPES[_SHORT[dtype]]
+
+
 def find(folder: str | os.PathLike) -> dict[str, Tensor]:
     """Returns all tensors of a model folder by name: those of model.safetensors, or of the files that its index lists.
 
@@ -51,7 +57,7 @@ def find(folder: str | os.PathLike) -> dict[str, Tensor]:
     """
     folder = pathlib.Path(folder)
     if (folder / SINGLE).is_file():
-        return _in_file(folder / SINGLE)
+        return in_file(folder / SINGLE)
     if (folder / INDEX).is_file():
         return _in_index(folder / INDEX)
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
@@ -64,7 +70,7 @@ def find(folder: str | os.PathLike) -> dict[str, Tensor]:
     raise InputError(f"{folder / SINGLE} is missing, and {INDEX} too; give a folder with a model's safetensors")
 
 
-def _in_file(path: pathlib.Path) -> dict[str, Tensor]:
+def in_file(path: pathlib.Path) -> dict[str, Tensor]:
     """Returns the tensors of a file by name.
 
     Raises:
@@ -104,7 +110,7 @@ def _in_index(path: pathlib.Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: '{file}' must be the name of a safetensors file in this folder")
         if not (path.parent / file).is_file():
             raise InputError(f"{path} names {file}, which is missing in the folder")
-        for name, tensor in _in_file(path.parent / file).items():
+        for name, tensor in in_file(path.parent / file).items():
             if name in found:
                 raise InputError(f"{tensor.file}: tensor '{name}' is in {found[name].file.name} too")
             found[name] = tensor

@@ -4,6 +4,7 @@ from rlhf_jax.model.config import TransformerConfig
 from rlhf_jax.model.heads import by_chunks, lm_logits, scalar_head, select_logprobs, target_logprobs
 from rlhf_jax.model.params import (
     init_params,
+    init_scalar_head,
     is_scalar_head,
     logical_axes,
     param_shapes,
@@ -29,6 +30,7 @@ __all__ = [
     "by_chunks",
     "hidden_states",
     "init_params",
+    "init_scalar_head",
     "is_scalar_head",
     "lm_logits",
     "logical_axes",

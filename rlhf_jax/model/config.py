@@ -4,6 +4,7 @@ import dataclasses
 
 from rlhf_jax.fields.checks import check_values
 from rlhf_jax.fields.model import MODEL
+from rlhf_jax.lora import Lora, sizes
 from rlhf_jax.runtime.errors import InputError
 
 
@@ -46,9 +47,10 @@ class TransformerConfig:
     sequence_axis: str = ""  # the mesh axis over which activations between layers are split along time
     logits_chunk: int = 0  # number of places of a row whose logits exist at once in a loss; 0: all
     absent_ids: tuple[tuple[int, int], ...] = ()  # ranges [first, end) of ids without a token, never predicted
+    lora: Lora | None = None  # adapters beside the matrices of the layers
 
     def __post_init__(self):
-        check_values("model.", vars(self), MODEL, exact=False)
+        check_values("model.", {name: x for name, x in vars(self).items() if name != "lora"}, MODEL, exact=False)
         if (not self.head_size and self.embed_dim % self.num_heads) or self.num_heads % self.kv_heads:
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide embed_dim={self.embed_dim} and be a multiple "
@@ -61,6 +63,11 @@ class TransformerConfig:
             )
         # JSON gives a list, which is not hashable.
         object.__setattr__(self, "rope_scaling", tuple(map(float, self.rope_scaling)))
+        if self.lora:
+            _check_adapters(self.lora, self.matrices)
+            # Spelled out in one order, so that equal adapters have equal settings.
+            named = tuple(name for name in self.matrices if name in (self.lora.matrices or self.matrices))
+            object.__setattr__(self, "lora", dataclasses.replace(self.lora, matrices=named))
 
     @property
     def kv_heads(self) -> int:
@@ -88,6 +95,37 @@ class TransformerConfig:
         return self.mlp_dim or 4 * self.embed_dim
 
     @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of a layer's matrices by name, inputs first."""
+        width, heads, kv_heads = self.embed_dim, (self.num_heads, self.head_dim), (self.kv_heads, self.head_dim)
+        found: dict[str, tuple[int, ...]] = {
+            "wq": (width, *heads),
+            "wk": (width, *kv_heads),
+            "wv": (width, *kv_heads),
+            "wo": (*heads, width),
+        }
+        found |= {"w_gate": (width, self.hidden_dim)} if self.gated else {}
+        return found | {"w_up": (width, self.hidden_dim), "w_down": (self.hidden_dim, width)}
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The names of the matrices with an adapter."""
+        return () if self.lora is None else self.lora.matrices
+
+    @property
     def padded_vocab(self) -> int:
         """Vocabulary size after padding to a multiple of vocab_multiple."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+def _check_adapters(lora: Lora, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises InputError if a model whose matrices have these shapes cannot have such adapters."""
+    for name in lora.matrices or shapes:
+        if name not in shapes:
+            raise InputError(f"model.lora.matrices names '{name}', and this model has {', '.join(shapes)}")
+        inputs, outputs = sizes(name, shapes[name])
+        if lora.rank > min(inputs, outputs):
+            raise InputError(
+                f"model.lora.rank={lora.rank} is larger than the matrix {name}, which is {inputs} x {outputs}: it must be "
+                f"at most {min(inputs, outputs)}"
+            )

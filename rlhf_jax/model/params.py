@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.lora import MATRICES, SCALAR_HEAD
 from rlhf_jax.model.config import TransformerConfig
 from rlhf_jax.model.transformer import Transformer
 
@@ -33,6 +34,8 @@ _AXES = {
     "scalar_kernel": ("embed",),
     "scalar_bias": (),
 }
+_AXES |= {f"{name}_a": (*_AXES[name][:inputs], "rank") for name, inputs in MATRICES.items()}
+_AXES |= {f"{name}_b": ("rank", *_AXES[name][inputs:]) for name, inputs in MATRICES.items()}
 
 
 def init_params(config: TransformerConfig, key: jax.Array, head: str = "lm") -> dict:
@@ -62,23 +65,29 @@ def logical_axes(config: TransformerConfig, head: str = "lm") -> dict:
     return jax.tree_util.tree_map_with_path(axes, param_shapes(config, head))
 
 
-def with_scalar_head(config: TransformerConfig, params: dict, key: jax.Array) -> dict:
-    """Returns a reward model to start training from: the trunk of `params`, a fresh scalar head, no lm head."""
-    fresh = init_params(config, key, head="scalar")
-    return {name: params.get(name, value) for name, value in fresh.items()}
+def init_scalar_head(config: TransformerConfig, key: jax.Array) -> dict:
+    """Returns a fresh scalar head, that of `init_params`."""
+    return scalar_head_of(init_params(config, key, head="scalar"))
 
 
-_SCALAR_HEAD = ("scalar_kernel", "scalar_bias")
+def with_scalar_head(params: dict, head: dict) -> dict:
+    """Returns a reward model to start training from: the trunk of `params`, without its lm head; no array is copied.
+
+    Args:
+      params: parameters of a language model, or of a reward model, which keeps its head.
+      head: a scalar head.
+    """
+    return head | {name: value for name, value in params.items() if name != "lm_head"}
 
 
 def scalar_head_of(params: dict) -> dict:
     """Returns the head of a reward or value model, without its trunk."""
-    return {name: params[name] for name in _SCALAR_HEAD}
+    return {name: params[name] for name in SCALAR_HEAD}
 
 
 def is_scalar_head(params: dict) -> bool:
     """Whether the parameters are only a scalar head, without a trunk."""
-    return params.keys() == set(_SCALAR_HEAD)
+    return params.keys() == set(SCALAR_HEAD)
 
 
 def without_scalar_head(params: dict) -> dict:
@@ -86,4 +95,4 @@ def without_scalar_head(params: dict) -> dict:
 
     For a policy with a value head on its trunk, the result is the language model.
     """
-    return {name: value for name, value in params.items() if name not in _SCALAR_HEAD}
+    return {name: value for name, value in params.items() if name not in SCALAR_HEAD}

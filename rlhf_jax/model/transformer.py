@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import sharding
+from rlhf_jax.lora import MATRICES
 from rlhf_jax.model import attention
 from rlhf_jax.model.config import TransformerConfig
 
@@ -28,6 +29,9 @@ _ACTIVATIONS = {
     "swiglu": jax.nn.silu,
     "geglu": jax.nn.gelu,
 }
+
+
+_NUMBERS = {name: number for number, name in enumerate(MATRICES)}  # separate the noise of the adapters
 
 
 def _linear(x, w, contract: int = 1):
@@ -86,9 +90,9 @@ class _Module(nn.Module):
 
     config: TransformerConfig
 
-    def weight(self, name, shape, *, std=None, constant=None):
+    def weight(self, name, shape, *, std=None, constant=None, init=None):
         """Declares a float32 parameter, and returns it in the compute dtype."""
-        init = nn.initializers.normal(std) if constant is None else nn.initializers.constant(constant)
+        init = init or (nn.initializers.normal(std) if constant is None else nn.initializers.constant(constant))
         return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
 
 
@@ -141,22 +145,48 @@ class Block(_Module):
             self.w_gate = self.weight("w_gate", (c.embed_dim, c.hidden_dim), std=c.init_std)
         self.w_down = self.weight("w_down", (c.hidden_dim, c.embed_dim), std=out_std)
         self.b_down = bias("b_down", (c.embed_dim,))
+        self.adapters = {name: self._adapter(name) for name in c.adapted}
 
-    def _qkv(self, x, rotary):
+    def _adapter(self, name):
+        """Declares the adapter of a matrix: A [inputs, r], initialised as in PEFT, and B [r, outputs], which is 0."""
+        rank, shape, contract = self.config.lora.rank, self.config.matrices[name], MATRICES[name]
+        # Uniform within 1 / sqrt(inputs), as torch initialises a linear layer.
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(contract)))
+        a = self.weight(f"{name}_a", (*shape[:contract], rank), init=init)
+        return a, self.weight(f"{name}_b", (rank, *shape[contract:]), constant=0.0)
+
+    def _times(self, x, name, drop=None):
+        """Returns x [..., *inputs] times a matrix of the layer, with its adapter.
+
+        Args:
+          x: the inputs.
+          name: name of the matrix.
+          drop: function (inputs, name of the matrix) -> the adapter's inputs after dropout; None drops nothing.
+        """
+        contract = MATRICES[name]
+        out = _linear(x, getattr(self, name), contract)
+        if name not in self.adapters:
+            return out
+        a, b = self.adapters[name]
+        low = _linear(drop(x, name) if drop else x, a, contract)
+        return out + _linear(low * jnp.asarray(self.config.lora.scale, low.dtype), b)
+
+    def _qkv(self, x, rotary, drop=None):
         """Returns queries [B, T, H, Dh] and keys and values [B, T, G, Dh] of x [B, T, D], rotated by position."""
-        q, k, v = _linear(x, self.wq) + self.bq, _linear(x, self.wk) + self.bk, _linear(x, self.wv) + self.bv
+        q, k = self._times(x, "wq", drop) + self.bq, self._times(x, "wk", drop) + self.bk
+        v = self._times(x, "wv", drop) + self.bv
         if self.config.qk_norm:
             q = _rms_normalized(q, self.config.norm_eps).astype(q.dtype) * self.q_norm
             k = _rms_normalized(k, self.config.norm_eps).astype(k.dtype) * self.k_norm
         return (q, k, v) if rotary is None else (_rotate(q, rotary), _rotate(k, rotary), v)
 
-    def _mlp(self, x):
+    def _mlp(self, x, drop=None):
         """Returns the output [B, T, D] of the MLP branch for x [B, T, D]."""
         x = self.norm2(x)
-        up = _linear(x, self.w_up) + self.b_up
+        up = self._times(x, "w_up", drop) + self.b_up
         activation = _ACTIVATIONS[self.config.mlp]
-        up = activation(_linear(x, self.w_gate)) * up if self.config.gated else activation(up)
-        return _linear(up, self.w_down) + self.b_down
+        up = activation(self._times(x, "w_gate", drop)) * up if self.config.gated else activation(up)
+        return self._times(up, "w_down", drop) + self.b_down
 
     def __call__(self, x, rotary, segment_ids, dropout_rate: float, with_cache: bool, keys=None):
         """Returns x after the layer, and its (keys, values) [B, T, G, Dh] if `with_cache`, else None.
@@ -167,7 +197,7 @@ class Block(_Module):
           segment_ids: i32[B, T].
           dropout_rate: share of each residual branch's output that is dropped.
           with_cache: whether to return keys and values.
-          keys: [2, B], the dropout keys of both branches of each row.
+          keys: [2, B], the dropout keys of both branches of each row; None without dropout.
         """
 
         def residual(x, y, branch):  # dropout is on the residual branches alone (InstructGPT C.1)
@@ -179,11 +209,26 @@ class Block(_Module):
                 y = jnp.where(jax.vmap(noise)(keys[branch]), y / (1.0 - dropout_rate), 0.0).astype(y.dtype)
             return sharding.constrain_batch(x + y, self.config.sequence_axis)
 
-        q, k, v = self._qkv(self.norm1(x), rotary)
+        drop = self._adapter_dropout(keys)
+        q, k, v = self._qkv(self.norm1(x), rotary, drop)
         mixed = attention.attend(q, k, v, segment_ids, implementation=self.config.attention)
-        after = residual(x, _linear(mixed, self.wo, contract=2) + self.bo, 0)
-        x = residual(after, self._mlp(x if self.config.parallel_residual else after), 1)
+        after = residual(x, self._times(mixed, "wo", drop) + self.bo, 0)
+        x = residual(after, self._mlp(x if self.config.parallel_residual else after, drop), 1)
         return x, (k, v) if with_cache else None
+
+    def _adapter_dropout(self, keys):
+        """Returns the dropout of the adapters' inputs, `drop` of `_times`; None without keys or without dropout."""
+        rate = self.config.lora.dropout if self.config.lora else 0.0
+        if keys is None or not rate:
+            return None
+
+        def drop(x, name):
+            def noise(key):  # each matrix drops its own inputs
+                return jax.random.bernoulli(jax.random.fold_in(key, _NUMBERS[name]), 1.0 - rate, x.shape[1:])
+
+            return jnp.where(jax.vmap(noise)(keys[0]), x / (1.0 - rate), 0.0).astype(x.dtype)
+
+        return drop
 
     def decode(self, x, rotary, remember, valid):
         """Returns x [B, 1, D] after the layer.
@@ -198,7 +243,7 @@ class Block(_Module):
         q, k, v = self._qkv(self.norm1(x), rotary)
         keys, values = remember(k.swapaxes(1, 2), v.swapaxes(1, 2))
         mixed = attention.attend_cached(q[:, 0], keys, values, valid)[:, None]
-        after = sharding.constrain_batch(x + _linear(mixed, self.wo, contract=2) + self.bo)
+        after = sharding.constrain_batch(x + self._times(mixed, "wo") + self.bo)
         return sharding.constrain_batch(after + self._mlp(x if self.config.parallel_residual else after))
 
 
@@ -240,7 +285,7 @@ class Transformer(_Module):
             unroll=1 if c.scan_layers else c.num_layers,
         )
         x = sharding.constrain_batch(x, c.sequence_axis)
-        if dropout_rate > 0.0:
+        if dropout_rate > 0.0 or (c.lora and c.lora.dropout and dropout_keys is not None):
 
             def split(key):
                 return jax.random.split(key, (c.num_layers, 2))

@@ -65,6 +65,13 @@ def _linear(config: TransformerConfig, tokens: int, logits: int) -> tuple[float,
     return trunk + head * config.vocab_size, trunk + head * config.padded_vocab
 
 
+def _frozen(config: TransformerConfig, tokens: int, logits: int) -> tuple[float, float]:
+    """Returns the (model, executed) FLOPs of the products with frozen weights: none without adapters; see `_linear`."""
+    if config.lora is None:
+        return 0.0, 0.0
+    return _linear(dataclasses.replace(config, lora=None), tokens, logits)
+
+
 def _attention(config: TransformerConfig, scores: float) -> float:
     """Returns the FLOPs of `scores` pairs of a query and a key, in all layers and heads."""
     return 4.0 * config.num_layers * config.num_heads * config.head_dim * scores
@@ -81,14 +88,16 @@ def forward(config: TransformerConfig, rows: int, length: int, logits: int = 0) 
 def training(config: TransformerConfig, rows: int, length: int, logits: int = 0) -> Work:
     """Returns the work of a forward and a backward pass over rows [B, T].
 
-    The backward pass costs twice the forward pass, plus the operations that remat makes it repeat.
+    The backward pass costs twice the forward pass, plus the operations that remat makes it repeat. With adapters, no
+    gradient of the frozen weights is computed, which saves a third of their products.
     """
     once = forward(config, rows, length, logits)
+    saved, saved_executed = _frozen(config, rows * length, logits)
     computed = _attention(config, rows * length**2 / (2 if config.attention in _MASKED_HALF_SKIPPED else 1))
     repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[config.remat]
     if 0 < config.logits_chunk < logits / rows:  # the backward pass recomputes each chunk of logits
         repeated += _linear(config, 0, logits)[1]
-    return Work(once.tokens, 3 * once.flops, 3 * once.executed + repeated)
+    return Work(once.tokens, 3 * once.flops - saved, 3 * once.executed - saved_executed + repeated)
 
 
 def sampling(config: TransformerConfig, rows: int, prompt: int, completion: int) -> Work:

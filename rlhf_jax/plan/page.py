@@ -7,7 +7,7 @@ _GIB = 2**30
 _COLUMNS = {
     "parameters": ("parameters", "policy parameters", "value parameters"),
     "optimizer": ("optimizer", "average", "policy optimizer", "policy average", "value optimizer", "value average"),
-    "frozen": ("frozen",),
+    "frozen": ("frozen", "base"),
     "decode copy": ("decode copy",),
     "batch": ("batch", "experience"),
 }

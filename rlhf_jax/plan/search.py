@@ -95,7 +95,12 @@ def _all(config, shape, topology, stages) -> Iterator[Candidate]:
         if any(_batch_of(section) % ways for section in sections) or rows > max(1, smallest // ways):
             continue
         weights = work.parameters(shape)
-        state = weights * max(registry.of(config, stage).weight_bytes for stage in stages) / chips
+        each = max(registry.of(config, stage).weight_bytes for stage in stages)
+        if shape.lora:  # the base is frozen, and in two bytes
+            weights -= (base := work.parameters(dataclasses.replace(shape, lora=None)))
+            state = (weights * each + 2 * base) / chips
+        else:
+            state = weights * each / chips
         length = config.prompt_length + config.completion_length
         gradient = 4 * weights / chips
         saved = _SAVED[remat] * rows * length * shape.embed_dim * shape.num_layers / tensor

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import model, optim, sharding, train
+from rlhf_jax import lora, model, optim, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import options
 from rlhf_jax.ppo.update import Coefficients, PPOConfig, PPOState, RewardFn, make_score, make_update
@@ -148,6 +148,7 @@ def iterate(
     fixed_kl: bool,
     judge=None,
     mark=_unmarked,
+    base: dict | None = None,
 ):
     """Runs one iteration: a rollout, its experience, and ppo_epochs x batch_size / minibatch_size optimizer steps.
 
@@ -165,20 +166,22 @@ def iterate(
       judge: function from the Rollout to metrics that are computed outside the programs, or None.
       mark: called with the name of each part and a result of it, as soon as the devices have its programs; see
         runtime.clock.
+      base: the frozen parameters that policy, value, reference and reward model share, if they are adapters; or None.
 
     Returns:
       (state, metrics): the metrics of the experience, those of `summarize` for the updates, and those of `judge`.
     """
     sample_key, minibatches = programs.randomness(key, section.batch_size, section.minibatch_size, section.ppo_epochs)
-    rollout = programs.sample(state.language_model, batch, sample_key, coefs.temperature)
+    rollout = programs.sample(lora.joined(base, state.language_model), batch, sample_key, coefs.temperature)
     mark("sample", rollout.completion_mask)
     experience, metrics = programs.score(
-        state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs
+        state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs, base
     )
     mark("score", metrics)
     steps: list[dict] = []
     for rows in minibatches:
-        state, step_metrics = programs.update(state, programs.take(experience, rows), ptx_batch(len(steps)), coefs)
+        part = programs.take(experience, rows)
+        state, step_metrics = programs.update(state, part, ptx_batch(len(steps)), coefs, base)
         steps.append(step_metrics)
     metrics |= (updates := programs.summarize(steps))
     mark("update", updates)
@@ -217,8 +220,8 @@ def make_state(optimizers, policy: dict, value: dict | None, kl_coef: jax.Array)
     Args:
       optimizers: optax transformations of the policy and of the value model; a head on the policy's trunk is the
         policy's.
-      policy: parameters of the policy.
-      value: parameters of a separate value model, of only a scalar head for the policy's trunk, or None.
+      policy: parameters of the policy that are trained.
+      value: those of a separate value model, of only a scalar head for the policy's trunk, or None.
       kl_coef: f32[], the initial KL coefficient.
     """
     policy, value = jax.tree.map(jnp.copy, (policy, value))
@@ -234,14 +237,16 @@ def state_maker(config: PPOConfig, mesh, rules, optimizers):
     The function is `make_state` with `optimizers` set: (policy parameters, value parameters, kl_coef) -> PPOState.
     """
     shape, value_shape = config.policy, config.value
-    axes, value_axes, value = model.logical_axes(shape), None, None
+    (_, policy), (_, axes) = lora.split(model.param_shapes(shape)), lora.split(model.logical_axes(shape))
+    value_axes, value = None, None
     if config.shared_value:
         axes |= model.scalar_head_of(model.logical_axes(shape, "scalar"))
         value = model.scalar_head_of(model.param_shapes(shape, "scalar"))
     elif value_shape:
-        value_axes, value = model.logical_axes(value_shape, "scalar"), model.param_shapes(value_shape, "scalar")
+        _, value_axes = lora.split(model.logical_axes(value_shape, "scalar"))
+        _, value = lora.split(model.param_shapes(value_shape, "scalar"))
     make = functools.partial(make_state, optimizers)
-    shapes = jax.eval_shape(make, model.param_shapes(shape), value, jax.ShapeDtypeStruct((), jnp.float32))
+    shapes = jax.eval_shape(make, policy, value, jax.ShapeDtypeStruct((), jnp.float32))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     whole: Any = sharding.replicated(mesh)  # the shardings of a state stand in the places of its arrays
     shardings = PPOState(

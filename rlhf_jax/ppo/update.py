@@ -18,7 +18,7 @@ import optax
 from flax import struct
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import losses, model, optim, train
+from rlhf_jax import lora, losses, model, optim, train
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.generate import Rollout, ended_by, is_end
 from rlhf_jax.model import TransformerConfig
@@ -83,7 +83,7 @@ class Coefficients:
 
 @struct.dataclass
 class PPOState:
-    """Everything that an iteration changes."""
+    """Everything that an iteration changes; of models with adapters, the parameters are the adapters and heads alone."""
 
     policy: TrainState  # with a shared trunk, its parameters include the scalar head
     value: TrainState | None  # None: there is no separate value model
@@ -184,7 +184,8 @@ RewardFn = Callable[[dict, Rollout], jax.Array]  # (reward params, rollout) -> f
 def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
     """Returns the program that scores a rollout.
 
-    The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs) to (Experience, metrics).
+    The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs, base) to (Experience,
+    metrics). `base` are the frozen parameters of those models of which the others are adapters (see lora.py), or None.
     """
 
     def read(params, rollout, temperature):
@@ -212,8 +213,8 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
             said["values"] = completion_values(config.value, value, rollout)
         return said | {"scores": reward_fn(reward, rollout)}
 
-    def score(policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients):
-        params = (policy, value, ref, reward)
+    def score(policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients, base: dict | None = None):
+        params = [None if trained is None else lora.joined(base, trained) for trained in (policy, value, ref, reward)]
         parts = jax.tree.map(lambda x: x.reshape(-1, config.score_parts, *x.shape[1:]).swapaxes(0, 1), rollout)
         said = jax.lax.map(lambda part: read(params, part, coefs.temperature), parts)
         said = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), said)
@@ -310,25 +311,27 @@ def make_update(
 ) -> Callable:
     """Returns the program that makes one optimizer step of the policy and of the value model.
 
-    The program maps (state, minibatch, ptx batch or None, coefs) to (state, metrics). The PPO gradient and ptx_coef
-    times the pretraining gradient are accumulated into one optimizer step (C.4).
+    The program maps (state, minibatch, ptx batch or None, coefs, base) to (state, metrics). The PPO gradient and ptx_coef
+    times the pretraining gradient are accumulated into one optimizer step (C.4). `base` is as in `make_score`.
     """
 
-    def update(state: PPOState, minibatch: Experience, ptx: Batch | None, coefs: Coefficients):
+    def update(
+        state: PPOState, minibatch: Experience, ptx: Batch | None, coefs: Coefficients, base: dict | None = None
+    ):
         no_key = jax.random.key(0)  # `gradients` wants a key, but PPO has no dropout
         if config.whiten_advantages == "minibatch":
             whitened = adv.whiten(minibatch.advantages, minibatch.rollout.completion_mask)
             minibatch = dataclasses.replace(minibatch, advantages=whitened)
 
         def policy_loss_fn(params, part, _):
-            return policy_loss(config, coefs, state.kl_coef, params, part)
+            return policy_loss(config, coefs, state.kl_coef, lora.joined(base, params), part)
 
         grads, loss = train.gradients(policy_loss_fn, state.policy.params, minibatch, no_key, config.microbatches)
         found = train.loss_metrics(loss)
         if state.value is not None:
 
             def value_loss_fn(params, part, _):
-                return value_loss(config, coefs, params, part)
+                return value_loss(config, coefs, lora.joined(base, params), part)
 
             value_grads, v_loss = train.gradients(
                 value_loss_fn, state.value.params, minibatch, no_key, config.microbatches
@@ -345,7 +348,7 @@ def make_update(
             grads = jax.lax.optimization_barrier(grads)
 
             def ptx_loss_fn(params, part, _):
-                return token_loss(config.policy, params, part)
+                return token_loss(config.policy, lora.joined(base, params), part)
 
             ptx_grads, p_loss = train.gradients(ptx_loss_fn, state.policy.params, ptx, no_key, config.ptx_microbatches)
             metrics |= _ptx_metrics(grads, ptx_grads, p_loss, coefs.ptx_coef)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import abstract, checkpoint, inputs, loop, losses, model, sharding, train, weights
+from rlhf_jax import abstract, inputs, loop, losses, model, sharding, train, weights
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Ranking
@@ -159,7 +159,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         loss_of(run, stage),
         loader,
         loader.steps(section.epochs),
-        finish=lambda state: checkpoint.save_params(run.folder(stage) / "params", state.params),
+        finish=lambda state: weights.save_params(run, stage, state.params),
         live={"loss": "loss", "accuracy": "accuracy", "held-out": "valid/accuracy"},
         validate=functools.partial(_validate, run, stage, held_out) if held_out else None,
         validate_every=loader.steps(section.validate_epochs),

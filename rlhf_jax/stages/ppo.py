@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import abstract, checkpoint, generate, inputs, loop, model, sampling, sharding, weights
+from rlhf_jax import abstract, generate, inputs, loop, lora, model, sampling, sharding, weights
 from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.text_batches import batch_prompts
@@ -51,6 +51,7 @@ def check(run: Run, stage: str) -> None:
     programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     for field, rows in parts(section).items():
         sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
+    _check_adapters(run, stage)
     reads_values = ESTIMATORS[section.advantage].reads_values
     if reads_values and section.value == "shared" and section.value_init == "reward":
         widths = run.shape(section.reward).embed_dim, run.model.embed_dim
@@ -70,6 +71,25 @@ def check(run: Run, stage: str) -> None:
         raise InputError(
             f"{stage}.log_gold needs data.source='world', which alone has a gold labeler; it is "
             f"'{run.config.data.source}'"
+        )
+
+
+def _check_adapters(run: Run, stage: str) -> None:
+    """Raises InputError where adapters do not share the base of the policy's, or have none."""
+    section = run.config[stage]
+    if run.path is None or run.shape(section.reward).lora is None:
+        return
+    bases = [weights.base_name(run, name) for name in (section.init, section.reward)]
+    if run.model.lora is None or bases[0] != bases[1]:
+        policy = f"adapters of '{bases[0]}'" if run.model.lora else "whole"
+        raise InputError(
+            f"{stage}.reward='{section.reward}' is adapters of '{bases[1]}', and the policy is {policy}: start both from the "
+            "same weights, or give a whole reward model, such as one that `rlhf_jax.hf export --merge` has written"
+        )
+    if programs.has_value_model(section) and section.value_init == "random":
+        raise InputError(
+            f"{stage}.value_init='random' has no weights that the adapters of model.lora could belong to; choose 'reward', "
+            "'policy' or 'zero'"
         )
 
 
@@ -131,13 +151,15 @@ class PPOTraining:
     def finish(self, state: PPOState) -> None:
         """Writes the policy's parameters, and samples test completions from the parameters that are not written.
 
+        The parameters of `state.policy` are whole, with the base of adapters.
+
         `output` selects the moving average (the default) or the last parameters. The choice changes a run's results, so
         the completions of both are compared. Of the parameters that are not written, only the completions are kept.
         """
         policies = {"ema": state.policy.ema_params, "params": state.policy.params}
         policies = {name: model.without_scalar_head(params) for name, params in policies.items()}
         written = policies.pop(self.run.config[self.stage].output)
-        checkpoint.save_params(self.run.folder(self.stage) / "params", written)
+        weights.save_params(self.run, self.stage, written)
         for name, params in policies.items():
             evaluation.sample_others(self.run, self.stage, name, params)
 
@@ -171,7 +193,9 @@ def run_stage(run: Run, stage: str) -> None:
     section, mesh = run.config[stage], run.mesh
     make, compiled = build(run, stage)
     ref, reward, value = training.start()
-    state = make(ref, value, jnp.float32(section.kl_coef))
+    # Adapters of one base: only they are trained and handed around, and the base is passed beside them.
+    (base, ref), (_, reward), (_, value) = lora.split(ref), lora.split(reward), lora.split(value or {})
+    state = make(ref, value or None, jnp.float32(section.kl_coef))
     frozen = programs.frozen_params(run.model, ref, reward)
     del ref, reward, value  # otherwise their float32 copies would stay on the devices for the whole stage
 
@@ -194,9 +218,13 @@ def run_stage(run: Run, stage: str) -> None:
             fixed_kl=section.kl_target is None,
             judge=training.judge(iteration),
             mark=training.trial.clock.mark,
+            base=base,
         )
 
-    training.finish(loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every))
+    state = loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every)
+    policy = state.policy
+    whole = {name: lora.joined(base, getattr(policy, name)) for name in ("params", "ema_params")}
+    training.finish(state.replace(policy=policy.replace(**whole)))
 
 
 def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str, float]:
@@ -289,19 +317,23 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
     policy, value, reward = run.model, value_shape_of(run, stage), run.shape(section.reward)
     rows, prompt, completion = section.batch_size, config.prompt_length, config.completion_length
     make, compiled = build(run, stage)
-    value_params = value and abstract.params(run, value, "scalar")
+    base, start = lora.split(abstract.params(run, policy, "lm"))
+    value_params = value and lora.split(abstract.params(run, value, "scalar"))[1]
     if ESTIMATORS[section.advantage].reads_values and not value:  # a head on the policy's trunk
         value_params = model.scalar_head_of(abstract.params(run, policy, "scalar"))
-    state = make.eval_shape(abstract.params(run, policy, "lm"), value_params, abstract.scalar())
-    ref, reward_params = abstract.frozen(run, policy, "lm"), abstract.frozen(run, reward, "scalar")
-    frozen = {"frozen": (ref, reward_params)}
+    state = make.eval_shape(start, value_params, abstract.scalar())
+    _, ref = lora.split(abstract.frozen(run, policy, "lm"))
+    _, reward_params = lora.split(abstract.frozen(run, reward, "scalar"))
+    shared, frozen = {"base": base} if base else {}, {"frozen": (ref, reward_params)}
     prompts = abstract.rows_of(run, (rows, prompt), jnp.int32), abstract.rows_of(run, (rows, prompt), jnp.bool_)
     sharding.check_batch(prompts, run.mesh)
-    copy = compiled.sample.layout.program.eval_shape(state.language_model)
-    sampled = copy, *prompts, abstract.key(), abstract.scalar()
+    layout, language_model = compiled.sample.layout, lora.joined(base, state.language_model)
+    moved = layout.lacking(language_model)
+    copy = layout.program.eval_shape(moved)
+    sampled = layout.filled(language_model, copy), *prompts, abstract.key(), abstract.scalar()
     rollout = compiled.sample.program.eval_shape(*sampled)
     coefs = jax.eval_shape(lambda: programs.coefficients(section))
-    read = state.policy.params, state.value_params, ref, reward_params, rollout, state.kl_coef, coefs
+    read = state.policy.params, state.value_params, ref, reward_params, rollout, state.kl_coef, coefs, base
     experience, _ = compiled.score.eval_shape(*read)
     picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
     minibatch = compiled.take.eval_shape(experience, picked)
@@ -319,7 +351,6 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
     passed = {name: tree for name, tree in held.items() if name in ("policy parameters", "value parameters")}
     rest = {name: tree for name, tree in held.items() if name not in passed}
     once = {"policy parameters": passed["policy parameters"]}
-    others = {name: tree for name, tree in held.items() if name not in once}
     updates = section.ppo_epochs * (rows // part)
     reading = work.forward(policy, rows, length, rows * completion)
     scoring = reading + reading + work.forward(reward, rows, length)
@@ -328,22 +359,27 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
         scoring += work.forward(value, rows, length)
         updating += work.training(value, part, length)
     cache = work.cache_bytes(policy, rows // section.sample_parts, length, run.mesh)
-    return [
-        abstract.Program(
-            stage,
-            "decode layout",
-            lambda: compiled.sample.layout.program.lower(state.language_model),
-            once,
-            others | frozen,
-            work.Work(),
-            section.iterations,
-        ),
+    # An array that has the layout of sampling already is not copied, but read where it lies.
+    moved_base, moved_policy = lora.split(moved)
+    copied = (once if jax.tree.leaves(moved_policy) else {}) | (shared if jax.tree.leaves(moved_base) else {})
+    everything = held | shared | frozen
+    read_there = {name: tree for name, tree in (once | shared).items() if name not in copied}
+    lay_out = abstract.Program(
+        stage,
+        "decode layout",
+        lambda: layout.program.lower(moved),
+        copied,
+        {name: tree for name, tree in everything.items() if name not in copied},
+        work.Work(),
+        section.iterations,
+    )
+    return [lay_out] * bool(copied) + [
         abstract.Program(
             stage,
             "sample",
             lambda: compiled.sample.program.lower(*sampled),
-            {"decode copy": copy, "batch": prompts},
-            held | frozen,
+            {"decode copy": copy, "batch": prompts} | read_there,
+            {name: tree for name, tree in everything.items() if name not in read_there},
             work.sampling(policy, rows, prompt, completion),
             section.iterations,
             cache,
@@ -355,7 +391,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
             stage,
             "score",
             lambda: compiled.score.lower(*read),
-            passed | frozen | {"batch": rollout},
+            passed | frozen | shared | {"batch": rollout},
             rest,
             scoring,
             section.iterations,
@@ -366,8 +402,8 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
         abstract.Program(
             stage,
             "update",
-            lambda: compiled.update.lower(state, minibatch, ptx, coefs),
-            held | {"batch": (minibatch, ptx)},
+            lambda: compiled.update.lower(state, minibatch, ptx, coefs, base),
+            held | shared | {"batch": (minibatch, ptx)},
             frozen | {"experience": experience},
             updating + ptx_work,
             section.iterations * updates,

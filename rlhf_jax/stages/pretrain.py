@@ -7,7 +7,7 @@ import functools
 
 import jax
 
-from rlhf_jax import abstract, checkpoint, inputs, sharding, weights
+from rlhf_jax import abstract, inputs, sharding, weights
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.evaluate import policy
@@ -38,7 +38,7 @@ FIELDS = trained(
 
 def loss_of(run: Run, stage: str) -> TokenLoss:
     """Returns the loss that config[stage] minimises."""
-    return TokenLoss(run.shape(stage), run.config[stage].get("dropout_rate", 0.0))
+    return TokenLoss(run.trained_shape(stage), run.config[stage].get("dropout_rate", 0.0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -52,7 +52,7 @@ def mean_loss(run: Run, stage: str, params: dict, examples: Batch, batch_size: i
     """Returns the mean loss of many rows under a stage's model, in nats per token, without dropout."""
     batches = shown(f"{stage}, validation", in_order(examples, batch_size), -(-len(examples.tokens) // batch_size))
     sums = [
-        jax.device_get(_total_and_weight(run.shape(stage), params, sharding.put_batch(batch, run.mesh)))
+        jax.device_get(_total_and_weight(run.trained_shape(stage), params, sharding.put_batch(batch, run.mesh)))
         for batch in batches
     ]
     total, weight = (sum(float(x) for x in column) for column in zip(*sums))
@@ -88,7 +88,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         loss_of(run, stage),
         loader,
         section.steps,
-        finish=lambda state: checkpoint.save_params(run.folder(stage) / "params", state.params),
+        finish=lambda state: weights.save_params(run, stage, state.params),
         live={"loss": "loss", "held-out": "valid/loss"},
         validate=lambda state, _: {"valid/loss": mean_loss(run, stage, state.params, held_out, section.batch_size)},
         validate_every=section.validate_every,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import abstract, checkpoint, inputs, losses, train, weights
+from rlhf_jax import abstract, inputs, losses, train, weights
 from rlhf_jax.data.batches import Comparisons, PackedComparisons
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.records import Prompt, Ranking
@@ -165,7 +165,7 @@ def _finish(run: Run, stage: str, rated: dict, state: train.TrainState) -> None:
         print(f"{stage}: there are no demonstrations to set the bias by, so it is 0", flush=True)
         bias = jnp.zeros_like(bias)
     hosts.on_first(write_json, run.folder(stage) / _BIAS, facts | rated)
-    checkpoint.save_params(run.folder(stage) / "params", state.params | {"scalar_bias": bias})
+    weights.save_params(run, stage, state.params | {"scalar_bias": bias})
 
 
 _BIAS = "bias.json"  # by what the bias was set, for evaluation.json

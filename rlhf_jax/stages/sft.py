@@ -10,7 +10,7 @@ import math
 import jax
 import numpy as np
 
-from rlhf_jax import abstract, checkpoint, inputs, weights
+from rlhf_jax import abstract, inputs, weights
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.mixture import build
@@ -199,8 +199,7 @@ class Selection:
 
     def __init__(self, run: Run, stage: str):
         section = run.config[stage]
-        self._run, self._by = run, section.select
-        self._params = run.folder(stage) / "params"
+        self._run, self._stage, self._by = run, stage, section.select
         self._record = run.folder(stage) / "selection.json"
         self._reward = None
         if self._by == "reward":
@@ -215,7 +214,7 @@ class Selection:
             best = best["before"]
         better = best is None or (value < best["value"] if self._by == "loss" else value > best["value"])
         if better:
-            checkpoint.save_params(self._params, params)
+            weights.save_params(self._run, self._stage, params)
             hosts.on_first(write_json, self._record, {"step": step, "by": self._by, "value": value, "before": best})
         return metrics
 

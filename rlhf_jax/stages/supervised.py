@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rlhf_jax import abstract, loop, model, optim, sharding, train
+from rlhf_jax import abstract, loop, lora, model, optim, sharding, train
 from rlhf_jax.model import TransformerConfig, memory, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
@@ -30,7 +30,7 @@ class SupervisedTraining:
       loss_fn: the loss, hashable by value.
       loader: object with batch(step, places), a tree of arrays; batch_size; and rows(step), the examples of a batch.
       total: number of optimizer steps.
-      finish: (final TrainState) -> None; writes the stage's results.
+      finish: (final TrainState) -> None; writes the stage's results. The parameters are whole, as in `validate`.
       head: head of the model, "lm" or "scalar".
       live, validate, validate_every: what is shown, and how the stage is validated; see loop.Trial.
     """
@@ -67,14 +67,21 @@ def fit(training: SupervisedTraining) -> None:
             f"{stage}: the warm-up of {section.warmup_steps} steps is longer than its {training.total} steps; the learning "
             "rate stays below its peak"
         )
-    state = make(training.start())
+    base, trained = lora.split(training.start())
+    state = make(trained)
     learning_rate = jnp.float32(section.learning_rate)
 
     def advance(state, step):
         batch = sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, run.mesh)
-        return program(state, batch, learning_rate, run.key(stage, step))
+        return program(state, batch, learning_rate, run.key(stage, step), base)
 
-    training.finish(loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every))
+    def whole(state):
+        return state.replace(params=lora.joined(base, state.params))
+
+    trial, validate = training.trial, training.validate
+    if validate:
+        trial = dataclasses.replace(trial, validate=lambda state, done: validate(whole(state), done))
+    training.finish(whole(loop.fit(trial, state, advance, checkpoint_every=section.checkpoint_every)))
 
 
 def check(run: Run, stage: str) -> None:
@@ -102,6 +109,8 @@ def check_warmup(run: Run, stage: str, examples: int, batch_size: int) -> None:
 def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "lm"):
     """Returns (function from parameters to a TrainState, train step) of a stage, jitted with explicit shardings.
 
+    The parameters are those that are trained: of a model with adapters, they are the second part of `lora.split`.
+
     The train step donates its state. Runs of one process that differ only in numbers (seed, learning rate) share the
     two programs, compiled once.
 
@@ -115,7 +124,9 @@ def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "
     section = run.config[stage]
     optimizer = optim.OptimizerConfig(**section.optimizer)
     rules, schedule = tuple(run.rules.items()), schedule_of(section, total)
-    return _programs(run.shape(stage), head, loss_fn, optimizer, schedule, section.microbatches, run.mesh, rules)
+    return _programs(
+        run.trained_shape(stage), head, loss_fn, optimizer, schedule, section.microbatches, run.mesh, rules
+    )
 
 
 def schedule_of(section: ConfigDict, total: int) -> optim.Schedule:
@@ -137,11 +148,13 @@ def _programs(
     """Builds the programs of `build`, cached by everything that shapes them."""
     optimizer = optim.make_optimizer(optimizer)
     make = functools.partial(train.init_state, optimizer=optimizer)
-    state = jax.eval_shape(make, model.param_shapes(shape, head))
-    shardings = train.state_shardings(state, optimizer, model.logical_axes(shape, head), mesh, dict(rules))
+    _, trained = lora.split(model.param_shapes(shape, head))
+    _, axes = lora.split(model.logical_axes(shape, head))
+    state = jax.eval_shape(make, trained)
+    shardings = train.state_shardings(state, optimizer, axes, mesh, dict(rules))
     step = jax.jit(
         train.make_train_step(loss_fn, optimizer, schedule, microbatches),
-        in_shardings=(shardings, sharding.over_batch(mesh), None, None),
+        in_shardings=(shardings, sharding.over_batch(mesh), None, None, None),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
@@ -150,18 +163,19 @@ def _programs(
 
 def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int, head: str = "lm") -> abstract.Program:
     """Returns the train step of a stage as an abstract.Program, for an abstract batch and `steps` steps."""
-    shape = run.shape(stage)
+    shape = run.trained_shape(stage)
     sharding.check_batch(batch, run.mesh)
     make, step = build(run, stage, loss_fn, steps, head)
-    state = make.eval_shape(abstract.params(run, shape, head))
+    base, trained = lora.split(abstract.params(run, shape, head))
+    state = make.eval_shape(trained)
     length, rows = batch.tokens.shape[-1], math.prod(batch.tokens.shape[:-1])
     places, parts = length if head == "lm" else 0, run.config[stage].microbatches
     weights = abstract.bytes_per_device(state.params)
     return abstract.Program(
         stage,
         "train step",
-        lambda: step.lower(state, batch, abstract.scalar(), abstract.key()),
-        abstract.groups(state) | {"batch": batch},
+        lambda: step.lower(state, batch, abstract.scalar(), abstract.key(), base),
+        abstract.groups(state) | ({"base": base} if base else {}) | {"batch": batch},
         {},
         work.training(shape, rows, length, rows * places),
         steps,

@@ -113,6 +113,8 @@ class _Running:
         """Trains a stage of the arms that have not finished it, if it is of a kind that can be batched over trials."""
         names = [name for name in names if not self.runs[name].done(stage)]
         names = [name for name in names if registry.of(self.runs[name].config, stage).training]
+        # Adapters share a base, of which a stack would hold a copy for each trial: they are trained one after another.
+        names = [name for name in names if self.runs[name].trained_shape(stage).lora is None]
         if not names:
             return
         print(f"\n{stage}: {len(names)} arms", flush=True)
