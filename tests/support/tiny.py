@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import generate, model, ppo, sharding
+from rlhf_jax import generate, lora, model, ppo, sharding
 from rlhf_jax.data.batches import Batch, Prompts
 from rlhf_jax.ppo import programs as ppo_programs
 
@@ -136,9 +136,11 @@ class PPO:
         )
         policy, reward = params_of(config, 1), params_of(config, 3, "scalar")
         ref = jax.tree.map(lambda x, noise: x + 0.1 * noise, policy, params_of(config, 2))
-        self.policy, self.ref = place(policy, config, self.mesh), place(ref, config, self.mesh)
-        self.reward = place(reward, config, self.mesh, "scalar")
-        value = place(params_of(config, 4, "scalar"), config, self.mesh, "scalar")
+        # Of adapters, all models have the policy's base; without them, it is empty.
+        self.base, self.policy = lora.split(place(policy, config, self.mesh))
+        self.ref = lora.trained(place(ref, config, self.mesh))
+        self.reward = lora.trained(place(reward, config, self.mesh, "scalar"))
+        value = lora.trained(place(params_of(config, 4, "scalar"), config, self.mesh, "scalar"))
         self.value = value if value_config else model.scalar_head_of(value) if shared else None
         optimizers = (self.optimizer,) * 2
         self._init, shardings = ppo_programs.state_maker(self.ppo_config, self.mesh, sharding.DEFAULT_RULES, optimizers)
@@ -158,10 +160,10 @@ class PPO:
         with jax.set_mesh(self.mesh):
             rollout = sharding.put_batch(rollout, self.mesh)
             models = state.policy.params, state.value_params, self.ref if ref is None else ref, self.reward
-            return self.programs.score(*models, rollout, state.kl_coef, coefs)
+            return self.programs.score(*models, rollout, state.kl_coef, coefs, self.base)
 
     def update(self, state, experience, rows, coefs, ptx=None):
         """One step on these rows; the state is donated."""
         with jax.set_mesh(self.mesh):
             ptx = None if ptx is None else sharding.put_batch(ptx, self.mesh)
-            return self.programs.update(state, self.programs.take(experience, rows), ptx, coefs)
+            return self.programs.update(state, self.programs.take(experience, rows), ptx, coefs, self.base)
