@@ -1,6 +1,7 @@
-"""Answers typed instructions with three policies of a finished run: the base model, SFT and a chosen one.
+"""Answers typed instructions with three policies of a finished run: the base model, the reference and a chosen one.
 
     python -m rlhf_jax.chat --workdir=runs/quickstart --stage=ppo
+    python -m rlhf_jax.chat --workdir=runs/quickstart --stage=ppo/checkpoints/100
     python -m rlhf_jax.chat --workdir=runs/quickstart --instruction="say hello to mira ."
 
 Each turn is two lines, the instruction and its input, which may be empty; Ctrl-D ends the program. Gold scores exist
@@ -22,9 +23,10 @@ from rlhf_jax import generate, sampling, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.text_batches import batch_prompts
+from rlhf_jax.evaluate import run_judges
 from rlhf_jax.evaluate.answers import completion_logprob
-from rlhf_jax.evaluate.policy import reference_stage
-from rlhf_jax.evaluate.scorer import Scorer
+from rlhf_jax.evaluate.scorer import scorer_of
+from rlhf_jax.fields import registry
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import NOT_NEGATIVE
 from rlhf_jax.report.record import label
@@ -42,7 +44,7 @@ class Answer(NamedTuple):
     tokens: int
     score: float | None
     gold: float | None
-    kl: float | None  # log pi(completion) - log pi_SFT(completion), nats
+    kl: float | None  # log pi(completion) - log pi_ref(completion), nats
 
 
 class Chat:
@@ -50,7 +52,8 @@ class Chat:
 
     Args:
         run: the run, from `run.open_run`.
-        stage: name of the policy to show beside base and SFT; by default the last policy of the run.
+        stage: the policy to show beside base and reference: a stage, or a kept checkpoint, STAGE/checkpoints/STEP. By
+            default it is the last policy of the run.
 
     Raises:
         InputError: the run has no such policy, or none at all.
@@ -61,13 +64,13 @@ class Chat:
         if not stages:
             raise InputError(f"{run.path} has no finished policy yet; finish a stage that makes one first")
         stage = stage or stages[-1]
-        if stage not in stages:
-            raise InputError(f"{run.path} has no finished policy '{stage}'; --stage can be {', '.join(stages)}")
+        trained = stage if stage in stages else _stage_of_checkpoint(run, stage, stages)
         self._run = run
-        self._reference = reference_stage(run)
-        shown = {*run.stages(lambda kind: kind.base)[:1], self._reference, stage}
-        self._params = {name: weights.load_params(run, name) for name in stages if name in shown}
-        self._scorer = Scorer(run) if run.giving("reward") else None
+        self._reference = run_judges.reference_of(run, trained)
+        names = [*run.stages(lambda kind: kind.base)[:1], self._reference, stage]
+        self._params = {name: weights.load_params(run, name) for name in dict.fromkeys(filter(None, names))}
+        judges = run.giving("reward")[::-1] or list(run_judges.reward_models(run).values())
+        self._scorer = scorer_of(run, judges[0]) if judges else None
 
     def answer(self, instruction: str, input: str = "", *, temperature: float, turn: int = 0) -> list[Answer]:
         """Samples one completion of each policy, all with the same random key.
@@ -99,7 +102,7 @@ class Chat:
             gold = run.corpus.gold(prompt, completion, finished) if text in self._known else None
             answers.append(
                 Answer(
-                    stage,
+                    run_judges.label(run, stage),
                     completion,
                     finished,
                     tokens=len(sampled),
@@ -129,6 +132,18 @@ class Chat:
         return {prompt.prompt: prompt for prompt in found}
 
 
+def _stage_of_checkpoint(run, name: str, stages: list[str]) -> str:
+    """Returns the stage of a kept checkpoint; raises InputError if the name is that of no policy."""
+    stage = name.partition("/")[0]
+    if stage == name or stage not in run.config.stages or registry.of(run.config, stage).gives != "policy":
+        raise InputError(
+            f"{run.path} has no finished policy '{name}'; --stage can be {', '.join(stages)}, or STAGE/checkpoints/STEP "
+            "for a checkpoint that a stage has kept"
+        )
+    run.source(name)  # raises InputError where there is no such checkpoint, and says which there are
+    return stage
+
+
 def table(answers: list[Answer]) -> Table:
     """Returns a table of the answers side by side."""
     shown = Table(show_lines=False, title_justify="left")
@@ -147,7 +162,7 @@ def table(answers: list[Answer]) -> Table:
         "tokens": "tokens",
         "reward score": "score",
         "gold score": "gold",
-        "KL to SFT (nats)": "kl",
+        "KL to the reference (nats)": "kl",
     }.items():
         values = [getattr(answer, name) for answer in answers]
         shown.add_row(
@@ -202,7 +217,10 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m rlhf_jax.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="The work directory of a finished run.")
-    parser.add_argument("--stage", help="The policy to talk to, beside base and SFT. The default is the last one.")
+    parser.add_argument(
+        "--stage",
+        help="The policy to talk to, beside base and reference: a stage, or STAGE/checkpoints/STEP. The default is the last one.",
+    )
     parser.add_argument("--instruction", help="The one instruction to answer, after which the command ends.")
     parser.add_argument("--input", default="", help="The text that the instruction is about.")
     parser.add_argument(

@@ -1,19 +1,20 @@
-"""A language model, ready for use: of a Hugging Face directory, of a finished stage, or of a work directory."""
+"""A language model, ready for use: of a Hugging Face directory, a stage, a checkpoint or a work directory."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 
 import jax
 
-from rlhf_jax import generate, hf, model, sharding, weights
+from rlhf_jax import generate, hf, model, sharding, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.fields import registry
 from rlhf_jax.model import TransformerConfig, attention
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class LanguageModel:
 
 
 def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bool = False) -> LanguageModel:
-    """Reads the model of a Hugging Face directory, a finished stage or a work directory.
+    """Reads the model of a Hugging Face directory, a finished stage, a kept checkpoint, or a work directory's last policy.
 
     Args:
         directory: path of the directory.
@@ -51,21 +52,21 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bo
           part of `tensor` devices has them whole.
 
     Raises:
-        InputError: the directory is neither a Hugging Face directory nor a finished policy.
+        InputError: the directory is neither a Hugging Face directory nor a policy that a run has trained.
     """
     folder = pathlib.Path(directory)
     data, fsdp = (1, -1) if training else (-1, 1)
     mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
-    if (folder / "done.json").is_file():
-        return _open_stage(folder.absolute().parent, folder.absolute().name, mesh, dtype, training)
-    config = folder / "config.json"
-    if not config.is_file():
+    if sources.is_run(folder):
+        return _open_trained(sources.last_of(folder, "policy"), mesh, dtype, training)
+    found = sources.at(pathlib.Path(os.path.abspath(folder)))
+    if found is None:
         raise InputError(
             f"--model={directory} has no config.json: it is neither a Hugging Face directory, nor a work "
             "directory, nor a finished stage of one"
         )
-    if "stages" in read_json(config):
-        return _open_stage(folder, "", mesh, dtype, training)
+    if isinstance(found, sources.Trained):
+        return _open_trained(found, mesh, dtype, training)
     platform = mesh.devices.flat[0].platform
     dtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
     shape = hf.load_config(folder, dtype=dtype, attention=attention.choose("auto", platform, dtype))
@@ -81,19 +82,18 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bo
     return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
 
 
-def _open_stage(path: pathlib.Path, stage: str, mesh, dtype: str, merge: bool) -> LanguageModel:
-    """Reads a policy of a work directory; stage "" is its last policy. With `merge`, adapters become part of the weights.
+def _open_trained(source: sources.Trained, mesh, dtype: str, merge: bool) -> LanguageModel:
+    """Reads a policy that a run has trained. With `merge`, adapters become part of the weights.
 
     Raises:
-        InputError: the stage is not a finished policy.
+        InputError: the stage gives something else.
     """
-    run = run_lib.open_run(path, mesh)
-    policies = run.giving("policy")
-    if not policies or stage and stage not in policies:
+    run = run_lib.open_run(str(source.workdir), mesh)
+    if registry.of(run.config, source.stage).gives != "policy":
         raise InputError(
-            f"{path / stage} is not a finished policy; the finished policies of {path}: {', '.join(policies) or 'none'}"
+            f"{source.folder} is not a policy; the finished policies of {source.workdir}: "
+            f"{', '.join(run.giving('policy')) or 'none'}"
         )
-    stage = stage or policies[-1]
-    shape, params = run.shape(stage), weights.load_params(run, stage, merge=merge)
+    shape, params = run.shape(source.name), weights.load_params(run, source.name, merge=merge)
     shape = dataclasses.replace(shape, dtype=dtype or shape.dtype, lora=None if merge else shape.lora)
-    return LanguageModel(shape, params, Tokenizer.load(path), run.template, mesh, run.rules)
+    return LanguageModel(shape, params, Tokenizer.load(source.workdir), run.template, mesh, run.rules)

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, hf, lora, settled, shapes, sharding, sources
-from rlhf_jax.data import tokenizer_files
+from rlhf_jax import checkpoint, hf, lora, notes, settled, shapes, sharding, sources
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
-from rlhf_jax.data.files import checksum
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import forms, noted, registry
@@ -23,7 +21,7 @@ from rlhf_jax.fields.defaults import defaults_like, filled
 from rlhf_jax.model import TransformerConfig, attention
 from rlhf_jax.runtime import hosts, keys, progress, shipped
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import read_if_there, write_json
+from rlhf_jax.runtime.files import read_if_there
 from rlhf_jax.runtime.workdir import Workdir
 from rlhf_jax.sources import read_config
 from rlhf_jax.world.corpus import WorldCorpus
@@ -43,9 +41,8 @@ def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
     return (*FREE_FIELDS, *(["stages"] * bool(appended)), *appended)
 
 
-KEPT = ("template.txt", *tokenizer_files.FILES)  # how a run reads and writes text, all its life
 PROGRAM = "program.json"  # what `model.remat` and `model.scan_layers` leave open; forecast.py writes it
-_PREPARED = ("data_report.json", PROGRAM, *KEPT)  # by `start`, before any stage
+_PREPARED = (notes.REPORT, PROGRAM, *notes.KEPT)  # by `start`, before any stage
 
 
 @dataclasses.dataclass
@@ -84,8 +81,17 @@ class Run:
         return hosts.on_first((self.folder(stage) / "done.json").exists)
 
     def mark_done(self, stage: str, seconds: float, **details) -> None:
-        """Marks a stage as finished, with the config that it was made with; see Workdir.mark_done."""
+        """Marks a stage as finished, with the config and the models that it was made with; see Workdir.mark_done."""
+        named = {name for _, name in sources.named(self.config[stage])}
+        used = {name: found for name, found in hosts.on_first(notes.models_used, self.path).items() if name in named}
+        if used:
+            details["models"] = used
         self.workdir.mark_done(stage, seconds, config=noted.note(self.config.to_dict(), stage), **details)
+
+    def note_models(self, used: dict[str, sources.Source]) -> None:
+        """Notes the models of these names, or checks that they are those that the run has noted; see notes.note_models."""
+        if used and self.workdir:
+            hosts.on_first(notes.note_models, self.path, used)
 
     def evaluated(self, stage: str) -> bool:
         return hosts.on_first((self.folder(stage) / "evaluation.json").exists)
@@ -232,7 +238,7 @@ def _assemble(
         )
     if save:
         hosts.on_first(_keep_tokenizer if chat else _keep_template, path, config)
-    hosts.on_first(check_kept, path)
+    hosts.on_first(notes.check_kept, path)
     template = (
         Tokenizer.load(path).chat_template(forms.date(config.data.chat_date))
         if chat
@@ -243,9 +249,9 @@ def _assemble(
     corpora = {} if corpora is None else corpora
     corpus = _corpus(config, template, corpora)
     if save:
-        hosts.on_first(_check_data, path, corpus)
+        hosts.on_first(notes.check_data, path, corpus)
         hosts.on_first(_keep_tokenizer, path, config, corpus)
-        hosts.on_first(_note_kept, path)
+        hosts.on_first(notes.note_kept, path)
     tokenizer = Tokenizer.load(path)
     if chat:
         tokenizer = tokenizer.for_chat()
@@ -346,92 +352,6 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
 def sharding_rules(config: ConfigDict) -> dict:
     """Logical axis -> mesh axes, as config.sharding has them."""
     return {axis: tuple(axes.split(",")) if axes else None for axis, axes in config.sharding.items()}
-
-
-def _check_data(path: pathlib.Path, corpus: FileCorpus | WorldCorpus) -> None:
-    """Keeps the checksums of the data files in data_report.json; at a resume, they must be the same."""
-    ours = corpus.checksums
-    before = _noted(path, "checksums")
-    if said := before is not None and _changes(before, ours):
-        raise InputError(
-            f"the data files were changed after this run began ({said}): put back the old files, or give another "
-            "--workdir to begin a run with these"
-        )
-    if ours and before is None:
-        _note(path, "checksums", ours)
-
-
-def note_models(run: Run, used: dict[str, sources.Source]) -> None:
-    """Keeps where models of other runs and released ones lie, with their checksums, in data_report.json.
-
-    Raises:
-      InputError: a model is another one than when the run began to use it.
-    """
-    if used and run.workdir:
-        hosts.on_first(_note_models, run.path, used)
-
-
-def _note_models(path: pathlib.Path, used: dict[str, sources.Source]) -> None:
-    before = _noted(path, "models") or {}
-    for name, source in used.items():
-        now = {"folder": str(source.folder), "checksum": source.checksum()}
-        if name in before and before[name].get("checksum") != now["checksum"]:
-            raise InputError(
-                f"{source.folder} ('{name}') was changed after this run began to use it: put back the model as it was, "
-                "or give another --workdir to begin a run with this one"
-            )
-        before[name] = now
-    _note(path, "models", before)
-
-
-def _noted(path: pathlib.Path, name: str) -> dict[str, str] | None:
-    """The checksums of this name in data_report.json; None in a run that has none yet, or is of an earlier version."""
-    report = path / "data_report.json"
-    found = (read_if_there(report) or {}).get(name)
-    if not isinstance(found, dict | None):
-        raise InputError(
-            f"{report} is damaged: '{name}' must be an object of files and their checksums; put it back as it was"
-        )
-    return found
-
-
-def _note(path: pathlib.Path, name: str, checksums: dict[str, str]) -> None:
-    facts = read_if_there(path / "data_report.json") or {}
-    write_json(path / "data_report.json", {"files": {}, "stages": {}} | facts | {name: checksums})
-
-
-def _changes(before: dict, now: dict) -> str:
-    """What has become of files, by their checksums; "" where all are as they were."""
-    differ = {
-        name: "is gone" if name not in now else "is new" if name not in before else "was changed"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name)
-    }
-    return ", ".join(f"{name} {what}" for name, what in list(differ.items())[:5]) + ", ..." * (len(differ) > 5)
-
-
-def _kept(path: pathlib.Path) -> dict[str, str]:
-    return {name: checksum(path / name) for name in KEPT if (path / name).is_file()}
-
-
-def _note_kept(path: pathlib.Path) -> None:
-    """Keeps the checksums of tokenizer and template in data_report.json, once."""
-    if _noted(path, "kept") is None:
-        _note(path, "kept", _kept(path))
-    check_kept(path)
-
-
-def check_kept(path: pathlib.Path) -> None:
-    """Raises InputError where tokenizer or template are not those with which the run began.
-
-    Where there is no tokenizer.json, a start makes the tokenizer anew, and it is checked after that.
-    """
-    before, now = _noted(path, "kept"), _kept(path)
-    if tokenizer_files.TOKENIZER in now and before is not None and (said := _changes(before, now)):
-        raise InputError(
-            f"{path}: the tokenizer or the template was changed after this run began ({said}): put back the old files, "
-            "or give another --workdir to begin a run with these"
-        )
 
 
 def _keep_template(path: pathlib.Path, config: ConfigDict) -> None:

@@ -113,6 +113,11 @@ class Trained:
         return stage if self.step is None else stage / _CHECKPOINTS / str(self.step)
 
     @property
+    def name(self) -> str:
+        """The name of the model in its run: STAGE, or STAGE/checkpoints/STEP."""
+        return self.folder.relative_to(self.workdir).as_posix()
+
+    @property
     def label(self) -> str:
         """The model's name in tables and metrics, such as "a/sft" for runs/a/sft."""
         return self.folder.relative_to(self.workdir.parent).as_posix()
@@ -142,7 +147,7 @@ class Trained:
         """Returns the model's shape; `program` replaces fields that are not part of its architecture."""
         sections = self.config.model.to_dict(), self.config[self.stage].to_dict().get("model", {})
         fields = {name: value for section in sections for name, value in section.items() if value is not None}
-        fields = {name: value for name, value in fields.items() if name not in ("shape", "lora")}
+        fields = {name: value for name, value in fields.items() if name not in ("shape", "lora", *hf.PROGRAM_FIELDS)}
         vocab_size = Tokenizer.load(self.workdir).vocab_size
         return TransformerConfig(**{"vocab_size": vocab_size, "lora": self.lora} | fields | program)
 
@@ -291,14 +296,12 @@ def at(path: pathlib.Path) -> Source | None:
     if is_run(path):
         stages = [stage for stage in config_of(path).get("stages", ()) if (path / stage / finished.DONE).is_file()]
         raise InputError(
-            f"{path} is a work directory; name one of its finished stages: "
-            f"{', '.join(str(path / stage) for stage in stages) or 'there are none yet'}"
+            f"{path} is a work directory; give one of its stages: "
+            f"{', '.join(str(path / stage) for stage in stages) or 'none is finished yet'}"
         )
-    if is_run(path.parent):
+    if is_run(path.parent) and not (path / "config.json").is_file():
         if (path / finished.DONE).is_file():
             return Trained(path.parent, path.name)
-        if path.name not in config_of(path.parent).get("stages", ()):
-            return None
         raise InputError(
             f"{path} is not a finished stage: it has no {finished.DONE}; start the run again to finish it{_kept(path)}"
         )
@@ -349,7 +352,7 @@ def named(section: Mapping) -> Iterator[tuple[str, str]]:
     for field in FIELDS:
         value = section.get(field) or ()
         for name in [value] if isinstance(value, str) else value:
-            yield field, name.rpartition("@")[0] or name if field == "models" else name
+            yield field, name.partition("@")[0] if field == "models" else name
 
 
 def read_stage(folder: pathlib.Path, abstract) -> dict:

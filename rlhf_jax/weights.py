@@ -14,7 +14,7 @@ from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import registry
 from rlhf_jax.lora import SCALAR_HEAD, Lora
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.run import Run, note_models
+from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json
@@ -35,6 +35,8 @@ def load_params(run: Run, stage: str, head: str = "lm", *, merge: bool = False) 
     if stage not in run.config:
         source, shape = run.source(stage), run.shape(stage)
         _check_source(run, source, shape, head)
+        run.note_models({stage: source})
+        shape = dataclasses.replace(shape, lora=None) if merge else shape
         return _params_of(run, stage, source, shape, head)
     if not run.done(stage):
         if not hosts.on_first((run.path / "config.json").is_file):
@@ -185,7 +187,7 @@ def check_sources(run: Run, stage: str) -> None:
         else:
             _check_source(run, source, run.shape(name), "scalar")
             run.check_length("prompt_length + completion_length", run.whole_length, run.shape(name))
-    note_models(run, used)
+    run.note_models(used)
 
 
 def _check_start(run: Run, stage: str, name: str) -> str:

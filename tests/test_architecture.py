@@ -16,7 +16,7 @@ LAYERS = (
     {"data", "hf"},
     {"sources"},
     {"token_loss", "generate", "shapes", "world"},
-    {"settled"},
+    {"settled", "notes"},
     {"ppo", "run"},
     {"inputs", "weights", "sampling", "loop"},
     {"abstract", "language_model"},

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from test_evaluate import CONFIG, LengthScorer, corpus, make_run, scorer, shared  # noqa: F401 (fixtures)
 
 from rlhf_jax.config import best_of_n_config
-from rlhf_jax.evaluate import best_of_n, overoptimization, policy
+from rlhf_jax.evaluate import best_of_n, overoptimization, policy, run_judges
 from rlhf_jax.generate import Rollout
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.progress import Stopped
@@ -40,10 +40,10 @@ def run(make_run, parameters_in_memory):  # noqa: F811
         lambda length: lambda *asked: random_rollout(made, length, *asked),
     )
     records = made.corpus.prompts("test", "ppo")[: made.config.evaluate.prompts]
-    prompts = policy.prompt_arrays(made, records)
+    prompts = run_judges.prompt_arrays(made, records)
     rollout = random_rollout(made, 6, None, prompts, made.key("sft"), 1.0)
     rows = policy.describe(made, records, prompts.index, rollout, np.zeros(len(prompts.index)))
-    policy.judge(made, "sft", rows, 1.0)
+    run_judges.judge(made, "sft", rows, 1.0)
     policy.write_rows(made.folder("sft") / "samples.jsonl", rows)
     policy.conclude(made, "sft", rows, {}, 1.0)
     return made

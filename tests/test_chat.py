@@ -58,7 +58,7 @@ def in_memory(parameters_in_memory):
 
 
 class FixedScorer:
-    def __init__(self, run):
+    def __init__(self, run, name):
         pass
 
     def __call__(self, prompts, completions, finished, sampled=None):
@@ -98,7 +98,7 @@ def made(world):
 
 @pytest.fixture(autouse=True)
 def context(made, monkeypatch):
-    monkeypatch.setattr(chat, "Scorer", FixedScorer)
+    monkeypatch.setattr(chat, "scorer_of", FixedScorer)
     with jax.set_mesh(made.mesh):  # as in the command: programs are compiled once
         yield
 
@@ -155,7 +155,7 @@ def test_what_the_run_does_not_know_is_a_dash(made, monkeypatch):
     chat.show(chat.Chat(made), console, "say one word", "", 1.0)
     shown = console.file.getvalue()
     assert "No gold score" in shown
-    assert next(line for line in shown.splitlines() if "KL to SFT" in line).count("–") == 1
+    assert next(line for line in shown.splitlines() if "KL to the reference" in line).count("–") == 1
 
 
 def test_real_text_has_no_gold(made, world, monkeypatch):

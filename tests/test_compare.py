@@ -13,7 +13,7 @@ import tiny
 from scipy.special import expit
 from toy import get_config as toy_config
 
-from rlhf_jax import hf, ppo
+from rlhf_jax import hf, ppo, sources
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import compare, outside
@@ -433,13 +433,16 @@ def test_a_reward_model_reads_the_tokens_of_its_own_run_and_texts_of_others(worl
             return np.array([float(len(text)) for text in texts])
 
     monkeypatch.setattr(scorer_lib, "Scorer", Longest)
+    monkeypatch.setattr(
+        sources, "last_of", lambda path, gives: sources.Trained(path, {"reward": "reward_model"}[gives])
+    )
     rows = files.read_json_lines(world_run / "sft" / "samples.jsonl")
     longer = [{"prompt": row["prompt"], "completion": row["completion"] + " and more"} for row in rows]
     out = tmp_path / "found.json"
     arguments = [write(tmp_path / "mine.jsonl", longer), str(world_run / "sft"), "--out", str(out)]
     assert command.main([*arguments, f"--judge=reward:{world_run}"]) == 0
     assert files.read_json(out)["contests"][0]["win_rate"]["value"] == 1
-    assert asked == [None, None, [(1,)] * len(rows)]
+    assert asked == ["reward_model", None, [(1,)] * len(rows)]
     with pytest.raises(InputError, match="is no finished reward model"):
         judges.reward(str(world_run / "sft"))
     with pytest.raises(

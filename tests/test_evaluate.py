@@ -19,7 +19,7 @@ from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import answers as programs
-from rlhf_jax.evaluate import policy, skills
+from rlhf_jax.evaluate import policy, run_judges, skills
 from rlhf_jax.evaluate import scorer as scorer_lib
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime import hosts, progress
@@ -287,7 +287,7 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     monkeypatch.setattr(scorer_lib, "Scorer", REAL_SCORER)
     monkeypatch.setattr(scorer_lib, "_BATCH_TOKENS", 512)
     records = run.corpus.prompts("valid", "ppo")
-    prompts = loader.take(policy.prompt_arrays(run, records), np.arange(8) % 4)  # each prompt twice
+    prompts = loader.take(run_judges.prompt_arrays(run, records), np.arange(8) % 4)  # each prompt twice
     rollout = hosts.fetch(sampling.sampler(run, 6)(policy_params, prompts, run.key("select", 0), 1.0))
     asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, rollout))  # PPO's reward
 
@@ -302,7 +302,7 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     for row in rows:
         row["scores"] = {}
     monkeypatch.setattr(run.corpus, "prompts", lambda split, stage: records)
-    policy.add_scores(run, rows)
+    run_judges.add_scores(run, rows)
     np.testing.assert_allclose([row["score"] for row in rows], asked, atol=2e-5)
 
     said = *generate.texts(rollout, run.tokenizer), ["sft"] * 8, generate.sampled(rollout)
@@ -311,7 +311,7 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     ]
     for i, ranking in enumerate(collect._rank_by_scores(scorer, items)):
         assert ranking.ranks == ((1, 2) if asked[i] > asked[i + 4] else (2, 1))
-    valid = policy.scorer.ValidationReward(run, "reward_model")
+    valid = scorer_lib.ValidationReward(run, "reward_model")
     same = hosts.fetch(
         sampling.sampler(run, 6)(policy_params, *loader.in_order(valid._arrays, 8), run.key("select", 0), 1.0)
     )
@@ -323,7 +323,7 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     run = make_run("sft", "reward_model")
     ends = run.tokenizer.eos_id, *range(300, 340)
     monkeypatch.setattr(run.tokenizer, "end_ids", ends)
-    (batch,) = loader.in_order(policy.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
+    (batch,) = loader.in_order(run_judges.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
     rollout = hosts.fetch(sampling.sampler(run, 6)(weights.load_params(run, "sft"), batch, run.key("sft", 0), 1.0))
     texts, finished = generate.texts(rollout, run.tokenizer)
     ended = [[token in ends for token in ids] for ids in generate.sampled(rollout)]

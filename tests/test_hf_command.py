@@ -20,7 +20,7 @@ import toy
 from released import read_tensors, save_llama, torch_and_transformers, write_tensors
 from test_hf import bits
 
-from rlhf_jax import checkpoint, hf, model, ppo, shapes, sharding, weights
+from rlhf_jax import checkpoint, hf, model, notes, ppo, shapes, sharding, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.fitting import pad_right
@@ -264,7 +264,7 @@ def own_scores(shape, params):
 
 
 def test_a_tokenizer_that_is_not_that_of_the_run_goes_not_out(workdir, tmp_path, capsys):
-    kept = {name: checksum(workdir / name) for name in run_lib.KEPT if (workdir / name).is_file()}
+    kept = {name: checksum(workdir / name) for name in notes.KEPT if (workdir / name).is_file()}
     (workdir / "data_report.json").write_text(json.dumps({"kept": kept}))
     assert command.main(["export", str(workdir / "sft"), str(tmp_path / "good")]) == 0
     (workdir / "tokenizer.json").write_text((workdir / "tokenizer.json").read_text() + " ")

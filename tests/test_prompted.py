@@ -14,7 +14,7 @@ from rlhf_jax import sharding, weights
 from rlhf_jax.config import prompted_config
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import policy, run_judges
 from rlhf_jax.evaluate import scorer as scorer_lib
 from rlhf_jax.evaluate.answers import EvaluationPrograms, ask
 from rlhf_jax.model import TransformerConfig
@@ -64,7 +64,7 @@ def run(make_run, parameters_in_memory):  # noqa: F811
     made.load_params = ends_lines
     answers = ask(made, EvaluationPrograms(made), weights.load_params(made, "sft"), policy.questions(made))
     rows = policy.sample_rows(made, answers.samples)
-    policy.judge(made, "sft", rows, 1.0)
+    run_judges.judge(made, "sft", rows, 1.0)
     policy.write_rows(made.folder("sft") / "samples.jsonl", rows)
     policy.conclude(made, "sft", rows, {}, 1.0)
     return made

@@ -2,6 +2,7 @@
 
     python -m rlhf_jax.evaluate --workdir=runs/quickstart --tasks=instructgpt_truthfulqa_mc --data=FOLDER
     python -m rlhf_jax.evaluate --workdir=runs/quickstart --stage=sft,ppo_ptx --tasks=hellaswag --download
+    python -m rlhf_jax.evaluate --model=runs/quickstart/ppo/checkpoints/100 --tasks=hellaswag --download
     python -m rlhf_jax.evaluate --model=SmolLM2-135M-Instruct --tasks=gsm8k --apply_chat_template --limit=100 --download
 
 --tasks names any tasks, groups or tags of lm-eval, patterns such as 'mmlu_*', or task files; --tasks=list prints the
@@ -36,7 +37,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workdir", help="The work directory of a run.")
     parser.add_argument("--stage", default="", help="Its stages, with commas between them. Default: all policies.")
-    parser.add_argument("--model", default="", help="Or a Hugging Face directory; several with commas between them.")
+    parser.add_argument(
+        "--model", default="", help="Or a Hugging Face directory, or a kept checkpoint; several with commas."
+    )
     parser.add_argument(
         "--tasks", required=True, help="The tasks, with commas between them; 'list' prints their names."
     )
@@ -77,7 +80,7 @@ def models(options: argparse.Namespace) -> dict[str, tuple[pathlib.Path, pathlib
     if bool(options.workdir) == bool(options.model):
         raise InputError("give either --workdir=DIR, a run, or --model=FOLDER, a released model")
     if options.model:
-        found = {pathlib.Path(name).name: pathlib.Path(name) for name in _names(options.model)}
+        found = {_name(pathlib.Path(name)): pathlib.Path(name) for name in _names(options.model)}
         if len(found) < len(_names(options.model)):
             raise InputError(
                 f"--model={options.model} names two folders of one name; evaluate them one after the other"
@@ -93,8 +96,18 @@ def models(options: argparse.Namespace) -> dict[str, tuple[pathlib.Path, pathlib
     stages = _names(options.stage) or policies
     for stage in stages:
         if stage not in policies:
-            raise InputError(f"--stage={stage} is no finished policy of {options.workdir}; there {_are(policies)}")
+            raise InputError(
+                f"--stage={stage} is no finished policy of {options.workdir}; there {_are(policies)}; a kept checkpoint is "
+                f"named as --model={options.workdir}/STAGE/checkpoints/STEP"
+            )
     return {stage: (run.folder(stage), run.folder(stage)) for stage in stages}
+
+
+def _name(path: pathlib.Path) -> str:
+    """Returns the name of a model in the table: that of its folder, with the stage for a checkpoint."""
+    return (
+        f"{path.parts[-3]}-{path.name}" if path.parts[-2:-1] == ("checkpoints",) and len(path.parts) > 2 else path.name
+    )
 
 
 def _are(names: list[str]) -> str:

@@ -17,20 +17,24 @@ them. Its folder also gets the completions of the other,
 whose estimates stand in evaluation.json as "other_weights".
 
 `score` is that of the run's first reward model; where there are several, `score/NAME` is that of each. `reference` is the
-first SFT stage: `kl` is log pi - log pi_ref of the sampled tokens, summed over the completion, in nats, and `win_rate` is
-against the reference's completions of the same prompts.
+first SFT stage, or else what the policy started from (run_judges.py says who judges): `kl` is log pi - log pi_ref of the
+sampled tokens, summed over the completion, in nats, and `win_rate` is against the reference's completions of the same
+prompts. The completions of a reference that is no stage of the run are kept in the stage's folder,
+
+    samples.reference.jsonl
+
+and their estimates stand in evaluation.json as "reference_estimates".
 """
 
 import jax
 import numpy as np
 
-from rlhf_jax import generate, inputs, loop, sharding, weights
-from rlhf_jax.data import batches, loader, text_batches
+from rlhf_jax import generate, inputs, weights
+from rlhf_jax.data import loader
 from rlhf_jax.data.chat_template import shown
-from rlhf_jax.evaluate import demonstrations, scorer, skills
-from rlhf_jax.evaluate.answers import Answers, EvaluationPrograms, Questions, ask, completion_logprob
+from rlhf_jax.evaluate import demonstrations, run_judges, skills
+from rlhf_jax.evaluate.answers import Answers, EvaluationPrograms, Questions, ask
 from rlhf_jax.evaluate.harness.results import PREFIX as BENCHMARKS
-from rlhf_jax.fields import registry
 from rlhf_jax.generate import Rollout
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -61,7 +65,7 @@ def evaluate_policy(run, stage: str, answers: Answers | None = None) -> dict:
         retained |= demonstrations.summarize(marked)
     retained = {name: _plain(value) for name, value in retained.items()}
     temperature = run.config.evaluate.temperature
-    judge(run, stage, rows, temperature)
+    run_judges.judge(run, stage, rows, temperature)
     hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", rows)
     return conclude(run, stage, rows, retained, temperature)
 
@@ -70,7 +74,7 @@ def check(run, stage: str) -> None:
     """Raises InputError where a policy cannot be evaluated: without test prompts, or with texts too long for the model."""
     inputs.need(run, stage, "prompts", "test")
     try:
-        prompt_arrays(run, _test_prompts(run))
+        run_judges.prompt_arrays(run, _test_prompts(run))
     except InputError as error:
         raise InputError(f"{stage}, evaluation on test prompts: {error}") from None
     demonstrations.check(run, stage)
@@ -85,11 +89,12 @@ def questions(run) -> Questions:
     )
 
 
-def _sample_questions(run) -> list:
+def _sample_questions(run, temperature: float | None = None) -> list:
     config = run.config.evaluate
-    prompts = prompt_arrays(run, _test_prompts(run))
+    temperature = config.temperature if temperature is None else temperature
+    prompts = run_judges.prompt_arrays(run, _test_prompts(run))
     return [
-        (batch, np.asarray(jax.random.key_data(run.key("evaluate", number))), np.float32(config.temperature))
+        (batch, np.asarray(jax.random.key_data(run.key("evaluate", number))), np.float32(temperature))
         for number, batch in enumerate(loader.in_order(prompts, config.batch_size))
     ]
 
@@ -110,7 +115,7 @@ def _other_weights(run, stage: str, rivals: list[dict] | None, temperature: floa
     for name in ("params", "ema"):
         path = run.folder(stage) / f"samples.{name}.jsonl"
         if rows := hosts.on_first(_read_rows_if_there, path):
-            judge(run, stage, rows, temperature)
+            run_judges.judge(run, stage, rows, temperature)
             hosts.on_first(write_rows, path, rows)
             estimates = summarize(rows, rivals)
             return {"other_weights": {"weights": name, "estimates": {name: _plain(x) for name, x in estimates.items()}}}
@@ -133,7 +138,9 @@ def rescore(run) -> None:
         if evaluation:
             evaluations[stage] = evaluation
             samples[stage] = hosts.on_first(read_rows, run.folder(stage) / "samples.jsonl")
-            judge(run, stage, samples[stage], evaluations[stage]["temperature"])
+            if evaluation["reference"] != _reference_label(run, stage):
+                samples[stage] = [row | {"kl": None} for row in samples[stage]]
+            run_judges.judge(run, stage, samples[stage], evaluations[stage]["temperature"])
             hosts.on_first(write_rows, run.folder(stage) / "samples.jsonl", samples[stage])
     for stage, evaluation in evaluations.items():
         retained = {
@@ -145,26 +152,27 @@ def rescore(run) -> None:
 
 
 def _complete(run, evaluation: dict) -> bool:
-    """Whether an evaluation has every estimate that the finished stages allow."""
-    known, reference = evaluation["estimates"], reference_stage(run)
-    scorers, stage = run.giving("reward"), evaluation["stage"]
+    """Whether an evaluation has every estimate that the run's judges allow."""
+    known, stage = evaluation["estimates"], evaluation["stage"]
+    scorers, reference = run_judges.reward_models(run), run_judges.reference_of(run, stage)
     wanted = ["score"] if scorers else []
     wanted += [f"score/{name}" for name in scorers] if len(scorers) > 1 else []
     if reference:
-        wanted += ["kl"] if _kl_is_known(run, stage, reference) else []
-        wanted += ["win_rate"] if stage != reference else []
-    return evaluation["reference"] == reference and not any(known.get(name) is None for name in wanted)
+        wanted += ["kl"] if run_judges.kl_is_known(run, stage, reference) else []
+        wanted += ["win_rate"] if stage != reference and (scorers or evaluation["win_rate_by"]) else []
+    same = evaluation["reference"] == _reference_label(run, stage)
+    return same and not any(known.get(name) is None for name in wanted)
 
 
-def reference_stage(run) -> str | None:
-    """The first SFT stage, which KL and win rate refer to; None before it is finished."""
-    return next(iter(run.stages(lambda kind: kind.reference)), None)
+def _reference_label(run, stage: str) -> str | None:
+    reference = run_judges.reference_of(run, stage)
+    return reference and run_judges.label(run, reference)
 
 
 def sample_rows(run, answers: list) -> list[dict]:
     """A row for each test prompt that is not too long: the completion, its gold parts and its log pi."""
     records, rows = _test_prompts(run), []
-    indices = prompt_arrays(run, records).index
+    indices = run_judges.prompt_arrays(run, records).index
     for rollout, logprobs in answers:
         rows += describe(run, records, indices[len(rows) : len(rows) + len(logprobs)], rollout, logprobs)
     return rows
@@ -258,71 +266,6 @@ def judged_by(rows: list[dict]) -> str | None:
     return None if rows[0]["score"] is None else "score"
 
 
-def _kl_is_known(run, stage: str, reference: str) -> bool:
-    """Whether the KL of a stage's policy to the reference can be computed: that of best of n only if it draws from it."""
-    section = run.config[stage]
-    return not registry.of(run.config, stage).kl_by_formula or section.init == reference
-
-
-def judge(run, stage: str, rows: list[dict], temperature: float) -> None:
-    """Fills in the scores and the KL that rows lack, as far as the finished stages of the run allow."""
-    prompts = run.corpus.prompts("test", "ppo")
-    records = [prompts[row["index"]] for row in rows]
-    add_scores(run, rows)
-    reference = reference_stage(run)
-    if rows[0]["kl"] is not None or not reference or not _kl_is_known(run, stage, reference):
-        return
-    by_formula = registry.of(run.config, stage).kl_by_formula
-    if reference == stage or by_formula:
-        nats = 0.0 if reference == stage else by_formula(run.config[stage])
-        for row in rows:
-            row["kl"] = nats
-    else:
-        params = weights.load_params(run, reference)
-        for row, logprob in zip(rows, _logprobs(run, params, records, rows, temperature)):
-            row["kl"] = row["logprob"] - float(logprob)
-
-
-def add_scores(run, rows: list[dict]) -> None:
-    """Fills in the `scores` of every finished reward model, and `score`, that of the first, by which policies are compared."""
-    prompts = run.corpus.prompts("test", "ppo")
-    records = [prompts[row["index"]] for row in rows]
-    said = [[row[name] for row in rows] for name in ("completion", "finished", "tokens")]
-    names = run.giving("reward")
-    for row in rows:
-        row.setdefault("scores", {})  # rows of an older version have none
-    for name in names:
-        if name not in rows[0]["scores"]:
-            scores = scorer.Scorer(run, name)(records, *said)
-            for row, score in zip(rows, scores):
-                row["scores"][name] = float(score)
-    for row in rows if names else []:
-        row["score"] = row["scores"][names[0]]
-
-
-def _logprobs(run, params: dict, records, rows: list[dict], temperature: float) -> np.ndarray:
-    """The log pi f32[N] of the sampled tokens of rows, under the given parameters."""
-    prompts = prompt_arrays(run, records)
-    tokens = np.full((len(rows), run.config.completion_length), run.tokenizer.pad_id, np.int32)
-    mask = np.arange(tokens.shape[1]) < np.array([[len(row["tokens"])] for row in rows])
-    tokens[mask] = np.concatenate([row["tokens"] for row in rows])
-    rollouts = Rollout(
-        np.concatenate([prompts.tokens, tokens], axis=1), prompts.mask, mask, np.zeros(mask.shape, np.float32)
-    )
-    found, size = [], run.config.evaluate.batch_size
-    batches = loader.in_order(rollouts, size)
-    for batch in loop.each(run, "evaluation, KL to the reference", batches, -(-len(rows) // size)):
-        batch = sharding.put_batch(batch, run.mesh)
-        found.append(hosts.fetch(completion_logprob(run.model, params, batch, temperature)))
-    return np.concatenate(found)[: len(rows)]
-
-
-def prompt_arrays(run, records) -> batches.Prompts:
-    """The prompts of records as arrays, without those that are too long."""
-    config = run.config
-    return text_batches.batch_prompts(records, run.tokenizer, config.prompt_length, too_long=config.too_long)[0]
-
-
 def conclude(run, stage: str, rows, retained: dict, temperature: float, others: dict | None = None) -> dict:
     """Summarises judged samples and writes evaluation.json.
 
@@ -334,17 +277,15 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float, others: 
     Returns:
         What evaluation.json holds.
     """
-    reference = reference_stage(run)
-    rivals = None
-    if reference not in (None, stage):
-        rivals = hosts.on_first(_read_rows_if_there, run.folder(reference) / "samples.jsonl")
+    rivals = _rivals(run, stage, temperature)
     estimates = summarize(rows, rivals)
     evaluation = (
         (others or {})
         | _other_weights(run, stage, rivals, temperature)
+        | _reference_estimates(run, stage, rivals)
         | {
             "stage": stage,
-            "reference": reference,
+            "reference": _reference_label(run, stage),
             "prompts": len(rows),
             "temperature": temperature,
             "win_rate_by": judged_by(rows),
@@ -354,6 +295,45 @@ def conclude(run, stage: str, rows, retained: dict, temperature: float, others: 
     )
     hosts.on_first(write_json, run.folder(stage) / "evaluation.json", evaluation)
     return evaluation
+
+
+_REFERENCE = "samples.reference.jsonl"
+
+
+def _rivals(run, stage: str, temperature: float) -> list[dict] | None:
+    """The judged samples of the reference; None where the stage is the reference itself, or there is none.
+
+    Those of a reference that is no stage of the run are sampled once, and kept in the folder of each stage.
+    """
+    reference = run_judges.reference_of(run, stage)
+    if reference in (None, stage):
+        return None
+    if reference in run.config:
+        return hosts.on_first(_read_rows_if_there, run.folder(reference) / "samples.jsonl")
+    path = run.folder(stage) / _REFERENCE
+    alike = [name for name in run.judged() if run_judges.reference_of(run, name) == reference]
+    kept = (
+        hosts.on_first(_read_rows_if_there, run.folder(name) / _REFERENCE) for name in dict.fromkeys([stage, *alike])
+    )
+    rows = next(filter(None, kept), None)
+    if not rows:
+        print(
+            f"{stage}: the completions of {run_judges.label(run, reference)}, to which the evaluation refers",
+            flush=True,
+        )
+        asked = Questions(_sample_questions(run, temperature), [], [])
+        answers = ask(run, EvaluationPrograms(run), weights.load_params(run, reference), asked)
+        rows = [row | {"kl": 0.0} for row in sample_rows(run, answers.samples)]
+    run_judges.add_scores(run, rows)
+    hosts.on_first(write_rows, path, rows)
+    return rows
+
+
+def _reference_estimates(run, stage: str, rivals: list[dict] | None) -> dict:
+    """The entry "reference_estimates" of evaluation.json; {} where the reference is a stage, which has its own."""
+    if not rivals or run_judges.reference_of(run, stage) in run.config:
+        return {}
+    return {"reference_estimates": {name: _plain(value) for name, value in summarize(rivals, None).items()}}
 
 
 def _win_rate(rows, rivals) -> Estimate | None:

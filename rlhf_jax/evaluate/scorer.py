@@ -14,12 +14,13 @@ from rlhf_jax.data.loader import in_order
 from rlhf_jax.data.ranking_batches import batch_rankings
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.data.text_batches import batch_prompts
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run, open_run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.progress import shown
-from rlhf_jax.sources import Trained, is_run
+from rlhf_jax.sources import Source, Trained, is_run
 
 
 def completion_scores(config: TransformerConfig, params: dict, batch: Comparisons | PackedComparisons) -> jax.Array:
@@ -168,11 +169,19 @@ def scorer_of(run: Run, name: str, stops: bool = True) -> Scorer:
     if name in run.config:
         return Scorer(run, name, stops=stops)
     source = run.source(name, last="reward")
-    if isinstance(source, Trained):
+    run.note_models({name: source})
+    if isinstance(source, Trained) and not reads_ids(run, name, source):
         other = open_run(str(source.workdir))
-        if is_run(name) or not other.tokenizer.same_ids(run.tokenizer):
-            return Scorer(other, source.folder.relative_to(source.workdir).as_posix(), asker=run, stops=stops)
+        return Scorer(other, source.name, asker=run, stops=stops)
     return Scorer(run, name, stops=stops)
+
+
+def reads_ids(run: Run, name: str, source: Source) -> bool:
+    """Whether a source reads the tokens and lengths of this run, and not texts as its own run does."""
+    if not isinstance(source, Trained):
+        return True
+    whole = any(is_run(pathlib.Path(folder, name)) for folder in (run.config.data.files.dir, "."))
+    return not whole and Tokenizer.load(source.workdir).same_ids(run.tokenizer)
 
 
 class ValidationReward:

@@ -56,8 +56,7 @@ MODEL = Section(
             "gpt3_1.3b",
             TEXT,
             "The shape that the other fields start from: one of GPT-3's, 'gpt3_125m' to 'gpt3_175b', or of Pythia's, "
-            "'pythia_160m' to 'pythia_12b', or 'smollm2_135m' (shapes.py); or a folder of released weights, relative to "
-            "`data.files.dir`.",
+            "'pythia_160m' to 'pythia_12b', or 'smollm2_135m' (shapes.py); or a source of weights as for `sft.init`.",
         ),
         "vocab_size": Field(
             None,

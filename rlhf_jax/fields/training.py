@@ -67,7 +67,9 @@ TRAINED = Section(
         "init": Field(
             "",
             TEXT,
-            "Where the weights start: a stage, or a folder of released weights relative to `data.files.dir`. "
+            "Where the weights start: a stage, or a source of weights: a folder of released weights, a finished stage of "
+            "another run (WORKDIR/STAGE), or a kept checkpoint (WORKDIR/STAGE/checkpoints/STEP). "
+            "A source is a path relative to `data.files.dir`, else to the current directory. "
             "Empty means random weights.",
         ),
         "microbatches": Field(

@@ -4,7 +4,7 @@
     python -m rlhf_jax.generate --model=runs/quickstart/ppo_ptx --prompts=prompts.jsonl --samples=4 --out=out.jsonl
 
 DIR is a Hugging Face directory (config.json, safetensors, tokenizer), a finished stage of a work
-directory, or a work directory (its last policy). --prompt prints text; --prompts prints one JSON line per
+directory, a checkpoint that a stage has kept (WORKDIR/STAGE/checkpoints/STEP), or a work directory (its last policy). --prompt prints text; --prompts prints one JSON line per
 completion: the row's fields, and prompt (as the model read it), completion, sample, finished,
 tokens and logprob (nats, at the sampling temperature). A field of the row with one of these names is kept in `given`.
 
@@ -253,7 +253,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         required=True,
-        help="The model: a Hugging Face folder, the work directory of a run, or the folder of a finished stage.",
+        help="The model: a Hugging Face folder, the work directory of a run, or the folder of a finished stage or a kept checkpoint.",
     )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompt", help="The text to continue.")

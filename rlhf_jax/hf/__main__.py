@@ -1,7 +1,8 @@
 """Imports and exports models as Hugging Face folders:
 
     python -m rlhf_jax.hf import SRC DST      a released model, checked, for a stage's `init` and config.model.shape
-    python -m rlhf_jax.hf export SRC DST      a finished stage (WORKDIR/STAGE), for transformers; adapters for PEFT
+    python -m rlhf_jax.hf export SRC DST      a finished stage (WORKDIR/STAGE), or one of its kept checkpoints
+                                              (WORKDIR/STAGE/checkpoints/STEP), for transformers; adapters for PEFT
 
 SRC of an import is a folder, or with --hub a name on the Hugging Face hub, which is then downloaded. A stage can also
 start from such a folder directly: import is for downloads, and for checking a whole model beforehand. SRC of an export
@@ -16,11 +17,12 @@ import pathlib
 import shutil
 import sys
 
+import jax
+
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
-from rlhf_jax import hf, sharding, sources, stages, weights  # noqa: F401  the stages register themselves
+from rlhf_jax import hf, notes, sharding, sources, stages, weights  # noqa: F401  the stages register themselves
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.fields import registry
 from rlhf_jax.hf import adapters
 from rlhf_jax.model.work import parameters
 from rlhf_jax.runtime.errors import InputError, as_command
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--revision", help="The revision of the hub's repository. A commit is safest, because it cannot change."
     )
     outgoing = commands.add_parser("export", help="Writes the model of a finished stage as a Hugging Face folder.")
-    outgoing.add_argument("source", metavar="SRC", help="The folder of the finished stage.")
+    outgoing.add_argument("source", metavar="SRC", help="The folder of the finished stage or the kept checkpoint.")
     outgoing.add_argument(
         "--merge", action="store_true", help="Write whole weights with the adapters of the stage merged into them."
     )
@@ -93,14 +95,12 @@ def import_model(options) -> str:
 def export_model(options) -> str:
     """Writes a finished stage, or a model folder, as transformers reads it; returns a sentence to print."""
     source = pathlib.Path(options.source)
-    if (source / "done.json").is_file():
-        return _export_stage(source, options)
-    if (source / "stages").exists() or (source / "overrides.json").is_file():
-        raise InputError(f"{source} is a work directory; give one of its stages, such as {source}/sft")
-    if (source.parent / "overrides.json").is_file():
-        raise InputError(f"{source} is not a finished stage: it has no done.json; start the run again to finish it")
-    if not source.is_dir():
-        raise InputError(f"{source} is not a folder; give a finished stage, such as runs/quickstart/sft")
+    found = sources.at(pathlib.Path(os.path.abspath(source)))
+    if isinstance(found, sources.Trained):
+        return _export_trained(found, options)
+    if found is None:
+        what = "has no model" if source.is_dir() else "is not a folder"
+        raise InputError(f"{source} {what}; give a finished stage, such as runs/quickstart/sft, or a model folder")
     return _copy(source, options)
 
 
@@ -173,33 +173,24 @@ def _download(name: str, revision: str | None) -> str:
     return folder
 
 
-def _export_stage(stage: pathlib.Path, options) -> str:
-    """Exports a finished stage; returns a sentence to print.
+def _export_trained(source: sources.Trained, options) -> str:
+    """Exports what a finished stage hands on, or a kept checkpoint; returns a sentence to print.
 
     Everything happens on the host: its memory must hold the whole model, and one file of exported tensors beside it.
     """
-    import jax
-
-    path = stage.resolve().parent
-    config = run_lib.read_config(path)
-    heads = {"policy": "lm", "reward": "scalar"}  # what a stage gives (see registry.Stage) -> head of its model
-    gives = registry.of(config, stage.resolve().name).gives if stage.resolve().name in config.stages else None
-    if gives not in heads:
-        raise InputError(f"{stage} has no model; give a stage that trains a policy or a reward model")
-    head = heads[gives]
+    config, head, path = source.config, source.head, source.workdir
     config.model.attention = "xla"
     mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])
-    run_lib.check_kept(path)
+    notes.check_kept(path)
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     run = run_lib.without_data(config, tokenizer, mesh)
     run.path = path
-    name = stage.resolve().name
-    shape = run.trained_shape(name)
+    shape = dataclasses.replace(run.shape(source.name), lora=source.lora)
     hf.family_of(shape)  # raises for a model that transformers does not have, before the weights are read
     if shape.lora and not options.merge:
-        return _export_adapter(run, name, head, options)
+        return _export_adapter(run, source, shape, head, options)
     shape = dataclasses.replace(shape, lora=None)
-    params = weights.load_params(run, name, head, merge=True)
+    params = weights.load_params(run, source.name, head, merge=True)
     with new_folder(options.folder) as folder:
         ids = tokenizer.special_ids
         if head == "scalar":
@@ -221,9 +212,8 @@ def _export_stage(stage: pathlib.Path, options) -> str:
     return f"{options.folder}: {said}"
 
 
-def _export_adapter(run: run_lib.Run, stage: str, head: str, options) -> str:
-    """Exports the adapters of a finished stage in the files of PEFT; returns a sentence to print."""
-    source, shape = sources.Trained(run.path, stage), run.trained_shape(stage)
+def _export_adapter(run: run_lib.Run, source: sources.Trained, shape, head: str, options) -> str:
+    """Exports the adapters of a stage or checkpoint in the files of PEFT; returns a sentence to print."""
     base = options.base
     if not base:
         found = source.base

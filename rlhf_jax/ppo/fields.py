@@ -25,8 +25,7 @@ FIELDS = Section(
         "init": Field(
             "sft",
             TEXT,
-            "Where the policy starts, which is the KL reference as well: a stage, or a folder of released weights "
-            "relative to `data.files.dir`. "
+            "Where the policy starts, which is the KL reference as well: a stage, or a source of weights as for `sft.init`. "
             "Empty means random weights. "
             "The paper starts from a model of its own, the 'PPO init' (C.3).",
         ),

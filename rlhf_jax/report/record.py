@@ -51,7 +51,11 @@ _POLICY = Object(
         "estimates": _ESTIMATES,
         "categories": each(Object({"count": NUMBER, "gold": _ESTIMATE})),
     },
-    {"other_weights": Object({"weights": one_of("ema", "params"), "estimates": _ESTIMATES})},
+    {
+        "other_weights": Object({"weights": one_of("ema", "params"), "estimates": _ESTIMATES}),
+        "reference": Maybe(TEXT),
+        "reference_estimates": _ESTIMATES,
+    },
 )
 _SPLIT = Object(
     {
@@ -83,6 +87,7 @@ _REWARD = Object(
         **dict.fromkeys(SPLITS, each(ANYTHING)),
     }
 )
+_MODELS = each(Object({"folder": TEXT, "checksum": TEXT}))
 _DATA = Object(
     {
         "files": each(Object({"kept": NUMBER, "all_tied": NUMBER, "skipped": [ANYTHING]})),
@@ -94,6 +99,7 @@ _DATA = Object(
         "splits": each(
             Object({"rows": each(NUMBER), "near_duplicates": Object({"in_clusters": NUMBER}), "left_out": each(NUMBER)})
         ),
+        "models": _MODELS,
         "epochs": each(each(each(NUMBER))),
         "packing": each(
             each(Object(dict.fromkeys(("rows_before", "rows_after", "padding_before", "padding_after"), NUMBER)))

@@ -15,7 +15,7 @@ def data_sections(record: Record) -> list[str]:
     """Returns the tables of the data as Markdown: files, lengths by stage, splits, mixtures and packing."""
     data = record.data
     tables = [_files(data["files"])] * bool(data["files"]) + [_lengths(data["stages"])]
-    for name, table in (("splits", _splits), ("epochs", _epochs), ("packing", _packing)):
+    for name, table in (("models", _models), ("splits", _splits), ("epochs", _epochs), ("packing", _packing)):
         if found := data.get(name):
             tables.append(table(found))
     return [table.markdown() for table in tables]
@@ -25,6 +25,12 @@ def _files(files: dict) -> TextTable:
     """Returns the table of what became of the rows of each file."""
     rows = [[name, str(read["kept"]), str(len(read["skipped"])), str(read["all_tied"])] for name, read in files.items()]
     return TextTable(["file", "rows", "bad rows skipped", "rankings without a preference"], rows)
+
+
+def _models(models: dict) -> TextTable:
+    """Returns the table of the models that the run has used and not trained."""
+    rows = [[name, found["folder"], found["checksum"][:16]] for name, found in models.items()]
+    return TextTable(["model used", "folder", "checksum (SHA-256)"], rows, words=2)
 
 
 def _lengths(stages: dict) -> TextTable:

@@ -11,7 +11,15 @@ from rlhf_jax.report.figures import safety
 from rlhf_jax.report.record import Record
 from rlhf_jax.report.run_benchmarks import benchmark_sections
 from rlhf_jax.report.run_origin import data_sections, origin_sections
-from rlhf_jax.report.run_policies import judge, policy_table, sample_table, tax_lines, weights_lines
+from rlhf_jax.report.run_policies import (
+    judge,
+    policy_table,
+    reference,
+    reference_lines,
+    sample_table,
+    tax_lines,
+    weights_lines,
+)
 from rlhf_jax.report.run_reward import NO_ACCURACY, reward_sections, reward_table
 from rlhf_jax.runtime.files import write_text
 from rlhf_jax.runtime.markdown import cell, image
@@ -32,13 +40,14 @@ def write(path) -> rich.console.Group:
     record = Record.load(path)
     record.read_all()  # an error in a file must be raised before anything is written
     drawn = [*figures.draw_run(record, record.path / "figures"), *safety.draw_run(record, record.path / "figures")]
-    policies, weights, tax = policy_table(record), weights_lines(record), tax_lines(record)
+    policies, tax = policy_table(record), tax_lines(record)
+    weights = [*weights_lines(record), *reference_lines(record)]
     sections = [
         f"# Report of {cell(record.path.name)}",
         "± is half of a 95 % interval over prompts, and for skills over few-shot items. The interval is Student's t "
         "for means, and Wilson's for shares and for scores between 0 and 1. A mean without ± is a mean of equal "
-        f"numbers. The win rate compares completions of the same prompts by {judge(record)}. KL is log π − log π of SFT "
-        "for the sampled tokens, summed over the completion.",
+        f"numbers. The win rate compares completions of the same prompts by {judge(record)}. KL is log π − log π of "
+        f"{cell(reference(record))} for the sampled tokens, summed over the completion.",
         "## Policies",
         policies.markdown() if record.evaluations else _NO_POLICY,
     ]

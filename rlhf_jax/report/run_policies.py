@@ -18,8 +18,31 @@ def policy_table(record: Record) -> TextTable:
     for quantity in QUANTITIES:
         found = [record.estimate(stage, quantity.name) for stage in record.evaluations]
         if any(found):
-            rows.append([quantity.title, *map(quantity.show, found)])
+            rows.append([quantity.title.replace("SFT", reference(record)), *map(quantity.show, found)])
     return TextTable(["", *map(label, record.evaluations)], rows)
+
+
+def reference(record: Record) -> str:
+    """Returns the name of the policy to which win rates and KL refer."""
+    names = {found.get("reference") for found in record.evaluations.values()} - {None}
+    if not names or record.reference in names:
+        return "SFT"
+    return label(names.pop()) if len(names) == 1 else "its start"
+
+
+def reference_lines(record: Record) -> list[str]:
+    """Returns sentences on what references that are no stages of the run reach, each once."""
+    lines = {}
+    for found in record.evaluations.values():
+        if estimates := found.get("reference_estimates"):
+            shown = [
+                f"{quantity.title} {quantity.show(estimate)}"
+                for quantity in QUANTITIES
+                if quantity.name in ("gold/total", "score", "completion_length", "eos")
+                and (estimate := estimate_of(estimates, quantity.name))
+            ]
+            lines[f"The reference, {label(found['reference'])}, reaches {', '.join(shown)}."] = None
+    return list(lines)
 
 
 def weights_lines(record: Record) -> list[str]:
@@ -29,7 +52,7 @@ def weights_lines(record: Record) -> list[str]:
     for stage, found in record.evaluations.items():
         if others := found.get("other_weights"):
             shown = [
-                f"{quantity.title} {quantity.show(estimate)}"
+                f"{quantity.title.replace('SFT', reference(record))} {quantity.show(estimate)}"
                 for quantity in QUANTITIES
                 if quantity.name in ("gold/total", "score", "kl")
                 and (estimate := estimate_of(others["estimates"], quantity.name))

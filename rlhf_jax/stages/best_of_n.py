@@ -19,7 +19,7 @@ import numpy as np
 
 from rlhf_jax import loop, sampling, sharding, weights
 from rlhf_jax.data import loader
-from rlhf_jax.evaluate import best_of_n, overoptimization, policy
+from rlhf_jax.evaluate import best_of_n, overoptimization, policy, run_judges
 from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields.field import Field, Section, kind
 from rlhf_jax.fields.ranges import COUNT, POSITIVE, SOME_TEXT, TEXT, Several
@@ -33,12 +33,13 @@ FIELDS = Section(
     "The best of n samples by a reward model, for every n up to `samples` (Stiennon et al. 2020; Nakano et al. 2021).",
     {
         "kind": kind("best_of_n"),
-        "init": Field("sft", SOME_TEXT, "The stage whose policy is sampled."),
+        "init": Field(
+            "sft", SOME_TEXT, "The policy that is sampled: a stage, or a source of weights as for `sft.init`."
+        ),
         "reward": Field(
             "reward_model",
             SOME_TEXT,
-            "The reward model that chooses, called the proxy: a stage, or a folder of a released reward model relative "
-            "to `data.files.dir`.",
+            "The reward model that chooses, called the proxy: a stage, or a source of weights as for `sft.init`.",
         ),
         "judges": Field(
             (),
@@ -67,7 +68,7 @@ def check(run: Run, stage: str) -> None:
             f"most {pool.samples}"
         )
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
-    if run.shape(section.init) != run.model:
+    if section.init in run.config and run.shape(section.init) != run.model:  # a source is checked as such
         raise InputError(f"{stage}.init='{section.init}' must have the shape of config.model")
 
 
@@ -82,7 +83,8 @@ def run_stage(run: Run, stage: str) -> None:
         return np.array([[value(row) for row in rows] for rows in candidates])
 
     proxy = table(lambda row: row["score"])
-    judges = {f"score/{name}": table(lambda row: row["scores"][name]) for name in section.judges}
+    labels = [run_judges.label(run, name) for name in section.judges]
+    judges = {f"score/{name}": table(lambda row: row["scores"][name]) for name in labels}
     if candidates[0][0]["gold"] is not None:
         judges["gold"] = table(lambda row: row["gold"]["total"])
     points = best_of_n.curve(proxy, judges)
@@ -95,7 +97,7 @@ def run_stage(run: Run, stage: str) -> None:
         "deviation": {name: float(values.std()) for name, values in ({"score": proxy} | judges).items()},
     }
     best = [rows[place] for rows, place in zip(candidates, proxy.argmax(1))]
-    policy.judge(run, stage, best, section.temperature)
+    run_judges.judge(run, stage, best, section.temperature)
     hosts.on_first(policy.write_rows, folder / "samples.jsonl", best)
     policy.conclude(run, stage, best, {}, section.temperature, facts)
 
@@ -141,10 +143,11 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
     pool = run.config[section.pool] if section.pool else None
     size = (pool or section).batch_size
     records = run.corpus.prompts("test", "ppo")[: run.config.evaluate.prompts]
-    prompts = policy.prompt_arrays(run, records)
+    prompts = run_judges.prompt_arrays(run, records)
     places = np.tile(np.arange(len(prompts.index)), section.samples)
     params = None if pool else weights.load_params(run, section.init)
     scorers = {name: scorer_of(run, name) for name in dict.fromkeys((section.reward, *section.judges))}
+    labels = {name: run_judges.label(run, name) for name in scorers}
     hosts.on_first(lambda: folder.mkdir(exist_ok=True))
     found = [[] for _ in prompts.index]
     parts = range(0, len(places), size)
@@ -161,7 +164,7 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
             _score(records, rows, scorers)
             hosts.on_first(policy.write_rows, path, [row | {"score": row["scores"][section.reward]} for row in rows])
         for place, row in zip(own, hosts.on_first(policy.read_rows, path)):
-            found[place].append(row)
+            found[place].append(row | {"scores": {labels[name]: row["scores"][name] for name in scorers}})
     return found
 
 

@@ -21,7 +21,8 @@ from rlhf_jax.data import encoding, loader
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.text_batches import batch_prompts
-from rlhf_jax.evaluate import policy
+from rlhf_jax.evaluate import answers as answers_lib
+from rlhf_jax.evaluate import policy, run_judges
 from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields import registry
 from rlhf_jax.fields.field import Field, Section, kind
@@ -37,12 +38,14 @@ FIELDS = Section(
     "A model that is not trained, but is shown demonstrations before every prompt: the prompted GPT-3 of section 3.5.",
     {
         "kind": kind("prompted"),
-        "init": Field("pretrain", SOME_TEXT, "The stage whose model is prompted."),
+        "init": Field(
+            "pretrain", SOME_TEXT, "The model that is prompted: a stage, or a source of weights as for `sft.init`."
+        ),
         "reward": Field(
             "reward_model",
             SOME_TEXT,
-            "The reward model that chooses the prefix, by its scores on validation prompts: a stage, or a folder of a "
-            "released reward model relative to `data.files.dir`.",
+            "The reward model that chooses the prefix, by its scores on validation prompts: a stage, or a source of weights "
+            "as for `sft.init`.",
         ),
         "candidates": Field(
             8, COUNT, "The number of prefixes to choose from. Their demonstrations are drawn by the seed."
@@ -65,7 +68,7 @@ def check(run: Run, stage: str) -> None:
     """Raises InputError if fields are invalid, sizes do not fit, or data are missing; computes nothing."""
     section, config = run.config[stage], run.config
     init, reward = (registry.find(config.get(name)) for name in (section.init, section.reward))
-    if not init or init.gives != "policy" or run.shape(section.init) != run.model:
+    if init and (init.gives != "policy" or run.shape(section.init) != run.model):
         raise InputError(f"{stage}.init='{section.init}' must name a stage whose policy has the shape of config.model")
     if reward and reward.gives != "reward":
         raise InputError(f"{stage}.reward='{section.reward}' must name a reward_model stage")
@@ -88,7 +91,7 @@ def run_stage(run: Run, stage: str) -> None:
     best = max(found, key=lambda candidate: candidate["score"])
     hosts.on_first(write_text, folder / "prefix.txt", "".join(best["shots"]))
     records = run.corpus.prompts("test", "ppo")[: config.prompts]
-    index = policy.prompt_arrays(run, records).index  # the same prompts as for other policies
+    index = run_judges.prompt_arrays(run, records).index  # the same prompts as for other policies
     prompts, shown = behind(run, [records[place] for place in index], best["shots"], _length(run, stage))
 
     def key(number):
@@ -107,7 +110,7 @@ def run_stage(run: Run, stage: str) -> None:
         "shots_shown": float(shown.mean()),
         "prompts_by_shots": np.bincount(shown, minlength=section.shots + 1).tolist(),
     }
-    policy.judge(run, stage, rows, config.temperature)
+    run_judges.judge(run, stage, rows, config.temperature)
     hosts.on_first(policy.write_rows, folder / "samples.jsonl", rows)
     policy.conclude(run, stage, rows, {}, config.temperature, facts)
     print(f"{stage}: a prompt stood behind {shown.mean():.2f} of {section.shots} demonstrations on average", flush=True)
@@ -141,7 +144,7 @@ def completion_logprob(run: Run, params: dict, rollout: Rollout, temperature: fl
     found = []
     for end in dict.fromkeys((*run.tokenizer.end_ids, _separator_id(run))):
         batch = sharding.put_batch(generate.ended_by(rollout, (run.tokenizer.eos_id,), end), run.mesh)
-        found.append(hosts.fetch(policy.completion_logprob(run.model, params, batch, temperature)))
+        found.append(hosts.fetch(answers_lib.completion_logprob(run.model, params, batch, temperature)))
     finished = (rollout.completion_mask & (rollout.completions == run.tokenizer.eos_id)).any(axis=1)
     return np.where(finished, np.logaddexp.reduce(found), found[0])
 
@@ -154,7 +157,7 @@ def _candidates(run: Run, stage: str, path, params: dict) -> list[dict]:
     """
     section, length = run.config[stage], _length(run, stage)
     records = run.corpus.prompts("valid", "ppo")[: run.config.evaluate.prompts]
-    records = [records[place] for place in policy.prompt_arrays(run, records).index]
+    records = [records[place] for place in run_judges.prompt_arrays(run, records).index]
     texts = _short_demonstrations(run, stage, records)
     rng = random.Random(f"{run.seed_of(stage)}/{stage}")
     drawn = [rng.sample(texts, section.shots) for _ in range(section.candidates)]

@@ -1,9 +1,10 @@
 """The store of stages that arms share: each stage is computed once, by the arm that reaches it first.
 
 The identity of a stage is a hash of everything that its result depends on: the common fields of the config, the
-stage's own section, and the identities of the stages it reads. An arm adopts a finished stage of the same identity: it
+stage's own section, the identities of the stages it reads, and the checksums of the models that it names and its run
+has not trained. An arm adopts a finished stage of the same identity: it
 links the parameters and copies the small files. The evaluation of a policy also depends on its judges, which are the
-reward models that score it and the SFT policy that KL and win rate refer to. So an arm prefers a stage with the same
+reward models that score it and the policy that KL and win rate refer to. So an arm prefers a stage with the same
 judges; if there is none, it adopts another one and evaluates it anew.
 
     DIR/IDENTITY/JUDGES.json   {"folder": the folder of the stage, relative to DIR}
@@ -22,10 +23,11 @@ import time
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import settled
+from rlhf_jax import settled, sources
 from rlhf_jax.data.tokenizer_files import TOKENIZER
 from rlhf_jax.fields import noted, registry
-from rlhf_jax.run import KEPT, Run
+from rlhf_jax.notes import KEPT
+from rlhf_jax.run import Run
 from rlhf_jax.runtime import finished, hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import (
@@ -52,7 +54,7 @@ def identities(config: ConfigDict) -> dict[str, str]:
     config = settled.by_model(config)  # as a run does, so that a config has one identity before and after a start
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
-        inputs = {name: found[name] for name in _inputs(config, stage)}
+        inputs = {name: found[name] for name in _inputs(config, stage)} | _checksums_of_sources(config, stage)
         own_seed = config[stage].get("seed")
         seed = config.seed if own_seed is None else own_seed
         section = config[stage].to_dict() | {"seed": seed}
@@ -78,11 +80,25 @@ def _inputs(config: ConfigDict, stage: str) -> list[str]:
     return [name for name in earlier if name in words]
 
 
+def _checksums_of_sources(config: ConfigDict, stage: str) -> dict[str, str]:
+    """Returns the checksums of the models that a stage names and that its run has not trained (see sources.py).
+
+    One that is not there has none: the stage itself will say that it is missing.
+    """
+    found = {}
+    for field, name in sources.named(config[stage]):
+        if name not in config:
+            with contextlib.suppress(InputError):
+                found[name] = sources.find(name, config.data.files.dir, ".", last=sources.FIELDS[field]).checksum()
+    return found
+
+
 def _judges(config: ConfigDict, found: dict[str, str]) -> str:
     """Returns a hash of a config's judges: the reward models, and the policy that KL and win rate refer to."""
     rewards = [(stage, found[stage]) for stage in config.stages if registry.of(config, stage).gives == "reward"]
     references = [found[stage] for stage in config.stages if registry.of(config, stage).reference]
-    return _digest([rewards, references[:1]])
+    others = [_checksums_of_sources(config, stage) for stage in config.stages]
+    return _digest([rewards, references[:1], *filter(None, others)])
 
 
 def held(path: pathlib.Path, identity: str) -> bool:
@@ -259,6 +275,7 @@ def _forget_judges(folder: pathlib.Path) -> None:
     found = read_if_there(evaluation)
     if found and "estimates" in found:
         found.pop("other_weights", None)
+        found.pop("reference_estimates", None)
         known = {name: value for name, value in found["estimates"].items() if not name.startswith("score/")}
         found["estimates"] = known | dict.fromkeys(("score", "kl", "win_rate"))
         write_json(evaluation, found)

@@ -1,6 +1,7 @@
 """The judges: the world's gold labeler, reward models, and whoever else the user names."""
 
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import run as run_lib
+from rlhf_jax import sources
 from rlhf_jax.data.chat_template import shown
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.evaluate import outside
@@ -17,7 +19,6 @@ from rlhf_jax.evaluate.compare.policies import Pair, Policy
 from rlhf_jax.evaluate.rewards import models
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.sources import is_run
 
 Score = Callable[[Policy], np.ndarray]  # the scores f64[N] of a policy's completions, higher is better
 
@@ -72,27 +73,25 @@ def reward(name: str) -> Score:
     Raises:
         InputError: there is no such reward model.
     """
-    path = pathlib.Path(name)
-    if (path / "config.json").is_file() and not is_run(path):
+    path = pathlib.Path(os.path.abspath(name))
+    found = sources.last_of(path, "reward") if sources.is_run(path) else sources.at(path)
+    if isinstance(found, sources.Released):
         return _released(name)
-    if is_run(path):
-        stage = None
-    elif is_run(path.absolute().parent):
-        path, stage = path.absolute().parent, path.absolute().name
-    else:
+    if found is None:
         raise InputError(
             f"--judge=reward:{name} is neither a finished reward stage, nor a work directory, nor a Hugging Face folder"
         )
-    run = run_lib.open_run(str(path))
-    if stage is not None and stage not in run.giving("reward"):
+    run = run_lib.open_run(str(found.workdir))
+    if found.head != "scalar":
         raise InputError(
-            f"--judge=reward:{name} is no finished reward model; {path} has {', '.join(run.giving('reward')) or 'none'}"
+            f"--judge=reward:{name} is no finished reward model; {found.workdir} has "
+            f"{', '.join(run.giving('reward')) or 'none'}"
         )
-    scorer, written = scorer_lib.Scorer(run, stage), _written(run)
+    scorer, written = scorer_lib.Scorer(run, found.name), _written(run)
 
     def score(policy: Policy) -> np.ndarray:
         texts = policy.completions
-        ours = policy.run is not None and policy.run.resolve() == path.resolve()
+        ours = policy.run is not None and policy.run.resolve() == found.workdir.resolve()
         ids = [text.tokens for text in texts] if ours and all(text.tokens for text in texts) else None
         prompts = [Prompt(written(text.prompt), {}) for text in texts]
         return scorer(prompts, [text.text for text in texts], [text.finished for text in texts], ids)

@@ -1,12 +1,13 @@
 """Whatever scores completions: reward models, and language models by the log-probability of a completion."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
 
-from rlhf_jax import hf, model, ppo, sharding, weights
+from rlhf_jax import hf, model, ppo, sharding, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.fitting import pad_right
@@ -108,8 +109,8 @@ class Judge:
 def open_language_model(directory: str, dtype: str = "") -> Judge:
     """Opens a language model as a judge; raises InputError as `open_model` does, or if it is a reward model."""
     folder = pathlib.Path(directory)
-    released = not _is_stage(folder) and not is_run(folder) and (folder / "config.json").is_file()
-    if released and hf.head_of(folder) == "scalar":
+    released = not is_run(folder) and sources.at(pathlib.Path(os.path.abspath(folder)))
+    if isinstance(released, sources.Released) and released.head == "scalar":
         raise InputError(f"--model={directory} is a reward model; name it with --reward")
     opened = open_model(directory, dtype=dtype)
     return Judge(directory, opened, False, _identity(folder, opened))
@@ -119,7 +120,8 @@ def open_reward(directory: str, dtype: str = "") -> Judge:
     """Opens a reward model as a judge.
 
     Args:
-        directory: a finished stage, a work directory, whose last reward model is meant, or a Hugging Face folder.
+        directory: a finished stage, a kept checkpoint, a work directory, whose last reward model is meant, or a Hugging
+            Face folder.
         dtype: of the computation; "" is that of the run, or for a Hugging Face folder float32 on CPUs and bfloat16
             elsewhere.
 
@@ -127,11 +129,11 @@ def open_reward(directory: str, dtype: str = "") -> Judge:
         InputError: there is no reward model.
     """
     folder = pathlib.Path(directory)
-    if _is_stage(folder):
-        opened = _of_run(directory, folder.absolute().parent, folder.absolute().name, dtype)
-    elif is_run(folder):
-        opened = _of_run(directory, folder, "", dtype)
-    elif (folder / "config.json").is_file():
+    absolute = pathlib.Path(os.path.abspath(folder))
+    found = sources.last_of(folder, "reward") if is_run(folder) else sources.at(absolute)
+    if isinstance(found, sources.Trained):
+        opened = _of_run(directory, found, dtype)
+    elif found:
         opened = _released(directory, folder, dtype)
     else:
         raise InputError(
@@ -141,23 +143,17 @@ def open_reward(directory: str, dtype: str = "") -> Judge:
     return Judge(directory, opened, True, _identity(folder, opened))
 
 
-def _is_stage(folder: pathlib.Path) -> bool:
-    return is_run(folder.absolute().parent)
-
-
-def _of_run(directory: str, path: pathlib.Path, stage: str, dtype: str) -> LanguageModel:
-    run = run_lib.open_run(str(path))
-    rewards = run.giving("reward")
-    if not rewards or stage and stage not in rewards:
+def _of_run(directory: str, source: sources.Trained, dtype: str) -> LanguageModel:
+    run = run_lib.open_run(str(source.workdir))
+    if source.head != "scalar":
         raise InputError(
-            f"--reward={directory} is no finished reward model; the finished reward models of {path}: "
-            f"{', '.join(rewards) or 'none'}"
+            f"--reward={directory} is no finished reward model; the finished reward models of {source.workdir}: "
+            f"{', '.join(run.giving('reward')) or 'none'}"
         )
-    stage = stage or rewards[-1]
-    shape = run.shape(stage)
-    params = weights.load_params(run, stage, "scalar")
+    shape = run.shape(source.name)
+    params = weights.load_params(run, source.name, "scalar")
     shape = dataclasses.replace(shape, dtype=dtype or shape.dtype)
-    return LanguageModel(shape, params, Tokenizer.load(path), run.template, run.mesh, run.rules)
+    return LanguageModel(shape, params, Tokenizer.load(source.workdir), run.template, run.mesh, run.rules)
 
 
 def _released(directory: str, folder: pathlib.Path, dtype: str) -> LanguageModel:
@@ -178,5 +174,6 @@ def _released(directory: str, folder: pathlib.Path, dtype: str) -> LanguageModel
 def _identity(folder: pathlib.Path, opened: LanguageModel) -> str:
     """Returns the folder's path, the dtype, and the times and sizes of the files that a new model would replace."""
     files = [path for path in folder.absolute().rglob("*") if path.name == "done.json" or path.suffix == ".safetensors"]
+    files += [path for path in [folder.absolute() / "manifest.json"] if path.is_file()]  # that of a checkpoint
     stats = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     return f"{folder.absolute()} {opened.config.dtype} {stats}"

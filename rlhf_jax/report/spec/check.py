@@ -141,7 +141,9 @@ def known_quantity(name: str, kind: str) -> bool:
     # A run with several reward models has a score/NAME of each, and one with benchmarks an lm_eval/TASK/METRIC.
     if parts[0] == "lm_eval":
         return len(parts) > 2
-    return name in {quantity.name for quantity in QUANTITIES} or parts[0] in ("skills", "score") and len(parts) == 2
+    if parts[0] == "score":  # the name of a model of another run has slashes
+        return True
+    return name in {quantity.name for quantity in QUANTITIES} or parts[0] == "skills" and len(parts) == 2
 
 
 def _check(item, sweep: _Words, at: tuple) -> None:
