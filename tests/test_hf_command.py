@@ -1,5 +1,6 @@
 """python -m rlhf_jax.hf: models in from a folder or a hub, stages of a run out."""
 
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -95,10 +96,36 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     folders: dict
     asked: list
+    uploaded: list
     commit = "1" * 40
 
     def do_HEAD(self):
         self.answer(body=False)
+
+    def do_POST(self):
+        """Takes an upload from whoever has the token."""
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(self.path)
+        if self.headers.get("Authorization") != "Bearer good":
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        if self.path.endswith("/create"):
+            self.uploaded.append(json.loads(sent))
+            self.send(b'{"url": "https://huggingface.co/someone/mine"}', True)
+        elif "/preupload/" in self.path:
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(sent)["files"]]
+            self.send(json.dumps({"files": [file | {"shouldIgnore": False} for file in files]}).encode(), True)
+        elif self.path.endswith("/validate-yaml"):  # of the card
+            self.send(b'{"warnings": [], "errors": []}', True)
+        else:
+            self.uploaded += map(json.loads, sent.splitlines())
+            self.send(
+                json.dumps(
+                    {"commitUrl": f"https://huggingface.co/someone/mine/commit/{self.commit}", "commitOid": self.commit}
+                ).encode(),
+                True,
+            )
 
     def do_GET(self):
         self.answer(body=True)
@@ -146,7 +173,7 @@ def hub(tmp_path):
         (folder / "pytorch_model.bin").write_bytes(b"not wanted")
         (folder / "modeling.py").write_text("raise SystemExit")
     (folders["someone/pickled"] / "model.safetensors").unlink()
-    handler = type("Handler", (Hub,), {"folders": folders, "asked": []})
+    handler = type("Handler", (Hub,), {"folders": folders, "asked": [], "uploaded": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -156,17 +183,52 @@ def hub(tmp_path):
     server.server_close()
 
 
-def test_a_model_is_downloaded_when_asked_for(tmp_path, hub):
-    handler, url = hub
-    environment = {
+def environment_of(url, home):
+    """The environment of a process that knows this hub alone."""
+    kept = {
         name: value for name, value in os.environ.items() if "proxy" not in name.lower() and not name.startswith("HF_")
     }
-    environment |= {
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
+    return kept | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def test_a_model_is_uploaded_when_asked_for_and_nothing_beside_it(tmp_path, hub):
+    handler, url = hub
+    folder = handler.folders["someone/tiny"]
+    (folder / "README.md").write_text("a card")
+    (folder / "token.txt").write_text("not wanted")
+    code = "import sys; from rlhf_jax.hf.__main__ import main; sys.exit(main(sys.argv[1:]))"
+
+    def push(*arguments, **environment):
+        known = environment_of(url, tmp_path / "home") | environment
+        command = [sys.executable, "-c", code, "push", *map(str, arguments)]
+        return subprocess.run(command, env=known, capture_output=True, text=True, timeout=120)
+
+    found = push(folder, "someone/mine", "--private", HF_TOKEN="good")
+    assert found.returncode == 0, found.stderr
+    assert "llama language model of 15,096 parameters" in found.stdout
+    made = handler.uploaded[0]  # versions of huggingface_hub write it in one of two ways
+    assert made["name"] == "mine" and (made.get("private") is True or made.get("visibility") == "private")
+    files = {line["value"]["path"]: line["value"] for line in handler.uploaded[1:] if line["key"] == "file"}
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    for name, sent in files.items():
+        assert base64.b64decode(sent["content"]) == (folder / name).read_bytes()
+
+    for environment, sentence in (
+        (
+            {},
+            "someone/mine cannot be uploaded to the Hugging Face hub: .* log in with `hf auth login`, or set HF_TOKEN",
+        ),
+        ({"HF_HUB_OFFLINE": "1"}, "someone/mine cannot be uploaded to the Hugging Face hub: .*HF_HUB_OFFLINE"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "someone/mine cannot be uploaded to the Hugging Face hub: "),
+    ):
+        found = push(folder, "someone/mine", **environment)
+        assert found.returncode == 2 and re.search(sentence, found.stderr), found.stderr
+        assert "Traceback" not in found.stderr and len(found.stderr.splitlines()) == 1
+
+
+def test_a_model_is_downloaded_when_asked_for(tmp_path, hub):
+    handler, url = hub
+    environment = environment_of(url, tmp_path / "home")
     code = "import sys; from rlhf_jax.hf.__main__ import main\n" + "\n".join(
         f"print(main(['import', 'someone/{name}', {str(tmp_path / 'out' / name)!r}, '--hub']))"
         for name in ("tiny", "pickled", "else")

@@ -3,11 +3,13 @@
     python -m rlhf_jax.hf import SRC DST      a released model, checked, for a stage's `init` and config.model.shape
     python -m rlhf_jax.hf export SRC DST      a finished stage (WORKDIR/STAGE), or one of its kept checkpoints
                                               (WORKDIR/STAGE/checkpoints/STEP), for transformers; adapters for PEFT
+    python -m rlhf_jax.hf push DIR REPO       a model folder, with its card, to the Hugging Face hub
 
 SRC of an import is a folder, or with --hub a name on the Hugging Face hub, which is then downloaded. A stage can also
 start from such a folder directly: import is for downloads, and for checking a whole model beforehand. SRC of an export
 is a stage's folder in a work directory, such as runs/quickstart/ppo_ptx, or a model folder. DST must not exist; it
-appears once it is complete.
+appears once it is complete. An exported stage has a card, README.md, with its data, config and evaluation; look at it
+before you push. A push needs a token of the hub that may write (hf auth login).
 """
 
 import argparse
@@ -23,10 +25,11 @@ import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax import hf, notes, sharding, sources, stages, weights  # noqa: F401  the stages register themselves
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.hf import adapters
+from rlhf_jax.hf import adapters, hub
 from rlhf_jax.model.work import parameters
+from rlhf_jax.report import model_card
 from rlhf_jax.runtime.errors import InputError, as_command
-from rlhf_jax.runtime.files import new_folder, read_json
+from rlhf_jax.runtime.files import new_folder, read_json, write_text
 
 # Files of a model folder that are copied as they are, beside config.json and the tensors.
 _BESIDE = (
@@ -36,6 +39,7 @@ _BESIDE = (
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
+    "README.md",
 )
 
 
@@ -63,6 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
         help="What the adapter's files name as its base, a folder or a name on the hub. By default it is the "
         "folder of the released weights that the stage started from.",
     )
+    pushed = commands.add_parser("push", help="Uploads a model folder to the Hugging Face hub.")
+    pushed.add_argument("folder", metavar="DIR", help="The model folder, such as an export.")
+    pushed.add_argument("repository", metavar="REPO", help="The repository of the hub, OWNER/NAME.")
+    pushed.add_argument("--private", action="store_true", help="Make the repository private, if it is made now.")
     for command in (incoming, outgoing):
         command.add_argument("folder", metavar="DST", help="The folder to write.")
         command.add_argument(
@@ -74,6 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
             "--shard_gb", type=float, default=5.0, help="The size of the largest file, in GB. The default is 5."
         )
     options = parser.parse_args(arguments)
+    if options.command == "push":
+        print(push_model(options))
+        return
     if options.shard_gb <= 0:
         raise InputError(f"--shard_gb={options.shard_gb} must be positive")
     if options.command == "import":
@@ -86,7 +97,7 @@ def import_model(options) -> str:
     """Checks and copies a released model, after downloading it if asked to; returns a sentence to print."""
     source = options.source
     if options.hub:
-        source = _download(source, options.revision)
+        source = hub.download(source, options.revision)
     elif not pathlib.Path(source).is_dir():
         raise InputError(f"{source} is not a folder; if it is a name on the Hugging Face hub, add --hub to download it")
     return _copy(source, options)
@@ -102,6 +113,21 @@ def export_model(options) -> str:
         what = "has no model" if source.is_dir() else "is not a folder"
         raise InputError(f"{source} {what}; give a finished stage, such as runs/quickstart/sft, or a model folder")
     return _copy(source, options)
+
+
+def push_model(options) -> str:
+    """Uploads a model folder to the hub; returns a sentence to print."""
+    found = sources.at(pathlib.Path(os.path.abspath(options.folder)))
+    if isinstance(found, sources.Trained):
+        raise InputError(f"{options.folder} is a stage; export it first, and push the exported folder")
+    if found is None:
+        raise InputError(
+            f"{options.folder} is no model folder: it has no config.json; export a stage first, and push that"
+        )
+    adapter = isinstance(found, sources.Adapter)
+    said = f"an adapter of {found.settings.base}" if adapter else _describe(found.folder)
+    where = hub.upload(found.folder, options.repository, options.private, f"{said.partition(';')[0]}, by rlhf_jax")
+    return f"{where}: {said}"
 
 
 def _copy(source: str | os.PathLike, options) -> str:
@@ -144,35 +170,6 @@ def _padding(settings: dict) -> str:
     return ""
 
 
-def _download(name: str, revision: str | None) -> str:
-    """Downloads a repository of the Hugging Face hub; returns its folder in the hub's cache.
-
-    Raises:
-      InputError: the download fails, or the repository has no safetensors.
-    """
-    import huggingface_hub
-    import huggingface_hub.errors
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja"],
-            # Subfolders and "consolidated" files hold the same weights in other layouts.
-            ignore_patterns=["*/*", "consolidated*"],
-        )
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{name} cannot be downloaded from the Hugging Face hub: {said[0]}") from error
-    if not any(pathlib.Path(folder).glob("*.safetensors")):
-        raise InputError(
-            f"{name} has no safetensors on the hub, and pickles are not read; where you trust it, and transformers is "
-            f'installed, convert it once: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{name}').save_pretrained('DIR')\""
-        )
-    return folder
-
-
 def _export_trained(source: sources.Trained, options) -> str:
     """Exports what a finished stage hands on, or a kept checkpoint; returns a sentence to print.
 
@@ -208,6 +205,7 @@ def _export_trained(source: sources.Trained, options) -> str:
             settings=ids,
             shard_bytes=int(options.shard_gb * 1e9),
         )
+        write_text(folder / "README.md", model_card.card(source))
         said = _describe(folder)
     return f"{options.folder}: {said}"
 
@@ -230,6 +228,7 @@ def _export_adapter(run: run_lib.Run, source: sources.Trained, shape, head: str,
             run.tokenizer.save_for_scores(folder)
         else:
             run.tokenizer.save_to(folder)
+        write_text(folder / "README.md", model_card.card(source))
     kind = "reward model" if head == "scalar" else "language model"
     said = (
         f"{model_type} {kind}, adapters of rank {shape.lora.rank} of {', '.join(shape.adapted)}; their base is {base}"
