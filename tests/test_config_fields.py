@@ -250,6 +250,7 @@ def experiments() -> list[str]:
         "instructgpt": ("1.3b", "6b", "175b"),
         "real_text": ("pretrain", "hh"),
         "real_small": ("ranked4",),
+        "real_lm": ("truthfulqa,250,random", "hh,500", "ppo", "ppo_ptx"),
         "unseen_tasks": ("natural_instructions", "t0"),
         "korean": ("regression",),
     }
@@ -365,6 +366,7 @@ COMMANDS = {
     "--config={}/opens.py": "{}/opens.py, line 1: FileNotFoundError: ",
     "--config=experiments/quickstart.py:a": None,
     "--config=experiments/instructgpt.py:2b": "experiments/instructgpt.py:2b is unknown; the sizes are 1.3b, 6b, 175b",
+    "--config=experiments/real_lm.py:truthfulqa": "experiments/real_lm.py:truthfulqa is unknown; it can be truthfulqa,PAIRS",
     "--config=experiments/bench.py": "this is no config of a run",
     "--config=README.md": "README.md is not a Python file",
 }
