@@ -36,7 +36,8 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
 fi
 
 # glibc gives XLA's buffers back to the system after every step and faults them in again at the next:
-# keeping them takes a quarter off a step on CPU, for more memory. One arena, or it does not help.
+# keeping them takes a tenth to a quarter off a step on CPU, for a third to a half more memory. A stage that would lack
+# that memory gives it back (rlhf_jax/forecast.py). One arena, or it does not help.
 : "${GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=268435456}"
 export GLIBC_TUNABLES
 exec "$venv/bin/python" "$@"

@@ -18,6 +18,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json
 
 _SHARE = 0.5  # of a device's memory: formulas are rough, and stages that are trained together share it
+_KEPT = 1.6  # times what is in use, a process takes that keeps what is freed (docs/scaling.md)
 _SHOWN = 4  # parts of the memory that are named
 _GIB = 2**30
 
@@ -108,6 +109,12 @@ def tell(run: Run, stage: str) -> None:
         f" in its {need.program} ({need}){free}",
         flush=True,
     )
+    if memory.own and memory.free is not None and _KEPT * total - memory.own > memory.free:
+        if machine.gives_back_memory():
+            print(
+                f"{stage}: freed memory goes back to the system at once, which costs up to a tenth of the time",
+                flush=True,
+            )
     if memory.free is not None and total - memory.own > memory.free:
         print(f"{stage}: warning: that is more than there is; {_advice(run, stage, need)}", flush=True)
 

@@ -2,6 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
 import types
 
 import jax
@@ -21,6 +26,7 @@ from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.token_loss import TokenLoss
 
 GIB = 2**30
+ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = dataclasses.replace(tiny.SCANNED, num_layers=6, embed_dim=128, num_heads=4, max_length=128, vocab_size=512)
 
 
@@ -169,6 +175,44 @@ def test_a_stages_own_model_leaves_open_what_the_runs_does():
     own = {"num_layers": 2, "remat": "auto", "scan_layers": None}
     assert settled.closed(own) == {"num_layers": 2}
     assert settled.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+@pytest.mark.parametrize("back", [False, True])
+def test_a_stage_that_needs_the_memory_gets_back_what_the_allocator_keeps(back):
+    """200 MiB below a small block that stays, as the temporaries of a program are."""
+    program = f"""
+        import numpy as np
+        from rlhf_jax.runtime import machine
+        if {back}:
+            assert machine.gives_back_memory()
+        before = machine.memory(machine.jax.sharding.Mesh(machine.jax.devices(), "x")).own
+        block = np.ones(200 << 17)
+        small = [np.ones(64) for _ in range(1000)]
+        del block
+        print((machine.memory(machine.jax.sharding.Mesh(machine.jax.devices(), "x")).own - before) >> 20)
+    """
+    settings = next(
+        line for line in (ROOT / "launch" / "python.sh").read_text().splitlines() if "GLIBC_TUNABLES=" in line
+    )
+    settings = settings.partition("=")[2].rstrip('}"')
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"GLIBC_TUNABLES": settings, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(done.stdout) < 60) is back
+
+
+def test_memory_is_given_back_where_it_is_short(monkeypatch, capsys):
+    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized().programs)
+    monkeypatch.setattr(machine, "gives_back_memory", lambda: True)
+    for free, said in ((14, False), (12, True)):  # 8.5 GiB in use would be 13.6
+        monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(16 * GIB, free * GIB, own=GIB // 2))
+        forecast.tell(run_of(), "sft")
+        assert ("goes back to the system" in capsys.readouterr().out) is said
 
 
 def test_the_memory_of_this_machine(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Describes the machine that a stage ran on, for its done.json."""
 
+import ctypes
 import dataclasses
 import importlib.metadata
 import os
@@ -13,6 +14,9 @@ import jax
 from rlhf_jax.runtime import hosts
 
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, v2 and v1
+# Options of glibc's mallopt, and the values that it has by itself: the size of a trim, of a block that is kept apart, how
+# many of these there may be, and what is taken in advance.
+_MALLOPT = {-1: 1 << 17, -2: 1 << 17, -3: 1 << 25, -4: 1 << 16}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
@@ -63,6 +67,21 @@ def memory(mesh: jax.sharding.Mesh) -> Memory:
         if limit.isdecimal() and int(limit) < whole:
             whole, free = int(limit), min(free, int(limit) - own)
     return Memory(whole, free, len(devices), own)
+
+
+def gives_back_memory() -> bool:
+    """Undoes the settings of launch/python.sh, by which the allocator keeps what is freed, in this process.
+
+    Returns:
+      Whether there was anything to undo.
+    """
+    if "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    libc = ctypes.CDLL(None)
+    for option, value in _MALLOPT.items():
+        libc.mallopt(option, value)
+    libc.malloc_trim(0)
+    return True
 
 
 def _kibibytes(path: str):
