@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import jax
 
+from rlhf_jax import settled
 from rlhf_jax.abstract import Data, Program, bytes_per_device
 from rlhf_jax.fields import registry
 from rlhf_jax.model.memory import REMAT
@@ -146,7 +147,7 @@ def settle(run: Run) -> None:
 
 def _choice(run: Run) -> dict:
     memory = machine.memory(run.mesh)
-    candidates = _candidates(run.config.model, run.mesh.devices.flat[0].platform)
+    candidates = _candidates(run.config.model, run.mesh.devices.flat[0].platform, run.model.num_layers)
     if memory.whole is None:
         return candidates[-1]
     stages = [stage for stage in run.config.stages if not run.done(stage)]
@@ -159,9 +160,11 @@ def _choice(run: Run) -> dict:
     return next(filter(fits, candidates), candidates[-1])
 
 
-def _candidates(section, platform: str) -> list[dict]:
+def _candidates(section, platform: str, layers: int) -> list[dict]:
     """Returns the programs that a config leaves open, the fastest first, and last the one of the least memory."""
-    scans = ([False, True] if platform == "cpu" else [True]) if section.scan_layers is None else [section.scan_layers]
+    scans = [section.scan_layers]
+    if section.scan_layers is None:
+        scans = [True] if settled.loops(platform, layers) else [False, True]
     remats = REMAT if section.remat == "auto" else [section.remat]
     # On a CPU, an unrolled layer that is computed again takes the memory of one that is not.
     fit = [(s, r) for s in scans for r in remats if s or r == "none" or platform != "cpu"]

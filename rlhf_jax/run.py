@@ -336,11 +336,12 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
     """
     section = shapes.filled(config).model
     fields = {name: value for name, value in section.items() if value is not None and name != "shape"}
-    fields = {"scan_layers": platform != "cpu"} | settled.closed(fields)
-    fields.setdefault("remat", "full")
+    fields = {"remat": "full"} | settled.closed(fields)
     fields["attention"] = attention.choose(fields["attention"], platform, fields["dtype"])
     fields["lora"] = lora.of_section(fields.pop("lora", None))
     shape = TransformerConfig(**{"vocab_size": vocab_size} | fields)
+    if section.scan_layers is None:
+        shape = dataclasses.replace(shape, scan_layers=settled.loops(platform, shape.num_layers))
     if shape.vocab_size < vocab_size:
         raise InputError(
             f"the tokenizer has {vocab_size} tokens and model.shape={config.model.get('shape')} only {shape.vocab_size}: "

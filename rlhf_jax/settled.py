@@ -86,6 +86,14 @@ def by_data(config: ConfigDict, stored: dict | None, read: Callable[[], tuple[Fi
     return config
 
 
+_UNROLLED = 12  # layers of the deepest model that is unrolled on a CPU: deeper ones take too long to compile
+
+
+def loops(platform: str, layers: int) -> bool:
+    """Returns whether the program of a model loops over its layers where `model.scan_layers` leaves it open."""
+    return platform != "cpu" or layers > _UNROLLED
+
+
 def open_program(config: ConfigDict) -> list[str]:
     """Returns the fields of the model that leave open how it is computed: None or "auto"."""
     return [name for name in ("scan_layers", "remat") if config.model[name] in (None, "auto")]

@@ -114,9 +114,11 @@ def test_the_first_program_that_fits_into_half_of_the_memory_is_chosen(whole, fi
     assert forecast._choice(run_of(**fields)) == dict(zip(("scan_layers", "remat"), chosen))
 
 
-def test_elsewhere_layers_are_in_a_loop():
+def test_elsewhere_and_in_deep_models_layers_are_in_a_loop():
     section = default_config().model
-    assert forecast._candidates(section, "tpu") == [{"scan_layers": True, "remat": name} for name in memory.REMAT]
+    looped = [{"scan_layers": True, "remat": name} for name in memory.REMAT]
+    assert forecast._candidates(section, "tpu", 2) == forecast._candidates(section, "cpu", 13) == looped
+    assert forecast._candidates(section, "cpu", 12) == [{"scan_layers": False, "remat": "none"}, *looped]
 
 
 def test_what_a_stage_takes_is_said_with_the_fields_that_lower_it(monkeypatch, capsys):

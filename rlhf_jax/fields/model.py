@@ -135,7 +135,7 @@ MODEL = Section(
             FLAG,
             "Whether the program loops over the layers, which compiles faster. "
             "False unrolls them, which is faster on a CPU, and takes less memory than a loop that keeps everything. "
-            "None is False on a CPU, unless only a loop fits into half of the memory, and True elsewhere.",
+            "None is False on a CPU for up to 12 layers, unless only a loop fits into half of the memory, and True elsewhere.",
         ),
         "remat": Field(
             "auto",
