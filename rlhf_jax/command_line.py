@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import config as config_lib
 from rlhf_jax.fields import page
 from rlhf_jax.fields.checks import field_of, nearest, partial_section_of
+from rlhf_jax.rewards import functions
 from rlhf_jax.runtime import shipped, terminal
 from rlhf_jax.runtime.errors import EXIT_BAD_INPUT, InputError, as_command
 
@@ -66,9 +67,13 @@ def _found(path: str) -> str:
 
 
 def _let_import_neighbours(file: str) -> None:
-    """Adds the folder above the file's experiments/ to the import path, so that experiments can import each other."""
+    """Adds to the import path the folder above the file's experiments/, so that experiments can import each other.
+
+    The file's own folder and the current one come last: reward functions lie there.
+    """
     above = [folder.parent for folder in pathlib.Path(file).resolve().parents if folder.name == "experiments"]
     sys.path += [os.fspath(folder) for folder in above if os.fspath(folder) not in sys.path]
+    functions.let_import(os.path.dirname(os.path.abspath(file)), os.getcwd())
 
 
 def module_of(file: str):

@@ -14,6 +14,7 @@ from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.progress import Progress, Stopped
 
 
@@ -84,7 +85,8 @@ def fit(trial: Trial, state, advance: Callable, *, checkpoint_every: int):
       trial: the stage to train.
       state: the initial state, on the mesh; donated.
       advance: (state, step) -> (state, metrics of scalars). Everything random or read must depend on (seed, step)
-        alone, so that a resumed run is identical to one that was never interrupted.
+        alone, so that a resumed run is identical to one that was never interrupted. Before it changes the state, it may
+        raise InputError, which ends the stage with the state saved.
       checkpoint_every: number of steps between checkpoints.
 
     Returns:
@@ -206,7 +208,15 @@ def fit_all(
                     checkpointer.wait()
                 raise Stopped(name, step, stopping)
             clock.begin()
-            state, step_metrics = advance(state, step, places)
+            try:
+                state, step_metrics = advance(state, step, places)
+            except InputError:  # as of a reward function: the state is as it was, and the next start repeats the step
+                if pending:
+                    record(*pending)
+                if step > first and alive:
+                    save(step, state)
+                    checkpointer.wait()
+                raise
             seconds = clock.end(step_metrics)
             done = step + 1
             if pending:

@@ -10,6 +10,7 @@ from rlhf_jax.evaluate import benchmarks, policy
 from rlhf_jax.fields import noted, registry
 from rlhf_jax.fields.registry import KINDS
 from rlhf_jax.report import pages
+from rlhf_jax.rewards import functions
 from rlhf_jax.runtime import finished, hosts, machine
 from rlhf_jax.runtime.errors import InputError
 
@@ -112,6 +113,7 @@ def check(run: run_lib.Run) -> None:
             hosts.on_first(checkpoint.check_params, run.folder(stage) / "params")
         else:
             _check_names(run, stage)
+            functions.check(run.config[stage], stage)
             kind.check(run, stage)
             weights.check_sources(run, stage)
         asks_policy = kind.judged and (to_evaluate(run, stage) or kind.evaluate is None and not run.done(stage))

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import checkpoint, hf, lora, model, sharding
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.fields import noted, registry
+from rlhf_jax.fields import noted, registry, rewards
 from rlhf_jax.fields.defaults import restored
 from rlhf_jax.hf import adapters
 from rlhf_jax.lora import Lora
@@ -348,11 +348,17 @@ def read_config(folder: pathlib.Path) -> ConfigDict:
 
 
 def named(section: Mapping) -> Iterator[tuple[str, str]]:
-    """Yields the fields of a stage that name models, with each name, without the temperature that may follow it."""
+    """Yields the fields of a stage that name models, with each name, without the temperature that may follow it.
+
+    Reward functions are no models (see fields/rewards.py).
+    """
     for field in FIELDS:
         value = section.get(field) or ()
-        for name in [value] if isinstance(value, str) else value:
-            yield field, name.partition("@")[0] if field == "models" else name
+        for text in [value] if isinstance(value, str) else value:
+            if FIELDS[field] == "reward":
+                yield from ((field, name) for name in rewards.models(text))
+            else:
+                yield field, text.partition("@")[0] if field == "models" else text
 
 
 def read_stage(folder: pathlib.Path, abstract) -> dict:

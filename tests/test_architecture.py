@@ -15,7 +15,7 @@ LAYERS = (
     {"model", "train"},
     {"data", "hf"},
     {"sources"},
-    {"token_loss", "generate", "shapes", "world"},
+    {"token_loss", "generate", "shapes", "world", "rewards"},
     {"settled", "notes"},
     {"ppo", "run"},
     {"inputs", "weights", "sampling", "loop"},

@@ -101,7 +101,7 @@ ALL_SIZES = {
     "reward_model.final_fraction": 0.1,
     "reward_model.loss": "kwise",
     "ppo.init": "ppo_init",
-    "ppo.value_init": "reward",
+    "ppo.value_init": None,  # "reward", where there is a reward model
     "ppo.batch_size": 512,
     "ppo.minibatch_size": 64,
     "ppo.ppo_epochs": 1,

@@ -1,132 +1,250 @@
-"""Sources with weights: their shares, their own epochs, and batches that depend on (seed, step) alone."""
+"""Several rewards in one score, and the stage that is rewarded by functions: its files, resume, failures, and learning."""
 
-import collections
 import json
+import sys
+import textwrap
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import tiny
+from compare import assert_same_stage, timeless
+from toy import get_config as toy_config
 
-from rlhf_jax.config import data_config
-from rlhf_jax.data.batches import LengthReport
-from rlhf_jax.data.corpus import FileCorpus
-from rlhf_jax.data.loader import Loader
-from rlhf_jax.data.mixture import BLOCK, Mixture, Source, build
-from rlhf_jax.data.template import Template
+from rlhf_jax import config as config_lib
+from rlhf_jax import pipeline, ppo, sharding
+from rlhf_jax import run as run_lib
+from rlhf_jax.ppo import programs as ppo_programs
+from rlhf_jax.ppo.mixture import Mixture, ModelScores, combined, mixture_of, next_scales
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.progress import Stopped
+from rlhf_jax.stages import ppo as ppo_stage
 
-NAMES = ("a", "b", "c")
+pytestmark = pytest.mark.usefixtures("one_device")
 
-
-def mixture(weights, sizes) -> Mixture:
-    rows = [np.arange(size) for size in sizes]
-    sources = [Source(name, weight, own) for name, weight, own in zip(NAMES, weights, rows)]
-    return build(sources, lambda own: (np.array(own), LengthReport(len(own), 0, 0, 1)))[2]
+MIXTURE = Mixture(("a", "b", "c"), (False, True, False), standardize=False)
 
 
-def loader(weights, sizes, batch_size, **options) -> Loader:
-    return Loader(np.arange(sum(sizes)), batch_size, 0, name="x", mixture=mixture(weights, sizes), **options)
+def test_the_sum_is_that_of_a_loop_in_numpy_and_standardised_by_the_first_iteration_alone():
+    rng = np.random.default_rng(0)
+    first, later = (rng.normal(3, 2, (3, 16)).astype(np.float32) for _ in range(2))
+    weights = np.float32([0.5, -2.0, 1.0])
+
+    def of(columns, scales, standardize):
+        mixture = Mixture(MIXTURE.names, MIXTURE.given, standardize)
+        return combined(mixture, columns[[0, 2]].T, columns[[1]].T, weights, scales)
+
+    total, metrics = of(first, None, False)
+    np.testing.assert_allclose(total, weights @ first, rtol=1e-5)
+    np.testing.assert_allclose([metrics[f"objective/scores/{name}"] for name in "abc"], first.mean(1), rtol=1e-5)
+
+    scales = Mixture(MIXTURE.names, MIXTURE.given, True).scales()
+    means, deviations = first.mean(1, keepdims=True), first.std(1, keepdims=True)
+    for columns in (first, later):
+        total, metrics = of(columns, scales, True)
+        np.testing.assert_allclose(total, weights @ ((columns - means) / deviations), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose([metrics[f"objective/scores/{name}"] for name in "abc"], columns.mean(1), rtol=1e-5)
+        scales = next_scales(scales, metrics)
+    # Scores that are all equal have no deviation to divide by.
+    total, metrics = of(np.full((3, 16), 0.1, np.float32), Mixture(MIXTURE.names, MIXTURE.given, True).scales(), True)
+    np.testing.assert_allclose(total, 0, atol=1e-6)
+    assert metrics["objective/scales/a/deviation"] == 1.0
 
 
-@given(
-    st.lists(st.floats(0.05, 10), min_size=2, max_size=3),
-    st.lists(st.integers(1, 70), min_size=3, max_size=3),
-    st.integers(1, 64),
-    st.integers(0, 50),
+def test_what_a_section_says():
+    section = config_lib.ppo_config()
+    assert mixture_of(section) is None
+    assert ppo_programs.coefficients(section).reward_weights is None
+    section.reward = "reward_model, short=rlhf_jax.rewards:length(limit=5)"
+    assert mixture_of(section) == Mixture(("reward_model", "short"), (False, True), False)
+    np.testing.assert_array_equal(ppo_programs.coefficients(section).reward_weights, [1, 1])
+    section.reward_weights = (1.0, 0.25)
+    np.testing.assert_array_equal(ppo_programs.coefficients(section).reward_weights, [1, 0.25])
+    section.reward, section.reward_weights, section.reward_standardize = "reward_model", (), True
+    assert mixture_of(section) == Mixture(("reward_model",), (False,), True)
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+def test_the_program_scores_by_models_and_by_what_the_host_gives(mesh):
+    """Two reward models and a function; and a function alone."""
+    s, rollout = tiny.PPO(mesh), tiny.rollout_of(32, 8, 8)
+    other = tiny.place(tiny.params_of(s.config, 9, "scalar"), s.config, s.mesh, "scalar")
+    given = np.random.default_rng(1).normal(size=(32, 1)).astype(np.float32)
+
+    def scored(mixture, rewards, weights, given):
+        config = ppo.PPOConfig(s.config, s.config, tiny.EOS, mixture=mixture, score_parts=2, missing_eos="none")
+        fn = ModelScores((s.reward_fn,) * len(rewards)) if rewards else None
+        score = jax.jit(ppo.make_score(config, fn))
+        coefs = tiny.coefficients().replace(reward_weights=jnp.float32(weights))
+        with jax.set_mesh(s.mesh):
+            state, batch = s.state(), sharding.put_batch(rollout, s.mesh)
+            given = None if given is None else sharding.put_batch(given, s.mesh)
+            found = score(state.policy.params, state.value_params, s.ref, rewards, batch, state.kl_coef, coefs, given)
+        return np.asarray(found[0].scores), found[1]
+
+    def alone(params):
+        with jax.set_mesh(s.mesh):
+            return np.asarray(jax.jit(s.reward_fn)(params, sharding.put_batch(rollout, s.mesh)))
+
+    a, b = alone(s.reward), alone(other)
+    scores, metrics = scored(MIXTURE, (s.reward, other), [1.0, 0.5, -2.0], given)
+    np.testing.assert_allclose(scores, a + 0.5 * given[:, 0] - 2 * b, atol=1e-4)
+    np.testing.assert_allclose(metrics["objective/scores/b"], given.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/scores/c"], b.mean(), rtol=1e-3, atol=1e-5)
+    scores, _ = scored(Mixture(("b",), (True,), False), (), [3.0], given)
+    np.testing.assert_allclose(scores, 3 * given[:, 0], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------- the stage
+
+FUNCTIONS = """
+def brevity(texts, prompts, rows):
+    return [-len(text) / 10 for text in texts]
+
+def vowels(texts, prompts, rows, letters="aeiou"):
+    assert all(prompt and row for prompt, row in zip(prompts, rows))
+    return [sum(letter in letters for letter in text) / max(len(text), 1) for text in texts]
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    """A file of reward functions that imports find; returns the function that writes it anew."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(source):
+        sys.modules.pop("toy_rewards", None)
+        (tmp_path / "toy_rewards.py").write_text(textwrap.dedent(source), encoding="utf-8")
+
+    write(FUNCTIONS)
+    yield write
+    sys.modules.pop("toy_rewards", None)
+
+
+def config_of(reward, **changes):
+    """PPO from random weights, rewarded by functions: there is no other stage."""
+    config = toy_config()
+    config.stages = ("ppo",)
+    config.ppo.update(init="", reward=reward, **changes)
+    return config
+
+
+def run_ppo(path, config, stop=None):
+    with run_lib.start(config, str(path)) as run:
+        key = run.key
+
+        def watched(*names):
+            if names[0] == "ppo" and names[1] == stop:
+                run.interrupt.requested = True
+            return key(*names)
+
+        run.key = watched
+        pipeline.check(run)
+        ppo_stage.run_stage(run, "ppo")
+
+
+BOTH = "toy_rewards:brevity, vowels=toy_rewards:vowels(letters='aeiouy')"
+
+
+def test_a_stage_rewarded_by_functions_resumes_bit_by_bit(functions, tmp_path, capsys):
+    config = config_of(BOTH, reward_weights=(1.0, 0.5), reward_standardize=True)
+    run_ppo(tmp_path / "one", config)
+    with pytest.raises(Stopped):
+        run_ppo(tmp_path / "two", config, stop=1)
+    run_ppo(tmp_path / "two", config)
+    assert_same_stage(tmp_path / "two", tmp_path / "one", "ppo")
+    assert "changed" not in capsys.readouterr().out
+    rows = timeless(tmp_path / "one" / "ppo")
+    assert len(rows) == 4 and {"objective/scores/brevity", "objective/scores/vowels"} <= rows[0].keys()
+    for name in ("brevity", "vowels"):  # the scales are those of the first iteration
+        assert (
+            len({(row[f"objective/scales/{name}/mean"], row[f"objective/scales/{name}/deviation"]) for row in rows})
+            == 1
+        )
+        assert rows[0][f"objective/scales/{name}/mean"] == pytest.approx(rows[0][f"objective/scores/{name}"], rel=1e-5)
+    assert abs(rows[0]["objective/raw_scores"]) < 1e-5 < abs(rows[1]["objective/raw_scores"])
+    kept = json.loads((tmp_path / "one" / "config.json").read_text())["ppo"]
+    assert kept["value_init"] == "policy"  # no reward model to start from
+    assert [len(sums) for sums in json.loads((tmp_path / "one" / "ppo" / "rewards.json").read_text()).values()] == [1]
+
+
+def test_a_function_that_fails_ends_the_run_and_loses_nothing(functions, tmp_path, capsys):
+    """It fails in the third iteration, at a place that no checkpoint was due; corrected, the run goes on from there."""
+    state = tmp_path / "calls"
+    failing = f"""
+        import pathlib
+        def brevity(texts, prompts, rows):
+            file = pathlib.Path({str(state)!r})
+            file.write_text(file.read_text() + "x" if file.exists() else "x")
+            if len(file.read_text()) == {{}}:
+                return [float("nan")] * len(texts)
+            return [-len(text) / 10 for text in texts]
+    """
+    config = config_of("toy_rewards:brevity")
+    config.ppo.checkpoint_every = 10
+    run_ppo(tmp_path / "whole", config)
+    functions(failing.format(3))
+    with pytest.raises(InputError, match='ppo.reward: toy_rewards:brevity returned nan for the prompt "') as raised:
+        run_ppo(tmp_path / "run", config)
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in (tmp_path / "run" / "ppo" / "checkpoints").iterdir()] == ["2"]
+    functions(FUNCTIONS)
+    run_ppo(tmp_path / "run", config)
+    assert "toy_rewards.py was changed after this stage began" in capsys.readouterr().out
+    assert_same_stage(tmp_path / "run", tmp_path / "whole", "ppo")
+    (sums,) = json.loads((tmp_path / "run" / "ppo" / "rewards.json").read_text()).values()
+    assert len(sums) == 2
+
+
+@pytest.mark.parametrize(
+    "reward, changes, sentence",
+    [
+        ("toy_rewards:brevty", {}, "has no function brevty; did you mean brevity"),
+        ("toy_rewards:brevity(limit=3)", {}, "must take \\(texts, prompts, rows, limit\\)"),
+        ("nowhere:f", {}, "there is no module nowhere"),
+        (BOTH, {"value_init": "reward"}, "value_init='reward' needs a reward model, and ppo.reward=.* functions alone"),
+        (BOTH, {"reward_weights": (1.0,)}, "reward_weights=\\(1.0,\\) must have a weight for each of the 2 rewards"),
+        ("a:f, b:f", {}, "ppo.reward='a:f, b:f' must be a stage, a folder of a model, or module:function"),
+        ("reward_model, toy_rewards:brevity", {}, "ppo.reward names 'reward_model', which is no reward_model stage"),
+    ],
 )
-def test_every_batch_has_each_source_in_its_share(weights, sizes, batch_size, step):
-    sizes = sizes[: len(weights)]
-    found = loader(weights, sizes, batch_size).rows(step)
-    edges = np.cumsum([0, *sizes])
-    assert len(found) == batch_size
-    for number, weight in enumerate(weights):
-        count = np.sum((found >= edges[number]) & (found < edges[number + 1]))
-        assert abs(count - batch_size * weight / sum(weights)) < 2.5
+def test_bad_rewards_are_refused_before_anything_is_computed(
+    functions, tmp_path, monkeypatch, reward, changes, sentence
+):
+    monkeypatch.setattr(ppo_stage, "run_stage", lambda *_: pytest.fail("the stage ran"))
+    with pytest.raises(InputError, match=sentence):
+        run_ppo(tmp_path / "run", config_of(reward, **changes))
 
 
-def test_a_block_of_draws_has_the_shares_exactly():
-    mixed = mixture([0.7, 0.2, 0.1], [5, 5, 5])
-    source, _ = mixed.draws(np.arange(3 * BLOCK) + 7 * BLOCK)
-    assert np.bincount(source).tolist() == [2100, 600, 300] and mixed.quotas == (700, 200, 100)
-    assert sum(mixture([1, 1, 1], [5, 5, 5]).quotas) == BLOCK
+def test_the_rewards_of_a_row_reach_the_function_with_its_other_fields(tmp_path, monkeypatch):
+    """Answers of rows of a file, as GSM8K has them."""
+    rows = [{"prompt": f"{n} + {n} =", "answer": f"#### {n + n}"} for n in range(40)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = []
+
+    def spy(texts, prompts, rows):
+        seen.extend(zip(prompts, rows))
+        return [0.0] * len(texts)
+
+    monkeypatch.setattr("rlhf_jax.rewards.answer", spy)
+    config = config_of("rlhf_jax.rewards:answer", iterations=1, warmup_iterations=0)
+    config.data.source, config.data.files.dir, config.data.files.prompts = "files", str(tmp_path), "sums.jsonl"
+    config.data.files.demonstrations = ""
+    monkeypatch.setattr(run_lib.FileCorpus, "tokenizer_texts", lambda self: [row["prompt"] for row in rows] * 20)
+    run_ppo(tmp_path / "run", config)
+    assert len(seen) == 8
+    for prompt, row in seen:
+        n = int(prompt.split()[0])
+        assert row["answer"] == f"#### {n + n}"
 
 
-def test_every_source_has_whole_epochs_of_its_own():
-    """A source of 7 examples with half of the draws: each 7 of its draws are all of them, in another order."""
-    seen = np.concatenate([loader([1, 1], [7, 1000], 10).rows(step) for step in range(60)])
-    small = seen[seen < 7][: 40 * 7].reshape(40, 7)
-    assert np.all(np.sort(small) == np.arange(7)) and len(np.unique(small, axis=0)) > 30
-    large = seen[seen >= 7]
-    assert len(np.unique(large)) == len(large) == 300
-
-
-def test_a_step_needs_no_other_step_and_batches_are_cut_from_one_stream():
-    whole = loader([3, 1], [11, 13], 24)
-    assert [whole.rows(5).tolist(), whole.rows(2).tolist()] == [
-        loader([3, 1], [11, 13], 24).rows(step).tolist() for step in (5, 2)
-    ]
-    halves = loader([3, 1], [11, 13], 12)
-    for step in (0, 41):
-        assert whole.rows(step).tolist() == [*halves.rows(2 * step), *halves.rows(2 * step + 1)]
-    places = np.array([1, 5, 20])
-    assert whole.batch(7, places).tolist() == whole.batch(7)[places].tolist()
-
-
-def test_epochs_are_counted_per_source():
-    mixed = mixture([0.75, 0.25], [30, 200])
-    assert mixed.epochs(4000) == {"a": 100.0, "b": 5.0}
-    found = loader([0.75, 0.25], [30, 200], 40)
-    seen = collections.Counter(np.concatenate([found.rows(step) for step in range(100)]).tolist())
-    assert {seen[row] for row in range(30)} == {100} and {seen[row] for row in range(30, 230)} == {5}
-    assert found.steps(2.0) == 12  # 460 draws
-
-
-def test_without_weights_all_rows_are_one_source():
-    sources = [Source("a", None, [1, 2]), Source("b", None, [3])]
-    examples, report, mixed = build(sources, lambda rows: (np.array(rows), LengthReport(len(rows), 0, 0, 1)))
-    assert examples.tolist() == [1, 2, 3] and report.given == 3 and mixed is None
-
-
-def test_reports_of_sources_are_added():
-    parts = [LengthReport(5, 1, 2, 30, 0, 2), LengthReport(7, 0, 1, 20, 3)]
-    assert LengthReport.total(parts) == LengthReport(12, 1, 3, 30, 3, 2)
-
-
-def corpus(folder, **files):
-    for name, count in (("a", 300), ("b", 60)):
-        rows = [{"text": f"{name} {n}", "prompt": f"{name} {n}", "completion": " x"} for n in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = data_config().files
-    config.update(dir=str(folder), **files)
-    return FileCorpus(config, Template(), "error")
-
-
-@pytest.mark.parametrize("kind", ["documents", "demonstrations"])
-def test_files_have_weights(tmp_path, kind):
-    sources = corpus(tmp_path, **{kind: "a.jsonl*0.25, b.jsonl@50*0.75"}).mixed(kind, "train")
-    assert [(source.name, source.weight) for source in sources] == [("a.jsonl", 0.25), ("b.jsonl", 0.75)]
-    for source in sources:
-        texts = [getattr(row, "text", None) or row.prompt for row in source.rows]
-        assert texts and all(text.startswith(source.name[0]) for text in texts)
-    assert len(sources[1].rows) < 50
-    (one,) = corpus(tmp_path, **{kind: "a.jsonl, b.jsonl"}).mixed(kind, "train")
-    assert one.weight is None and len(one.rows) > 200
-
-
-def test_weights_that_make_no_sense_are_refused(tmp_path):
-    def identity(rows):
-        return (np.array(rows), LengthReport(len(rows), 0, 0, 1))
-
-    with pytest.raises(
-        InputError, match=r"'b.jsonl' has no weight, but others of its kind do; give it one, as in b.jsonl\*0.5"
-    ):
-        build(corpus(tmp_path, documents="a.jsonl*1,b.jsonl").mixed("documents", "train"), identity)
-    with pytest.raises(
-        InputError, match="'a.jsonl' has the weight 0.0001 of 1.0001 in all; raise it to 1/1000 of them"
-    ):
-        build(corpus(tmp_path, documents="a.jsonl*0.0001,b.jsonl*1").mixed("documents", "train"), identity)
-    with pytest.raises(InputError, match="data.files.prompts='a.jsonl.0.5' must be .* without weight"):
-        corpus(tmp_path, prompts="a.jsonl*0.5").prompts("train", "ppo")
-    with pytest.raises(InputError, match="'b.jsonl' has a weight but no row in the test split"):
-        corpus(tmp_path, documents="a.jsonl*0.5,b.jsonl@1*0.5", test_share=0.3).mixed("documents", "test")
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_function_reward_is_learned(functions, tmp_path, seed):
+    config = config_of("toy_rewards:vowels", iterations=20, batch_size=64, minibatch_size=16, kl_coef=0.001)
+    config.seed = seed
+    run_ppo(tmp_path / "run", config)
+    scores = [row["objective/scores/vowels"] for row in timeless(tmp_path / "run" / "ppo")]
+    assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.2, scores

@@ -1,7 +1,7 @@
 """Who judges the policies of a run: reward models, and the reference that KL and win rates refer to.
 
-The reward models are the finished reward stages of the run, and after them the sources (see sources.py) that its stages
-are rewarded by. The reference is the first SFT stage; in a run without SFT stages, it is what the policy started from.
+The reward models are the finished reward stages of the run, and after them the sources (see sources.py) and the reward
+functions (see fields/rewards.py) that its stages are rewarded by. The reference is the first SFT stage; in a run without SFT stages, it is what the policy started from.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from rlhf_jax import loop, sharding, weights
 from rlhf_jax.data import batches, loader, text_batches
 from rlhf_jax.evaluate import scorer
 from rlhf_jax.evaluate.answers import completion_logprob
-from rlhf_jax.fields import registry
+from rlhf_jax.fields import registry, rewards
 from rlhf_jax.generate import Rollout
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
@@ -21,7 +21,7 @@ _REWARDS = ("reward", "judges")  # the fields in which a stage names the reward 
 
 
 def reward_models(run: Run) -> dict[str, str]:
-    """Returns the reward models that can judge now: name in tables and metrics -> name in the config."""
+    """Returns the reward models and functions that can judge now: name in tables and metrics -> name in the config."""
     found = {stage: stage for stage in run.giving("reward")}
     for stage in run.config.stages:
         if registry.of(run.config, stage).gives in ("policy", "completions"):
@@ -29,6 +29,10 @@ def reward_models(run: Run) -> dict[str, str]:
                 source = _source(run, name) if field in _REWARDS and name not in run.config else None
                 if source and scorer.reads_ids(run, name, source):
                     found[label(run, name)] = name
+            for reward in rewards.functions(run.config[stage]):
+                other = found.setdefault(reward.name, reward.text)
+                if other != reward.text:
+                    found[reward.text] = reward.text
     return found
 
 
@@ -37,6 +41,9 @@ def label(run: Run, name: str) -> str:
 
     Where the short one is that of a stage or of another source too, it is the name in the config.
     """
+    reward = rewards.one(name)
+    if reward.name != name:
+        return reward.name
     source = None if name in run.config else _source(run, name)
     if source is None:
         return name

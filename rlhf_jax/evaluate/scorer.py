@@ -15,7 +15,9 @@ from rlhf_jax.data.ranking_batches import batch_rankings
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.fields import rewards
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.rewards.functions import RewardFunction
 from rlhf_jax.run import Run, open_run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -160,12 +162,16 @@ def _widths() -> Iterator[int]:
     return (width for power in itertools.count(6) for width in (2**power, 3 * 2 ** (power - 1)))
 
 
-def scorer_of(run: Run, name: str, stops: bool = True) -> Scorer:
-    """Returns the scorer of a reward model: of a stage, or of a source (see sources.py).
+def scorer_of(run: Run, name: str, stops: bool = True) -> Scorer | RewardFunction:
+    """Returns the scorer of a reward: a stage, a source (see sources.py), or a function (see fields/rewards.py).
 
     A whole work directory stands for its last reward model, and reads texts as its own run does. So does a stage of a run
     with other tokens.
     """
+    reward = rewards.one(name)
+    if reward.function:
+        return RewardFunction(reward, "reward")
+    name = reward.model
     if name in run.config:
         return Scorer(run, name, stops=stops)
     source = run.source(name, last="reward")

@@ -11,11 +11,12 @@ from rlhf_jax.fields.ranges import (
     POSITIVE,
     SHARE,
     SHARE_BELOW_ONE,
-    SOME_TEXT,
     TEXT,
     OneOf,
+    Several,
     whole,
 )
+from rlhf_jax.fields.rewards import REWARDS
 from rlhf_jax.fields.training import OPTIMIZER, PPO_RATES, SCHEDULES, learning_rate
 
 FIELDS = Section(
@@ -31,8 +32,21 @@ FIELDS = Section(
         ),
         "reward": Field(
             "reward_model",
-            SOME_TEXT,
-            "The reward model: a stage, or a folder of a released reward model relative to `data.files.dir`.",
+            REWARDS,
+            "What the score is: a reward model (a stage, or a folder of a released one relative to `data.files.dir`), a "
+            "function of a Python module, or the weighted sum of several, separated by commas. docs/rewards.md has "
+            "examples.",
+        ),
+        "reward_weights": Field(
+            (),
+            Several(FINITE, "a number for each reward, or ()"),
+            "The weight of each reward, in the order of `reward`. () means 1 for each.",
+        ),
+        "reward_standardize": Field(
+            False,
+            FLAG,
+            "Whether each reward is brought to mean 0 and variance 1, by its scores in the first iteration, which are "
+            "those of the reference (Ziegler et al. 2019, section 2.1).",
         ),
         "advantage": Field(
             "gae",
@@ -54,12 +68,14 @@ FIELDS = Section(
             "policy's optimizer.",
         ),
         "value_init": Field(
-            "reward",
+            None,
             OneOf("reward", "policy", "random", "zero"),
             "What the value function starts as. "
-            "'reward' is the reward model (section 3.5), and 'random' has random weights. "
+            "'reward' is the reward model, the first one if there are several (section 3.5), and 'random' has random "
+            "weights. "
             "'policy' is the policy with a random head, and 'zero' the policy with a head of zeros. "
-            "If `value` is 'shared', only the head is taken from there.",
+            "If `value` is 'shared', only the head is taken from there. "
+            "None means 'reward', and 'policy' where the score consists of functions alone.",
         ),
         "iterations": Field(
             500,

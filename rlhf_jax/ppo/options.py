@@ -6,6 +6,7 @@ docs/kl.md derives where PPO ends for each choice; world/fixed_points.py compute
 from ml_collections import ConfigDict
 
 from rlhf_jax.advantages import ESTIMATORS, Choices
+from rlhf_jax.fields import rewards
 from rlhf_jax.ppo.update import PPOConfig
 
 # The default KL estimator by the place of the penalty, for a section that changes its paper's place alone.
@@ -29,7 +30,14 @@ def resolved(section: ConfigDict) -> Choices:
 
 def fill(section: ConfigDict) -> None:
     """Writes the resolved choices into a PPO section, so that none of them is None."""
-    section.update(resolved(section)._asdict())
+    section.update(resolved(section)._asdict() | {"value_init": value_init(section)})
+
+
+def value_init(section: ConfigDict) -> str:
+    """Returns what the value function of a PPO section starts as: by default the reward model, if there is one."""
+    if section.value_init is not None:
+        return section.value_init
+    return "reward" if rewards.models(section.reward) else "policy"
 
 
 def described(config: PPOConfig, penalized: bool = True, gamma: float = 1.0) -> list[str]:

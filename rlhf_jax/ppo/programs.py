@@ -14,6 +14,7 @@ from rlhf_jax import advantages as adv
 from rlhf_jax import lora, model, optim, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import options
+from rlhf_jax.ppo.mixture import Mixture, mixture_of, next_scales
 from rlhf_jax.ppo.update import Coefficients, PPOConfig, PPOState, RewardFn, make_score, make_update
 from rlhf_jax.runtime.errors import InputError
 
@@ -22,7 +23,9 @@ def coefficients(section: ConfigDict) -> Coefficients:
     """Returns the sweepable numbers of a section as f32[] arrays; kl_target is 0 where the section has none."""
     numbers = {name: getattr(section, name, None) for name in Coefficients.__dataclass_fields__}
     numbers["kl_target"] = section.kl_target or 0.0
-    return Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()})
+    mixture, weights = mixture_of(section), numbers.pop("reward_weights")
+    weights = jnp.float32(weights or [1.0] * len(mixture.names)) if mixture else None
+    return Coefficients(**{name: jnp.float32(value) for name, value in numbers.items()}, reward_weights=weights)
 
 
 def static_config(
@@ -69,6 +72,7 @@ def static_config(
         policy=shape,
         value=value_shape if has_value_model(section) else None,
         eos_id=eos_id,
+        mixture=mixture_of(section),
         missing_eos=section.missing_eos,
         advantage=section.advantage,
         samples_per_prompt=samples,
@@ -149,6 +153,7 @@ def iterate(
     judge=None,
     mark=_unmarked,
     base: dict | None = None,
+    given=None,
 ):
     """Runs one iteration: a rollout, its experience, and ppo_epochs x batch_size / minibatch_size optimizer steps.
 
@@ -156,7 +161,7 @@ def iterate(
 
     Args:
       state: PPOState, donated.
-      frozen: (reference parameters, reward-model parameters).
+      frozen: (reference parameters, reward-model parameters); the latter are a tuple if there is a mixture.
       batch: Prompts.
       ptx_batch: function from the optimizer step within the iteration to a Batch on the mesh, or to None without ptx.
       coefs: Coefficients.
@@ -167,6 +172,8 @@ def iterate(
       mark: called with the name of each part and a result of it, as soon as the devices have its programs; see
         runtime.clock.
       base: the frozen parameters that policy, value, reference and reward model share, if they are adapters; or None.
+      given: function from the Rollout to the scores of a mixture that the host gives, f32[B, H] on the mesh, or None.
+        It is called before anything changes, so that an error that it raises leaves the state as it is.
 
     Returns:
       (state, metrics): the metrics of the experience, those of `summarize` for the updates, and those of `judge`.
@@ -175,9 +182,18 @@ def iterate(
     rollout = programs.sample(lora.joined(base, state.language_model), batch, sample_key, coefs.temperature)
     mark("sample", rollout.completion_mask)
     experience, metrics = programs.score(
-        state.policy.params, state.value_params, *frozen, rollout, state.kl_coef, coefs, base
+        state.policy.params,
+        state.value_params,
+        *frozen,
+        rollout,
+        state.kl_coef,
+        coefs,
+        base,
+        given and given(rollout),
+        state.scales,
     )
     mark("score", metrics)
+    scales = next_scales(state.scales, metrics)
     steps: list[dict] = []
     for rows in minibatches:
         part = programs.take(experience, rows)
@@ -194,7 +210,7 @@ def iterate(
     )
     if judge:  # last, so that the host judges while the devices compute the updates
         metrics |= judge(rollout)
-    return state.replace(kl_coef=kl_coef), metrics
+    return state.replace(kl_coef=kl_coef, scales=scales), metrics
 
 
 def optimizers_of(section: ConfigDict) -> tuple[optim.OptimizerConfig, optim.OptimizerConfig]:
@@ -214,12 +230,13 @@ def ptx_rows(section: ConfigDict) -> int:
     return section.ptx_ratio * section.minibatch_size // section.ppo_epochs
 
 
-def make_state(optimizers, policy: dict, value: dict | None, kl_coef: jax.Array) -> PPOState:
+def make_state(optimizers, mixture: Mixture | None, policy: dict, value: dict | None, kl_coef: jax.Array) -> PPOState:
     """Returns a fresh PPOState; it holds copies of the parameters, because states are donated.
 
     Args:
       optimizers: optax transformations of the policy and of the value model; a head on the policy's trunk is the
         policy's.
+      mixture: the rewards that the score consists of, or None.
       policy: parameters of the policy that are trained.
       value: those of a separate value model, of only a scalar head for the policy's trunk, or None.
       kl_coef: f32[], the initial KL coefficient.
@@ -228,7 +245,8 @@ def make_state(optimizers, policy: dict, value: dict | None, kl_coef: jax.Array)
     if value and model.is_scalar_head(value):
         policy, value = policy | value, None
     value_state = train.init_state(value, optimizers[1]) if value else None
-    return PPOState(train.init_state(policy, optimizers[0], ema=True), value_state, kl_coef)
+    scales = mixture.scales() if mixture else None
+    return PPOState(train.init_state(policy, optimizers[0], ema=True), value_state, kl_coef, scales)
 
 
 def state_maker(config: PPOConfig, mesh, rules, optimizers):
@@ -245,7 +263,7 @@ def state_maker(config: PPOConfig, mesh, rules, optimizers):
     elif value_shape:
         _, value_axes = lora.split(model.logical_axes(value_shape, "scalar"))
         _, value = lora.split(model.param_shapes(value_shape, "scalar"))
-    make = functools.partial(make_state, optimizers)
+    make = functools.partial(make_state, optimizers, config.mixture)
     shapes = jax.eval_shape(make, policy, value, jax.ShapeDtypeStruct((), jnp.float32))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     whole: Any = sharding.replicated(mesh)  # the shardings of a state stand in the places of its arrays
@@ -253,12 +271,13 @@ def state_maker(config: PPOConfig, mesh, rules, optimizers):
         shard(shapes.policy, optimizers[0], axes),
         shapes.value and shard(shapes.value, optimizers[1], value_axes),
         whole,
+        jax.tree.map(lambda _: whole, shapes.scales),
     )
     return jax.jit(make, out_shardings=shardings), shardings
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(config: PPOConfig, reward_fn: RewardFn, optimizers: tuple, sampler, mesh, rules: tuple):
+def compiled(config: PPOConfig, reward_fn: RewardFn | None, optimizers: tuple, sampler, mesh, rules: tuple):
     """Returns (the state-making function of `state_maker`, PPOPrograms).
 
     The result is cached by its arguments, so that stages which differ only in Coefficients compile once per process.

@@ -10,7 +10,9 @@ Shapes: B batch (episodes), P prompt, C completion, T = P + C, D embed, V vocabu
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from rlhf_jax import lora, losses, model, optim, train
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.generate import Rollout, ended_by, is_end
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.ppo.mixture import Mixture, combined, of_each_model
 from rlhf_jax.token_loss import token_loss
 from rlhf_jax.train import TrainState
 
@@ -33,6 +36,7 @@ class PPOConfig:
     policy: TransformerConfig
     value: TransformerConfig | None  # None: there is no separate value model
     eos_id: int | tuple[int, ...]  # the token that ends a completion, or all such tokens
+    mixture: Mixture | None = None  # what the score consists of; None: it is that of a single reward model
     missing_eos: str = "replace"  # rule for the scores; or "subtract", "none" (advantages.apply_missing_eos)
     advantage: str = "gae"  # a name of advantages.ESTIMATORS
     samples_per_prompt: int = 1  # completions of a prompt, in neighbouring rows of a batch
@@ -63,7 +67,10 @@ class PPOConfig:
 
 @struct.dataclass
 class Coefficients:
-    """The numbers that an ablation sweeps, f32[] each: arguments of the programs, so a change never recompiles."""
+    """The numbers that an ablation sweeps, f32[] each: arguments of the programs, so a change never recompiles.
+
+    `reward_weights`, f32[N], are the weights of a mixture of rewards; None without one.
+    """
 
     ptx_coef: jax.Array  # weight of the pretraining gradient (the paper's gamma)
     learning_rate: jax.Array
@@ -79,6 +86,7 @@ class Coefficients:
     ema_decay: jax.Array  # per optimizer step; see train.averaged
     kl_target: jax.Array  # nats per completion; target of the adaptive KL controller, 0 if there is none
     kl_horizon: jax.Array  # episodes; see advantages.update_kl_coef
+    reward_weights: jax.Array | None = None
 
 
 @struct.dataclass
@@ -88,6 +96,7 @@ class PPOState:
     policy: TrainState  # with a shared trunk, its parameters include the scalar head
     value: TrainState | None  # None: there is no separate value model
     kl_coef: jax.Array  # f32[], the state of the KL controller (the paper's beta)
+    scales: dict[str, jax.Array] | None = None  # of standardised rewards (see mixture.py); None: there are none
 
     @property
     def language_model(self) -> dict:
@@ -178,14 +187,16 @@ def has_eos(rollout: Rollout, eos_id: int | tuple[int, ...]) -> jax.Array:
     return jnp.any(is_end(rollout.completions, eos_id) & rollout.completion_mask, axis=1)
 
 
-RewardFn = Callable[[dict, Rollout], jax.Array]  # (reward params, rollout) -> f32[B]
+RewardFn = Callable[[Any, Rollout], jax.Array]  # (reward params, rollout) -> f32[B], or f32[B, M] of M models
 
 
-def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
+def make_score(config: PPOConfig, reward_fn: RewardFn | None) -> Callable:
     """Returns the program that scores a rollout.
 
-    The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs, base) to (Experience,
-    metrics). `base` are the frozen parameters of those models of which the others are adapters (see lora.py), or None.
+    The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs, base, given, scales) to
+    (Experience, metrics). `base` are the frozen parameters of those models of which the others are adapters (see
+    lora.py), or None. With a mixture, `reward_fn` is `mixture.ModelScores`, or None if the mixture has no reward model;
+    `given` has the scores from the host, and `scales` those of the state. Without one, both are None.
     """
 
     def read(params, rollout, temperature):
@@ -211,17 +222,24 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
             said["values"] = _values_at(config.policy, policy, states, rollout.completion_mask)
         elif config.estimator.reads_values:
             said["values"] = completion_values(config.value, value, rollout)
-        return said | {"scores": reward_fn(reward, rollout)}
+        return said | ({"scores": reward_fn(reward, rollout)} if reward_fn else {})
 
-    def score(policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients, base: dict | None = None):
-        params = [None if trained is None else lora.joined(base, trained) for trained in (policy, value, ref, reward)]
+    def score(
+        policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients, base=None, given=None, scales=None
+    ):
+        models = (None if trained is None else lora.joined(base, trained) for trained in (policy, value, ref))
+        params = (*models, of_each_model(functools.partial(lora.joined, base), reward))
         parts = jax.tree.map(lambda x: x.reshape(-1, config.score_parts, *x.shape[1:]).swapaxes(0, 1), rollout)
         said = jax.lax.map(lambda part: read(params, part, coefs.temperature), parts)
         said = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), said)
 
         mask = rollout.completion_mask
         ended = has_eos(rollout, config.eos_id)
-        raw_scores, logprobs, ref_logprobs = said["scores"], said["logprobs"], said["ref_logprobs"]
+        raw_scores, logprobs, ref_logprobs = said.get("scores"), said["logprobs"], said["ref_logprobs"]
+        of_each: dict[str, jax.Array] = {}
+        if config.mixture:
+            assert coefs.reward_weights is not None
+            raw_scores, of_each = combined(config.mixture, raw_scores, given, coefs.reward_weights, scales)
         scores = adv.apply_missing_eos(raw_scores, ended, config.missing_eos, coefs.missing_eos_value)
         penalty = kl_coef if config.kl_in == "reward" else 0.0
         rewards = adv.shaped_rewards(scores, logprobs, ref_logprobs, mask, penalty, config.kl_estimator)
@@ -250,6 +268,7 @@ def make_score(config: PPOConfig, reward_fn: RewardFn) -> Callable:
             "objective/completion_length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
             "objective/eos": jnp.mean(ended, dtype=jnp.float32),
             "objective/logprob_gap_max": jnp.max(jnp.where(mask, sampling_gap, 0.0)),
+            **of_each,
         }
         experience = Experience(rollout, logprobs, ref_logprobs, values, rewards, advantages, returns, scores)
         return experience, metrics
@@ -372,7 +391,7 @@ def make_update(
             value, metrics["ppo/val/grad_norm"] = train.apply_gradients(
                 state.value, value_grads, value_optimizer, coefs.value_learning_rate * rate
             )
-        return PPOState(policy, value, state.kl_coef), metrics
+        return PPOState(policy, value, state.kl_coef, state.scales), metrics
 
     return update
 

@@ -39,7 +39,8 @@ FIELDS = Section(
         "reward": Field(
             "reward_model",
             SOME_TEXT,
-            "The reward model that chooses, called the proxy: a stage, or a source of weights as for `sft.init`.",
+            "The reward model that chooses, called the proxy: a stage, or a source of weights as for `sft.init`; or a reward "
+            "function, module:function.",
         ),
         "judges": Field(
             (),

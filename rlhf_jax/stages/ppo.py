@@ -17,13 +17,15 @@ from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate import policy as evaluation
+from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.model import TransformerConfig, memory, work
 from rlhf_jax.ppo import options, programs
 from rlhf_jax.ppo.fields import FIELDS
-from rlhf_jax.ppo.update import PPOConfig, PPOState, SequenceScore
+from rlhf_jax.ppo.update import PPOConfig, PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.stages import ppo_rewards
 
 
 def build(run: Run, stage: str):
@@ -37,7 +39,7 @@ def build(run: Run, stage: str):
     config = programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     return programs.compiled(
         config,
-        SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
+        ppo_rewards.reward_fn_of(run, section),
         programs.optimizers_of(section),
         sampling.sampler(run, run.config.completion_length, section.sample_parts),
         run.mesh,
@@ -48,22 +50,17 @@ def build(run: Run, stage: str):
 def check(run: Run, stage: str) -> None:
     """Raises InputError if settings do not fit each other or the mesh, or data are missing; computes nothing."""
     section = run.config[stage]
+    if ESTIMATORS[section.advantage].reads_values:
+        ppo_rewards.check_value_init(run, stage)
     programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     for field, rows in parts(section).items():
         sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
     _check_adapters(run, stage)
-    reads_values = ESTIMATORS[section.advantage].reads_values
-    if reads_values and section.value == "shared" and section.value_init == "reward":
-        widths = run.shape(section.reward).embed_dim, run.model.embed_dim
-        if widths[0] != widths[1]:
-            raise InputError(
-                f"{stage}.value='shared' with value_init='reward' needs a reward model of the policy's width {widths[1]}, and "
-                f"it is {widths[0]}; choose value_init='random' or 'zero'"
-            )
     ptx = bool(section.ptx_coef and section.ptx_ratio)
     if ptx and section.ptx_length:
         run.check_length(f"{stage}.ptx_length", section.ptx_length, run.model)
-    run.check_length("prompt_length + completion_length", run.whole_length, run.shape(section.reward))
+    for model_name in ppo_rewards.models_of(section):
+        run.check_length("prompt_length + completion_length", run.whole_length, run.shape(model_name))
     inputs.need(run, stage, "prompts", "train")
     if ptx:
         inputs.need(run, stage, "documents", "train")
@@ -77,16 +74,16 @@ def check(run: Run, stage: str) -> None:
 def _check_adapters(run: Run, stage: str) -> None:
     """Raises InputError where adapters do not share the base of the policy's, or have none."""
     section = run.config[stage]
-    if run.path is None or run.shape(section.reward).lora is None:
-        return
-    bases = [weights.base_name(run, name) for name in (section.init, section.reward)]
-    if run.model.lora is None or bases[0] != bases[1]:
-        policy = f"adapters of '{bases[0]}'" if run.model.lora else "whole"
-        raise InputError(
-            f"{stage}.reward='{section.reward}' is adapters of '{bases[1]}', and the policy is {policy}: start both from the "
-            "same weights, or give a whole reward model, such as one that `rlhf_jax.hf export --merge` has written"
-        )
-    if programs.has_value_model(section) and section.value_init == "random":
+    adapted = [name for name in ppo_rewards.models_of(section) if run.path and run.shape(name).lora is not None]
+    for name in adapted:
+        bases = [weights.base_name(run, model_name) for model_name in (section.init, name)]
+        if run.model.lora is None or bases[0] != bases[1]:
+            policy = f"adapters of '{bases[0]}'" if run.model.lora else "whole"
+            raise InputError(
+                f"{stage}.reward='{name}' is adapters of '{bases[1]}', and the policy is {policy}: start both from the "
+                "same weights, or give a whole reward model, such as one that `rlhf_jax.hf export --merge` has written"
+            )
+    if adapted and programs.has_value_model(section) and section.value_init == "random":
         raise InputError(
             f"{stage}.value_init='random' has no weights that the adapters of model.lora could belong to; choose 'reward', "
             "'policy' or 'zero'"
@@ -96,12 +93,14 @@ def _check_adapters(run: Run, stage: str) -> None:
 def value_shape_of(run: Run, stage: str) -> TransformerConfig | None:
     """Returns the shape of the separate value model, or None if there is none.
 
-    It is the shape of the model that the value model starts from: the reward model, or the policy.
+    It is the shape of the model that the value model starts from: the reward model, or the policy. A random value model
+    has the shape of the reward model, if there is one.
     """
     section = run.config[stage]
     if not programs.has_value_model(section):
         return None
-    return run.model if section.value_init in ("policy", "zero") else run.shape(section.reward)
+    models = ppo_rewards.models_of(section)
+    return run.model if options.value_init(section) in ("policy", "zero") or not models else run.shape(models[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +113,7 @@ class PPOTraining:
       config: static configuration of the programs.
       prompts: loader of prompts, with batch(iteration).
       ptx: loader of pretraining sequences, with batch(optimizer step); None without ptx.
+      functions: the rewards that are computed on the host; None without any.
       trial: the stage as loop.fit takes it; its steps are iterations.
     """
 
@@ -122,6 +122,7 @@ class PPOTraining:
     config: PPOConfig
     prompts: Loader
     ptx: Loader | None
+    functions: ppo_rewards.HostRewards | None
     trial: loop.Trial
 
     @property
@@ -130,14 +131,14 @@ class PPOTraining:
         section = self.run.config[self.stage]
         return section.ppo_epochs * (section.batch_size // section.minibatch_size)
 
-    def start(self) -> tuple[dict, dict, dict | None]:
-        """Returns the parameters (reference, reward model, value); the policy starts as the reference.
+    def start(self) -> tuple[dict, dict | tuple[dict, ...], dict | None]:
+        """Returns the parameters (reference, reward models, value); the policy starts as the reference.
 
-        The value is what `programs.make_state` takes.
+        The reward models are what `ppo_rewards.load` returns, and the value is what `programs.make_state` takes.
         """
         run, stage = self.run, self.stage
         ref = weights.start_params(run, stage)
-        reward = weights.load_params(run, run.config[stage].reward, "scalar")
+        reward = ppo_rewards.load(run, run.config[stage])
         return ref, reward, _value_params(run, stage, reward, ref)
 
     def judge(self, iteration: int):
@@ -147,6 +148,10 @@ class PPOTraining:
             return None
         index = self.prompts.batch(iteration).index
         return functools.partial(gold_metrics, self.run, section.samples_per_prompt, index)
+
+    def given(self, iteration: int):
+        """Returns the function from a Rollout to the scores f32[B, H] of the functions; None if there are none."""
+        return self.functions and functools.partial(self.functions, self.prompts.batch(iteration).index)
 
     def finish(self, state: PPOState) -> None:
         """Writes the policy's parameters, and samples test completions from the parameters that are not written.
@@ -182,9 +187,10 @@ def training_of(run: Run, stage: str) -> PPOTraining:
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
     config = programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
+    functions = ppo_rewards.host_rewards(run, stage)
     for sentence in options.described(config, section.kl_coef != 0.0, section.gamma):
         print(f"{stage}: {sentence}")
-    return PPOTraining(run, stage, config, loader, _ptx_loader(run, stage), trial)
+    return PPOTraining(run, stage, config, loader, _ptx_loader(run, stage), functions, trial)
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -194,7 +200,7 @@ def run_stage(run: Run, stage: str) -> None:
     make, compiled = build(run, stage)
     ref, reward, value = training.start()
     # Adapters of one base: only they are trained and handed around, and the base is passed beside them.
-    (base, ref), (_, reward), (_, value) = lora.split(ref), lora.split(reward), lora.split(value or {})
+    (base, ref), (_, value), reward = lora.split(ref), lora.split(value or {}), ppo_rewards.trained(reward)
     state = make(ref, value or None, jnp.float32(section.kl_coef))
     frozen = programs.frozen_params(run.model, ref, reward)
     del ref, reward, value  # otherwise their float32 copies would stay on the devices for the whole stage
@@ -206,6 +212,7 @@ def run_stage(run: Run, stage: str) -> None:
 
     def advance(state, iteration):
         first_step = iteration * training.steps_per_iteration
+        given = training.given(iteration)
         return programs.iterate(
             compiled,
             state,
@@ -219,6 +226,7 @@ def run_stage(run: Run, stage: str) -> None:
             judge=training.judge(iteration),
             mark=training.trial.clock.mark,
             base=base,
+            given=given and (lambda rollout: sharding.put_batch(given(rollout), mesh)),
         )
 
     state = loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every)
@@ -260,18 +268,20 @@ def _ptx_loader(run: Run, stage: str) -> Loader | None:
     return loader
 
 
-def _value_params(run: Run, stage: str, reward: dict, policy: dict) -> dict | None:
+def _value_params(run: Run, stage: str, reward: dict | tuple[dict, ...], policy: dict) -> dict | None:
     """Returns the initial parameters of a separate value model, or of a head for the policy's trunk, or None."""
     section = run.config[stage]
     if not ESTIMATORS[section.advantage].reads_values:
         return None
     separate = section.value == "separate"
-    if section.value_init == "reward":
+    value_init = options.value_init(section)
+    if value_init == "reward":
+        reward = ppo_rewards.first(reward)
         return reward if separate else model.scalar_head_of(reward)
-    if separate and section.value_init == "random":
+    if separate and value_init == "random":
         return weights.init_params(run, f"{stage}/value", value_shape_of(run, stage), head="scalar")
     value = weights.with_scalar_head(run, run.model, policy, run.key(stage, "value"))
-    if section.value_init == "zero":
+    if value_init == "zero":
         value |= jax.tree.map(jnp.zeros_like, model.scalar_head_of(value))
     return value if separate else model.scalar_head_of(value)
 
@@ -284,6 +294,13 @@ def parts(section: Mapping) -> dict[str, int]:
 
 
 def _inconsistent(name: str, section: Mapping) -> Iterator[str]:
+    """Yields what is wrong with combinations of values that are allowed one by one."""
+    rewards = len(rewards_lib.several(section["reward"]))
+    if len(section["reward_weights"]) not in (0, rewards):
+        yield (
+            f"{name}.reward_weights={tuple(section['reward_weights'])} must have a weight for each of the {rewards} rewards "
+            f"that {name}.reward='{section['reward']}' names, or be ()"
+        )
     if section["kl_target"] is not None:
         # An iteration multiplies the coefficient by at least 1 - 0.2 x batch_size / kl_horizon (Ziegler et al. 2019).
         if section["kl_horizon"] <= 0.2 * section["batch_size"]:
@@ -296,7 +313,6 @@ def _inconsistent(name: str, section: Mapping) -> Iterator[str]:
                 f"{name}.kl_target={section['kl_target']} multiplies {name}.kl_coef, and {name}.kl_coef=0 stays 0: give "
                 f"{name}.kl_coef above 0, or {name}.kl_target=None"
             )
-    """Yields what is wrong with combinations of values that are allowed one by one."""
     if section["ptx_coef"] and section["ptx_ratio"]:
         sequences = section["ptx_ratio"] * section["minibatch_size"]
         if sequences % section["ppo_epochs"]:
@@ -314,7 +330,7 @@ def _rows_read(run: Run, stage: str) -> int:
 def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
     """Returns the programs of an iteration, for abstract inputs, in the order in which they run."""
     config, section = run.config, run.config[stage]
-    policy, value, reward = run.model, value_shape_of(run, stage), run.shape(section.reward)
+    policy, value, models = run.model, value_shape_of(run, stage), ppo_rewards.models_of(section)
     rows, prompt, completion = section.batch_size, config.prompt_length, config.completion_length
     make, compiled = build(run, stage)
     base, start = lora.split(abstract.params(run, policy, "lm"))
@@ -323,7 +339,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
         value_params = model.scalar_head_of(abstract.params(run, policy, "scalar"))
     state = make.eval_shape(start, value_params, abstract.scalar())
     _, ref = lora.split(abstract.frozen(run, policy, "lm"))
-    _, reward_params = lora.split(abstract.frozen(run, reward, "scalar"))
+    reward_params = ppo_rewards.trained(ppo_rewards.abstract_params(run, section))
     shared, frozen = {"base": base} if base else {}, {"frozen": (ref, reward_params)}
     prompts = abstract.rows_of(run, (rows, prompt), jnp.int32), abstract.rows_of(run, (rows, prompt), jnp.bool_)
     sharding.check_batch(prompts, run.mesh)
@@ -333,7 +349,20 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
     sampled = layout.filled(language_model, copy), *prompts, abstract.key(), abstract.scalar()
     rollout = compiled.sample.program.eval_shape(*sampled)
     coefs = jax.eval_shape(lambda: programs.coefficients(section))
-    read = state.policy.params, state.value_params, ref, reward_params, rollout, state.kl_coef, coefs, base
+    hosted = len([reward for reward in rewards_lib.several(section.reward) if reward.function])
+    given = abstract.rows_of(run, (rows, hosted), jnp.float32) if hosted else None
+    read = (
+        state.policy.params,
+        state.value_params,
+        ref,
+        reward_params,
+        rollout,
+        state.kl_coef,
+        coefs,
+        base,
+        given,
+        state.scales,
+    )
     experience, _ = compiled.score.eval_shape(*read)
     picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
     minibatch = compiled.take.eval_shape(experience, picked)
@@ -353,7 +382,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
     once = {"policy parameters": passed["policy parameters"]}
     updates = section.ppo_epochs * (rows // part)
     reading = work.forward(policy, rows, length, rows * completion)
-    scoring = reading + reading + work.forward(reward, rows, length)
+    scoring = sum((work.forward(run.shape(name), rows, length) for name in models), reading + reading)
     updating = work.training(policy, part, length, part * completion)
     if value:
         scoring += work.forward(value, rows, length)

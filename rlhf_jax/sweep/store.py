@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import settled, sources
 from rlhf_jax.data.tokenizer_files import TOKENIZER
-from rlhf_jax.fields import noted, registry
+from rlhf_jax.fields import noted, registry, rewards
 from rlhf_jax.notes import KEPT
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import finished, hosts
@@ -74,6 +74,8 @@ def _inputs(config: ConfigDict, stage: str) -> list[str]:
             continue
         values = value if isinstance(value, (tuple, list)) else [value]
         words |= {word.partition("@")[0] for word in values if isinstance(word, str)}
+        if field == "reward":
+            words.update(rewards.models(value))
     reads_rankings = "rankings" in config[stage] and registry.of(config, stage).gives != "rankings"
     if reads_rankings and not config[stage].rankings:  # then the first stage with rankings is read, see rankings.load
         words |= set([name for name in earlier if registry.of(config, name).gives == "rankings"][:1])

@@ -24,7 +24,7 @@ from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts, progress
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import new_folder, read_if_there, write_json
-from rlhf_jax.stages import ppo
+from rlhf_jax.stages import ppo, ppo_rewards
 from rlhf_jax.sweep.trials import stacked as programs
 from rlhf_jax.sweep.trials.stacked import Training
 
@@ -198,7 +198,7 @@ def _program(training: Training) -> tuple:
         names = "batch_size", "minibatch_size", "ppo_epochs", "sample_parts", "iterations", "log_gold"
         sizes = tuple(section[name] for name in names)
         lengths = run.config.prompt_length, run.config.completion_length
-        models = run.shape(section.reward), ppo_programs.optimizers_of(section)
+        models = ppo_rewards.reward_fn_of(run, section), ppo_programs.optimizers_of(section)
         return training.config, *models, sizes, lengths, section.kl_target is None, *common
     leaves, tree = jax.tree.flatten(training.loader.batch(0))
     kinds = tuple((leaf.ndim, leaf.dtype) for leaf in leaves)

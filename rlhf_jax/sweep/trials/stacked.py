@@ -12,7 +12,7 @@ from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages import ppo as ppo_stage
-from rlhf_jax.stages import supervised
+from rlhf_jax.stages import ppo_rewards, supervised
 
 AXIS = "trials"  # name of the vmap axis
 Training = supervised.SupervisedTraining | ppo_stage.PPOTraining
@@ -141,7 +141,7 @@ def ppo_of(trainings: Sequence[ppo_stage.PPOTraining], mesh):
     sizes = section.batch_size, section.minibatch_size, section.ppo_epochs
     programs = _ppo_programs(
         first.config,
-        ppo.SequenceScore(run.shape(section.reward), run.tokenizer.end_ids),
+        ppo_rewards.reward_fn_of(run, section),
         ppo_programs.optimizers_of(section),
         (run.config.completion_length, run.tokenizer.end_ids, run.tokenizer.pad_id, section.sample_parts),
         sizes,
@@ -176,6 +176,7 @@ def ppo_of(trainings: Sequence[ppo_stage.PPOTraining], mesh):
             fixed_kl=section.kl_target is None,
             judge=_judge(trainings, iteration),
             mark=first.trial.clock.mark,
+            given=_given(trainings, iteration, mesh),
         )
 
     return state, advance
@@ -195,6 +196,22 @@ def _judge(trainings: Sequence[ppo_stage.PPOTraining], iteration: int):
     return judge
 
 
+def _given(trainings: Sequence[ppo_stage.PPOTraining], iteration: int, mesh):
+    """Returns ppo_stage.PPOTraining.given for all trials, stacked rollouts -> f32[trials, B, H]; None without functions."""
+    functions = {id(training): training.given(iteration) for training in trainings}
+    if not trainings[0].functions:
+        return None
+
+    def given(rollout):
+        rollout, found = hosts.fetch(rollout), {}
+        for place, training in enumerate(trainings):
+            if id(training) not in found:  # copies fill up the stack
+                found[id(training)] = functions[id(training)](jax.tree.map(lambda x: x[place], rollout))
+        return sharding.put_trials([found[id(training)] for training in trainings], mesh)
+
+    return given
+
+
 class StackedPPOPrograms:
     """ppo_programs.PPOPrograms for several trials: all arguments and results have a leading axis of trials.
 
@@ -212,7 +229,7 @@ class StackedPPOPrograms:
         sample = spread(draw_of(config.policy, completion_length, eos_id, pad_id, parts), mesh)
         randomness = spread(lambda key: ppo_programs.randomness(key, *sizes), mesh)
         rounding = {"xla_allow_excess_precision": False}  # as in ppo_programs.PPOPrograms
-        self.make = spread(functools.partial(ppo_programs.make_state, optimizers), mesh)
+        self.make = spread(functools.partial(ppo_programs.make_state, optimizers, config.mixture), mesh)
         self.freeze = spread(functools.partial(ppo_programs.frozen_params, config.policy), mesh)
         self.keys = spread(lambda key, number: jax.random.fold_in(jax.random.wrap_key_data(key), number), mesh)
         self.randomness = lambda key, *_: randomness(key)
