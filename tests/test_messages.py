@@ -5,6 +5,8 @@ import json
 import pytest
 import released_tokenizers as released
 
+from rlhf_jax.config import data_config
+from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.record_files import read_rows
 from rlhf_jax.data.row_formats import parse_row
 from rlhf_jax.data.template import Template
@@ -228,6 +230,37 @@ def test_which_turns_are_learned():
     row = {"prompt": DIALOGUE[:4], "completion": DIALOGUE[4:5]}
     record = parse_row(row, "demonstrations", turns="all")
     assert not record.earlier and record.completion == " Light scatters."  # the turns of the prompt are its own
+
+
+def test_all_turns_of_a_chat_lie_in_one_split_and_no_prompt_in_two(tmp_path):
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    rows = [
+        {
+            "messages": [
+                turn("user", f"question {n // 2}"),  # two chats begin with each question
+                turn("assistant", "what?"),
+                turn("user", f"this, {n}"),
+                turn("assistant", "that"),
+            ]
+        }
+        for n in range(80)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = data_config().files
+    config.update(dir=str(tmp_path), demonstrations="rows.jsonl@40*1", turns="all", test_share=0.3, valid_share=0.3)
+    corpus = FileCorpus(config, Template(), "error")
+    splits = {name: corpus.demonstrations(name) for name in ("train", "valid", "test")}
+    assert sum(map(len, splits.values())) == 80  # 40 rows of two turns
+    [source] = corpus.mixed("demonstrations", "train")
+    assert source.rows == splits["train"]
+    places = {}
+    for name, found in splits.items():
+        for row in found:
+            places.setdefault(row.prompt, set()).add(name)
+            places.setdefault(row.row["messages"][2]["content"], set()).add(name)
+    assert all(len(names) == 1 for names in places.values()) and len(places) == 40 + 40 + 40
 
 
 # Tools.
