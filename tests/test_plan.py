@@ -19,6 +19,7 @@ from test_dpo import packed_of, preferences_of
 from rlhf_jax import model, sharding
 from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Data
+from rlhf_jax.lora import Lora
 from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.plan import estimate, hlo, planner, search, topology
 from rlhf_jax.plan import page as tables
@@ -209,6 +210,33 @@ def test_everything_on_the_device_is_counted(planned):
     policy = sample["held"]["policy parameters"]
     assert sample["held"]["policy optimizer"] == pytest.approx(2 * policy, rel=0.01)
     assert sample["cache"] == 2 * 2 * 32 * 16 * 16 * 4 // 8  # keys and values, layers, width, rows, length, bytes
+
+
+def test_the_base_of_adapters_is_counted_once_and_the_state_is_theirs():
+    config = plan_config.get_config()
+    config.model.lora.rank = 2
+    plans = [
+        planner.plan(config, on_this_machine("cpu:1"), DATA, stages="ppo_ptx", only=("score", "update"))
+        for config in (plan_config.get_config(), config)
+    ]
+    check_rows(plans[1])
+    whole, adapters = ({row["program"]: row for row in found["programs"]} for found in plans)
+    base = whole["update"]["held"]["policy parameters"]
+    for name in ("score", "update"):
+        assert adapters[name]["held"]["base"] == base
+        others = sum(adapters[name]["held"].values()) - base
+        assert others < 0.7 * base and adapters[name]["total"] < 0.5 * whole[name]["total"]
+
+
+def test_adapters_spare_the_gradients_of_frozen_weights():
+    """Per token and weight of a matrix: 2 forward and 2 backward where it is frozen, 2 and 4 where it is trained."""
+    config = TransformerConfig(64, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, attention="blocked")
+    adapted = dataclasses.replace(config, lora=Lora(3, 6.0))
+    frozen = 2 * (4 * 32 * 32 + 2 * 32 * 48) * 30 + 32 * 64 * 15
+    trained = 2 * 3 * (4 * (32 + 32) + 2 * (32 + 48)) * 30
+    scores = 4 * 2 * 32 * 3 * 10 * 11 / 2
+    assert work.training(adapted, 3, 10, 15).flops == 4 * frozen + 6 * trained + 3 * scores
+    assert work.training(config, 3, 10, 15).flops == 6 * frozen + 3 * scores
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo", "ppo_ptx"])

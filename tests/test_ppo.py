@@ -420,13 +420,10 @@ def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(outp
         config={"ppo": types.SimpleNamespace(output=output)}, folder=lambda stage: tmp_path / stage
     )
     did = []
-    monkeypatch.setattr(ppo_stage.checkpoint, "save_params", lambda *saved: did.append(saved))
+    monkeypatch.setattr(ppo_stage.weights, "save_params", lambda *saved: did.append(saved))
     monkeypatch.setattr(ppo_stage.evaluation, "sample_others", lambda *asked: did.append(asked))
     ppo_stage.PPOTraining(run, "ppo", None, None, None, None).finish(state)
-    assert did == [
-        (tmp_path / "ppo" / "params", {"w": weights[output]["w"]}),
-        (run, "ppo", other, {"w": weights[other]["w"]}),
-    ]
+    assert did == [(run, "ppo", {"w": weights[output]["w"]}), (run, "ppo", other, {"w": weights[other]["w"]})]
 
 
 def whitened(x, mask):
