@@ -222,6 +222,23 @@ def test_plain_progress(capsys, monkeypatch):
     ]
 
 
+def test_progress_within_progress_writes_lines_only_if_it_takes_long(capsys, monkeypatch):
+    clock = iter([100.0, 105.0, 106.0, 107.0, 107.0, 118.0, 119.0, 120.0])
+    monkeypatch.setattr("rlhf_jax.runtime.progress.time.monotonic", lambda: next(clock))
+    with Progress("sft", total=2, seconds=10) as outer:
+        for step in (1, 2):
+            with Progress("validation", total=2, seconds=10) as inner:  # the second takes more than 10 seconds
+                inner.update(1)
+                inner.update(2)
+            outer.update(step)
+    assert capsys.readouterr().out.splitlines() == [
+        "sft 0/2",
+        "sft 1/2",
+        "validation 1/2",
+        "sft 2/2  0.0769 steps/s  0m00s left",
+    ]
+
+
 def test_live_progress_on_a_terminal():
     program = """
         from rlhf_jax.runtime.progress import Progress

@@ -124,9 +124,9 @@ class Scorer:
         return scores
 
     def _shown(self, batches: list) -> Iterable:
-        """The batches, with progress where they are several."""
+        """The batches, with progress where they are more than an answer in a chat."""
         name = f"scores by {self._name}"
-        if len(batches) == 1:
+        if sum(len(rows) for _, _, rows in batches) < 8:
             return batches
         if self._stops:
             return loop.each(self._asker, name, batches, len(batches))

@@ -20,7 +20,8 @@ class Progress:
 
     On a terminal this is a live bar. Elsewhere it is a plain line at the start, at the first step, every `seconds`, and
     at the last step, so that a log reads well. The line at the start says what the machine is busy with while the first
-    step compiles. A bar within a bar, such as a validation's within a stage's, takes its place for the time.
+    step compiles. A bar within a bar, such as a validation's within a stage's, takes its place for the time; lines within
+    lines are only written every `seconds`, so that short work is not reported twice.
 
     Args:
       stage: the name to show.
@@ -32,6 +33,7 @@ class Progress:
     """
 
     _live: list = []  # the bars that are on the terminal, the innermost last
+    _lines = 0  # displays that are written as lines at this time
 
     def __init__(self, stage: str, total: int, step: int = 0, seconds: float = 10.0, unit: str = "steps", stream=None):
         self._stream = stream or sys.stdout
@@ -41,6 +43,7 @@ class Progress:
         )
         self._next_line = 0.0
         self._start = f"{step}/{total}"
+        self._inner = False
         self._bar = None
         if self._stream.isatty():
             self._bar = rich.progress.Progress(
@@ -61,7 +64,7 @@ class Progress:
         with contextlib.suppress(OSError):  # a stream that is gone must not end the stage
             if self._bar:
                 self._bar.update(self._task, completed=step, status=status)
-            elif now >= self._next_line or step == self._total:
+            elif now >= self._next_line or (step == self._total and not self._inner):
                 self._next_line = now + self._seconds
                 print(f"{self._stage} {status}", file=self._stream, flush=True)
 
@@ -81,11 +84,15 @@ class Progress:
                     outer.stop()
                 self._bar.start()
                 self._live.append(self._bar)
+            elif Progress._lines:
+                self._inner, self._next_line = True, time.monotonic() + self._seconds
             else:
                 print(f"{self._stage} {self._start}", file=self._stream, flush=True)
+        Progress._lines += self._bar is None
         return self
 
     def __exit__(self, *_):
+        Progress._lines -= self._bar is None
         if self._bar in self._live:
             self._live.remove(self._bar)
             with contextlib.suppress(OSError):
