@@ -46,6 +46,7 @@ CONFIG = {
         "skill_items": 3,
         "skill_prompt_length": 64,
         "skill_completion_length": 4,
+        "demonstrations": 0,
         "document_rows": 0,
     },
 }
@@ -140,7 +141,7 @@ def samples(run, params):
 class LengthScorer:
     """Stands for the reward model: the length of the text, and of the prompt it was given."""
 
-    def __init__(self, run, stage=None):
+    def __init__(self, run, stage=None, **_):
         self.sign = -1 if stage == "other" else 1
 
     def __call__(self, prompts, completions, finished, sampled=None):
