@@ -126,7 +126,7 @@ class Scorer:
     def _shown(self, batches: list) -> Iterable:
         """The batches, with progress where they are more than an answer in a chat."""
         name = f"scores by {self._name}"
-        if sum(len(rows) for _, _, rows in batches) < 8:
+        if len(batches) == 1 and len(batches[0][2]) < 8:
             return batches
         if self._stops:
             return loop.each(self._asker, name, batches, len(batches))
