@@ -225,7 +225,9 @@ def test_the_base_of_adapters_is_counted_once_and_the_state_is_theirs():
     for name in ("score", "update"):
         assert adapters[name]["held"]["base"] == base
         others = sum(adapters[name]["held"].values()) - base
-        assert others < 0.7 * base and adapters[name]["total"] < 0.5 * whole[name]["total"]
+        assert others < 0.7 * base and adapters[name]["total"] < whole[name]["total"]
+        # The compiler's peak has it once as well: what is left beside the arguments has no second copy.
+        assert adapters[name]["temporaries"] < whole[name]["temporaries"] + base
 
 
 def test_adapters_spare_the_gradients_of_frozen_weights():
