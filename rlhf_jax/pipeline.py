@@ -85,7 +85,9 @@ def _check_names(run: run_lib.Run, stage: str) -> None:
     named = [(field, name, sources.FIELDS[field]) for field, name in sources.named(section)]
     for field, name, gives in named + [("pool", section.get("pool"), "completions")] * bool(section.get("pool")):
         fitting = [other for other in earlier if registry.of(run.config, other).gives == gives]
-        if name in run.config and name not in fitting:  # a name that is no section of the config is a source
+        if (
+            registry.find(run.config.get(name)) and name not in fitting
+        ):  # a name that is no stage of the config is a source
             kinds = " or ".join(kind for kind in KINDS if KINDS[kind].gives == gives)
             raise InputError(
                 f"{stage}.{field} names '{name}', which is no {kinds} stage before '{stage}' in "

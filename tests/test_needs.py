@@ -182,6 +182,10 @@ def test_what_does_not_fit_together_is_said_before_the_first_step(stages, change
         checked(config, tmp_path / "run")
 
 
+def test_a_folder_may_have_the_name_of_a_section_that_is_no_stage(files, tmp_path):
+    checked(config_of(files, ("sft",), **{"sft.init": "model"}), tmp_path / "run")
+
+
 def rankings_alone(files, **changes):
     nothing = {f"data.files.{kind}": "" for kind in KINDS if kind != "rankings"}
     return config_of(files, ("reward_model",), **{"reward_model.init": ""} | nothing | changes)
