@@ -55,7 +55,7 @@ def at_size(points: tuple[tuple[float, float], ...], size: float) -> float:
 def parameters(config: ConfigDict, stage: str) -> int:
     """Returns the number of parameters of a stage's model without adapters; the config's shapes are filled."""
     fields = config.model.to_dict() | dict(config[stage].get("model", {}))
-    known = {name: value for name, value in fields.items() if value is not None and name != "lora"}
+    known = {name: value for name, value in fields.items() if value not in (None, "auto") and name != "lora"}
     shape = {name: value for name, value in known.items() if name in TransformerConfig.__dataclass_fields__}
     return work.parameters(TransformerConfig(**{"vocab_size": config.tokenizer.vocab_size} | shape))
 
