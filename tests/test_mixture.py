@@ -1,6 +1,8 @@
 """Several rewards in one score, and the stage that is rewarded by functions: its files, resume, failures, and learning."""
 
 import json
+import pathlib
+import re
 import sys
 import textwrap
 
@@ -12,8 +14,8 @@ import tiny
 from compare import assert_same_stage, timeless
 from toy import get_config as toy_config
 
+from rlhf_jax import command_line, pipeline, ppo, rewards, sharding
 from rlhf_jax import config as config_lib
-from rlhf_jax import pipeline, ppo, sharding
 from rlhf_jax import run as run_lib
 from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.ppo.mixture import Mixture, ModelScores, combined, mixture_of, next_scales
@@ -218,26 +220,33 @@ def test_bad_rewards_are_refused_before_anything_is_computed(
         run_ppo(tmp_path / "run", config_of(reward, **changes))
 
 
-def test_the_rewards_of_a_row_reach_the_function_with_its_other_fields(tmp_path, monkeypatch):
-    """Answers of rows of a file, as GSM8K has them."""
-    rows = [{"prompt": f"{n} + {n} =", "answer": f"#### {n + n}"} for n in range(40)]
+def test_the_worked_example_of_the_page_runs(tmp_path, monkeypatch):
+    """Its files beside each other; the rows' answers reach the function, which finds those that are right."""
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+    functions, experiment = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(functions)
+    (tmp_path / "sums.py").write_text(experiment)
+    rows = [{"prompt": f"{n} + {n} =", "completion": f" {n + n}", "answer": f"#### {n + n}"} for n in range(40)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     seen = []
 
-    def spy(texts, prompts, rows):
+    def spy(texts, prompts, rows, **options):
         seen.extend(zip(prompts, rows))
-        return [0.0] * len(texts)
+        return rewards.texts.answer(texts, prompts, rows, **options)
 
     monkeypatch.setattr("rlhf_jax.rewards.answer", spy)
-    config = config_of("rlhf_jax.rewards:answer", iterations=1, warmup_iterations=0)
-    config.data.source, config.data.files.dir, config.data.files.prompts = "files", str(tmp_path), "sums.jsonl"
-    config.data.files.demonstrations = ""
-    monkeypatch.setattr(run_lib.FileCorpus, "tokenizer_texts", lambda self: [row["prompt"] for row in rows] * 20)
+    config = command_line.load(str(tmp_path / "sums.py"))
+    config.data.files.dir = str(tmp_path)
     run_ppo(tmp_path / "run", config)
-    assert len(seen) == 8
+    assert len(seen) == 16
     for prompt, row in seen:
-        n = int(prompt.split()[0])
-        assert row["answer"] == f"#### {n + n}"
+        assert row["answer"] == f"#### {2 * int(prompt.split()[0])}"
+    last = timeless(tmp_path / "run" / "ppo")[-1]
+    expected = last["objective/scores/right"] + 0.2 * last["objective/scores/digits"]
+    assert last["objective/raw_scores"] == pytest.approx(expected, abs=1e-5)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
 
 
 @pytest.mark.slow
