@@ -14,7 +14,7 @@ The part after a colon names the stages. Each stage starts from the one before i
 
     chat.py                        sft,reward_model,ppo_ptx
     chat.py:reward_model,ppo_ptx   the model has had its SFT
-    chat.py:ppo_ptx                a released reward model: --config.ppo_ptx.reward=FOLDER
+    chat.py:ppo_ptx                a released reward model, DIR/reward or --config.ppo_ptx.reward=FOLDER
     chat.py:sft,reward_model,ppo   no pretraining mix, and so no documents
     chat.py:sft,dpo                DPO, without a reward model
 
@@ -57,7 +57,7 @@ def get_config(stages: str = "sft,reward_model,ppo_ptx"):
     for name in ("ppo", "ppo_ptx"):
         config[name].update(
             init=policy,
-            reward="reward_model" if "reward_model" in chosen else "",
+            reward="reward_model" if "reward_model" in chosen else "reward",
             learning_rate=None,
             value_learning_rate=None,
             kl_coef=0.05,  # Stiennon et al. 2020, appendix B.1, and Huang et al. 2024

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import shapes
+from rlhf_jax import lora, shapes
 from rlhf_jax.data import lengths
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -14,6 +14,9 @@ from rlhf_jax.fields import registry
 from rlhf_jax.fields.defaults import filled
 from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.runtime.errors import InputError
+
+
+ADAPTERS = 10  # the best rate of adapters against that of whole weights (Schulman et al. 2025, "LoRA Without Regret")
 
 
 def by_model(config: ConfigDict, say: Callable[[str], None] = lambda sentence: None) -> ConfigDict:
@@ -31,11 +34,19 @@ def by_model(config: ConfigDict, say: Callable[[str], None] = lambda sentence: N
     for name in (*config.stages, *others):
         for field, part in registry.of(config, name).fields.fields().items():
             if part.by_size and config[name].get(field) is None:
-                size = parameters(config, name)
-                config[name][field] = rate = at_size(part.by_size, size)
+                size, adapts = parameters(config, name), has_adapters(config, name)
+                rate = at_size(part.by_size, size) * (ADAPTERS if adapts else 1)
+                config[name][field] = rate = float(f"{rate:.3g}")
                 if name in config.stages:
-                    say(f"{name}.{field}={rate:g}, by the size of the model, {size / 1e6:,.0f} million parameters")
+                    times = f", {ADAPTERS} times for adapters" if adapts else ""
+                    say(f"{name}.{field}={rate:g}, by the size of the model, {size / 1e6:,.0f} million parameters{times}")
     return config
+
+
+def has_adapters(config: ConfigDict, stage: str) -> bool:
+    """Whether a stage trains adapters, and not the whole weights."""
+    own = config[stage].get("model", {}).get("lora")
+    return not registry.of(config, stage).base and lora.of_section(config.model.lora, own) is not None
 
 
 def at_size(points: tuple[tuple[float, float], ...], size: float) -> float:

@@ -51,6 +51,16 @@ def test_a_config_gets_the_rate_of_its_own_model_and_says_so():
     ]
 
 
+def test_adapters_learn_ten_times_as_fast_and_pretraining_has_none():
+    config = default_config()
+    config.pretrain.learning_rate = config.sft.learning_rate = None
+    whole = settled.by_model(config)
+    config.model.lora.rank = 4
+    found = settled.by_model(config)
+    assert math.isclose(found.sft.learning_rate, 10 * whole.sft.learning_rate, rel_tol=1e-6)
+    assert found.pretrain.learning_rate == whole.pretrain.learning_rate
+
+
 def rows(path, count=200):
     random = np.random.default_rng(0)
     with open(path, "w", encoding="utf-8") as file:
