@@ -39,7 +39,9 @@ def by_model(config: ConfigDict, say: Callable[[str], None] = lambda sentence: N
                 config[name][field] = rate = float(f"{rate:.3g}")
                 if name in config.stages:
                     times = f", {ADAPTERS} times for adapters" if adapts else ""
-                    say(f"{name}.{field}={rate:g}, by the size of the model, {size / 1e6:,.0f} million parameters{times}")
+                    say(
+                        f"{name}.{field}={rate:g}, by the size of the model, {size / 1e6:,.0f} million parameters{times}"
+                    )
     return config
 
 
