@@ -15,7 +15,6 @@ from rlhf_jax.fields.defaults import filled
 from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.runtime.errors import InputError
 
-
 ADAPTERS = 10  # the best rate of adapters against that of whole weights (Schulman et al. 2025, "LoRA Without Regret")
 
 
