@@ -170,7 +170,7 @@ MUTATIONS = [
             "test_ppo.py warm_up",
         ),
         (
-            "stages/ppo.py",
+            "stages/ppo_models.py",
             "value |= jax.tree.map(jnp.zeros_like, model.scalar_head_of(value))",
             "pass",
             "test_ppo.py starts_at_zero",

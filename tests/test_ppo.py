@@ -18,6 +18,7 @@ import tiny
 from rlhf_jax import config, model, optim, ppo, token_loss
 from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.stages import ppo as ppo_stage
+from rlhf_jax.stages import ppo_models
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
 FIRST, SECOND = np.random.default_rng(5).permutation(ROWS).reshape(2, -1)  # two minibatches
@@ -272,7 +273,7 @@ def test_the_value_model_starts_as_the_reward_model_and_gives_the_reward_after_t
     run = types.SimpleNamespace(
         config={"ppo": types.SimpleNamespace(advantage="gae", value="separate", value_init="reward")}
     )
-    value = ppo_stage._value_params(run, "ppo", s.reward, s.policy)
+    value = ppo_models.value_params(run, "ppo", s.reward, s.policy)
     assert value is s.reward
     scores = jax.jit(s.reward_fn)(s.reward, rollout())
     # A value stands before its token; so let every completion have one token more.
@@ -588,7 +589,7 @@ def test_a_value_head_that_starts_at_zero_is_zero(value, monkeypatch):
         return model.with_scalar_head(params, model.init_scalar_head(shape, key))
 
     monkeypatch.setattr(ppo_stage.weights, "with_scalar_head", with_fresh_head)
-    found = ppo_stage._value_params(run, "ppo", s.reward, host(s.policy))
+    found = ppo_models.value_params(run, "ppo", s.reward, host(s.policy))
     assert jax.tree.leaves(model.scalar_head_of(found)) and not any(
         np.any(x) for x in jax.tree.leaves(model.scalar_head_of(found))
     )

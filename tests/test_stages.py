@@ -31,7 +31,7 @@ from rlhf_jax.report import pages
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.runtime.progress import Stopped
-from rlhf_jax.stages import collect, pretrain, rankings, reward_model, sft, supervised
+from rlhf_jax.stages import collect, ppo_models, pretrain, rankings, reward_model, sft, supervised
 from rlhf_jax.stages import ppo as ppo_stage
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -399,8 +399,8 @@ def test_reward_and_value_models_may_have_another_shape_than_the_policy(whole, t
         reward, policy = weights.load_params(run, "reward_model", "scalar"), weights.load_params(run, "sft")
         for choice, width in {"reward": 16, "random": 16, "policy": 32, "zero": 32}.items():
             run.config.ppo.value_init = choice
-            value = ppo_stage._value_params(run, "ppo", reward, policy)
-            shapes = model.param_shapes(ppo_stage.value_shape_of(run, "ppo"), "scalar")
+            value = ppo_models.value_params(run, "ppo", reward, policy)
+            shapes = model.param_shapes(ppo_models.value_shape_of(run, "ppo"), "scalar")
             assert jax.tree.map(jnp.shape, value) == jax.tree.map(lambda x: x.shape, shapes)
             assert value["scalar_kernel"].shape == (width,)
             assert np.array_equal(value["embedding"], policy["embedding"]) == (width == 32)
@@ -409,7 +409,7 @@ def test_reward_and_value_models_may_have_another_shape_than_the_policy(whole, t
         for choice in ("policy", "random", "zero"):
             run.config.ppo.value_init = choice
             ppo_stage.check(run, "ppo")
-            head = ppo_stage._value_params(run, "ppo", reward, policy)
+            head = ppo_models.value_params(run, "ppo", reward, policy)
             assert jax.tree.map(jnp.shape, head) == {"scalar_kernel": (32,), "scalar_bias": ()}
         run.config.ppo.value_init = "reward"
         with pytest.raises(InputError, match="needs a reward model of the policy's width 32, and it is 16"):

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,13 +18,12 @@ from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate import policy as evaluation
 from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.fields.registry import Stage, register
-from rlhf_jax.model import TransformerConfig, memory, work
 from rlhf_jax.ppo import options, programs
 from rlhf_jax.ppo.fields import FIELDS
 from rlhf_jax.ppo.update import PPOConfig, PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.stages import ppo_rewards
+from rlhf_jax.stages import ppo_abstract, ppo_models, ppo_rewards
 
 
 def build(run: Run, stage: str):
@@ -36,7 +34,9 @@ def build(run: Run, stage: str):
     """
     check(run, stage)
     section = run.config[stage]
-    config = programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
+    config = programs.static_config(
+        run.model, ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids, section, stage
+    )
     return programs.compiled(
         config,
         ppo_rewards.reward_fn_of(run, section),
@@ -52,10 +52,10 @@ def check(run: Run, stage: str) -> None:
     section = run.config[stage]
     if ESTIMATORS[section.advantage].reads_values:
         ppo_rewards.check_value_init(run, stage)
-    programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
+    programs.static_config(run.model, ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
     for field, rows in parts(section).items():
         sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
-    _check_adapters(run, stage)
+    ppo_models.check_adapters(run, stage)
     ptx = bool(section.ptx_coef and section.ptx_ratio)
     if ptx and section.ptx_length:
         run.check_length(f"{stage}.ptx_length", section.ptx_length, run.model)
@@ -69,38 +69,6 @@ def check(run: Run, stage: str) -> None:
             f"{stage}.log_gold needs data.source='world', which alone has a gold labeler; it is "
             f"'{run.config.data.source}'"
         )
-
-
-def _check_adapters(run: Run, stage: str) -> None:
-    """Raises InputError where adapters do not share the base of the policy's, or have none."""
-    section = run.config[stage]
-    adapted = [name for name in ppo_rewards.models_of(section) if run.path and run.shape(name).lora is not None]
-    for name in adapted:
-        bases = [weights.base_name(run, model_name) for model_name in (section.init, name)]
-        if run.model.lora is None or bases[0] != bases[1]:
-            policy = f"adapters of '{bases[0]}'" if run.model.lora else "whole"
-            raise InputError(
-                f"{stage}.reward='{name}' is adapters of '{bases[1]}', and the policy is {policy}: start both from the "
-                "same weights, or give a whole reward model, such as one that `rlhf_jax.hf export --merge` has written"
-            )
-    if adapted and programs.has_value_model(section) and section.value_init == "random":
-        raise InputError(
-            f"{stage}.value_init='random' has no weights that the adapters of model.lora could belong to; choose 'reward', "
-            "'policy' or 'zero'"
-        )
-
-
-def value_shape_of(run: Run, stage: str) -> TransformerConfig | None:
-    """Returns the shape of the separate value model, or None if there is none.
-
-    It is the shape of the model that the value model starts from: the reward model, or the policy. A random value model
-    has the shape of the reward model, if there is one.
-    """
-    section = run.config[stage]
-    if not programs.has_value_model(section):
-        return None
-    models = ppo_rewards.models_of(section)
-    return run.model if options.value_init(section) in ("policy", "zero") or not models else run.shape(models[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +107,7 @@ class PPOTraining:
         run, stage = self.run, self.stage
         ref = weights.start_params(run, stage)
         reward = ppo_rewards.load(run, run.config[stage])
-        return ref, reward, _value_params(run, stage, reward, ref)
+        return ref, reward, ppo_models.value_params(run, stage, reward, ref)
 
     def judge(self, iteration: int):
         """Returns the `judge` that `programs.iterate` calls for metrics of the rollout; None without log_gold."""
@@ -186,7 +154,9 @@ def training_of(run: Run, stage: str) -> PPOTraining:
         rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
-    config = programs.static_config(run.model, value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
+    config = programs.static_config(
+        run.model, ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids, section, stage
+    )
     functions = ppo_rewards.host_rewards(run, stage)
     for sentence in options.described(config, section.kl_coef != 0.0, section.gamma):
         print(f"{stage}: {sentence}")
@@ -268,24 +238,6 @@ def _ptx_loader(run: Run, stage: str) -> Loader | None:
     return loader
 
 
-def _value_params(run: Run, stage: str, reward: dict | tuple[dict, ...], policy: dict) -> dict | None:
-    """Returns the initial parameters of a separate value model, or of a head for the policy's trunk, or None."""
-    section = run.config[stage]
-    if not ESTIMATORS[section.advantage].reads_values:
-        return None
-    separate = section.value == "separate"
-    value_init = options.value_init(section)
-    if value_init == "reward":
-        reward = ppo_rewards.first(reward)
-        return reward if separate else model.scalar_head_of(reward)
-    if separate and value_init == "random":
-        return weights.init_params(run, f"{stage}/value", value_shape_of(run, stage), head="scalar")
-    value = weights.with_scalar_head(run, run.model, policy, run.key(stage, "value"))
-    if value_init == "zero":
-        value |= jax.tree.map(jnp.zeros_like, model.scalar_head_of(value))
-    return value if separate else model.scalar_head_of(value)
-
-
 def parts(section: Mapping) -> dict[str, int]:
     """Returns the fields that split a batch to save memory, each with the number of rows that it splits."""
     with_ptx = section["ptx_coef"] and section["ptx_ratio"]
@@ -329,138 +281,8 @@ def _rows_read(run: Run, stage: str) -> int:
 
 def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
     """Returns the programs of an iteration, for abstract inputs, in the order in which they run."""
-    config, section = run.config, run.config[stage]
-    policy, value, models = run.model, value_shape_of(run, stage), ppo_rewards.models_of(section)
-    rows, prompt, completion = section.batch_size, config.prompt_length, config.completion_length
-    make, compiled = build(run, stage)
-    base, start = lora.split(abstract.params(run, policy, "lm"))
-    value_params = value and lora.split(abstract.params(run, value, "scalar"))[1]
-    if ESTIMATORS[section.advantage].reads_values and not value:  # a head on the policy's trunk
-        value_params = model.scalar_head_of(abstract.params(run, policy, "scalar"))
-    state = make.eval_shape(start, value_params, abstract.scalar())
-    _, ref = lora.split(abstract.frozen(run, policy, "lm"))
-    reward_params = ppo_rewards.trained(ppo_rewards.abstract_params(run, section))
-    shared, frozen = {"base": base} if base else {}, {"frozen": (ref, reward_params)}
-    prompts = abstract.rows_of(run, (rows, prompt), jnp.int32), abstract.rows_of(run, (rows, prompt), jnp.bool_)
-    sharding.check_batch(prompts, run.mesh)
-    layout, language_model = compiled.sample.layout, lora.joined(base, state.language_model)
-    moved = layout.lacking(language_model)
-    copy = layout.program.eval_shape(moved)
-    sampled = layout.filled(language_model, copy), *prompts, abstract.key(), abstract.scalar()
-    rollout = compiled.sample.program.eval_shape(*sampled)
-    coefs = jax.eval_shape(lambda: programs.coefficients(section))
-    hosted = len([reward for reward in rewards_lib.several(section.reward) if reward.function])
-    given = abstract.rows_of(run, (rows, hosted), jnp.float32) if hosted else None
-    read = (
-        state.policy.params,
-        state.value_params,
-        ref,
-        reward_params,
-        rollout,
-        state.kl_coef,
-        coefs,
-        base,
-        given,
-        state.scales,
-    )
-    experience, _ = compiled.score.eval_shape(*read)
-    picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
-    minibatch = compiled.take.eval_shape(experience, picked)
-    sharding.check_batch(minibatch, run.mesh)
-    ptx, ptx_work = None, work.Work()
-    if section.ptx_coef and section.ptx_ratio:
-        ptx_rows = programs.ptx_rows(section)
-        ptx_length = section.ptx_length or run.whole_length
-        ptx = abstract.batch(run, ptx_rows, ptx_length)
-        sharding.check_batch(ptx, run.mesh)
-        ptx_work = work.training(policy, ptx_rows, ptx_length, ptx_rows * ptx_length)
-
-    held = abstract.groups(state.policy, "policy ") | (abstract.groups(state.value, "value ") if value else {})
-    length, part = prompt + completion, section.minibatch_size
-    passed = {name: tree for name, tree in held.items() if name in ("policy parameters", "value parameters")}
-    rest = {name: tree for name, tree in held.items() if name not in passed}
-    once = {"policy parameters": passed["policy parameters"]}
-    updates = section.ppo_epochs * (rows // part)
-    reading = work.forward(policy, rows, length, rows * completion)
-    scoring = sum((work.forward(run.shape(name), rows, length) for name in models), reading + reading)
-    updating = work.training(policy, part, length, part * completion)
-    if value:
-        scoring += work.forward(value, rows, length)
-        updating += work.training(value, part, length)
-    cache = work.cache_bytes(policy, rows // section.sample_parts, length, run.mesh)
-    # An array that has the layout of sampling already is not copied, but read where it lies.
-    moved_base, moved_policy = lora.split(moved)
-    copied = (once if jax.tree.leaves(moved_policy) else {}) | (shared if jax.tree.leaves(moved_base) else {})
-    everything = held | shared | frozen
-    read_there = {name: tree for name, tree in (once | shared).items() if name not in copied}
-    lay_out = abstract.Program(
-        stage,
-        "decode layout",
-        lambda: layout.program.lower(moved),
-        copied,
-        {name: tree for name, tree in everything.items() if name not in copied},
-        work.Work(),
-        section.iterations,
-    )
-    return [lay_out] * bool(copied) + [
-        abstract.Program(
-            stage,
-            "sample",
-            lambda: compiled.sample.program.lower(*sampled),
-            {"decode copy": copy, "batch": prompts} | read_there,
-            {name: tree for name, tree in everything.items() if name not in read_there},
-            work.sampling(policy, rows, prompt, completion),
-            section.iterations,
-            cache,
-            lambda change: memory.sampling(
-                memory.changed(policy, change), run.mesh, rows, prompt, cache, section.sample_parts
-            ),
-        ),
-        abstract.Program(
-            stage,
-            "score",
-            lambda: compiled.score.lower(*read),
-            passed | frozen | shared | {"batch": rollout},
-            rest,
-            scoring,
-            section.iterations,
-            temporaries=lambda change: memory.forward(
-                memory.changed(policy, change), run.mesh, rows, length, completion, rows // part * section.microbatches
-            ),
-        ),
-        abstract.Program(
-            stage,
-            "update",
-            lambda: compiled.update.lower(state, minibatch, ptx, coefs, base),
-            held | shared | {"batch": (minibatch, ptx)},
-            frozen | {"experience": experience},
-            updating + ptx_work,
-            section.iterations * updates,
-            temporaries=functools.partial(_update_memory, run, stage, policy, value, state),
-        ),
-    ]
-
-
-def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change: Mapping) -> dict[str, float]:
-    """Returns what an update takes beside its arguments (see abstract.Program.temporaries).
-
-    The gradients are those of the policy, of the value and of pretraining.
-    """
-    section = run.config[stage]
-    weights = abstract.bytes_per_device(state.policy.params)
-
-    def gradient(shape, rows, length, places, parts, weights):
-        return memory.training(memory.changed(shape, change), run.mesh, rows, length, places, parts, weights)
-
-    part, completion = section.minibatch_size, run.config.completion_length
-    found = [gradient(policy, part, run.whole_length, completion, section.microbatches, weights)]
-    if value:
-        own = abstract.bytes_per_device(state.value_params)
-        found.append(gradient(value, part, run.whole_length, 0, section.microbatches, own))
-    if section.ptx_coef and section.ptx_ratio:
-        length = section.ptx_length or run.whole_length
-        found.append(gradient(policy, programs.ptx_rows(section), length, length, section.ptx_microbatches, weights))
-    return memory.in_turn(*found)
+    del data  # prompts and documents of any number
+    return ppo_abstract.programs_of(run, stage, *build(run, stage))
 
 
 register(

@@ -1,0 +1,158 @@
+"""The programs of a PPO stage for abstract inputs, with their work and their memory: for plans and forecasts."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import abstract, lora, model, sharding
+from rlhf_jax.advantages import ESTIMATORS
+from rlhf_jax.fields import rewards as rewards_lib
+from rlhf_jax.model import memory, work
+from rlhf_jax.ppo import programs
+from rlhf_jax.ppo.update import PPOState
+from rlhf_jax.run import Run
+from rlhf_jax.stages import ppo_models, ppo_rewards
+
+
+def programs_of(run: Run, stage: str, make: Callable, compiled: programs.PPOPrograms) -> list[abstract.Program]:
+    """Returns the programs of an iteration, for abstract inputs, in the order in which they run.
+
+    Args:
+      run: the run.
+      stage: name of the stage.
+      make: makes a PPOState; see ppo.programs.compiled.
+      compiled: the programs.
+    """
+    config, section = run.config, run.config[stage]
+    policy, value, models = run.model, ppo_models.value_shape_of(run, stage), ppo_rewards.models_of(section)
+    rows, prompt, completion = section.batch_size, config.prompt_length, config.completion_length
+    base, start = lora.split(abstract.params(run, policy, "lm"))
+    value_params = value and lora.split(abstract.params(run, value, "scalar"))[1]
+    if ESTIMATORS[section.advantage].reads_values and not value:  # a head on the policy's trunk
+        value_params = model.scalar_head_of(abstract.params(run, policy, "scalar"))
+    state = make.eval_shape(start, value_params, abstract.scalar())
+    _, ref = lora.split(abstract.frozen(run, policy, "lm"))
+    reward_params = ppo_rewards.trained(ppo_rewards.abstract_params(run, section))
+    shared, frozen = {"base": base} if base else {}, {"frozen": (ref, reward_params)}
+    prompts = abstract.rows_of(run, (rows, prompt), jnp.int32), abstract.rows_of(run, (rows, prompt), jnp.bool_)
+    sharding.check_batch(prompts, run.mesh)
+    layout, language_model = compiled.sample.layout, lora.joined(base, state.language_model)
+    moved = layout.lacking(language_model)
+    copy = layout.program.eval_shape(moved)
+    sampled = layout.filled(language_model, copy), *prompts, abstract.key(), abstract.scalar()
+    rollout = compiled.sample.program.eval_shape(*sampled)
+    coefs = jax.eval_shape(lambda: programs.coefficients(section))
+    hosted = len([reward for reward in rewards_lib.several(section.reward) if reward.function])
+    given = abstract.rows_of(run, (rows, hosted), jnp.float32) if hosted else None
+    read = (
+        state.policy.params,
+        state.value_params,
+        ref,
+        reward_params,
+        rollout,
+        state.kl_coef,
+        coefs,
+        base,
+        given,
+        state.scales,
+    )
+    experience, _ = compiled.score.eval_shape(*read)
+    picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
+    minibatch = compiled.take.eval_shape(experience, picked)
+    sharding.check_batch(minibatch, run.mesh)
+    ptx, ptx_work = None, work.Work()
+    if section.ptx_coef and section.ptx_ratio:
+        ptx_rows = programs.ptx_rows(section)
+        ptx_length = section.ptx_length or run.whole_length
+        ptx = abstract.batch(run, ptx_rows, ptx_length)
+        sharding.check_batch(ptx, run.mesh)
+        ptx_work = work.training(policy, ptx_rows, ptx_length, ptx_rows * ptx_length)
+
+    held = abstract.groups(state.policy, "policy ") | (abstract.groups(state.value, "value ") if value else {})
+    length, part = prompt + completion, section.minibatch_size
+    passed = {name: tree for name, tree in held.items() if name in ("policy parameters", "value parameters")}
+    rest = {name: tree for name, tree in held.items() if name not in passed}
+    once = {"policy parameters": passed["policy parameters"]}
+    updates = section.ppo_epochs * (rows // part)
+    reading = work.forward(policy, rows, length, rows * completion)
+    scoring = sum((work.forward(run.shape(name), rows, length) for name in models), reading + reading)
+    updating = work.training(policy, part, length, part * completion)
+    if value:
+        scoring += work.forward(value, rows, length)
+        updating += work.training(value, part, length)
+    cache = work.cache_bytes(policy, rows // section.sample_parts, length, run.mesh)
+    # An array that has the layout of sampling already is not copied, but read where it lies.
+    moved_base, moved_policy = lora.split(moved)
+    copied = (once if jax.tree.leaves(moved_policy) else {}) | (shared if jax.tree.leaves(moved_base) else {})
+    everything = held | shared | frozen
+    read_there = {name: tree for name, tree in (once | shared).items() if name not in copied}
+    lay_out = abstract.Program(
+        stage,
+        "decode layout",
+        lambda: layout.program.lower(moved),
+        copied,
+        {name: tree for name, tree in everything.items() if name not in copied},
+        work.Work(),
+        section.iterations,
+    )
+    return [lay_out] * bool(copied) + [
+        abstract.Program(
+            stage,
+            "sample",
+            lambda: compiled.sample.program.lower(*sampled),
+            {"decode copy": copy, "batch": prompts} | read_there,
+            {name: tree for name, tree in everything.items() if name not in read_there},
+            work.sampling(policy, rows, prompt, completion),
+            section.iterations,
+            cache,
+            lambda change: memory.sampling(
+                memory.changed(policy, change), run.mesh, rows, prompt, cache, section.sample_parts
+            ),
+        ),
+        abstract.Program(
+            stage,
+            "score",
+            lambda: compiled.score.lower(*read),
+            passed | frozen | shared | {"batch": rollout},
+            rest,
+            scoring,
+            section.iterations,
+            temporaries=lambda change: memory.forward(
+                memory.changed(policy, change), run.mesh, rows, length, completion, rows // part * section.microbatches
+            ),
+        ),
+        abstract.Program(
+            stage,
+            "update",
+            lambda: compiled.update.lower(state, minibatch, ptx, coefs, base),
+            held | shared | {"batch": (minibatch, ptx)},
+            frozen | {"experience": experience},
+            updating + ptx_work,
+            section.iterations * updates,
+            temporaries=functools.partial(_update_memory, run, stage, policy, value, state),
+        ),
+    ]
+
+
+def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change: Mapping) -> dict[str, float]:
+    """Returns what an update takes beside its arguments (see abstract.Program.temporaries).
+
+    The gradients are those of the policy, of the value and of pretraining.
+    """
+    section = run.config[stage]
+    weights = abstract.bytes_per_device(state.policy.params)
+
+    def gradient(shape, rows, length, places, parts, weights):
+        return memory.training(memory.changed(shape, change), run.mesh, rows, length, places, parts, weights)
+
+    part, completion = section.minibatch_size, run.config.completion_length
+    found = [gradient(policy, part, run.whole_length, completion, section.microbatches, weights)]
+    if value:
+        own = abstract.bytes_per_device(state.value_params)
+        found.append(gradient(value, part, run.whole_length, 0, section.microbatches, own))
+    if section.ptx_coef and section.ptx_ratio:
+        length = section.ptx_length or run.whole_length
+        found.append(gradient(policy, programs.ptx_rows(section), length, length, section.ptx_microbatches, weights))
+    return memory.in_turn(*found)
