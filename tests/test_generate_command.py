@@ -51,7 +51,10 @@ def stories(shared_data):
 
 @functools.cache
 def transformers_greedy(folder, prompt, count, chat=False):
-    """transformers' completion without the token that ends it, and without special ones."""
+    """transformers' completion without the token that ends it, and without special ones.
+
+    A completion that is cut ends before a character that is not whole, which transformers shows as U+FFFD.
+    """
     torch = pytest.importorskip("torch", reason="torch is not installed: bash launch/test.sh --torch")
     import transformers
 
@@ -65,9 +68,9 @@ def transformers_greedy(folder, prompt, count, chat=False):
     out = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)
     completion = out[0, ids.shape[1] :].tolist()
     ends = network.generation_config.eos_token_id
-    if completion[-1] in (ends if isinstance(ends, list) else [ends]):
-        completion.pop()
-    return tokenizer.decode(completion, skip_special_tokens=True)
+    ended = completion[-1] in (ends if isinstance(ends, list) else [ends])
+    text = tokenizer.decode(completion[: len(completion) - ended], skip_special_tokens=True)
+    return text if ended else text.removesuffix("\ufffd")
 
 
 # --- Against transformers -------------------------------------------------------------------------
@@ -326,7 +329,7 @@ def test_what_is_no_finished_policy_is_named(workdir, capsys, tmp_path):
     shutil.copytree(workdir / "pretrain", workdir / "reward_model", dirs_exist_ok=True)
     error = refused(capsys, f"--model={workdir}/reward_model", "--prompt=a")
     shutil.rmtree(workdir / "reward_model")
-    assert f"{workdir}/reward_model is not a finished policy; the finished policies of {workdir}: pretrain" in error
+    assert f"{workdir}/reward_model is not a policy; the finished policies of {workdir}: pretrain" in error
     assert "has no config.json: it is neither a Hugging Face" in refused(capsys, f"--model={workdir}/sft", "--prompt=a")
     assert "has no config.json" in refused(capsys, f"--model={tmp_path}/nowhere", "--prompt=a")
 

@@ -97,7 +97,9 @@ def workdir(folder, tmp_path_factory):
     params = jax.tree.map(
         lambda x: (x * rng.normal(1, 0.01, x.shape)).astype(np.float32), hf.load_params(folder, shape)
     )
-    scorer = model.with_scalar_head(shape, params, jax.random.key(0)) | {"scalar_bias": np.float32(0)}
+    scorer = model.with_scalar_head(params, model.init_scalar_head(shape, jax.random.key(0))) | {
+        "scalar_bias": np.float32(0)
+    }
     scorer["scalar_kernel"] = rng.normal(0, 0.1, scorer["scalar_kernel"].shape).astype(np.float32)
     for stage, kept in (("sft", params), ("reward_model", scorer)):
         (path / stage).mkdir()

@@ -82,7 +82,9 @@ def test_the_program_scores_by_models_and_by_what_the_host_gives(mesh):
         with jax.set_mesh(s.mesh):
             state, batch = s.state(), sharding.put_batch(rollout, s.mesh)
             given = None if given is None else sharding.put_batch(given, s.mesh)
-            found = score(state.policy.params, state.value_params, s.ref, rewards, batch, state.kl_coef, coefs, given)
+            found = score(
+                state.policy.params, state.value_params, s.ref, rewards, batch, state.kl_coef, coefs, given=given
+            )
         return np.asarray(found[0].scores), found[1]
 
     def alone(params):

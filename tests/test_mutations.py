@@ -225,11 +225,16 @@ MUTATIONS = [
             "if ranking.ranks[better] <= ranking.ranks[worse]",
             "test_preferences.py",
         ),
-        ("data/ranking_batches.py", "cut += sum(were_cut)", "cut += any(were_cut)", "test_batches.py"),
         (
             "data/ranking_batches.py",
-            "without_repeats([ids.tobytes() for ids in answers]",
-            "without_repeats([ids.tobytes() for ids in own]",
+            "cut += sum(were_cut[place] for place in places)",
+            "cut += any(were_cut)",
+            "test_batches.py",
+        ),
+        (
+            "data/ranking_batches.py",
+            "without_repeats([answers[n].tobytes() for n in places]",
+            "without_repeats([own[n].tobytes() for n in places]",
             "test_batches.py cut",
         ),
         (

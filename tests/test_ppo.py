@@ -423,7 +423,7 @@ def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(outp
     did = []
     monkeypatch.setattr(ppo_stage.weights, "save_params", lambda *saved: did.append(saved))
     monkeypatch.setattr(ppo_stage.evaluation, "sample_others", lambda *asked: did.append(asked))
-    ppo_stage.PPOTraining(run, "ppo", None, None, None, None).finish(state)
+    ppo_stage.PPOTraining(run, "ppo", None, None, None, None, None).finish(state)
     assert did == [(run, "ppo", {"w": weights[output]["w"]}), (run, "ppo", other, {"w": weights[other]["w"]})]
 
 

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import rich.console
+from ml_collections import ConfigDict
 
 from rlhf_jax import statistics
 from rlhf_jax.evaluate import policy, skills
@@ -63,7 +64,7 @@ def write_run(path, seed=0, stages=tuple(STAGES), gold=True, prompts=60, items=3
         folder=lambda stage: path / stage,
         stages=lambda wanted: [stage for stage in done if wanted(registry.KINDS[STAGES[stage][0]])],
         giving=lambda what: [],
-        config=config,
+        config=ConfigDict(config, allow_dotted_keys=True),
     )
     done = []
     names = rng.choice(list(CATEGORIES), prompts, p=list(CATEGORIES.values()))

@@ -133,7 +133,8 @@ def test_the_report_of_the_data_says_what_was_dropped_and_cut(whole):
         ("ppo_ptx", "prompts"),
     }
     assert all(
-        set(found[records]) == {"given", "dropped", "cut", "longest", "prompts_cut", "repeats"}
+        {"given", "dropped", "cut", "longest", "prompts_cut", "repeats", "long_prompts", "long_completions"}
+        == set(found[records])
         for found in stages.values()
         for records in found
     )
@@ -280,7 +281,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_p
         def poison(state, rate):
             return rate * (jnp.inf if state.step == 2 else 1.0)
 
-        return make, lambda state, batch, rate, key: program(state, batch, poison(state, rate), key)
+        return make, lambda state, batch, rate, *rest: program(state, batch, poison(state, rate), *rest)
 
     monkeypatch.setattr(supervised, "build", poisoned)
     with pytest.raises(loop.NonFinite) as stopped:

@@ -1,12 +1,12 @@
 """Instruction tuning alone, RLHF alone, or both: what each of the two adds to the base model.
 
-    python -m rlhf_jax.sweep --config=experiments/figures/ablation.py --workdir=runs/figures/ablation
+    python -m rlhf_jax.sweep --config=experiments/ablation.py --workdir=runs/ablation
 
 Four corners of a square: the base model, SFT of it, PPO of it, and PPO of SFT (Ouyang et al. 2022, section 3.1). RLHF alone
 has two forms. `rlhf_alone` has seen no demonstration anywhere: the base model writes the completions that are ranked, and
 the reward model starts from it. `ppo_from_base` has the reward model of the whole pipeline, so that it differs from `ppo` in
 its start alone. The gold labeler of the world judges all of them. The model is half as wide as
-that of the other figures, and trained for half as long.
+that of experiments/figures, and trained for half as long.
 """
 
 from experiments.figures.world import get_config as world
