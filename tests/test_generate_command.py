@@ -72,8 +72,7 @@ def transformers_greedy(folder, prompt, count, chat=False):
 
 def same_texts(ours, theirs):
     """Whether texts are equal, but that ours may end before a character that is not whole (U+FFFD in theirs)."""
-    pairs = list(zip(ours, theirs, strict=True))
-    return [our for our, their in pairs if our not in (their, their.removesuffix("\ufffd"))] == []
+    return [text.rstrip("\ufffd") for text in ours] == [text.rstrip("\ufffd") for text in theirs]
 
 
 # --- Against transformers -------------------------------------------------------------------------
