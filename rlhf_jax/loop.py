@@ -34,6 +34,8 @@ def each(run: Run, name: str, items: Iterable, total: int) -> Iterator:
     Raises:
       Stopped: an interrupt was asked for before the last item. The work is lost, and is done again on resuming.
     """
+    if not total:
+        return
     stop = hosts.Stop(run.interrupt.asked)
     with Progress(name, total) as progress:
         for number, item in enumerate(items, 1):
