@@ -22,7 +22,7 @@ from rlhf_jax.model import TransformerConfig, attention
 from rlhf_jax.runtime import hosts, keys, progress, shipped
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there
-from rlhf_jax.runtime.workdir import Workdir
+from rlhf_jax.runtime.workdir import Workdir, has_begun
 from rlhf_jax.sources import read_config
 from rlhf_jax.world.corpus import WorldCorpus
 
@@ -264,9 +264,14 @@ def _assemble(
 def _settled(config: ConfigDict, path: pathlib.Path, corpora: dict) -> ConfigDict:
     """Returns the config with a value for every field that it leaves to the model or to the data; see settled.py."""
     config = settled.by_model(config, say=print)
-    stored = hosts.on_first(read_if_there, path / "config.json")
+    stored = hosts.on_first(_stored, path)
     config = settled.by_program(config, stored)
     return settled.by_data(config, stored, functools.partial(_texts, config, corpora))
+
+
+def _stored(path: pathlib.Path) -> dict | None:
+    """Returns the config of a run that has begun; None of another, whose config a start replaces."""
+    return read_if_there(path / "config.json") if has_begun(path) else None
 
 
 def _texts(config: ConfigDict, corpora: dict) -> tuple[FileCorpus, Tokenizer]:

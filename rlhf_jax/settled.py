@@ -144,7 +144,7 @@ def open_lengths(config: ConfigDict) -> list[str]:
 
 
 def check_lengths(config: ConfigDict) -> None:
-    """Raises InputError if a length is open, for programs that read no data."""
+    """Raises InputError if a length is open, for plans and sweeps, which need it before a run has read its data."""
     if missing := open_lengths(config):
         raise InputError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} None, which a run measures on its data: give "

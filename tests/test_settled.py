@@ -15,6 +15,7 @@ from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields.training import PPO_RATES, PRETRAIN_RATES, SFT_RATES
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.sweep import store
 
 POINTS = ((1e8, 1e-4), (1e10, 1e-6))
 
@@ -110,6 +111,21 @@ def test_a_run_measures_its_lengths_once_and_a_resume_keeps_them(folder, capsys)
     with run_lib.start(config, str(folder / "run")) as run:
         assert (run.config.prompt_length, run.config.completion_length) == first
     assert "prompt_length=" not in capsys.readouterr().out
+
+
+def test_before_the_first_stage_a_start_measures_anew(folder):
+    config = files_config(folder)
+    with run_lib.start(config, str(folder / "run")) as run:
+        first = run.config.completion_length
+    (folder / "rows.jsonl").write_text('{"prompt": "why", "completion": "because"}\n' * 200)
+    config.data.files.valid_share = config.data.files.test_share = 0.0
+    with run_lib.start(config, str(folder / "run")) as run:
+        assert run.config.completion_length < first
+
+
+def test_a_sweep_asks_for_a_number(folder):
+    with pytest.raises(InputError, match="prompt_length and completion_length are None"):
+        store.identities(files_config(folder))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Who judges the policies of a run: reward models, and the reference that KL and win rates refer to.
 
 The reward models are the finished reward stages of the run, and after them the sources (see sources.py) and the reward
-functions (see fields/rewards.py) that its stages are rewarded by. The reference is the first SFT stage; in a run without SFT stages, it is what the policy started from.
+functions (see fields/rewards.py) that its stages are rewarded by. The reference is the first SFT stage; in a run without
+SFT stages, it is what the policy started from.
 """
 
 import numpy as np

@@ -85,7 +85,7 @@ class Workdir:
                     name for name in folders if name not in ("checkpoints", "params")
                 ]  # these belong to Orbax
                 remove_left_over(folder)
-            if (self.path / "overrides.json").is_file() and not any(entry.is_dir() for entry in self.path.iterdir()):
+            if (self.path / "overrides.json").is_file() and not has_begun(self.path):
                 for name in prepared and ("config.json", *prepared):
                     (self.path / name).unlink(missing_ok=True)
             self._adopt(config, overrides, ignore, defaults)
@@ -134,6 +134,11 @@ class Workdir:
 
     def __exit__(self, *_):
         self.close()
+
+
+def has_begun(path: pathlib.Path) -> bool:
+    """Whether the folder of a stage is in a work directory; before that, nothing depends on its config."""
+    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
 
 
 def config_of(path) -> dict:

@@ -49,8 +49,13 @@ COMMON = (*noted.COMMON, "evaluate")
 
 
 def identities(config: ConfigDict) -> dict[str, str]:
-    """Returns the identity of every stage of a config: stage -> 16 hexadecimal digits."""
+    """Returns the identity of every stage of a config: stage -> 16 hexadecimal digits.
+
+    Raises:
+      InputError: the config leaves a length to the data.
+    """
     found = {}
+    settled.check_lengths(config)  # a run would measure them, and then have another identity than before its start
     config = settled.by_model(config)  # as a run does, so that a config has one identity before and after a start
     common = {name: config[name] for name in COMMON}
     for stage in config.stages:
