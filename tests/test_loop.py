@@ -1,6 +1,7 @@
 """The loop of a stage, without a model: how many steps are made after a signal, and what is saved then."""
 
 import contextlib
+import threading
 import types
 
 import jax
@@ -102,7 +103,7 @@ def test_the_parts_of_a_step_add_up_to_it(monkeypatch):
     """The host hands over everything at once; the devices are done with a part when `mark` is told they are."""
     now = 0.0
     monkeypatch.setattr(clock_lib.time, "monotonic", lambda: now)
-    monkeypatch.setattr(clock_lib, "_ready", lambda ended: ended)
+    monkeypatch.setattr(clock_lib, "_ready", lambda arrays: arrays[0])
     with clock_lib.Clock() as clock:
         found = []
         for step in range(2):  # the second is handed over at 1.0, while the first is being computed
@@ -118,6 +119,27 @@ def test_the_parts_of_a_step_add_up_to_it(monkeypatch):
         now = 50.0  # the devices had nothing to do since 26.0, which is no part of a step
         clock.begin()
         assert clock.end(51.5)() == {"time/step": 1.5}
+
+
+def test_a_part_does_not_wait_for_what_is_added_to_its_metrics_later(monkeypatch):
+    handed_over, waited_for = threading.Event(), []
+
+    def ready(arrays):
+        handed_over.wait(10)
+        waited_for.append(arrays)
+        return 0.0
+
+    monkeypatch.setattr(clock_lib, "_ready", ready)
+    with clock_lib.Clock() as clock:
+        clock.begin()
+        clock.mark("sample", 1.0)
+        metrics = {"score": 2.0}
+        clock.mark("score", metrics)
+        metrics["update"] = 3.0  # as an iteration of PPO does
+        clock.mark("update", metrics["update"])
+        handed_over.set()
+        clock.end(metrics)()
+    assert waited_for == [[1.0], [2.0], [3.0]]
 
 
 def test_a_clock_waits_for_what_a_part_computes():

@@ -32,7 +32,8 @@ class Clock:
           part: the name; a step may have several parts of one name.
           result: arrays that the part computes last; they must not be donated before they are computed.
         """
-        self._parts.append((part, self._began, self._waiter.submit(_ready, result)))
+        arrays = jax.tree.leaves(result)  # now: the caller may add the results of later parts to a dict of metrics
+        self._parts.append((part, self._began, self._waiter.submit(_ready, arrays)))
         self._began = time.monotonic()
 
     def end(self, result) -> Callable[[], dict[str, float]]:
@@ -64,7 +65,7 @@ class Clock:
         self._waiter.shutdown(wait=False, cancel_futures=True)
 
 
-def _ready(result) -> float:
+def _ready(arrays: list) -> float:
     """Returns the time at which arrays are computed."""
-    jax.block_until_ready(result)
+    jax.block_until_ready(arrays)
     return time.monotonic()
