@@ -4,12 +4,12 @@
 
 One JSON line for each kind of work: seconds (median, and every repeat), tokens/s, peak memory.
 Hardware: 2 CPU cores, and nothing else running on them: a neighbour costs a factor of 3 to 20.
-Time: tiny 2 minutes, small 6. --config.works="('sample',)" measures sampling alone; GLIBC_TUNABLES= in
-front of the command measures with the allocator's defaults. --config.works="('saving',)" --config.repeats=3
+Time: tiny 2 minutes, small 6. --config.works=sample measures sampling alone; GLIBC_TUNABLES= in
+front of the command measures with the allocator's defaults. --config.works=saving --config.repeats=3
 measures what a checkpoint costs the steps beside it. "loading" is a batch of every kind; the last line has the
 loader's rows/s beside what the steps take.
 
-Sweeps: --config.works="('sweep_arms',)" --config.repeats=1 measures whole arms, PPO with its evaluation, one after
+Sweeps: --config.works=sweep_arms --config.repeats=1 measures whole arms, PPO with its evaluation, one after
 another and all at once, and "('ppo_trials',)" their PPO alone; the last line has arms (iterations) per hour, without
 compilation. On two cores take fewer: --config.trials=4 --config.arms_alone=2 --config.iterations=2.
 """

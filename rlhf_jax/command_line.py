@@ -4,6 +4,7 @@ absl and ml_collections parse the flags. On an error they would exit with status
 job script takes that for a crash, and starts the program again.
 """
 
+import ast
 import contextlib
 import functools
 import importlib.util
@@ -17,6 +18,7 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
 
 from rlhf_jax import config as config_lib
 from rlhf_jax.fields import page
@@ -24,6 +26,47 @@ from rlhf_jax.fields.checks import field_of, nearest, partial_section_of
 from rlhf_jax.rewards import functions
 from rlhf_jax.runtime import shipped, terminal
 from rlhf_jax.runtime.errors import EXIT_BAD_INPUT, InputError, as_command
+
+
+class _OrNone(flags.ArgumentParser):
+    """Parses the value of a field as `parser` does; `None` is None, which the table of fields may allow or refuse."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+class _Several(flags.ArgumentParser):
+    """Parses a tuple: names and numbers separated by commas, or a Python tuple, which can hold any text."""
+
+    def parse(self, argument: Any) -> tuple:
+        if not isinstance(argument, str):  # the default of the field
+            return tuple(argument)
+        try:
+            value = ast.literal_eval(argument)
+        except (ValueError, SyntaxError):
+            if argument.startswith(("(", "[")):
+                raise ValueError("this is no whole tuple") from None
+            return tuple(name for part in argument.split(",") if (name := part.strip()))
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+    def flag_type(self) -> str:
+        return "several"
+
+
+for _type, _parser in {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+    tuple: _Several(),
+}.items():
+    config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
 
 
 def run(name: str, main: Callable[[list[str]], int | None], fields: bool = True) -> None:

@@ -13,7 +13,9 @@ import types
 
 import pytest
 import toy
+from absl import flags
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
 
 from rlhf_jax import advantages, command_line, config, job, model, optim, optimum, sharding
 from rlhf_jax.bench import fields as bench_fields
@@ -350,7 +352,10 @@ COMMANDS = {
     "--config.seed=abc": "--config.seed=abc: it must be a whole number from 0 to 4294967295",
     "--config.ppo.cliprange=nan": "ppo.cliprange=nan must be a number above 0",
     "--config.platform=abacus": "platform='abacus' must be '', 'cpu', 'gpu' or 'tpu'",
-    "--config.stages=sft --config.stages=sft": "stages=('sft', 'sft') must be names",
+    "--config.stages=sft,sft": "stages=('sft', 'sft') must be names",
+    '--config.stages=("sft",': '--config.stages=("sft",: it must be names of sections',
+    "--config.seed=None": "seed=None must be a whole number",
+    "--config.data.template=None": "data.template=None must be",
     "--config.ppo=3": "--config.ppo=3: ppo is a section; set its fields, as --config.ppo.FIELD=VALUE",
     "--workdirs=x": "there is no flag --workdirs; did you mean --workdir?",
     "--workdir=": "flag --workdir=: it is empty: name a folder",
@@ -412,6 +417,44 @@ def test_what_is_wrong_on_the_command_line_is_a_sentence_and_status_2(tmp_path):
             status,
         )
     assert not (tmp_path / "run").exists()
+
+
+def read(*arguments: str) -> ConfigDict:
+    """The smallest config with fields from the command line, as every command reads them."""
+    values = flags.FlagValues()
+    argv = ["main", f"--config={toy.__file__}", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values["config"].value
+
+
+@pytest.mark.parametrize(
+    "written, value",
+    [
+        ("sft,reward_model", ("sft", "reward_model")),
+        ("sft, reward_model ", ("sft", "reward_model")),
+        ("sft", ("sft",)),
+        ('("sft", "reward_model")', ("sft", "reward_model")),
+        ('("sft, too",)', ("sft, too",)),
+        ('["sft"]', ("sft",)),
+        ("sft@0.7,a/b-c", ("sft@0.7", "a/b-c")),
+        ("", ()),
+        ("()", ()),
+        ("1,2.5", (1, 2.5)),
+        ("3", (3,)),
+    ],
+)
+def test_a_list_on_the_command_line_is_separated_by_commas_or_a_tuple(written, value):
+    assert read(f"--config.stages={written}").stages == value
+
+
+def test_every_field_that_may_be_none_is_none_on_the_command_line():
+    names = [name for name, field in FIELDS.items() if field.open and not re.match(r"\w+\.model\.", name)]
+    assert {"model.scan_layers", "model.rope_scaling", "ppo.kl_in", "sft.learning_rate", "prompt_length"} <= set(names)
+    found = read(*(f"--config.{name}=None" for name in names))
+    for name in names:
+        assert functools.reduce(lambda section, part: section[part], name.split("."), found) is None, name
+    config.check(found)
 
 
 def test_help_is_printed_from_the_table():

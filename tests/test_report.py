@@ -1,6 +1,7 @@
 """Reports, from runs that are written by hand: every number, every missing stage, any text."""
 
 import base64
+import dataclasses
 import json
 import re
 import types
@@ -8,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import rich.console
+from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from rlhf_jax import statistics
@@ -16,6 +18,7 @@ from rlhf_jax.fields import registry
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import figures, html_page, pages, run_origin, run_policies, seeds, tables
 from rlhf_jax.report import run_page as run_report
+from rlhf_jax.report.figures import of_run
 from rlhf_jax.report.record import Record
 from rlhf_jax.runtime import files, machine
 from rlhf_jax.runtime.errors import InputError
@@ -223,6 +226,29 @@ def test_every_figure_is_drawn_and_shown(run):
     for name in ("plane", "categories", "learning", "reward_model", "losses"):
         assert f"(figures/{name}.png)" in text
         assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kl_names_what_it_refers_to(run, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda axis, text: titles.append(text))
+    for starts, name in ((("sft", "sft"), "SFT"), (("sft", "ppo"), "the reference"), (("a/sft",) * 2, "the reference")):
+        record = Record.load(run)
+        record.config["ppo"]["init"], record.config["ppo_ptx"]["init"] = starts
+        of_run._learning(record, tmp_path / "learning.png")
+        assert titles[1] == f"KL to {name}\n(nats per completion)"
+        titles.clear()
+    for references, name in (
+        (("a/sft", "a/sft"), "a/sft"),
+        (("a/sft", "b/sft"), "the reference"),
+        (("sft",) * 2, "SFT"),
+    ):
+        evaluations = {
+            stage: record.evaluations[stage] | {"reference": reference}
+            for stage, reference in zip(("sft", "ppo"), references)
+        }
+        changed = dataclasses.replace(record, evaluations=evaluations)
+        for table in (run_policies.policy_table(changed), seeds.mean_table([changed], list(evaluations))):
+            assert {f"KL to {name} (nats)", f"win rate against {name} (%)"} <= {row[0] for row in table.rows}
 
 
 def test_reward_model_stands_beside_its_ceiling(run):

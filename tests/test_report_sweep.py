@@ -376,6 +376,31 @@ def test_dollars_in_names_are_no_formula(tmp_path, monkeypatch):
         assert not text.get_parse_math()
 
 
+@pytest.mark.parametrize(
+    "references, start, name",
+    [
+        ({}, "sft", "SFT"),  # runs that do not name it
+        ({"ppo": "sft"}, "sft", "SFT"),
+        ({"ppo": "other/base"}, "other/base", "other/base"),
+        ({"ppo": "other/base", "ppo_ptx": "sft"}, "sft", "the reference"),
+        ({"ppo": "sft"}, "ppo", "the reference"),  # PPO that goes on from PPO
+    ],
+)
+def test_what_kl_and_win_rates_refer_to_is_named(tmp_path, references, start, name):
+    config = fake_sweep.CONFIG | {stage: fake_sweep.CONFIG[stage] | {"init": start} for stage in ("ppo", "ppo_ptx")}
+    history = lambda overrides, stage, step: {"objective/kl": 0.1} if stage.startswith("ppo") else {}  # noqa: E731
+    path = fake_sweep.write(
+        tmp_path / "sweep", [{"seed": 0}], lambda *_: {"kl": 1.0}, config=config, history=history, steps=2
+    )
+    for stage, given in references.items():
+        (file,) = path.glob(f"arms/*/{stage}/evaluation.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"reference": given}))
+    sweep = Sweep(path)
+    assert sweep.quantity("kl").title == f"KL to {name} (nats)"
+    assert sweep.quantity("win_rate").words == f"win rate against {name}"
+    assert sweep.quantity("history:objective/kl@last").title == f"KL to {name} of the batch (nats), last"
+
+
 def test_claims_have_verdicts(done):
     text = (done / "report.md").read_text()
     assert "- **holds**: skills recover &#124; as γ grows (Ouyang et al. 2022, Fig. 33)." in text

@@ -13,7 +13,9 @@ This page lists every field of a config, with its default, the values that it ca
 
 Set a field in an experiment file, with `--config.FIELD=VALUE` on the command line, or by a sweep. FIELD is the name of
 the section, a dot and the name of the field, as in `--config.ppo.kl_coef=0.05`. The fields of [The run](#the-run) have
-no section.
+no section. On the command line, several names or numbers are separated by commas, as in
+`--config.stages=sft,reward_model`; a name that has a comma itself needs a tuple of Python, as in
+`--config.stages='("sft", "reward_model")'`. `None` is None where a field can be None.
 
 Values are checked before anything is computed. A value that a field cannot have, or a field that does not exist, ends
 the command with one sentence and exit status 2. A sweep checks the values of all its arms before the first one runs.

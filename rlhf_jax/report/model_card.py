@@ -8,7 +8,7 @@ import pathlib
 
 from rlhf_jax import notes
 from rlhf_jax.fields import noted, registry
-from rlhf_jax.report.record import estimate_of, label
+from rlhf_jax.report.record import estimate_of, label, reference_label
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, TextTable
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.files import read_if_there
@@ -69,9 +69,9 @@ def _evaluation(source: Trained) -> list[str]:
     if not found:
         return []
     if "estimates" in found:
-        reference = found.get("reference") or "SFT"
+        reference = reference_label([found.get("reference")])
         rows = [
-            [quantity.title.replace("SFT", label(reference)), quantity.show(estimate)]
+            [quantity.against(reference).title, quantity.show(estimate)]
             for quantity in QUANTITIES
             if (estimate := estimate_of(found["estimates"], quantity.name))
         ]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterable
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax.evaluate.policy import read_rows
@@ -24,6 +25,7 @@ from rlhf_jax.report.form import (
     is_number,
     one_of,
 )
+from rlhf_jax.report.tables import REFERENCE
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there
@@ -122,6 +124,17 @@ def label(stage: str) -> str:
     """Returns the name of a stage in tables and figures."""
     kind = registry.KINDS.get(stage)
     return _LABELS.get(stage) or (kind and kind.label) or visible(stage.replace("_", " "))
+
+
+def reference_label(names: Iterable[str | None]) -> str:
+    """Returns the label of what KL and win rates refer to, from the names in the files of policies.
+
+    Several are "the reference". None is SFT, because the runs that do not name it are older than any other reference.
+    """
+    found = set(names) - {None}
+    if len(found) > 1:
+        return REFERENCE
+    return label(found.pop()) if found else "SFT"
 
 
 def estimate_of(estimates: dict, name: str) -> dict | None:

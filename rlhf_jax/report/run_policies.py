@@ -3,7 +3,7 @@
 import math
 
 from rlhf_jax.evaluate import skills
-from rlhf_jax.report.record import Record, estimate_of, label
+from rlhf_jax.report.record import Record, estimate_of, label, reference_label
 from rlhf_jax.report.tables import QUANTITIES, TextTable
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.statistics import paired_difference, ratio
@@ -18,16 +18,13 @@ def policy_table(record: Record) -> TextTable:
     for quantity in QUANTITIES:
         found = [record.estimate(stage, quantity.name) for stage in record.evaluations]
         if any(found):
-            rows.append([quantity.title.replace("SFT", reference(record)), *map(quantity.show, found)])
+            rows.append([quantity.against(reference(record)).title, *map(quantity.show, found)])
     return TextTable(["", *map(label, record.evaluations)], rows)
 
 
 def reference(record: Record) -> str:
     """Returns the name of the policy to which win rates and KL refer."""
-    names = {found.get("reference") for found in record.evaluations.values()} - {None}
-    if not names or record.reference in names:
-        return "SFT"
-    return label(names.pop()) if len(names) == 1 else "its start"
+    return reference_label(found.get("reference") for found in record.evaluations.values())
 
 
 def reference_lines(record: Record) -> list[str]:
@@ -52,7 +49,7 @@ def weights_lines(record: Record) -> list[str]:
     for stage, found in record.evaluations.items():
         if others := found.get("other_weights"):
             shown = [
-                f"{quantity.title.replace('SFT', reference(record))} {quantity.show(estimate)}"
+                f"{quantity.against(reference(record)).title} {quantity.show(estimate)}"
                 for quantity in QUANTITIES
                 if quantity.name in ("gold/total", "score", "kl")
                 and (estimate := estimate_of(others["estimates"], quantity.name))

@@ -10,8 +10,8 @@ import rich.console
 from rich.text import Text
 
 from rlhf_jax.report.figures import of_run as figures
-from rlhf_jax.report.record import Record, label
-from rlhf_jax.report.tables import QUANTITIES, Quantity, TextTable
+from rlhf_jax.report.record import Record, label, reference_label
+from rlhf_jax.report.tables import QUANTITIES, REFERENCE, Quantity, TextTable
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_text
 from rlhf_jax.runtime.markdown import cell, image
@@ -20,7 +20,7 @@ from rlhf_jax.statistics import mean_over_seeds
 
 _PANELS = {
     "gold/total": "gold score",
-    "win_rate": "win rate against SFT (%)",
+    "win_rate": f"win rate against {REFERENCE} (%)",
     "skills/mean": "retained skills (%)",
     "valid_loss": "held-out loss (nats per token)",
 }
@@ -42,8 +42,9 @@ def write(paths, out) -> rich.console.Group:
     out = pathlib.Path(out)
     means, differences = mean_table(records, stages), difference_table(records, stages)
     figure = out.parent.resolve() / f"{out.stem}.png"  # the folder that was asked for, even if a link leads to it
+    reference = _reference(records)
     panels = {
-        title: {
+        title.replace(REFERENCE, reference): {
             stage: [100 * value if "%" in title else value for value in values]
             for stage in stages
             if None not in (values := _values(records, stage, name))
@@ -83,11 +84,16 @@ def mean_table(records, stages) -> TextTable:
         if any(None not in values for values in found):
             rows.append(
                 [
-                    quantity.title,
+                    quantity.against(_reference(records)).title,
                     *("–" if None in values else quantity.show(mean_over_seeds(values)._asdict()) for values in found),
                 ]
             )
     return TextTable(["", *map(label, stages)], rows)
+
+
+def _reference(records) -> str:
+    """Returns the label of what KL and win rates of all runs refer to."""
+    return reference_label(found.get("reference") for record in records for found in record.evaluations.values())
 
 
 def difference_table(records, stages) -> TextTable:

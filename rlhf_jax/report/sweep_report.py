@@ -8,6 +8,7 @@ Arms that failed, stopped or never began are listed like the others, with a reas
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -28,7 +29,9 @@ from rlhf_jax.report.form import (
     is_file_name,
     is_number,
 )
+from rlhf_jax.report.record import reference_label
 from rlhf_jax.report.sweep_files import Files, numbers, summary
+from rlhf_jax.report.tables import Quantity, quantity_of
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there, read_json
 
@@ -292,6 +295,21 @@ class Sweep:
         for arm in self.arms:
             found |= dict.fromkeys(arm.overrides.get("stages", ()))
         return list(found)
+
+    def quantity(self, name: str) -> Quantity:
+        """Returns how a quantity (see spec) is called and printed."""
+        return quantity_of(name).against(self._reference)
+
+    @functools.cached_property
+    def _reference(self) -> str:
+        """What KL and win rates refer to: of a policy the reference of its evaluation, in training where PPO starts."""
+        names = set()
+        for arm, stage in itertools.product(self.arms, self.stages):
+            evaluation = self._json(arm, stage, "evaluation.json")
+            names.add(evaluation.get("reference") if isinstance(evaluation, dict) else None)
+            if self.history(arm, stage) and "objective/kl" in self.history(arm, stage)[0]:
+                names.add(self.level(arm.setting, f"{stage}.init"))
+        return reference_label(name for name in names if isinstance(name, str))
 
     def policies(self) -> list[str]:
         """Returns the stages whose policy is evaluated in some arm."""

@@ -50,7 +50,7 @@ def draw(sweep: Sweep, table: spec.Table) -> Drawn:
         for name in table.quantities
     }
     names = [name for name in table.quantities if any(values[setting, stage, name] for setting, stage in rows)]
-    heads = ["setting", *["stage"] * (len(table.stages) > 1), *(quantity_of(name).title for name in names)]
+    heads = ["setting", *["stage"] * (len(table.stages) > 1), *(sweep.quantity(name).title for name in names)]
     words = len(heads) - len(names)
     shared = [
         stage

@@ -25,7 +25,7 @@ class Quantity:
     """A number of evaluation.json or metrics.jsonl, and how it is printed.
 
     Attributes:
-      title: the name for readers, with the unit.
+      title: the name for readers, with the unit. "the reference" in it is what KL and win rates refer to; see `against`.
       name: the name in the file.
       digits: digits after the point; None: four significant digits.
       scale: factor from the number to what is printed, such as 100 for percent.
@@ -35,6 +35,15 @@ class Quantity:
     name: str
     digits: int | None = 3
     scale: float = 1.0
+
+    def against(self, reference: str) -> "Quantity":
+        """Returns the quantity with the name of the reference in its title."""
+        return dataclasses.replace(self, title=self.title.replace(REFERENCE, reference))
+
+    @property
+    def words(self) -> str:
+        """The title for a sentence, where shares are not in percent."""
+        return self.title.removesuffix(" (%)")
 
     def show(self, estimate: dict | None, sign: bool = False) -> str:
         """Returns `value ± half the width of its interval`, or the value alone if the interval has no ends.
@@ -51,6 +60,7 @@ class Quantity:
         return f"{value} ± {half:{'.2g' if self.digits is None else form.lstrip('+')}}"
 
 
+REFERENCE = "the reference"
 QUANTITIES = (
     Quantity("gold score", "gold/total"),
     Quantity("  helpful", "gold/helpful"),
@@ -58,9 +68,9 @@ QUANTITIES = (
     Quantity("  harmless", "gold/harmless"),
     Quantity("  obeys constraints", "gold/constraint"),
     Quantity("  concise", "gold/concise"),
-    Quantity("win rate against SFT (%)", "win_rate", 1, 100),
+    Quantity(f"win rate against {REFERENCE} (%)", "win_rate", 1, 100),
     Quantity("reward score", "score", 2),
-    Quantity("KL to SFT (nats)", "kl", 2),
+    Quantity(f"KL to {REFERENCE} (nats)", "kl", 2),
     Quantity("completion length (tokens)", "completion_length", 1),
     Quantity("ends by itself (%)", "eos", 1, 100),
     Quantity("retained skills, mean (%)", "skills/mean", 1, 100),
@@ -85,7 +95,7 @@ _MORE = (
     Quantity("time of the evaluation (s)", "evaluation_seconds", 1),
     Quantity("peak memory (GiB)", "peak_memory_gib", 2),
     Quantity("reward score of the batch", "objective/scores", None),
-    Quantity("KL to SFT of the batch (nats)", "objective/kl", None),
+    Quantity(f"KL to {REFERENCE} of the batch (nats)", "objective/kl", None),
     Quantity("share of arms that failed (%)", "failed", 0, 100),
 )
 _BY_NAME = {
@@ -110,11 +120,6 @@ def quantity_of(name: str) -> Quantity:
     if name.startswith("lm_eval/"):
         return Quantity(" ".join(name.split("/")[1:]), name, None)
     return Quantity(name.removeprefix("evaluation:"), name, None)
-
-
-def title_of(name: str) -> str:
-    """Returns the title of a quantity for a sentence, where shares are not in percent."""
-    return quantity_of(name).title.removesuffix(" (%)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from rlhf_jax.fields import registry
 from rlhf_jax.report.figures import arms_of
 from rlhf_jax.report.record import SPLITS, label
+from rlhf_jax.report.tables import REFERENCE
 from rlhf_jax.runtime.figures import legend_above, new_figure
 from rlhf_jax.runtime.terminal import visible
 from rlhf_jax.statistics import mean_over_seeds
@@ -136,9 +137,11 @@ def _categories(record, path) -> bool:
 def _learning(record, path) -> bool:
     """Draws four metrics over the iterations of PPO; returns False without them."""
     curves = {stage: rows for stage, rows in record.curves.items() if rows and "objective/kl" in rows[0]}
+    starts = {record.config[stage].get("init") for stage in curves}
+    start = label(starts.pop()) if len(starts) == 1 and starts <= set(record.config["stages"]) else REFERENCE
     names = {
         "objective/scores": "reward score",
-        "objective/kl": "KL to SFT\n(nats per completion)",
+        "objective/kl": f"KL to {start}\n(nats per completion)",
         "objective/completion_length": "completion length (tokens)",
         "objective/entropy": "entropy\n(nats per completion)",
     }

@@ -14,7 +14,6 @@ from rlhf_jax.report.form import is_number
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_report import Sweep, shown
 from rlhf_jax.report.sweep_tables import estimate
-from rlhf_jax.report.tables import quantity_of
 from rlhf_jax.runtime.figures import new_figure
 
 _MOST_LINES = len(LOOKS)
@@ -50,7 +49,7 @@ def _curve(sweep, asked, path):
             lines[name] = by_seed
     if not lines:
         return None
-    quantity = quantity_of(asked.y)
+    quantity = sweep.quantity(asked.y)
     scale, places = _scale(asked.scale, levels)
     with new_figure(path, 1, 3.4, pdf=True) as (figure, ((axis,),)):
         _set_scale(axis, scale, places, levels)
@@ -96,7 +95,7 @@ def _curve(sweep, asked, path):
 
 def _plane(sweep, asked, path):
     """Draws one quantity against another (see spec.Plane)."""
-    x_of, y_of = quantity_of(asked.x), quantity_of(asked.y)
+    x_of, y_of = sweep.quantity(asked.x), sweep.quantity(asked.y)
     curves = []
     for part in asked.paths:
         settings = sweep.select(part.where, part.axis)
@@ -204,8 +203,8 @@ def _history(sweep, asked, path):
             )
         if asked.x == "step":
             axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        axis.set_xlabel(asked.x_title or _x_title(quantity_of(asked.x), asked.sqrt_x))
-        axis.set_ylabel(asked.y_title or quantity_of(asked.y).title)
+        axis.set_xlabel(asked.x_title or _x_title(sweep.quantity(asked.x), asked.sqrt_x))
+        axis.set_ylabel(asked.y_title or sweep.quantity(asked.y).title)
         _finish(figure, axis, asked.title)
     return (
         f"{asked.y} of {label(asked.stage)} over {asked.x}: thin lines are seeds, thick ones their mean (moving "
@@ -216,7 +215,7 @@ def _history(sweep, asked, path):
 
 def _dots(sweep, asked, path):
     """Draws a quantity by stage (see spec.Dots)."""
-    quantity = quantity_of(asked.y)
+    quantity = sweep.quantity(asked.y)
     groups = {}
     for name, members in _groups(sweep, sweep.select(asked.where), asked.by).items():
         by_stage = {stage: found for stage in asked.stages if (found := sweep.by_seed(stage, members, asked.y))}

@@ -9,7 +9,6 @@ from rlhf_jax.report import spec
 from rlhf_jax.report.form import is_number
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_report import shown
-from rlhf_jax.report.tables import title_of
 
 
 def along(sweep, stage, axis, quantity, where):
@@ -71,7 +70,7 @@ def in_words(sweep, pick, quantity, beside=None) -> str:
     quantity = pick.y or quantity
     if beside is not None and (beside.y or quantity) == quantity:
         return f"that of {words}"
-    return f"{title_of(quantity)} of {words}"
+    return f"{sweep.quantity(quantity).words} of {words}"
 
 
 def name_of(sweep, axis) -> str:

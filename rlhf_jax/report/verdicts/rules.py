@@ -7,7 +7,6 @@ from rlhf_jax.report import spec
 from rlhf_jax.report.form import is_number
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_report import Sweep, shown
-from rlhf_jax.report.tables import title_of
 from rlhf_jax.report.verdicts import curves, measured
 from rlhf_jax.report.verdicts.contrast import Contrast
 
@@ -28,7 +27,7 @@ def _trend(sweep, rule):
     left = measured.left_out(sweep, rule, levels)
     what = "rise" if sign > 0 else "fall"
     name = measured.name_of(sweep, rule.axis)
-    return [Contrast(f"{what} of {title_of(rule.y)} from one value of {name} to the next{left}", slopes)]
+    return [Contrast(f"{what} of {sweep.quantity(rule.y).words} from one value of {name} to the next{left}", slopes)]
 
 
 def _peak(sweep, rule):
@@ -52,7 +51,7 @@ def _peak(sweep, rule):
     name, left = measured.name_of(sweep, rule.axis), measured.left_out(sweep, rule, levels)
     return [
         Contrast(
-            f"{title_of(rule.y)} at {name} = {inner} (chosen by the other seeds) over that at "
+            f"{sweep.quantity(rule.y).words} at {name} = {inner} (chosen by the other seeds) over that at "
             f"{shown(levels[end]) if levels else 'the end'}{left}",
             by_seed,
         )
@@ -97,7 +96,13 @@ def _dominates(sweep, rule):
         path.label or f"{label(path.stage)} along {measured.name_of(sweep, path.axis)}" for path in (rule.a, rule.b)
     )
     margin = rule.margin if isinstance(rule, spec.Coincides) else None
-    return [Contrast(f"{title_of(rule.y)} of {a} over that of {b} at equal {title_of(rule.x)}", gaps, margin=margin)]
+    return [
+        Contrast(
+            f"{sweep.quantity(rule.y).words} of {a} over that of {b} at equal {sweep.quantity(rule.x).words}",
+            gaps,
+            margin=margin,
+        )
+    ]
 
 
 def _turns(sweep, rule):
@@ -112,7 +117,7 @@ def _turns(sweep, rule):
     what, best = ("fall", "highest") if sign > 0 else ("rise", "lowest")
     return [
         Contrast(
-            f"{what} of {title_of(rule.y)} from the {best} step of the other seeds to the last tenth",
+            f"{what} of {sweep.quantity(rule.y).words} from the {best} step of the other seeds to the last tenth",
             measured.mean_over_settings(found),
             rule.by,
         )
@@ -142,7 +147,7 @@ def _law(sweep, rule):
     where = "other prompts and n" if rule.over == "prompts" else "other seeds and steps"
     return [
         Contrast(
-            f"squared error of {title_of(rule.y)} that {_LAWS[rule.law]} saves over {_LAWS[against]}, "
+            f"squared error of {sweep.quantity(rule.y).words} that {_LAWS[rule.law]} saves over {_LAWS[against]}, "
             f"fitted to {where}",
             measured.mean_over_settings(by_seed),
         )
