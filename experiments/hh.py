@@ -17,7 +17,8 @@ but cannot be had or are done in another way:
 - Pairs of a weak preference are left out in training. The published pairs do not say how strong a preference is.
 - Online training is `collect` and a further round of these stages.
 
-OPEN lists what we have not found stated in the paper. The values are ours, and none was searched for.
+OPEN lists what we have not found stated in the paper. The values are ours, and none was searched for; the learning rates
+are those of published runs of this size (docs/recipes.md).
 """
 
 import ml_collections
@@ -26,8 +27,6 @@ from experiments.tldr import SIZES
 from rlhf_jax.config import default_config
 from rlhf_jax.runtime.errors import InputError
 
-# Learning rates by size, with no search: those of Huang et al. 2024 for Pythia, and ten times as much for the small model.
-RATES = {"135m": 3e-5, "1b": 3e-6, "2.8b": 3e-6, "6.9b": 3e-6}
 OPEN = (
     "prompt_length, completion_length and too_long",
     "learning_rate, batch_size, optimizer, schedule and warm-up of every stage (but the PM's rate is constant)",
@@ -41,7 +40,6 @@ def get_config(size: str = "135m") -> ml_collections.ConfigDict:
     if size not in SIZES:
         raise InputError(f"experiments/hh.py:{size} is unknown; the sizes are {', '.join(SIZES)}")
     shape, folder, vocab_size = SIZES[size]
-    rate = RATES[size]
     config = default_config()
     config.stages = ("sft", "reward_model", "ppo")
     config.prompt_length, config.completion_length = 512, 128
@@ -57,14 +55,14 @@ def get_config(size: str = "135m") -> ml_collections.ConfigDict:
         group_field="group",  # the opening of a dialogue, which is published at several lengths
     )
     config.sft.update(
-        init=folder, epochs=1.0, batch_size=64, learning_rate=rate, schedule="cosine", dropout_rate=0.0, packed=True
+        init=folder, epochs=1.0, batch_size=64, learning_rate=None, schedule="cosine", dropout_rate=0.0, packed=True
     )
     config.reward_model.update(
         init="sft",
         epochs=1.0,  # section 3: one epoch, at a constant rate
         schedule="constant",
         batch_size=64,
-        learning_rate=rate,
+        learning_rate=None,
         loss="kwise",
     )
     config.ppo.update(
@@ -75,8 +73,8 @@ def get_config(size: str = "135m") -> ml_collections.ConfigDict:
         batch_size=256,
         minibatch_size=64,
         ppo_epochs=1,
-        learning_rate=rate / 3,
-        value_learning_rate=rate,
+        learning_rate=None,
+        value_learning_rate=None,
         ema_decay=0.0,
         output="params",
         ptx_coef=0.0,

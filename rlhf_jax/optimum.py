@@ -134,7 +134,10 @@ def compare(config: ConfigDict) -> Iterator[Comparison]:
                         programs, state, frozen, prompts, lambda step: None, coefs, key, section, fixed_kl=True
                     )
                 seconds = time.perf_counter() - started
-                log_ref, found = log_policy(reference), log_policy(getattr(state.policy, _WEIGHTS[section.output]))
+                log_ref, found = (
+                    log_policy(reference),
+                    log_policy(getattr(state.policy, _WEIGHTS[ppo_programs.output_of(section)])),
+                )
                 worth = functools.partial(game.evaluate, log_ref=log_ref, kl_coef=kl_coef)
                 sought = sought_by(static, section.lam, game, log_ref, kl_coef)
                 yield Comparison(

@@ -318,7 +318,7 @@ def without_data(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Me
       InputError: prompts and completions that are longer than the model's context.
     """
     settled.check_lengths(config)
-    config = shapes.filled(config)
+    config = settled.by_model(config)
     shape = model_shape(config, tokenizer.vocab_size, mesh.devices.flat[0].platform)
     longest = config.prompt_length + config.completion_length
     if longest > shape.max_length:

@@ -230,6 +230,17 @@ def test_the_base_of_adapters_is_counted_once_and_the_state_is_theirs():
         assert adapters[name]["temporaries"] < whole[name]["temporaries"] + base
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_moving_average_of_the_policy_is_held_where_there_is_one(decay):
+    config = plan_config.get_config()
+    config.ppo_ptx.ema_decay = decay
+    run = run_lib.without_data(config, DATA, sharding.make_mesh(**config.mesh, devices=jax.devices()[:1]))
+    for program in planner.programs_of(run, "ppo_ptx", DATA):
+        assert ("policy average" in program.passed | program.resident) == (decay > 0)
+    state = program.lower().args_info[0][0]
+    assert (state.policy.ema_params is not None) == (decay > 0)
+
+
 def test_adapters_spare_the_gradients_of_frozen_weights():
     """Per token and weight of a matrix: 2 forward and 2 backward where it is frozen, 2 and 4 where it is trained."""
     config = TransformerConfig(64, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, attention="blocked")

@@ -413,18 +413,26 @@ def test_the_average_follows_the_policy_and_holds_nothing_of_its_start():
     )
 
 
-@pytest.mark.parametrize("output, other", [("ema", "params"), ("params", "ema")])
-def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(output, other, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "output, decay, written, others",
+    [("ema", 0.9, "ema", ["params"]), ("params", 0.9, "params", ["ema"]), ("ema", 0.0, "params", [])],
+)
+def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(
+    output, decay, written, others, monkeypatch, tmp_path
+):
     weights = {"ema": {"w": 1.0, "scalar_kernel": 0.0}, "params": {"w": 2.0, "scalar_kernel": 0.0}}
-    state = types.SimpleNamespace(policy=types.SimpleNamespace(ema_params=weights["ema"], params=weights["params"]))
-    run = types.SimpleNamespace(
-        config={"ppo": types.SimpleNamespace(output=output)}, folder=lambda stage: tmp_path / stage
-    )
+    average = weights["ema"] if decay else None
+    state = types.SimpleNamespace(policy=types.SimpleNamespace(ema_params=average, params=weights["params"]))
+    section = {"output": output, "ema_decay": decay}
+    run = types.SimpleNamespace(config={"ppo": section}, folder=lambda stage: tmp_path / stage)
     did = []
     monkeypatch.setattr(ppo_stage.weights, "save_params", lambda *saved: did.append(saved))
     monkeypatch.setattr(ppo_stage.evaluation, "sample_others", lambda *asked: did.append(asked))
     ppo_stage.PPOTraining(run, "ppo", None, None, None, None, None).finish(state)
-    assert did == [(run, "ppo", {"w": weights[output]["w"]}), (run, "ppo", other, {"w": weights[other]["w"]})]
+    assert did == [
+        (run, "ppo", {"w": weights[written]["w"]}),
+        *((run, "ppo", other, {"w": weights[other]["w"]}) for other in others),
+    ]
 
 
 def whitened(x, mask):

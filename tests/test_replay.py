@@ -140,6 +140,16 @@ def test_the_command_prints_every_model_and_row_and_says_what_is_missing(tmp_pat
     assert len(found) == 12 and found[0]["models"]["gpt-xl"]["printed"] == 51.97 and found[1]["correlation"] is None
 
 
+def test_columns_are_aligned_whatever_the_width_of_characters():
+    lines = command.table(["model", "말뭉치"], [["긴 이름의 모형", "1.0"], ["中", "0.25"]]).splitlines()
+    assert lines == [
+        "| model          | 말뭉치 |",
+        "| -------------- | -----: |",
+        "| 긴 이름의 모형 |    1.0 |",
+        "| 中             |   0.25 |",
+    ]
+
+
 def test_bad_input_is_a_sentence(tmp_path):
     with pytest.raises(
         InputError, match="has none of the files squadv2_samples.csv, .*; give the folder automatic-eval-samp"

@@ -49,7 +49,7 @@ class Stage:
       parts: section -> {field that splits a batch to save memory: number of rows that it splits}.
       batch_field: name of the field with the number of rows of an optimizer step.
       loss_unit: unit of its metric "loss", for the figure of losses; "": the figure does not show it.
-      weight_bytes: bytes of memory per trained weight, its optimizer state included, for a first estimate.
+      weight_bytes: section -> bytes of memory per trained weight, its optimizer state included, for a first estimate.
       state_part: section -> the place of the weights that it hands on in its checkpoints, such as "params".
       reads_text: whether it reads the texts of completions, so that another run's reward model can score them.
       inconsistent: (name, section) -> sentences about values that are possible alone but not together.
@@ -75,7 +75,7 @@ class Stage:
     parts: Callable[[Mapping], dict[str, int]] = lambda section: {"microbatches": section["batch_size"]}
     batch_field: str = "batch_size"
     loss_unit: str = ""
-    weight_bytes: int = 12  # float32: the weight and Adam's two moving averages
+    weight_bytes: Callable[[Mapping], int] = lambda section: 12  # float32: the weight and Adam's two moving averages
     state_part: Callable[[Mapping], str] = lambda section: "params"
     reads_text: bool = False
     inconsistent: Callable[[str, Mapping], Iterator[str]] = _consistent

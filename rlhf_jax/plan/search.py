@@ -95,7 +95,7 @@ def _all(config, shape, topology, stages) -> Iterator[Candidate]:
         if any(_batch_of(section) % ways for section in sections) or rows > max(1, smallest // ways):
             continue
         weights = work.parameters(shape)
-        each = max(registry.of(config, stage).weight_bytes for stage in stages)
+        each = max(registry.of(config, stage).weight_bytes(config[stage]) for stage in stages)
         if shape.lora:  # the base is frozen, and in two bytes
             weights -= (base := work.parameters(dataclasses.replace(shape, lora=None)))
             state = (weights * each + 2 * base) / chips

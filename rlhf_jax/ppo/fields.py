@@ -244,7 +244,7 @@ FIELDS = Section(
             0.992,
             SHARE_BELOW_ONE,
             "The decay of the moving average of the policy's weights, per optimizer step (C.4). "
-            "0 averages nothing. The paper does not state whether its 0.992 is per step or per iteration.",
+            "0 averages nothing, and `output` is then 'params'. The paper does not state whether its 0.992 is per step or per iteration.",
         ),
         "output": Field(
             "ema",

@@ -14,7 +14,7 @@ from rlhf_jax import advantages as adv
 from rlhf_jax import lora, model, optim, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import options
-from rlhf_jax.ppo.mixture import Mixture, mixture_of, next_scales
+from rlhf_jax.ppo.mixture import mixture_of, next_scales
 from rlhf_jax.ppo.update import Coefficients, PPOConfig, PPOState, RewardFn, make_score, make_update
 from rlhf_jax.runtime.errors import InputError
 
@@ -87,7 +87,13 @@ def static_config(
         warmup_steps=section.warmup_iterations * steps_per_iteration,
         warmup_from=section.warmup_from,
         final_fraction=section.final_fraction,
+        averaged=bool(section.ema_decay),
     )
+
+
+def output_of(section) -> str:
+    """Returns which weights a stage hands on, "ema" or "params"; an average of nothing is the parameters."""
+    return section["output"] if section["ema_decay"] else "params"
 
 
 def has_value_model(section: ConfigDict) -> bool:
@@ -230,13 +236,13 @@ def ptx_rows(section: ConfigDict) -> int:
     return section.ptx_ratio * section.minibatch_size // section.ppo_epochs
 
 
-def make_state(optimizers, mixture: Mixture | None, policy: dict, value: dict | None, kl_coef: jax.Array) -> PPOState:
+def make_state(config: PPOConfig, optimizers: tuple, policy: dict, value: dict | None, kl_coef: jax.Array) -> PPOState:
     """Returns a fresh PPOState; it holds copies of the parameters, because states are donated.
 
     Args:
+      config: the static configuration.
       optimizers: optax transformations of the policy and of the value model; a head on the policy's trunk is the
         policy's.
-      mixture: the rewards that the score consists of, or None.
       policy: parameters of the policy that are trained.
       value: those of a separate value model, of only a scalar head for the policy's trunk, or None.
       kl_coef: f32[], the initial KL coefficient.
@@ -245,14 +251,14 @@ def make_state(optimizers, mixture: Mixture | None, policy: dict, value: dict | 
     if value and model.is_scalar_head(value):
         policy, value = policy | value, None
     value_state = train.init_state(value, optimizers[1]) if value else None
-    scales = mixture.scales() if mixture else None
-    return PPOState(train.init_state(policy, optimizers[0], ema=True), value_state, kl_coef, scales)
+    scales = config.mixture.scales() if config.mixture else None
+    return PPOState(train.init_state(policy, optimizers[0], ema=config.averaged), value_state, kl_coef, scales)
 
 
 def state_maker(config: PPOConfig, mesh, rules, optimizers):
     """Returns (a jitted function that makes a PPOState on the mesh, the shardings of the state).
 
-    The function is `make_state` with `optimizers` set: (policy parameters, value parameters, kl_coef) -> PPOState.
+    The function is `make_state` with its first arguments set: (policy parameters, value parameters, kl_coef) -> PPOState.
     """
     shape, value_shape = config.policy, config.value
     (_, policy), (_, axes) = lora.split(model.param_shapes(shape)), lora.split(model.logical_axes(shape))
@@ -263,7 +269,7 @@ def state_maker(config: PPOConfig, mesh, rules, optimizers):
     elif value_shape:
         _, value_axes = lora.split(model.logical_axes(value_shape, "scalar"))
         _, value = lora.split(model.param_shapes(value_shape, "scalar"))
-    make = functools.partial(make_state, optimizers, config.mixture)
+    make = functools.partial(make_state, config, optimizers)
     shapes = jax.eval_shape(make, policy, value, jax.ShapeDtypeStruct((), jnp.float32))
     shard = functools.partial(train.state_shardings, mesh=mesh, rules=rules)
     whole: Any = sharding.replicated(mesh)  # the shardings of a state stand in the places of its arrays

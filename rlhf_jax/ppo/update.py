@@ -53,6 +53,7 @@ class PPOConfig:
     warmup_steps: int = 0
     warmup_from: float = 0.1  # fraction of the peak at which the warm-up starts
     final_fraction: float = 0.0  # fraction of the peak at which a decay ends
+    averaged: bool = True  # whether the state has a moving average of the policy
 
     @property
     def estimator(self) -> adv.Estimator:

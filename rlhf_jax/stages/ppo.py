@@ -128,10 +128,11 @@ class PPOTraining:
 
         `output` selects the moving average (the default) or the last parameters. The choice changes a run's results, so
         the completions of both are compared. Of the parameters that are not written, only the completions are kept.
+        There is no average if ema_decay is 0.
         """
         policies = {"ema": state.policy.ema_params, "params": state.policy.params}
-        policies = {name: model.without_scalar_head(params) for name, params in policies.items()}
-        written = policies.pop(self.run.config[self.stage].output)
+        policies = {name: model.without_scalar_head(params) for name, params in policies.items() if params is not None}
+        written = policies.pop(programs.output_of(self.run.config[self.stage]))
         weights.save_params(self.run, self.stage, written)
         for name, params in policies.items():
             evaluation.sample_others(self.run, self.stage, name, params)
@@ -201,7 +202,8 @@ def run_stage(run: Run, stage: str) -> None:
 
     state = loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every)
     policy = state.policy
-    whole = {name: lora.joined(base, getattr(policy, name)) for name in ("params", "ema_params")}
+    ema = policy.ema_params
+    whole = {"params": lora.joined(base, policy.params), "ema_params": ema and lora.joined(base, ema)}
     training.finish(state.replace(policy=policy.replace(**whole)))
 
 
@@ -302,9 +304,9 @@ register(
         paper_compute=60.0,  # section 5.1
         parts=parts,
         batch_field="minibatch_size",
-        weight_bytes=16,  # the weight, Adam's two averages, and the moving average of the weights
+        weight_bytes=lambda section: 16 if section["ema_decay"] else 12,  # with the moving average of the weights
         inconsistent=_inconsistent,
         fill=options.fill,
-        state_part=lambda section: {"ema": "policy/ema_params", "params": "policy/params"}[section["output"]],
+        state_part=lambda section: {"ema": "policy/ema_params", "params": "policy/params"}[programs.output_of(section)],
     )
 )

@@ -13,6 +13,8 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
+
 from rlhf_jax.evaluate import replay
 from rlhf_jax.evaluate.replay import Comparison
 from rlhf_jax.evaluate.replay.table14 import MODELS
@@ -22,17 +24,18 @@ from rlhf_jax.statistics import Estimate
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table whose columns are aligned; all but the first are aligned on the right."""
+    """Returns a Markdown table whose columns are aligned; all but the first are aligned on the right.
+
+    A Chinese or Korean character is as wide as two others.
+    """
     lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+    widths = [max(cell_len(line[place]) for line in lines) for place in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 
     def shown(line):
-        cells = [
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths))
-        ]
-        return f"| {' | '.join(cells)} |"
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths)]
+        first, *others = zip(line, spaces)
+        return f"| {' | '.join([''.join(first), *(space + cell for cell, space in others)])} |"
 
     return "\n".join(map(shown, [lines[0], rule, *lines[1:]]))
 

@@ -229,7 +229,7 @@ class StackedPPOPrograms:
         sample = spread(draw_of(config.policy, completion_length, eos_id, pad_id, parts), mesh)
         randomness = spread(lambda key: ppo_programs.randomness(key, *sizes), mesh)
         rounding = {"xla_allow_excess_precision": False}  # as in ppo_programs.PPOPrograms
-        self.make = spread(functools.partial(ppo_programs.make_state, optimizers, config.mixture), mesh)
+        self.make = spread(functools.partial(ppo_programs.make_state, config, optimizers), mesh)
         self.freeze = spread(functools.partial(ppo_programs.frozen_params, config.policy), mesh)
         self.keys = spread(lambda key, number: jax.random.fold_in(jax.random.wrap_key_data(key), number), mesh)
         self.randomness = lambda key, *_: randomness(key)
