@@ -128,7 +128,7 @@ MUTATIONS = [
         ),
         # --- PPO
         (
-            "ppo/update.py",
+            "ppo/completions.py",
             "jnp.any(is_end(rollout.completions, eos_id) & rollout.completion_mask, axis=1)",
             "jnp.any(is_end(rollout.completions, eos_id), axis=1)",
             "test_ppo.py padding",
@@ -146,7 +146,7 @@ MUTATIONS = [
             "test_ppo.py gradient_of_both",
         ),
         (
-            "ppo/update.py",
+            "ppo/score.py",
             'penalty = kl_coef if config.kl_in == "reward" else 0.0',
             "penalty = kl_coef",
             "test_ppo_options.py",

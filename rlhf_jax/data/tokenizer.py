@@ -2,7 +2,6 @@
 
 import copy
 import datetime
-import functools
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ import tokenizers
 from rlhf_jax.data import tokenizer_files
 from rlhf_jax.data.chat_template import LITERAL, SPECIAL, START, ChatTemplate
 from rlhf_jax.data.tokenizer_files import TokenizerFiles
+from rlhf_jax.data.tokenizer_sides import Sides
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_text
 
@@ -54,7 +54,7 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._start = tokenizer
-        self._continue = _without_prefix(tokenizer)
+        self._sides = Sides(tokenizer)
         self._files, self._name = files, files.name
         self._for_chat = False
         self.vocab_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -232,7 +232,7 @@ class Tokenizer:
         """Returns the ids of prompts: as `encode_starts`, but after `reads_written` special tokens are read as such."""
         if not self._for_chat:
             return self.encode_starts(texts)
-        encoded = self._special_sides[0].encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self._sides(special=True).encode_batch_fast(texts, add_special_tokens=False)
         return [
             self._encode_marked(text) if text.startswith(START) or LITERAL.search(text) else encoding.ids
             for text, encoding in zip(texts, encoded)
@@ -244,20 +244,20 @@ class Tokenizer:
             return self.encode_starts([text.removeprefix(START)])[0]
         ids = []
         for i, part in enumerate(LITERAL.split(text)):  # every other part is literal
-            side = self._side(i > 0) if i % 2 else self._special_sides[i > 0]
+            side = self._sides(i > 0, special=i % 2 == 0)
             ids += side.encode(part, add_special_tokens=False).ids if part else []
         return ids
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Returns the ids of a text, without special tokens."""
-        return self._side(continues).encode(text, add_special_tokens=False).ids
+        return self._sides(continues).encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
         """Returns the ids of many texts, as `encode` does, on all cores.
 
         After `reads_written`, special tokens between marks are read as such.
         """
-        encoded = self._side(continues).encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self._sides(continues).encode_batch_fast(texts, add_special_tokens=False)
         ids = [encoding.ids for encoding in encoded]
         if self._for_chat:
             ids = [
@@ -269,17 +269,17 @@ class Tokenizer:
         """Returns the ids of a completion with the marks SPECIAL of chat_template."""
         ids = []
         for i, part in enumerate(SPECIAL.split(text)):  # every other part is special
-            side = self._special_sides[True] if i % 2 else self._side(continues or i > 0)
+            side = self._sides(continues or i > 0, special=i % 2 == 1)
             ids += side.encode(part, add_special_tokens=False).ids if part else []
         return ids
 
     def decode(self, ids: Sequence[int], *, continues: bool = False) -> str:
         """Returns the text of ids; special tokens are left out."""
-        return self._side(continues).decode(ids)
+        return self._sides(continues).decode(ids)
 
     def decode_batch(self, batch: Sequence[Sequence[int]], *, continues: bool = False) -> list[str]:
         """Returns the texts of many sequences of ids, as `decode` does."""
-        return self._side(continues).decode_batch(batch)
+        return self._sides(continues).decode_batch(batch)
 
     def decode_cut(self, ids: Sequence[int]) -> str:
         """Returns the text of a completion that was cut off, without the character in the middle of which it was cut.
@@ -307,7 +307,7 @@ class Tokenizer:
             text: the text.
             starts: whether to add the tokens with which this tokenizer starts a sequence, such as BOS.
         """
-        return self._special_sides[False].encode(text, add_special_tokens=starts).ids
+        return self._sides(special=True).encode(text, add_special_tokens=starts).ids
 
     def decode_as_released(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Returns the text that transformers' tokenizer gives ids.
@@ -316,7 +316,7 @@ class Tokenizer:
             ids: the ids.
             special: whether the text shows special tokens.
         """
-        return self._special_sides[False].decode(ids, skip_special_tokens=not special)
+        return self._sides(special=True).decode(ids, skip_special_tokens=not special)
 
     def absent_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
         """Returns the ids of a model's vocabulary that have no token, and thus no text, as ranges [first, end)."""
@@ -356,18 +356,6 @@ class Tokenizer:
                 "use the model's own tokenizer"
             )
 
-    def _side(self, continues: bool) -> tokenizers.Tokenizer:
-        """Returns the tokenizer for texts that continue another one, or for texts that start."""
-        return self._continue if continues else self._start
-
-    @functools.cached_property
-    def _special_sides(self) -> list[tokenizers.Tokenizer]:
-        """`_side(False)` and `_side(True)`, but with special tokens in a text read as such."""
-        sides = [tokenizers.Tokenizer.from_str(self._side(continues).to_str()) for continues in (False, True)]
-        for side in sides:
-            side.encode_special_tokens = False
-        return sides
-
     def _special_id(self, role: str, names: Sequence[str], default: Sequence[int]) -> int:
         """Returns the id of a special token: as the files name it, or else by its usual names, or else `default`.
 
@@ -388,29 +376,3 @@ class Tokenizer:
 def _as_set(ids: int | list[int] | None) -> set[int]:
     """Returns the ids of a generation_config.json, one or a list or none, as a set."""
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
-
-
-def _without_prefix(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Returns a tokenizer for text that continues another one: it neither adds nor strips a space at the start."""
-    spec = json.loads(tokenizer.to_str())
-    parts = ("normalizer", "pre_tokenizer", "decoder")
-    middle = {part: _strip_prefix(spec[part]) for part in parts}
-    if all(spec[part] == middle[part] for part in parts):
-        return tokenizer
-    result = tokenizers.Tokenizer.from_str(json.dumps(spec | middle))
-    result.encode_special_tokens = True
-    return result
-
-
-def _strip_prefix(part: dict | None) -> dict | None:
-    """Returns a part of a tokenizer's description without the steps that add or strip a leading space."""
-    if part is None or part["type"] in ("Prepend", "Strip"):
-        return None
-    if part["type"] == "Sequence":
-        key = next(key for key in part if key != "type")
-        return {**part, key: [kept for entry in part[key] if (kept := _strip_prefix(entry)) is not None]}
-    if part["type"] == "Metaspace":
-        return {**part, "prepend_scheme": "never"}
-    if part["type"] == "ByteLevel":
-        return {**part, "add_prefix_space": False}
-    return part

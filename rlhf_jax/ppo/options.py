@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.advantages import ESTIMATORS, Choices
 from rlhf_jax.fields import rewards
-from rlhf_jax.ppo.update import PPOConfig
+from rlhf_jax.ppo.state import PPOConfig
 
 # The default KL estimator by the place of the penalty, for a section that changes its paper's place alone.
 _OF_PLACE = {"reward": "k1", "loss": "k3"}

@@ -14,8 +14,11 @@ from rlhf_jax import advantages as adv
 from rlhf_jax import lora, model, optim, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import options
+from rlhf_jax.ppo.completions import RewardFn
 from rlhf_jax.ppo.mixture import mixture_of, next_scales
-from rlhf_jax.ppo.update import Coefficients, PPOConfig, PPOState, RewardFn, make_score, make_update
+from rlhf_jax.ppo.score import make_score
+from rlhf_jax.ppo.state import Coefficients, PPOConfig, PPOState
+from rlhf_jax.ppo.update import make_update
 from rlhf_jax.runtime.errors import InputError
 
 

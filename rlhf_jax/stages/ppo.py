@@ -20,7 +20,7 @@ from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.ppo import options, programs
 from rlhf_jax.ppo.fields import FIELDS
-from rlhf_jax.ppo.update import PPOConfig, PPOState
+from rlhf_jax.ppo.state import PPOConfig, PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.stages import ppo_abstract, ppo_models, ppo_rewards

@@ -11,7 +11,7 @@ from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.model import memory, work
 from rlhf_jax.ppo import programs
-from rlhf_jax.ppo.update import PPOState
+from rlhf_jax.ppo.state import PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.stages import ppo_models, ppo_rewards
 

@@ -9,8 +9,8 @@ from rlhf_jax import abstract, generate, lora, weights
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.ppo import options
+from rlhf_jax.ppo.completions import RewardFn, SequenceScore
 from rlhf_jax.ppo.mixture import ModelScores, mixture_of, of_each_model
-from rlhf_jax.ppo.update import RewardFn, SequenceScore
 from rlhf_jax.rewards.functions import RewardFunction
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
