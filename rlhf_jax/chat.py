@@ -10,6 +10,7 @@ only for prompts that the embedded world has made.
 
 import argparse
 import functools
+import os
 import sys
 from typing import NamedTuple
 
@@ -19,17 +20,18 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
-from rlhf_jax import generate, sampling, weights
+from rlhf_jax import generate, sampling, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate import run_judges
 from rlhf_jax.evaluate.answers import completion_logprob
 from rlhf_jax.evaluate.scorer import scorer_of
-from rlhf_jax.fields import registry
+from rlhf_jax.fields import registry, rewards
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import NOT_NEGATIVE
 from rlhf_jax.report.record import label
+from rlhf_jax.rewards.functions import let_import
 from rlhf_jax.runtime import terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.terminal import visible
@@ -55,11 +57,15 @@ class Chat:
         stage: the policy to show beside base and reference: a stage, or a kept checkpoint, STAGE/checkpoints/STEP. By
             default it is the last policy of the run.
 
+    Attributes:
+        unscored: why a completion has no reward score, in a sentence; "" if all have one, or the run has no reward.
+
     Raises:
         InputError: the run has no such policy, or none at all.
     """
 
     def __init__(self, run, stage: str | None = None):
+        self.unscored = ""
         stages = run.giving("policy")
         if not stages:
             raise InputError(f"{run.path} has no finished policy yet; finish a stage that makes one first")
@@ -70,7 +76,17 @@ class Chat:
         names = [*run.stages(lambda kind: kind.base)[:1], self._reference, stage]
         self._params = {name: weights.load_params(run, name) for name in dict.fromkeys(filter(None, names))}
         judges = run.giving("reward")[::-1] or list(run_judges.reward_models(run).values())
-        self._scorer = scorer_of(run, judges[0]) if judges else None
+        self._scorer = self._opened(judges[0]) if judges else None
+
+    def _opened(self, judge: str):
+        """Returns a reward model or function; None for a function that is not there, or not any more."""
+        try:
+            return scorer_of(self._run, judge)
+        except InputError as error:
+            if not rewards.one(judge).function:
+                raise
+            self.unscored = str(error)
+            return None
 
     def answer(self, instruction: str, input: str = "", *, temperature: float, turn: int = 0) -> list[Answer]:
         """Samples one completion of each policy, all with the same random key.
@@ -106,12 +122,22 @@ class Chat:
                     completion,
                     finished,
                     tokens=len(sampled),
-                    score=self._scorer and float(self._scorer([prompt], [completion], [finished], [sampled])[0]),
+                    score=self._score(prompt, completion, finished, sampled),
                     gold=gold and gold.total,
                     kl=None if reference is None else logprob - reference,
                 )
             )
         return answers
+
+    def _score(self, prompt: Prompt, completion: str, finished: bool, sampled: list[int]) -> float | None:
+        """Returns the reward; None without one, or if a reward function needs a field that a typed prompt has not."""
+        if self._scorer is None:
+            return None
+        try:
+            return float(self._scorer([prompt], [completion], [finished], [sampled])[0])
+        except InputError as error:
+            self.unscored = str(error)
+            return None
 
     @property
     def example(self) -> tuple[str, str] | None:
@@ -134,8 +160,8 @@ class Chat:
 
 def _stage_of_checkpoint(run, name: str, stages: list[str]) -> str:
     """Returns the stage of a kept checkpoint; raises InputError if the name is that of no policy."""
-    stage = name.partition("/")[0]
-    if stage == name or stage not in run.config.stages or registry.of(run.config, stage).gives != "policy":
+    stage = sources.stage_of_checkpoint(name)
+    if stage not in run.config.stages or registry.of(run.config, stage).gives != "policy":
         raise InputError(
             f"{run.path} has no finished policy '{name}'; --stage can be {', '.join(stages)}, or STAGE/checkpoints/STEP "
             "for a checkpoint that a stage has kept"
@@ -189,6 +215,8 @@ def show(chat: Chat, console: Console, instruction: str, input: str, temperature
         console.print(Text(visible(error)))
         return
     console.print(table(answers))
+    if chat.unscored:
+        console.print(Text(visible(f"No reward score: {chat.unscored}")))
     if answers[0].gold is None:
         console.print("No gold score: it is known only for prompts that the world made.")
 
@@ -231,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     console = terminal.console()
+    let_import(os.getcwd())  # a reward function of the run may lie there
     run = run_lib.open_run(options.workdir)
     with jax.set_mesh(run.mesh):
         chat = Chat(run, options.stage)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import jax
 
-from rlhf_jax import generate, hf, model, sharding, sources, weights
+from rlhf_jax import generate, model, sharding, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.template import Template
@@ -43,6 +43,8 @@ class LanguageModel:
 def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bool = False) -> LanguageModel:
     """Reads the model of a Hugging Face directory, a finished stage, a kept checkpoint, or a work directory's last policy.
 
+    A directory of PEFT is the model that its adapter makes of its base.
+
     Args:
         directory: path of the directory.
         tensor: number of devices that the model is split over; the rows of a batch are split over the others.
@@ -69,17 +71,20 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bo
         return _open_trained(found, mesh, dtype, training)
     platform = mesh.devices.flat[0].platform
     dtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
-    shape = hf.load_config(folder, dtype=dtype, attention=attention.choose("auto", platform, dtype))
-    tokenizer = Tokenizer.load(folder)
+    shape = found.shape(dtype=dtype, attention=attention.choose("auto", platform, dtype), lora=None)
+    tokenizer = Tokenizer.load(found.tokenizer_folder)
     tokenizer.check_fits(shape.vocab_size)
     shape = dataclasses.replace(shape, absent_ids=tokenizer.absent_ids(shape.vocab_size))
     template = tokenizer.chat_template() if tokenizer.has_chat_template else None
+
     # Loaded in the layout of its use, so that each device gets its part and the host never holds the whole model.
-    layout = generate.decode_shardings(shape, mesh)
-    if training:
-        layout = sharding.param_shardings(model.logical_axes(shape), model.param_shapes(shape), mesh)
-    params = hf.load_params(folder, shape, layout)
-    return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
+    def layout(shape: TransformerConfig, head: str):
+        if training or head != "lm":
+            return sharding.param_shardings(model.logical_axes(shape, head), model.param_shapes(shape, head), mesh)
+        return generate.decode_shardings(shape, mesh)
+
+    params = weights.whole_params(found, shape, layout, "lm")
+    return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, found.base.folder)
 
 
 def _open_trained(source: sources.Trained, mesh, dtype: str, merge: bool) -> LanguageModel:

@@ -207,6 +207,12 @@ def at(path: pathlib.Path) -> Source | None:
     return Released(path) if (path / "config.json").is_file() else None
 
 
+def stage_of_checkpoint(name: str) -> str:
+    """Returns the stage in the name STAGE/checkpoints/STEP; "" for another name."""
+    stage, *rest = name.split("/")
+    return stage if len(rest) == 2 and rest[0] == _CHECKPOINTS else ""
+
+
 def last_of(workdir: pathlib.Path, gives: str) -> Trained:
     """Returns the last finished stage in a work directory that gives "policy" or "reward".
 

@@ -6,6 +6,7 @@ A model is named by a stage of the run, or is a source (see sources.py): release
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -95,8 +96,8 @@ def _params_of(run: Run, name: str, source: sources.Source, shape: TransformerCo
       shape: shape of the model.
       head: "lm", or "scalar" for a reward model.
     """
-    if shape.lora is None and source.lora is None:
-        return source.params(shape, param_shardings(run, shape, head), head)
+    if shape.lora is None:
+        return whole_params(source, shape, functools.partial(param_shardings, run), head)
     if source.lora is None:
         base = _without_lm_head(_base(run, source, shape), head)
         adapters = _adapter_maker(shape, run.mesh, tuple(run.rules.items()))(run.key(name, "adapters"))
@@ -104,11 +105,24 @@ def _params_of(run: Run, name: str, source: sources.Source, shape: TransformerCo
         return lora.joined(base, adapters | own)
     adapted = dataclasses.replace(shape, lora=source.lora)
     trained = source.params(adapted, param_shardings(run, adapted, head), head)
-    if shape.lora is None:
-        found = source.base
-        base = found.params(shape, param_shardings(run, shape, found.head), found.head)
-        return lora.merged(source.lora, lora.joined(_without_lm_head(base, head), trained))
     return lora.joined(_without_lm_head(_base(run, source.base, shape), head), trained)
+
+
+def whole_params(source: sources.Source, shape: TransformerConfig, place: Callable, head: str) -> dict:
+    """Returns float32 whole weights of a source, into which its adapters are merged if it has any.
+
+    Args:
+      source: where the parameters come from.
+      shape: shape of the model, without adapters.
+      place: function from a shape and a head to the shardings of the parameters.
+      head: "lm", or "scalar" for a reward model.
+    """
+    if source.lora is None:
+        return source.params(shape, place(shape, head), head)
+    adapted, base = dataclasses.replace(shape, lora=source.lora), source.base
+    trained = source.params(adapted, place(adapted, head), head)
+    found = base.params(shape, place(shape, base.head), base.head)
+    return lora.merged(source.lora, lora.joined(_without_lm_head(found, head), trained))
 
 
 def _without_lm_head(params: dict, head: str) -> dict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import types
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 from test_evaluate import CONFIG, LengthScorer, corpus, make_run, scorer, shared  # noqa: F401 (fixtures)
 
-from rlhf_jax.config import best_of_n_config
+from rlhf_jax.config import best_of_n_config, default_config
+from rlhf_jax.config import check as check_config
 from rlhf_jax.evaluate import best_of_n, overoptimization, policy, run_judges
 from rlhf_jax.generate import Rollout
 from rlhf_jax.runtime.errors import InputError
@@ -189,3 +191,45 @@ def test_a_wrong_field_is_named(run, change, message):
     run.config.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=message):
         best_of_n_stage.check(run, next(iter(change)).partition(".")[0])
+
+
+def test_functions_choose_and_judge_and_two_of_one_name_are_told_apart(run, monkeypatch):
+    module, asked = types.ModuleType("told"), []
+
+    def near(texts, prompts, rows, size=0):
+        asked.extend(zip(prompts, (row["id"] for row in rows)))
+        return [-abs(len(text) - size) for text in texts]
+
+    module.near = near
+    monkeypatch.setitem(sys.modules, "told", module)
+    judges = {"other": None, "told:near(size=9)": 9, "few=told:near(size=1)": 1}
+    run.config.best.update(reward="told:near", judges=tuple(judges))
+    best_of_n_stage.run_stage(run, "best")
+    rows, chosen = candidates(run, "best"), policy.read_rows(run.folder("best") / "samples.jsonl")
+    records = run.corpus.prompts("test", "ppo")
+    assert {(records[row["index"]].prompt, records[row["index"]].row["id"]) for row in rows} == set(asked)
+    shortest = {}
+    for row in rows:
+        size = len(row["completion"])
+        assert row["score"] == -size
+        shortest[row["index"]] = min(size, shortest.get(row["index"], size))
+    for row in chosen:
+        size = len(row["completion"])
+        assert size == shortest[row["index"]]
+        scores = {"near": 0, "told:near(size=9)": 9, "few": 1}
+        assert {name: row["scores"][name] for name in scores} == {n: -abs(size - s) for n, s in scores.items()}
+    estimates = json.loads((run.folder("best") / "evaluation.json").read_text())["estimates"]
+    for name in ("near", "told:near(size=9)", "few", "other"):
+        mean = np.mean([row["scores"][name] for row in chosen])
+        assert estimates[f"score/{name}"]["value"] == pytest.approx(mean), name
+
+
+@pytest.mark.parametrize("field, text", [("best.reward", "told:near(9)"), ("best.judges", ["told:near("])])
+def test_a_reward_of_another_form_is_refused_by_name(field, text):
+    config = default_config()
+    with config.unlocked():
+        config.best = best_of_n_config()
+        config.stages = ("pretrain", "sft", "best")
+    config.update_from_flattened_dict({field: text if isinstance(text, str) else tuple(text)})
+    with pytest.raises(InputError, match=f"{field}=.* must be .*module:function"):
+        check_config(config)

@@ -1,7 +1,10 @@
 """The chat: what it shows against a plain computation, and what a user may get wrong."""
 
+import dataclasses
 import functools
 import io
+import sys
+import types
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ from rlhf_jax import chat, model, run, sharding, weights
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.evaluate import scorer
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime import progress
 from rlhf_jax.runtime.errors import InputError
@@ -156,6 +160,28 @@ def test_what_the_run_does_not_know_is_a_dash(made, monkeypatch):
     shown = console.file.getvalue()
     assert "No gold score" in shown
     assert next(line for line in shown.splitlines() if "KL to the reference" in line).count("–") == 1
+
+
+def test_a_reward_function_scores_what_has_a_row_and_what_it_cannot_score_is_a_dash(made, world, monkeypatch):
+    """A function is no reason to end a chat: it may want a field that a typed prompt has not, or be gone."""
+    told = types.ModuleType("told")
+    told.near = lambda texts, prompts, rows: [len(rows[0]["instruction"]) + len(text) for text in texts]
+    monkeypatch.setitem(sys.modules, "told", told)
+    monkeypatch.setattr(chat, "scorer_of", scorer.scorer_of)
+    run = dataclasses.replace(made, config=ConfigDict(made.config.to_dict()))
+    run.finished, run.config.ppo.reward = ("pretrain", "sft", "ppo"), "told:near"
+    row = world.prompts("test", "ppo")[0].row
+    for answer in chat.Chat(run).answer(row["instruction"], row["input"], temperature=1.0):
+        assert answer.score == len(row["instruction"]) + len(answer.completion)
+
+    def shown(instruction):
+        console = Console(file=io.StringIO(), width=300)
+        chat.show(chat.Chat(run), console, instruction, "", 1.0)
+        return console.file.getvalue()
+
+    assert "raised KeyError: 'instruction'" in shown("say one word") and "reward score" in shown("say one word")
+    monkeypatch.delitem(sys.modules, "told")
+    assert "No reward score: reward='told:near': there is no module told" in shown("say one word")
 
 
 def test_real_text_has_no_gold(made, world, monkeypatch):

@@ -339,6 +339,49 @@ def test_the_whole_pipeline_by_several_processes_is_that_of_one(one_process, tmp
     assert (path / "report.md").exists() and not list(path.rglob("*tmp*"))
 
 
+REWARDED = """
+import toy
+
+def get_config():
+    config = toy.get_config()
+    config.stages = ("ppo",)
+    config.ppo.update(init="", iterations=2, reward="told:near(size=2), far=told:near(size=30)", reward_standardize=True)
+    return config
+"""
+TOLD = """
+import json, os, pathlib
+
+def near(texts, prompts, rows, size):
+    with open(os.environ["CALLS"], "a") as file:
+        file.write(json.dumps([os.getpid(), size, texts, prompts]) + "\\n")
+    return [-abs(len(text) - size) / 10 for text in texts]
+
+def broken(texts, prompts, rows):
+    return [1 / 0]
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_function_runs_on_the_first_host_once_and_all_hosts_have_its_scores(tmp_path, environment):
+    (tmp_path / "rewarded.py").write_text(REWARDED)
+    (tmp_path / "told.py").write_text(TOLD)
+    config = str(tmp_path / "rewarded.py")
+
+    def calls_of(path):
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    one = alone(config, tmp_path / "one", environment | {"CALLS": str(tmp_path / "one.jsonl")}, devices=2)
+    assert one.end() == 0, one.output
+    two = local(2, config, tmp_path / "two", environment | {"CALLS": str(tmp_path / "two.jsonl")})
+    assert two.end() == 0, two.output
+    assert_same_stage(tmp_path / "two", tmp_path / "one", "ppo")
+    found, wanted = calls_of(tmp_path / "two.jsonl"), calls_of(tmp_path / "one.jsonl")
+    assert [call[1:] for call in found] == [call[1:] for call in wanted]
+    assert len({call[0] for call in found}) == 1 and [len(call[2]) for call in found[:4]] == [8] * 4
+    failed = local(2, config, tmp_path / "failed", environment, "--config.ppo.reward=told:broken")
+    assert failed.end() == 2 and failed.output.count("told:broken raised ZeroDivisionError") == 1, failed.output
+
+
 def assert_close_stage(path, expected, stage):
     """To the float32 tolerance that a few steps of Adam leave of another order of summation."""
     for row, wanted in zip(timeless(path / stage), timeless(expected / stage), strict=True):

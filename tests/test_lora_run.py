@@ -11,6 +11,11 @@ from compare import assert_same_stage
 
 from rlhf_jax import language_model, lora, pipeline, weights
 from rlhf_jax import run as run_lib
+from rlhf_jax.data.record_files import read_rows
+from rlhf_jax.evaluate.rewards import __main__ as rewards_command
+from rlhf_jax.evaluate.rewards import models
+from rlhf_jax.generate import __main__ as generate_command
+from rlhf_jax.hf import __main__ as hf_command
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.model import params as params_lib
 from rlhf_jax.runtime.errors import InputError
@@ -28,6 +33,8 @@ def config_of(**changes):
     config.stages = ("pretrain", "sft", "collect", "reward_model", "dpo", "ppo_ptx")
     config.model.lora.update(rank=2, dropout=0.1)
     config.dpo.update(batch_size=8, checkpoint_every=2, warmup_steps=0)
+    config.ppo_ptx.update(reward="reward_model, rlhf_jax.rewards:length(limit=1)", reward_weights=(1.0, 0.25))
+    config.checkpoints_every = 2
     config.model.lora.update(changes)
     return config
 
@@ -71,7 +78,10 @@ def test_all_models_of_a_run_share_the_arrays_of_one_base(whole):
 
 def test_every_stage_learns_and_the_first_kl_is_0(whole):
     run = run_lib.open_run(whole)
-    assert read_metrics(whole / "ppo_ptx" / "metrics.jsonl")[0]["objective/kl"] == 0.0
+    first = read_metrics(whole / "ppo_ptx" / "metrics.jsonl")[0]
+    assert first["objective/kl"] == 0.0
+    rewards = first["objective/scores/reward_model"], first["objective/scores/length"]
+    assert rewards[0] and rewards[1] and first["objective/raw_scores"] == pytest.approx(rewards[0] + rewards[1] / 4)
     for stage in ADAPTED:
         adapters = weights.load_params(run, stage, "scalar" if stage == "reward_model" else "lm")["layers"]
         assert np.abs(adapters["wq_b"]).max() > 1e-4, stage  # B starts at 0
@@ -120,6 +130,68 @@ def test_a_stage_that_was_stopped_and_resumed_has_the_same_bits(whole, tmp_path,
     assert_same_stage(path, whole, stage)
 
 
+# ---------------------------------------------------------------------------- kept checkpoints, and merged weights
+
+
+def adapters_of(whole, name, head="lm") -> np.ndarray:
+    return np.asarray(weights.load_params(run_lib.open_run(whole), name, head)["layers"]["wq_b"])
+
+
+def test_a_kept_checkpoint_is_the_model_of_its_step_wherever_a_model_is_named(whole, tmp_path, capsys):
+    """It is exported with its base, merged or not, generated from and chatted with: the weights are its own."""
+    steps = sorted(int(path.name) for path in (whole / "ppo_ptx" / "checkpoints").glob("[0-9]*"))
+    first, last = (f"ppo_ptx/checkpoints/{step}" for step in (steps[0], steps[-1]))
+    assert len(steps) > 1 and (adapters_of(whole, first) != adapters_of(whole, "ppo_ptx")).any()
+    np.testing.assert_array_equal(adapters_of(whole, last), adapters_of(whole, "ppo_ptx"))
+    assert hf_command.main(["export", str(whole / "pretrain"), str(tmp_path / "base")]) == 0
+    for flags, folder in ((["--merge"], "merged"), ([f"--base={tmp_path}/base"], "adapter")):
+        assert hf_command.main(["export", str(whole / first), str(tmp_path / folder), *flags]) == 0
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    texts = []
+    for name in (whole / first, tmp_path / "merged", tmp_path / "adapter", whole / last, whole / "ppo_ptx"):
+        capsys.readouterr()
+        arguments = [f"--model={name}", "--prompt=say hello", "--temperature=0", "--max_new_tokens=8"]
+        assert generate_command.main(arguments) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2] and texts[3] == texts[4]
+    assert hf_command.main(["export", str(tmp_path / "adapter"), str(tmp_path / "x"), "--merge"]) == 2
+    assert "adapter is an adapter in the files of PEFT: use it as it is" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    merged, opened = (language_model.open_model(str(name)) for name in (tmp_path / "merged", whole / first))
+    assert merged.config.lora is None and opened.config.lora.rank == 2
+    scale = opened.config.lora.scale
+    layers = {name: np.asarray(value, np.float64) for name, value in opened.params["layers"].items()}
+    a, b = layers["w_up_a"], layers["w_up_b"]
+    wanted = layers["w_up"] + scale * np.einsum("ldr,lrm->ldm", a, b)
+    np.testing.assert_allclose(np.asarray(merged.params["layers"]["w_up"]), wanted, atol=1e-6)
+
+
+def test_a_kept_reward_model_measures_preferences(whole, tmp_path, capsys):
+    rows = [{"prompt": f"say {n}", "chosen": " yes", "rejected": f" no {n}"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    steps = sorted(int(path.name) for path in (whole / "reward_model" / "checkpoints").glob("[0-9]*"))
+    for name in ("reward_model", *(f"reward_model/checkpoints/{step}" for step in (steps[0], steps[-1]))):
+        kept = tmp_path / f"{name.replace('/', '-')}.jsonl"
+        assert (
+            rewards_command.main([f"--reward={whole / name}", f"--data={tmp_path}/rows.jsonl", f"--rows={kept}"]) == 0
+        )
+        found[name] = np.array([json.loads(line)["answer"]["score"] for line in kept.read_text().splitlines()])
+    assert hf_command.main(["export", str(whole / "pretrain"), str(tmp_path / "base")]) == 0
+    arguments = [str(whole / "reward_model"), str(tmp_path / "peft"), f"--base={tmp_path}/base"]
+    assert hf_command.main(["export", *arguments]) == 0
+    judge = models.open_reward(str(tmp_path / "peft"))
+    requests = [row for ranking in judge.encode(read_rows(tmp_path / "rows.jsonl", "rankings")[0]) for row in ranking]
+    scores = dict(pair for batch in judge(requests) for pair in batch)
+    np.testing.assert_allclose([scores[n] for n in range(6)], found["reward_model"], atol=1e-4)
+    assert generate_command.main([f"--model={tmp_path}/peft", "--prompt=x"]) == 2
+    whole_stage, first, last = found.values()
+    gaps = [scores - scores[0] for scores in (whole_stage, first, last)]  # the bias is set when the stage ends
+    np.testing.assert_allclose(gaps[0], gaps[2], atol=1e-4)
+    assert len(whole_stage) == 6 and np.abs(gaps[0] - gaps[1]).max() > 1e-3
+
+
 # ---------------------------------------------------------------------------- bad input
 
 
@@ -154,7 +226,7 @@ def test_adapters_need_weights_that_are_there(tmp_path):
 def test_adapters_of_another_base_are_refused(whole, tmp_path):
     config = config_of()
     config.stages = ("pretrain", "ppo_ptx")
-    config.ppo_ptx.update(init="pretrain", reward=str(whole / "reward_model"))
+    config.ppo_ptx.update(init="pretrain", reward=str(whole / "reward_model"), reward_weights=())
     config.tokenizer.path = str(whole / "tokenizer.json")
     said = refusal(config, tmp_path / "run")
     assert str(whole / "pretrain") in said and "start both from the same weights" in said

@@ -137,6 +137,84 @@ OTHERS = {
         },
         ("Be brief.\nuser: What color is it?\nassistant:", " It is blue."),
     ),
+    "hh-rlhf, several turns": (  # the prompt ends before the last turn that both begin
+        "rankings",
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nAssistant: So.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nAssistant: No.",
+        },
+        ("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nAssistant:", (" So.", " No.")),
+    ),
+    "implicit prompt, several turns": (
+        "rankings",
+        {"chosen": [ASKED, BLUE, ASKED, BLUE], "rejected": [ASKED, BLUE, ASKED, GREEN]},
+        (
+            "user: What color is the sky?\nassistant: It is blue.\nuser: What color is the sky?\nassistant:",
+            (" It is blue.", " It is green."),
+        ),
+    ),
+    "texts with an assistant and no human are no dialogues": (
+        "rankings",
+        {"chosen": "Hi\n\nAssistant: yes sir", "rejected": "Hi\n\nAssistant: yes you"},
+        ("Hi\n\nAssistant: yes", (" sir", " you")),
+    ),
+    "implicit prompt of several lines": (
+        "rankings",
+        {"chosen": "The sky\nYes it is.", "rejected": "The sky\nYesterday."},
+        ("The sky\n", ("Yes it is.", "Yesterday.")),
+    ),
+    "ShareGPT's preferences, the prompt inside": (
+        "rankings",
+        {
+            "chosen": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}],
+            "rejected": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "No."}],
+        },
+        ("user: Hi\nassistant:", (" Yes?", " No.")),
+    ),
+    "ShareGPT's tool": (
+        "prompts",
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "I look."},
+                {"from": "observation", "value": "42"},
+            ]
+        },
+        ("user: Hi\nassistant: I look.\ntool: 42\nassistant:", None),
+    ),
+    "other names of roles": (
+        "prompts",
+        {
+            "messages": [
+                ASKED,
+                {"role": "model", "content": "I look."},
+                {"role": "function", "name": "look", "content": "42"},
+                {"from": "chatgpt", "value": "So."},
+                {"role": "human", "content": "Yes?"},
+            ]
+        },
+        ("user: What color is the sky?\nassistant: I look.\ntool: 42\nassistant: So.\nuser: Yes?\nassistant:", None),
+    ),
+    "Nectar": (
+        "rankings",
+        {
+            "prompt": "\n\nHuman: Hi\n\nAssistant: ",
+            "answers": [
+                {"answer": "Hello!", "model": "gpt-4", "rank": 2.0},
+                {"answer": "Hi, you.", "model": "llama", "rank": 1.0},
+                {"answer": "Go.", "model": "anthropic", "rank": 3.0},
+            ],
+            "turns": 1,
+            "num_responses": 3,
+            "good_natured": True,
+        },
+        ("\n\nHuman: Hi\n\nAssistant:", (" Hello!", " Hi, you.", " Go.")),
+    ),
+    "Nectar's prompts": (
+        "prompts",
+        {"prompt": "\n\nHuman: Hi\n\nAssistant: ", "answers": [{"answer": "Hello!", "model": "gpt-4", "rank": 1.0}]},
+        ("\n\nHuman: Hi\n\nAssistant:", None),
+    ),
     "K chats ranked": (
         "rankings",
         {"prompt": [ASKED], "completions": [[GREEN], [BLUE], "Red."], "ranks": [2, 1, 3]},
@@ -155,7 +233,8 @@ def test_a_published_form_is_read_from_a_file(tmp_path, name):
     if kind != "documents":
         assert record.row == row
     if kind == "rankings":
-        assert record.ranks == ((2, 1, 3) if "ranks" in row else (1, 2)[: len(record.completions)])
+        assert record.ranks == ((2, 1, 3) if len(record.completions) == 3 else (1, 2)[: len(record.completions)])
+        assert record.models == (("gpt-4", "llama", "anthropic") if "answers" in row else None)
         assert record.scores == ((float(row["label"]),) if "label" in row else None)
 
 
@@ -369,6 +448,7 @@ BAD = [
     ("prompts", {"messages": [ASKED], "tools": "x"}, "field 'tools' is \"x\"; it must be JSON"),
     ("prompts", {"messages": [ASKED], "tools": ["x"]}, "field 'tools' is [\"x\"]; it must be a list of JSON schemas"),
     ("prompts", {"messages": [ASKED], "prompt": "other"}, "no turn has this prompt; keep one"),
+    ("demonstrations", {"messages": [ASKED, BLUE], "prompt": BLUE["content"]}, "no turn has this prompt; keep one"),
     ("demonstrations", {"messages": [ASKED]}, "needs an assistant turn after another turn"),
     ("demonstrations", {"prompt": [ASKED], "completion": [ASKED]}, "field 'completion' needs an assistant turn"),
     ("demonstrations", {"prompt": "x", "completion": [BLUE]}, "field 'completion' has messages and the prompt is text"),
@@ -404,6 +484,33 @@ BAD = [
     ),
     ("rankings", STEPS, "judges the steps of one answer (stepwise supervision), which no stage learns"),
     ("rankings", {"preferred_output": [BLUE], "non_preferred_output": [GREEN]}, "field 'input' must be an object"),
+    (
+        "rankings",
+        {
+            "input": {"messages": [ASKED], "tools": [SCHEMA]},
+            "preferred_output": [BLUE],
+            "non_preferred_output": [GREEN],
+        },
+        "field 'tools' has calls of tools, which the plain template cannot write",
+    ),
+    ("rankings", {"prompt": "Hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 0}]}, "'ranks' is"),
+    (
+        "rankings",
+        {"chosen": [ASKED, BLUE], "rejected": [ASKED, GREEN], "messages": [DIALOGUE[3], BLUE]},
+        "fields 'messages' and 'chosen' belong to different formats",
+    ),
+    (
+        "rankings",
+        {"prompt": [DIALOGUE[3]], "chosen": [ASKED, BLUE], "rejected": [ASKED, GREEN]},
+        "fields 'prompt' and 'chosen' belong to different formats",
+    ),
+    ("rankings", {"chosen": "Yes", "rejected": "Yes"}, "are the same text, and one is ranked"),
+    (
+        "rankings",
+        {"chosen": [BLUE, ASKED, BLUE], "rejected": [BLUE, ASKED, ASKED]},
+        "must have one of the assistant after",
+    ),
+    ("rankings", {"prompt": "Hi", "answers": ["a", "b"]}, "needs one of the fields chosen, completions, completion"),
 ]
 
 

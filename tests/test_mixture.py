@@ -254,8 +254,8 @@ def test_the_worked_example_of_the_page_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_function_reward_is_learned(functions, tmp_path, seed):
-    config = config_of("toy_rewards:vowels", iterations=20, batch_size=64, minibatch_size=16, kl_coef=0.001)
+    config = config_of("toy_rewards:vowels", iterations=40, batch_size=64, minibatch_size=16, kl_coef=0.001)
     config.seed = seed
     run_ppo(tmp_path / "run", config)
     scores = [row["objective/scores/vowels"] for row in timeless(tmp_path / "run" / "ppo")]
-    assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.2, scores
+    assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.4, scores  # a tenth of that is noise

@@ -241,6 +241,23 @@ def test_a_moving_average_of_the_policy_is_held_where_there_is_one(decay):
     assert (state.policy.ema_params is not None) == (decay > 0)
 
 
+def test_rewards_of_functions_are_planned_without_them_and_without_a_reward_model():
+    """A function runs on the host: its module need not be here, and its scores are an argument of the program."""
+    config = plan_config.get_config()
+    config.ppo_ptx.update(reward="not_here:f, reward_model, g=not_here:f(limit=3)", reward_weights=(1.0, 2.0, 0.5))
+    alone = plan_config.get_config()
+    alone.ppo_ptx.reward = "not_here:f"
+    plans = [
+        planner.plan(config, on_this_machine("cpu:1"), DATA, stages="ppo_ptx", only=("score",))
+        for config in (plan_config.get_config(), config, alone)
+    ]
+    model, mixed, functions = (found["programs"][0] for found in plans)
+    assert mixed["fits"] and functions["fits"] and mixed["held"]["frozen"] == model["held"]["frozen"]
+    reward = model["held"]["frozen"] - functions["held"]["frozen"]
+    assert reward == pytest.approx(model["held"]["frozen"] / 2, rel=0.01)  # as large as the reference
+    assert functions["flops"] < model["flops"] == mixed["flops"]
+
+
 def test_adapters_spare_the_gradients_of_frozen_weights():
     """Per token and weight of a matrix: 2 forward and 2 backward where it is frozen, 2 and 4 where it is trained."""
     config = TransformerConfig(64, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, attention="blocked")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import jax
 import numpy as np
@@ -188,3 +189,55 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(data, monkeypatch, cap
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not (data.parent / "out.json").exists()
+
+
+JUDGES = """
+def near(texts, prompts, rows, size=0):
+    CALLS.append((texts, prompts, rows))
+    return [-abs(len(text.split()) - size) for text in texts]
+CALLS = []
+"""
+
+
+def test_functions_score_beside_models_as_a_config_names_them(data, monkeypatch, capsys):
+    """Texts, prompts and rows are those of the file; the numbers are those of loops; --rows keeps the scores."""
+    monkeypatch.chdir(data.parent)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(data.parent))])
+    (data.parent / "told.py").write_text(JUDGES)
+    save(data.parent / "reward", 0, "scalar")
+    rows = [row | {"size": n} for n, row in enumerate(ROWS)]
+    write(data, rows)
+    found = run(data, "--reward=two=told:near(size=2), reward, told:near", "--rows=scores.jsonl")
+    assert found["models"].keys() == found["left_out"].keys() == {"two", "reward", "near"}
+    assert found["left_out"] == {"two": 0, "reward": 1, "near": 0}
+    calls = sys.modules["told"].CALLS
+    assert len(calls) == 2  # a call for all completions, and not one for each
+    texts, prompts, given = calls[0]
+    assert texts[:2] == [" yes, all", " no"] and prompts[:2] == ["what?"] * 2 and given[:2] == [rows[0]] * 2
+    pairs = [("yes, all", "no"), ("yes", "not at all"), ("you two", "me"), ("you two", "us"), ("you two", "them")]
+    pairs += [("me", "us"), ("me", "them"), ("so", "long " * 20)]
+    for name, size in {"two": 2, "near": 0}.items():
+        scores = [[-abs(len(text.split()) - size) for text in pair] for pair in pairs]
+        right = np.mean([(better > worse) + (better == worse) / 2 for better, worse in scores])
+        assert found["models"][name]["accuracy"]["value"] == pytest.approx(right), name
+    kept = [json.loads(line)["answer"] for line in (data.parent / "scores.jsonl").read_text().splitlines()]
+    assert {"model": "two", "prompt": "how", "completion": " so", "words": 1, "score": -1.0} in kept
+    again = run(data, "--reward=two=told:near(size=2), reward, told:near", "--rows=scores.jsonl")
+    assert again == found and len(calls) == 2
+    # Another version of the file is another judge; turns of a chat are written plainly.
+    (data.parent / "told.py").write_text(JUDGES + "# changed\n")
+    del sys.modules["told"]
+    write(data, [{"messages": [{"role": "user", "content": "hi"}], "chosen": "a b", "rejected": "c", "size": 4}])
+    run(data, "--reward=told:near", "--rows=scores.jsonl")
+    ((texts, prompts, given),) = sys.modules["told"].CALLS
+    assert texts == [" a b", " c"] and prompts[0] == "user: hi\nassistant:" and given[0]["size"] == 4
+    del sys.modules["told"]
+    capsys.readouterr()
+    for asked, said in {
+        "told:ner": "has no function ner; did you mean near?",
+        "told:near(2)": "each option in (2) needs a name",
+        "told:near, told:near(size=1)": "two are called 'near'",
+        "rlhf_jax.rewards:answer": "the row has no answer",
+    }.items():
+        assert command.main([f"--data={data}", f"--reward={asked}"]) == 2
+        assert said in (error := capsys.readouterr().err) and "--reward" in error and len(error.splitlines()) == 1

@@ -266,3 +266,45 @@ def test_held_out_rows_are_in_proportion_to_the_longest_stage(stages, rows):
     assert inputs._in_proportion(run) == rows
     config.pretrain.steps = 10_000
     assert inputs._in_proportion(run) == (1024 if "pretrain" in stages else rows)
+
+
+def test_rankings_of_people_and_those_of_nectar_train_a_reward_model(shared_data, tmp_path, one_device):
+    """Of K answers, from files: every pair that is not tied counts, and the numbers are those of the rows."""
+    texts = ("hello", "hi there", "no", "go away", "what", "why", "so")
+    rows = [
+        {
+            "prompt": f"\n\nHuman: say {n}\n\nAssistant: ",
+            "answers": [{"answer": f"{text} {n}", "model": "m", "rank": k + 1.0} for k, text in enumerate(texts)],
+        }
+        for n in range(24)
+    ]
+    path = tmp_path / "data"
+    path.mkdir()
+    write(path / "nectar.jsonl", rows)
+    (path / "ranked4.jsonl.xz").symlink_to(shared_data / "ranked4_qa_feedback.jsonl.xz")
+    config = toy_config()
+    config.stages, config.data.source = ("reward_model",), "files"
+    config.tokenizer.vocab_size = 258
+    config.prompt_length, config.completion_length, config.model.max_length = 48, 16, 64
+    config.too_long = "cut_left"
+    config.data.files.update(
+        dir=str(path), rankings="nectar.jsonl,ranked4.jsonl.xz@30", valid_share=0.2, test_share=0.1
+    )
+    config.reward_model.update(init="", epochs=1.0)
+    with run_lib.start(config, tmp_path / "run") as run:
+        pipeline.check(run)
+        pipeline.run_stage(run, "reward_model")
+        train, valid = run.corpus.rankings("train"), run.corpus.rankings("valid")
+    assert {len(row.completions) for row in train} == {4, 7}
+    nectar = next(row for row in train if len(row.completions) == 7)
+    assert nectar.prompt.endswith("Assistant:") and nectar.completions[0].startswith(" hello") and nectar.ranks[0] == 1
+    pairs = 0
+    for (
+        row
+    ) in valid:  # tokens are bytes; an answer that repeats another one once it is cut has that one's rank, or goes
+        ranks: dict[bytes, int] = {}
+        cut = [(text.encode()[:16], rank) for text, rank in zip(row.completions, row.ranks)]
+        kept = [rank for text, rank in cut if ranks.setdefault(text, rank) == rank]
+        pairs += sum(one < other for one in kept for other in kept)
+    found = read_json(tmp_path / "run" / "reward_model" / "evaluation.json")["valid"]
+    assert found["pairs"] == pairs > 42  # 21 of each row of Nectar

@@ -11,8 +11,9 @@ import pytest
 import toy
 from compare import assert_same_stage, params_of
 
-from rlhf_jax import checkpoint, pipeline, sources, weights
+from rlhf_jax import chat, checkpoint, pipeline, sources, weights
 from rlhf_jax import run as run_lib
+from rlhf_jax.evaluate import __main__ as evaluate_command
 from rlhf_jax.evaluate import run_judges
 from rlhf_jax.hf import __main__ as hf_command
 from rlhf_jax.language_model import open_model
@@ -243,6 +244,27 @@ def test_a_checkpoint_goes_out_and_is_opened_as_a_model(from_other, tmp_path):
     for name in ("embedding", "positions"):
         np.testing.assert_array_equal(ours.params[name][:size], theirs.params[name][:size])
     assert ours.template is not None and ours.tokenizer.same_ids(theirs.tokenizer)
+
+
+def test_a_checkpoint_is_chatted_with_and_evaluated_under_its_name(from_other, capsys):
+    """The last one answers as the stage itself does; what an evaluation writes does not go into a checkpoint's folder."""
+    run = run_lib.open_run(str(from_other))
+    with jax.set_mesh(run.mesh):
+        *_, last = chat.Chat(run, "ppo/checkpoints/4").answer("say one word", temperature=1.0)
+        *_, policy = chat.Chat(run, "ppo").answer("say one word", temperature=1.0)
+    assert last == policy._replace(stage="mine/ppo/checkpoints/4") and last.score is not None and last.kl is not None
+    named = ["--tasks=t", f"--workdir={from_other}"]
+    assert evaluate_command.models(evaluate_command.parse([*named, "--stage=ppo/checkpoints/2,ppo"])) == {
+        "ppo/checkpoints/2": (from_other / "ppo" / "checkpoints" / "2", from_other / "ppo" / "evaluate" / "2"),
+        "ppo": (from_other / "ppo", from_other / "ppo"),
+    }
+    for name, sentence in {
+        "ppo/checkpoints/3": "with STEP 2, 4",
+        "ppo/4": "no finished policy",
+        "x/2": "there is ppo",
+    }.items():
+        with pytest.raises(InputError, match=sentence):
+            evaluate_command.models(evaluate_command.parse([*named, f"--stage={name}"]))
 
 
 def test_names_of_judges_are_short_and_no_two_are_the_same(run, other, tmp_path):

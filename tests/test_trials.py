@@ -4,6 +4,8 @@ import collections
 import contextlib
 import json
 import shutil
+import sys
+import types
 
 import jax
 import numpy as np
@@ -317,6 +319,45 @@ def test_ppo_at_once_is_ppo_one_by_one_and_who_diverges_harms_no_other(ppo, open
     trials.forget(tmp_path / "again_trials", "ppo", lambda name: True)
     assert not list((tmp_path / "again_trials").iterdir())
     for run, other in zip(rest, together):
+        assert timeless(run.folder("ppo")) == timeless(other.folder("ppo"))
+        for name, value in params_of(other.folder("ppo")).items():
+            np.testing.assert_array_equal(params_of(run.folder("ppo"))[name], value, name)
+
+
+@pytest.mark.slow
+def test_functions_reward_trials_at_once_as_one_by_one_and_one_that_fails_loses_nothing(
+    open_runs, tmp_path, monkeypatch
+):
+    told, calls = types.ModuleType("told"), collections.Counter()
+
+    def near(texts, prompts, rows, size):
+        calls[size] += 1
+        if broken and calls[size] == 2 and size == 5:
+            raise ValueError("out of order")
+        return [-abs(len(text) - size) / 10 for text in texts]
+
+    told.near, broken = near, False
+    monkeypatch.setitem(sys.modules, "told", told)
+    settings = [{"ppo.reward": f"reward_model, told:near(size={size})", "seed": size} for size in (2, 5)]
+    changes = {"ppo.iterations": 2, "ppo.ptx_coef": 0.0, "ppo.reward_weights": (1.0, 0.5)}
+    changes["ppo.reward_standardize"] = True
+    together = compare(open_runs, tmp_path, "ppo", settings, **changes)
+    assert calls == {2: 4, 5: 4}  # an iteration, a call: one by one, and at once
+    scores = [timeless(run.folder("ppo"))[0]["objective/scores/near"] for run in together]
+    assert scores[0] != scores[1]
+
+    again, broken = open_runs(tmp_path / "again", settings, **changes), True
+    for run in again:
+        (run.folder("ppo") / "done.json").unlink(missing_ok=True)
+    calls.clear()
+    failures = trials.fit_stage(again, "ppo", tmp_path / "trials")
+    assert failures.keys() == {0, 1}
+    for error in failures.values():
+        assert str(error).startswith(f"{again[1].path.name}: ppo.reward: told:near raised ValueError: out of order")
+    broken = False
+    calls.clear()
+    assert trials.fit_stage(again, "ppo", tmp_path / "trials") == {} and calls == {2: 1, 5: 1}
+    for run, other in zip(again, together):
         assert timeless(run.folder("ppo")) == timeless(other.folder("ppo"))
         for name, value in params_of(other.folder("ppo")).items():
             np.testing.assert_array_equal(params_of(run.folder("ppo"))[name], value, name)

@@ -6,6 +6,8 @@
                                                      TRL's implicit prompt: `messages` or `prompt`, and the two answers
 {"prompt": "hi", "messages": [hi, ...]}              a prompt that its messages repeat: `messages`
 {"completion": ..., "label": true}                   TRL's unpaired preferences: a `score` of 1, or of 0 for false
+{"prompt": ..., "answers": [{"answer": ..., "rank": 1.0, "model": ...}, ...]}
+                                                     Nectar's rankings: `completions`, `ranks` and `models`
 """
 
 import os
@@ -26,6 +28,8 @@ def as_ours(row: Row) -> Row:
     """Returns a row with our fields; raises InputError if what it says twice differs, or if it has no prompt to find."""
     if isinstance(row.get("preferred_output"), list):
         row = _openai_preference(row)
+    if isinstance(row.get("answers"), list) and row.get("completions") is None:
+        row = _nectar(row)
     if isinstance(row.get("label"), bool) and row.get("completion") is not None and row.get("score") is None:
         row = row | {"score": float(row["label"])}
     if row.get("chosen") is not None and row.get("rejected") is not None:
@@ -57,6 +61,24 @@ def _openai_preference(row: Row) -> Row:
     others = {name: row[name] for name in row if name not in ("input", "preferred_output", "non_preferred_output")}
     answers = {"chosen": row["preferred_output"], "rejected": row.get("non_preferred_output")}
     return others | {name: given[name] for name in ("messages", "tools") if name in given} | answers
+
+
+def _nectar(row: Row) -> Row:
+    """Returns a row of ranked answers with a column for each of their fields; others have no ranks, and stay as they are.
+
+    The space after its prompt belongs to the completions (see data/template.py).
+    """
+    answers, prompt = row["answers"], row.get("prompt")
+    if not all(isinstance(answer, dict) and {"answer", "rank"} <= answer.keys() for answer in answers):
+        return row
+    texts = [answer["answer"] for answer in answers]
+    others = {name: value for name, value in row.items() if name != "answers"}
+    if isinstance(prompt, str) and prompt.endswith(ASSISTANT + " "):
+        others["prompt"] = prompt[:-1]
+        texts = [f" {text.lstrip(' ')}" if isinstance(text, str) else text for text in texts]
+    columns = {"completions": texts, "ranks": [answer["rank"] for answer in answers]}
+    models = [answer.get("model") for answer in answers]
+    return others | columns | ({"models": models} if all(isinstance(model, str) for model in models) else {})
 
 
 def _with_prompt(row: Row) -> Row:

@@ -2,13 +2,14 @@
 
     python -m rlhf_jax.evaluate --workdir=runs/quickstart --tasks=instructgpt_truthfulqa_mc --data=FOLDER
     python -m rlhf_jax.evaluate --workdir=runs/quickstart --stage=sft,ppo_ptx --tasks=hellaswag --download
-    python -m rlhf_jax.evaluate --model=runs/quickstart/ppo/checkpoints/100 --tasks=hellaswag --download
+    python -m rlhf_jax.evaluate --workdir=runs/quickstart --stage=ppo/checkpoints/100,ppo --tasks=hellaswag --download
     python -m rlhf_jax.evaluate --model=SmolLM2-135M-Instruct --tasks=gsm8k --apply_chat_template --limit=100 --download
 
 --tasks names any tasks, groups or tags of lm-eval, patterns such as 'mmlu_*', or task files; --tasks=list prints the
 names. Tasks in the formats of the InstructGPT paper come with this project (experiments/evals).
 
-The results of a stage go into its folder, and into the run's report; those of a released model into --out. Ctrl-C stops
+The results of a stage go into its folder, and into the run's report; those of a kept checkpoint into STAGE/evaluate/STEP;
+those of a released model into --out. Ctrl-C stops
 after the batch in progress, and the same command goes on. Answers are kept, so that a task that was asked before takes
 no time.
 """
@@ -19,9 +20,11 @@ import sys
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax import run as run_lib
+from rlhf_jax import sources
 from rlhf_jax.evaluate import harness
 from rlhf_jax.evaluate.harness import tasks as tasks_lib
 from rlhf_jax.evaluate.harness.tasks import Options, Tasks
+from rlhf_jax.fields import registry
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SEED
 from rlhf_jax.language_model import open_model
@@ -36,7 +39,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m rlhf_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", help="The work directory of a run.")
-    parser.add_argument("--stage", default="", help="Its stages, with commas between them. Default: all policies.")
+    parser.add_argument(
+        "--stage",
+        default="",
+        help="Its stages, or kept checkpoints as STAGE/checkpoints/STEP, with commas between them. Default: all policies.",
+    )
     parser.add_argument(
         "--model", default="", help="Or a Hugging Face directory, or a kept checkpoint; several with commas."
     )
@@ -95,12 +102,25 @@ def models(options: argparse.Namespace) -> dict[str, tuple[pathlib.Path, pathlib
     policies = run.giving("policy")
     stages = _names(options.stage) or policies
     for stage in stages:
-        if stage not in policies:
+        if stage not in policies and not _is_kept(run, stage):
             raise InputError(
                 f"--stage={stage} is no finished policy of {options.workdir}; there {_are(policies)}; a kept checkpoint is "
-                f"named as --model={options.workdir}/STAGE/checkpoints/STEP"
+                "named STAGE/checkpoints/STEP"
             )
-    return {stage: (run.folder(stage), run.folder(stage)) for stage in stages}
+    return {stage: (run.folder(stage), _results(run, stage)) for stage in stages}
+
+
+def _results(run: run_lib.Run, name: str) -> pathlib.Path:
+    """Returns the folder for the results of a stage or checkpoint; nothing is written into a checkpoint's own."""
+    stage = sources.stage_of_checkpoint(name)
+    return run.folder(stage) / "evaluate" / pathlib.Path(name).name if stage else run.folder(name)
+
+
+def _is_kept(run: run_lib.Run, name: str) -> bool:
+    """Whether a name is that of a kept checkpoint of a policy; raises InputError if the stage has no such checkpoint."""
+    stage = sources.stage_of_checkpoint(name)
+    policy = stage in run.config.stages and registry.of(run.config, stage).gives == "policy"
+    return policy and isinstance(run.source(name), sources.Trained)
 
 
 def _name(path: pathlib.Path) -> str:

@@ -31,18 +31,18 @@ def reward_models(run: Run) -> dict[str, str]:
                 if source and scorer.reads_ids(run, name, source):
                     found[label(run, name)] = name
             for reward in rewards.functions(run.config[stage]):
-                other = found.setdefault(reward.name, reward.text)
-                if other != reward.text:
-                    found[reward.text] = reward.text
+                found[_function_label(run, reward)] = reward.text
     return found
 
 
 def label(run: Run, name: str) -> str:
-    """Returns the name of a model in tables and metrics: that of a stage, or the short one of a source.
+    """Returns the name of a reward in tables and metrics: that of a stage or function, or the short one of a source.
 
-    Where the short one is that of a stage or of another source too, it is the name in the config.
+    Where another one has that name too, it is the text in the config.
     """
     reward = rewards.one(name)
+    if reward.function:
+        return _function_label(run, reward)
     if reward.name != name:
         return reward.name
     source = None if name in run.config else _source(run, name)
@@ -50,7 +50,19 @@ def label(run: Run, name: str) -> str:
         return name
     others = {other for stage in run.config.stages for _, other in named(run.config[stage])} - {name, *run.config}
     taken = {other.label for other in (_source(run, other) for other in others) if other and other != source}
-    return name if source.label in taken.union(run.config.stages) else source.label
+    taken.update(run.config.stages, (function.name for function in _functions(run)))
+    return name if source.label in taken else source.label
+
+
+def _functions(run: Run) -> list[rewards.Reward]:
+    """Returns the reward functions that the stages name."""
+    return [reward for stage in run.config.stages for reward in rewards.functions(run.config[stage])]
+
+
+def _function_label(run: Run, reward: rewards.Reward) -> str:
+    """Returns the name of a reward function, or its text where a stage or an earlier function has that name."""
+    first = next((other for other in _functions(run) if other.name == reward.name), reward)
+    return reward.name if first.text == reward.text and reward.name not in run.config.stages else reward.text
 
 
 def _source(run: Run, name: str) -> Source | None:

@@ -74,6 +74,14 @@ def one(text: str) -> Reward:
     return Reward(name or call[1].rpartition(":")[2], text, call[1], _options(call[2] or "()"))
 
 
+def single(text: str) -> Reward:
+    """Parses a field that names one reward; raises ValueError as `several` does, or if there are several."""
+    found = several(text)
+    if len(found) > 1:
+        raise ValueError(f"'{text}' names {len(found)} rewards, and must name one")
+    return found[0]
+
+
 def models(text: str) -> list[str]:
     """Returns the stages and folders of reward models that a field names; [] for a text that is empty or not valid."""
     try:
@@ -113,6 +121,6 @@ def _options(call: str) -> dict[str, Any]:
 
 
 _FORM = "a stage, a folder of a model, or module:function(option=value)"
-REWARD = Text(_FORM, one, empty=False)
-REWARD_OR_NONE = Text(f"{_FORM}, or empty", one)
+REWARD = Text(_FORM, single, empty=False)
+REWARD_OR_NONE = Text(f"{_FORM}, or empty", single)
 REWARDS = Text(f"{_FORM}, or several of these separated by commas, each named as NAME=...", several, empty=False)

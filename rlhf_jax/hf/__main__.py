@@ -132,6 +132,11 @@ def push_model(options) -> str:
 
 def _copy(source: str | os.PathLike, options) -> str:
     """Checks and copies a model folder; returns a sentence to print."""
+    if isinstance(sources.at(pathlib.Path(os.path.abspath(source))), sources.Adapter):
+        raise InputError(
+            f"{source} is an adapter in the files of PEFT: use it as it is, wherever a model folder is named, or merge it "
+            "into whole weights with PEFT's merge_and_unload"
+        )
     with new_folder(options.folder) as folder:
         hf.copy(source, folder, dtype=options.dtype, shard_bytes=int(options.shard_gb * 1e9))
         _copy_beside(source, folder)

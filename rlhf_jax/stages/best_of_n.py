@@ -24,6 +24,7 @@ from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields.field import Field, Section, kind
 from rlhf_jax.fields.ranges import COUNT, POSITIVE, SOME_TEXT, TEXT, Several
 from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.rewards import REWARD
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -38,14 +39,14 @@ FIELDS = Section(
         ),
         "reward": Field(
             "reward_model",
-            SOME_TEXT,
+            REWARD,
             "The reward model that chooses, called the proxy: a stage, or a source of weights as for `sft.init`; or a reward "
             "function, module:function.",
         ),
         "judges": Field(
             (),
-            Several(SOME_TEXT, "names of reward models, each once, or ()", distinct=True),
-            "Other reward models that say what the choice is worth, beside the world's gold score. () means none.",
+            Several(REWARD, f"() or several, each once, each {REWARD.says}", distinct=True),
+            "Other reward models or functions that say what the choice is worth, beside the world's gold score. () means none.",
         ),
         "pool": Field("", TEXT, "Another best_of_n stage, whose samples are scored again. Empty means new samples."),
         "samples": Field(64, COUNT, "The number of samples for each test prompt of the evaluation."),

@@ -23,6 +23,7 @@ from rlhf_jax.fields import forms
 from rlhf_jax.fields.field import Field, Section, kind
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SHARE, TEXT, Number, OneOf, Several, Text, whole
 from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.rewards import REWARD_OR_NONE
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -68,10 +69,10 @@ FIELDS = Section(
         ),
         "reward": Field(
             "",
-            TEXT,
+            REWARD_OR_NONE,
             "The reward model that ranks if `labeler` is 'reward_model'. "
-            "It is a stage of this run, the work directory of a finished run, or a folder of a released reward model "
-            "relative to `data.files.dir`.",
+            "It is a stage of this run, the work directory of a finished run, a folder of a released reward model relative "
+            "to `data.files.dir`, or a reward function, module:function.",
         ),
         "held_out_group": Field(
             "caution",

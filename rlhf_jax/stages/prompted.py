@@ -28,6 +28,7 @@ from rlhf_jax.fields import registry
 from rlhf_jax.fields.field import Field, Section, kind
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SOME_TEXT
 from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.rewards import REWARD
 from rlhf_jax.generate import Rollout
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
@@ -43,9 +44,9 @@ FIELDS = Section(
         ),
         "reward": Field(
             "reward_model",
-            SOME_TEXT,
-            "The reward model that chooses the prefix, by its scores on validation prompts: a stage, or a source of weights "
-            "as for `sft.init`.",
+            REWARD,
+            "The reward model that chooses the prefix, by its scores on validation prompts: a stage, a source of weights as "
+            "for `sft.init`, or a reward function, module:function.",
         ),
         "candidates": Field(
             8, COUNT, "The number of prefixes to choose from. Their demonstrations are drawn by the seed."

@@ -19,8 +19,9 @@ from rlhf_jax.data.text_batches import batch_demonstrations
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate.scorer import ValidationReward
 from rlhf_jax.fields.field import Field, kind
-from rlhf_jax.fields.ranges import COUNT, FLAG, POSITIVE, SHARE_BELOW_ONE, TEXT, OneOf
+from rlhf_jax.fields.ranges import COUNT, FLAG, POSITIVE, SHARE_BELOW_ONE, OneOf
 from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.fields.rewards import REWARD_OR_NONE
 from rlhf_jax.fields.training import SFT_RATES, learning_rate, trained
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
@@ -65,9 +66,9 @@ FIELDS = trained(
     ),
     reward=Field(
         "",
-        TEXT,
-        "The reward model that scores them if `select` is 'reward': an earlier stage, or the work directory of a "
-        "finished run.",
+        REWARD_OR_NONE,
+        "The reward model that scores them if `select` is 'reward': an earlier stage, the work directory of a finished "
+        "run, or a reward function, module:function.",
     ),
 )
 

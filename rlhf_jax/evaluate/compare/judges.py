@@ -75,7 +75,7 @@ def reward(name: str) -> Score:
     """
     path = pathlib.Path(os.path.abspath(name))
     found = sources.last_of(path, "reward") if sources.is_run(path) else sources.at(path)
-    if isinstance(found, sources.Released):
+    if isinstance(found, sources.Released | sources.Adapter):
         return _released(name)
     if found is None:
         raise InputError(

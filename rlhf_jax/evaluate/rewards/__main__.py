@@ -1,24 +1,27 @@
 """Measures reward models on files of preferences or rankings:
 
     python -m rlhf_jax.evaluate.rewards --reward=runs/quickstart/reward_model --data=preferences.jsonl
+    python -m rlhf_jax.evaluate.rewards --reward='right=rlhf_jax.rewards:answer(last_number=True)' --data=one.jsonl
     python -m rlhf_jax.evaluate.rewards --reward=A,B --model=DIR --data=one.jsonl,two.jsonl.xz --out=found.json --rows=scores.jsonl
 
-A reward model is a finished stage, a work directory (its last reward model), or a Hugging Face folder of a sequence
-classifier with one label. A language model scores a completion by its log-probability after the prompt: once the total over
+A reward model is a finished stage, a work directory (its last reward model), a kept checkpoint, or a Hugging Face folder of
+a sequence classifier with one label. A reward function is named as in the field `reward` of a config. A language model scores a completion by its log-probability after the prompt: once the total over
 its tokens, and once their mean.
 
 A row of a file has prompt, chosen and rejected, or prompt, completions and ranks (or scores); a `group` is a
 category to report. Rows with messages or an instruction are written by the model's template; --chat makes a user's turn
-of a plain prompt. Rows longer than a model's context are left out and counted.
+of a plain prompt. A function reads texts and rows; turns are written plainly for it. Rows longer than a model's context are left out and counted.
 
 --rows keeps each score as it comes, and the same command goes on from there after Ctrl-C.
 """
 
 import argparse
+import dataclasses
 import itertools
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax.data.other_formats import is_rendered
@@ -27,9 +30,12 @@ from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.template import Template
 from rlhf_jax.evaluate import preferences
 from rlhf_jax.evaluate.rewards import scoring
+from rlhf_jax.evaluate.rewards.functions import FunctionJudge
 from rlhf_jax.evaluate.rewards.models import Judge, open_language_model, open_reward
 from rlhf_jax.evaluate.rewards.scoring import Column
+from rlhf_jax.fields import rewards
 from rlhf_jax.report.tables import TextTable
+from rlhf_jax.rewards.functions import let_import
 from rlhf_jax.runtime import terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import write_json
@@ -38,19 +44,41 @@ from rlhf_jax.runtime.progress import Interrupt, Stopped
 _WIDTH = 120  # characters of a table in a file
 
 
-def read(judge: Judge, files: list[str], chat: bool) -> list[Ranking]:
+def opened(options: argparse.Namespace) -> Iterator[Judge | FunctionJudge]:
+    """Yields the judges that the command line names, one at a time: a model is opened when its turn has come.
+
+    Raises:
+        InputError: --reward is not of its form, or there is no such model or function.
+    """
+    try:
+        named = rewards.several(options.reward) if options.reward else []
+    except ValueError as error:
+        raise InputError(f"--reward={options.reward}: {error}") from None
+    let_import(os.getcwd())
+    functions = {reward.name: FunctionJudge(reward) for reward in named if reward.function}
+    for reward in named:
+        if reward.function:
+            yield functions[reward.name]
+        else:
+            yield dataclasses.replace(open_reward(reward.model, options.dtype), name=reward.name)
+    for name in _listed(options.model):
+        yield open_language_model(name, options.dtype)
+
+
+def read(judge: Judge | FunctionJudge, files: list[str], chat: bool) -> list[Ranking]:
     """Returns the rankings of files that compare something, as the template of a model writes them.
 
     Raises:
         InputError: a file cannot be read, or no row prefers a completion to another.
     """
-    template = judge.model.template
+    model = None if isinstance(judge, FunctionJudge) else judge.model
+    template = model.template if model else Template()
     if chat and template is None:
-        judge.model.tokenizer.chat_template()  # raises the InputError that says what is missing
-    fields = {"prompt": "instruction"} if chat else None
+        model.tokenizer.chat_template()  # raises the InputError that says what is missing
+    fields = {"prompt": "instruction"} if chat and model else None
     found = [row for file in files for row in read_rows(file, "rankings", template or Template(), fields=fields)[0]]
     if template is None and any(is_rendered(row.row) for row in found):
-        judge.model.tokenizer.chat_template()
+        model.tokenizer.chat_template()
     rankings = [row for row in found if len(set(row.ranks)) > 1]
     if not rankings:
         raise InputError(f"--data={','.join(files)}: no row prefers one completion to another")
@@ -60,20 +88,17 @@ def read(judge: Judge, files: list[str], chat: bool) -> list[Ranking]:
 def measure(options: argparse.Namespace) -> dict:
     """Scores all completions with all models, and returns the numbers."""
     files = _listed(options.data)
-    openers = [(open_reward, name) for name in _listed(options.reward)]
-    openers += [(open_language_model, name) for name in _listed(options.model)]
     columns: list[Column] = []
     left_out = {}
     with Interrupt() as interrupt:
-        for opener, name in openers:
-            judge = opener(name, options.dtype)
+        for judge in opened(options):
             rankings = read(judge, files, options.chat)
             columns += scoring.columns(judge, rankings, options.rows, interrupt)
-            left_out[name] = len(rankings) - len(columns[-1].places)
-            if left_out[name]:
+            left_out[judge.name] = len(rankings) - len(columns[-1].places)
+            if left_out[judge.name]:
                 print(
-                    f"{name}: {left_out[name]} of {len(rankings)} rows are left out, because they are longer than the "
-                    f"context of {judge.model.config.max_length} tokens or a text has no token",
+                    f"{judge.name}: {left_out[judge.name]} of {len(rankings)} rows are left out, because they are longer "
+                    f"than {judge.limit} or a text has no token",
                     file=sys.stderr,
                 )
     differences = []
@@ -151,7 +176,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--reward", help="The reward models, separated by commas.")
+    parser.add_argument(
+        "--reward", help="The reward models and functions, separated by commas, as NAME or NAME=REWARD."
+    )
     parser.add_argument("--model", help="The language models, separated by commas.")
     parser.add_argument("--data", required=True, help="The files of preferences or rankings, separated by commas.")
     parser.add_argument("--out", help="The JSON file to write, with all numbers.")
@@ -165,7 +192,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "The default is that of the run; for a Hugging Face folder it is float32 on a CPU, and bfloat16 elsewhere.",
     )
     options = parser.parse_args(arguments)
-    if not _listed(options.reward) + _listed(options.model):
+    if not options.reward and not _listed(options.model):
         parser.error("give --reward or --model")
     return options
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from rlhf_jax import hf, model, ppo, sharding, sources, weights
+from rlhf_jax import model, ppo, sharding, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.fitting import pad_right
@@ -47,6 +47,24 @@ class Judge:
     def scores(self) -> tuple[str, ...]:
         """The names of the scores that the model gives each completion."""
         return ("score",) if self.is_reward else ("total", "mean")
+
+    @property
+    def unit(self) -> str:
+        """What lengths are counted in."""
+        return "tokens"
+
+    @property
+    def limit(self) -> str:
+        """What a row may be too long for."""
+        return f"the context of {self.model.config.max_length} tokens"
+
+    def key(self, row: Request) -> tuple:
+        """Returns what tells one question from another."""
+        return tuple(row)
+
+    def length(self, row: Request) -> int:
+        """Returns the number of tokens of a completion."""
+        return len(row.continuation)
 
     def encode(self, rankings: Sequence[Ranking]) -> list[list[Request] | None]:
         """Returns the ids of each ranking's prompt and completions; None for a ranking that the model cannot read.
@@ -109,8 +127,8 @@ class Judge:
 def open_language_model(directory: str, dtype: str = "") -> Judge:
     """Opens a language model as a judge; raises InputError as `open_model` does, or if it is a reward model."""
     folder = pathlib.Path(directory)
-    released = not is_run(folder) and sources.at(pathlib.Path(os.path.abspath(folder)))
-    if isinstance(released, sources.Released) and released.head == "scalar":
+    found = None if is_run(folder) else sources.at(pathlib.Path(os.path.abspath(folder)))
+    if found and not isinstance(found, sources.Trained) and found.head == "scalar":
         raise InputError(f"--model={directory} is a reward model; name it with --reward")
     opened = open_model(directory, dtype=dtype)
     return Judge(directory, opened, False, _identity(folder, opened))
@@ -121,7 +139,7 @@ def open_reward(directory: str, dtype: str = "") -> Judge:
 
     Args:
         directory: a finished stage, a kept checkpoint, a work directory, whose last reward model is meant, or a Hugging
-            Face folder.
+            Face folder, also one of PEFT.
         dtype: of the computation; "" is that of the run, or for a Hugging Face folder float32 on CPUs and bfloat16
             elsewhere.
 
@@ -134,7 +152,7 @@ def open_reward(directory: str, dtype: str = "") -> Judge:
     if isinstance(found, sources.Trained):
         opened = _of_run(directory, found, dtype)
     elif found:
-        opened = _released(directory, folder, dtype)
+        opened = _released(directory, found, dtype)
     else:
         raise InputError(
             f"--reward={directory} is no reward model: it is neither a finished stage, nor a work directory, nor a "
@@ -156,19 +174,22 @@ def _of_run(directory: str, source: sources.Trained, dtype: str) -> LanguageMode
     return LanguageModel(shape, params, Tokenizer.load(source.workdir), run.template, run.mesh, run.rules)
 
 
-def _released(directory: str, folder: pathlib.Path, dtype: str) -> LanguageModel:
-    if hf.head_of(folder) != "scalar":
+def _released(directory: str, source: sources.Released | sources.Adapter, dtype: str) -> LanguageModel:
+    if source.head != "scalar":
         raise InputError(f"--reward={directory} is a language model, no reward model; name it with --model")
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     platform = mesh.devices.flat[0].platform
     dtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
-    shape = hf.load_config(folder, dtype=dtype, attention=attention.choose("auto", platform, dtype))
-    tokenizer = Tokenizer.load(folder)
+    shape = source.shape(dtype=dtype, attention=attention.choose("auto", platform, dtype), lora=None)
+    tokenizer = Tokenizer.load(source.tokenizer_folder)
     tokenizer.check_fits(shape.vocab_size)
     template = tokenizer.chat_template() if tokenizer.has_chat_template else None
-    axes, shapes = model.logical_axes(shape, "scalar"), model.param_shapes(shape, "scalar")
-    params = hf.load_params(folder, shape, sharding.param_shardings(axes, shapes, mesh), "scalar")
-    return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, folder)
+
+    def place(shape, head):
+        return sharding.param_shardings(model.logical_axes(shape, head), model.param_shapes(shape, head), mesh)
+
+    params = weights.whole_params(source, shape, place, "scalar")
+    return LanguageModel(shape, params, tokenizer, template, mesh, sharding.DEFAULT_RULES, source.base.folder)
 
 
 def _identity(folder: pathlib.Path, opened: LanguageModel) -> str:

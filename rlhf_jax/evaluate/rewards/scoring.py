@@ -2,8 +2,8 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,12 +13,43 @@ from rlhf_jax.data.records import Ranking
 from rlhf_jax.evaluate import preferences
 from rlhf_jax.evaluate.harness.answers import Answers
 from rlhf_jax.evaluate.rewards import length, rewardbench
-from rlhf_jax.evaluate.rewards.models import Judge
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.progress import Interrupt, Progress, Stopped
 from rlhf_jax.statistics import Estimate, calibration
 
 _TIES = re.compile(r"(ref|tied):(.+)")  # the ids of RewardBench 2's ties subset
+
+
+class Judge(Protocol):
+    """Whatever scores completions: a model of models.py, or a function of functions.py.
+
+    Attributes:
+        name: its name in tables.
+        is_reward: whether it is no language model.
+        scores: the names of the scores that it gives each completion.
+        unit: what lengths are counted in.
+        limit: what a row may be too long for.
+        identity: text that another judge does not have.
+    """
+
+    name: Any
+    is_reward: Any
+    scores: Any
+    unit: Any
+    limit: Any
+    identity: Any
+
+    def encode(self, rankings: Sequence[Ranking]) -> Sequence[Sequence | None]:
+        """Returns a question about each completion of each ranking; None for a ranking that the judge cannot read."""
+
+    def key(self, row: Any) -> tuple:
+        """Returns what tells one question from another."""
+
+    def length(self, row: Any) -> int:
+        """Returns the length of a completion."""
+
+    def __call__(self, rows: Sequence) -> Iterator[list[tuple[int, float]]]:
+        """Yields, batch by batch, the number of each question and its score."""
 
 
 class Column(NamedTuple):
@@ -29,7 +60,7 @@ class Column(NamedTuple):
         places: the number of each ranking among all that were given.
         rankings: the rankings.
         scores: f[N, K]; NaN for a completion that is not there.
-        lengths: i[N, K], in tokens of the model.
+        lengths: i[N, K], in tokens of the model, or for a function in words.
     """
 
     name: str
@@ -40,7 +71,7 @@ class Column(NamedTuple):
 
 
 def columns(judge: Judge, rankings: Sequence[Ranking], rows: str | None, interrupt: Interrupt) -> list[Column]:
-    """Returns the scores of a model; those that the file `rows` has are not computed again.
+    """Returns the scores of a model or function; those that the file `rows` has are not computed again.
 
     Raises:
         InputError: every ranking is longer than the model's context.
@@ -49,21 +80,18 @@ def columns(judge: Judge, rankings: Sequence[Ranking], rows: str | None, interru
     encoded = judge.encode(rankings)
     places = [place for place, requests in enumerate(encoded) if requests is not None]
     if not places:
-        raise InputError(
-            f"{judge.name}: none of the {len(rankings)} rows fits into the context of "
-            f"{judge.model.config.max_length} tokens; give shorter rows"
-        )
+        raise InputError(f"{judge.name}: none of the {len(rankings)} rows fits into {judge.limit}; give shorter rows")
     asked = [(place, k) for place in places for k in range(len(encoded[place]))]
     requests = [encoded[place][k] for place, k in asked]
     answers = Answers(rows and pathlib.Path(rows), judge.identity)
-    keys = [answers.key("score", tuple(request)) for request in requests]
+    keys = [answers.key("score", judge.key(request)) for request in requests]
     first = {key: number for number, key in reversed(list(enumerate(keys)))}  # equal completions are scored once
-    missing = [number for key, number in first.items() if key not in answers]
+    missing = sorted(number for key, number in first.items() if key not in answers)
     done = 0
     with Progress(f"scoring, {judge.name}", len(missing), unit="completions") as progress:
         for batch in judge([requests[number] for number in missing]):
             answers.add(
-                (keys[number], _row(judge, rankings, *asked[number], value, len(requests[number].continuation)))
+                (keys[number], _row(judge, rankings, *asked[number], value, judge.length(requests[number])))
                 for number, value in ((missing[n], value) for n, value in batch)
             )
             done += len(batch)
@@ -74,7 +102,7 @@ def columns(judge: Judge, rankings: Sequence[Ranking], rows: str | None, interru
     lengths, row_of = np.zeros(shape, int), {place: n for n, place in enumerate(places)}
     scores = {name: np.full(shape, np.nan) for name in judge.scores}
     for (place, k), key, request in zip(asked, keys, requests):
-        lengths[row_of[place], k] = len(request.continuation)
+        lengths[row_of[place], k] = judge.length(request)
         for name in judge.scores:
             scores[name][row_of[place], k] = answers[key][name]
     kept = [rankings[place] for place in places]
@@ -84,13 +112,13 @@ def columns(judge: Judge, rankings: Sequence[Ranking], rows: str | None, interru
     ]
 
 
-def _row(judge: Judge, rankings: Sequence[Ranking], place: int, k: int, value: float, tokens: int) -> dict:
+def _row(judge: Judge, rankings: Sequence[Ranking], place: int, k: int, value: float, count: int) -> dict:
     """Returns what the file of scores has of a completion."""
     if not np.isfinite(value):
         raise InputError(f"{judge.name} gives a score that is not finite; try --dtype=float32")
-    values = (value,) if judge.is_reward else (value, value / tokens)
+    values = (value,) if judge.is_reward else (value, value / count)
     texts = {"prompt": shown(rankings[place].prompt), "completion": shown(rankings[place].completions[k])}
-    return {"model": judge.name, **texts, "tokens": tokens} | dict(zip(judge.scores, values))
+    return {"model": judge.name, **texts, judge.unit: count} | dict(zip(judge.scores, values))
 
 
 def figures(column: Column) -> dict:

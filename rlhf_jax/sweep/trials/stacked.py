@@ -11,6 +11,7 @@ from rlhf_jax import generate, optim, ppo, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.stages import ppo_rewards, supervised
 
@@ -206,7 +207,10 @@ def _given(trainings: Sequence[ppo_stage.PPOTraining], iteration: int, mesh):
         rollout, found = hosts.fetch(rollout), {}
         for place, training in enumerate(trainings):
             if id(training) not in found:  # copies fill up the stack
-                found[id(training)] = functions[id(training)](jax.tree.map(lambda x: x[place], rollout))
+                try:
+                    found[id(training)] = functions[id(training)](jax.tree.map(lambda x: x[place], rollout))
+                except InputError as error:  # it ends all trials of the program, whose states are saved
+                    raise InputError(f"{training.run.path.name}: {error}") from error
         return sharding.put_trials([found[id(training)] for training in trainings], mesh)
 
     return given
