@@ -344,7 +344,7 @@ import toy
 
 def get_config():
     config = toy.get_config()
-    config.stages = ("ppo",)
+    config.stages, config.evaluate.skill_items = ("ppo",), 0
     config.ppo.update(init="", iterations=2, reward="told:near(size=2), far=told:near(size=30)", reward_standardize=True)
     return config
 """

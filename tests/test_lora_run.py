@@ -160,10 +160,8 @@ def test_a_kept_checkpoint_is_the_model_of_its_step_wherever_a_model_is_named(wh
     assert not (tmp_path / "x").exists()
     merged, opened = (language_model.open_model(str(name)) for name in (tmp_path / "merged", whole / first))
     assert merged.config.lora is None and opened.config.lora.rank == 2
-    scale = opened.config.lora.scale
-    layers = {name: np.asarray(value, np.float64) for name, value in opened.params["layers"].items()}
-    a, b = layers["w_up_a"], layers["w_up_b"]
-    wanted = layers["w_up"] + scale * np.einsum("ldr,lrm->ldm", a, b)
+    base, a, b = (np.asarray(opened.params["layers"][name], np.float64) for name in ("w_up", "w_up_a", "w_up_b"))
+    wanted = base + opened.config.lora.scale * np.einsum("ldr,lrm->ldm", a, b)
     np.testing.assert_allclose(np.asarray(merged.params["layers"]["w_up"]), wanted, atol=1e-6)
 
 
@@ -190,6 +188,28 @@ def test_a_kept_reward_model_measures_preferences(whole, tmp_path, capsys):
     gaps = [scores - scores[0] for scores in (whole_stage, first, last)]  # the bias is set when the stage ends
     np.testing.assert_allclose(gaps[0], gaps[2], atol=1e-4)
     assert len(whole_stage) == 6 and np.abs(gaps[0] - gaps[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_folder_of_peft_and_is_rewarded_by_a_function_alone(whole, tmp_path):
+    """Its first models are those of the folder; its value model starts as the policy, because no reward model is there."""
+    assert hf_command.main(["export", str(whole / "pretrain"), str(tmp_path / "base")]) == 0
+    assert hf_command.main(["export", str(whole / "sft"), str(tmp_path / "peft"), f"--base={tmp_path}/base"]) == 0
+    config = config_of()
+    config.stages, config.sft.init = ("sft", "ppo_ptx"), str(tmp_path / "peft")
+    config.tokenizer.path = str(tmp_path / "base" / "tokenizer.json")
+    config.ppo_ptx.update(init="sft", reward="rlhf_jax.rewards:length(limit=1)", reward_weights=())
+    pipeline.run_stages(config, tmp_path / "run")
+    run = run_lib.open_run(tmp_path / "run")
+    started = weights.start_params(run, "sft")["layers"]["wq_b"]
+    np.testing.assert_array_equal(started, adapters_of(whole, "sft"))
+    for stage in ("sft", "ppo_ptx"):
+        assert read_json(tmp_path / "run" / stage / "base.json")["folder"] == str(tmp_path / "base")
+        assert (adapters_of(tmp_path / "run", stage) != started).any()
+    first = read_metrics(tmp_path / "run" / "ppo_ptx" / "metrics.jsonl")[0]
+    assert first["objective/kl"] == 0.0 and first["objective/scores/length"] < 0
+    config.model.lora.rank = 3
+    assert "peft" in refusal(config, tmp_path / "other")
 
 
 # ---------------------------------------------------------------------------- bad input

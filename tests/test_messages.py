@@ -379,7 +379,7 @@ def test_tools_are_written_as_by_transformers(folders):
         {"from": "gpt", "value": "Done!"},
     ]
     rows = [
-        {"messages": CALLS, "tools": [SCHEMA]},
+        {"messages": CALLS, "tools": [SCHEMA | {"strict": None}]},  # as a table has it, where other rows say it
         {"messages": as_openai, "tools": [SCHEMA], "parallel_tool_calls": False},
         {"conversations": as_sharegpt, "tools": json.dumps([SCHEMA])},
         {"prompt": CALLS[:1], "completion": CALLS[1:], "tools": [SCHEMA]},

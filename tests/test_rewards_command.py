@@ -227,10 +227,14 @@ def test_functions_score_beside_models_as_a_config_names_them(data, monkeypatch,
     # Another version of the file is another judge; turns of a chat are written plainly.
     (data.parent / "told.py").write_text(JUDGES + "# changed\n")
     del sys.modules["told"]
-    write(data, [{"messages": [{"role": "user", "content": "hi"}], "chosen": "a b", "rejected": "c", "size": 4}])
     run(data, "--reward=told:near", "--rows=scores.jsonl")
-    ((texts, prompts, given),) = sys.modules["told"].CALLS
-    assert texts == [" a b", " c"] and prompts[0] == "user: hi\nassistant:" and given[0]["size"] == 4
+    assert len(calls := sys.modules["told"].CALLS) == 1
+    chat = {"messages": [{"role": "user", "content": "hi"}], "chosen": "a b", "rejected": "c"}
+    write(data, [chat | {"size": 4}, chat | {"size": 5}])
+    run(data, "--reward=told:near", "--rows=scores.jsonl")
+    texts, prompts, given = calls[1]
+    assert texts == [" a b", " c"] * 2 and prompts[0] == "user: hi\nassistant:"
+    assert [row["size"] for row in given] == [4, 4, 5, 5]  # a function may read the rows, so equal texts are not one
     del sys.modules["told"]
     capsys.readouterr()
     for asked, said in {
