@@ -150,10 +150,11 @@ def fit_all(
     run = next(iter(trials.values())).run
     total = max(trial.total for trial in trials.values())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    on_cpu = all(device.platform == "cpu" for device in jax.tree.leaves(state)[0].devices())
     with contextlib.ExitStack() as stack:
         kept, kept_every = run.config.checkpoints_kept, run.config.checkpoints_every
         checkpointer = stack.enter_context(Checkpointer(folder, kept, kept_every))
-        restored = checkpointer.restore(abstract)
+        restored = checkpointer.restore(abstract, replaced=state)
         first = 0
         if restored:
             first, state = restored
@@ -195,6 +196,9 @@ def fit_all(
             for writer in writers.values():
                 writer.sync()
             checkpointer.save(done, state)
+            if on_cpu:
+                # While a CPU's arrays are written, they cannot be donated: the next step would copy the whole state.
+                checkpointer.wait()
 
         stop = hosts.Stop(run.interrupt.asked)
         pending = None

@@ -92,6 +92,32 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path):
             assert_bitwise(restored, jax.tree.map(lambda x: jnp.full_like(x, 3 * number), tree))
 
 
+def test_arrays_are_written_as_they_lie_in_memory_without_a_compressed_copy(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"x": jnp.zeros(1 << 20)})
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) > 4 << 20
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_a_checkpoint_replaces_is_deleted_before_it_is_read(tmp_path, monkeypatch, good):
+    state, deleted, read = make_state(3), [], checkpoint._read
+
+    def noted(*arguments):
+        deleted.extend(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        return read(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_read", noted)
+    saved(tmp_path, *[3] * good)
+    with Checkpointer(tmp_path) as checkpointer:
+        restored = checkpointer.restore(abstract(state), replaced=state)
+    if good:
+        assert all(deleted) and deleted
+        assert_bitwise(restored[1], make_state(3))
+    else:
+        assert restored is None
+        assert_bitwise(state, make_state(3))
+
+
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
     optimizer = optax.adam(1e-2)
 

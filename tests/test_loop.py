@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
+import time
 import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax import loop
+from rlhf_jax import checkpoint, loop
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.runtime import clock as clock_lib
@@ -91,6 +92,19 @@ def test_stopped_anywhere_is_the_run_never_stopped(tmp_path, monkeypatch, step):
     assert happened[0] == ("advance", step + 1)
     rows = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "stopped")]
     assert rows[0] == rows[1] == list(range(STEPS))
+
+
+def test_on_a_cpu_a_checkpoint_is_written_before_the_next_step_which_would_copy_the_state(tmp_path, monkeypatch):
+    write = checkpoint._Writer._write_manifest
+    monkeypatch.setattr(checkpoint._Writer, "_write_manifest", lambda self: (time.sleep(0.2), write(self)))
+    complete = []
+
+    def validate(state, done):
+        complete.append((tmp_path / "checkpoints" / str(done - 1)).is_dir())
+        return {}
+
+    run_in(tmp_path, monkeypatch, long=False, checkpoint_every=1, validate=validate)
+    assert complete == [True] * 3  # before the checkpoints of steps 2, 4 and 6
 
 
 def test_a_signal_before_the_first_step_saves_nothing_and_loses_nothing(tmp_path, monkeypatch):
