@@ -59,6 +59,19 @@ class _Several(flags.ArgumentParser):
         return "several"
 
 
+class _Literal(flags.ArgumentParser):
+    """Parses the value of a field that an experiment file has set to None, and that has no type of its own then."""
+
+    def parse(self, argument: Any) -> Any:
+        try:
+            return ast.literal_eval(argument)
+        except (ValueError, SyntaxError):
+            return {"true": True, "false": False}.get(argument, argument)
+
+    def flag_type(self) -> str:
+        return "literal"
+
+
 for _type, _parser in {
     bool: flags.BooleanParser(),
     int: flags.IntegerParser(),
@@ -67,6 +80,7 @@ for _type, _parser in {
     tuple: _Several(),
 }.items():
     config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
+config_flags.register_flag_parser_for_type(type(None), _Literal())
 
 
 def run(name: str, main: Callable[[list[str]], int | None], fields: bool = True) -> None:

@@ -419,13 +419,17 @@ def test_what_is_wrong_on_the_command_line_is_a_sentence_and_status_2(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def read(*arguments: str) -> ConfigDict:
-    """The smallest config with fields from the command line, as every command reads them."""
+def read(*arguments: str, experiment: str = toy.__file__) -> ConfigDict:
+    """A config with fields from the command line, as every command reads them."""
     values = flags.FlagValues()
-    argv = ["main", f"--config={toy.__file__}", *arguments]
+    argv = ["main", f"--config={experiment}", *arguments]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
     return values["config"].value
+
+
+def at(found: ConfigDict, name: str):
+    return functools.reduce(lambda section, part: section[part], name.split("."), found)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +457,16 @@ def test_every_field_that_may_be_none_is_none_on_the_command_line():
     assert {"model.scan_layers", "model.rope_scaling", "ppo.kl_in", "sft.learning_rate", "prompt_length"} <= set(names)
     found = read(*(f"--config.{name}=None" for name in names))
     for name in names:
-        assert functools.reduce(lambda section, part: section[part], name.split("."), found) is None, name
+        assert at(found, name) is None, name
+    config.check(found)
+
+
+def test_what_a_recipe_leaves_open_is_set_on_the_command_line():
+    wanted = {"prompt_length": 64, "ppo.learning_rate": 3e-05, "sft.learning_rate": 1e-06, "completion_length": 8}
+    path = str(PROJECT / "experiments" / "chat.py")
+    assert {at(command_line.load(path), name) for name in wanted} == {None}
+    found = read(*(f"--config.{name}={value}" for name, value in wanted.items()), experiment=path)
+    assert {name: at(found, name) for name in wanted} == wanted
     config.check(found)
 
 
