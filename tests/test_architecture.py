@@ -1,6 +1,7 @@
 """The house: imports go one way, each library has one home, and importing touches no device."""
 
 import ast
+import functools
 import pathlib
 import re
 import subprocess
@@ -32,6 +33,7 @@ LAYERS = (
 )
 
 
+@functools.cache
 def imports(path: pathlib.Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
