@@ -109,7 +109,7 @@ def test_its_fields_are_in_the_config_on_the_page_and_checked(anneal):
         config.check(wrong)
 
 
-def test_it_runs_is_evaluated_and_stands_in_the_report(anneal, tmp_path):
+def test_it_runs_is_evaluated_and_stands_in_the_report(anneal, tmp_path, one_device):
     pipeline.run_stages(config_with_anneal(), str(tmp_path / "run"))
     found = run_lib.open_run(str(tmp_path / "run"))
     assert found.done("anneal") and found.evaluated("anneal") and found.giving("policy") == ["pretrain", "anneal"]

@@ -5,6 +5,7 @@ import pathlib
 import random
 import re
 
+import jax
 import numpy as np
 import pytest
 import recipes
@@ -184,12 +185,17 @@ def test_sft_learns_the_whole_sequence(tldr_run):
     """The validation loss is the mean over all tokens but the first of a row, one row at a time and without padding."""
     run = run_lib.open_run(tldr_run)
     params, nats = weights.load_params(run, "sft"), []
+
+    @jax.jit  # once for each length: operation by operation, compiling takes three times as long
+    def logits_of(tokens):
+        hidden = model.masked_hidden_states(run.model, params, tokens, np.ones(tokens.shape, bool))
+        return model.lm_logits(run.model, params, hidden)
+
     for row in run.corpus.demonstrations("valid"):
         ids = run.tokenizer.encode_prompts([row.prompt])[0]
         ids += [*run.tokenizer.encode(row.completion, continues=True), run.tokenizer.eos_id]
         tokens = np.array([ids[: run.whole_length]])
-        hidden = model.masked_hidden_states(run.model, params, tokens, np.ones_like(tokens, bool))
-        logits = np.asarray(model.lm_logits(run.model, params, hidden), np.float64)[0, :-1]
+        logits = np.asarray(logits_of(tokens), np.float64)[0, :-1]
         logits -= logits.max(-1, keepdims=True)
         nats += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), tokens[0, 1:]])
     assert lines(tldr_run / "sft" / "metrics.jsonl")[-1]["valid/loss"] == pytest.approx(np.mean(nats), rel=1e-4)

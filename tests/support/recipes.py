@@ -25,7 +25,7 @@ def release(folder, shape: str, **changes) -> None:
     text = "SUBREDDIT: r/ TITLE: POST: TL;DR: Human: Assistant: " + " ".join(_WORDS)
     tokenizer = Tokenizer.train([text] * 4, 400)
     tokenizer.save_to(folder)
-    small = dict(num_layers=2, embed_dim=48, num_heads=6, mlp_dim=64, max_length=256, init_std=0.3) | changes
+    small = dict(num_layers=1, embed_dim=48, num_heads=6, mlp_dim=64, max_length=256, init_std=0.3) | changes
     config = model.TransformerConfig(tokenizer.vocab_size, **(shapes.SHAPES[shape] | small))
     params = model.init_params(dataclasses.replace(config, vocab_multiple=1), jax.random.key(0))
     hf.save(folder, config, jax.tree.map(np.asarray, params), settings={"eos_token_id": tokenizer.eos_id})
