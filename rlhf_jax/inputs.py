@@ -69,9 +69,13 @@ def held_out_documents(run: Run, length: int) -> Batch:
     """
     packed, *_ = packed_documents(run, "valid", length)
     most = run.config.evaluate.document_rows
-    most = _in_proportion(run) if most is None else most or len(packed.tokens)
-    every = max(1, -(-len(packed.tokens) // most))
-    return jax.tree.map(lambda x: x[::every], packed)
+    return spread(packed, _in_proportion(run) if most is None else most)
+
+
+def spread(examples: Batch, most: int) -> Batch:
+    """Returns at most `most` rows at even distances, or all of them if it is 0."""
+    every = -(-len(examples.tokens) // most) if most else 1
+    return jax.tree.map(lambda x: x[::every], examples)
 
 
 def _in_proportion(run: Run) -> int:

@@ -253,7 +253,6 @@ def experiments() -> list[str]:
         "real_text": ("pretrain", "hh"),
         "real_small": ("ranked4",),
         "real_lm": ("truthfulqa,250,random", "hh,500", "ppo", "ppo_ptx"),
-        "unseen_tasks": ("natural_instructions", "t0"),
         "korean": ("regression",),
     }
     found = []

@@ -1,5 +1,7 @@
 """Marks of answers to demonstrations of unseen tasks: those of a plain loop, with each task counted once."""
 
+import gzip
+import itertools
 import json
 import lzma
 import math
@@ -25,7 +27,7 @@ pytest.importorskip("rouge_score")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with 24 tasks of 6 demonstrations in the form of Natural Instructions."""
+    """A folder with 30 tasks of 64 demonstrations in the form of Natural Instructions, divided as the experiment does."""
     path = tmp_path_factory.mktemp("data")
     rows = [
         {
@@ -35,11 +37,14 @@ def folder(tmp_path_factory):
             "output": f"word {n % 3}",
             "references": [f"word {n % 3}", "a green tree"],
         }
-        for task in range(24)
-        for n in range(6)
+        for task in range(30)
+        for n in range(unseen_tasks.ROWS)
     ]
+    rows += [row | {"task": "few"} for row in rows[1:9]]
+    rows += [row | {"task": "long", "input": row["input"] * 200} for row in rows[: unseen_tasks.ROWS]]
     with lzma.open(path / "sft_natural_instructions.jsonl.xz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+    unseen_tasks.divide(path)
     return path
 
 
@@ -48,8 +53,10 @@ def tiny(folder, **files):
     config = unseen_tasks.get_config()
     config.tokenizer.path = config.model.shape = config.sft.init = ""
     config.tokenizer.vocab_size = 300
+    config.model.lora.rank = None
     config.model.update(num_layers=1, embed_dim=16, num_heads=2, max_length=64)
     config.prompt_length, config.completion_length = 48, 6
+    config.too_long = "cut_left"
     config.data.files.update(dir=str(folder), training_groups=4, training_group_rows=4, **files)
     config.sft.update(epochs=1.0, batch_size=8)
     config.evaluate.update(prompts=4, batch_size=8, demonstrations=3)
@@ -186,8 +193,28 @@ def test_none_are_asked_by_default_and_the_world_has_none(folder, tmp_path):
         pipeline.run_stages(config, tmp_path / "run")
 
 
+def test_every_task_is_judged_by_one_seed_and_those_for_validation_by_none(folder):
+    def tasks(seed, split):
+        with gzip.open(folder / unseen_tasks.FOLDER / str(seed) / f"{split}.jsonl.gz", "rt") as file:
+            return {json.loads(line)["task"] for line in file}
+
+    judged = [tasks(seed, "test") for seed in unseen_tasks.SEEDS]
+    valid = tasks(0, "valid")
+    assert len(valid) == unseen_tasks.VALID
+    assert sorted([*valid, *itertools.chain(*judged)]) == sorted(f"task{task}" for task in range(30))
+    for seed, test in zip(unseen_tasks.SEEDS, judged):
+        assert tasks(seed, "valid") == valid and not tasks(seed, "train") & (valid | test)
+        assert len(tasks(seed, "train")) == max(unseen_tasks.TASKS)
+
+
 def test_the_sweep_has_as_many_rows_for_few_tasks_as_for_many():
+    trained = []
     for arm in arms.expand(unseen_tasks.get_config(), unseen_tasks.sweep(grid), "unseen_tasks.py"):
-        files = arm.config.data.files
+        files, section = arm.config.data.files, arm.config.sft
         assert files.training_groups * files.training_group_rows == unseen_tasks.ROWS
-        assert files.split_seed == arm.config.seed and math.log2(files.training_groups) % 2 == 1
+        assert files.split_seed == arm.config.seed and files.demonstrations.endswith(f"/{arm.config.seed}")
+        if section.learning_rate:
+            trained.append(files.training_groups)
+        else:
+            assert section.epochs * unseen_tasks.ROWS == section.batch_size  # one step, in which nothing is learned
+    assert sorted(trained) == sorted([*unseen_tasks.TASKS] * len(unseen_tasks.SEEDS))

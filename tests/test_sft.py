@@ -1,10 +1,12 @@
-"""Which weights of supervised fine-tuning are kept."""
+"""What supervised fine-tuning is validated on, and which of its weights are kept."""
 
 import json
 import types
 
 import pytest
+import toy
 
+from rlhf_jax import run as run_lib
 from rlhf_jax import weights
 from rlhf_jax.stages import sft
 
@@ -49,3 +51,28 @@ def test_a_resumed_run_forgets_what_it_chose_further_on(selection, tmp_path):
     chosen.offer(3.0, 3, 0.0)  # step 3 again, after a stop at step 2, with another result
     assert json.loads((tmp_path / "selection.json").read_text())["value"] == 3.0
     assert chosen.saved == [1.0, 2.0, 5.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "rows, epochs, read",
+    [
+        (None, 1.0, range(0, 200, 4)),  # 64 rows are more than a quarter of 96
+        (None, 4.0, range(0, 200, 3)),  # 96 rows: a quarter of 4 epochs
+        (None, 16.0, range(200)),
+        (50, 16.0, range(0, 200, 4)),
+        (0, 1.0, range(200)),
+    ],
+)
+def test_a_validation_reads_in_proportion_to_the_training_before_it(tmp_path, monkeypatch, rows, epochs, read):
+    config = toy.get_config()
+    config.stages = ("sft",)
+    config.prompt_length, config.completion_length, config.model.max_length = 200, 56, 256  # none is too long
+    config.data.world.update(demonstrations=96, valid_demonstrations=200)
+    config.sft.update(init="", epochs=16.0, validate_epochs=epochs, validate_rows=rows, pretrain_mix=0.0)
+    found = []
+    monkeypatch.setattr(sft, "mean_loss", lambda run, stage, params, examples, size: found.append(examples.tokens))
+    monkeypatch.setattr(sft.Selection, "offer", lambda *_: {})
+    with run_lib.start(config, tmp_path / "run") as run:
+        sft.training_of(run, "sft").validate(types.SimpleNamespace(params={}), 1)
+        everything, _ = sft.batch_demonstrations(run.corpus.demonstrations("valid"), run.tokenizer, run.whole_length)
+    assert found[0].tolist() == everything.tokens[list(read)].tolist()

@@ -19,7 +19,7 @@ from rlhf_jax.data.text_batches import batch_demonstrations
 from rlhf_jax.evaluate import policy
 from rlhf_jax.evaluate.scorer import ValidationReward
 from rlhf_jax.fields.field import Field, kind
-from rlhf_jax.fields.ranges import COUNT, FLAG, POSITIVE, SHARE_BELOW_ONE, OneOf
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, FLAG, POSITIVE, SHARE_BELOW_ONE, OneOf
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.rewards import REWARD_OR_NONE
 from rlhf_jax.fields.training import SFT_RATES, learning_rate, trained
@@ -58,6 +58,13 @@ FIELDS = trained(
     ),
     validate_epochs=Field(
         1.0, POSITIVE, "The number of epochs between two validations. The weights of the best validation are kept."
+    ),
+    validate_rows=Field(
+        None,
+        COUNT_OR_NONE,
+        "The largest number of held-out demonstrations whose loss a validation measures. They are spread evenly over the "
+        "split. 0 uses all of them. None means a quarter of those that are trained on between two validations, and at "
+        "least 64.",
     ),
     select=Field(
         "loss",
@@ -149,6 +156,10 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     mixed = round(section.pretrain_mix * section.batch_size)  # rows of pretraining text in a batch
     loader = Loader(examples, section.batch_size - mixed, run.seed_of(stage), name=stage, mixture=mixture)
     total, validate_every = loader.steps(section.epochs), loader.steps(section.validate_epochs)
+    between = min(total, validate_every) * loader.batch_size
+    held_out = inputs.spread(
+        held_out, max(64, between // 4) if section.validate_rows is None else section.validate_rows
+    )
     inputs.report_epochs(run, stage, "demonstrations", mixture, total * loader.batch_size)
     if section.packed:
         multiple = section.microbatches * run.mesh.shape["data"] * run.mesh.shape["fsdp"]
