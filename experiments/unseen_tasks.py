@@ -40,9 +40,9 @@ DATA = {  # name: (file, the field that names a row's task)
 }
 LONGEST_PROMPT, LONGEST_ANSWER = 1000, 60  # in characters
 VALID = 6  # tasks for validation
-ROWS, BATCH = 48, 4  # demonstrations of training, whatever the number of tasks; of a step
+ROWS, BATCH = 32, 4  # demonstrations of training, whatever the number of tasks; of a step
 TASKS, TASK = (1, 4, 16), "data.files.training_groups"
-RATE = 6.35e-4  # of adapters in a model of this size (docs/recipes.md)
+RATE = 2e-3
 SEEDS = range(3)
 
 
@@ -52,13 +52,13 @@ def get_config(arg: str = ""):
     config.tokenizer.path = config.model.shape = config.sft.init = MODEL
     config.model.update(dtype="float32", remat="none", attention="xla", logits_chunk=0)
     config.model.lora.rank = 16  # a third of the work of whole weights is saved, and checkpoints are small
-    config.prompt_length, config.completion_length = 256, 16
-    config.data.source = "files"
+    config.prompt_length, config.completion_length = 288, 16
+    config.data.update(source="files", template="chat")
     config.data.files.update(demonstrations=f"{FOLDER}/0", group_field="task", splits="published")
     config.data.files.update(training_groups=max(TASKS), training_group_rows=ROWS // max(TASKS))
     config.sft.update(epochs=1.0, batch_size=BATCH, learning_rate=RATE, dropout_rate=0.0, packed=True)
-    config.sft.update(validate_rows=6, checkpoint_every=4)
-    config.evaluate.update(prompts=1, batch_size=8, demonstrations=6)
+    config.sft.update(validate_rows=6, checkpoint_every=2)
+    config.evaluate.update(prompts=1, batch_size=4, demonstrations=4)
     return config
 
 
@@ -72,7 +72,7 @@ def sweep(h):
             h.sweep("data.files.demonstrations", [f"{FOLDER}/{seed}" for seed in SEEDS]),
         ]
     )
-    return h.product([h.chain([tasks, untrained]), seed])
+    return h.product([seed, h.chain([tasks, untrained])])
 
 
 def divide(folder: pathlib.Path, which: str = "natural_instructions") -> None:

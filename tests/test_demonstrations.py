@@ -56,7 +56,7 @@ def tiny(folder, **files):
     config.model.lora.rank = None
     config.model.update(num_layers=1, embed_dim=16, num_heads=2, max_length=64)
     config.prompt_length, config.completion_length = 48, 6
-    config.too_long = "cut_left"
+    config.too_long, config.data.template = "cut_left", ""
     config.data.files.update(dir=str(folder), training_groups=4, training_group_rows=4, **files)
     config.sft.update(epochs=1.0, batch_size=8)
     config.evaluate.update(prompts=4, batch_size=8, demonstrations=3)

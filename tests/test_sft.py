@@ -56,8 +56,8 @@ def test_a_resumed_run_forgets_what_it_chose_further_on(selection, tmp_path):
 @pytest.mark.parametrize(
     "rows, epochs, read",
     [
-        (None, 1.0, range(0, 200, 4)),  # 64 rows are more than a quarter of 96
-        (None, 4.0, range(0, 200, 3)),  # 96 rows: a quarter of 4 epochs
+        (None, 1.0, range(0, 200, 4)),  # 64 rows are more than half of 96
+        (None, 2.0, range(0, 200, 3)),  # 96 rows: half of 2 epochs
         (None, 16.0, range(200)),
         (50, 16.0, range(0, 200, 4)),
         (0, 1.0, range(200)),

@@ -63,8 +63,8 @@ FIELDS = trained(
         None,
         COUNT_OR_NONE,
         "The largest number of held-out demonstrations whose loss a validation measures. They are spread evenly over the "
-        "split. 0 uses all of them. None means a quarter of those that are trained on between two validations, and at "
-        "least 64.",
+        "split. 0 uses all of them. None means half of those that are trained on between two validations, and at least "
+        "64.",
     ),
     select=Field(
         "loss",
@@ -158,7 +158,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     total, validate_every = loader.steps(section.epochs), loader.steps(section.validate_epochs)
     between = min(total, validate_every) * loader.batch_size
     held_out = inputs.spread(
-        held_out, max(64, between // 4) if section.validate_rows is None else section.validate_rows
+        held_out, max(64, between // 2) if section.validate_rows is None else section.validate_rows
     )
     inputs.report_epochs(run, stage, "demonstrations", mixture, total * loader.batch_size)
     if section.packed:
