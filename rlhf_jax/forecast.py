@@ -20,7 +20,8 @@ from rlhf_jax.runtime.files import write_json
 
 _SHARE = 0.5  # of a device's memory: formulas are rough, and stages that are trained together share it
 _KEPT = 1.6  # times what is in use, a process takes that keeps what is freed (docs/scaling.md)
-_SHOWN = 4  # parts of the memory that are named
+_COMPILED = 0.1 * 2**30  # bytes that a process keeps after it has compiled a program for a CPU (docs/scaling.md)
+_SHOWN = 4  # parts of the memory that are named one by one
 _GIB = 2**30
 
 
@@ -40,10 +41,6 @@ class Need:
     def total(self) -> float:
         """All of it, in bytes."""
         return sum(self.parts.values())
-
-    def __str__(self) -> str:
-        shown = sorted(self.parts.items(), key=lambda part: -part[1])[:_SHOWN]
-        return ", ".join(f"{name} {size / _GIB:.2f}" for name, size in shown)
 
 
 def of(programs: list[Program], mesh, change: Mapping) -> Need:
@@ -101,13 +98,15 @@ def tell(run: Run, stage: str) -> None:
     programs = programs_of(run, stage)
     if not programs:
         return
-    need = of(programs, run.mesh, {})
-    memory = machine.memory(run.mesh)
-    total = need.total * memory.sharers + memory.own
+    need, memory = of(programs, run.mesh, {}), machine.memory(run.mesh)
+    parts = {name: size * memory.sharers for name, size in need.parts.items()}
+    if memory.own:
+        parts["the process itself"] = memory.own + _COMPILED * len(programs)
+    total = sum(parts.values())
     free = "" if memory.free is None else f", of {memory.free / _GIB:.2f} that are free"
+    where = " on each device" if run.mesh.size > memory.sharers else ""
     print(
-        f"{stage}: about {total / _GIB:.2f} GiB of memory{' on each device' if memory.sharers * run.mesh.size > 1 else ''}"
-        f" in its {need.program} ({need}){free}",
+        f"{stage}: about {total / _GIB:.2f} GiB of memory{where} in its {need.program} ({_listed(parts)}){free}",
         flush=True,
     )
     if memory.own and memory.free is not None and _KEPT * total - memory.own > memory.free:
@@ -118,6 +117,14 @@ def tell(run: Run, stage: str) -> None:
             )
     if memory.free is not None and total - memory.own > memory.free:
         print(f"{stage}: warning: that is more than there is; {_advice(run, stage, need)}", flush=True)
+
+
+def _listed(parts: Mapping[str, float]) -> str:
+    """Returns the largest parts by name and the sum of the others, in GiB."""
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    shown, others = ordered[:_SHOWN], ordered[_SHOWN:]
+    shown += [("others", sum(size for _, size in others))] if others else []
+    return ", ".join(f"{name} {size / _GIB:.2f}" for name, size in shown)
 
 
 def _advice(run: Run, stage: str, need: Need) -> str:

@@ -17,8 +17,9 @@ from toy import get_config as toy_config
 
 from rlhf_jax import forecast, model, optim, settled, train
 from rlhf_jax import run as run_lib
-from rlhf_jax.abstract import Program
+from rlhf_jax.abstract import Data, Program
 from rlhf_jax.config import default_config
+from rlhf_jax.fields import registry
 from rlhf_jax.model import memory
 from rlhf_jax.model.work import Work
 from rlhf_jax.runtime import machine
@@ -55,6 +56,34 @@ def test_a_train_step_takes_what_the_compiler_says_within_a_quarter(changes, par
     real = facts.argument_size_in_bytes + facts.temp_size_in_bytes
     assert facts.temp_size_in_bytes > 0.5 * facts.argument_size_in_bytes  # or the arguments would hide the rest
     assert sum(found.values()) + facts.argument_size_in_bytes == pytest.approx(real, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("stage", "program", "fields"),
+    [
+        ("ppo", "sample", {}),
+        ("ppo", "score", {}),
+        ("ppo", "update", {}),
+        ("dpo", "reference", {}),
+        pytest.param("dpo", "train step", {}, marks=pytest.mark.slow),
+        pytest.param("ppo", "update", dict(microbatches=2), marks=pytest.mark.slow),
+        pytest.param("ppo_ptx", "update", dict(ptx_ratio=1), marks=pytest.mark.slow),
+    ],
+)
+def test_programs_of_ppo_and_dpo_take_what_the_compiler_says_within_a_quarter(stage, program, fields):
+    config = default_config()
+    config.stages = ("pretrain", "sft", "collect", "reward_model", stage)
+    config.prompt_length = config.completion_length = 64
+    config.tokenizer.vocab_size = SHAPE.vocab_size
+    names = "num_layers", "embed_dim", "num_heads", "max_length", "dtype", "scan_layers", "remat", "attention"
+    config.model.update({name: getattr(SHAPE, name) for name in names}, logits_chunk=0)
+    config[stage].update(batch_size=16, **(dict(minibatch_size=8) | fields if stage != "dpo" else fields))
+    data = Data(demonstrations=40, rankings=16, completions=2, vocab_size=SHAPE.vocab_size)
+    run = run_lib.without_data(config, data, tiny.mesh_of("1x1x1"))
+    found = next(one for one in registry.of(config, stage).programs(run, stage, data) if one.name == program)
+    with jax.set_mesh(run.mesh):  # without the passes of LLVM, which decide no buffer
+        facts = found.lower().compile({"xla_backend_optimization_level": 0}).memory_analysis()
+    assert sum(found.temporaries({}).values()) == pytest.approx(facts.temp_size_in_bytes, rel=0.25)
 
 
 def test_rows_are_split_over_the_mesh_and_parts_of_a_batch_follow_one_another():
@@ -126,7 +155,10 @@ def test_what_a_stage_takes_is_said_with_the_fields_that_lower_it(monkeypatch, c
     monkeypatch.setattr(machine, "gives_back_memory", lambda: False)  # whatever allocator the tests run with
     monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(16 * GIB, 9 * GIB, own=GIB // 2))
     forecast.tell(run_of(), "sft")
-    said = "sft: about 8.50 GiB of memory in its train step (activations 7.00, parameters 1.00), of 9.00 that are free"
+    said = (
+        "sft: about 8.60 GiB of memory in its train step (activations 7.00, parameters 1.00, the process itself 0.60), "
+        "of 9.00 that are free"
+    )
     assert capsys.readouterr().out.splitlines() == [said]
     monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(16 * GIB, 7 * GIB))
     forecast.tell(run_of(), "sft")
@@ -139,6 +171,11 @@ def test_what_a_stage_takes_is_said_with_the_fields_that_lower_it(monkeypatch, c
     run.config.stages = ("ppo",)
     forecast.tell(run, "ppo")
     assert "; raise ppo.sample_parts=1, or use more devices" in capsys.readouterr().out
+
+
+def test_the_parts_that_are_said_add_up_to_what_is_said():
+    parts = {name: size * GIB for size, name in enumerate("abcdef", 1)}
+    assert forecast._listed(parts) == "f 6.00, e 5.00, d 4.00, c 3.00, others 3.00"
 
 
 def test_a_work_directory_keeps_what_was_chosen_and_what_it_was_given(tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ REMAT = ("none", "dots", "full")  # from the fastest to the one that takes the l
 _UNROLLED = 0.72  # of the arrays of a scanned layer that an unrolled one keeps
 _STREAM, _QKV, _MLP, _GATED_MLP = 10, 7 / 3, 4, 5  # arrays of a layer: as wide as D, the heads, F
 _SCORES = 2  # arrays f32[B, H, T, T] that attention keeps, if it keeps any
-_LOGITS_SCORED = 5  # arrays of logits that comparing two policies takes
+_LIVE = 0.2  # of the arrays of a layer that exist at once where nothing is kept for a backward pass
+COMPARED = 6  # arrays of logits that comparing two policies takes
 
 
 def changed(config: TransformerConfig, change: Mapping) -> TransformerConfig:
@@ -82,13 +83,29 @@ def training(config: TransformerConfig, mesh, rows: int, length: int, places: in
     }
 
 
-def forward(config: TransformerConfig, mesh, rows: int, length: int, places: int, parts: int = 1) -> dict:
-    """Returns the bytes of a forward pass that compares two models' logits; the arguments are those of `training`."""
+def forward(
+    config: TransformerConfig, mesh, rows: int, length: int, places: int, parts: int = 1, arrays: int = 2
+) -> dict:
+    """Returns the bytes of a forward pass that reads log-probabilities.
+
+    The layers are done when the logits are made, so that memory holds the larger of the two.
+
+    Args:
+      config: see `training`, which also has the arguments up to `parts`.
+      mesh: the mesh.
+      rows: B of the whole batch.
+      length: T.
+      places: places of a row whose logits are computed.
+      parts: number of parts that follow one another.
+      arrays: number of arrays of logits: 2 for one policy, and COMPARED for two that are compared.
+    """
     own = rows_at_once(rows, parts, mesh)
-    return {
-        "activations": _layer(config, own, length, mesh),
-        "logits": _LOGITS_SCORED * _logits(config, own, places, mesh),
+    found = {
+        "activations": _LIVE * _layer(config, own, length, mesh),
+        "logits": arrays * _logits(config, own, places, mesh),
     }
+    largest = max(found, key=lambda name: found[name])
+    return {largest: found[largest]}
 
 
 def sampling(config: TransformerConfig, mesh, rows: int, prompt: int, cache: int, parts: int) -> dict:
@@ -96,12 +113,19 @@ def sampling(config: TransformerConfig, mesh, rows: int, prompt: int, cache: int
     own = rows_at_once(rows, parts, mesh)
     return {
         "cache": cache,
-        "activations": _layer(config, own, prompt, mesh),
+        "activations": _LIVE * _layer(config, own, prompt, mesh),
         "logits": 4 * 3 * own * config.padded_vocab / mesh.shape["tensor"],
     }
 
 
-def in_turn(*gradients: dict) -> dict:
-    """Returns the bytes of several gradients that are computed one after another, and exist together."""
-    largest = max(gradients, key=lambda one: one["activations"] + one["logits"])
-    return largest | {"gradients": sum(one["gradients"] for one in gradients)}
+def together(whole: list[dict], in_parts: list[dict]) -> dict:
+    """Returns the bytes of several gradients of one program.
+
+    Args:
+      whole: those computed in one part. XLA makes the forward passes of all before the backward pass of one, so that
+        memory holds the activations of all.
+      in_parts: those computed in several parts, in loops that follow one another.
+    """
+    loop = sorted(in_parts, key=lambda one: one["activations"] + one["logits"])[-1:]
+    found = {name: sum(one[name] for one in whole + loop) for name in ("activations", "logits")}
+    return {"gradients": sum(one["gradients"] for one in whole + in_parts)} | found

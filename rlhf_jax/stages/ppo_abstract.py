@@ -120,7 +120,13 @@ def programs_of(run: Run, stage: str, make: Callable, compiled: programs.PPOProg
             scoring,
             section.iterations,
             temporaries=lambda change: memory.forward(
-                memory.changed(policy, change), run.mesh, rows, length, completion, rows // part * section.microbatches
+                memory.changed(policy, change),
+                run.mesh,
+                rows,
+                length,
+                completion,
+                rows // part * section.microbatches,
+                memory.COMPARED,
             ),
         ),
         abstract.Program(
@@ -144,15 +150,20 @@ def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change:
     section = run.config[stage]
     weights = abstract.bytes_per_device(state.policy.params)
 
-    def gradient(shape, rows, length, places, parts, weights):
-        return memory.training(memory.changed(shape, change), run.mesh, rows, length, places, parts, weights)
+    whole: list[dict] = []
+    in_parts: list[dict] = []
+
+    def add(shape, rows, length, places, parts, weights):
+        shape = memory.changed(shape, change)
+        found = memory.training(shape, run.mesh, rows, length, places, parts, weights)
+        (whole if parts == 1 else in_parts).append(found)
 
     part, completion = section.minibatch_size, run.config.completion_length
-    found = [gradient(policy, part, run.whole_length, completion, section.microbatches, weights)]
+    add(policy, part, run.whole_length, completion, section.microbatches, weights)
     if value:
         own = abstract.bytes_per_device(state.value_params)
-        found.append(gradient(value, part, run.whole_length, 0, section.microbatches, own))
+        add(value, part, run.whole_length, 0, section.microbatches, own)
     if section.ptx_coef and section.ptx_ratio:
         length = section.ptx_length or run.whole_length
-        found.append(gradient(policy, programs.ptx_rows(section), length, length, section.ptx_microbatches, weights))
-    return memory.in_turn(*found)
+        add(policy, programs.ptx_rows(section), length, length, section.ptx_microbatches, weights)
+    return memory.together(whole, in_parts)
