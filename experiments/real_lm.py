@@ -119,6 +119,9 @@ def divide(folder: pathlib.Path) -> None:
     false answer, become one ranking, in which every true answer stands above every false one. All answers then share
     one row behind their question, and cost less than a row for each pair.
 
+    folder/truthfulqa_choice divides the questions to learn from once more: the runs that chose the learning rate learned
+    from three quarters of them, and were compared by the others.
+
     folder/truthfulqa_chat has the questions to learn from as messages, and folder/truthfulqa_unseen the others: in
     rankings.jsonl the same rankings, in demonstrations.jsonl the true answers. Both leave out answers that refuse
     ("I have no comment."), which are true of every question. prompts.jsonl has the questions alone.
@@ -130,8 +133,13 @@ def divide(folder: pathlib.Path) -> None:
         pairs.setdefault(row["prompt"], []).append((row["chosen"], row["rejected"]))
     questions = sorted(pairs, key=lambda text: hashlib.blake2b(text.encode()).digest())
     judged = len(questions) * 2 // 5
+    to_learn = questions[judged:]
+    quarter = len(to_learn) // 4
+    for split, some in (("valid", to_learn[:quarter]), ("train", to_learn[quarter:])):
+        rankings = [ranking for question in some for ranking in ranked(question, pairs[question])]
+        write(folder / "truthfulqa_choice" / f"{split}.jsonl.gz", rankings)
     for split, chat_folder, some in (
-        ("train", "truthfulqa_chat", questions[judged:]),
+        ("train", "truthfulqa_chat", to_learn),
         ("valid", "truthfulqa_unseen", questions[:judged]),
     ):
         rankings = [ranking for question in some for ranking in ranked(question, pairs[question])]
