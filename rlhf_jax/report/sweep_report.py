@@ -303,12 +303,12 @@ class Sweep:
     @functools.cached_property
     def _reference(self) -> str:
         """What KL and win rates refer to: of a policy the reference of its evaluation, in training where PPO starts."""
-        names = set()
+        names = []  # what a damaged file has in place of a name may be of any type
         for arm, stage in itertools.product(self.arms, self.stages):
             evaluation = self._json(arm, stage, "evaluation.json")
-            names.add(evaluation.get("reference") if isinstance(evaluation, dict) else None)
+            names.append(evaluation.get("reference") if isinstance(evaluation, dict) else None)
             if self.history(arm, stage) and "objective/kl" in self.history(arm, stage)[0]:
-                names.add(self.level(arm.setting, f"{stage}.init"))
+                names.append(self.level(arm.setting, f"{stage}.init"))
         return reference_label(name for name in names if isinstance(name, str))
 
     def policies(self) -> list[str]:
