@@ -44,7 +44,7 @@ PAIRS = 4  # of one question in a ranking, so that it has at most 8 answers
 JUDGED = 240  # rankings of unseen questions, one of each
 STAGES = {"rlhf": "sft,reward_model,ppo_ptx", "rlhf_alone": "ppo", "judge": "reward_model"}
 # A reward model of true and false answers has seen no answer that says nothing, and may like it best.
-SAYS_SOMETHING = r"rlhf_jax.rewards:expression(pattern='\w+\W+\w+\W+\w+')"  # three words or more
+SAYS_SOMETHING = r"rlhf_jax.rewards:expression(pattern=r'\w+\W+\w+\W+\w+')"  # three words or more
 
 
 def get_config(which: str = "truthfulqa,250"):

@@ -252,7 +252,7 @@ def experiments() -> list[str]:
         "instructgpt": ("1.3b", "6b", "175b"),
         "real_text": ("pretrain", "hh"),
         "real_small": ("ranked4",),
-        "real_lm": ("truthfulqa,250,random", "hh,500", "ppo", "ppo_ptx"),
+        "real_lm": ("truthfulqa,250,random", "hh,500", "rlhf", "rlhf_alone", "judge"),
         "korean": ("regression",),
     }
     found = []

@@ -103,12 +103,12 @@ def test_generate(monkeypatch, capsys, tmp_path):
 
 def test_chat(monkeypatch):
     answers = [chat.Answer(f"ppo{EVIL}", f"[red]{EVIL}", True, 3, 0.5, None, None)]
-    said = types.SimpleNamespace(answer=lambda *_, **__: answers, example=(EVIL, EVIL))
+    said = types.SimpleNamespace(answer=lambda *_, **__: answers, example=(EVIL, EVIL), unscored=EVIL)
     with a_terminal(monkeypatch) as written, terminal.guarded():
         chat.converse(said, [(EVIL, "")], terminal.console(width=200), 1.0)
         said.answer = lambda *_, **__: (_ for _ in ()).throw(InputError(EVIL))
         chat.show(said, terminal.console(width=200), "x", "", 1.0)
-    assert harmless(written.getvalue()) and "[red]" in written.getvalue() and written.getvalue().count("owned") == 5
+    assert harmless(written.getvalue()) and "[red]" in written.getvalue() and written.getvalue().count("owned") == 6
 
 
 def test_report_of_a_run(monkeypatch, tmp_path):
