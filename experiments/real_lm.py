@@ -21,7 +21,7 @@ has learned from the other questions, which compares the answers of both to them
         --config.ppo.reward=runs/rlhf/reward_model
     python -m rlhf_jax.main --config=experiments/real_lm.py:judge --data=DIR --workdir=runs/judge
 
-Hardware: a CPU core, and 7 GB of memory for the reward models or 16 GB for PPO. A core of 70 GFLOP/s learns from 250 pairs
+Hardware: a CPU core, and 7 GB of memory for the reward models or 9 GB for PPO. A core of 70 GFLOP/s learns from 250 pairs
 and judges 2,659 in 3 minutes. docs/real.md has what came out.
 """
 
@@ -98,9 +98,13 @@ def rlhf(which: str):
         config[name].update(
             reward=f"reward_model, words={SAYS_SOMETHING}",
             reward_weights=(1.0, 2.0),
-            iterations=24,
+            iterations=16,
             batch_size=16,
             minibatch_size=8,
+            microbatches=2,
+            ptx_microbatches=2,
+            learning_rate=3e-5,
+            value_learning_rate=3e-5,
             warmup_iterations=2,
             missing_eos="subtract",  # the scores have no zero of their own, so that no value stands for a bad one
             missing_eos_value=1.0,
