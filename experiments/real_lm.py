@@ -13,12 +13,11 @@ one from Anthropic's harmlessness dialogues:
     python -m rlhf_jax.main --config=experiments/real_lm.py:hh,500 --data=DIR --workdir=runs/hh_500
 
 RLHF by the recipe of chat.py, on the same questions as messages, with the system message SYSTEM: SFT on the true answers,
-a reward model and PPO-ptx; then PPO without the SFT, against the same reward model; and a judge, a reward model that
-has learned from the other questions, which compares the answers of both to them:
+a reward model and PPO-ptx. Then PPO without the SFT, against the reward model in runs/rlhf. The judge is a reward model
+that learns from the other questions, and that compares the policies' answers to these:
 
     python -m rlhf_jax.main --config=experiments/real_lm.py:rlhf --data=DIR --workdir=runs/rlhf
-    python -m rlhf_jax.main --config=experiments/real_lm.py:rlhf_alone --data=DIR --workdir=runs/rlhf_alone \
-        --config.ppo.reward=runs/rlhf/reward_model
+    python -m rlhf_jax.main --config=experiments/real_lm.py:rlhf_alone --data=DIR --workdir=runs/rlhf_alone
     python -m rlhf_jax.main --config=experiments/real_lm.py:judge --data=DIR --workdir=runs/judge
 
 Hardware: a CPU core, and 7 GB of memory for the reward models or 9 GB for PPO. A core of 70 GFLOP/s learns from 250 pairs
@@ -94,9 +93,10 @@ def rlhf(which: str):
     config.prompt_length, config.completion_length = 48, 32
     config.sft.update(batch_size=16)
     config.reward_model.update(batch_size=4, warmup_steps=5)
+    judged_by = "reward_model" if which == "rlhf" else "runs/rlhf/reward_model"
     for name in ("ppo", "ppo_ptx"):
         config[name].update(
-            reward=f"reward_model, words={SAYS_SOMETHING}",
+            reward=f"{judged_by}, words={SAYS_SOMETHING}",
             reward_weights=(1.0, 2.0),
             iterations=16,
             batch_size=16,
