@@ -10,7 +10,7 @@ measures what a checkpoint costs the steps beside it. "loading" is a batch of ev
 loader's rows/s beside what the steps take.
 
 Sweeps: --config.works=sweep_arms --config.repeats=1 measures whole arms, PPO with its evaluation, one after
-another and all at once, and "('ppo_trials',)" their PPO alone; the last line has arms (iterations) per hour, without
+another and all at once, and --config.works=ppo_trials their PPO alone; the last line has arms (iterations) per hour, without
 compilation. On two cores take fewer: --config.trials=4 --config.arms_alone=2 --config.iterations=2.
 """
 
