@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlhf_jax"
 
 # Lower never imports higher; docs/architecture.md says what each is for. A folder is one part; its __main__ is a program.
 LAYERS = (
-    {"runtime", "losses", "advantages", "statistics", "optim", "lora", "scripts"},
+    {"runtime", "losses", "advantages", "statistics", "optim", "lora", "scripts", "watching"},
     {"fields", "checkpoint", "metrics", "sharding"},
     {"model", "train"},
     {"data", "hf"},
