@@ -6,7 +6,7 @@ row. docs/watching.md says the same for users.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rlhf_jax.watching.windows import Mean, Reading, Rows, at_end, at_start, error_of_difference, last, metric
 
@@ -33,7 +33,7 @@ class Seen:
     """
 
     value: float
-    numbers: dict[str, float | str]
+    numbers: Mapping[str, float | str]
     metric: str = ""
 
 
@@ -129,8 +129,8 @@ def reward_falls(bound: float, rows: Rows) -> Seen | None:
         noise = max(error_of_difference(now, then), of_prompts)
         fall, rise = then.value - now.value, then.value - start.value
         if fall > MEANT * noise and fall > bound * rise and kl_now.value > KL_RISE * kl_then.value:
-            kls = {"kl": kl_now.value, "kl_then": kl_then.value}
-            return Seen(fall, {"metric": name, "now": now.value, "then": then.value} | kls, name)
+            rewards = {"metric": name, "now": now.value, "then": then.value}
+            return Seen(fall, {**rewards, "kl": kl_now.value, "kl_then": kl_then.value}, name)
     return None
 
 
