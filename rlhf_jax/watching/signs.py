@@ -129,8 +129,8 @@ def reward_falls(bound: float, rows: Rows) -> Seen | None:
         noise = max(error_of_difference(now, then), of_prompts)
         fall, rise = then.value - now.value, then.value - start.value
         if fall > MEANT * noise and fall > bound * rise and kl_now.value > KL_RISE * kl_then.value:
-            rewards = {"metric": name, "now": now.value, "then": then.value}
-            return Seen(fall, {**rewards, "kl": kl_now.value, "kl_then": kl_then.value}, name)
+            kls = {"kl": kl_now.value, "kl_then": kl_then.value}
+            return Seen(fall, {"now": now.value, "then": then.value, "metric": name, **kls}, name)
     return None
 
 
