@@ -15,7 +15,10 @@ from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.progress import Progress, Stopped
+
+STEPS = "steps.json"  # {"total": number of steps}, for readers of an unfinished stage, because data decide the number
 
 
 class NonFinite(Exception):
@@ -168,6 +171,8 @@ def fit_all(
             )
             for place, trial in trials.items()
         }
+        for trial in trials.values():
+            hosts.on_first(write_json, trial.folder / STEPS, {"total": trial.total})
         name = trials[min(trials)].stage + (f" x {len(trials)}" if len(trials) > 1 else "")
         progress = stack.enter_context(Progress(name, total, first))
         alive = set(trials)

@@ -18,7 +18,7 @@ from rlhf_jax.fields import registry
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import figures, html_page, pages, run_origin, run_policies, seeds, tables
 from rlhf_jax.report import run_page as run_report
-from rlhf_jax.report.figures import of_run
+from rlhf_jax.report.figures import of_training
 from rlhf_jax.report.record import Record
 from rlhf_jax.runtime import files, machine
 from rlhf_jax.runtime.errors import InputError
@@ -142,6 +142,38 @@ def write_curve(folder, rng, steps, curve):
             file.write(json.dumps({"step": step, "time": 0.0} | row) + "\n")
 
 
+def write_training_notes(folder, steps, text="so it is"):
+    """The completions and warnings that a stage notes at some of its steps."""
+    samples = [
+        {
+            "step": step,
+            "of": of,
+            "index": index,
+            "prompt": f"prompt {index} of {of}",
+            "completion": f"{text}, {of} {index} at {step}",
+            "finished": index != 1,
+            "score": step / 10 + index,
+            "scores": {"reward_model": step / 10 + index, "held_out": -0.5},
+            "kl": step / 4,
+            "length": 5 + index,
+        }
+        for step in steps
+        for of, index in [("validation", 0), ("validation", 1), ("highest", 2), ("lowest", 3)]
+    ]
+    warnings = [
+        {
+            "step": step,
+            "name": "kl_and_gold",
+            "metric": "objective/kl",
+            "value": step / 4,
+            "message": f"KL rises: {text}",
+        }
+        for step in steps[1:]
+    ]
+    files.write_json_lines(folder / "training_samples.jsonl", samples)
+    files.write_json_lines(folder / "warnings.jsonl", warnings)
+
+
 def reward_facts(rng):
     def split(noise):
         margins = rng.normal(0.9, 1.2, 600)
@@ -234,7 +266,7 @@ def test_kl_names_what_it_refers_to(run, tmp_path, monkeypatch):
     for starts, name in ((("sft", "sft"), "SFT"), (("sft", "ppo"), "the reference"), (("a/sft",) * 2, "the reference")):
         record = Record.load(run)
         record.config["ppo"]["init"], record.config["ppo_ptx"]["init"] = starts
-        of_run._learning(record, tmp_path / "learning.png")
+        of_training.draw_learning(record, tmp_path / "learning.png")
         assert titles[1] == f"KL to {name}\n(nats per completion)"
         titles.clear()
     for references, name in (
@@ -456,6 +488,9 @@ def hostile_run(path, monkeypatch, text=ATTACK):
     facts = files.read_json(path / "reward_model" / "evaluation.json")
     facts["valid"]["by_group"] = {text: 0.5}
     files.write_json(path / "reward_model" / "evaluation.json", facts)
+    write_training_notes(path / stage, (1, 20, 40), text)
+    stopped = files.read_json(path / stage / "done.json") | {"stopped": text}
+    files.write_json(path / stage / "done.json", stopped)
     done = files.read_json(path / "sft" / "done.json")
     files.write_json(
         path / "sft" / "done.json", done | {"hardware": text, "versions": {text: text}, "finished_at": text}

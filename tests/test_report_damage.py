@@ -11,7 +11,7 @@ import json
 import fake_sweep
 import pytest
 import test_report_sweep
-from test_report import write_run
+from test_report import write_run, write_training_notes
 
 from rlhf_jax.report import pages, reproduction, spec
 from rlhf_jax.report.record import Record
@@ -121,6 +121,9 @@ def run(tmp_path_factory):
     facts = files.read_json(path / "reward_model" / "evaluation.json")
     facts["labeler_gap"] = {"value": 0.1, "low": None, "high": None, "planted": 0.03}
     files.write_json(path / "reward_model" / "evaluation.json", facts)
+    files.write_json(path / "ppo" / "steps.json", {"total": 40})
+    write_training_notes(path / "ppo", steps=(1, 20, 40))
+    files.write_json(path / "ppo" / "done.json", files.read_json(path / "ppo" / "done.json") | {"stopped": "KL over 9"})
     for done in path.glob("*/done.json"):
         files.write_json(done, {name: value for name, value in files.read_json(done).items() if name != "files"})
     return path
@@ -140,6 +143,10 @@ def run(tmp_path_factory):
         "ppo/skills.jsonl",
         "ppo/metrics.jsonl",
         "sft/metrics.jsonl",
+        "ppo/training_samples.jsonl",
+        "ppo/warnings.jsonl",
+        "ppo/steps.json",
+        "ppo/done.json",
     ],
 )
 def test_any_damage_to_a_file_of_a_run_is_reported_or_a_sentence(run, name, unsaved):
@@ -181,6 +188,9 @@ def test_any_damage_to_a_file_of_a_run_is_reported_or_a_sentence(run, name, unsa
         ("data_report.json", ["stages"], [], "its 'stages' is [] and not an object"),
         ("ppo/skills.jsonl", ["score"], 1.5, ", line 1, is damaged: its 'score' is 1.5 and not a number from 0 to 1"),
         ("ppo/skills.jsonl", ["task"], "x", "has other few-shot items than"),
+        ("ppo/training_samples.jsonl", ["step"], 1.5, ", line 1, is damaged: its 'step' is 1.5 and not a whole number"),
+        ("ppo/warnings.jsonl", ["name"], MISSING, ", line 1, is damaged: it has no 'name'"),
+        ("ppo/steps.json", ["total"], "9", "its 'total' is \"9\" and not a whole number"),
     ],
 )
 def test_a_sentence_names_the_place_and_nothing_is_written(run, name, where, strange, said, unsaved):

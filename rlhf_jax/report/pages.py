@@ -1,4 +1,4 @@
-"""Writes the report of a directory, be it a run or a sweep, and shows it on a terminal."""
+"""Writes the report of a directory, be it a run or a sweep, shows it on a terminal, and says how far the directory is."""
 
 import pathlib
 
@@ -17,10 +17,23 @@ def write(path):
     Raises:
       InputError: the path is neither a run nor a sweep, or cannot be written.
     """
-    page = sweep_page if (pathlib.Path(path) / "sweep.json").is_file() else run_page
-    return page.write(path)
+    return _page(path).write(path)
+
+
+def progress_of(path):
+    """Returns how far a run or a sweep is: an object with `finished`, `at_work` and `line`, a sentence on it.
+
+    Raises:
+      InputError: the path is neither a run nor a sweep.
+    """
+    return _page(path).progress_of(path)
 
 
 def show(report) -> None:
     """Prints what `write` returned, at least 100 columns wide: a narrow terminal or a log file cuts no number."""
     terminal.console(width=max(terminal.console().width, 100)).print(report, soft_wrap=True)
+
+
+def _page(path):
+    """Returns the module that reports a directory."""
+    return sweep_page if (pathlib.Path(path) / "sweep.json").is_file() else run_page

@@ -9,6 +9,7 @@ import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax.evaluate.policy import read_rows
 from rlhf_jax.evaluate.safety import PARTS
 from rlhf_jax.fields import noted, registry
+from rlhf_jax.loop import STEPS
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.report.form import (
     ANYTHING,
@@ -17,6 +18,7 @@ from rlhf_jax.report.form import (
     PAIR,
     SHARE,
     TEXT,
+    WHOLE,
     Maybe,
     Object,
     check,
@@ -28,7 +30,7 @@ from rlhf_jax.report.form import (
 from rlhf_jax.report.tables import REFERENCE
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import read_if_there
+from rlhf_jax.runtime.files import read_if_there, read_json_lines
 from rlhf_jax.runtime.terminal import visible
 from rlhf_jax.runtime.workdir import config_of
 
@@ -42,8 +44,10 @@ _STAGE = Object({"kind": TEXT}, {"model": each(ANYTHING)})
 _MIXING = Object({"ptx_coef": NUMBER})
 _DONE = Object(
     {"seconds": NUMBER, "finished_at": TEXT},
-    {"evaluation_seconds": NUMBER, "peak_memory_gib": NUMBER, "hardware": TEXT, "versions": each(ANYTHING)},
+    {"evaluation_seconds": NUMBER, "peak_memory_gib": NUMBER, "hardware": TEXT, "versions": each(ANYTHING)}
+    | {"stopped": Maybe(TEXT)},
 )
+_STEPS = Object({"total": WHOLE})
 _ESTIMATE = Object({"value": NUMBER, "low": Maybe(NUMBER), "high": Maybe(NUMBER)})
 _ESTIMATES = each(Maybe(Object({"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)})))
 _POLICY = Object(
@@ -111,9 +115,17 @@ _DATA = Object(
 _ROWS = {
     "samples.jsonl": Object(
         {"index": NUMBER, "prompt": TEXT, "completion": TEXT, "finished": ANYTHING, "category": Maybe(TEXT)}
-        | {"score": Maybe(NUMBER), "gold": Maybe(Object({"total": NUMBER}, dict.fromkeys(PARTS, SHARE)))}
+        | {"score": Maybe(NUMBER), "gold": Maybe(Object({"total": NUMBER}, dict.fromkeys(PARTS, SHARE)))},
+        dict.fromkeys(("kl", "length"), Maybe(NUMBER)),
     ),
-    "skills.jsonl": Object({"task": TEXT, "score": SHARE}),
+    "skills.jsonl": Object({"task": TEXT, "score": SHARE}, {"prompt": TEXT}),
+}
+_TRAINING_ROWS = {  # of a stage that may be at work on them
+    "training_samples.jsonl": Object(
+        {"step": WHOLE, "of": TEXT, "index": NUMBER, "prompt": TEXT, "completion": TEXT, "finished": ANYTHING},
+        {"scores": Maybe(each(Maybe(NUMBER))), **dict.fromkeys(("score", "kl", "length"), Maybe(NUMBER))},
+    ),
+    "warnings.jsonl": Object({"step": WHOLE, "name": TEXT, "message": TEXT}, {"metric": Maybe(TEXT)}),
 }
 
 
@@ -154,6 +166,7 @@ class Record:
       done: stage -> done.json, for the finished stages in the order of the pipeline.
       evaluations: stage -> evaluation.json, for the evaluated policies in the order of the pipeline.
       reward: evaluation.json of the first reward model, or None.
+      totals: stage -> number of its steps, for the stages that have noted it.
     """
 
     path: pathlib.Path
@@ -162,6 +175,7 @@ class Record:
     done: dict[str, dict]
     evaluations: dict[str, dict]
     reward: dict | None
+    totals: dict[str, int]
 
     @classmethod
     def load(cls, path) -> "Record":
@@ -202,6 +216,7 @@ class Record:
                 "evaluation.json", _POLICY, *(kind for kind, stage in registry.KINDS.items() if stage.judged)
             ),
             reward=next(iter(reward.values()), None),
+            totals={stage: found["total"] for stage, found in read(STEPS, _STEPS, *kinds.values()).items()},
         )
 
     @property
@@ -273,13 +288,36 @@ class Record:
             if finished.checked(file).exists()
         }
 
+    @functools.cached_property
+    def _training_rows(self) -> dict[str, dict[str, list[dict]]]:
+        """The rows that stages noted while they trained: name of the file -> stage -> rows."""
+        found = {}
+        for name, form in _TRAINING_ROWS.items():
+            files = {stage: self.path / stage / name for stage in self.config["stages"]}
+            found[name] = {
+                stage: check_lines(file, read_json_lines(file, cut=stage not in self.done), form)
+                for stage, file in files.items()
+                if finished.checked(file).exists()
+            }
+        return found
+
+    @property
+    def training_samples(self) -> dict[str, list[dict]]:
+        """The completions that stages noted while they trained, by stage."""
+        return {stage: rows for stage, rows in self._training_rows["training_samples.jsonl"].items() if rows}
+
+    @property
+    def warnings(self) -> dict[str, list[dict]]:
+        """The warnings of stages, finished or not, by stage."""
+        return {stage: rows for stage, rows in self._training_rows["warnings.jsonl"].items() if rows}
+
     def rows(self, name: str) -> dict[str, list[dict]]:
         """Returns the rows of samples.jsonl or skills.jsonl by policy, for the policies that have the file."""
         return self._rows[name]
 
     def read_all(self) -> None:
         """Reads the remaining files, so that an error in one of them is raised now."""
-        for name in ("curves", "data", "_rows"):
+        for name in ("curves", "data", "_rows", "_training_rows"):
             getattr(self, name)
 
 

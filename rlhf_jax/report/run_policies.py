@@ -128,26 +128,33 @@ def sample_table(record: Record) -> TextTable | None:
         return None
     by_index = [{row["index"]: row for row in rows} for rows in samples.values()]
     shared = [row for row in next(iter(samples.values())) if all(row["index"] in rows for rows in by_index)]
-    rank = {}  # place of a row within its category: the first rows of all categories come before the second ones
-    counts = {}
-    for row in shared:
-        rank[row["index"]] = counts[row["category"]] = counts.get(row["category"], 0) + 1
-    chosen = sorted(shared, key=lambda row: rank[row["index"]])[:_SAMPLES]
     return TextTable(
         ["prompt", *map(label, samples)],
-        [[_shorten(row["prompt"]), *(_judged(rows[row["index"]]) for rows in by_index)] for row in chosen],
+        [
+            [shorten(row["prompt"]), *(judged(rows[row["index"]]) for rows in by_index)]
+            for row in of_all_categories(shared, _SAMPLES)
+        ],
         words=1 + len(samples),
     )
 
 
-def _judged(row) -> str:
+def of_all_categories(rows: list[dict], most: int) -> list[dict]:
+    """Returns at most `most` rows of samples.jsonl, of as many categories of prompts as possible."""
+    rank = {}  # place of a row within its category: the first rows of all categories come before the second ones
+    counts = {}
+    for number, row in enumerate(rows):
+        rank[number] = counts[row["category"]] = counts.get(row["category"], 0) + 1
+    return [rows[number] for number in sorted(rank, key=rank.get)[:most]]
+
+
+def judged(row: dict) -> str:
     """Returns a completion with its score in brackets."""
     worth = row["gold"]["total"] if row["gold"] else row["score"]
-    text = _shorten(row["completion"]) + ("" if row["finished"] else " …")
+    text = shorten(row["completion"]) + ("" if row["finished"] else " …")
     return text if worth is None else f"{text} ({worth:.2f})"
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
     """Returns a text cut to the length that a table shows."""
     text = text.strip()
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 2] + " …"

@@ -37,6 +37,22 @@ DECISION = (
     '"Look 2" marks a claim that was judged again with more seeds, which were run because a claim was undecided.'
 )
 _MOST_SHOWN = 40  # arms that are named one by one
+_MOST_RUNNING = 4  # running arms of which a line says how far they are
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepProgress:
+    """How far a sweep is.
+
+    Attributes:
+      finished: whether every arm is done or has failed.
+      at_work: whether a process runs an arm.
+      line: the progress as one line.
+    """
+
+    finished: bool
+    at_work: bool
+    line: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +82,12 @@ def write(path) -> rich.console.Group:
       InputError: the path is no sweep, or cannot be written.
     """
     page = make(path)
+    finished = all(arm.ended for arm in page.sweep.arms)
     verdicts = TextTable(
         ["verdict", "claim"], [[said(claim), claim["text"]] for claim in facts_of(page)["claims"]], words=2
     )
     return rich.console.Group(
-        Text(visible(f"{page.sweep.path.name}: {state(page.sweep)}")),
+        Text(visible(f"{page.sweep.path.name}{'' if finished else ', unfinished'}: {state(page.sweep)}")),
         *(
             drawn.means.rich(f"{_heading(drawn)}, ± half of a 95 % interval over seeds", wrap=True, most=6)
             for _, drawn in page.tables
@@ -78,6 +95,14 @@ def write(path) -> rich.console.Group:
         *[verdicts.rich("claims", wrap=True)] * bool(page.verdicts),
         Text(visible(f"Figures and more: {page.sweep.path / 'report.md'}")),
     )
+
+
+def progress_of(path) -> SweepProgress:
+    """Returns how far a sweep is; raises InputError if the path is no sweep."""
+    sweep = Sweep(path)
+    running = [arm for arm in sweep.arms if arm.status == "running"]
+    line = state(sweep) + "".join(f"; {arm.name}: {arm.how_far or 'running'}" for arm in running[:_MOST_RUNNING])
+    return SweepProgress(all(arm.ended for arm in sweep.arms), bool(running), line)
 
 
 def make(path) -> Page:
@@ -250,6 +275,7 @@ def _sections(page) -> list[str]:
         f"# {cell(sweep.path.absolute().name)}",
         *[prose(sweep.about)] * bool(sweep.about.strip()),
         f"{cell(state(sweep))}.",
+        *_unfinished(sweep),
         "± is half of a 95 % Student t interval over seeds. (2 of 3) means that only two of a setting's three seeds "
         "have the number. Differences are taken within each seed.",
     ]
@@ -274,11 +300,23 @@ def _sections(page) -> list[str]:
             sections += [f"Differences to {cell(table.baseline)}, paired by seed:", table.differences.markdown()]
     sections += ["Numbers by seed: [seeds.csv](tables/seeds.csv). All numbers of every arm: [all.csv](tables/all.csv)."]
     if unfinished := [arm for arm in sweep.arms if arm.status != "done"]:
-        rows = [[arm.name, arm.status, arm.reason] for arm in unfinished[:_MOST_SHOWN]]
-        sections += ["## Arms that are not done", TextTable(["arm", "status", "reason"], rows, words=3).markdown()]
+        rows = [[arm.name, arm.status, arm.how_far, arm.reason] for arm in unfinished[:_MOST_SHOWN]]
+        heads = ["arm", "status", "how far", "reason"]
+        sections += ["## Arms that are not done", TextTable(heads, rows, words=4).markdown()]
         if len(unfinished) > _MOST_SHOWN:
             sections += [f"{len(unfinished) - _MOST_SHOWN} more arms are in [seeds.csv](tables/seeds.csv)."]
     return [*sections, *[f"Not read: {cell(note)}" for note in sweep.notes], "## How to repeat this", *_repeat(sweep)]
+
+
+def _unfinished(sweep) -> list[str]:
+    """Returns a sentence on a sweep that a start would go on with; none if every arm has ended."""
+    left = sum(not arm.ended for arm in sweep.arms)
+    if not left:
+        return []
+    return [
+        f"**Unfinished**: {left} of {len(sweep.arms)} arms have not ended. Figures, tables and verdicts are of what there "
+        "was when this was written."
+    ]
 
 
 def claims_text(claims: list[dict]) -> list[str]:

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import pathlib
+import socket
 
 import numpy as np
 
@@ -29,7 +30,8 @@ from rlhf_jax.report.form import (
     is_file_name,
     is_number,
 )
-from rlhf_jax.report.record import reference_label
+from rlhf_jax.report.record import Record, reference_label
+from rlhf_jax.report.run_progress import at_work_on, progress_of
 from rlhf_jax.report.sweep_files import Files, numbers, summary
 from rlhf_jax.report.tables import Quantity, quantity_of
 from rlhf_jax.runtime.errors import InputError
@@ -90,6 +92,21 @@ class ArmRecord:
     def status(self) -> str:
         """How the arm ended, such as "done" or "failed"; MISSING if it has not begun."""
         return self.facts.get("status", MISSING)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the arm is done or has failed; a start of the sweep goes on with any other arm."""
+        return self.status in ("done", "failed")
+
+    @property
+    def how_far(self) -> str:
+        """How far an unfinished arm is, in words; "" if it has not begun or has ended, or if its files do not tell."""
+        if self.ended or self.status == MISSING:
+            return ""
+        try:
+            return progress_of(Record.load(self.path)).line
+        except InputError:
+            return ""
 
     @property
     def reason(self) -> str:
@@ -166,6 +183,9 @@ class Sweep:
         except InputError as error:
             self.notes.append(f"{error}.")
             found = {"status": "running", "reason": "its arm.json cannot be read"}
+        if found.get("status") == "running" and found.get("host") == socket.gethostname():
+            if at_work_on(path) is False:  # a process that is killed cannot say that it was stopped
+                found = found | {"status": "stopped", "reason": "its process has ended"}
         seed = facts["overrides"].get("seed", self.config.get("seed", 0))
         setting = settings[json.dumps(fields, sort_keys=True)]
         return ArmRecord(facts["number"], facts["name"], facts["overrides"], seed, setting, path, found)

@@ -157,14 +157,17 @@ def json_lines_text(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read_json_lines(path) -> list[dict]:
+def read_json_lines(path, cut: bool = False) -> list[dict]:
     """What `write_json_lines` wrote.
+
+    Args:
+      cut: what follows the last line feed is left out, as of a file to which a process may be appending.
 
     Raises:
       InputError: the file cannot be read, or a line is cut or holds no object; the sentence names file and line.
     """
     rows = []
-    for number, line in enumerate(whole_lines(path, cut=False), start=1):
+    for number, line in enumerate(whole_lines(path, cut), start=1):
         try:
             row, why = from_json(line), ""
         except json.JSONDecodeError:

@@ -196,8 +196,8 @@ def refuse_other_config(path, old, new, ignore, defaults) -> None:
       ignore: dotted prefixes of fields that may differ.
       defaults: value of each field that the stored config lacks.
     """
-    new_names, old_names = dict(_flatten(new)), dict(_flatten(old))
-    added = {name: value for name, value in _flatten(defaults) if name in new_names and name not in old_names}
+    new_names, old_names = dict(flatten(new)), dict(flatten(old))
+    added = {name: value for name, value in flatten(defaults) if name in new_names and name not in old_names}
     if listed := differences(old_names | added, new_names, ignore):
         raise InputError(
             f"the work directory {path} holds a run of another config ({listed}): "
@@ -214,7 +214,7 @@ def differences(old, new, ignore: tuple[str, ...] = (), *, common: bool = False)
       ignore: dotted prefixes of fields that may differ.
       common: whether to compare only the fields that both have.
     """
-    old, new = dict(_flatten(old)), dict(_flatten(new))
+    old, new = dict(flatten(old)), dict(flatten(new))
     found = [
         f"{name} was {_show(old, name)} and is now {_show(new, name)}"
         for name in sorted(old.keys() & new.keys() if common else old.keys() | new.keys())
@@ -225,11 +225,11 @@ def differences(old, new, ignore: tuple[str, ...] = (), *, common: bool = False)
     return ", ".join(found[:_SHOWN_DIFFERENCES]) + more
 
 
-def _flatten(config, prefix=""):
+def flatten(config, prefix=""):
     """Yields (dotted name, value) of every leaf; an empty mapping is a leaf."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

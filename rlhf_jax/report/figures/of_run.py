@@ -7,27 +7,12 @@ import math
 
 import numpy as np
 
-from rlhf_jax.fields import registry
 from rlhf_jax.report.figures import arms_of
+from rlhf_jax.report.figures.of_training import draw_learning, draw_losses, look
 from rlhf_jax.report.record import SPLITS, label
-from rlhf_jax.report.tables import REFERENCE
 from rlhf_jax.runtime.figures import legend_above, new_figure
 from rlhf_jax.runtime.terminal import visible
 from rlhf_jax.statistics import mean_over_seeds
-
-_LOOKS = {
-    "pretrain": ("#7F7F7F", "s", "-"),
-    "sft": ("#0072B2", "o", "-"),
-    "ppo": ("#D55E00", "^", "-"),
-    "ppo_ptx": ("#009E73", "D", "--"),
-}
-_MORE_LOOKS = [("#CC79A7", "v", "-."), ("#E69F00", "P", ":"), ("#56B4E9", "X", "-."), ("#000000", "*", ":")]
-
-
-def look(stage: str, stages) -> tuple[str, str, str]:
-    """Returns the colour, marker and line of a stage's policy among all stages shown."""
-    others = [name for name in stages if name not in _LOOKS]
-    return _LOOKS.get(stage) or _MORE_LOOKS[others.index(stage) % len(_MORE_LOOKS)]
 
 
 def draw_run(record, folder) -> list[tuple[str, str]]:
@@ -42,13 +27,16 @@ def draw_run(record, folder) -> list[tuple[str, str]]:
             _categories,
             "Gold score by category of prompt (number of test prompts), with 95 % intervals.",
         ),
-        "learning.png": (_learning, "PPO: means over the batch of each iteration (faint), and their moving average."),
+        "learning.png": (
+            draw_learning,
+            "PPO: means over the batch of each iteration (faint), their moving average, and validations (markers).",
+        ),
         "reward_model.png": (
             _reward_model,
             "Reward model: stated confidence against the share of pairs on which it is right, and accuracy by "
             "difference of scores.",
         ),
-        "losses.png": (_losses, "Training loss of each step (faint), its moving average, and held-out loss."),
+        "losses.png": (draw_losses, "Training loss of each step (faint), its moving average, and held-out loss."),
     }
     return [(name, caption) for name, (draw, caption) in figures.items() if draw(record, folder / name)]
 
@@ -131,62 +119,6 @@ def _categories(record, path) -> bool:
             axis.axhline(row + 0.5, color="#DDDDDD", linewidth=0.6)
         axis.set_xlabel("gold score")
         legend_above(figure, [axis])
-    return True
-
-
-def _learning(record, path) -> bool:
-    """Draws four metrics over the iterations of PPO; returns False without them."""
-    curves = {stage: rows for stage, rows in record.curves.items() if rows and "objective/kl" in rows[0]}
-    starts = {record.config[stage].get("init") for stage in curves}
-    start = label(starts.pop()) if len(starts) == 1 and starts <= set(record.config["stages"]) else REFERENCE
-    names = {
-        "objective/scores": "reward score",
-        "objective/kl": f"KL to {start}\n(nats per completion)",
-        "objective/completion_length": "completion length (tokens)",
-        "objective/entropy": "entropy\n(nats per completion)",
-    }
-    names = {name: title for name, title in names.items() if any(name in rows[0] for rows in curves.values())}
-    if not names:
-        return False
-    with new_figure(path, 2, 0.3 + 2.0 * math.ceil(len(names) / 2), math.ceil(len(names) / 2), sharex=True) as (
-        figure,
-        axes,
-    ):
-        for axis, (name, title) in zip(axes.flat, names.items()):
-            for stage, rows in curves.items():
-                colour, _, line = look(stage, curves)
-                _curve(axis, rows, name, colour, label(stage), line)
-            axis.set_ylabel(title)
-        for axis in axes.flat[len(names) :]:
-            axis.remove()
-        for axis in axes[-1]:
-            axis.set_xlabel("iteration")
-        legend_above(figure, [axes[0, 0]])
-    return True
-
-
-def _losses(record, path) -> bool:
-    """Draws training and held-out losses, a panel for each stage; returns False without losses."""
-    curves = {
-        stage: rows for stage, rows in record.curves.items() if rows and registry.KINDS[record.kind(stage)].loss_unit
-    }
-    if not curves:
-        return False
-    with new_figure(path, len(curves), 2.5) as (figure, axes):
-        for axis, (stage, rows) in zip(axes[0], curves.items()):
-            _curve(axis, rows, "loss", "#0072B2", "training")
-            train, valid = (_points(rows, name) for name in ("loss", "valid/loss"))
-            if valid:
-                axis.plot(*zip(*valid), "o--", color="#D55E00", markersize=4, label="held out")
-            axis.set_title(label(stage))
-            axis.set_xlabel("optimizer step")
-            axis.set_ylabel(f"loss\n({registry.KINDS[record.kind(stage)].loss_unit})")
-            if train:
-                ceiling = np.quantile([value for _, value in train], 0.98)
-                floor = min(value for _, value in train + valid)
-                margin = 0.1 * (ceiling - floor) or 0.1  # a stage of one step has a single loss
-                axis.set_ylim(floor - margin, ceiling + margin)
-        legend_above(figure, [axes[0, 0]])
     return True
 
 
@@ -275,29 +207,12 @@ def draw_seeds(values: dict[str, dict[str, list[float]]], stages, path) -> None:
             axis.set_ylabel(title)
 
 
-def _curve(axis, rows, name, colour, title, line="-") -> None:
-    """Draws the values of a metric (faint) and their centred moving average."""
-    points = _points(rows, name)
-    if not points:
-        return
-    steps, values = map(np.asarray, zip(*points))
-    axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-    half = len(values) // 40
-    smooth = [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
-    axis.plot(steps, smooth, line, color=colour, linewidth=1.6, label=title)
-
-
 def _edges(row: dict) -> tuple[float, float]:
     """Returns the edges of a bin of margins.
 
     The last bin has no upper edge: the file has None in its place, or infinity if it is older.
     """
     return row["low"], math.inf if row["high"] is None else row["high"]
-
-
-def _points(rows, name) -> list[tuple[int, float]]:
-    """Returns (step, value) of a metric, for the steps at which it is finite."""
-    return [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
 
 
 def _interval(low: float, high: float) -> str:
