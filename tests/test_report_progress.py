@@ -90,6 +90,7 @@ def test_a_run_at_work_says_how_long_it_takes(whole, tmp_path, unsaved):
         shutil.rmtree(path / "ppo")
         assert "ppo is about to begin" in page(path)
         (path / "sft" / "evaluation.json").unlink()
+        files.write_json(path / "sft" / "done.json", {"seconds": 1.0, "finished_at": "today"})
         assert "sft is being evaluated" in page(path)
     text = page(path)
     assert "sft is finished, but not evaluated" in text and "Still missing: the evaluation of sft, ppo," in text
@@ -128,8 +129,11 @@ def test_a_report_can_be_written_while_a_line_is(whole, tmp_path, name, unsaved,
         assert "Unfinished" in page(path)
 
 
-def test_a_report_can_be_written_whatever_is_there_yet(whole, tmp_path, unsaved):
+def test_a_report_can_be_written_whatever_is_there_yet(tmp_path, unsaved):
     """Files come one after another: after each, the run is reported."""
+    whole = write_run(tmp_path / "whole", stages=("sft", "ppo"), prompts=3, items=1)
+    write_training_notes(whole / "ppo", (1, 20, 40))
+    files.write_json(whole / "ppo" / "steps.json", {"total": 40})
     order = ["config.json", "overrides.json"]
     for stage in files.read_json(whole / "config.json")["stages"]:
         names = ["steps.json", "metrics.jsonl", "training_samples.jsonl", "warnings.jsonl", "done.json"]
@@ -149,7 +153,7 @@ def test_a_report_can_be_written_whatever_is_there_yet(whole, tmp_path, unsaved)
             if name != "config.json":
                 page(path)
                 said.append(pages.progress_of(path).line)
-    assert said[0] == "pretrain is about to begin" and "ppo is running, 40 of 40 iterations are done" in said
+    assert said[0] == "sft is about to begin" and "ppo is running, 40 of 40 iterations are done" in said
     assert "sft is being evaluated" in said and said[-1].startswith("all stages are finished")
 
 
@@ -308,7 +312,7 @@ def test_a_sweep_says_how_far_its_arms_are(tmp_path, unsaved):
     path = fake_sweep.write(
         tmp_path / "sweep",
         fake_sweep.product(seed=tuple(fates)),
-        lambda overrides, stage: {"valid/accuracy": 0.7} if stage == "reward_model" else {"gold/total": 0.5},
+        lambda overrides, stage: {"valid/rankings": 9} if stage == "reward_model" else {"gold/total": 0.5},
         fate=lambda overrides: fates[overrides["seed"]],
         history=lambda overrides, stage, step: {"objective/kl": 0.1},
         config=config,
