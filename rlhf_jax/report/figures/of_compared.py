@@ -37,9 +37,10 @@ def draw(records: dict[str, Record], stages: list[str], folder) -> list[tuple[st
     for metric, panels in by_metric.items():
         name = f"{re.sub('[^A-Za-z0-9]+', '_', metric).strip('_')}.png"
         if name not in dict(drawn):
-            _draw(records, panels, pathlib.Path(folder) / name)
-            title = " ".join(panels[0][1].title.split()) if len({p.title for _, p in panels}) == 1 else metric
-            drawn.append((name, f"{title[:1].upper()}{title[1:]}: moving averages; markers are validations."))
+            validated = _draw(records, panels, pathlib.Path(folder) / name)
+            title = " ".join(panels[0][1].title.split()) if len({panel.title for _, panel in panels}) == 1 else metric
+            more = "; markers are validations" if validated else ""
+            drawn.append((name, f"{title[:1].upper()}{title[1:]}: moving averages{more}."))
     return drawn
 
 
@@ -52,14 +53,14 @@ def _panels(records: dict[str, Record], stage: str) -> list[Panel]:
     return rl_panels(curves, REFERENCE)
 
 
-def _draw(records: dict[str, Record], panels: list[tuple[str, Panel]], path) -> None:
-    """Draws a metric: a panel for each stage, a line for each run."""
+def _draw(records: dict[str, Record], panels: list[tuple[str, Panel]], path) -> bool:
+    """Draws a metric: a panel for each stage, a line for each run; returns whether there are validations."""
+    validated = False
     columns = min(_COLUMNS, len(panels))
     height = math.ceil(len(panels) / columns)
     alike = len({panel.title for _, panel in panels}) == 1  # losses of stages can have other units
     with new_figure(path, columns, 0.4 + 2.6 * height, height, sharey=alike) as (figure, axes):
         for axis, (stage, panel) in zip(axes.flat, panels):
-            validated = False
             for (name, record), drawn_as in zip(records.items(), LOOKS):
                 rows = record.curves.get(stage, [])
                 curve(axis, rows, panel, drawn_as, visible(name), faint=len(records) < 4)
@@ -69,8 +70,9 @@ def _draw(records: dict[str, Record], panels: list[tuple[str, Panel]], path) -> 
                 axis.set_ylabel(panel.title)
             axis.set_xlabel("iteration" if "/" in panel.training else "optimizer step")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if validated:
-                axis.plot([], [], "o", color="#555555", **VALIDATION, label="validation")
         for axis in axes.flat[len(panels) :]:
             axis.remove()
+        if validated:
+            axes.flat[0].plot([], [], "o", color="#555555", **VALIDATION, label="validation")
         legend_above(figure, axes.flat[: len(panels)])
+    return validated
