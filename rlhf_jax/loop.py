@@ -163,16 +163,16 @@ def fit_all(
             first, state = restored
         writers = {
             place: stack.enter_context(
-                metrics_lib.MetricsWriter(
-                    trial.folder / "metrics.jsonl",
-                    min(first, trial.total) if restored else None,
-                    trial.run.config.tensorboard,
-                )
+                metrics_lib.MetricsWriter(trial.folder / "metrics.jsonl", min(first, trial.total) if restored else None)
             )
             for place, trial in trials.items()
         }
         for trial in trials.values():
             hosts.on_first(write_json, trial.folder / STEPS, {"total": trial.total})
+        trackers = {
+            place: trial.run.trackers.stage(trial.stage, min(first, trial.total), writers[place].before)
+            for place, trial in trials.items()
+        }
         name = trials[min(trials)].stage + (f" x {len(trials)}" if len(trials) > 1 else "")
         progress = stack.enter_context(Progress(name, total, first))
         alive = set(trials)
@@ -193,6 +193,7 @@ def fit_all(
                     failed(place, _non_finite(trial, step, bad, checkpointer.latest_step(), folder))
                 else:
                     writers[place].write(step, row | times)
+                    trackers[place].metrics(step, row | times)
                     shown.append({label: row[name] for label, name in trial.live.items() if name in row})
             if shown:
                 progress.update(step, {label: sum(row[label] for row in shown) / len(shown) for label in shown[0]})

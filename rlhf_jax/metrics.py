@@ -1,7 +1,6 @@
 """Metrics on their way from the programs to `metrics.jsonl`: one JSON line a step."""
 
 import contextlib
-import importlib
 import itertools
 import json
 import math
@@ -42,7 +41,9 @@ class MetricsWriter:
       path: the file; its folder exists.
       resume_step: the step restored from a checkpoint: later lines are dropped, because their
         steps are run again. None when nothing was restored: the file starts anew.
-      tensorboard: also write event files beside it, with tensorboardX or PyTorch's writer.
+
+    Attributes:
+      before: the last step that the file had, before lines were dropped; 0 if it had none.
 
     In a file that is resumed, a line that is not whole is cut, and one that is there twice is kept once. A sentence
     says which steps have lost their lines.
@@ -51,24 +52,24 @@ class MetricsWriter:
       InputError: the file cannot be written, or is not one of ours.
     """
 
-    def __init__(self, path, resume_step: int | None, tensorboard: bool = False):
+    def __init__(self, path, resume_step: int | None):
         self.path = pathlib.Path(path)
-        self._file = self._events = None
-        hosts.on_first(self._open, resume_step, tensorboard)
+        self._file = None
+        self.before: int = hosts.on_first(self._open, resume_step)
 
-    def _open(self, resume_step, tensorboard):
-        make_events = _tensorboard_writer() if tensorboard else None
-        kept = []
+    def _open(self, resume_step: int | None) -> int:
+        rows, kept = {}, []
+        if self.path.exists():
+            with contextlib.nullcontext() if resume_step is not None else contextlib.suppress(InputError):
+                rows = _rows(self.path)
         if resume_step is not None and self.path.exists():
-            kept = [line for step, (line, _) in _rows(self.path).items() if step <= resume_step]
+            kept = [line for step, (line, _) in rows.items() if step <= resume_step]
             if gaps := lost_steps(read_metrics(self.path), resume_step):
                 print(f"{self.path} has lost the lines of {gaps}; its curves have gaps there", file=sys.stderr)
         write_text(self.path, "".join(line + "\n" for line in kept))
         with explained(f"write {self.path}"):
             self._file = open(self.path, "a", encoding="utf-8")
-        if make_events:
-            purge_step = None if resume_step is None else resume_step + 1
-            self._events = make_events(os.fspath(self.path.parent / "tensorboard"), purge_step=purge_step)
+        return max(rows, default=0)
 
     def write(self, step: int, metrics: dict) -> None:
         """Appends the values of one step: numbers (JAX and NumPy scalars too), strings or None."""
@@ -84,10 +85,6 @@ class MetricsWriter:
         with explained(f"write {self.path} (step {step})"):
             self._file.write(line + "\n")
             self._file.flush()
-        if self._events:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._events.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Returns when the lines are on the disk itself: not even a crash of the machine loses them."""
@@ -99,8 +96,6 @@ class MetricsWriter:
             return
         with explained(f"write {self.path}"):
             self._file.close()
-        if self._events:
-            self._events.close()
 
     def __enter__(self):
         return self
@@ -157,15 +152,3 @@ def _encode(value):
 
 def _decode(value):
     return float(value) if value in ("nan", "inf", "-inf") else value
-
-
-def _tensorboard_writer():
-    for module in ("tensorboardX", "torch.utils.tensorboard"):
-        try:
-            return importlib.import_module(module).SummaryWriter
-        except ImportError:
-            continue
-    raise InputError(
-        "TensorBoard files were asked for, but no writer is installed: "
-        "pip install tensorboardX, or turn TensorBoard off"
-    )

@@ -24,10 +24,21 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there
 from rlhf_jax.runtime.workdir import Workdir, has_begun
 from rlhf_jax.sources import read_config
+from rlhf_jax.trackers import Trackers
+from rlhf_jax.trackers import check as check_trackers
 from rlhf_jax.world.corpus import WorldCorpus
 
 # Fields that may change between two starts of one run: they change no result.
-FREE_FIELDS = ("checkpoints_kept", "checkpoints_every", "tensorboard", "platform", "evaluate")
+# Work directories of older versions have `tensorboard`.
+FREE_FIELDS = (
+    "checkpoints_kept",
+    "checkpoints_every",
+    "trackers",
+    "tracker_project",
+    "tensorboard",
+    "platform",
+    "evaluate",
+)
 
 
 def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
@@ -59,6 +70,7 @@ class Run:
     corpus: FileCorpus | WorldCorpus | None = None
     interrupt: progress.Interrupt | None = None
     workdir: Workdir | None = None  # None: opened for reading
+    trackers: Trackers = dataclasses.field(default_factory=Trackers)
     bases: dict = dataclasses.field(default_factory=dict)  # the frozen weights that adapters share; see weights.py
 
     @property
@@ -197,6 +209,7 @@ def start(
     """
     check_config(config)
     checkpoint.check_path(path)
+    hosts.on_first(check_trackers, config.trackers, pathlib.Path(path))
     corpora = {} if corpora is None else corpora
     config = _settled(config, pathlib.Path(path), corpora)
     plain = config.to_dict()
@@ -207,7 +220,8 @@ def start(
             run.workdir = folder
             for stage in config.stages:
                 hosts.on_first(checkpoint.remove_left_over, run.folder(stage) / "params")
-            with jax.set_mesh(run.mesh):
+            run.trackers = Trackers(config.trackers, config.tracker_project, folder.path, plain)
+            with run.trackers, jax.set_mesh(run.mesh):
                 yield run
 
 

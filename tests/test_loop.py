@@ -15,6 +15,7 @@ from rlhf_jax.metrics import read_metrics
 from rlhf_jax.runtime import clock as clock_lib
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.progress import Interrupt, Stopped
+from rlhf_jax.trackers import Trackers
 
 STEPS = 6
 
@@ -23,9 +24,9 @@ def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint
     """Runs the loop; `at` = ("advance" or "record", step): during that the signal comes. The order of what happened."""
     monkeypatch.setattr(hosts, "LONG_STEP", 0.0 if long else float("inf"))
     interrupt, happened = Interrupt(), []
-    config = types.SimpleNamespace(checkpoints_kept=2, checkpoints_every=0, tensorboard=False)
+    config = types.SimpleNamespace(checkpoints_kept=2, checkpoints_every=0)
     workdir = types.SimpleNamespace(stage=lambda _: path)
-    run = types.SimpleNamespace(config=config, interrupt=interrupt, workdir=workdir)
+    run = types.SimpleNamespace(config=config, interrupt=interrupt, workdir=workdir, trackers=Trackers())
 
     def note(what, step):
         happened.append((what, step))

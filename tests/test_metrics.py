@@ -2,7 +2,6 @@
 
 import json
 import math
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -162,34 +161,3 @@ def test_full_disk_names_the_file(tmp_path):
         writer.write(4, {"a": 1.0})
     with pytest.raises(InputError, match="metrics.jsonl: No space left on device"):
         writer.close()
-
-
-def test_tensorboard_is_optional_and_resumes(tmp_path, monkeypatch):
-    calls = []
-
-    class SummaryWriter:
-        def __init__(self, folder, purge_step):
-            calls.append((folder, purge_step))
-
-        def add_scalar(self, name, value, step):
-            calls.append((name, value, step))
-
-        def close(self):
-            calls.append("closed")
-
-    def importing(name):
-        if name == "tensorboardX":
-            raise ImportError
-        return types.SimpleNamespace(SummaryWriter=SummaryWriter)
-
-    monkeypatch.setattr(metrics.importlib, "import_module", importing)
-    with MetricsWriter(tmp_path / "metrics.jsonl", 4, tensorboard=True) as writer:
-        writer.write(5, {"a": np.float32(0.5), "b": "text"})
-    assert calls == [(str(tmp_path / "tensorboard"), 5), ("a", 0.5, 5), "closed"]
-
-    def missing(name):
-        raise ImportError
-
-    monkeypatch.setattr(metrics.importlib, "import_module", missing)
-    with pytest.raises(InputError, match="pip install tensorboardX"):
-        MetricsWriter(tmp_path / "metrics.jsonl", 4, tensorboard=True)

@@ -117,7 +117,7 @@ def test_a_stage_s_identity_is_what_it_reads_and_what_its_inputs_read():
         {"data__world__seed": 3},
     ):
         assert changed(**field) == everything, field
-    assert changed(mesh__data=2) == changed(checkpoints_kept=1) == changed(tensorboard=True) == set()
+    assert changed(mesh__data=2) == changed(checkpoints_kept=1) == changed(trackers=("wandb",)) == set()
 
 
 def test_a_stage_of_its_own_model_is_the_same_for_policies_of_all_sizes():

@@ -209,7 +209,19 @@ COMMON = Section(
             "The interval of the checkpoints that are kept for good, in steps (in iterations for PPO). "
             "A checkpoint stays if its step is a multiple of this number. 0 keeps only `checkpoints_kept`.",
         ),
-        "tensorboard": Field(False, FLAG, "Whether TensorBoard event files are written beside metrics.jsonl."),
+        "trackers": Field(
+            (),
+            Several(
+                OneOf("wandb", "trackio", "tensorboard", "mlflow"),
+                "of wandb, trackio, tensorboard and mlflow, each once, or ()",
+                distinct=True,
+            ),
+            "Where the run is shown while it trains, beside its own files; docs/watching.md. "
+            "Nothing is sent to another machine unless the tracker's own environment variables ask for it.",
+        ),
+        "tracker_project": Field(
+            "rlhf_jax", SOME_TEXT, "The project, or experiment, that the trackers show the run in."
+        ),
         "platform": Field(
             "", OneOf("", "cpu", "gpu", "tpu"), "The kind of device to run on. Empty means the one that JAX finds."
         ),

@@ -26,7 +26,7 @@ import sys
 
 from absl import flags
 
-from rlhf_jax import job
+from rlhf_jax import job, trackers
 from rlhf_jax.report import pages
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -110,6 +110,8 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
             print(f"rlhf_jax.sweep: worker {number} {reason}", file=sys.stderr)
         return _finish(experiment, chosen, path) or (1 if ended else 0)
     given.join()
+    for names in {tuple(arm.config.trackers) for arm in chosen}:
+        hosts.on_first(trackers.check, names)
     store = Store(stages)
     if _WORKER.value:
         workers.end_with_parent()

@@ -24,6 +24,7 @@ from rlhf_jax.runtime.progress import Interrupt
 from rlhf_jax.runtime.workdir import Workdir
 from rlhf_jax.statistics import calibration
 from rlhf_jax.token_loss import TokenLoss
+from rlhf_jax.trackers import Trackers
 
 STAGE = "judge"  # the folder in the work directory, and the name of the progress
 
@@ -58,8 +59,9 @@ class Home:
     workdir: Workdir
     interrupt: Interrupt
     config: ConfigDict = dataclasses.field(
-        default_factory=lambda: ConfigDict({"checkpoints_kept": 1, "checkpoints_every": 0, "tensorboard": False})
+        default_factory=lambda: ConfigDict({"checkpoints_kept": 1, "checkpoints_every": 0})
     )
+    trackers: Trackers = dataclasses.field(default_factory=Trackers)
 
 
 def fit(
