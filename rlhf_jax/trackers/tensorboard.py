@@ -23,21 +23,23 @@ class TensorBoard(Tracker):
     """See the top of the file."""
 
     def __init__(self, run: Tracked):
-        self._library, self._run, self._writer, self._stage = library(), run, None, ""
-        self.id = os.fspath(run.name)
+        self._library, self._run, self._writer = library(), run, None
+        self.id = run.name
         self.place = f"`tensorboard --logdir {run.path}`"
 
     def begin(self, stage: str, restored: int, logged: int) -> int:
         self.close(failed=False)
         folder = os.fspath(self._run.path / stage / FOLDER)
-        self._writer = self._library.SummaryWriter(folder, purge_step=restored + 1, flush_secs=10)
-        self._stage = stage
+        # The suffix is for a stage that is resumed within a second, as whose name files have their time.
+        suffix = f".{restored:09}"
+        self._writer = self._library.SummaryWriter(folder, purge_step=restored + 1, filename_suffix=suffix)
         self._writer.add_text("config", _code(json.dumps(self._run.config, indent=1)), restored)
         return restored
 
     def metrics(self, stage: str, step: int, row: dict[str, float]) -> None:
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # so that a checkpoint has the steps before it in the file
 
     def samples(self, stage: str, step: int, columns: list[str], rows: list[list]) -> None:
         lines = [columns, ["---"] * len(columns), *rows]
