@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ class MetricsWriter:
 
     def __init__(self, path, resume_step: int | None):
         self.path = pathlib.Path(path)
-        self._file = None
+        self._file: TextIO | None = None
         self.before: int = hosts.on_first(self._open, resume_step)
 
     def _open(self, resume_step: int | None) -> int:

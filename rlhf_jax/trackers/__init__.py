@@ -83,12 +83,16 @@ class Trackers:
     Args:
       names: the trackers, of `KINDS`.
       project: the project that the run is shown in.
-      path: the work directory; None only without trackers.
+      path: the work directory.
       config: the run's config, nested mappings of JSON values.
     """
 
     def __init__(
-        self, names: Sequence[str] = (), project: str = "", path: pathlib.Path | None = None, config: dict | None = None
+        self,
+        names: Sequence[str] = (),
+        project: str = "",
+        path: pathlib.Path = pathlib.Path(),
+        config: dict | None = None,
     ):
         self._project, self._path, self._config = project, path, json.loads(json.dumps(config or {}))
         self._to_open = list(names) if names and hosts.is_first() else []
@@ -127,7 +131,14 @@ class Trackers:
         try:
             local = make_folder((sweep or path) / FOLDER)
             run = Tracked(
-                self._project, path.name, sweep and sweep.name, path, local, self._config, kept and kept["id"], logged
+                project=self._project,
+                name=path.name,
+                group=sweep.name if sweep else None,
+                path=path,
+                local=local,
+                config=self._config,
+                id=kept["id"] if kept else None,
+                logged=logged,
             )
             tracker = KINDS[name].open(run)
         except (Exception, SystemExit) as error:

@@ -8,6 +8,7 @@ A resumed stage tells TensorBoard to forget the steps after its checkpoint, and 
 
 import json
 import os
+from typing import Any
 
 from rlhf_jax.trackers.tracker import Tracked, Tracker, load
 
@@ -23,7 +24,8 @@ class TensorBoard(Tracker):
     """See the top of the file."""
 
     def __init__(self, run: Tracked):
-        self._library, self._run, self._writer = library(), run, None
+        self._library, self._run = library(), run
+        self._writer: Any = None
         self.id = run.name
         self.place = f"`tensorboard --logdir {run.path}`"
 

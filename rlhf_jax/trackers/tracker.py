@@ -110,7 +110,7 @@ def table(rows: Sequence[dict]) -> tuple[list[str], list[list]]:
 
 def fields(config: dict, prefix: str = "") -> dict:
     """Returns the fields of a nested config by their dotted names."""
-    found = {}
+    found: dict = {}
     for name, value in config.items():
         found |= fields(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
     return found
