@@ -17,7 +17,7 @@ LAYERS = (
     {"data", "hf"},
     {"released"},
     {"sources"},
-    {"token_loss", "generate", "shapes", "world", "rewards"},
+    {"token_loss", "generate", "shapes", "world", "rewards", "label"},
     {"settled", "notes"},
     {"ppo", "run"},
     {"inputs", "weights", "sampling", "loop"},

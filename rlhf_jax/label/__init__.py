@@ -1,0 +1,1 @@
+"""People who rank completions, or write demonstrations, on a page that this machine serves."""
