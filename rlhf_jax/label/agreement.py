@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 
 from rlhf_jax.data.describe import agreement
-from rlhf_jax.data.row_formats import parse_row
+from rlhf_jax.data.records import Ranking
 from rlhf_jax.label import judgments
 from rlhf_jax.label.questions import FLAGS
 from rlhf_jax.runtime.errors import InputError
@@ -124,17 +124,14 @@ def of_file(path) -> list[str]:
 
 
 def _agreement(rows: Sequence[dict]) -> dict | None:
-    # A name of its own stands for the prompt: the completions of two items may belong to one prompt.
-    return agreement([parse_row({"prompt": row["item"], **_texts(row)}, "rankings") for row in rows])
-
-
-def _texts(row: dict) -> dict:
-    """Returns the columns of a ranking with a name in the place of each completion, which may be a message."""
-    return {
-        "completions": [str(place) for place in range(len(row["ranks"]))],
-        "ranks": row["ranks"],
-        "labeler": row["labeler"],
-    }
+    # Names stand for prompt and completions: a completion may be a message, and a prompt may have two items.
+    names = [tuple(map(str, range(len(row["ranks"])))) for row in rows]
+    return agreement(
+        [
+            Ranking(row["item"], texts, tuple(row["ranks"]), row["labeler"], None, None, None, {})
+            for row, texts in zip(rows, names)
+        ]
+    )
 
 
 def _labeler(name: str, rows: Sequence[dict], screening: Sequence[dict]) -> dict:

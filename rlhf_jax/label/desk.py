@@ -14,6 +14,7 @@ import secrets
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rlhf_jax.label import agreement, questions
 from rlhf_jax.label.items import Item
@@ -79,7 +80,7 @@ class Desk:
         for row in (*labels.rows, *screening.rows):
             self._done.setdefault(row["item"], set()).add(row["labeler"])
 
-    def enter(self, name: str, session: str = "") -> tuple[str, str]:
+    def enter(self, name: Any, session: str = "") -> tuple[str, str]:
         """Gives a labeler a seat; returns the name as it is kept, and the secret of the seat.
 
         Raises:
@@ -209,7 +210,7 @@ class Desk:
         return self._clock() - seat.seen < LEFT
 
 
-def name_of(text) -> str:
+def name_of(text: Any) -> str:
     """Returns a labeler's name as it is kept; raises InputError if it is none."""
     name = unicodedata.normalize("NFC", text).strip() if isinstance(text, str) else ""
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():

@@ -129,7 +129,7 @@ def read_gold(path: str) -> list[Item]:
     for place, row in _rows(path):
         with _named(place):
             item = _comparison(_as_asked(row), gold=True)
-            if len(set(item.gold)) < 2:
+            if len(set(item.gold or ())) < 2:
                 raise InputError("all its completions have one rank, so it cannot tell labelers apart")
             found.append(item)
     return _distinct(found, LeftOut(), path)
@@ -169,7 +169,7 @@ def key_of(prompt: Row, completions: Sequence[Any]) -> str:
 def _comparison(row: Row, gold: bool = False) -> Item:
     """Returns the item of a row that has all completions of a prompt."""
     row = other_formats.as_ours(row)
-    ranks = None
+    ranks: tuple[int, ...] | None = None
     if _has(row, "chosen"):
         completions, ranks = [row["chosen"], row.get("rejected")], (1, 2)
     else:
@@ -178,8 +178,8 @@ def _comparison(row: Row, gold: bool = False) -> Item:
             given = list_of(row, "scores", len(completions))
             ranks = ranks_of([score_of(score, f"scores[{n}]") for n, score in enumerate(given)])
         elif gold:
-            ranks = tuple(whole(rank) for rank in list_of(row, "ranks", len(completions)))
-            if not all(rank and rank >= 1 for rank in ranks):
+            ranks = tuple(whole(rank) or 0 for rank in list_of(row, "ranks", len(completions)))
+            if not all(rank >= 1 for rank in ranks):
                 raise InputError("field 'ranks' must hold whole numbers from 1 (best), equal for a tie")
     count = len(completions)
     if not 2 <= count <= MOST:
@@ -237,8 +237,9 @@ def _as_asked(row: Row) -> Row:
     """Returns a row of `rlhf_jax.generate` with the prompt that it was given, instead of the text that the model read."""
     if not row.keys() >= _OF_GENERATE:
         return row
-    given = row.get("given") if isinstance(row.get("given"), dict) else {}
-    if isinstance(asked := given.get("prompt"), str):  # it became a turn: --chat
+    given = row.get("given")
+    asked = given.get("prompt") if isinstance(given, dict) else None
+    if isinstance(asked, str):  # it became a turn: --chat
         asked = [{"role": "user", "content": asked}]
     if any(row.get(name) for name in ("instruction", *other_formats.CHATS)):
         return {name: value for name, value in row.items() if name != "prompt"}
@@ -276,7 +277,7 @@ class _named:
 
 
 def _distinct(found: Iterable[Item], left_out: LeftOut, where: str) -> list[Item]:
-    items = {}
+    items: dict[str, Item] = {}
     for item in found:
         left_out.repeated_items += item.key in items
         items.setdefault(item.key, item)

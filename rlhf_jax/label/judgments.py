@@ -88,7 +88,7 @@ def read(path) -> tuple[list[dict], bool]:
         return [], False
     lines = files.whole_lines(path, cut=False)
     ended = len(lines) == len(files.whole_lines(path))
-    rows = []
+    rows: list[dict] = []
     for number, line in enumerate(lines, start=1):
         try:
             row = files.from_json(line)

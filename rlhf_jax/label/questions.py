@@ -46,7 +46,7 @@ def judgment(item: Item, order: Sequence[int], form: dict, asked: Sequence[str])
     count = len(order)
     levels = _answers(form, "ranks", count, lambda level: type(level) is int and 1 <= level <= count)
     steps = sorted(set(levels))
-    answers = {"ranks": [steps.index(level) + 1 for level in levels]}
+    answers: dict[str, list] = {"ranks": [steps.index(level) + 1 for level in levels]}
     if "ratings" in asked:
         answers["ratings"] = _answers(form, "ratings", count, lambda rating: type(rating) is int and rating in RATINGS)
     if "flags" in asked:

@@ -228,6 +228,7 @@ $("undo").addEventListener("click", () => run(undo));
 $("again").addEventListener("click", () => run(load));
 $("summarize").addEventListener("click", () => run(() => summarize("So far", "Back to work")));
 $("help-button").addEventListener("click", () => $("help").showModal());
+$("help-close").addEventListener("click", () => $("help").close());
 $("demonstration").addEventListener("input", update);
 // After a click the keys belong to the page again, and Enter saves.
 document.addEventListener("click", (event) => {
