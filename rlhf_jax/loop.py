@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -11,6 +12,7 @@ import jax
 
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.checkpoint import Checkpointer
+from rlhf_jax.journal import Journal
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.clock import Clock
@@ -58,8 +60,11 @@ class Trial:
       total: number of steps.
       rows: step -> rows of that step's batch, named in the error when a step is not finite.
       live: label -> metric, shown while the stage runs.
-      validate: (state, steps done) -> metrics, called every `validate_every` steps and at the end.
+      validate: (state, steps done) -> metrics, called after the steps for which `validates` is True.
       validate_every: number of steps between validations; 0: at the end alone.
+      due: steps done -> whether there is a validation; None: every `validate_every` steps and at the end.
+      samples: steps done -> completions that were looked at in that step, as rows of training_samples.jsonl.
+      stop: metrics of the validations so far -> why the stage ends now, in one sentence; "": it goes on.
       clock: what `advance` marks the parts of a step on, for the metrics "time/PART".
     """
 
@@ -70,6 +75,9 @@ class Trial:
     live: dict[str, str] = dataclasses.field(default_factory=dict)
     validate: Callable | None = None
     validate_every: int = 0
+    due: Callable[[int], bool] | None = None
+    samples: Callable[[int], list[dict]] = lambda done: []
+    stop: Callable[[list[dict]], str] = lambda validated: ""
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     @property
@@ -79,6 +87,8 @@ class Trial:
 
     def validates(self, done: int) -> bool:
         """Whether there is a validation after `done` steps."""
+        if self.due is not None:
+            return self.validate is not None and self.due(done)
         regular = self.validate_every and done % self.validate_every == 0
         return self.validate is not None and bool(done == self.total or regular)
 
@@ -161,21 +171,21 @@ def fit_all(
         first = 0
         if restored:
             first, state = restored
-        writers = {
-            place: stack.enter_context(
-                metrics_lib.MetricsWriter(trial.folder / "metrics.jsonl", min(first, trial.total) if restored else None)
-            )
-            for place, trial in trials.items()
-        }
         for trial in trials.values():
             hosts.on_first(write_json, trial.folder / STEPS, {"total": trial.total})
-        trackers = {
-            place: trial.run.trackers.stage(trial.stage, min(first, trial.total), writers[place].before)
+        journals = {
+            place: stack.enter_context(
+                Journal(
+                    trial.folder,
+                    min(first, trial.total) if restored else None,
+                    functools.partial(trial.run.trackers.stage, trial.stage),
+                )
+            )
             for place, trial in trials.items()
         }
         name = trials[min(trials)].stage + (f" x {len(trials)}" if len(trials) > 1 else "")
         progress = stack.enter_context(Progress(name, total, first))
-        alive = set(trials)
+        alive = {place for place in trials if not trials[place].stop(journals[place].validated)}
         stack.enter_context(clock)
 
         def record(step, places, step_metrics, validated, seconds):
@@ -192,15 +202,14 @@ def fit_all(
                     alive.remove(place)
                     failed(place, _non_finite(trial, step, bad, checkpointer.latest_step(), folder))
                 else:
-                    writers[place].write(step, row | times)
-                    trackers[place].metrics(step, row | times)
+                    journals[place].write(step, row | times, trial.samples(step))
                     shown.append({label: row[name] for label, name in trial.live.items() if name in row})
             if shown:
                 progress.update(step, {label: sum(row[label] for row in shown) / len(shown) for label in shown[0]})
 
         def save(done, state):
-            for writer in writers.values():
-                writer.sync()
+            for journal in journals.values():
+                journal.sync()
             checkpointer.save(done, state)
             if on_cpu:
                 # While a CPU's arrays are written, they cannot be donated: the next step would copy the whole state.
@@ -246,8 +255,10 @@ def fit_all(
             if validated or saving or stop.long:
                 record(*pending)
                 pending = None
-            if saving and alive:
+            ended = {place for place in alive.intersection(validated) if trials[place].stop(journals[place].validated)}
+            if (saving or ended) and alive:
                 save(done, state)
+            alive -= ended
         if pending:
             record(*pending)
     return state

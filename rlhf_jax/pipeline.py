@@ -44,8 +44,8 @@ def run_stage(run: run_lib.Run, stage: str) -> None:
     else:
         forecast.tell(run, stage)
         started = time.monotonic()
-        registry.of(run.config, stage).run(run, stage)
-        run.mark_done(stage, time.monotonic() - started, **machine.described())
+        told = registry.of(run.config, stage).run(run, stage)
+        run.mark_done(stage, time.monotonic() - started, **machine.described(), **(told or {}))
     evaluate(run, stage)
 
 

@@ -37,19 +37,22 @@ def test_the_sum_is_that_of_a_loop_in_numpy_and_standardised_by_the_first_iterat
         mixture = Mixture(MIXTURE.names, MIXTURE.given, standardize)
         return combined(mixture, columns[[0, 2]].T, columns[[1]].T, weights, scales)
 
-    total, metrics = of(first, None, False)
+    total, _, metrics = of(first, None, False)
     np.testing.assert_allclose(total, weights @ first, rtol=1e-5)
     np.testing.assert_allclose([metrics[f"objective/scores/{name}"] for name in "abc"], first.mean(1), rtol=1e-5)
 
     scales = Mixture(MIXTURE.names, MIXTURE.given, True).scales()
     means, deviations = first.mean(1, keepdims=True), first.std(1, keepdims=True)
     for columns in (first, later):
-        total, metrics = of(columns, scales, True)
+        total, scores_of, metrics = of(columns, scales, True)
         np.testing.assert_allclose(total, weights @ ((columns - means) / deviations), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose([metrics[f"objective/scores/{name}"] for name in "abc"], columns.mean(1), rtol=1e-5)
+        np.testing.assert_array_equal([scores_of[name] for name in "abc"], columns)  # as the rewards gave them
         scales = next_scales(scales, metrics)
     # Scores that are all equal have no deviation to divide by.
-    total, metrics = of(np.full((3, 16), 0.1, np.float32), Mixture(MIXTURE.names, MIXTURE.given, True).scales(), True)
+    total, _, metrics = of(
+        np.full((3, 16), 0.1, np.float32), Mixture(MIXTURE.names, MIXTURE.given, True).scales(), True
+    )
     np.testing.assert_allclose(total, 0, atol=1e-6)
     assert metrics["objective/scales/a/deviation"] == 1.0
 

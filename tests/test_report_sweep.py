@@ -806,3 +806,15 @@ def test_benchmarks_of_policies_are_quantities_of_tables_and_claims(tmp_path):
     [shown] = cells(text, r"ptx\_coef=2")
     assert float(shown.split()[0]) == pytest.approx(np.mean(values), abs=1e-3)
     assert r"| setting | instructgpt\_sst acc |" in text and "- **holds**: it rises (a paper)." in text
+
+
+def test_what_follows_from_the_seed_makes_no_setting():
+    def arm(seed, size, data, **more):
+        return {"seed": seed, "size": size, "data": data} | more
+
+    arms = [arm(seed, size, f"split {seed}") for seed in range(3) for size in (1, 2)]
+    assert spec.swept(arms) == ["size"]
+    assert spec.swept([*arms, arm(0, 1, "another split")]) == ["size", "data"]  # a seed has two values
+    assert spec.swept(arms[:2]) == ["size", "data"]  # one seed tells nothing
+    assert spec.swept([arm(seed, seed, "all") for seed in range(3)]) == ["size", "data"]  # nor does an arm for each
+    assert spec.swept([arm(seed, size, "all") for seed in range(2) for size in (1, 2)]) == ["size", "data"]  # constant

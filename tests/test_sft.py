@@ -8,49 +8,49 @@ import toy
 
 from rlhf_jax import run as run_lib
 from rlhf_jax import weights
+from rlhf_jax.selection import Selection
 from rlhf_jax.stages import sft
 
 
 @pytest.fixture
 def selection(tmp_path, monkeypatch):
-    """By "loss" or "reward", of parameters that are their own reward; what was saved is in `saved`."""
+    """By the highest or the lowest number; the parameters that were saved are in `saved`."""
     saved = []
     monkeypatch.setattr(weights, "save_params", lambda run, stage, params: saved.append(params))
-    monkeypatch.setattr(sft, "ValidationReward", lambda run, reward: lambda params: params)
 
-    def make(by):
-        section = types.SimpleNamespace(select=by, reward="rm")
-        run = types.SimpleNamespace(config={"sft": section}, folder=lambda stage: tmp_path)
-        chosen = sft.Selection(run, "sft")
+    def make(highest):
+        run = types.SimpleNamespace(folder=lambda stage: tmp_path)
+        chosen = Selection(run, "sft", "worth", highest)
         chosen.saved = saved
         return chosen
 
     return make
 
 
-@pytest.mark.parametrize("by, sign", [("loss", -1), ("reward", 1)])
-def test_the_best_validation_is_kept_and_of_equal_ones_the_first(selection, by, sign):
-    chosen = selection(by)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_best_validation_is_kept_and_of_equal_ones_the_first(selection, sign):
+    chosen = selection(sign > 0)
     for step, worth in enumerate([1.0, 3.0, 3.0, 2.0], 1):
-        value = sign * worth
-        metrics = chosen.offer(params=value, step=step, loss=value if by == "loss" else -99.0 * step)
-        assert metrics == ({} if by == "loss" else {"valid/score": value})
-    assert chosen.saved == [sign * 1.0, sign * 3.0]
+        chosen.offer(f"weights {step}", step, sign * worth)
+    assert chosen.saved == ["weights 1", "weights 2"]
     assert chosen.chosen() == {
         "step": 2,
-        "by": by,
+        "by": "worth",
         "value": sign * 3.0,
-        "before": {"step": 1, "by": by, "value": sign * 1.0, "before": None},
+        "before": {"step": 1, "by": "worth", "value": sign * 1.0, "before": None},
     }
 
 
-def test_a_resumed_run_forgets_what_it_chose_further_on(selection, tmp_path):
-    chosen = selection("reward")
+@pytest.mark.parametrize(
+    "again, value, kept", [((3, 3.0), 3.0, [1.0, 2.0, 5.0, 3.0]), ((2, 1.5), 1.5, [1.0, 2.0, 5.0, 1.5])]
+)
+def test_a_resumed_run_forgets_what_it_chose_further_on(selection, tmp_path, again, value, kept):
+    chosen = selection(True)
     for step, worth in enumerate([1.0, 2.0, 5.0], 1):
-        chosen.offer(worth, step, 0.0)
-    chosen.offer(3.0, 3, 0.0)  # step 3 again, after a stop at step 2, with another result
-    assert json.loads((tmp_path / "selection.json").read_text())["value"] == 3.0
-    assert chosen.saved == [1.0, 2.0, 5.0, 3.0]
+        chosen.offer(worth, step, worth)
+    chosen.offer(again[1], *again)  # a step again, after a stop before it, with another result
+    assert json.loads((tmp_path / "selection.json").read_text())["value"] == value
+    assert chosen.saved == kept
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_validation_reads_in_proportion_to_the_training_before_it(tmp_path, mo
     config.sft.update(init="", epochs=16.0, validate_epochs=epochs, validate_rows=rows, pretrain_mix=0.0)
     found = []
     monkeypatch.setattr(sft, "mean_loss", lambda run, stage, params, examples, size: found.append(examples.tokens))
-    monkeypatch.setattr(sft.Selection, "offer", lambda *_: {})
+    monkeypatch.setattr(Selection, "offer", lambda *_: None)
     with run_lib.start(config, tmp_path / "run") as run:
         sft.training_of(run, "sft").validate(types.SimpleNamespace(params={}), 1)
         everything, _ = sft.batch_demonstrations(run.corpus.demonstrations("valid"), run.tokenizer, run.whole_length)

@@ -32,7 +32,8 @@ class Stage:
       kind: value of the field `kind` of its sections.
       fields: the fields of its sections, with their defaults.
       check: raises InputError if the stage lacks something it needs, or sizes do not fit; computes nothing.
-      run: does the work, and writes the results into the stage's folder; resumes where an earlier call was stopped.
+      run: does the work, and writes the results into the stage's folder; resumes where an earlier call was stopped. What it
+        returns, if anything, are facts for the stage's done.json.
       gives: what later stages find in its folder: "policy", "reward" (a reward model), "rankings" or "completions".
       label: name of the policy in tables and figures.
       evaluate: writes the stage's evaluation.json; None if `run` does so itself, or if there is nothing to evaluate.
@@ -59,7 +60,7 @@ class Stage:
     kind: str
     fields: Section
     check: Callable[[Any, str], None]
-    run: Callable[[Any, str], None]
+    run: Callable[[Any, str], dict | None]
     gives: str
     label: str = ""
     evaluate: Callable[..., None] | None = None

@@ -18,6 +18,7 @@ from rlhf_jax.fields.ranges import (
 )
 from rlhf_jax.fields.rewards import REWARDS
 from rlhf_jax.fields.training import OPTIMIZER, PPO_RATES, SCHEDULES, learning_rate
+from rlhf_jax.ppo.validation_fields import FIELDS as VALIDATION
 
 FIELDS = Section(
     "Step 3: PPO against a reward model, with a KL penalty.",
@@ -248,9 +249,10 @@ FIELDS = Section(
         ),
         "output": Field(
             "ema",
-            OneOf("ema", "params"),
-            "The weights that are evaluated, handed to later stages and exported: the moving average or the last ones. "
-            "The paper does not state it.",
+            OneOf("ema", "params", "best"),
+            "The weights that are evaluated, handed to later stages and exported: the moving average, the last ones, or "
+            "those of the best validation (see `validate_every`), which are the moving average at that time, or the "
+            "weights themselves if `ema_decay` is 0. The paper does not state it.",
         ),
         "optimizer": OPTIMIZER,
         "value_optimizer": OPTIMIZER,
@@ -260,6 +262,7 @@ FIELDS = Section(
             "Whether the world's gold labeler judges each rollout. "
             "The metrics are objective/gold and its standard error objective/gold_sem.",
         ),
+        **VALIDATION,
         "checkpoint_every": Field(10, COUNT, "The number of iterations between two checkpoints."),
     },
 )

@@ -74,8 +74,8 @@ def combined(
     given: jax.Array | None,
     weights: jax.Array,
     scales: dict[str, jax.Array] | None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the weighted sum f32[B] of the rewards, and metrics: the mean of each, and its scale.
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns the weighted sum f32[B] of the rewards, the scores f32[B] of each, and metrics: its mean and its scale.
 
     Args:
       mixture: the N rewards.
@@ -85,9 +85,9 @@ def combined(
       scales: those of the state; a deviation of 0 means that this is the first iteration.
     """
     columns = {False: iter(() if of_models is None else of_models.T), True: iter(() if given is None else given.T)}
-    total, metrics = jnp.float32(0), {}
+    total, scores_of, metrics = jnp.float32(0), {}, {}
     for name, from_host, weight in zip(mixture.names, mixture.given, weights, strict=True):
-        scores = next(columns[from_host]).astype(jnp.float32)
+        scores = scores_of[name] = next(columns[from_host]).astype(jnp.float32)
         metrics[f"objective/scores/{name}"] = jnp.mean(scores)
         if scales is not None:
             mean, deviation = (scales[f"{name}/{what}"] for what in ("mean", "deviation"))
@@ -98,7 +98,7 @@ def combined(
             metrics |= {f"objective/scales/{name}/mean": mean, f"objective/scales/{name}/deviation": deviation}
             scores = (scores - mean) / deviation
         total = total + weight * scores
-    return total, metrics
+    return total, scores_of, metrics
 
 
 def next_scales(scales: dict[str, jax.Array] | None, metrics: dict[str, jax.Array]) -> dict[str, jax.Array] | None:

@@ -31,6 +31,8 @@ def resolved(section: ConfigDict) -> Choices:
 def fill(section: ConfigDict) -> None:
     """Writes the resolved choices into a PPO section, so that none of them is None."""
     section.update(resolved(section)._asdict() | {"value_init": value_init(section)})
+    if section.samples_temperature is None:
+        section.samples_temperature = section.temperature
 
 
 def value_init(section: ConfigDict) -> str:

@@ -19,6 +19,7 @@ from rlhf_jax.ppo.mixture import mixture_of, next_scales
 from rlhf_jax.ppo.score import make_score
 from rlhf_jax.ppo.state import Coefficients, PPOConfig, PPOState
 from rlhf_jax.ppo.update import make_update
+from rlhf_jax.ppo.watch import look, watch
 from rlhf_jax.runtime.errors import InputError
 
 
@@ -95,8 +96,11 @@ def static_config(
 
 
 def output_of(section) -> str:
-    """Returns which weights a stage hands on, "ema" or "params"; an average of nothing is the parameters."""
-    return section["output"] if section["ema_decay"] else "params"
+    """Returns which weights a stage hands on, and validates, "ema" or "params".
+
+    An average of nothing is the parameters; the best weights are the average at some iteration, where there is one.
+    """
+    return "ema" if section["ema_decay"] and section["output"] != "params" else "params"
 
 
 def has_value_model(section: ConfigDict) -> bool:
@@ -120,6 +124,7 @@ class PPOPrograms:
             donate_argnums=0,
             compiler_options=rounding,
         )
+        self.watch, self.look = (jax.jit(function, out_shardings=whole) for function in (watch, look))
         self.take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), out_shardings=rows)
         self.randomness, self.summarize = jax.jit(randomness, static_argnums=(1, 2, 3)), jax.jit(summarize)
 
@@ -163,6 +168,7 @@ def iterate(
     mark=_unmarked,
     base: dict | None = None,
     given=None,
+    keep=None,
 ):
     """Runs one iteration: a rollout, its experience, and ppo_epochs x batch_size / minibatch_size optimizer steps.
 
@@ -183,9 +189,11 @@ def iterate(
       base: the frozen parameters that policy, value, reference and reward model share, if they are adapters; or None.
       given: function from the Rollout to the scores of a mixture that the host gives, f32[B, H] on the mesh, or None.
         It is called before anything changes, so that an error that it raises leaves the state as it is.
+      keep: called with the completions of the highest and of the lowest score (see watch.watch), or None.
 
     Returns:
-      (state, metrics): the metrics of the experience, those of `summarize` for the updates, and those of `judge`.
+      (state, metrics): the metrics of the experience, those of `watch.watch`, those of `summarize` for the updates, and
+      those of `judge`.
     """
     sample_key, minibatches = programs.randomness(key, section.batch_size, section.minibatch_size, section.ppo_epochs)
     rollout = programs.sample(lora.joined(base, state.language_model), batch, sample_key, coefs.temperature)
@@ -201,6 +209,10 @@ def iterate(
         given and given(rollout),
         state.scales,
     )
+    watched, extremes = programs.watch(experience)
+    metrics |= watched
+    if keep:
+        keep(extremes)
     mark("score", metrics)
     scales = next_scales(state.scales, metrics)
     steps: list[dict] = []

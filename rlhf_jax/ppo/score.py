@@ -66,9 +66,10 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None) -> Callable:
         ended = has_eos(rollout, config.eos_id)
         raw_scores, logprobs, ref_logprobs = said.get("scores"), said["logprobs"], said["ref_logprobs"]
         of_each: dict[str, jax.Array] = {}
+        scores_of: dict[str, jax.Array] = {}
         if config.mixture:
             assert coefs.reward_weights is not None
-            raw_scores, of_each = combined(config.mixture, raw_scores, given, coefs.reward_weights, scales)
+            raw_scores, scores_of, of_each = combined(config.mixture, raw_scores, given, coefs.reward_weights, scales)
         scores = adv.apply_missing_eos(raw_scores, ended, config.missing_eos, coefs.missing_eos_value)
         penalty = kl_coef if config.kl_in == "reward" else 0.0
         rewards = adv.shaped_rewards(scores, logprobs, ref_logprobs, mask, penalty, config.kl_estimator)
@@ -99,7 +100,9 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None) -> Callable:
             "objective/logprob_gap_max": jnp.max(jnp.where(mask, sampling_gap, 0.0)),
             **of_each,
         }
-        experience = Experience(rollout, logprobs, ref_logprobs, values, rewards, advantages, returns, scores)
+        experience = Experience(
+            rollout, logprobs, ref_logprobs, values, rewards, advantages, returns, scores, raw_scores, scores_of
+        )
         return experience, metrics
 
     return score

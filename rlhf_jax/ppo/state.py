@@ -106,3 +106,5 @@ class Experience:
     advantages: jax.Array  # f32[B, C]
     returns: jax.Array | None  # f32[B, C], targets of the values; None if there are none
     scores: jax.Array  # f32[B], reward-model scores after the missing-EOS rule
+    raw_scores: jax.Array  # f32[B], the same before that rule
+    scores_of: dict[str, jax.Array]  # f32[B] for each reward of a mixture, by name; {} without a mixture

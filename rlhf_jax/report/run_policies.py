@@ -54,9 +54,11 @@ def weights_lines(record: Record) -> list[str]:
                 if quantity.name in ("gold/total", "score", "kl")
                 and (estimate := estimate_of(others["estimates"], quantity.name))
             ]
-            own = {"ema": "params", "params": "ema"}[others["weights"]]
+            own = names[{"ema": "params", "params": "ema"}[others["weights"]]]
+            if record.config.get(stage, {}).get("output") == "best":
+                own = "the best of its validations"
             lines.append(
-                f"The policy of {label(stage)} is {names[own]}. With {names[others['weights']]} instead, it reaches "
+                f"The policy of {label(stage)} is {own}. With {names[others['weights']]} instead, it reaches "
                 f"{', '.join(shown)}."
             )
     return lines

@@ -159,7 +159,7 @@ class Sweep:
         self.about, self.commit = facts.get("about") or "", facts.get("commit")
         self.overrides = facts.get("overrides") or {}
         names = _short_names(arms)
-        swept = [name for name in names if name != "seed"]
+        swept = spec.swept([arm["overrides"] for arm in arms], self.config.get("seed", 0))
         settings = {}
         for arm in arms:
             fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}

@@ -23,7 +23,7 @@ from rlhf_jax.ppo.fields import FIELDS
 from rlhf_jax.ppo.state import PPOConfig, PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.stages import ppo_abstract, ppo_models, ppo_rewards
+from rlhf_jax.stages import ppo_abstract, ppo_models, ppo_rewards, ppo_validation
 
 
 def build(run: Run, stage: str):
@@ -64,6 +64,7 @@ def check(run: Run, stage: str) -> None:
     inputs.need(run, stage, "prompts", "train")
     if ptx:
         inputs.need(run, stage, "documents", "train")
+    ppo_validation.check(run, stage)
     if section.log_gold and run.config.data.source != "world":
         raise InputError(
             f"{stage}.log_gold needs data.source='world', which alone has a gold labeler; it is "
@@ -132,8 +133,11 @@ class PPOTraining:
         """
         policies = {"ema": state.policy.ema_params, "params": state.policy.params}
         policies = {name: model.without_scalar_head(params) for name, params in policies.items() if params is not None}
-        written = policies.pop(programs.output_of(self.run.config[self.stage]))
-        weights.save_params(self.run, self.stage, written)
+        handed_on = programs.output_of(self.run.config[self.stage])
+        if self.run.config[self.stage].output == "best":  # these were written at their validation
+            policies = {handed_on: policies[handed_on]}
+        else:
+            weights.save_params(self.run, self.stage, policies.pop(handed_on))
         for name, params in policies.items():
             evaluation.sample_others(self.run, self.stage, name, params)
 
@@ -164,8 +168,12 @@ def training_of(run: Run, stage: str) -> PPOTraining:
     return PPOTraining(run, stage, config, loader, _ptx_loader(run, stage), functions, trial)
 
 
-def run_stage(run: Run, stage: str) -> None:
-    """Trains config[stage] and writes the policy's parameters (by default their moving average)."""
+def run_stage(run: Run, stage: str) -> dict[str, str]:
+    """Trains config[stage] and writes the policy's parameters (by default their moving average).
+
+    Returns:
+      {"stopped": why the stage ended before its last iteration}, or {}.
+    """
     training = training_of(run, stage)
     section, mesh = run.config[stage], run.mesh
     make, compiled = build(run, stage)
@@ -177,6 +185,7 @@ def run_stage(run: Run, stage: str) -> None:
     del ref, reward, value  # otherwise their float32 copies would stay on the devices for the whole stage
 
     coefs = programs.coefficients(section)
+    watch = ppo_validation.Watch(run, stage, training.prompts, ppo_validation.Inputs(compiled, frozen, base, coefs))
 
     def put(loader, step):
         return sharding.put_rows(functools.partial(loader.batch, step), loader.batch_size, mesh)
@@ -198,13 +207,15 @@ def run_stage(run: Run, stage: str) -> None:
             mark=training.trial.clock.mark,
             base=base,
             given=given and (lambda rollout: sharding.put_batch(given(rollout), mesh)),
+            keep=functools.partial(watch.keep, iteration + 1),
         )
 
-    state = loop.fit(training.trial, state, advance, checkpoint_every=section.checkpoint_every)
+    state = loop.fit(watch.over(training.trial), state, advance, checkpoint_every=section.checkpoint_every)
     policy = state.policy
     ema = policy.ema_params
     whole = {"params": lora.joined(base, policy.params), "ema_params": ema and lora.joined(base, ema)}
     training.finish(state.replace(policy=policy.replace(**whole)))
+    return watch.conclusion()
 
 
 def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str, float]:

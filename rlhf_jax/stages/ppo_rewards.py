@@ -94,8 +94,8 @@ class HostRewards:
         return np.stack([function(prompts, texts) for function in self.functions], axis=1)
 
 
-def host_rewards(run: Run, stage: str) -> HostRewards | None:
-    """Returns the functions of a PPO stage, whose files are noted; None if it has none.
+def host_rewards(run: Run, stage: str, split: str = "train") -> HostRewards | None:
+    """Returns the functions of a PPO stage for the prompts of a split; their files are noted. None if it has none.
 
     Raises:
       InputError: there is no such function.
@@ -108,7 +108,7 @@ def host_rewards(run: Run, stage: str) -> HostRewards | None:
     if not found:
         return None
     hosts.on_first(_note, run.workdir.stage(stage), stage, found)
-    return HostRewards(run, found, run.corpus.prompts("train", "ppo"))
+    return HostRewards(run, found, run.corpus.prompts(split, "ppo"))
 
 
 def _note(folder, stage: str, functions: tuple[RewardFunction, ...]) -> None:

@@ -24,9 +24,8 @@ from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.rewards import REWARD_OR_NONE
 from rlhf_jax.fields.training import SFT_RATES, learning_rate, trained
 from rlhf_jax.run import Run
-from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import read_if_there, read_json, write_json
+from rlhf_jax.selection import Selection
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.pretrain import loss_of, mean_loss
 
@@ -172,11 +171,15 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         documents = Loader(documents, mixed, run.seed_of(stage), name=f"{stage}/mix", mixture=mixture)
         loader = MixedLoader(loader, documents)
 
-    selection = Selection(run, stage)
+    selection = Selection(run, stage, section.select, highest=section.select == "reward")
+    reward = ValidationReward(run, section.reward) if section.select == "reward" else None
 
     def validate(state, done):
-        loss = mean_loss(run, stage, state.params, held_out, section.batch_size)
-        return {"valid/loss": loss, **selection.offer(state.params, done, loss)}
+        metrics = {"valid/loss": mean_loss(run, stage, state.params, held_out, section.batch_size)}
+        if reward:
+            metrics["valid/score"] = reward(state.params)
+        selection.offer(state.params, done, metrics["valid/score" if reward else "valid/loss"])
+        return metrics
 
     def finish(_):
         chosen = selection.chosen()
@@ -196,43 +199,6 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         validate=validate,
         validate_every=validate_every,
     )
-
-
-_SELECTED = ("step", "by", "value", "before")  # the fields of selection.json
-
-
-class Selection:
-    """Keeps the weights of the best validation in the stage's output folder.
-
-    The paper selects SFT models by reward score on validation prompts (C.1), because that score predicts human
-    preferences better than the loss does. Selecting by reward needs a reward model, from an earlier stage or a finished
-    run.
-    """
-
-    def __init__(self, run: Run, stage: str):
-        section = run.config[stage]
-        self._run, self._stage, self._by = run, stage, section.select
-        self._record = run.folder(stage) / "selection.json"
-        self._reward = None
-        if self._by == "reward":
-            self._reward = ValidationReward(run, section.reward)
-
-    def offer(self, params: dict, step: int, loss: float) -> dict[str, float]:
-        """Compares weights with the best so far, and keeps them if they are better; returns metrics to log."""
-        metrics = {} if self._reward is None else {"valid/score": self._reward(params)}
-        value = loss if self._by == "loss" else metrics["valid/score"]
-        best = hosts.on_first(read_if_there, self._record, dict, _SELECTED)
-        if best and best["step"] >= step:  # recorded after the checkpoint that this run was resumed from
-            best = best["before"]
-        better = best is None or (value < best["value"] if self._by == "loss" else value > best["value"])
-        if better:
-            weights.save_params(self._run, self._stage, params)
-            hosts.on_first(write_json, self._record, {"step": step, "by": self._by, "value": value, "before": best})
-        return metrics
-
-    def chosen(self) -> dict:
-        """Returns the record of the weights kept: their step, the criterion and its value."""
-        return hosts.on_first(read_json, self._record, dict, _SELECTED)
 
 
 def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:

@@ -6,7 +6,8 @@
     CLAIMS = (spec.Claim(source="Ouyang et al. 2022, Fig. 33", text="reward falls as gamma grows",
                          rule=spec.Trend(y="score", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", direction="falls")),)
 
-A *setting* is the overrides of an arm without its seed. Fields have the names that overrides use, such as
+A *setting* is the overrides of an arm without its seed, and without what follows from the seed. Fields have the names that
+overrides use, such as
 "ppo_ptx.ptx_coef". `where` chooses settings by the values of fields, and an empty `where` chooses all. A value is one
 value or a tuple of several, and it counts whether a setting overrides the field or leaves the config's value.
 
@@ -45,6 +46,7 @@ from rlhf_jax.report.spec.rules import (
     Trend,
     Turns,
 )
+from rlhf_jax.report.spec.settings import swept
 from rlhf_jax.runtime.errors import InputError
 
 SUMMARIES = ("last", "first", "mean_last_10%")

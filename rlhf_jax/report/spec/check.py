@@ -54,7 +54,7 @@ class _Words:
         for arm in arms:
             self.stages += [stage for stage in arm.get("stages", ()) if stage not in self.stages]
         self.seeds = len({arm.get("seed", config.get("seed", 0)) for arm in arms})
-        self.swept = list(dict.fromkeys(name for arm in arms for name in arm if name != "seed"))
+        self.swept = spec.swept(arms, config.get("seed", 0))
 
     def stage(self, at, name):
         """Raises InputError if no arm has the stage; `at` is the place where it is named."""

@@ -10,6 +10,7 @@ import numpy as np
 from rlhf_jax import generate, optim, ppo, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import programs as ppo_programs
+from rlhf_jax.ppo.watch import watch
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.stages import ppo as ppo_stage
@@ -240,6 +241,7 @@ class StackedPPOPrograms:
         self.sample = lambda params, batch, *noise: sample(params, batch.tokens, batch.mask, *noise)
         self.score = spread(ppo.make_score(config, reward_fn), mesh, compiler_options=rounding)
         self.update = spread(ppo.make_update(config, *optimizers), mesh, donate=0, compiler_options=rounding)
+        self.watch = spread(watch, mesh)
         self.take = spread(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree), mesh)
         self.summarize = spread(ppo_programs.summarize, mesh)
 
