@@ -14,6 +14,7 @@ from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.runtime import clock as clock_lib
 from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.files import read_json
 from rlhf_jax.runtime.progress import Interrupt, Stopped
 from rlhf_jax.trackers import Trackers
 
@@ -50,6 +51,11 @@ def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint
 def state_of(path):
     with Checkpointer(path / "checkpoints") as checkpointer:
         return checkpointer.restore({"x": jax.ShapeDtypeStruct((), jnp.float32)})
+
+
+def test_an_unfinished_stage_says_how_many_steps_it_has(tmp_path, monkeypatch):
+    run_in(tmp_path, monkeypatch, long=True, at=("advance", 3))
+    assert read_json(tmp_path / loop.STEPS) == {"total": STEPS}
 
 
 @pytest.mark.parametrize("long", [True, False])

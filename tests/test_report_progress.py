@@ -179,6 +179,7 @@ def test_warnings_and_early_ends_stand_in_the_summary_and_in_their_section(whole
     assert "PPO ended early: the KL was over 9 nats at iteration 40." in head
     assert "PPO has 2 warnings: kl\\_and\\_gold (first at 20); see Warnings." in head
     assert "| PPO | 20 | kl\\_and\\_gold | KL rises: so it is | objective/kl | 5 |" in section
+    assert cells(text, "ppo")[-1] == "ended early, 2 warnings"
     assert command.main([str(path)]) == 0
     assert "PPO has 2 warnings" in capsys.readouterr().out
 
@@ -199,7 +200,7 @@ def test_validation_stands_beside_training(whole, tmp_path, monkeypatch):
 
     def curve(axis, rows, panel, drawn_as, name, *_, **__):
         found = {name: of_training._points(rows, name) for name in (panel.training, panel.validation)}
-        drawn[panel.title.split("\n")[0]] = {name: len(points) for name, points in found.items() if points}
+        drawn[panel.title.split("\n(")[0]] = {name: len(points) for name, points in found.items() if points}
 
     path = stopped_in(whole, tmp_path / "run", "ppo", 40)
     names = ("score", "kl", "completion_length", "eos", "gold", "ptx_loss", "scores/held", "scores/reward_model")
@@ -283,6 +284,7 @@ def test_a_file_that_cannot_be_read_is_tried_once_more(whole, tmp_path, monkeypa
     "flags, said",
     [
         (["a", "b", "--follow"], "--follow takes one directory"),
+        (["a", "--every=3"], "--every goes with --follow"),
         (["a", "--compare"], "--compare takes two or more"),
         (["a", "b", "--compare", "--follow"], "--follow takes one directory"),
         (["nowhere", "--follow"], "nowhere is not the work directory"),

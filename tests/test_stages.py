@@ -108,6 +108,7 @@ def test_every_stage_leaves_its_files(whole):
     epochs_of_sft = 2 * (kept["given"] - kept["dropped"]) / 6  # 6 rows of a batch of 8, the others are documents
     counts = {"pretrain": 5, "sft": math.ceil(epochs_of_sft), "reward_model": 6, "ppo": 4, "ppo_ptx": 4}
     assert steps == {stage: list(range(1, count + 1)) for stage, count in counts.items()}
+    assert counts == {stage: read_json(whole / stage / "steps.json")["total"] for stage in TRAINED}
 
 
 def test_running_again_repeats_nothing(whole, capsys, monkeypatch):

@@ -21,6 +21,8 @@ import webbrowser
 from rlhf_jax.report import compared, follow, html_page, pages, reproduction, seeds
 from rlhf_jax.runtime.errors import InputError, as_command
 
+_EVERY = 30.0  # seconds
+
 
 @as_command("rlhf_jax.report")
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--follow", action="store_true", help="write the report again while the run or the sweep goes on"
     )
     parser.add_argument(
-        "--every", type=_seconds, default=30.0, metavar="SECONDS", help="with --follow: seconds between two looks (30)"
+        "--every", type=_seconds, metavar="SECONDS", help="with --follow: seconds between two looks (30)"
     )
     parser.add_argument("--all", action="store_true", help="report each sweep in DIR, and write REPRODUCTION.md")
     parser.add_argument("--publish", metavar="DOCS", help="with --all: copy the small files (PNG, tables, pages) there")
@@ -63,6 +65,8 @@ def _check(options) -> None:
         raise InputError("--publish goes with --all: it copies the files to which the page of all sweeps links")
     if options.follow and (len(options.dirs) > 1 or options.all or options.compare):
         raise InputError("--follow takes one directory, of a run or a sweep, and neither --all nor --compare")
+    if options.every and not options.follow:
+        raise InputError("--every goes with --follow: it says how often the files are looked at")
     if options.compare and (len(options.dirs) == 1 or options.all):
         raise InputError("--compare takes two or more directories of runs, as in runs/a runs/b --compare")
 
@@ -80,7 +84,7 @@ def _follow(options) -> None:
                 _open(page)
                 opened = True
 
-    follow.follow(options.dirs[0], options.every, written)
+    follow.follow(options.dirs[0], options.every or _EVERY, written)
 
 
 def _open(page: pathlib.Path) -> None:

@@ -7,26 +7,12 @@ from collections.abc import Iterable
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
 from rlhf_jax.evaluate.policy import read_rows
-from rlhf_jax.evaluate.safety import PARTS
 from rlhf_jax.fields import noted, registry
 from rlhf_jax.loop import STEPS
 from rlhf_jax.metrics import read_metrics
-from rlhf_jax.report.form import (
-    ANYTHING,
-    FILE_NAME,
-    NUMBER,
-    PAIR,
-    SHARE,
-    TEXT,
-    WHOLE,
-    Maybe,
-    Object,
-    check,
-    check_lines,
-    each,
-    is_number,
-    one_of,
-)
+from rlhf_jax.report import record_forms as forms
+from rlhf_jax.report.form import Object, check, check_lines, is_number
+from rlhf_jax.report.record_forms import SPLITS
 from rlhf_jax.report.tables import REFERENCE
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.errors import InputError
@@ -35,101 +21,6 @@ from rlhf_jax.runtime.terminal import visible
 from rlhf_jax.runtime.workdir import config_of
 
 _LABELS = {"ppo_ptx": "PPO-ptx", "rloo": "RLOO", "grpo": "GRPO"}  # names of stages that are not those of their kinds
-SPLITS = {"valid": "training labelers", "heldout": "held-out labelers"}  # splits in the test of a reward model
-
-# --- forms of the files, as far as a report reads them -----------------------------------------------------------
-
-_CONFIG = Object({"stages": [FILE_NAME]}, {"model": each(ANYTHING)})
-_STAGE = Object({"kind": TEXT}, {"model": each(ANYTHING)})
-_MIXING = Object({"ptx_coef": NUMBER})
-_DONE = Object(
-    {"seconds": NUMBER, "finished_at": TEXT},
-    {"evaluation_seconds": NUMBER, "peak_memory_gib": NUMBER, "hardware": TEXT, "versions": each(ANYTHING)}
-    | {"stopped": Maybe(TEXT)},
-)
-_STEPS = Object({"total": WHOLE})
-_ESTIMATE = Object({"value": NUMBER, "low": Maybe(NUMBER), "high": Maybe(NUMBER)})
-_ESTIMATES = each(Maybe(Object({"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)})))
-_POLICY = Object(
-    {
-        "temperature": NUMBER,
-        "win_rate_by": Maybe(TEXT),
-        "estimates": _ESTIMATES,
-        "categories": each(Object({"count": NUMBER, "gold": _ESTIMATE})),
-    },
-    {
-        "other_weights": Object({"weights": one_of("ema", "params"), "estimates": _ESTIMATES}),
-        "reference": Maybe(TEXT),
-        "reference_estimates": _ESTIMATES,
-    },
-)
-_SPLIT = Object(
-    {
-        "accuracy": _ESTIMATE,
-        "pairs": NUMBER,
-        "reliability": [Object({"frequency": NUMBER, "probability": NUMBER}, {"interval": PAIR})],
-    },
-    {
-        "by_margin": [Object({"low": NUMBER, "high": Maybe(NUMBER), "accuracy": _ESTIMATE})],
-        "by_group": each(NUMBER),
-        "bag_of_words_accuracy": _ESTIMATE,
-        "above_bag_of_words": Object({"value": NUMBER, "low": Maybe(NUMBER), "high": Maybe(NUMBER)}),
-        **dict.fromkeys(("log_loss", "ece", "rankings", "prompts"), NUMBER),
-    },
-)
-_LABELERS = Object(
-    optional={
-        "held_out_group": Maybe(TEXT),
-        "folds": each(Object({"in_group": NUMBER, "held_out": NUMBER})),
-        **dict.fromkeys(("agreement_in_group", "agreement_across", "ceiling_each_labeler_known"), NUMBER),
-    }
-)
-_GAP = Object({"value": NUMBER, "planted": NUMBER}, {"low": Maybe(NUMBER), "high": Maybe(NUMBER)})
-_REWARD = Object(
-    optional={
-        "labelers": _LABELERS,
-        "labeler_gap": _GAP,
-        "demonstrations": NUMBER,
-        **dict.fromkeys(SPLITS, each(ANYTHING)),
-    }
-)
-_MODELS = each(Object({"folder": TEXT, "checksum": TEXT}))
-_DATA = Object(
-    {
-        "files": each(Object({"kept": NUMBER, "all_tied": NUMBER, "skipped": [ANYTHING]})),
-        "stages": each(
-            each(Object(optional=dict.fromkeys(("long_prompts", "long_completions"), ANYTHING), others=NUMBER))
-        ),
-    },
-    {
-        "splits": each(
-            Object({"rows": each(NUMBER), "near_duplicates": Object({"in_clusters": NUMBER}), "left_out": each(NUMBER)})
-        ),
-        "models": _MODELS,
-        "epochs": each(each(each(NUMBER))),
-        "packing": each(
-            each(Object(dict.fromkeys(("rows_before", "rows_after", "padding_before", "padding_after"), NUMBER)))
-        ),
-    },
-)
-_ROWS = {
-    "samples.jsonl": Object(
-        {"index": NUMBER, "prompt": TEXT, "completion": TEXT, "finished": ANYTHING, "category": Maybe(TEXT)}
-        | {"score": Maybe(NUMBER), "gold": Maybe(Object({"total": NUMBER}, dict.fromkeys(PARTS, SHARE)))},
-        dict.fromkeys(("kl", "length"), Maybe(NUMBER)),
-    ),
-    "skills.jsonl": Object({"task": TEXT, "score": SHARE}, {"prompt": TEXT}),
-}
-_TRAINING_ROWS = {  # of a stage that may be at work on them
-    "training_samples.jsonl": Object(
-        {"step": WHOLE, "of": TEXT, "index": NUMBER, "prompt": TEXT, "completion": TEXT, "finished": ANYTHING},
-        {"scores": Maybe(each(Maybe(NUMBER))), **dict.fromkeys(("score", "kl", "length"), Maybe(NUMBER))},
-    ),
-    "warnings.jsonl": Object({"step": WHOLE, "name": TEXT, "message": TEXT}, {"metric": Maybe(TEXT)}),
-}
-
-
-# --- the run ------------------------------------------------------------------------------------------------------
 
 
 def label(stage: str) -> str:
@@ -185,8 +76,8 @@ class Record:
           InputError: the directory holds no run, or a damaged file.
         """
         path = pathlib.Path(path)
-        config = check(path / "config.json", config_of(path), _CONFIG)
-        check(path / "config.json", config, Object(dict.fromkeys(config["stages"], _STAGE)))
+        config = check(path / "config.json", config_of(path), forms.CONFIG)
+        check(path / "config.json", config, Object(dict.fromkeys(config["stages"], forms.STAGE)))
         kinds = {stage: config[stage]["kind"] for stage in config["stages"]}
         for stage, kind in kinds.items():
             if kind not in registry.KINDS:
@@ -194,7 +85,7 @@ class Record:
                     f"{path / 'config.json'} is damaged: its '{stage}.kind' is '{visible(kind)}' and none of "
                     f"{', '.join(registry.KINDS)}; put it back as it was written"
                 )
-        check(path / "config.json", config, Object({stage: _MIXING for stage in kinds if _can_mix(config, stage)}))
+        check(path / "config.json", config, Object({stage: forms.MIXING for stage in kinds if _can_mix(config, stage)}))
         noted.check(config, path)
 
         def read(name, form, *wanted, how=finished.read_if_there):
@@ -203,20 +94,20 @@ class Record:
             found = {stage: how(file) for stage, file in files.items()}
             return {stage: check(files[stage], facts, form) for stage, facts in found.items() if facts is not None}
 
-        reward = read("evaluation.json", _REWARD, *registry.giving("reward"))
+        reward = read("evaluation.json", forms.REWARD, *registry.giving("reward"))
         for stage, facts in reward.items():
             splits = [name for name in SPLITS if "accuracy" in facts.get(name, {})]
-            check(path / stage / "evaluation.json", facts, Object(dict.fromkeys(splits, _SPLIT)))
+            check(path / stage / "evaluation.json", facts, Object(dict.fromkeys(splits, forms.SPLIT)))
         return cls(
             path=path,
             config=config,
             overrides=read_if_there(path / "overrides.json") or {},
-            done=read(finished.DONE, _DONE, *kinds.values(), how=lambda file: finished.facts(file.parent)),
+            done=read(finished.DONE, forms.DONE, *kinds.values(), how=lambda file: finished.facts(file.parent)),
             evaluations=read(
-                "evaluation.json", _POLICY, *(kind for kind, stage in registry.KINDS.items() if stage.judged)
+                "evaluation.json", forms.POLICY, *(kind for kind, stage in registry.KINDS.items() if stage.judged)
             ),
             reward=next(iter(reward.values()), None),
-            totals={stage: found["total"] for stage, found in read(STEPS, _STEPS, *kinds.values()).items()},
+            totals={stage: found["total"] for stage, found in read(STEPS, forms.STEPS, *kinds.values()).items()},
         )
 
     @property
@@ -272,12 +163,12 @@ class Record:
         """data_report.json: the fates of the rows of files, and of the records of each stage."""
         path = self.path / "data_report.json"
         found = read_if_there(path)
-        return {"files": {}, "stages": {}} if found is None else check(path, found, _DATA)
+        return {"files": {}, "stages": {}} if found is None else check(path, found, forms.DATA)
 
     @functools.cached_property
     def _rows(self) -> dict[str, dict[str, list[dict]]]:
         """The rows of samples.jsonl and skills.jsonl: name of the file -> policy -> rows."""
-        return {name: self._rows_of(name, form) for name, form in _ROWS.items()}
+        return {name: self._rows_of(name, form) for name, form in forms.ROWS.items()}
 
     def _rows_of(self, name, form):
         """Returns the rows of a file by policy, for the policies that have it."""
@@ -292,7 +183,7 @@ class Record:
     def _training_rows(self) -> dict[str, dict[str, list[dict]]]:
         """The rows that stages noted while they trained: name of the file -> stage -> rows."""
         found = {}
-        for name, form in _TRAINING_ROWS.items():
+        for name, form in forms.TRAINING_ROWS.items():
             files = {stage: self.path / stage / name for stage in self.config["stages"]}
             found[name] = {
                 stage: check_lines(file, read_json_lines(file, cut=stage not in self.done), form)

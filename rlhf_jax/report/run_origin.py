@@ -4,6 +4,7 @@ import json
 
 from rlhf_jax.metrics import lost_steps
 from rlhf_jax.report.record import Record, label
+from rlhf_jax.report.run_training import noted_of
 from rlhf_jax.report.tables import TextTable
 from rlhf_jax.runtime.markdown import cell, json_code
 
@@ -114,12 +115,13 @@ def origin_sections(record: Record) -> list[str]:
             _duration(done.get("evaluation_seconds")),
             _memory(done),
             done["finished_at"],
+            noted_of(record, stage),
         ]
         for stage, done in record.done.items()
     ]
     seconds = [done["seconds"] + done.get("evaluation_seconds", 0) for done in record.done.values()]
-    rows.append(["all", _duration(sum(seconds)), "", "", "", ""])
-    columns = ["stage", "time", "of which", "evaluation", "peak memory so far", "finished"]
+    rows.append(["all", _duration(sum(seconds)), "", "", "", "", ""])
+    columns = ["stage", "time", "of which", "evaluation", "peak memory so far", "finished", "noted"]
     return ["\n".join(f"- {fact}" for fact in facts), TextTable(columns, rows).markdown()]
 
 

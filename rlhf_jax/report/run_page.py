@@ -22,7 +22,7 @@ from rlhf_jax.report.run_policies import (
     weights_lines,
 )
 from rlhf_jax.report.run_reward import NO_ACCURACY, reward_sections, reward_table
-from rlhf_jax.report.run_training import noted_lines, sample_sections, warning_sections
+from rlhf_jax.report.run_training import noted_lines, noted_of, sample_sections, warning_sections
 from rlhf_jax.runtime.files import write_text
 from rlhf_jax.runtime.markdown import cell, image
 from rlhf_jax.runtime.terminal import visible
@@ -52,7 +52,9 @@ def write(path) -> rich.console.Group:
     weights = [*weights_lines(record), *reference_lines(record)]
     sections = [
         f"# Report of {cell(record.path.name)}",
-        *run_progress.unfinished_sections(progress),
+        *run_progress.unfinished_sections(
+            progress, {stage: noted_of(record, stage) for stage in record.config["stages"]}
+        ),
         *map(cell, noted),
         "± is half of a 95 % interval over prompts, and for skills over few-shot items. The interval is Student's t "
         "for means, and Wilson's for shares and for scores between 0 and 1. A mean without ± is a mean of equal "

@@ -115,13 +115,20 @@ class RunProgress:
                 parts.append(f"{'the rest of ' if stage.done else ''}{stage.stage}")
         return ", ".join(parts)
 
-    def table(self) -> TextTable:
-        """Returns the table of the stages."""
+    def table(self, noted: dict[str, str]) -> TextTable:
+        """Returns the table of the stages; `noted` says in a few words what was noted of a stage."""
         rows = [
-            [stage.stage, stage.state, stage.steps or "–", stage.left or "–", _date(stage.last)]
+            [
+                stage.stage,
+                stage.state,
+                stage.steps or "–",
+                stage.left or "–",
+                _date(stage.last),
+                noted.get(stage.stage, "–"),
+            ]
             for stage in self.stages
         ]
-        return TextTable(["stage", "state", "steps done", "time left", "last step (UTC)"], rows, words=2)
+        return TextTable(["stage", "state", "steps done", "time left", "last step (UTC)", "noted"], rows, words=2)
 
 
 def progress_of(record: Record) -> RunProgress:
@@ -143,14 +150,19 @@ def state_lines(progress: RunProgress) -> list[str]:
     return [f"Unfinished: {progress.line}.", f"Still missing: {progress.missing}."]
 
 
-def unfinished_sections(progress: RunProgress) -> list[str]:
-    """Returns the part of report.md on how far an unfinished run is, as Markdown; none of a finished one."""
+def unfinished_sections(progress: RunProgress, noted: dict[str, str]) -> list[str]:
+    """Returns the part of report.md on how far an unfinished run is, as Markdown; none of a finished one.
+
+    Args:
+      progress: how far the run is.
+      noted: stage -> what was noted of it, in a few words.
+    """
     if progress.finished:
         return []
     return [
         f"**Unfinished**: {cell(progress.line)}.",
         f"Still missing: {cell(progress.missing)}. Numbers and curves are those that there were when this was written.",
-        progress.table().markdown(),
+        progress.table(noted).markdown(),
     ]
 
 

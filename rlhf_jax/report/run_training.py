@@ -23,8 +23,15 @@ def noted_lines(record: Record) -> list[str]:
         for row in rows:
             first.setdefault(row["name"], row["step"])
         names = ", ".join(f"{name} (first at {step})" for name, step in list(first.items())[:_WARNINGS])
-        lines.append(f"{label(stage)} has {counted(len(rows), 'warning')}: {names}; see Warnings.")
+        lines.append(f"{label(stage)} has {_counted(len(rows), 'warning')}: {names}; see Warnings.")
     return lines
+
+
+def noted_of(record: Record, stage: str) -> str:
+    """Returns what was noted of a stage in a few words for the table of stages, or a dash."""
+    early = ["ended early"] if record.done.get(stage, {}).get("stopped") else []
+    warned = [_counted(len(record.warnings[stage]), "warning")] if stage in record.warnings else []
+    return ", ".join(early + warned) or "–"
 
 
 def warning_sections(record: Record) -> list[str]:
@@ -105,7 +112,7 @@ def _judged(row: dict) -> str:
     return f"{_completion(row)} ({said})" if said else _completion(row)
 
 
-def counted(number: int, what: str) -> str:
+def _counted(number: int, what: str) -> str:
     """Returns a number of things in words, as "1 warning" or "2 warnings"."""
     return f"{number} {what}{'s' * (number != 1)}"
 

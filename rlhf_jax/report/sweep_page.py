@@ -19,6 +19,7 @@ from rich.text import Text
 from rlhf_jax.report import spec
 from rlhf_jax.report.figures import of_sweep as figures
 from rlhf_jax.report.record import label
+from rlhf_jax.report.sweep_progress import SweepProgress, how_far, state, unfinished_sections
 from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
 from rlhf_jax.report.tables import TextTable
@@ -37,22 +38,6 @@ DECISION = (
     '"Look 2" marks a claim that was judged again with more seeds, which were run because a claim was undecided.'
 )
 _MOST_SHOWN = 40  # arms that are named one by one
-_MOST_RUNNING = 4  # running arms of which a line says how far they are
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepProgress:
-    """How far a sweep is.
-
-    Attributes:
-      finished: whether every arm is done or has failed.
-      at_work: whether a process runs an arm.
-      line: the progress as one line.
-    """
-
-    finished: bool
-    at_work: bool
-    line: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +84,7 @@ def write(path) -> rich.console.Group:
 
 def progress_of(path) -> SweepProgress:
     """Returns how far a sweep is; raises InputError if the path is no sweep."""
-    sweep = Sweep(path)
-    running = [arm for arm in sweep.arms if arm.status == "running"]
-    line = state(sweep) + "".join(f"; {arm.name}: {arm.how_far or 'running'}" for arm in running[:_MOST_RUNNING])
-    return SweepProgress(all(arm.ended for arm in sweep.arms), bool(running), line)
+    return SweepProgress.of(Sweep(path))
 
 
 def make(path) -> Page:
@@ -187,15 +169,6 @@ def figure_of(page: Page, claim: spec.Claim) -> str | None:
     return page.figures[0][0] if page.figures else None
 
 
-def state(sweep: Sweep) -> str:
-    """Returns the number of arms by how they ended, in words."""
-    counts = {}
-    for arm in sweep.arms:
-        counts[arm.status] = counts.get(arm.status, 0) + 1
-    parts = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return f"{len(sweep.arms)} arms ({parts}): {len(sweep.settings)} settings x {len(sweep.seeds)} seeds"
-
-
 def command(sweep: Sweep) -> str:
     """Returns the command that runs the sweep again."""
     config = f"{sweep.experiment}{f':{sweep.argument}' if sweep.argument else ''}"
@@ -275,7 +248,7 @@ def _sections(page) -> list[str]:
         f"# {cell(sweep.path.absolute().name)}",
         *[prose(sweep.about)] * bool(sweep.about.strip()),
         f"{cell(state(sweep))}.",
-        *_unfinished(sweep),
+        *unfinished_sections(sweep),
         "± is half of a 95 % Student t interval over seeds. (2 of 3) means that only two of a setting's three seeds "
         "have the number. Differences are taken within each seed.",
     ]
@@ -300,23 +273,12 @@ def _sections(page) -> list[str]:
             sections += [f"Differences to {cell(table.baseline)}, paired by seed:", table.differences.markdown()]
     sections += ["Numbers by seed: [seeds.csv](tables/seeds.csv). All numbers of every arm: [all.csv](tables/all.csv)."]
     if unfinished := [arm for arm in sweep.arms if arm.status != "done"]:
-        rows = [[arm.name, arm.status, arm.how_far, arm.reason] for arm in unfinished[:_MOST_SHOWN]]
+        rows = [[arm.name, arm.status, how_far(arm), arm.reason] for arm in unfinished[:_MOST_SHOWN]]
         heads = ["arm", "status", "how far", "reason"]
         sections += ["## Arms that are not done", TextTable(heads, rows, words=4).markdown()]
         if len(unfinished) > _MOST_SHOWN:
             sections += [f"{len(unfinished) - _MOST_SHOWN} more arms are in [seeds.csv](tables/seeds.csv)."]
     return [*sections, *[f"Not read: {cell(note)}" for note in sweep.notes], "## How to repeat this", *_repeat(sweep)]
-
-
-def _unfinished(sweep) -> list[str]:
-    """Returns a sentence on a sweep that a start would go on with; none if every arm has ended."""
-    left = sum(not arm.ended for arm in sweep.arms)
-    if not left:
-        return []
-    return [
-        f"**Unfinished**: {left} of {len(sweep.arms)} arms have not ended. Figures, tables and verdicts are of what there "
-        "was when this was written."
-    ]
 
 
 def claims_text(claims: list[dict]) -> list[str]:

@@ -30,8 +30,8 @@ from rlhf_jax.report.form import (
     is_file_name,
     is_number,
 )
-from rlhf_jax.report.record import Record, reference_label
-from rlhf_jax.report.run_progress import at_work_on, progress_of
+from rlhf_jax.report.record import reference_label
+from rlhf_jax.report.run_progress import at_work_on
 from rlhf_jax.report.sweep_files import Files, numbers, summary
 from rlhf_jax.report.tables import Quantity, quantity_of
 from rlhf_jax.runtime.errors import InputError
@@ -97,16 +97,6 @@ class ArmRecord:
     def ended(self) -> bool:
         """Whether the arm is done or has failed; a start of the sweep goes on with any other arm."""
         return self.status in ("done", "failed")
-
-    @property
-    def how_far(self) -> str:
-        """How far an unfinished arm is, in words; "" if it has not begun or has ended, or if its files do not tell."""
-        if self.ended or self.status == MISSING:
-            return ""
-        try:
-            return progress_of(Record.load(self.path)).line
-        except InputError:
-            return ""
 
     @property
     def reason(self) -> str:

@@ -6,6 +6,7 @@ figures of several runs side by side have the same panels (see of_compared).
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -24,7 +25,13 @@ POLICY_LOOKS = {
     "ppo_ptx": ("#009E73", "D", "--"),
 }
 _MORE_LOOKS = [("#CC79A7", "v", "-."), ("#E69F00", "P", ":"), ("#56B4E9", "X", "-."), ("#000000", "*", ":")]
-VALIDATION = {"linestyle": (0, (4, 2)), "linewidth": 1.1, "markersize": 4.5, "markeredgecolor": "white"}
+VALIDATION = {
+    "linestyle": (0, (4, 2)),
+    "linewidth": 1.1,
+    "markersize": 5,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+}
 _COLUMNS = 3  # panels of losses side by side
 _MARKERS = 15  # about as many markers are on a line
 
@@ -48,6 +55,10 @@ class Panel:
     def there(self, rows: list[dict]) -> bool:
         """Whether some row has one of the two metrics."""
         return any(_points(rows, name) for name in (self.training, self.validation))
+
+    def beside(self, other: "Panel") -> Iterator[tuple[str, str]]:
+        """Returns the pairs of this panel's metrics and another's: both of training, and both of validation."""
+        return zip((self.training, self.validation), (other.training, other.validation))
 
 
 def look(stage: str, stages) -> tuple[str, str, str]:
@@ -77,9 +88,11 @@ def rl_panels(curves: dict[str, list[dict]], start: str) -> list[Panel]:
     names = dict.fromkeys(
         name.removeprefix(end) for row in every for end in ends for name in row if name.startswith(end)
     )
-    if len(names) > 1:  # one alone is the score itself
-        shown = {name: visible(name if len(name) <= 40 else f"…{name[-39:]}") for name in names}
-        known += [Panel(f"score of\n{shown[name]}", *(f"{end}{name}" for end in ends)) for name in names]
+    for name in names:
+        shown = visible(name if len(name) <= 40 else f"…{name[-39:]}")
+        panel = Panel(f"score of\n{shown}", *(f"{end}{name}" for end in ends))
+        if any(row.get(own) not in (None, row.get(whole)) for own, whole in panel.beside(known[0]) for row in every):
+            known.append(panel)  # a reward that is alone in training is the score itself
     return [panel for panel in known if panel.there(every)]
 
 
