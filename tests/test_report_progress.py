@@ -207,7 +207,7 @@ def test_validation_stands_beside_training(whole, tmp_path, monkeypatch):
     rows = [
         row
         | {"objective/eos": 0.5, "objective/gold": 0.1, "ppo/ptx/loss": 2.0}
-        | ({f"valid/{name}": 0.5 for name in names} if row["step"] % 10 == 0 else {})
+        | ({f"valid/{name}": 0.2 + 0.3 * (name != "scores/held") for name in names} if row["step"] % 10 == 0 else {})
         for row in metrics.read_metrics(path / "ppo" / "metrics.jsonl")
     ]
     files.write_json_lines(path / "ppo" / "metrics.jsonl", rows)
@@ -219,7 +219,8 @@ def test_validation_stands_beside_training(whole, tmp_path, monkeypatch):
     pairs |= {"loss on pretraining text": ("ppo/ptx/loss", "valid/ptx_loss")}
     for title, (training, validation) in pairs.items():
         assert drawn[title] == {training: 40, validation: 4}
-    assert drawn["entropy"] == {"objective/entropy": 40} and drawn["score of"] == {"valid/scores/reward_model": 4}
+    assert drawn["entropy"] == {"objective/entropy": 40} and drawn["score of\nheld"] == {"valid/scores/held": 4}
+    assert "score of\nreward_model" not in drawn  # it is the score itself
 
 
 # --- following ---------------------------------------------------------------------------------------------------
