@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -166,11 +167,14 @@ def test_every_bound_is_where_the_page_says_it_is():
             assert (name in names(rows)) == beyond, (name, value)
 
 
-def test_page_has_every_rule_with_its_bound(project_page):
+def test_page_has_every_rule_with_its_bound_and_its_metrics(project_page):
+    rows = {line.split("`")[1]: line for line in project_page.splitlines() if line.startswith("| `")}
+    assert rows.keys() >= NAMES
     for rule in WARNINGS:
-        assert f"`{rule.name}`" in project_page
+        condition = rows[rule.name].split("|")[2]
+        assert re.search(rf"(?<![\d.]){re.escape(f'{rule.bound:g}')}(?![\d]|\.\d)", condition), rule.name
         for name in rule.metrics:
-            assert f"`{name}`" in project_page, name
+            assert f"`{name}`" in rows[rule.name], name
 
 
 @pytest.fixture
@@ -199,6 +203,13 @@ def test_a_reward_of_the_mixture_is_no_judge():
     assert names(rows) == set()
 
 
+def test_a_reward_that_falls_at_a_kl_that_hardly_rises_is_no_exploit():
+    rows = healthy(
+        objective__kl=lambda t, r: 4.0 if t < 0.5 else 4.2, objective__gold=lambda t, r: falls(t) + 0.03 * r.normal()
+    )
+    assert names(rows) == set()
+
+
 def test_a_reward_that_falls_at_a_kl_that_does_not_rise_is_no_exploit():
     rows = healthy(objective__kl=lambda t, r: 4.0, objective__gold=lambda t, r: falls(t) + 0.03 * r.normal())
     assert names(rows) == set()
@@ -220,7 +231,7 @@ def test_a_fall_of_less_than_a_fifth_of_the_rise_is_no_fall():
             objective__gold=lambda t, r: (2 * t if t < 0.5 else 1 - fall * (2 * t - 1)) + 1e-3 * r.normal(),
         )
 
-    assert names(rows(0.4)) == {"kl_up_reward_down"}
+    assert names(rows(0.25)) == {"kl_up_reward_down"}
     assert names(rows(0.15)) == set()
 
 
@@ -229,6 +240,12 @@ def test_a_fall_of_less_than_a_fifth_of_the_rise_is_no_fall():
 
 def test_length_that_grows_is_no_sign_where_long_completions_score_no_better():
     assert names(healthy(objective__completion_length=grows)) == set()
+
+
+@pytest.mark.parametrize(("correlation", "told"), [(0.15, False), (0.25, True)])
+def test_the_longest_must_score_best_by_the_correlation_of_the_page(correlation, told):
+    rows = healthy(objective__completion_length=grows, watch__length_score_correlation=lambda t, r: correlation)
+    assert ("length_with_reward" in names(rows)) == told
 
 
 def test_length_that_grows_with_a_score_that_does_not_is_no_sign():
@@ -253,6 +270,14 @@ def test_without_the_correlation_length_and_score_decide():
 def test_a_held_out_loss_that_falls_or_wobbles_is_quiet():
     assert names(supervised(lambda t: 0.9 - 0.1 * t)) == set()
     assert names(supervised(lambda t: 0.8 + 0.02 * math.sin(40 * t))) == set()
+
+
+def test_a_held_out_loss_that_rises_by_less_than_the_bound_is_quiet():
+    def rows(rise):
+        return supervised(lambda t: 0.8 if t < 0.5 else 0.8 * (1 + rise * (2 * t - 1) / 0.75))
+
+    assert names(rows(0.035)) == {"overfitting"}
+    assert names(rows(0.012)) == set()
 
 
 def test_a_held_out_loss_that_rises_with_the_training_loss_is_another_matter():
