@@ -130,6 +130,8 @@ def test_healthy_rows_are_quiet(seed):
         score=lambda t: 0.6 * (1 - math.exp(-6 * t)),
         score_sem=lambda t: 0.04,
         scores__judge=lambda t: 0.3 * (1 - math.exp(-6 * t)),
+        scores_sem__judge=lambda t: 0.04,
+        gold_sem=lambda t: 0.04,
         gold=lambda t: 0.3 * (1 - math.exp(-6 * t)),
         kl=lambda t: 4 * t,
     )
@@ -191,7 +193,8 @@ def falls(t):
 
 @pytest.mark.parametrize("metric", ["gold", "scores/judge", "score"])
 def test_validations_see_a_reward_that_falls(metric):
-    rows = validated(healthy(120), 10, kl=lambda t: 20 * t, **{metric.replace("/", "__"): falls})
+    error = metric.replace("scores/", "scores_sem/") if "/" in metric else f"{metric}_sem"
+    rows = validated(healthy(120), 10, kl=lambda t: 20 * t, **{metric: falls, error: lambda t: 0.02})
     found = warned(rows)
     assert [(warning.name, warning.metric) for warning in found] == [("kl_up_reward_down", f"valid/{metric}")]
     assert found[0].step % 10 == 0
@@ -199,7 +202,7 @@ def test_validations_see_a_reward_that_falls(metric):
 
 def test_a_reward_of_the_mixture_is_no_judge():
     rows = validated(healthy(120, **{"objective/scores/judge": lambda t, r: 0.0}), 10, kl=lambda t: 20 * t)
-    rows = validated(rows, 10, scores__judge=falls)
+    rows = validated(rows, 10, scores__judge=falls, scores_sem__judge=lambda t: 0.01)
     assert names(rows) == set()
 
 
@@ -223,12 +226,17 @@ def test_a_fall_within_the_standard_error_of_the_prompts_is_no_fall():
     assert names(rows(0.3)) == set()
 
 
+def test_a_reward_without_its_standard_error_is_not_watched():
+    assert names(validated(healthy(120), 10, kl=lambda t: 20 * t, score=falls)) == set()
+
+
 def test_a_fall_of_less_than_a_fifth_of_the_rise_is_no_fall():
     def rows(fall):
         return healthy(
             400,
             objective__kl=lambda t, r: 20 * t,
             objective__gold=lambda t, r: (2 * t if t < 0.5 else 1 - fall * (2 * t - 1)) + 1e-3 * r.normal(),
+            objective__gold_sem=lambda t, r: 1e-3,
         )
 
     assert names(rows(0.25)) == {"kl_up_reward_down"}
@@ -313,7 +321,11 @@ def test_noise_around_a_constant_hardly_ever_warns(level):
             objective__kl=lambda t, r: 10 * t,
             ppo__val__explained_variance=lambda t, r: 0.1 + 0.1 * r.normal(),
         )
-        count.update(names(validated(rows, 7, score=lambda t, rng=rng: rng.normal(), kl=lambda t: 10 * t)))
+        count.update(
+            names(
+                validated(rows, 7, score=lambda t, rng=rng: rng.normal(), score_sem=lambda t: 1.0, kl=lambda t: 10 * t)
+            )
+        )
     assert sum(count.values()) <= 1, count
 
 

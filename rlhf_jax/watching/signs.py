@@ -17,6 +17,7 @@ LOSS_WINDOW = 20  # steps of supervised training over which its loss is averaged
 MEANT = (
     5.0  # standard errors that a difference has to exceed; windows are short, so that the errors are rough themselves
 )
+MEANT_OF_PROMPTS = 3.0  # standard errors over prompts that the fall of a reward has to exceed as well
 NEGATIVE = 3.0  # standard errors by which a mean has to be below its bound
 KL_RISE = 1.1  # the factor by which the KL has to rise for a falling reward to count
 LONGEST_SCORE_BEST = 0.2  # correlation of length and score within a batch, where it is measured
@@ -113,22 +114,25 @@ def reward_falls(bound: float, rows: Rows) -> Seen | None:
     """Looks for a reward that fell, by more than a share `bound` of its rise, while the KL rose.
 
     The last rows are compared with those up to the middle of the run: a slow fall shows, too, once it has lasted as long
-    as the rise before it.
+    as the rise before it. The scatter of validations is less than their standard error over prompts, because they have
+    the same prompts and similar completions; so both have to be exceeded.
     """
     for name in _judged(rows[-1]):
         kind = "valid" if name.startswith("valid/") else "objective"
         count = VALIDATION_WINDOW if kind == "valid" else GOLD_WINDOW
-        reward, kl, error = metric(name), metric(f"{kind}/kl"), metric(f"{name}_sem")
+        reward, kl, error = metric(name), metric(f"{kind}/kl"), metric(_error_of(name))(rows[-1])
+        if error is None:
+            continue
         middle = len(rows) // 2
         now, then = at_end(rows, reward, count), at_end(rows, reward, count, middle)
         kl_now, kl_then = at_end(rows, kl, count), at_end(rows, kl, count, middle)
         start = at_start(rows, reward, 1 if kind == "valid" else START)
         if now is None or then is None or kl_now is None or kl_then is None or start is None:
             continue
-        of_prompts = (error(rows[-1]) or 0.0) * (2 / count) ** 0.5
-        noise = max(error_of_difference(now, then), of_prompts)
+        of_prompts = error * (2 / count) ** 0.5
+        noise = max(MEANT * error_of_difference(now, then), MEANT_OF_PROMPTS * of_prompts)
         fall, rise = then.value - now.value, then.value - start.value
-        if fall > MEANT * noise and fall > bound * rise and kl_now.value > KL_RISE * kl_then.value:
+        if fall > noise and fall > bound * rise and kl_now.value > KL_RISE * kl_then.value:
             kls = {"kl": kl_now.value, "kl_then": kl_then.value}
             return Seen(fall, {"now": now.value, "then": then.value, "metric": name, **kls}, name)
     return None
@@ -145,6 +149,11 @@ def _judged(row: dict) -> list[str]:
         name for name in row if name.startswith(prefix) and f"objective/scores/{name.removeprefix(prefix)}" not in row
     ]
     return [name for name in ("valid/gold", "objective/gold", *judges, "valid/score") if name in row]
+
+
+def _error_of(name: str) -> str:
+    """Returns the metric that is the standard error of a reward over prompts."""
+    return name.replace("valid/scores/", "valid/scores_sem/") if name.startswith("valid/scores/") else f"{name}_sem"
 
 
 def overfits(held_out: Reading, loss: Reading) -> Look:
