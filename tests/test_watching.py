@@ -243,6 +243,20 @@ def test_a_fall_of_less_than_a_fifth_of_the_rise_is_no_fall():
     assert names(rows(0.15)) == set()
 
 
+# --- A policy that collapses --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 10])
+def test_a_collapse_in_the_first_iterations_is_seen(after):
+    def broken(good, bad):
+        return lambda t, r: good * r.uniform(0.9, 1.1) if round(t * (ITERATIONS - 1)) < after else bad
+
+    rows = healthy(
+        objective__eos=broken(0.8, 0.0), objective__entropy=broken(8.7, 1e-5), watch__most_common=broken(0.04, 1.0)
+    )
+    assert names(rows) == {"eos_lost", "entropy_collapse", "repeated_completion"}
+
+
 # --- Length ---------------------------------------------------------------------------------------
 
 
@@ -313,7 +327,7 @@ def test_noise_around_a_constant_hardly_ever_warns(level):
             seed,
             objective__gold=noise,
             objective__scores=noise,
-            objective__completion_length=lambda t, r: 20 + 5 * r.normal(),
+            objective__completion_length=lambda t, r: 20 + 3 * r.normal(),
             objective__eos=lambda t, r: r.binomial(16, 0.7) / 16,
             objective__entropy=lambda t, r: 16 * r.lognormal(sigma=0.3),
             watch__most_common=lambda t, r: r.uniform(0.25, 0.65),

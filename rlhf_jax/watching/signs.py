@@ -56,7 +56,7 @@ def risen(read: Reading, by: float) -> Look:
 
     def look(bound: float, rows: Rows) -> Seen | None:
         now = _now(rows, read)
-        then = now and at_start(rows, read, START)
+        then = _then(rows, read, now)
         if now is None or then is None or not now.value > bound:
             return None
         if now.value < then.value + by or not _is_more(now, then):
@@ -82,7 +82,7 @@ def fallen(read: Reading) -> Look:
 
     def look(bound: float, rows: Rows) -> Seen | None:
         now = _now(rows, read)
-        then = now and at_start(rows, read, START)
+        then = _then(rows, read, now)
         if now is None or then is None or not 0 <= now.value < bound * then.value or not _is_more(then, now):
             return None
         return Seen(now.value / then.value, {"now": now.value, "then": then.value})
@@ -182,6 +182,12 @@ def _now(rows: Rows, read: Reading) -> Mean | None:
     return at_end(rows, read, WINDOW)
 
 
+def _then(rows: Rows, read: Reading, now: Mean | None) -> Mean | None:
+    """Returns the mean of the first rows, with the scatter of the last: a policy may collapse between the first."""
+    then = at_start(rows, read, START) if now else None
+    return dataclasses.replace(then, variance=now.variance) if now and then else None
+
+
 def _is_more(now: Mean, then: Mean) -> bool:
-    """Whether the first mean is above the second by more than their scatter explains."""
+    """Whether the first mean is above the second by more than scatter explains."""
     return now.value - then.value > MEANT * error_of_difference(now, then)
