@@ -3,14 +3,18 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+import tiny
 from labeling import TOKEN, Client, desk_of, read, serving, write
 
+from rlhf_jax import hf
 from rlhf_jax.data.record_files import read_rows
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.label import __main__ as command
 from rlhf_jax.label import items, judgments
 from rlhf_jax.label.desk import LEFT, Refused
@@ -369,6 +373,34 @@ def test_completions_of_generate_are_put_together_with_the_prompt_that_was_given
     assert found[1].completions == ("hello", "hB") and found[4].completions == ("done", "B")
     assert all(item.models == ("A", "B") and item.finished == (True, False) for item in found)
     assert (left_out.repeated_completions, left_out.empty_completions, left_out.too_few) == (2, 1, 1)
+
+
+def save_model(folder, seed):
+    tokenizer = Tokenizer.train([], 258)
+    config = tiny.llama(max_length=40, vocab_size=tokenizer.vocab_size)
+    folder.mkdir()
+    hf.save(folder, config, tiny.params_of(config, seed), head="lm")
+    tokenizer.save_to(folder)
+    return folder
+
+
+def test_completions_of_a_model_are_sampled_once_and_judged(tmp_path, out, monkeypatch, capsys):
+    model = save_model(tmp_path / "m", 0)
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": "what? ", "id": 1}, {"prompt": "안녕", "id": 2}])
+    served = []
+    monkeypatch.setattr(command.server, "serve", lambda app, listening: served.append(app))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device: compiled sooner
+    flags = [f"--prompts={prompts}", f"--models={model}", f"--out={out}", "--port=0", "--max_new_tokens=4"]
+    assert command.main(flags) == 0, capsys.readouterr().err
+    files = sorted(path.name for path in (tmp_path / "labels.completions").iterdir())
+    assert files == ["1.jsonl", "asked.json"] and "2 items, 0 judgments" in capsys.readouterr().out
+    shutil.rmtree(model)
+    assert command.main(flags) == 0 and len(served) == 2  # as before, without the model
+    found, _ = items.read_comparisons([(str(model), str(tmp_path / "labels.completions" / "1.jsonl"))])
+    assert [(item.models, item.others["id"]) for item in found] == [((str(model),) * 2, 1), ((str(model),) * 2, 2)]
+    capsys.readouterr()
+    assert command.main([*flags, "--per_model=3"]) == 2
+    assert "labels.completions has completions of other --models" in capsys.readouterr().err
 
 
 BAD = {

@@ -1,0 +1,1 @@
+"""Judgments in the JSON of Argilla and Label Studio, both ways."""
