@@ -89,6 +89,18 @@ def test_what_people_changed_there_counts(program, labels, tmp_path):
 
 
 @pytest.mark.parametrize("program", command.PROGRAMS)
+def test_what_was_not_asked_does_not_come_back(program, tmp_path):
+    rows = [
+        {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "flags": [[], ["opinion"]], "labeler": "ann"},
+        {"prompt": "q", "completions": ["a", "b"], "ranks": [2, 1], "ratings": [2, 7], "labeler": "bob"},
+    ]
+    there, back = tmp_path / "there.json", tmp_path / "back.jsonl"
+    convert(f"--to={program}", write(tmp_path / "l.jsonl", rows), f"--out={there}")
+    assert convert(f"--from={program}", there, f"--out={back}") == 0
+    assert [{name: value for name, value in row.items() if name != "item"} for row in read(back)] == rows
+
+
+@pytest.mark.parametrize("program", command.PROGRAMS)
 def test_demonstrations_come_back_as_they_were(program, tmp_path, capsys):
     rows = [
         {"prompt": "q", "completion": " a", "labeler": "ann", "seconds": 3.0},

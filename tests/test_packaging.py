@@ -43,6 +43,19 @@ def test_every_import_is_installed_and_everything_installed_is_imported():
     assert needed == requirements("options", "install_requires")
 
 
+def test_files_that_are_no_modules_are_installed_with_the_package():
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(PROJECT / "setup.cfg")
+    shipped = {
+        path
+        for package, patterns in setup["options.package_data"].items()
+        for pattern in patterns.split()
+        for path in PROJECT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {path for path in (PROJECT / "rlhf_jax").rglob("*.*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in files if path.suffix != ".py"} == shipped
+
+
 def run_python(project, path, **environment):
     return subprocess.run(
         ["bash", str(project / "launch" / "python.sh"), "-c", "print('ran')"],

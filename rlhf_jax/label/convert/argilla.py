@@ -156,8 +156,9 @@ def _ratings_and_flags(responses: dict, user: str, names: list[str]) -> dict:
     numbers = [name.removeprefix("completion_") for name in names]
     ratings = [given(f"quality_{number}") for number in numbers]
     found = {"ratings": ratings} if all(type(rating) is int for rating in ratings) else {}
-    if any(question.startswith("marks_") for question in responses):
-        found["flags"] = [given(f"marks_{number}") or [] for number in numbers]
+    flags = [given(f"marks_{number}") for number in numbers]
+    if any(flags):
+        found["flags"] = [names or [] for names in flags]
     return found
 
 

@@ -49,9 +49,10 @@ def shown_prompt(row: dict) -> Any:
 
 
 def rest(row: dict, **more) -> dict:
-    """Returns the fields of a row that are no answers, and how it was ranked."""
+    """Returns the fields of a row that are no answers, how it was ranked, and whether flags were asked for."""
     kept = {name: value for name, value in row.items() if name not in _ANSWERS}
-    return kept | {"labeler": row["labeler"]} | ({"ranks": row["ranks"]} if "ranks" in row else {}) | more
+    ranks = {"ranks": row["ranks"], "flags_asked": "flags" in row} if "ranks" in row else {}
+    return kept | {"labeler": row["labeler"]} | ranks | more
 
 
 def row_of(prompt: Any, labeler: str, answers: dict, known: dict | None) -> dict:
@@ -65,6 +66,8 @@ def row_of(prompt: Any, labeler: str, answers: dict, known: dict | None) -> dict
     """
     known = dict(known or {})
     name, ranks = known.pop("labeler", labeler), known.pop("ranks", None)
+    if known.pop("flags_asked", False) and "ranks" in answers:  # where no flag was given there is no answer
+        answers = {"flags": [[] for _ in answers["ranks"]]} | answers
     if "ranks" in answers and ranks and in_order(ranks) == in_order(answers["ranks"]):
         answers = answers | {"ranks": ranks}  # ties, for which the other program may have no form
     kept = known if "instruction" in known else {"prompt": prompt} | known
