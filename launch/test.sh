@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export EXTRAS=test
 selection="not slow"
 install_browser() {
-  if command -v chromium chromedriver >/dev/null; then return; fi
+  if command -v chromium && command -v chromedriver; then return; fi >/dev/null
   if [[ "$EUID" == 0 ]] && command -v apt-get >/dev/null &&
     apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
       chromium chromium-driver >/dev/null; then return; fi

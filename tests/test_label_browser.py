@@ -25,7 +25,7 @@ ROWS = [
         ],
         "models": ["secret-a", "secret-b", "secret-c", "secret-d"],
     },
-    {"prompt": "long", "completions": ["word " * 20_000, "short"], "models": ["secret-a", "secret-b"]},
+    {"prompt": "long", "completions": ["word " * 20_000, "short"], "finished": [False, True]},
     {"prompt": [{"role": "user", "content": "and why?"}], "completions": ["one", "two", "three"]},
 ]
 FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -71,7 +71,7 @@ class Page:
         self._wait = WebDriverWait(browser, PATIENCE).until
         if url:
             browser.get(url)
-            self.until(lambda: self.shows("#name") or self.shows("#work") or self.shows("#end"))
+            self.until(self.is_idle)
 
     def until(self, true):
         return self._wait(lambda _: true())
@@ -84,6 +84,9 @@ class Page:
 
     def shows(self, selector):
         return any(element.is_displayed() for element in self.all(selector))
+
+    def is_idle(self):
+        return self.one("body").get_attribute("aria-busy") == "false"
 
     def said(self):
         return self.one("#message").text
@@ -126,6 +129,7 @@ class Page:
         before = self.one("#count").text
         press() if press else self.one("#save").click()
         self.until(lambda: self.one("#count").text != before or self.said())
+        self.until(self.is_idle)
 
 
 def test_a_person_ranks_by_dragging_and_by_keys_ties_rates_takes_back_and_goes_on(browser, tmp_path):
@@ -204,6 +208,37 @@ def test_a_person_ranks_by_dragging_and_by_keys_ties_rates_takes_back_and_goes_o
     )
     errors = [entry for entry in browser.get_log("browser") if "refused" not in entry["message"].lower()]
     assert not [entry for entry in errors if "Security Policy" in entry["message"]]
+
+
+def test_a_page_that_is_left_frees_its_name_and_its_item(browser, tmp_path):
+    out, source = tmp_path / "labels.jsonl", write(tmp_path / "c.jsonl", ROWS[1:2])
+    with serving(desk_of(out, source, shared=0.0), labeler="cho") as site:
+        page = Page(browser, site.url)  # enters by itself
+        page.until(lambda: page.shows("#work") and page.one("#who").text == "cho")
+        sizes = page.script(
+            "[...document.querySelectorAll('.card > .text')].map(e => [e.clientHeight, e.scrollHeight])"
+        )
+        assert max(scrolled / height for height, scrolled in sizes) > 5 and max(height for height, _ in sizes) < 800
+        assert sum("stopped here" in text for text in page.texts()) == 1
+        bob = Client(site.host, "bob")
+        assert bob.next() is None
+        browser.get("about:blank")
+        page.until(bob.next)
+        assert not out.exists()
+
+
+def test_a_person_writes_demonstrations_and_takes_one_back(browser, tmp_path):
+    out = tmp_path / "demonstrations.jsonl"
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": f"question {n}"} for n in range(2)])
+    with serving(desk_of(out, prompts, prompts=True), task="demonstrations", labeler="dan") as site:
+        page = Page(browser, site.url)
+        page.until(lambda: page.shows("#demonstration"))
+        assert not page.shows("#lanes") and not page.one("#save").is_enabled()
+        page.one("#demonstration").send_keys("답은 ", page.keys.ENTER, "مرحبا u 1?")
+        page.save(lambda: page.one("#demonstration").send_keys(page.keys.CONTROL, page.keys.ENTER))
+        assert [row["completion"] for row in read(out)] == ["답은 \nمرحبا u 1?"]
+        page.save(lambda: page.one("#undo").click())
+        assert read(out) == [] and page.one("#demonstration").get_property("value") == "답은 \nمرحبا u 1?"
 
 
 def judge_by_keys(page, ranks):

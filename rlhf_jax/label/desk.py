@@ -76,6 +76,7 @@ class Desk:
         own = sorted((key for key in self.items if key not in known), key=lambda key: self._digest("shared", key))
         self._everyones = {*known, *own[: round(shared * len(own))]}
         self._seats: dict[str, Seat] = {}
+        self._sequences: dict[str, list[str]] = {}
         self._done: dict[str, set[str]] = {}  # item -> who has judged it
         for row in (*labels.rows, *screening.rows):
             self._done.setdefault(row["item"], set()).add(row["labeler"])
@@ -122,6 +123,7 @@ class Desk:
             "key": item.key,
             "turns": [{"role": role, "text": text} for role, text in item.turns],
             "completions": [item.texts[place] for place in order],
+            "cut": [not item.finished[place] for place in order] if item.finished else [],
             "filled": seat.filled,
         }
 
@@ -185,10 +187,16 @@ class Desk:
     def _open_to(self, name: str) -> Iterator[str]:
         """Yields the items that a labeler may still get, in their order."""
         taken = {seat.item for other, seat in self._seats.items() if other != name and self._is_there(seat)}
-        for key in sorted(self.items, key=lambda key: self._digest("items", name, key)):
+        for key in self._sequence(name):
             done = self._done.get(key, set())
             if name not in done and (key in self._everyones or not done and key not in taken):
                 yield key
+
+    def _sequence(self, name: str) -> list[str]:
+        """Returns all items in the order in which a labeler meets them."""
+        if name not in self._sequences:
+            self._sequences[name] = sorted(self.items, key=lambda key: self._digest("items", name, key))
+        return self._sequences[name]
 
     def _order(self, name: str, key: str) -> list[int]:
         """Returns the order of an item's completions on a labeler's page: place there -> place in the item."""

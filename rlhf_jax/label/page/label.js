@@ -41,7 +41,7 @@ async function ask(action, body) {
 // Runs an action of the page; what goes wrong is one sentence on it.
 async function run(action) {
   if (busy) return;
-  busy = true;
+  work(true);
   say("");
   try {
     await action();
@@ -52,8 +52,13 @@ async function run(action) {
       say(error.message);
     } else say(error.message);
   } finally {
-    busy = false;
+    work(false);
   }
+}
+
+function work(begun) {
+  busy = begun;
+  document.body.setAttribute("aria-busy", begun);
 }
 
 // The program was started again, or somebody else has taken the name.
@@ -138,7 +143,7 @@ async function place(answer) {
   const ranks = setup.task === "rankings";
   $("lanes").hidden = $("cards").hidden = !ranks;
   $("demonstration").hidden = ranks;
-  if (ranks) ranking.start(item.completions, item.filled);
+  if (ranks) ranking.start(item.completions, item.cut, item.filled);
   else {
     $("demonstration").value = item.filled?.completion ?? "";
     $("demonstration").focus();

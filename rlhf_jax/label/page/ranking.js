@@ -11,13 +11,13 @@ export class Ranking {
     this.open = window.innerHeight > 640;
   }
 
-  start(texts, filled) {
+  start(texts, cut, filled) {
     const count = texts.length;
     this.count = count;
     this.ranks = filled?.ranks ?? Array(count).fill(null);
     this.ratings = filled?.ratings ?? Array(count).fill(null);
     this.flags = (filled?.flags ?? Array(count).fill([])).map((names) => new Set(names));
-    this.cards.replaceChildren(...texts.map((text, place) => this.card(text, place)));
+    this.cards.replaceChildren(...texts.map((text, place) => this.card(text, cut[place], place)));
     this.cards.dataset.count = count;
     this.cards.scrollTop = 0;
     this.select(0);
@@ -96,7 +96,7 @@ export class Ranking {
     this.changed();
   }
 
-  card(text, place) {
+  card(text, isCut, place) {
     const card = element("section", "card");
     card.dataset.place = place;
     card.setAttribute("aria-label", `completion ${letterOf(place)}`);
@@ -112,6 +112,7 @@ export class Ranking {
     body.dir = "auto";
     body.tabIndex = 0;
     show(body, text);
+    if (isCut) body.append(element("span", "cut", " … (stopped here: it had reached its largest length)"));
     card.append(head, body);
     if (this.asks("ratings")) {
       const row = this.buttons("rating", "Quality", 7, (rating) => this.rate(place, rating));
