@@ -109,15 +109,16 @@ class Trackers:
         """
         if self._to_open and not self._kept:
             self._kept = _state(self._path)
+        sure = {name: kept["logged"].get(stage, 0) for name, kept in self._kept.items()}
         for name in (*self._open, *self._to_open):
             if name in self._kept:
-                self._kept[name]["logged"][stage] = max(logged, self._kept[name]["logged"].get(stage, 0))
+                self._kept[name]["logged"][stage] = max(logged, sure[name])
         while self._to_open:
             self._start(self._to_open.pop(0))
         if self._open:
             self._save()
         skipped = {
-            name: self._try(name, "begin", stage, restored, self._kept[name]["logged"].get(stage, 0))
+            name: self._try(name, "begin", stage, restored, self._kept[name]["logged"].get(stage, 0), sure.get(name, 0))
             for name in list(self._open)
         }
         return StageTrackers(self, stage, skipped)

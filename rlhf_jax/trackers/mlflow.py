@@ -78,7 +78,7 @@ class MLflow(Tracker):
             self._client.log_batch(made, params=params[start : start + _MOST_PARAMS])
         return made
 
-    def begin(self, stage: str, restored: int, logged: int) -> int:
+    def begin(self, stage: str, restored: int, logged: int, sure: int) -> int:
         names = [name for name in self._client.get_run(self.id).data.metrics if name.startswith(f"{stage}/")]
         # A step is sent as one batch. Some metrics are those of a few steps, but not all of so many.
         histories = [self._client.get_metric_history(self.id, name) for name in sorted(names)[:8]]

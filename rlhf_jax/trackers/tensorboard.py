@@ -29,7 +29,7 @@ class TensorBoard(Tracker):
         self.id = run.name
         self.place = f"`tensorboard --logdir {run.path}`"
 
-    def begin(self, stage: str, restored: int, logged: int) -> int:
+    def begin(self, stage: str, restored: int, logged: int, sure: int) -> int:
         self.close(failed=False)
         folder = os.fspath(self._run.path / stage / FOLDER)
         # The suffix is for a stage that is resumed within a second, as whose name files have their time.

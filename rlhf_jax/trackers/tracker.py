@@ -46,7 +46,7 @@ class Tracker:
     id: str
     place: str
 
-    def begin(self, stage: str, restored: int, logged: int) -> int:
+    def begin(self, stage: str, restored: int, logged: int, sure: int) -> int:
         """Prepares for the steps of a stage, and returns the last one that is not to be logged.
 
         A stage that was killed repeats its steps after the checkpoint, with the same values as before. Unless a tracker
@@ -56,6 +56,7 @@ class Tracker:
           stage: name of the stage.
           restored: step of the checkpoint; 0: the stage starts anew.
           logged: the last step that earlier processes have logged; what a killed process had not yet sent counts as logged.
+          sure: the last step that they had logged when one of them ended in good order, or began.
         """
         return logged
 

@@ -45,7 +45,7 @@ class Trackio(Tracker):
         local = type("Local", (self._library.Run,), {"_get_username": lambda _: None})  # it asks the Hugging Face hub
         return local(None, run.project, None, name=run.name, run_id=run.id, group=run.group, config=run.config)
 
-    def begin(self, stage: str, restored: int, logged: int) -> int:
+    def begin(self, stage: str, restored: int, logged: int, sure: int) -> int:
         if self._remote:
             return logged
         rows = self._library.SQLiteStorage.get_logs(self._project, self._name, run_id=self.id, scalar_only=True)

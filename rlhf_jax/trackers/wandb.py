@@ -55,13 +55,13 @@ class Wandb(Tracker):
         where = f"in {run.local / 'wandb'}; `wandb sync` sends it" if mode == "offline" else f"at {self._run.url}"
         self.place = f"{mode} {where}"
 
-    def begin(self, stage: str, restored: int, logged: int) -> int:
+    def begin(self, stage: str, restored: int, logged: int, sure: int) -> int:
         others = sum(steps for name, steps in self._logged.items() if name != stage)
         self._before[stage] = others
         self._last = max(self._last, others + logged)
         self._run.define_metric(f"{stage}/step", hidden=True)
         self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        return logged
+        return max(sure, logged - 1)  # W&B holds a row until the next one comes, so that a kill loses the last
 
     def _log(self, stage: str, step: int, row: dict) -> None:
         number = self._before[stage] + step
