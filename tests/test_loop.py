@@ -1,6 +1,7 @@
 """The loop of a stage, without a model: how many steps are made after a signal, and what is saved then."""
 
 import contextlib
+import sys
 import threading
 import time
 import types
@@ -177,3 +178,29 @@ def test_every_step_and_every_validation_of_a_stage_has_its_seconds(tmp_path, mo
     assert [("time/step" in row, "time/validation" in row) for row in rows] == [
         (True, bool(n % 2)) for n in range(STEPS)
     ]
+
+
+def test_trackers_get_the_rows_of_metrics_jsonl_and_where_a_stage_goes_on(tmp_path, monkeypatch):
+    """Also those of the last step before a signal, and of steps with a validation."""
+    begun, logged = [], {}
+
+    class Recorded(Trackers):
+        def stage(self, *arguments):
+            begun.append(arguments)
+            return types.SimpleNamespace(metrics=lambda step, row: logged.setdefault(step, row))
+
+    monkeypatch.setattr(sys.modules[__name__], "Trackers", Recorded)
+
+    def validate(state, done):
+        return {"valid/loss": state["x"]}
+
+    with monkeypatch.context() as patch:
+        run_in(tmp_path, patch, long=True, at=("record", 3), checkpoint_every=2, validate=validate)
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:  # a kill after a step without a checkpoint
+        file.write('{"step": 4, "loss": 3.0}\n{"step": 5, "loss": 4.0}\n')
+    with monkeypatch.context() as patch:
+        run_in(tmp_path, patch, long=True, validate=validate)
+    assert begun == [("sft", 0, 0), ("sft", 3, 5)]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert {row.pop("step"): {name: row[name] for name in row if name != "time"} for row in rows} == logged
+    assert [step for step in sorted(logged) if "valid/loss" in logged[step]] == [2, 4, 6]

@@ -161,13 +161,25 @@ def test_two_work_directories_of_one_name_are_two_runs_of_trackio(project, tmp_p
     assert sorted(steps) == [[1, 2], [1, 2, 3, 4]]
 
 
+# W&B's process of this process; and how libraries know that they are tested, in which case they report nothing.
+_NOT_INHERITED = (
+    "WANDB_SERVICE",
+    "PYTEST_CURRENT_TEST",
+    "PYTEST_VERSION",
+    "CI",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "TRAVIS",
+)
+
+
 def in_process(code: str, *arguments, **environment) -> subprocess.CompletedProcess:
     """Runs code in a process of its own, in which the names of this file's imports are there."""
     start = "import os, pathlib, signal, socket, sys, time\nfrom rlhf_jax.trackers import Trackers\n"
     paths = [os.fspath(SUPPORT.parent.parent), os.fspath(SUPPORT)]
     return subprocess.run(
         [sys.executable, "-c", start + code, *map(os.fspath, arguments)],
-        env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # W&B's process of this one
+        env={name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         | {"PYTHONPATH": os.pathsep.join(paths)}
         | environment,
         capture_output=True,
@@ -250,9 +262,8 @@ def test_no_tracker_calls_the_network_unless_asked(project, tmp_path):
         threading.Thread(target=accept, daemon=True).start()
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         proxies = {name: address for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
-        no_ci = {name: "" for name in ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST")}  # libraries look for them
         secrets = {"HF_TOKEN": "hf_" + "a" * 34, "WANDB_API_KEY": "a" * 40}
-        ended = in_process(NETWORK, tmp_path, project, *names, **proxies, **no_ci, **secrets, NO_PROXY="", no_proxy="")
+        ended = in_process(NETWORK, tmp_path, project, *names, **proxies, **secrets, NO_PROXY="", no_proxy="")
         proxy.shutdown(socket.SHUT_RDWR)
     assert ended.stdout.splitlines()[-1:] == ["outside: []"], ended.stdout + ended.stderr
     assert called == []
