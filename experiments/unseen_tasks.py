@@ -42,7 +42,7 @@ LONGEST_PROMPT, LONGEST_ANSWER = 1000, 60  # in characters
 VALID = 6  # tasks for validation
 ROWS, BATCH = 32, 4  # demonstrations of training, whatever the number of tasks; of a step
 TASKS, TASK = (1, 4, 16), "data.files.training_groups"
-RATE = 2e-3
+RATE = 6e-4
 SEEDS = range(3)
 
 

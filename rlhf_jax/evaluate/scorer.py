@@ -100,6 +100,11 @@ class Scorer:
             )
         return self.score_arrays(arrays)[:, 0]
 
+    def read(self, prompts: list[Prompt]) -> np.ndarray:
+        """Returns the places i64[n] of the prompts that are not too long for the reward model."""
+        config = self._run.config
+        return batch_prompts(prompts, self._run.tokenizer, config.prompt_length, config.too_long)[0].index
+
     def score_arrays(self, arrays: Comparisons) -> np.ndarray:
         """f32[N, K] of comparisons that are batched already; 0 where there is no completion.
 

@@ -20,22 +20,38 @@ from rlhf_jax.evaluate.rewards import models
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
 
-Score = Callable[[Policy], np.ndarray]  # the scores f64[N] of a policy's completions, higher is better
+# The scores f64[N] of a policy's completions, higher is better; NaN where the judge cannot read the prompt, which is too long
+Score = Callable[[Policy], np.ndarray]
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 VERDICTS = {FIRST: 1.0, SECOND: 0.0, TIE: 0.5}
 
 
 def by_scores(policies: Sequence[Policy], pairs: Sequence[Pair], score: Score, judge: str) -> list[Judgment]:
-    """Returns the judgments of a judge who scores each completion by itself, and sees no order."""
+    """Returns the judgments of a judge who scores each completion by itself, and sees no order.
+
+    Pairs that the judge cannot read are left out, and counted in a printed sentence.
+
+    Raises:
+        InputError: it can read none of them.
+    """
     found = {policy.name: dict(zip(map(id, policy.completions), score(policy))) for policy in policies}
-    judgments = []
+    judgments, unread = [], {}
     for pair in pairs:
         first, second = (found[name][id(text)] for name, text in zip(pair.names, pair.completions))
+        if np.isnan(first) or np.isnan(second):
+            unread[pair.prompt] = None
+            continue
         won = (np.sign(first - second) + 1) / 2
         judgments.append(
             Judgment(pair.prompt, pair.number, *pair.names, float(won), pair.lengths, judge, ordered=False)
         )
+    if unread and not judgments:
+        raise InputError(
+            f"{judge} can read none of the prompts: all are too long for it; give a judge of longer prompts"
+        )
+    if unread:
+        print(f"{len(unread)} prompts are too long for {judge} and are left out, such as {next(iter(unread))[:60]!r}")
     return judgments
 
 
@@ -92,9 +108,13 @@ def reward(name: str) -> Score:
     def score(policy: Policy) -> np.ndarray:
         texts = policy.completions
         ours = policy.run is not None and policy.run.resolve() == found.workdir.resolve()
-        ids = [text.tokens for text in texts] if ours and all(text.tokens for text in texts) else None
         prompts = [Prompt(written(text.prompt), {}) for text in texts]
-        return scorer(prompts, [text.text for text in texts], [text.finished for text in texts], ids)
+        scores, read = np.full(len(texts), np.nan), scorer.read(prompts)
+        texts, prompts = [texts[row] for row in read], [prompts[row] for row in read]
+        ids = [text.tokens for text in texts] if ours and all(text.tokens for text in texts) else None
+        if texts:
+            scores[read] = scorer(prompts, [text.text for text in texts], [text.finished for text in texts], ids)
+        return scores
 
     return score
 
@@ -112,16 +132,11 @@ def _released(name: str) -> Score:
             for text in policy.completions
         ]
         encoded = judge.encode(rows)
-        for text, requests in zip(policy.completions, encoded):
-            if requests is None:
-                raise InputError(
-                    f"{policy.source}: the prompt {text.prompt[:60]!r} with its completion is longer than the context of "
-                    f"{name}, {judge.model.config.max_length} tokens; leave it out"
-                )
-        scores = np.zeros(len(rows))
-        for batch in judge([request for [request] in encoded]):
+        scores = np.full(len(rows), np.nan)
+        read = [row for row, requests in enumerate(encoded) if requests is not None]
+        for batch in judge([encoded[row][0] for row in read]):
             for number, value in batch:
-                scores[number] = value
+                scores[read[number]] = value
         return scores
 
     return score
