@@ -396,7 +396,7 @@ def test_gold_cannot_judge_prompts_of_another_world(world_run, tmp_path, capsys)
     assert "needs a run, whose world it knows" in capsys.readouterr().err
 
 
-def test_a_released_reward_model_judges_files_of_completions(tmp_path):
+def test_a_released_reward_model_judges_files_of_completions(tmp_path, capsys):
     tokenizer = Tokenizer.train([], 258)
     config = tiny.llama(max_length=40, vocab_size=tokenizer.vocab_size)
     params = tiny.params_of(config, 0, "scalar")
@@ -406,6 +406,7 @@ def test_a_released_reward_model_judges_files_of_completions(tmp_path):
     texts = {"mine": [" yes", " no way", " so"], "theirs": [" no", " of course", " it is"]}
     for name, completions in texts.items():
         rows = [{"prompt": f"what {n}?", "completion": text} for n, text in enumerate(completions)]
+        rows.insert(1, {"prompt": "too long " * 9, "completion": f" {name}"})
         write(tmp_path / f"{name}.jsonl", rows)
 
     def score(prompt, completion):
@@ -419,6 +420,11 @@ def test_a_released_reward_model_judges_files_of_completions(tmp_path):
     out = tmp_path / "found.json"
     assert command.main([*files_of, f"--judge=reward:{tmp_path}/reward", f"--out={out}"]) == 0
     assert files.read_json(out)["contests"][0]["win_rate"]["value"] == pytest.approx(np.mean(wins))
+    assert "1 prompt too long for reward:" in capsys.readouterr().out
+    for name in texts:
+        write(tmp_path / f"{name}.jsonl", [{"prompt": "too long " * 9, "completion": f" {name}"}])
+    assert command.main([*files_of, f"--judge=reward:{tmp_path}/reward", f"--out={out}"]) == 2
+    assert "can read none of the prompts" in capsys.readouterr().err
 
 
 def test_a_reward_model_reads_the_tokens_of_its_own_run_and_texts_of_others(world_run, tmp_path, monkeypatch):
@@ -427,6 +433,9 @@ def test_a_reward_model_reads_the_tokens_of_its_own_run_and_texts_of_others(worl
     class Longest:
         def __init__(self, run, stage):
             asked.append(stage)
+
+        def read(self, prompts):
+            return np.arange(1, len(prompts))  # the first is too long
 
         def __call__(self, prompts, texts, ended, sampled):
             asked.append(sampled)
@@ -442,7 +451,8 @@ def test_a_reward_model_reads_the_tokens_of_its_own_run_and_texts_of_others(worl
     arguments = [write(tmp_path / "mine.jsonl", longer), str(world_run / "sft"), "--out", str(out)]
     assert command.main([*arguments, f"--judge=reward:{world_run}"]) == 0
     assert files.read_json(out)["contests"][0]["win_rate"]["value"] == 1
-    assert asked == ["reward_model", None, [(1,)] * len(rows)]
+    assert files.read_json(out)["contests"][0]["prompts"] == len(rows) - 1
+    assert asked == ["reward_model", None, [(1,)] * (len(rows) - 1)]
     with pytest.raises(InputError, match="is no finished reward model"):
         judges.reward(str(world_run / "sft"))
     with pytest.raises(
