@@ -51,7 +51,9 @@ def by_scores(policies: Sequence[Policy], pairs: Sequence[Pair], score: Score, j
             f"{judge} can read none of the prompts: all are too long for it; give a judge of longer prompts"
         )
     if unread:
-        print(f"{len(unread)} prompt{"s" * (len(unread) > 1)} too long for {judge} left out, such as {next(iter(unread))[:60]!r}")
+        print(
+            f"{len(unread)} prompt{'s' * (len(unread) > 1)} too long for {judge} left out, such as {next(iter(unread))[:60]!r}"
+        )
     return judgments
 
 
