@@ -420,7 +420,7 @@ def test_a_released_reward_model_judges_files_of_completions(tmp_path, capsys):
     out = tmp_path / "found.json"
     assert command.main([*files_of, f"--judge=reward:{tmp_path}/reward", f"--out={out}"]) == 0
     assert files.read_json(out)["contests"][0]["win_rate"]["value"] == pytest.approx(np.mean(wins))
-    assert "1 prompt too long for reward:" in capsys.readouterr().out
+    assert "1 prompt is too long for reward:" in capsys.readouterr().out
     for name in texts:
         write(tmp_path / f"{name}.jsonl", [{"prompt": "too long " * 9, "completion": f" {name}"}])
     assert command.main([*files_of, f"--judge=reward:{tmp_path}/reward", f"--out={out}"]) == 2
