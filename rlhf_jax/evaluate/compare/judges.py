@@ -51,9 +51,8 @@ def by_scores(policies: Sequence[Policy], pairs: Sequence[Pair], score: Score, j
             f"{judge} can read none of the prompts: all are too long for it; give a judge of longer prompts"
         )
     if unread:
-        print(
-            f"{len(unread)} prompt{'s' * (len(unread) > 1)} too long for {judge} left out, such as {next(iter(unread))[:60]!r}"
-        )
+        which = "1 prompt is" if len(unread) == 1 else f"{len(unread)} prompts are"
+        print(f"{which} too long for {judge} and left out, such as {next(iter(unread))[:60]!r}")
     return judgments
 
 
