@@ -459,6 +459,13 @@ def test_flags_that_do_not_go_together_are_a_sentence(flags, sentence, tmp_path,
     assert sentence in said and said.count("\n") == 1, said
 
 
+def test_a_missing_library_is_a_sentence_before_anything_is_read(tmp_path, out, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert command.main(["--prompts=none.jsonl", "--models=none", f"--out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert "needs starlette and uvicorn: pip install 'rlhf_jax[label]'" in said and not list(tmp_path.iterdir())
+
+
 def test_a_port_in_use_and_a_file_of_other_items_and_one_at_work_are_sentences(tmp_path, out, capsys):
     source = write(tmp_path / "c.jsonl", ROWS)
     desk = desk_of(out, source)

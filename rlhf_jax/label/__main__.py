@@ -95,6 +95,8 @@ def check(options: argparse.Namespace) -> None:
         raise InputError(f"--ask={options.ask}: give ranks, and with it any of ratings, flags")
     options.labeler = options.labeler and name_of(options.labeler)
     options.token = server.new_token(options.token)
+    for name in ("starlette", "uvicorn"):  # before anything is sampled
+        server.library(name)
 
 
 def read_items(options: argparse.Namespace) -> list[Item]:

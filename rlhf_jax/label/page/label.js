@@ -80,6 +80,7 @@ async function enter(name, stay = false) {
   kept.setItem("name", setup.name);
   kept.setItem("session", setup.session);
   document.body.dataset.task = setup.task;
+  $("save").querySelector("kbd").textContent = setup.task === "rankings" ? "Enter" : "Ctrl Enter";
   if (stay && item) {
     const answer = await ask("next", asked());
     if (answer.item?.key === item.key) return;
@@ -164,7 +165,7 @@ function turn({ role, text }) {
 function left() {
   if (!item) return "";
   if (setup.task === "rankings") return ranking.missing();
-  return $("demonstration").value.trim() ? "" : "the text";
+  return $("demonstration").value.trim() ? "" : "write the answer";
 }
 
 function update() {

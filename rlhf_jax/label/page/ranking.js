@@ -8,7 +8,7 @@ export class Ranking {
   // cards, lanes: the elements to fill. changed: called after every change.
   constructor(cards, lanes, setup, changed) {
     Object.assign(this, { cards, lanes, setup, changed });
-    this.open = window.innerHeight > 640;
+    this.open = null; // whether the marks are open, once the labeler has said so
   }
 
   start(texts, cut, filled) {
@@ -17,6 +17,7 @@ export class Ranking {
     this.ranks = filled?.ranks ?? Array(count).fill(null);
     this.ratings = filled?.ratings ?? Array(count).fill(null);
     this.flags = (filled?.flags ?? Array(count).fill([])).map((names) => new Set(names));
+    this.isOpen = this.open ?? (window.innerHeight > 640 && count <= 4);
     this.cards.replaceChildren(...texts.map((text, place) => this.card(text, cut[place], place)));
     this.cards.dataset.count = count;
     this.cards.scrollTop = 0;
@@ -36,10 +37,11 @@ export class Ranking {
 
   // Says what is missing, or "".
   missing() {
-    const without = (values) => values.flatMap((value, place) => (value === null ? [letterOf(place)] : []));
-    const parts = [["rank", without(this.ranks)]];
-    if (this.asks("ratings")) parts.push(["rating", without(this.ratings)]);
-    return parts.filter(([, left]) => left.length).map(([name, left]) => `${left.join(", ")}: ${name}`).join(" · ");
+    const todo = (name, values) => {
+      const left = values.flatMap((value, place) => (value === null ? [letterOf(place)] : []));
+      return left.length ? [`${name} ${left.length === this.count ? "all" : left.join(", ")}`] : [];
+    };
+    return [...todo("rank", this.ranks), ...(this.asks("ratings") ? todo("rate", this.ratings) : [])].join(" · ");
   }
 
   select(place) {
@@ -75,8 +77,8 @@ export class Ranking {
   }
 
   toggleMarks() {
-    this.open = !this.open;
-    for (const marks of this.cards.querySelectorAll("details")) marks.open = this.open;
+    this.open = this.isOpen = !this.isOpen;
+    for (const marks of this.cards.querySelectorAll("details")) marks.open = this.isOpen;
   }
 
   update() {
@@ -141,7 +143,7 @@ export class Ranking {
 
   marks(place) {
     const details = element("details");
-    details.open = this.open;
+    details.open = this.isOpen;
     details.append(element("summary", "", "Marks"));
     const list = element("div", "marks");
     for (const [name, title] of this.setup.flags) {
