@@ -242,11 +242,12 @@ def fit_all(
             done = step + 1
             if pending:
                 record(*pending)
+            validates = [place for place in sorted(alive.intersection(places)) if trials[place].validates(done)]
+            if validates:
+                jax.block_until_ready(step_metrics)  # its time is not the validation's
             validating = time.monotonic()
             validated = {
-                place: metrics_lib.compute(trials[place].validate(state_of(state, place), done))
-                for place in sorted(alive.intersection(places))
-                if trials[place].validates(done)
+                place: metrics_lib.compute(trials[place].validate(state_of(state, place), done)) for place in validates
             }
             if validated:
                 seconds = _with(seconds, {"time/validation": round(time.monotonic() - validating, 4)})

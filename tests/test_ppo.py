@@ -415,7 +415,13 @@ def test_the_average_follows_the_policy_and_holds_nothing_of_its_start():
 
 @pytest.mark.parametrize(
     "output, decay, written, others",
-    [("ema", 0.9, "ema", ["params"]), ("params", 0.9, "params", ["ema"]), ("ema", 0.0, "params", [])],
+    [
+        ("ema", 0.9, "ema", ["params"]),
+        ("params", 0.9, "params", ["ema"]),
+        ("ema", 0.0, "params", []),
+        ("best", 0.9, None, ["ema"]),  # the best were written when they were validated
+        ("best", 0.0, None, ["params"]),
+    ],
 )
 def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(
     output, decay, written, others, monkeypatch, tmp_path
@@ -430,7 +436,7 @@ def test_a_stage_hands_on_the_weights_that_output_names_and_asks_the_others(
     monkeypatch.setattr(ppo_stage.evaluation, "sample_others", lambda *asked: did.append(asked))
     ppo_stage.PPOTraining(run, "ppo", None, None, None, None, None).finish(state)
     assert did == [
-        (run, "ppo", {"w": weights[written]["w"]}),
+        *((run, "ppo", {"w": weights[name]["w"]}) for name in [written] if name),
         *((run, "ppo", other, {"w": weights[other]["w"]}) for other in others),
     ]
 

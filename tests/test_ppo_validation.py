@@ -138,15 +138,21 @@ def test_a_validation_says_what_its_policy_is_worth(base, tmp_path, output, aver
     np.testing.assert_allclose([row["kl"] for row in rows], kl, atol=1e-4)
     gold = [run.corpus.gold(*said).total for said in zip(prompts, texts, finished)]
     losses = [EvaluationPrograms(run).losses(policy, batch) for batch in skills.documents(run)]
-    expected = {
-        "score": np.mean([row["score"] for row in rows]),
-        "score_sem": np.std([row["score"] for row in rows], ddof=1) / np.sqrt(8),
-        "scores/reward_model": np.mean(scores),
-        "scores/short": np.mean([row["scores"]["short"] for row in rows]),
+    with_errors = {
+        "score": [row["score"] for row in rows],
+        "scores/reward_model": scores,
+        "scores/short": [row["scores"]["short"] for row in rows],
+        "gold": gold,
+    }
+    errors = {
+        name.replace("scores", "scores_sem") if "/" in name else f"{name}_sem": x for name, x in with_errors.items()
+    }
+    expected = {name: np.mean(values) for name, values in with_errors.items()}
+    expected |= {name: np.std(values, ddof=1) / np.sqrt(8) for name, values in errors.items()}
+    expected |= {
         "kl": np.mean(kl),
         "completion_length": np.mean([len(tokens) for tokens in generate.sampled(rollout)]),
         "eos": np.mean(finished),
-        "gold": np.mean(gold),
         "ptx_loss": skills.valid_loss(run, losses).value,
     }
     found = {name.removeprefix("valid/"): value for name, value in last.items() if name.startswith("valid/")}

@@ -133,8 +133,9 @@ class PPOTraining:
         """
         policies = {"ema": state.policy.ema_params, "params": state.policy.params}
         policies = {name: model.without_scalar_head(params) for name, params in policies.items() if params is not None}
-        handed_on = programs.output_of(self.run.config[self.stage])
-        if self.run.config[self.stage].output == "best":  # these were written at their validation
+        section = self.run.config[self.stage]
+        handed_on = programs.output_of(section)
+        if section["output"] == "best":  # these were written at their validation
             policies = {handed_on: policies[handed_on]}
         else:
             weights.save_params(self.run, self.stage, policies.pop(handed_on))

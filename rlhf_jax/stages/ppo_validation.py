@@ -149,10 +149,10 @@ class Watch:
         metrics = _means(rows)
         for name, judge in judges_of(run, self._stage).items():
             scores = scorer_of(run, judge, stops=False)(prompts, texts, finished, sampled)
-            metrics[f"valid/scores/{name}"] = float(np.mean(scores))
+            metrics |= _mean(f"scores/{name}", f"scores_sem/{name}", scores)
         if run.config.data.source == "world":
             gold = [run.corpus.gold(*said).total for said in zip(prompts, texts, finished)]
-            metrics["valid/gold"] = float(np.mean(gold))
+            metrics |= _mean("gold", "gold_sem", gold)
         if (loss := _document_loss(run, whole)) is not None:
             metrics["valid/ptx_loss"] = loss
         if self.selection:
@@ -293,18 +293,24 @@ def _prompts(run: Run, stage: str) -> _Prompts | None:
 
 
 def _means(rows: list[dict]) -> dict[str, float]:
-    """Returns the metrics that are means over the rows; "valid/score_sem" is the standard error of the score."""
-    scores = np.array([row["score"] for row in rows])
-    error = {"valid/score_sem": float(scores.std(ddof=1) / np.sqrt(len(rows)))} if len(rows) > 1 else {}
-    names = rows[0]["scores"]
-    return {
-        "valid/score": float(scores.mean()),
-        **error,
-        **{f"valid/scores/{name}": float(np.mean([row["scores"][name] for row in rows])) for name in names},
+    """Returns the metrics that are means over the rows."""
+    scores = {name: [row["scores"][name] for row in rows] for name in rows[0]["scores"]}
+    metrics = _mean("score", "score_sem", [row["score"] for row in rows])
+    for name, values in scores.items():
+        metrics |= _mean(f"scores/{name}", f"scores_sem/{name}", values)
+    return metrics | {
         "valid/kl": float(np.mean([row["kl"] for row in rows])),
         "valid/completion_length": float(np.mean([row["length"] for row in rows])),
         "valid/eos": float(np.mean([row["finished"] for row in rows])),
     }
+
+
+def _mean(name: str, error: str, values) -> dict[str, float]:
+    """Returns a mean and its standard error as metrics; a single value has no error."""
+    found = {f"valid/{name}": float(np.mean(values))}
+    if len(values) > 1:
+        found[f"valid/{error}"] = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    return found
 
 
 def _document_loss(run: Run, params: dict) -> float | None:
