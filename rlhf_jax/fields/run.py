@@ -213,7 +213,7 @@ COMMON = Section(
             (),
             Several(
                 OneOf("wandb", "trackio", "tensorboard", "mlflow"),
-                "of wandb, trackio, tensorboard and mlflow, each once, or ()",
+                "one or several of wandb, trackio, tensorboard and mlflow, each once, or ()",
                 distinct=True,
             ),
             "Where the run is shown while it trains, beside its own files; docs/watching.md. "

@@ -60,7 +60,7 @@ def check(names: Iterable[str], path: pathlib.Path | None = None) -> None:
         except ImportError as error:
             raise InputError(
                 f"config.trackers names {name}, which needs the package {error.name or name}: "
-                f"pip install 'rlhf_jax[{name}]', or leave {name} out"
+                f"pip install 'rlhf_jax[{name}]', or in a checkout EXTRAS={name}; or leave {name} out"
             ) from error
     if path:
         _state(path)
