@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from rlhf_jax.data.describe import agreement
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.label import judgments
-from rlhf_jax.label.questions import FLAGS
+from rlhf_jax.label.questions import FLAGS, RATINGS
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.statistics import mean, share
 
@@ -104,7 +104,11 @@ def lines(found: dict, models: Sequence[dict] = ()) -> list[str]:
         if (rating := model["rating"]) is not None:
             line += f", rated {rating['value']:.2f}"
             if rating["low"] is not None:
-                line += f" [{rating['low']:.2f}, {rating['high']:.2f}]"
+                low, high = (
+                    max(rating["low"], RATINGS[0]),
+                    min(rating["high"], RATINGS[-1]),
+                )  # a mean lies between these
+                line += f" [{low:.2f}, {high:.2f}]"
         line += "".join(f"; {FLAGS[name].lower()} {100 * value:.0f} %" for name, value in model["flags"].items())
         said.append(line)
     return said
