@@ -44,12 +44,13 @@ FREE_FIELDS = (
 def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
     """Returns the fields that may differ between the stored config of a run and its new one.
 
-    Beside FREE_FIELDS, these are the names of stages that are appended to `stages`, with their sections: no earlier stage
-    has read them.
+    Beside FREE_FIELDS, these are noted.LOOKS of each stage, and the names of stages that are appended to `stages`, with
+    their sections: no earlier stage has read them.
     """
     before, after = (list(config.get("stages", ())) for config in (old, new))
     appended = after[len(before) :] if after[: len(before)] == before else []
-    return (*FREE_FIELDS, *(["stages"] * bool(appended)), *appended)
+    looks = [f"{name}.{field}" for name in new for field in noted.LOOKS]
+    return (*FREE_FIELDS, *looks, *(["stages"] * bool(appended)), *appended)
 
 
 PROGRAM = "program.json"  # what `model.remat` and `model.scan_layers` leave open; forecast.py writes it

@@ -53,6 +53,8 @@ def train(base, path, stop_at=None, **changes):
     if not path.exists():
         shutil.copytree(base, path, ignore=shutil.ignore_patterns("config.json", "ppo"))
     with run_lib.start(config_of(**changes), path) as run:
+        if run.done("ppo"):
+            return path / "ppo"
         key = run.key
 
         def watched(*names):
@@ -70,7 +72,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-ALL = {"validate_every": 2, "samples_every": 1, "samples": 3}
+ALL = {"validate_every": 2, "samples_every": 1, "samples_kept": 3}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def watched(base, tmp_path_factory):
 
 
 def test_looking_changes_nothing(base, watched, tmp_path):
-    plain = train(base, tmp_path / "plain", samples=0)
+    plain = train(base, tmp_path / "plain", samples_kept=0)
     rows = [{name: x for name, x in row.items() if not name.startswith("valid/")} for row in timeless(watched)]
     assert rows == timeless(plain)
     assert not (plain / "training_samples.jsonl").exists()
@@ -120,7 +122,7 @@ def test_the_rows_are_the_same_prompts_and_the_extremes_of_each_iteration(watche
 @pytest.mark.parametrize("output, averaged", [("ema", True), ("params", False)])
 def test_a_validation_says_what_its_policy_is_worth(base, tmp_path, output, averaged):
     """The greedy completions of the weights that are handed on, with scores and KL computed apart."""
-    path = train(base, tmp_path / "run", output=output, validate_every=6, samples=8, samples_temperature=0.0)
+    path = train(base, tmp_path / "run", output=output, validate_every=6, samples_kept=8, samples_temperature=0.0)
     last = timeless(path)[-1]
     rows = [row for row in rows_of(path / "training_samples.jsonl") if row["of"] == "validation"]
     run = run_lib.open_run(path.parent)
@@ -258,3 +260,10 @@ def test_equal_completions_are_counted_whatever_follows_them():
     assert most_common(jnp.zeros((3, 2), int), jnp.ones((3, 2), bool)) == 1.0
     padded = jnp.array([[0, 0], [0, 0], [0, 3]])  # a token 0 is not the same as none
     assert most_common(padded, jnp.array([[True, False], [True, True], [True, False]])) == pytest.approx(2 / 3)
+
+
+def test_what_is_looked_at_may_change_within_a_run(base, watched):
+    changed = ALL | {"samples_every": 3, "samples_kept": 1}
+    train(base, watched.parent, **changed)  # PPO is finished, and stays so
+    with pytest.raises(InputError, match="ppo.validate_every was 2 and is now 3"):
+        train(base, watched.parent, **ALL | {"validate_every": 3})

@@ -162,3 +162,10 @@ def test_a_group_killed_and_resumed_is_the_group_never_killed(tmp_path):
         assert all((found[name] == wanted[name]).all() for name in wanted)
         assert (stages[0] / "samples.jsonl").read_text() == (stages[1] / "samples.jsonl").read_text()
         assert read_json(tmp_path / "resumed" / "arms" / arm.name / "arm.json")["status"] == "done"
+
+
+def test_a_stage_that_is_validated_while_it_trains_is_trained_by_itself():
+    config = toy_config()
+    assert vectorized._stacks(config, "ppo") and vectorized._stacks(config, "sft")
+    config.ppo.validate_every = 2
+    assert not vectorized._stacks(config, "ppo") and not vectorized._stacks(config, "collect")

@@ -13,6 +13,10 @@ from rlhf_jax.runtime.workdir import differences
 
 # The fields of a config that every stage reads. Evaluations read others too, and are repeated without the stage.
 COMMON = ("prompt_length", "completion_length", "too_long", "long_completions", "data", "tokenizer", "model")
+LOOKS = (
+    "samples_every",
+    "samples_kept",
+)  # fields of stages that say what is looked at in training, and change no result
 
 
 def note(config: Mapping, stage: str) -> dict:
@@ -22,7 +26,7 @@ def note(config: Mapping, stage: str) -> dict:
       config: the run's whole config, as nested mappings.
       stage: name of the stage.
     """
-    section = dict(config[stage])
+    section = {name: value for name, value in config[stage].items() if name not in LOOKS}
     own_seed, own_model = section.pop("seed", None), section.get("model") or {}
     noted = {name: config[name] for name in COMMON if name in config} | {stage: section}
     noted["seed"] = config.get("seed") if own_seed is None else own_seed

@@ -44,6 +44,8 @@ class Stage:
       rows_read: (run, stage) -> rows that the training reads, over all its epochs; None: nothing is trained.
       training: returns what `run` trains, ready to be trained alone or together with other trials; None: nothing is
         trained.
+      alone: section -> whether the stage is trained by itself, although `training` is there, because it looks at its
+        policy while it trains.
       programs: (run, stage, abstract.Data) -> list of abstract.Program; None: nothing is trained.
       planned_last: whether a plan has the last stage of the kind, and not the first, unless it is asked for others.
       paper_compute: petaflop/s-days that the stage took at 175B parameters in the InstructGPT paper.
@@ -70,6 +72,7 @@ class Stage:
     kl_by_formula: Callable[[Mapping], float] | None = None
     rows_read: Callable[[Any, str], float] | None = None
     training: Callable[[Any, str], Any] | None = None
+    alone: Callable[[Mapping], bool] = lambda section: False
     programs: Callable[[Any, str, Any], list] | None = None
     planned_last: bool = False
     paper_compute: float | None = None

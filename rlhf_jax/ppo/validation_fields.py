@@ -14,11 +14,11 @@ FIELDS = {
     "samples_every": Field(
         100,
         COUNT_OR_NONE,
-        "The number of iterations between two looks at the completions of the same `samples` validation prompts, which "
+        "The number of iterations between two looks at the completions of the same `samples_kept` validation prompts, which "
         "are kept in training_samples.jsonl. The first look is after the first iteration. A look costs as much as the "
         "sampling and scoring of an iteration, and changes no result. 0 never looks.",
     ),
-    "samples": Field(
+    "samples_kept": Field(
         4,
         COUNT_OR_NONE,
         "The number of validation prompts whose completions are kept. Beside them, each iteration keeps the completions "

@@ -311,6 +311,7 @@ register(
         judged=True,
         rows_read=_rows_read,
         training=training_of,
+        alone=lambda section: bool(section["validate_every"]),
         programs=programs_of,
         planned_last=True,  # in InstructGPT's pipeline, that is the one with the pretraining mix
         paper_compute=60.0,  # section 5.1

@@ -102,7 +102,7 @@ class Watch:
 
     def keep(self, done: int, extremes: Looked) -> None:
         """Keeps the completions of the highest and the lowest score, still on the devices, of iteration `done`."""
-        if self._section.samples:
+        if self._section.samples_kept:
             self._extremes[done] = extremes
 
     def due(self, done: int) -> bool:
@@ -116,7 +116,7 @@ class Watch:
     def _samples(self, done: int) -> bool:
         every = self._section.samples_every
         regular = bool(every) and (done % every == 0 or done == 1 <= self._total // every)
-        return regular and bool(self._section.samples) and self._looked_at is not None
+        return regular and bool(self._section.samples_kept) and self._looked_at is not None
 
     def samples(self, done: int) -> list[dict]:
         """Returns what is kept for an iteration, as rows of training_samples.jsonl without the step."""
@@ -140,7 +140,7 @@ class Watch:
         records, index = self._looked_at.records, self._looked_at.index
         rows = self._described(index, records, looked)
         if self._samples(done) or self._validates(done):
-            self._looks[done] = [{"of": "validation"} | row for row in rows[: self._section.samples]]
+            self._looks[done] = [{"of": "validation"} | row for row in rows[: self._section.samples_kept]]
         if not self._validates(done):
             return {}
         prompts = [records[place] for place in index]

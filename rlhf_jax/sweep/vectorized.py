@@ -112,7 +112,7 @@ class _Running:
     def _train(self, names: list[str], stage: str, at_once: int) -> None:
         """Trains a stage of the arms that have not finished it, if it is of a kind that can be batched over trials."""
         names = [name for name in names if not self.runs[name].done(stage)]
-        names = [name for name in names if registry.of(self.runs[name].config, stage).training]
+        names = [name for name in names if _stacks(self.runs[name].config, stage)]
         # Adapters share a base, of which a stack would hold a copy for each trial: they are trained one after another.
         names = [name for name in names if self.runs[name].trained_shape(stage).lora is None]
         if not names:
@@ -170,3 +170,9 @@ def _complete(run: Run, stage: str, *answers) -> None:
         pipeline.evaluate(run, stage, *answers)
     else:
         pipeline.run_stage(run, stage)
+
+
+def _stacks(config, stage: str) -> bool:
+    """Whether a stage can be trained in one program with that of other arms."""
+    kind = registry.of(config, stage)
+    return kind.training is not None and not kind.alone(config[stage])
