@@ -67,7 +67,9 @@ def expected_loss(config, kl_coef, reference, advantages, params):
     new = jax.lax.stop_gradient(token_logprobs(params))
     per_token = jnp.where(ROWS.completion_mask, advantages.reshape(-1, 1), 0.0)
     zeros = jnp.zeros(len(new))
-    experience = ppo.Experience(ROWS, new, token_logprobs(reference), None, per_token, per_token, None, zeros, zeros, {})
+    experience = ppo.Experience(
+        ROWS, new, token_logprobs(reference), None, per_token, per_token, None, zeros, zeros, {}
+    )
 
     def one(row):
         return ppo.policy_loss(
