@@ -206,7 +206,40 @@ MUTATIONS = [
             "test_train.py key",
         ),
         # --- the other stages
-        ("stages/sft.py", 'value > best["value"])', 'value >= best["value"])', "test_sft.py"),
+        ("selection.py", 'value > best["value"] if', 'value >= best["value"] if', "test_sft.py best"),
+        (
+            "selection.py",
+            'while best and best["step"] >= step',
+            'while best and best["step"] > step',
+            "test_sft.py resumed",
+        ),
+        # --- what is looked at while PPO trains
+        ("ppo/watch.py", "jnp.argmin(scores)", "jnp.argmax(scores)", "test_ppo_validation.py agrees"),
+        (
+            "ppo/watch.py",
+            "jnp.where(mask, tokens + 1, 0)",
+            "jnp.where(mask, tokens, 0)",
+            "test_ppo_validation.py equal",
+        ),
+        (
+            "stages/ppo_validation.py",
+            'policy.ema_params if programs.output_of(self._section) == "ema" else policy.params',
+            "policy.params",
+            "test_ppo_validation.py worth",
+        ),
+        (
+            "stages/ppo_validation.py",
+            "since >= section.stop_patience",
+            "since > section.stop_patience",
+            "test_ppo_validation.py patience",
+        ),
+        (
+            "journal.py",
+            'row["step"] <= (resume_step or 0)',
+            'row["step"] <= (resume_step or 0) + 1',
+            "test_ppo_validation.py survives",
+        ),
+        ("loop.py", "if (saving or ended) and alive:", "if saving and alive:", "test_ppo_validation.py stop_rule"),
         (
             "stages/reward_model.py",
             "if len({ranking.ranks[place] for place in pair}) > 1",
