@@ -188,17 +188,17 @@ def test_the_best_weights_are_those_of_their_iteration(base, tmp_path):
 
 
 def test_a_stop_rule_ends_the_stage_for_good(base, tmp_path, capsys):
-    changes = {"validate_every": 2, "stop_kl": 1e-9, "samples_temperature": 0.0}
+    changes = {"validate_every": 3, "stop_kl": 1e-9, "samples_temperature": 0.0}
     path = train(base, tmp_path / "run", **changes)
     said = json.loads((path / "done.json").read_text())["stopped"]
-    assert len(timeless(path)) == 2
-    assert said.startswith("ended after iteration 2 of 6: its KL on validation prompts, ") and "stop_kl=1e-09" in said
+    assert len(timeless(path)) == 3 and (path / "checkpoints" / "3").is_dir()
+    assert said.startswith("ended after iteration 3 of 6: its KL on validation prompts, ") and "stop_kl=1e-09" in said
     assert f"ppo: {said}" in capsys.readouterr().out
     before = saved_arrays(path)
     for name in ("done.json", "params"):  # killed after the last checkpoint, before the stage was finished
         shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
     train(base, tmp_path / "run", **changes)
-    assert json.loads((path / "done.json").read_text())["stopped"] == said and len(timeless(path)) == 2
+    assert json.loads((path / "done.json").read_text())["stopped"] == said and len(timeless(path)) == 3
     for name, value in saved_arrays(path).items():
         np.testing.assert_array_equal(value, before[name], name)
 
@@ -254,9 +254,9 @@ def test_the_program_agrees_with_a_loop(seed):
 
 
 def test_equal_completions_are_counted_whatever_follows_them():
-    tokens = np.array([[5, 7, 1], [5, 7, 9], [7, 5, 9], [5, 0, 0], [5, 7, 1]])
-    mask = np.array([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1]], bool)
-    assert most_common(jnp.asarray(tokens), jnp.asarray(mask)) == pytest.approx(2 / 5)
+    tokens = np.array([[5, 7, 1], [5, 7, 9], [5, 7, 4], [7, 5, 9], [5, 0, 0], [5, 7, 1]])
+    mask = np.array([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1]], bool)
+    assert most_common(jnp.asarray(tokens), jnp.asarray(mask)) == pytest.approx(3 / 6)
     assert most_common(jnp.zeros((3, 2), int), jnp.ones((3, 2), bool)) == 1.0
     padded = jnp.array([[0, 0], [0, 0], [0, 3]])  # a token 0 is not the same as none
     assert most_common(padded, jnp.array([[True, False], [True, True], [True, False]])) == pytest.approx(2 / 3)

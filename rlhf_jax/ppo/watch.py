@@ -67,7 +67,7 @@ def most_common(tokens: jax.Array, mask: jax.Array) -> jax.Array:
       tokens: i32[B, C].
       mask: bool[B, C]; what is outside does not count.
     """
-    words = jnp.where(mask, tokens + 1, 0).astype(jnp.uint32)
+    words = tokens.astype(jnp.uint32)
     places = jnp.arange(words.shape[1], dtype=jnp.uint32)
 
     def hashed(seed: int) -> jax.Array:
