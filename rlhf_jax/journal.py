@@ -65,7 +65,8 @@ class Journal:
         if samples:
             samples = [{"step": step} | sample for sample in samples]
             self._append(SAMPLES, samples)
-            self._trackers.samples(step, samples)
+            if any(sample.get("of") == "validation" for sample in samples):  # a table for every step would be too many
+                self._trackers.samples(step, samples)
         self._rows.append({"step": step} | row)
         for warning in watching.new_warnings(self._rows, self._fired):
             self._warn(warning)
