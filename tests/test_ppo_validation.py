@@ -267,3 +267,10 @@ def test_what_is_looked_at_may_change_within_a_run(base, watched):
     train(base, watched.parent, **changed)  # PPO is finished, and stays so
     with pytest.raises(InputError, match="ppo.validate_every was 2 and is now 3"):
         train(base, watched.parent, **ALL | {"validate_every": 3})
+
+
+@pytest.mark.parametrize("metric", ["valid/scores/short", "valid/ptx_loss", "valid/gold"])
+def test_each_metric_of_a_validation_may_decide(base, metric):
+    run = run_lib.open_run(base)
+    run.config.ppo.update(config_of(validate_every=2, best_by=metric).ppo)
+    registry.of(run.config, "ppo").check(run, "ppo")

@@ -13,10 +13,8 @@ from rlhf_jax.runtime.workdir import differences
 
 # The fields of a config that every stage reads. Evaluations read others too, and are repeated without the stage.
 COMMON = ("prompt_length", "completion_length", "too_long", "long_completions", "data", "tokenizer", "model")
-LOOKS = (
-    "samples_every",
-    "samples_kept",
-)  # fields of stages that say what is looked at in training, and change no result
+# Fields of stages that say what is looked at in training, and change no result.
+LOOKS = ("samples_every", "samples_kept")
 
 
 def note(config: Mapping, stage: str) -> dict:

@@ -96,7 +96,7 @@ def check(options: argparse.Namespace) -> None:
     options.labeler = options.labeler and name_of(options.labeler)
     options.token = server.new_token(options.token)
     for name in ("starlette", "uvicorn"):  # before anything is sampled
-        server.library(name)
+        server.package(name)
 
 
 def read_items(options: argparse.Namespace) -> list[Item]:
@@ -132,7 +132,7 @@ def work(options: argparse.Namespace) -> None:
         labels = judgments.Judgments(options.out)
         screening = judgments.Judgments(judgments.beside(options.out, "screening"))
         for file, part in ((labels, found), (screening, gold)):
-            judgments.check_items(file.path, file.rows, {item.key for item in part} if part else _any())
+            judgments.check_items(file.path, file.rows, {item.key for item in part} if part else _Everything())
             if file.torn:
                 print(f"{file.path}: removed half a line, which a killed process left")
         desk = Desk(found, gold, labels, screening, seed=options.seed, shared=options.shared, asked=options.asked)
@@ -148,7 +148,7 @@ def work(options: argparse.Namespace) -> None:
         print(f"\n{options.out} has {len(labels.rows)} judgments")
 
 
-class _any:
+class _Everything:
     """A set that holds everything: without --gold, judgments of a screening stay as they are."""
 
     def __contains__(self, key) -> bool:

@@ -39,7 +39,7 @@ _HEADERS = {
 }
 
 
-def library(name: str) -> Any:
+def package(name: str) -> Any:
     """Returns a module of the extra `label`; raises InputError where it is not installed."""
     try:
         return importlib.import_module(name)
@@ -74,7 +74,7 @@ def address(host: str, port: int, token: str) -> str:
 
 def answering(app) -> Any:
     """Returns a uvicorn.Server for an application; its own settings of logging would close streams that others use."""
-    uvicorn = library("uvicorn")
+    uvicorn = package("uvicorn")
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -126,11 +126,11 @@ class Site:
             "flags": list(questions.FLAGS.items()),
             "labeler": labeler,
         }
-        self._responses = library("starlette.responses")
+        self._responses = package("starlette.responses")
 
     def app(self):
         """Returns the ASGI application."""
-        Route = library("starlette.routing").Route
+        Route = package("starlette.routing").Route
         actions = {
             "enter": self._enter,
             "next": self._shown,
@@ -142,7 +142,7 @@ class Site:
         routes = [Route("/", self._page), *(Route(path, self._file) for path in _FILES)]
         routes += [Route("/api/setup", self._labeler), Route("/api/summary", self._summary)]
         routes += [Route(f"/api/{name}", self._answering(action), methods=["POST"]) for name, action in actions.items()]
-        return _Guard(library("starlette.applications").Starlette(routes=routes), self._refusal)
+        return _Guard(package("starlette.applications").Starlette(routes=routes), self._refusal)
 
     def _refusal(self, request) -> str:
         """Returns why a request is refused; "" if it is not."""
@@ -220,7 +220,7 @@ class _Guard:
 
     def __init__(self, app, refusal):
         self._app, self._refusal = app, refusal
-        self._requests, self._responses = library("starlette.requests"), library("starlette.responses")
+        self._requests, self._responses = package("starlette.requests"), package("starlette.responses")
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":

@@ -22,6 +22,7 @@ from rlhf_jax.evaluate import run_judges, skills
 from rlhf_jax.evaluate.answers import EvaluationPrograms
 from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.ppo import programs
+from rlhf_jax.ppo.mixture import mixture_of
 from rlhf_jax.ppo.state import Coefficients, PPOState
 from rlhf_jax.ppo.validation_fields import lower_is_better
 from rlhf_jax.ppo.watch import Looked
@@ -48,11 +49,14 @@ def check(run: Run, stage: str) -> None:
         raise InputError(
             f"{stage}.best_by='{section.best_by}' is no metric of its validations; they have {', '.join(names)}"
         )
+    if section.best_by == "valid/ptx_loss":
+        inputs.need(run, stage, "documents", "valid")
 
 
 def metric_names(run: Run, stage: str) -> list[str]:
     """Returns the metrics of a validation that can decide which weights are best."""
-    judged = [f"valid/scores/{name}" for name in judges_of(run, stage)]
+    mixture = mixture_of(run.config[stage])
+    judged = [f"valid/scores/{name}" for name in (*(mixture.names if mixture else ()), *judges_of(run, stage))]
     gold = ["valid/gold"] if run.config.data.source == "world" else []
     loss = ["valid/ptx_loss"] if run.corpus is not None and run.corpus.has("documents") else []
     return ["valid/score", *judged, *gold, "valid/eos", "valid/kl", *loss]
@@ -93,6 +97,9 @@ class Watch:
         self._extremes: dict[int, Looked] = {}
         self._looks: dict[int, list[dict]] = {}
         self._looked_at = _prompts(run, stage) if section.validate_every or section.samples_every else None
+        judges = judges_of(run, stage) if section.validate_every else {}
+        self._judges = {name: scorer_of(run, judge, stops=False) for name, judge in judges.items()}
+        self._documents = skills.documents(run) if section.validate_every else []
         highest = not lower_is_better(section.best_by)
         self.selection = Selection(run, stage, section.best_by, highest) if section.output == "best" else None
 
@@ -139,22 +146,21 @@ class Watch:
         looked = self._looked_at.rollout(given, state, params, whole)
         records, index = self._looked_at.records, self._looked_at.index
         rows = self._described(index, records, looked)
-        if self._samples(done) or self._validates(done):
-            self._looks[done] = [{"of": "validation"} | row for row in rows[: self._section.samples_kept]]
+        self._looks[done] = [{"of": "validation"} | row for row in rows[: self._section.samples_kept]]
         if not self._validates(done):
             return {}
         prompts = [records[place] for place in index]
         texts, finished = [row["completion"] for row in rows], [row["finished"] for row in rows]
         sampled = generate.sampled(looked.rollout)[: len(rows)]
         metrics = _means(rows)
-        for name, judge in judges_of(run, self._stage).items():
-            scores = scorer_of(run, judge, stops=False)(prompts, texts, finished, sampled)
+        for name, judge in self._judges.items():
+            scores = judge(prompts, texts, finished, sampled)
             metrics |= _mean(f"scores/{name}", f"scores_sem/{name}", scores)
         if run.config.data.source == "world":
             gold = [run.corpus.gold(*said).total for said in zip(prompts, texts, finished)]
             metrics |= _mean("gold", "gold_sem", gold)
-        if (loss := _document_loss(run, whole)) is not None:
-            metrics["valid/ptx_loss"] = loss
+        if self._documents:
+            metrics["valid/ptx_loss"] = _document_loss(run, whole, self._documents)
         if self.selection:
             self.selection.offer(whole, done, metrics[self._section.best_by])
         return metrics
@@ -313,11 +319,8 @@ def _mean(name: str, error: str, values) -> dict[str, float]:
     return found
 
 
-def _document_loss(run: Run, params: dict) -> float | None:
-    """Returns the loss of held-out documents in nats per token; None in a run without documents."""
-    batches = skills.documents(run)
-    if not batches:
-        return None
+def _document_loss(run: Run, params: dict, documents: list) -> float:
+    """Returns the loss of batches of held-out documents, in nats per token."""
     evaluation = EvaluationPrograms(run)
-    estimate = skills.valid_loss(run, [hosts.fetch(evaluation.losses(params, batch)) for batch in batches])
+    estimate = skills.valid_loss(run, [hosts.fetch(evaluation.losses(params, batch)) for batch in documents])
     return float(estimate.value)

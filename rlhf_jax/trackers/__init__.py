@@ -34,17 +34,17 @@ _ARM = "arm.json"  # only the work directory of a sweep's arm has it
 
 
 class Kind(NamedTuple):
-    """A kind of tracker: the function that returns its library, and the function that opens a run."""
+    """A kind of tracker: the function that returns its package, and the function that opens a run."""
 
-    library: Callable[[], ModuleType]
+    package: Callable[[], ModuleType]
     open: Callable[[Tracked], Tracker]
 
 
 KINDS = {
-    "wandb": Kind(wandb.library, wandb.Wandb),
-    "trackio": Kind(trackio.library, trackio.Trackio),
-    "tensorboard": Kind(tensorboard.library, tensorboard.TensorBoard),
-    "mlflow": Kind(mlflow.library, mlflow.MLflow),
+    "wandb": Kind(wandb.package, wandb.Wandb),
+    "trackio": Kind(trackio.package, trackio.Trackio),
+    "tensorboard": Kind(tensorboard.package, tensorboard.TensorBoard),
+    "mlflow": Kind(mlflow.package, mlflow.MLflow),
 }
 
 
@@ -56,7 +56,7 @@ def check(names: Iterable[str], path: pathlib.Path | None = None) -> None:
     """
     for name in names:
         try:
-            KINDS[name].library()
+            KINDS[name].package()
         except ImportError as error:
             raise InputError(
                 f"config.trackers names {name}, which needs the package {error.name or name}: "

@@ -21,8 +21,8 @@ _MOST_PARAMS, _LONGEST_PARAM, _LONGEST_TAG = 100, 6000, 5000  # MLflow's limits:
 _SAMPLES = "samples"
 
 
-def library():
-    """Returns the library, without its reports of usage."""
+def package():
+    """Returns the package, without its reports of usage."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     load(["sqlalchemy"])
     load(["alembic"])
@@ -33,7 +33,7 @@ class MLflow(Tracker):
     """See the top of the file."""
 
     def __init__(self, run: Tracked):
-        tracking = library()
+        tracking = package()
         self._entities = load(["mlflow.entities"])
         for name in ("mlflow", "alembic"):  # they tell how they make the tables of a new store
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -15,8 +15,8 @@ from rlhf_jax.trackers.tracker import Tracked, Tracker, load
 FOLDER = "tensorboard"  # in that of the stage
 
 
-def library():
-    """Returns the library: tensorboardX, or PyTorch's writer."""
+def package():
+    """Returns the package: tensorboardX, or PyTorch's writer."""
     return load(["tensorboardX", "torch.utils.tensorboard"])
 
 
@@ -24,7 +24,7 @@ class TensorBoard(Tracker):
     """See the top of the file."""
 
     def __init__(self, run: Tracked):
-        self._library, self._run = library(), run
+        self._package, self._run = package(), run
         self._writer: Any = None
         self.id = run.name
         self.place = f"`tensorboard --logdir {run.path}`"
@@ -34,7 +34,7 @@ class TensorBoard(Tracker):
         folder = os.fspath(self._run.path / stage / FOLDER)
         # The suffix is for a stage that is resumed within a second, as whose name files have their time.
         suffix = f".{restored:09}"
-        self._writer = self._library.SummaryWriter(folder, purge_step=restored + 1, filename_suffix=suffix)
+        self._writer = self._package.SummaryWriter(folder, purge_step=restored + 1, filename_suffix=suffix)
         self._writer.add_text("config", _code(json.dumps(self._run.config, indent=1)), restored)
         return restored
 

@@ -18,8 +18,8 @@ from rlhf_jax.trackers.tracker import Tracked, Tracker, load
 _LONGEST = 128  # characters of a name or a group
 
 
-def library():
-    """Returns the library, which sends no reports of its own errors."""
+def package():
+    """Returns the package, which sends no reports of its own errors."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     return load(["wandb"])
 
@@ -28,7 +28,7 @@ class Wandb(Tracker):
     """See the top of the file."""
 
     def __init__(self, run: Tracked):
-        self._library, self._logged = library(), run.logged
+        self._package, self._logged = package(), run.logged
         self._before: dict[str, int] = {}  # stage -> number of the row before its first step
         self._last = sum(run.logged.values())
         mode = os.environ.get("WANDB_MODE") or "offline"
@@ -38,7 +38,7 @@ class Wandb(Tracker):
             "finish_timeout": 60.0,  # a lost network holds the end of a run no longer; `wandb sync` sends the rest
             "x_transaction_log_flush_interval": 1.0,  # seconds of rows that a killed process loses; 15 by default
         }
-        self._run = self._library.init(
+        self._run = self._package.init(
             project=run.project,
             name=run.name[:_LONGEST],
             group=run.group and run.group[:_LONGEST],
@@ -49,7 +49,7 @@ class Wandb(Tracker):
             config=run.config,
             allow_val_change=True,  # of the few fields that may change between two starts
             reinit="create_new",  # many arms of a sweep are trained by one process
-            settings=self._library.Settings(**settings),
+            settings=self._package.Settings(**settings),
         )
         self.id = self._run.id
         where = f"in {run.local / 'wandb'}; `wandb sync` sends it" if mode == "offline" else f"at {self._run.url}"
@@ -74,12 +74,12 @@ class Wandb(Tracker):
         self._log(stage, step, {f"{stage}/{name}": value for name, value in row.items()})
 
     def samples(self, stage: str, step: int, columns: list[str], rows: list[list]) -> None:
-        table = self._library.Table(columns=columns, data=rows, allow_mixed_types=True)
+        table = self._package.Table(columns=columns, data=rows, allow_mixed_types=True)
         self._log(stage, step, {f"{stage}/samples": table})
 
     def warning(self, stage: str, step: int, name: str, message: str) -> None:
         """Sends an alert, and adds the warning to the run's summary, which is a column of the table of runs."""
-        self._run.alert(title=f"{name} ({stage}, step {step})", text=message, level=self._library.AlertLevel.WARN)
+        self._run.alert(title=f"{name} ({stage}, step {step})", text=message, level=self._package.AlertLevel.WARN)
         self._run.summary[f"{stage}/warnings/{name}"] = f"step {step}: {message}"
 
     def close(self, failed: bool) -> None:
