@@ -32,7 +32,7 @@ from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import NOT_NEGATIVE
 from rlhf_jax.report.record import label
 from rlhf_jax.rewards.functions import let_import
-from rlhf_jax.runtime import terminal
+from rlhf_jax.runtime import programs, terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.terminal import visible
 
@@ -258,6 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="The sampling temperature. 0 takes the likeliest tokens.",
     )
     options = parser.parse_args(arguments)
+    programs.keep()
     console = terminal.console()
     let_import(os.getcwd())  # a reward function of the run may lie there
     run = run_lib.open_run(options.workdir)

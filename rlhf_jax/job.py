@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax import command_line, loop
 from rlhf_jax import config as config_lib
-from rlhf_jax.runtime import hosts, progress
+from rlhf_jax.runtime import hosts, programs, progress
 from rlhf_jax.runtime.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, refused
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -97,6 +97,7 @@ class Job:
             raise InputError(
                 f"platform='{platform}' is not available on this machine: {str(error).splitlines()[0]}"
             ) from error
+        programs.keep()
 
 
 def main(name: str, work: Callable[[Job], int | None]) -> None:

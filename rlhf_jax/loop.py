@@ -20,6 +20,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.progress import Progress, Stopped
 
+AHEAD = 1.0  # seconds before the end of a step at which the next one is handed to the devices
 STEPS = "steps.json"  # {"total": number of steps}, for readers of an unfinished stage, because data decide the number
 
 
@@ -191,7 +192,8 @@ def fit_all(
         def record(step, places, step_metrics, validated, seconds):
             """Fetches, checks and writes the metrics of a step.
 
-            While steps are short, it is called one step late, so that the device never waits for the host.
+            It is called one step late, so that the devices never wait for the host. Only before what is validated or
+            saved, the step itself is waited for.
             """
             values, shown = metrics_lib.compute(step_metrics), []
             times = seconds()
@@ -253,9 +255,11 @@ def fit_all(
                 seconds = _with(seconds, {"time/validation": round(time.monotonic() - validating, 4)})
             pending = (done, places, step_metrics, validated, seconds)
             saving = done == total or done % checkpoint_every == 0
-            if validated or saving or stop.long:
+            if validated or saving:
                 record(*pending)
                 pending = None
+            else:
+                clock.wait_nearly(AHEAD)
             ended = {place for place in alive.intersection(validated) if trials[place].stop(journals[place].validated)}
             if (saving or ended) and alive:
                 save(done, state)

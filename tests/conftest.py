@@ -15,6 +15,7 @@ def _set_flag(name, value):
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # no cache of compiled programs: the user's own is left alone
 _set_flag("xla_force_host_platform_device_count", 8)
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # The tests' programs are small and run briefly: machine code that is not optimized is ready in 60 % of the time.

@@ -8,13 +8,13 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, loop
 from rlhf_jax.checkpoint import Checkpointer
 from rlhf_jax.metrics import read_metrics
 from rlhf_jax.runtime import clock as clock_lib
-from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.files import read_json
 from rlhf_jax.runtime.progress import Interrupt, Stopped
 from rlhf_jax.trackers import Trackers
@@ -22,9 +22,21 @@ from rlhf_jax.trackers import Trackers
 STEPS = 6
 
 
-def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint_every=100, validate=None):
-    """Runs the loop; `at` = ("advance" or "record", step): during that the signal comes. The order of what happened."""
-    monkeypatch.setattr(hosts, "LONG_STEP", 0.0 if long else float("inf"))
+def run_in(
+    path,
+    monkeypatch,
+    *,
+    long=False,
+    at: tuple | None = None,
+    checkpoint_every=100,
+    validate=None,
+    device=lambda step: step,
+):
+    """Runs the loop; `at` = ("advance" or "record", step): during that the signal comes. The order of what happened.
+
+    With `long`, every step is waited for to its end. `device` makes the metric of a step, "on_device".
+    """
+    monkeypatch.setattr(loop, "AHEAD", -float("inf") if long else float("inf"))
     interrupt, happened = Interrupt(), []
     config = types.SimpleNamespace(checkpoints_kept=2, checkpoints_every=0)
     workdir = types.SimpleNamespace(stage=lambda _: path)
@@ -36,7 +48,7 @@ def run_in(path, monkeypatch, *, long: bool, at: tuple | None = None, checkpoint
 
     def advance(state, step):
         note("advance", step + 1)
-        return {"x": state["x"] + 1}, {"loss": state["x"]}
+        return {"x": state["x"] + 1}, {"loss": state["x"], "on_device": device(step + 1)}
 
     write = loop.metrics_lib.MetricsWriter.write
     monkeypatch.setattr(
@@ -64,29 +76,40 @@ def test_an_unfinished_stage_says_how_many_steps_it_has(tmp_path, monkeypatch):
 def test_no_step_is_begun_after_a_signal(tmp_path, monkeypatch, what, long):
     happened = run_in(tmp_path, monkeypatch, long=long, at=(what, 3))
     begun = [step for kind, step in happened if kind == "advance"]
-    # The devices have one step more than the host knows of only where steps are short.
-    last = 4 if what == "record" and not long else 3
+    last = 4 if what == "record" else 3  # the devices have one step more than the host knows of
     assert begun == list(range(1, last + 1))
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == begun
     step, state = state_of(tmp_path)
     assert (step, float(state["x"])) == (last, last)
 
 
-def test_short_steps_are_dispatched_ahead_and_long_ones_are_waited_for(tmp_path, monkeypatch):
-    one_late = [
-        ("advance", 1),
-        ("record", 1),
-        ("advance", 2),
-        ("advance", 3),
-        ("record", 2),
-        ("advance", 4),
-        ("record", 3),
-    ]
-    with monkeypatch.context() as patch:
-        assert run_in(tmp_path / "short", patch, long=False)[:7] == one_late  # the first compiles, and is waited for
-    with monkeypatch.context() as patch:
-        happened = run_in(tmp_path / "long", patch, long=True)
-    assert happened == [(what, step) for step in range(1, STEPS + 1) for what in ("advance", "record")]
+@pytest.mark.parametrize("long", [True, False])
+def test_the_metrics_of_a_step_are_read_when_the_devices_have_the_next_one(tmp_path, monkeypatch, long):
+    happened = run_in(tmp_path, monkeypatch, long=long)
+    one_late = [(what, step + (what == "advance")) for step in range(1, STEPS) for what in ("advance", "record")]
+    assert happened == [("advance", 1), *one_late, ("record", STEPS)]
+
+
+def test_devices_are_given_the_next_step_before_they_are_done(tmp_path, monkeypatch):
+    """A device that never gets done with a step, from the third on, before it has the next one."""
+    given = [threading.Event() for _ in range(STEPS + 2)]
+
+    class OnDevice:
+        def __init__(self, step):
+            given[step].set()
+            self._next = given[step + 1] if 2 < step < STEPS else given[step]
+
+        def block_until_ready(self):
+            assert self._next.wait(10), "the host waits for a step before it gives the next one"
+            return self
+
+        def __array__(self, *_, **__):
+            return np.asarray(self.block_until_ready() is self)
+
+    begin = clock_lib.Clock.begin
+    monkeypatch.setattr(clock_lib.Clock, "begin", lambda self: (begin(self), setattr(self, "_took", 1.5)))
+    happened = run_in(tmp_path, monkeypatch, device=OnDevice)
+    assert len(happened) == 2 * STEPS
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
@@ -143,6 +166,30 @@ def test_the_parts_of_a_step_add_up_to_it(monkeypatch):
         assert clock.end(51.5)() == {"time/step": 1.5}
 
 
+def test_the_next_step_is_prepared_shortly_before_the_end_of_a_long_one(monkeypatch):
+    now, waited = 0.0, []
+    monkeypatch.setattr(clock_lib.time, "monotonic", lambda: now)
+    monkeypatch.setattr(clock_lib, "_ready", lambda arrays: arrays[0])
+    monkeypatch.setattr(clock_lib, "wait", lambda futures, timeout: waited.append(timeout))
+    with clock_lib.Clock() as clock:
+        ends = []
+        for ended in (10.0, 16.0, 22.0):
+            clock.begin()
+            ends.append(clock.end(ended))
+            if len(ends) > 1:
+                ends[-2]()
+            clock.wait_nearly(1.0)
+            now = ended - 0.5  # the host was half a second late
+        ends[-1]()
+        now = 100.0  # after a save
+        clock.begin()
+        clock.end(106.0)
+        clock.wait_nearly(1.0)
+        clock.wait_nearly(7.0)  # the step is short
+    # The first step has none before it; the second is taken for 10 s from 10.0 on, the third for 6 s from 16.0 on.
+    assert waited == [None, 20.0 - 1.0 - 9.5, 22.0 - 1.0 - 15.5, 5.0]
+
+
 def test_a_part_does_not_wait_for_what_is_added_to_its_metrics_later(monkeypatch):
     handed_over, waited_for = threading.Event(), []
 
@@ -197,10 +244,10 @@ def test_trackers_get_the_rows_of_metrics_jsonl_and_where_a_stage_goes_on(tmp_pa
     with monkeypatch.context() as patch:
         run_in(tmp_path, patch, long=True, at=("record", 3), checkpoint_every=2, validate=validate)
     with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:  # a kill after a step without a checkpoint
-        file.write('{"step": 4, "loss": 3.0}\n{"step": 5, "loss": 4.0}\n')
+        file.write('{"step": 5, "loss": 4.0}\n')
     with monkeypatch.context() as patch:
         run_in(tmp_path, patch, long=True, validate=validate)
-    assert begun == [("sft", 0, 0), ("sft", 3, 5)]
+    assert begun == [("sft", 0, 0), ("sft", 4, 5)]
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert {row.pop("step"): {name: row[name] for name in row if name != "time"} for row in rows} == logged
     assert [step for step in sorted(logged) if "valid/loss" in logged[step]] == [2, 4, 6]

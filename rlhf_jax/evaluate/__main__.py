@@ -29,7 +29,7 @@ from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SEED
 from rlhf_jax.language_model import open_model
 from rlhf_jax.report.tables import Quantity, TextTable
-from rlhf_jax.runtime import hosts, progress, shipped, terminal
+from rlhf_jax.runtime import hosts, programs, progress, shipped, terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 
 
@@ -183,6 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n".join(tasks_lib.known(include)))
         return
     hosts.start(options.distributed, options.coordinator, options.num_processes, options.process_id)
+    programs.keep()
     if not _names(options.tasks):
         raise InputError(f"--tasks={options.tasks} names no task; --tasks=list prints the names")
     named = models(options)

@@ -37,7 +37,7 @@ from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE,
 from rlhf_jax.generate import settings
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.language_model import LanguageModel, open_model
-from rlhf_jax.runtime import hosts, keys, progress
+from rlhf_jax.runtime import hosts, keys, programs, progress
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import not_through_links, whole_lines
 
@@ -347,6 +347,7 @@ def new_tokens(context: int) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(arguments)
+    programs.keep()
     try:
         if options.out and pathlib.Path(options.out).is_dir():
             raise InputError(f"--out={options.out} is a directory; give a file")

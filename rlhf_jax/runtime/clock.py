@@ -1,8 +1,9 @@
 """Measures how long the parts of a step take on the devices, without making them wait."""
 
+import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import jax
 
@@ -20,6 +21,7 @@ class Clock:
         self._waiter = ThreadPoolExecutor(1, "clock")
         self._parts: list[tuple[str, float, Future]] = []
         self._began = self._ended = 0.0
+        self._took = math.inf  # the seconds of the step before
 
     def begin(self) -> None:
         """Notes that the host begins to prepare a step."""
@@ -54,9 +56,26 @@ class Clock:
                 ended = ready.result()
                 found[f"time/{part}"] = found.get(f"time/{part}", 0.0) + max(0.0, ended - max(began, self._ended))
                 self._ended = ended
+            self._took = sum(found.values())
             return {name: round(value, 4) for name, value in found.items()}
 
         return seconds
+
+    def wait_nearly(self, ahead: float) -> None:
+        """Waits until the step that was ended last is computed, or will be in `ahead` seconds.
+
+        It is then time to prepare the next step: the devices do not wait for the host, and what is decided between two
+        steps, such as to stop, is decided late. A step is taken to need the seconds of the step before it. Without a
+        step before it, it is waited for.
+
+        Args:
+          ahead: seconds. They are more than the host needs to hand a step over.
+        """
+        _, began, _ = self._parts[0]
+        *_, last = self._parts[-1]
+        left = max(began, self._ended) + self._took - ahead - time.monotonic()
+        if left > 0:
+            wait([last], None if left == math.inf else left)
 
     def __enter__(self):
         return self

@@ -33,7 +33,7 @@ _LOST_PEER = (
     "deadline_exceeded",
 )
 
-LONG_STEP = 1.0  # seconds; after a longer step, the host waits for the step before it dispatches the next one
+LONG_STEP = 10.0  # seconds; after a longer step, the processes wait for it to agree on the next one
 _failures = itertools.count()  # numbers failures, alike on all processes, because one that is not shared ends the job
 
 
@@ -157,22 +157,19 @@ def fetch(tree):
 class Stop:
     """Tells whether any process was asked to stop, with the same answer at the same step on all processes.
 
-    The answer is computed on the devices, as the metrics of a step are, and read one step late, so that the devices
-    never wait for the host. So a job of several processes stops one step later than a single process. If steps are
-    long, the answer is read at once: the wait is then small compared to another step.
+    The answer of several processes is computed on the devices, as the metrics of a step are, and read one step late, so
+    that the devices never wait for the host. So a job of several processes stops one step later than a single process.
+    If steps are long, the answer is read at once: the wait is then small compared to another step.
 
     Args:
       asked: function that returns the signal that this process received, or 0.
-
-    Attributes:
-      long: whether more than LONG_STEP passed between the last two calls of `agreed` on any process.
     """
 
     def __init__(self, asked: Callable[[], int]):
         self._asked = asked
         self._pending = None
         self._before: float | None = None
-        self.long = True  # the first step counts as long, because it compiles
+        self._long = True  # the first step counts as long, because it compiles
         if count() > 1:
             mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
             self._one_each = NamedSharding(mesh, PartitionSpec("all"))
@@ -184,19 +181,18 @@ class Stop:
         Args:
           wait: whether to read the answer at once, and not one step late.
         """
+        if count() == 1:
+            return self._asked()
         now = time.monotonic()
         mine = [self._asked(), int(self._before is None or now - self._before > LONG_STEP)]
         self._before = now
-        if count() == 1:
-            signal, self.long = mine[0], bool(mine[1])
-            return signal
         row = np.array([mine], np.int32)
         vote = self._largest(jax.make_array_from_callback((jax.device_count(), 2), self._one_each, lambda _: row))
-        vote, self._pending = (vote, None) if wait or self.long else (self._pending, vote)
+        vote, self._pending = (vote, None) if wait or self._long else (self._pending, vote)
         if vote is None:  # the first call without a wait has no earlier answer to read
             return 0
         signal, long = np.asarray(vote).tolist()
-        self.long = bool(long)
+        self._long = bool(long)
         return signal
 
 

@@ -38,7 +38,7 @@ from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, SEED
 from rlhf_jax.report.figures import of_comparison
 from rlhf_jax.report.tables import TextTable
-from rlhf_jax.runtime import terminal
+from rlhf_jax.runtime import programs, terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import write_json
 
@@ -210,6 +210,7 @@ def position_line(judge: str, position: dict) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(arguments)
+    programs.keep()
     check(options)
     sources = {}
     if options.imported:

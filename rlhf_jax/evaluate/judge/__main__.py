@@ -35,6 +35,7 @@ from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED
 from rlhf_jax.language_model import open_model
 from rlhf_jax.loop import NonFinite
+from rlhf_jax.runtime import programs
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import write_json_lines
 from rlhf_jax.runtime.progress import Interrupt, Stopped
@@ -156,6 +157,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(arguments)
+    programs.keep()
     try:
         score(options) if options.judge else train(options)
     except Stopped as error:

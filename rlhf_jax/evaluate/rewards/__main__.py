@@ -36,7 +36,7 @@ from rlhf_jax.evaluate.rewards.scoring import Column
 from rlhf_jax.fields import rewards
 from rlhf_jax.report.tables import TextTable
 from rlhf_jax.rewards.functions import let_import
-from rlhf_jax.runtime import terminal
+from rlhf_jax.runtime import programs, terminal
 from rlhf_jax.runtime.errors import InputError, as_command
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.progress import Interrupt, Stopped
@@ -201,6 +201,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(arguments)
+    programs.keep()
     try:
         found = measure(options)
     except Stopped as error:
