@@ -66,6 +66,8 @@ class Program:
       cache: bytes per device of the keys and values among the program's temporaries.
       temporaries: {field of the model: value} -> name -> bytes per device that the program takes beside its arguments,
         by the formulas of model/memory.py, with these values of `remat` and `scan_layers`.
+      parts: how often each part of the program runs in one run of it: the bodies of loops whose turns the data decide, and
+        the branches of conditionals (see plan/hlo/module.py for their names). {} if nothing depends on the data.
     """
 
     stage: str
@@ -77,6 +79,7 @@ class Program:
     runs: int
     cache: int = 0
     temporaries: Callable[[Mapping], dict[str, float]] = lambda change: {}
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def bytes_per_device(tree) -> int:

@@ -388,7 +388,7 @@ def test_the_overview_names_the_program_with_the_least_room(planned):
 
 def test_what_was_compiled_is_not_compiled_again(planned, monkeypatch):
     config = tensor_config()
-    known = {row["key"]: {"peak": 1, "needed": None, "collectives": [], "moved": 0} for row in planned["programs"]}
+    known = {row["key"]: {"peak": 1, "needed": None, "parts": {"": {"collectives": [], "moved": 0, "unknown_loops": 0}}} for row in planned["programs"]}
     monkeypatch.setattr(planner, "_compile", lambda *_: pytest.fail("compiles again"))
     again = planner.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
     assert again["programs"][0]["peak"] == 1

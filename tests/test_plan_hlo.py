@@ -206,6 +206,87 @@ def test_a_real_program_gathers_each_layers_weights_once_a_turn():
     assert everything < found.moved < 8 * everything
 
 
+def test_loops_and_branches_that_the_data_decide_are_parts_of_a_program():
+    """The loop over blocks turns until the data say so, and each block takes one of three branches."""
+
+    def program(x, w, limit):
+        def branch(steps):  # each step multiplies once
+            return lambda x: jax.lax.fori_loop(0, steps, lambda n, x: jnp.tanh(x @ w), x)
+
+        def block(state):
+            x, n = state
+            with jax.named_scope("lengths"):
+                x = jax.lax.switch(n, [branch(1), branch(10), branch(100)], x)
+            return jnp.sort(x, axis=0), n + 1
+
+        with jax.named_scope("blocks"):
+            return jax.lax.while_loop(lambda state: state[0].sum() < limit, block, (x, 0))[0]
+
+    size = 64
+    arguments = [jnp.ones((size, size)), jnp.ones((size, size)), 1.0]
+    text = jax.jit(program).lower(*arguments).compile().as_text()
+    parts = hlo.read_parts(text, tiny.mesh_of("1x1x1"), scopes=("blocks", "lengths"))
+    assert sorted(parts) == ["", "blocks", "lengths 0", "lengths 1", "lengths 2"]
+    assert sum(part.unknown_loops for part in parts.values()) == 0
+    once, ten, hundred = (parts[f"lengths {number}"].moved for number in range(3))
+    step = (hundred - ten) / 90
+    assert 4 * size * size * 3 <= step <= 4 * size * size * 8 and ten - once == pytest.approx(9 * step, rel=0.05)
+    runs = {"blocks": 7, "lengths 0": 4, "lengths 1": 2, "lengths 2": 1}
+    whole = hlo.together(parts, runs)
+    assert whole.moved == parts[""].moved + 7 * parts["blocks"].moved + 4 * once + 2 * ten + hundred
+    assert hlo.scopes_of(runs) == ["blocks", "lengths"]
+    with pytest.raises(ValueError, match="lengths 2"):
+        hlo.together(parts, {"blocks": 7, "lengths 0": 4})
+    alone = hlo.read(text, tiny.mesh_of("1x1x1"))
+    assert alone.unknown_loops == 1 and alone.moved == hlo.together(parts, dict.fromkeys(runs, 1)).moved
+
+
+def test_the_collectives_of_parts_are_added_by_how_often_each_runs():
+    branches = """
+%yes (a: f32[4,8]) -> f32[4,8] {
+  %a = f32[4,8] parameter(0)
+  ROOT %y = f32[4,8] all-reduce(%a), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
+}
+
+%no (b: f32[4,8]) -> f32[4,8] {
+  ROOT %b = f32[4,8] parameter(0)
+}
+"""
+    text = module(
+        """
+  %p = f32[4,8]{1,0} parameter(0)
+  %q = pred[] constant(true)
+  %x = f32[4,8]{1,0} all-reduce(%p), channel_id=2, replica_groups=[4,2]<=[8], to_apply=%add
+  ROOT %r = f32[4,8] conditional(%q, %x, %x), true_computation=%yes, false_computation=%no, metadata={op_name="jit(f)/fill/cond"}""",
+        branches,
+    )
+    parts = hlo.read_parts(text, MESH, scopes=["fill"])
+    assert not parts["fill 0"].collectives  # the branch that is taken where the number is 0, or false
+    (found,) = hlo.together(parts, {"fill 0": 5, "fill 1": 2.5}).collectives
+    assert (found.count, found.bytes) == (round(3.5), round(3.5 * 128))
+
+
+def test_a_slice_of_a_slice_reads_what_is_left():
+    inner = """
+%pick (w: f32[6,64,8], n: s32[]) -> f32[16,8] {
+  %w = f32[6,64,8] parameter(0)
+  %n = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = f32[1,64,8] dynamic-slice(%w, %n, %zero, %zero), dynamic_slice_sizes={1,64,8}
+  %all = f32[64,8] bitcast(%layer)
+  ROOT %some = f32[16,8] slice(%all), slice={[0:16], [0:8]}
+}
+"""
+    text = module(
+        """
+  %p = f32[6,64,8] parameter(0)
+  %n = s32[] constant(3)
+  ROOT %row = f32[16,8] fusion(%p, %n), kind=kLoop, calls=%pick""",
+        inner,
+    )
+    assert hlo.read(text, MESH).moved == 2 * 16 * 8 * 4 + 4
+
+
 def test_text_that_is_no_module_is_an_error():
     with pytest.raises(ValueError, match="no HLO module"):
         hlo.read("nothing", MESH)

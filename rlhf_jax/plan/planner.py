@@ -6,6 +6,7 @@ A plan says whether the programs fit into memory, what they communicate, and the
 The programs are those that a run itself compiles. For the flags, see __main__.py.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import re
@@ -118,10 +119,11 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
     started = time.perf_counter()
     with jax.set_mesh(run.mesh):
         lowered = program.lower()
-    key = _key(lowered, run, topology)
+    scopes = hlo.scopes_of(program.parts)
+    key = _key(lowered, run, topology, scopes)
     if key not in known:
         tell(f"{topology.name}: compiling {program.stage}, {program.name}")
-        known[key] = _compile(lowered, run, topology, started)
+        known[key] = _compile(lowered, run, topology, scopes, started)
     found = {"stage": program.stage, "program": program.name, "runs": program.runs, "key": key, **known[key]}
     if "failed" in found:
         return found
@@ -137,19 +139,28 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
     spare = topology.chip.memory - used - resident
     found |= {"cache": cache, "temporaries": max(used - arguments, 0) - cache, "total": used + resident, "spare": spare}
     found |= {"fits": found["peak"] is not None and spare >= 0}
-    if found["collectives"] is not None:
-        collectives = [hlo.Collective(**collective) for collective in found["collectives"]]
-        found |= _bounds(topology, work, hlo.Facts(collectives, found["moved"], 0))
+    if parts := found.pop("parts"):
+        facts = hlo.together({name: _facts(part) for name, part in parts.items()}, program.parts)
+        found |= {"moved": facts.moved, "collectives": [vars(collective) for collective in facts.collectives]}
+        found |= {"unknown_loops": facts.unknown_loops}
+        found |= _bounds(topology, work, facts)
     return found
 
 
-def _compile(lowered, run, topology: Topology, started: float) -> dict:
+def _facts(part: dict) -> hlo.Facts:
+    """Returns the facts of a part of a program from their JSON."""
+    return hlo.Facts(
+        [hlo.Collective(**collective) for collective in part["collectives"]], part["moved"], part["unknown_loops"]
+    )
+
+
+def _compile(lowered, run, topology: Topology, scopes: list[str], started: float) -> dict:
     """Compiles a program; returns its peak memory and the facts read from its text, as JSON.
 
     A program that runs out of memory has no "peak", but the bytes that it would need as "needed". Any other error of
     the compiler is returned as "failed".
     """
-    facts = {"peak": None, "needed": None, "moved": None, "collectives": None}
+    facts = {"peak": None, "needed": None, "parts": None}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -160,11 +171,11 @@ def _compile(lowered, run, topology: Topology, started: float) -> dict:
     facts["compile_seconds"] = round(time.perf_counter() - started, 1)
     facts["peak"] = peak_memory(compiled, topology)
     text = compiled.as_text()
-    read = hlo.read(text, run.mesh, topology.island_of, on_chip_spaces=topology.chip.kind == "tpu")
+    parts = hlo.read_parts(
+        text, run.mesh, topology.island_of, on_chip_spaces=topology.chip.kind == "tpu", scopes=scopes
+    )
     return facts | {
-        "moved": read.moved,
-        "collectives": [vars(collective) for collective in read.collectives],
-        "unknown_loops": read.unknown_loops,
+        "parts": {name: dataclasses.asdict(part) for name, part in parts.items()},
         "text_bytes": len(text),
     }
 
@@ -234,9 +245,9 @@ def _total(stages: list[dict]) -> dict:
     return {name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None for name in names}
 
 
-def _key(lowered, run, topology: Topology) -> str:
-    """Returns a hash that is the same for the same program, mesh, topology and compiler."""
-    parts = lowered.as_text(), str(dict(run.mesh.shape)), topology.name, str(compiler(topology))
+def _key(lowered, run, topology: Topology, scopes: list[str]) -> str:
+    """Returns a hash that is the same for the same program with the same parts, mesh, topology and compiler."""
+    parts = lowered.as_text(), str(dict(run.mesh.shape)), topology.name, str(compiler(topology)), str(scopes)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -31,7 +31,7 @@ _BETWEEN_SLICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind over the same mesh axes, in one run of the program, per device.
+    """All collectives of one kind over the same mesh axes, in one run of the program or part, per device.
 
     Attributes:
       kind: HLO opcode, such as "all-gather".
@@ -50,18 +50,21 @@ class Collective:
     network: int
 
 
-def collectives_of(module: Module, mesh_shape: dict[str, int], islands: np.ndarray) -> list[Collective]:
-    """Returns the collectives of a module by kind and axes, those with the most bytes first.
+def collectives_of(
+    module: Module, mesh_shape: dict[str, int], islands: np.ndarray, part: str = ""
+) -> list[Collective]:
+    """Returns the collectives of a part of a module by kind and axes, those with the most bytes first.
 
     Args:
       module: the module.
       mesh_shape: sizes of the mesh axes, by name.
       islands: index of the slice or node of each partition.
+      part: name of the part.
     """
     # (kind, axes) -> count, bytes, bytes over links, bytes over the network
     sums: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     seen: dict[str, float] = {}
-    for instruction, where, weight in module.everything():
+    for instruction, where, weight in module.everything(part):
         kind = re.sub(r"-start$", "", instruction.opcode)
         if kind == "ragged-all-to-all":
             kind = "all-to-all"

@@ -89,7 +89,9 @@ def _read(module: Module, inner: Computation, name: str, size: _Size) -> float:
             continue
         place = user.operands.index(name)
         if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
-            total += size(main_memory(user.type))
+            # A slice of a slice reads no more than the smaller of the two.
+            rest = math.inf if user.root else _read(module, inner, user.name, size)
+            total += min(size(main_memory(user.type)), rest)
         elif user.opcode == "dynamic-update-slice" and place == 0:
             pass  # the array is updated in place, not read
         elif user.opcode in ("bitcast", "reshape"):
