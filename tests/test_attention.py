@@ -1,6 +1,7 @@
 """Attention against a plain loop, and every implementation against the others."""
 
 import functools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,6 +11,7 @@ import pytest
 
 from rlhf_jax import sharding
 from rlhf_jax.model import attention
+from rlhf_jax.plan import topology
 from rlhf_jax.runtime.errors import InputError
 
 H, G, WIDTH = 4, 2, 8
@@ -104,10 +106,10 @@ def test_cudnn_is_given_what_it_computes_and_the_result_is_the_same(length, monk
     """An even length, which its backward pass needs; here XLA computes it in its place."""
     lengths, theirs = [], jax.nn.dot_product_attention
 
-    def in_its_place(q, k, v, mask, implementation):
-        assert implementation == "cudnn"
+    def in_its_place(q, k, v, mask, is_causal, implementation):
+        assert implementation == "cudnn" and is_causal
         lengths.append(q.shape[1])
-        return theirs(q, k, v, mask=mask, implementation="xla")
+        return theirs(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", in_its_place)
     q, k, v, segments = inputs(length)
@@ -119,6 +121,40 @@ def test_cudnn_is_given_what_it_computes_and_the_result_is_the_same(length, monk
         attention.attend(*wide, segments, implementation="cudnn"), attention.attend(*wide, segments)
     )
     assert len(lengths) == 1
+
+
+def test_cudnn_is_compiled_in_its_causal_form_forward_and_backward():
+    """The form decides whether scores above the diagonal are computed; only the compiled program says it."""
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="the extra plan_gpu is not installed")
+    place = topology.parse("h100:1")
+    (device,) = place.devices()
+    where = jax.sharding.SingleDeviceSharding(device)
+    heads = jax.ShapeDtypeStruct((2, 256, 4, 64), "bfloat16", sharding=where)
+    segments = jax.ShapeDtypeStruct((2, 256), "int32", sharding=where)
+
+    def total(q, k, v, segments):
+        return attention.attend(q, k, v, segments, implementation="cudnn").astype("float32").sum()
+
+    text = jax.jit(jax.grad(total, (0, 1, 2))).lower(heads, heads, heads, segments).compile().as_text()
+    calls = re.findall(r'custom_call_target="(__cudnn\$fmha\w*)".*?"mask_type": *"(\w+)"', text)
+    assert len(calls) == 2 and {mask for _, mask in calls} == {"CAUSAL"}
+    assert len([name for name, _ in calls if "Backward" in name]) == 1
+
+
+@pytest.mark.parametrize(
+    "implementation, length, width, computed",
+    [
+        ("xla", 1024, 64, 1024**2),
+        ("blocked", 1024, 64, 1024 * (1024 + 64) // 2),
+        ("blocked", 70, 64, 64 * 64 + 6 * 70),
+        ("splash", 1024, 64, 1024 * (1024 + 512) // 2),
+        ("splash", 300, 64, 384 * (384 + 128) // 2),
+        ("cudnn", 1024, 64, 1024 * (1024 + 128) // 2),
+        ("cudnn", 1024, 256, 1024**2),
+    ],
+)
+def test_the_scores_that_are_computed_are_those_of_whole_blocks(implementation, length, width, computed):
+    assert attention.computed_scores(implementation, length, width) == computed
 
 
 def test_auto_takes_the_fast_attention_of_the_platform():

@@ -120,15 +120,18 @@ def test_flops_by_hand():
     rows, length, logits = 3, 10, 15
     scores = rows * length * (length + 1) / 2
     once = 2 * weights * 30 + 4 * 2 * 32 * scores + 2 * 32 * 61 * logits
-    assert work.forward(config, rows, length, logits) == work.Work(30, once, once)
+    masked = 4 * 2 * 32 * (rows * length**2 - scores)  # the row is shorter than a block of 64
+    assert work.forward(config, rows, length, logits) == work.Work(30, once, once + masked)
     assert work.training(config, rows, length, logits).flops == 3 * once
     full = dataclasses.replace(config, remat="full")
     trained = work.training(full, rows, length, logits)
-    assert trained.executed == pytest.approx(3 * once + 2 * weights * 30 + 4 * 2 * 32 * rows * length**2 / 2)
+    assert trained.executed == pytest.approx(3 * (once + masked) + 2 * weights * 30 + 4 * 2 * 32 * rows * length**2)
     chunked = work.training(dataclasses.replace(config, logits_chunk=4), rows, length, logits)
-    assert chunked.executed == 3 * once + 2 * 32 * 61 * logits  # 5 places of a row, 4 at a time
-    xla = work.forward(dataclasses.replace(config, attention="xla"), rows, length, logits)
-    assert xla.flops == once and xla.executed == once + 4 * 2 * 32 * (rows * length**2 - scores)
+    assert chunked.executed == 3 * (once + masked) + 2 * 32 * 61 * logits  # 5 places of a row, 4 at a time
+    long = work.forward(config, rows, 1000, logits)
+    xla = work.forward(dataclasses.replace(config, attention="xla"), rows, 1000, logits)
+    assert xla.flops == long.flops < long.executed < xla.executed
+    assert xla.executed - xla.flops == pytest.approx(4 * 2 * 32 * rows * (1000**2 - 1000 * 1001 / 2))
 
 
 def test_flops_are_those_of_the_compiled_program():
@@ -388,7 +391,10 @@ def test_the_overview_names_the_program_with_the_least_room(planned):
 
 def test_what_was_compiled_is_not_compiled_again(planned, monkeypatch):
     config = tensor_config()
-    known = {row["key"]: {"peak": 1, "needed": None, "parts": {"": {"collectives": [], "moved": 0, "unknown_loops": 0}}} for row in planned["programs"]}
+    known = {
+        row["key"]: {"peak": 1, "needed": None, "parts": {"": {"collectives": [], "moved": 0, "unknown_loops": 0}}}
+        for row in planned["programs"]
+    }
     monkeypatch.setattr(planner, "_compile", lambda *_: pytest.fail("compiles again"))
     again = planner.plan(config, topology.parse("cpu:8"), DATA, stages="sft", known=known)
     assert again["programs"][0]["peak"] == 1

@@ -20,6 +20,8 @@ _BLOCK = 64  # number of queries in a block of the "blocked" implementation
 _MASKED = -1e30  # finite, so that a query without any visible key gives numbers and not NaN
 _LANES = 128  # lanes of a TPU register: splash attention requires lengths that are multiples of it
 _CUDNN_WIDTH = 128  # of a head; Hopper and later also compute 256
+_CUDNN_TILE = 128  # queries and keys that cuDNN computes, or skips, together
+_SPLASH_BLOCKS = (512, 256, _LANES)  # the first that divides the length is computed, or skipped, together
 _NOTHING = -2  # the segment id of the padding that brings a row to a length that a kernel computes
 
 
@@ -64,7 +66,7 @@ def attend(
     """
     if implementation == "splash":
         return _splash(q, k, v, segment_ids)
-    if implementation == "cudnn" and q.shape[-1] <= _CUDNN_WIDTH and q.shape[-1] % 8 == 0:
+    if implementation == "cudnn" and _cudnn_computes(q.shape[-1]):
         return _cudnn(q, k, v, segment_ids)
     batch, length, heads, width = q.shape
     groups = k.shape[2]
@@ -78,6 +80,23 @@ def attend(
         blocks.append(_attend_block(q[..., start:end, :], k[:, :, :end], v[:, :, :end], segment_ids[:, :end], start))
     out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=3)
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
+
+
+def computed_scores(implementation: Implementation, length: int, width: int) -> int:
+    """Returns how many pairs of a query and a key `attend` computes for a row of `length` tokens and a head of `width`.
+
+    The causal mask leaves length x (length + 1) / 2 of them. An implementation that skips the others skips them in
+    blocks, and computes the blocks on the diagonal whole.
+    """
+    if implementation == "splash":
+        length += -length % _LANES
+        block = _splash_block(length)
+    elif implementation == "cudnn" and _cudnn_computes(width):
+        block = _CUDNN_TILE
+    else:
+        block = _BLOCK if implementation == "blocked" else length
+    ends = [min(start + block, length) for start in range(0, length, block)]
+    return sum((end - start) * end for start, end in zip([0, *ends], ends))
 
 
 def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
@@ -118,14 +137,29 @@ def _visible(segments, key_segments):
     return same & (place <= place[-segments.shape[1] :, None])
 
 
+def _cudnn_computes(width: int) -> bool:
+    """Returns whether cuDNN computes heads of a width on every GPU."""
+    return width <= _CUDNN_WIDTH and width % 8 == 0
+
+
 def _cudnn(q, k, v, segment_ids):
-    """Computes `attend` by cuDNN, whose backward pass with a mask needs an even length."""
+    """Computes `attend` by cuDNN, whose backward pass with a mask needs an even length.
+
+    cuDNN skips what lies above the diagonal because it is told that the attention is causal; the mask alone would be
+    applied to scores that it has computed. The mask then tells the segments apart. It has no heads, so that reading it
+    costs little beside the scores.
+    """
     length = q.shape[1]
     padding = length % 2
     q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=_NOTHING)
     mask = _visible(segment_ids, segment_ids)[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")[:, :length]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")[:, :length]
+
+
+def _splash_block(length: int) -> int:
+    """Returns the number of queries, and of keys, in a block of splash attention."""
+    return next(size for size in _SPLASH_BLOCKS if length % size == 0)
 
 
 def _splash(q, k, v, segment_ids, interpret: bool = False):
@@ -159,7 +193,7 @@ def _splash_local(q, k, v, segment_ids, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     heads, length = q.shape[1:3]
-    block = next(size for size in (512, 256, _LANES) if length % size == 0)
+    block = _splash_block(length)
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,

@@ -2,7 +2,7 @@
 
 Model FLOPs are 6 N D (2 N forward and 4 N backward per token) plus attention's, in which each query is paired with the
 keys visible to it. N counts the weights that multiply, D the tokens. Executed FLOPs add work that is done twice
-(remat) or for nothing (attention that computes all scores and masks half of them). Neither counts norms, softmax or
+(remat) or for nothing (scores that attention computes and then masks). Neither counts norms, softmax or
 the optimizer.
 
 Shapes: B rows, T tokens of a row, P prompt, C completion.
@@ -14,10 +14,9 @@ import math
 
 import jax
 
+from rlhf_jax.model import attention
 from rlhf_jax.model.config import TransformerConfig
 from rlhf_jax.model.params import param_shapes
-
-_MASKED_HALF_SKIPPED = ("blocked", "splash", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +76,16 @@ def _attention(config: TransformerConfig, scores: float) -> float:
     return 4.0 * config.num_layers * config.num_heads * config.head_dim * scores
 
 
+def _computed(config: TransformerConfig, length: int) -> int:
+    """Returns the number of scores that a head computes of a row of T tokens, masked ones included."""
+    return attention.computed_scores(config.attention, length, config.head_dim)
+
+
 def forward(config: TransformerConfig, rows: int, length: int, logits: int = 0) -> Work:
     """Returns the work of a forward pass over rows [B, T]; `logits` is the number of tokens with logits."""
     flops, executed = _linear(config, rows * length, logits)
     visible = rows * length * (length + 1) / 2
-    computed = visible if config.attention in _MASKED_HALF_SKIPPED else rows * length**2
+    computed = rows * _computed(config, length)
     return Work(rows * length, flops + _attention(config, visible), executed + _attention(config, computed))
 
 
@@ -93,7 +97,7 @@ def training(config: TransformerConfig, rows: int, length: int, logits: int = 0)
     """
     once = forward(config, rows, length, logits)
     saved, saved_executed = _frozen(config, rows * length, logits)
-    computed = _attention(config, rows * length**2 / (2 if config.attention in _MASKED_HALF_SKIPPED else 1))
+    computed = _attention(config, rows * _computed(config, length))
     repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[config.remat]
     if 0 < config.logits_chunk < logits / rows:  # the backward pass recomputes each chunk of logits
         repeated += _linear(config, 0, logits)[1]

@@ -174,10 +174,7 @@ def _compile(lowered, run, topology: Topology, scopes: list[str], started: float
     parts = hlo.read_parts(
         text, run.mesh, topology.island_of, on_chip_spaces=topology.chip.kind == "tpu", scopes=scopes
     )
-    return facts | {
-        "parts": {name: dataclasses.asdict(part) for name, part in parts.items()},
-        "text_bytes": len(text),
-    }
+    return facts | {"parts": {name: dataclasses.asdict(part) for name, part in parts.items()}, "text_bytes": len(text)}
 
 
 def peak_memory(compiled, topology: Topology) -> int:

@@ -50,9 +50,7 @@ class Collective:
     network: int
 
 
-def collectives_of(
-    module: Module, mesh_shape: dict[str, int], islands: np.ndarray, part: str = ""
-) -> list[Collective]:
+def collectives_of(module: Module, mesh_shape: dict[str, int], islands: np.ndarray, part: str = "") -> list[Collective]:
     """Returns the collectives of a part of a module by kind and axes, those with the most bytes first.
 
     Args:
