@@ -82,7 +82,7 @@ def attend(
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
-def computed_scores(implementation: Implementation, length: int, width: int) -> int:
+def computed_scores(implementation: str, length: int, width: int) -> int:
     """Returns how many pairs of a query and a key `attend` computes for a row of `length` tokens and a head of `width`.
 
     The causal mask leaves length x (length + 1) / 2 of them. An implementation that skips the others skips them in
