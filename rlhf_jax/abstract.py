@@ -6,15 +6,18 @@ No array is made here, and nothing is computed. Each trained kind of stage lists
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax import lora, model, sharding, weights
 from rlhf_jax.data.batches import Batch
-from rlhf_jax.model.work import Work
+from rlhf_jax.model import lengths
+from rlhf_jax.model.lengths import Lengths
+from rlhf_jax.model.work import Decoding, Work
 from rlhf_jax.run import Run
 
 Groups = dict[str, Any]  # name of a group of arrays, such as "optimizer" -> a tree of abstract arrays
@@ -33,6 +36,7 @@ class Data:
       vocab_size: vocabulary size of the tokenizer.
       end_ids: ids of the tokens that end a completion.
       pad_id: id of the padding token.
+      lengths: mean lengths of prompts and completions while a policy is trained or sampled; None: as long as they can be.
     """
 
     demonstrations: int
@@ -41,6 +45,13 @@ class Data:
     vocab_size: int
     end_ids: tuple[int, ...] = (0,)
     pad_id: int = 0
+    lengths: Lengths | None = None
+
+    def lengths_of(self, rows: int, prompt_length: int, completion_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the lengths of the prompts and completions of a batch, i64[rows] each, cut at the given lengths."""
+        if self.lengths is None:
+            return lengths.full(rows, prompt_length, completion_length)
+        return self.lengths.drawn(rows, prompt_length, completion_length)
 
     def absent_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
         """Returns the ranges [start, end) of the model's ids without a token, as Tokenizer.absent_ids does.
@@ -64,10 +75,14 @@ class Program:
       work: work of one run.
       runs: number of times that the stage runs the program.
       cache: bytes per device of the keys and values among the program's temporaries.
-      temporaries: {field of the model: value} -> name -> bytes per device that the program takes beside its arguments,
-        by the formulas of model/memory.py, with these values of `remat` and `scan_layers`.
+      temporaries: {field: value} -> name -> bytes per device that the program takes beside its arguments, by the formulas
+        of model/memory.py, with these values of the model's `remat` and `scan_layers` and of the stage's `options`.
+      options: fields of the stage that lower the program's memory -> their values, from the fastest to the one of the
+        least memory.
       parts: how often each part of the program runs in one run of it: the bodies of loops whose turns the data decide, and
         the branches of conditionals (see plan/hlo/module.py for their names). {} if nothing depends on the data.
+      decoding: what a device must read to sample token by token; None for a program that does not sample.
+      rows: what the rows of a batch hold -> (rows that a device computes at once, rows of the batch on a device).
     """
 
     stage: str
@@ -80,6 +95,9 @@ class Program:
     cache: int = 0
     temporaries: Callable[[Mapping], dict[str, float]] = lambda change: {}
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    decoding: Decoding | None = None
+    options: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 def bytes_per_device(tree) -> int:

@@ -5,13 +5,14 @@ program.json: the choice changes results by rounding alone, and a resumed run mu
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
 from rlhf_jax import settled
 from rlhf_jax.abstract import Data, Program, bytes_per_device
 from rlhf_jax.fields import registry
+from rlhf_jax.model import choice
 from rlhf_jax.model.memory import REMAT
 from rlhf_jax.run import PROGRAM, Run
 from rlhf_jax.runtime import hosts, machine
@@ -49,7 +50,7 @@ def of(programs: list[Program], mesh, change: Mapping) -> Need:
     Args:
       programs: the programs.
       mesh: their mesh.
-      change: values of `remat` and `scan_layers` with which the models are computed.
+      change: values of fields with which the programs are computed (see Program.temporaries).
     """
 
     def need(program):
@@ -61,6 +62,36 @@ def of(programs: list[Program], mesh, change: Mapping) -> Need:
         return Need(program.name, held | program.temporaries(change))
 
     return max(map(need, programs), key=lambda found: found.total)
+
+
+def choose(
+    programs: list[Program],
+    mesh,
+    limit: float,
+    shared: Mapping[str, Sequence] | None = None,
+    seconds: Callable[[Mapping], float] | None = None,
+) -> dict | None:
+    """Returns the settings with which the programs of a stage are fastest in the memory of a device.
+
+    Args:
+      programs: the programs of one stage.
+      mesh: their mesh.
+      limit: bytes of each device that may be used.
+      shared: values of `remat` and `scan_layers` to choose from, from the fastest to the one of the least memory; None
+        leaves them as they are.
+      seconds: see `choice.choose`.
+
+    Returns:
+      The value of each of the programs' `options` and of `shared`; None if nothing fits.
+    """
+    options: dict[str, Sequence] = {}
+    for program in programs:
+        options |= program.options
+
+    def need(program):
+        return lambda change: of([program], mesh, change).total
+
+    return choice.choose([need(program) for program in programs], options, limit, shared, seconds)
 
 
 def programs_of(run: Run, stage: str) -> list[Program]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import plan_config
 import pytest
 import tiny
@@ -20,8 +21,9 @@ from rlhf_jax import model, sharding
 from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Data
 from rlhf_jax.lora import Lora
-from rlhf_jax.model import TransformerConfig, work
+from rlhf_jax.model import TransformerConfig, lengths, work
 from rlhf_jax.plan import estimate, hlo, planner, search, topology
+from rlhf_jax.plan import __main__ as plan_command
 from rlhf_jax.plan import page as tables
 from rlhf_jax.runtime.errors import InputError
 
@@ -152,7 +154,39 @@ def test_sampling_is_a_forward_pass_over_what_was_sampled_token_by_token():
     config = dataclasses.replace(GPT3, num_layers=2, attention="blocked", vocab_multiple=1)
     rows, prompt, completion = 4, 16, 8
     whole = work.forward(config, rows, prompt + completion - 1, logits=rows * completion)
-    assert work.sampling(config, rows, prompt, completion).flops == pytest.approx(whole.flops, rel=1e-12)
+    assert work.sampling(config, *lengths.full(rows, prompt, completion)).flops == pytest.approx(whole.flops, rel=1e-12)
+
+
+def test_decoding_reads_the_weights_once_a_step_and_of_each_row_what_is_filled():
+    """Against a loop over the steps of two devices, each of which refills its slots at once."""
+    prompts, completions = np.array([5, 1, 3, 3]), np.array([4, 1, 2, 7])
+    decoding = work.Decoding(
+        weights=1000.0, token=10.0, prompts=prompts, completions=completions, places=12, ways=2
+    )
+    filled = sum(prompt + step for prompt, whole in zip(prompts, completions) for step in range(1, whole))
+    assert decoding.bytes_read(rows=2) == 6 * 1000 + 10 * filled / 2  # as long as the longest
+    assert decoding.bytes_read(rows=1) == 6 * 1000 + 10 * filled / 2  # ten tokens after the first on two devices
+    alone = dataclasses.replace(decoding, ways=1)
+    assert alone.bytes_read(rows=1) == 10 * 1000 + 10 * filled
+    assert [alone.rows_in(room) for room in (0, 120, 359, 10_000)] == [1, 1, 2, 4]
+    config = dataclasses.replace(GPT3, num_layers=2, dtype="bfloat16", vocab_multiple=1)
+    found = work.decoding(config, *lengths.full(8, 16, 4), 20, sharding.make_mesh(1, 4, 2))
+    assert found.weights == work.parameters(config) * 2 / 2 and found.token == 2 * 2 * 12_288 * 2 / 2 and found.ways == 4
+
+
+def test_real_lengths_have_the_papers_mean_and_median():
+    prompts, completions = lengths.Lengths(166, 130).drawn(100_000, 100_000, 100_000)
+    assert prompts.mean() == pytest.approx(166, rel=0.03) and np.median(prompts) == pytest.approx(62, rel=0.03)
+    assert completions.mean() == pytest.approx(130, rel=0.03)
+    cut = lengths.Lengths(166, 130).drawn(512, 1024, 100)
+    assert cut[0].max() <= 1024 and cut[1].max() == 100 and min(map(np.min, cut)) >= 1
+
+
+def test_a_floor_is_the_larger_of_compute_and_reading():
+    chip = topology.CHIPS["v5p"]
+    assert estimate.floor(chip, 10, work.Work(1, 459e13, 9e20), 0.0) == 1.0
+    assert estimate.floor(chip, 10, work.Work(1, 459e13, 9e20), 2765e9 * 3) == 3.0
+    assert estimate.floor(topology.CHIPS["cpu"], 1, work.Work(), 1.0) is None
 
 
 def test_the_papers_compute():
@@ -362,6 +396,50 @@ def test_dpo_reads_its_rankings_once_more_for_the_reference(packed, tokens):
     )
     with jax.set_mesh(run.mesh):
         reference.lower()
+
+
+@pytest.fixture(scope="module")
+def real():
+    """A plan for a chip with rates and for real lengths, of programs that were compiled elsewhere."""
+    chip = dataclasses.replace(
+        topology.CHIPS["cpu"], memory=GIB, flops=1e9, memory_bandwidth=1e9, link_bandwidth=1e9, network_bandwidth=1e9
+    )
+    place = dataclasses.replace(topology.parse("cpu:8"), chip=chip)
+    part = {"collectives": [], "moved": 10_000_000, "unknown_loops": 0}
+    said = {"peak": 10**6, "needed": None, "parts": {"": part}, "compile_seconds": 1.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "_compile", lambda *_: dict(said))
+        data = dataclasses.replace(DATA, lengths=lengths.Lengths(4, 3))
+        only = ("train step", "sample")
+        return planner.plan(tensor_config(), place, data, stages="sft,ppo_ptx", only=only)
+
+
+def test_real_lengths_lower_the_work_and_the_floor_of_sampling(real):
+    step, sample = real["programs"]
+    assert step["real"]["flops"] == step["flops"] and step["floor"] == step["flops"] / 8 / 1e9
+    assert sample["real"]["tokens"] < sample["tokens"] and sample["real"]["flops"] < sample["flops"]
+    assert 0 < sample["real"]["floor"] < sample["floor"] < sample["seconds"] == 0.01
+    total = real["total"]
+    assert total["hours"] == pytest.approx((step["seconds"] * step["runs"] + 0.01 * sample["runs"]) / 3600)
+    assert total["floor_hours"] > total["real_floor_hours"] > 0
+
+
+def test_tables_have_the_floors_and_the_rows_at_once(real):
+    step, sample = real["programs"]
+    text = tables.render(real | {"name": "tiny"})
+    assert "With prompts of 4 tokens in the mean, and completions of 3:" in text
+    assert f"{sample['seconds'] / sample['floor']:.2f} |" in text
+    assert f"{sample['real']['seconds'] / sample['real']['floor']:.2f} |" in text
+    assert step["rows"] == {"rows": [2, 2]} and "| rows 2 of 2 |" in text and "| completions 4 of 4 |" in text
+    row = tables.overview([real | {"name": "some/tiny.py"}]).splitlines()[2]
+    assert f"| {real['total']['hours'] / real['total']['floor_hours']:.2f} |" in row
+
+
+@pytest.mark.parametrize("text", ["166,130", "prompt:166", "prompt:166,completion:0", "prompt:1,completion:2,other:3"])
+def test_lengths_that_are_none_are_refused(text):
+    with pytest.raises(InputError, match="as in prompt:166,completion:130"):
+        plan_command._lengths(text)
+    assert plan_command._lengths("completion:130,prompt:166.5") == lengths.Lengths(166.5, 130)
 
 
 def test_totals_of_stages(planned):

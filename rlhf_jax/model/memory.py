@@ -22,13 +22,18 @@ COMPARED = 6  # arrays of logits that comparing two policies takes
 
 
 def changed(config: TransformerConfig, change: Mapping) -> TransformerConfig:
-    """Returns the config with other values of `remat` and `scan_layers`."""
-    return dataclasses.replace(config, **change)
+    """Returns the config with other values of `remat` and `scan_layers`; other fields are those of a stage."""
+    return dataclasses.replace(config, **{name: change[name] for name in ("remat", "scan_layers") if name in change})
+
+
+def ways(mesh: jax.sharding.Mesh) -> int:
+    """Returns the number of devices over which the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def rows_at_once(rows: int, parts: int, mesh: jax.sharding.Mesh) -> int:
     """Returns the rows of a batch that a device computes at once."""
-    return -(-rows // (parts * mesh.shape["data"] * mesh.shape["fsdp"]))
+    return -(-rows // (parts * ways(mesh)))
 
 
 def _layer(config: TransformerConfig, rows: int, length: int, mesh) -> float:

@@ -13,6 +13,7 @@ import functools
 import math
 
 import jax
+import numpy as np
 
 from rlhf_jax.model import attention
 from rlhf_jax.model.config import TransformerConfig
@@ -35,6 +36,41 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.tokens + other.tokens, self.flops + other.flops, self.executed + other.executed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What a device must read to sample completions token by token.
+
+    Attributes:
+      weights: bytes of the parameters on a device, which every step reads.
+      token: bytes of the keys and values of one token on a device.
+      prompts: i64[B], lengths of the prompts.
+      completions: i64[B], lengths of the completions. The first token of each comes from reading the prompt.
+      places: tokens of the longest row, for which a cache has room.
+      ways: number of devices over which the rows are split.
+    """
+
+    weights: float
+    token: float
+    prompts: np.ndarray
+    completions: np.ndarray
+    places: int
+    ways: int
+
+    def rows_in(self, room: float) -> int:
+        """Returns how many rows of a device can be decoded at once in `room` bytes: at least 1, at most all."""
+        return max(1, min(-(-len(self.prompts) // self.ways), int(room // (self.token * self.places))))
+
+    def bytes_read(self, rows: int) -> float:
+        """Returns the bytes that a device reads at least if it decodes `rows` rows at once, and refills at once.
+
+        Each step reads the weights once, and of each row the keys and values of the tokens so far.
+        """
+        steps = self.completions - 1
+        turns = max(int(steps.max()), math.ceil(steps.sum() / (self.ways * rows)))
+        filled = float((steps * self.prompts + steps * (steps + 1) / 2).sum()) / self.ways
+        return turns * self.weights + filled * self.token
 
 
 @functools.cache
@@ -104,14 +140,28 @@ def training(config: TransformerConfig, rows: int, length: int, logits: int = 0)
     return Work(once.tokens, 3 * once.flops - saved, 3 * once.executed - saved_executed + repeated)
 
 
-def sampling(config: TransformerConfig, rows: int, prompt: int, completion: int) -> Work:
-    """Returns the work of a prefill of [B, P] and of C tokens per row, if every completion has its full length."""
-    read = forward(config, rows, prompt, logits=rows)
-    steps = completion - 1  # the prefill gives the first token
-    flops, executed = _linear(config, rows * steps, rows * steps)
-    visible = rows * sum(prompt + step for step in range(1, completion))
-    cached = rows * steps * (prompt + completion)
-    return read + Work(rows * steps, flops + _attention(config, visible), executed + _attention(config, cached))
+def sampling(config: TransformerConfig, prompts: np.ndarray, completions: np.ndarray) -> Work:
+    """Returns the work of reading prompts and sampling completions of these lengths, i64[B] each.
+
+    What is computed for padding, or for rows that have ended, is not executed by this count.
+    """
+    length, rows, steps = int(prompts.max()), len(prompts), completions - 1  # reading a prompt gives the first token
+    tokens, read = int(steps.sum()), int(prompts.sum())
+    visible = float((prompts * (prompts + 1) / 2).sum())
+    computed = visible if read < rows * length else float(rows * _computed(config, length))
+    cached = float((steps * prompts + steps * (steps + 1) / 2).sum())
+    flops, executed = _linear(config, read + tokens, rows + tokens)
+    return Work(
+        read + tokens, flops + _attention(config, visible + cached), executed + _attention(config, computed + cached)
+    )
+
+
+def decoding(config: TransformerConfig, prompts, completions, places: int, mesh) -> Decoding:
+    """Returns what a device reads to sample completions of these lengths; see `Decoding`."""
+    ways, item = mesh.shape["data"] * mesh.shape["fsdp"], 4 if config.dtype == "float32" else 2
+    weights = parameters(config) * item / mesh.shape["tensor"]
+    token = cache_bytes(config, 1, 1, mesh)
+    return Decoding(weights, token, prompts, completions, places, ways)
 
 
 def cache_bytes(config: TransformerConfig, rows: int, length: int, mesh) -> int:

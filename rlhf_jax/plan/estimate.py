@@ -32,3 +32,20 @@ def bounds(chip: Chip, chips: int, work: Work, facts: Facts) -> dict[str, float]
         "links": links,
     }
     return found | ({"network": network / chip.network_bandwidth} if network else {})
+
+
+def floor(chip: Chip, chips: int, work: Work, read: float) -> float | None:
+    """Returns the seconds that no program for the work can beat; None for a chip without known rates.
+
+    It is the larger of two times: that of the model FLOPs at the chip's full rate, and that of the bytes that decoding
+    must read at full bandwidth.
+
+    Args:
+      chip: the chip, with its rates.
+      chips: number of chips that share the work.
+      work: FLOPs of one run, all chips together.
+      read: bytes that each chip must read.
+    """
+    if chip.flops is None:
+        return None
+    return max(work.flops / chips / chip.flops, read / chip.memory_bandwidth)

@@ -15,11 +15,16 @@ _COLUMNS = {
 
 def render(found: dict) -> str:
     """Returns all tables of one plan, under its headline."""
-    return "\n\n".join([headline(found), memory(found), time(found), collectives(found), stages(found)]) + "\n"
+    tables = [headline(found), memory(found), time(found)]
+    tables += [real_lengths(found)] if found.get("lengths") else []
+    return "\n\n".join([*tables, collectives(found), stages(found)]) + "\n"
 
 
 def overview(plans: list[dict]) -> str:
-    """Returns a table with a row for each plan: whether it fits, and the least hours of all its stages together."""
+    """Returns a table with a row for each plan: whether it fits, and the least hours of all its stages together.
+
+    The last columns have how many times the floor that is: for full lengths, and for real ones.
+    """
     head = [
         "config",
         "on",
@@ -30,6 +35,9 @@ def overview(plans: list[dict]) -> str:
         "in",
         "hours, at least",
         "chip-hours, at least",
+        "times the floor",
+        "hours, real lengths",
+        "times its floor",
     ]
     rows = []
     for plan in plans:
@@ -47,6 +55,9 @@ def overview(plans: list[dict]) -> str:
                 _name(tightest) if tightest else "–",
                 _number(plan["total"]["hours"]),
                 _number(plan["total"]["chip_hours"]),
+                _ratio(plan["total"].get("hours"), plan["total"].get("floor_hours")),
+                _number(plan["total"].get("real_hours")),
+                _ratio(plan["total"].get("real_hours"), plan["total"].get("real_floor_hours")),
             ]
         )
     return _table(head, rows)
@@ -65,20 +76,24 @@ def headline(found: dict) -> str:
 
 
 def memory(found: dict) -> str:
-    """Returns the table of memory: GiB per device held while each program runs, against the chip's memory."""
+    """Returns the table of memory: GiB per device held while each program runs, against the chip's memory.
+
+    The second column has the rows that a device computes at once, of its rows of a batch.
+    """
     limit = found["memory_limit"]
-    head = ["program", *_COLUMNS, "KV cache", "temporaries", "in all", f"of {limit / _GIB:.2f} GiB", "compile (s)"]
+    head = ["program", "rows at once", *_COLUMNS, "KV cache", "temporaries", "in all", f"of {limit / _GIB:.2f} GiB", "compile (s)"]
     rows = []
     for row in found["programs"]:
         if message := row.get("refused") or row.get("failed"):
-            rows.append([_name(row), message])
+            rows.append([_name(row), "–", message])
             continue
         held = [sum(row["held"].get(name, 0) for name in names) for names in _COLUMNS.values()]
         rest = [row.get(name) for name in ("cache", "temporaries", "total")]
         verdict = f"fits, {_gib(row['spare'])} spare" if row["fits"] else "**does not fit**"
         if row.get("spare", 0) < 0:
             verdict = f"**lacks {_gib(-row['spare'])}**"
-        rows.append([_name(row), *map(_gib, held + rest), verdict, f"{row['compile_seconds']:.0f}"])
+        at_once = ", ".join(f"{name} {some} of {all}" for name, (some, all) in row.get("rows", {}).items()) or "–"
+        rows.append([_name(row), at_once, *map(_gib, held + rest), verdict, f"{row['compile_seconds']:.0f}"])
     return _table(head, rows)
 
 
@@ -94,6 +109,8 @@ def time(found: dict) -> str:
         *(f"{name} (s)" for name in bounds),
         "binds",
         "MFU at most",
+        "floor (s)",
+        "times the floor",
     ]
     rows = []
     for row in found["programs"]:
@@ -111,9 +128,33 @@ def time(found: dict) -> str:
                 *seconds,
                 row["binds"] or "–",
                 mfu,
+                _seconds(row.get("floor")),
+                _ratio(row["seconds"], row.get("floor")),
             ]
         )
     return _table(head, rows)
+
+
+def real_lengths(found: dict) -> str:
+    """Returns the table of times for real lengths: one run of each program whose time depends on them."""
+    means = found["lengths"]
+    rows = [
+        [
+            _name(row),
+            f"{row['real']['tokens']:,}",
+            _short(row["real"]["flops"] / 1e15),
+            _short(row["real"]["moved"] / 1e9),
+            _seconds(row["real"]["seconds"]),
+            row["real"]["binds"] or "–",
+            _seconds(row["real"]["floor"]),
+            _ratio(row["real"]["seconds"], row["real"]["floor"]),
+        ]
+        for row in found["programs"]
+        if row.get("real") and row["real"]["flops"] != row["flops"]
+    ]
+    head = ["program", "tokens", "model PFLOP", "moved (GB)", "at least (s)", "binds", "floor (s)", "times the floor"]
+    said = f"With prompts of {means['prompt']:g} tokens in the mean, and completions of {means['completion']:g}:"
+    return f"{said}\n\n{_table(head, rows)}"
 
 
 def collectives(found: dict) -> str:
@@ -142,6 +183,8 @@ def stages(found: dict) -> str:
         "hours, at least",
         "chip-hours, at least",
         *(["cost, at least"] if cost else []),
+        "times the floor",
+        *(["hours, real lengths", "times its floor"] if found.get("lengths") else []),
     ]
     rows = []
     for stage in named:
@@ -149,7 +192,11 @@ def stages(found: dict) -> str:
             stage["stage"],
             *(_number(stage[name]) for name in ("tokens", "petaflop_s_days", "paper", "hours", "chip_hours")),
         ]
-        rows.append(row + ([_number(stage["cost"])] if cost else []))
+        ratios = [_ratio(stage["hours"], stage.get("floor_hours"))]
+        if found.get("lengths"):
+            real = stage.get("real_hours")
+            ratios += [_number(real), _ratio(real, stage.get("real_floor_hours"))]
+        rows.append(row + ([_number(stage["cost"])] if cost else []) + ratios)
     return _table(head, rows)
 
 
@@ -209,6 +256,11 @@ def _gib(size: float | None) -> str:
 
 def _seconds(value: float | None) -> str:
     return "–" if value is None else _short(value)
+
+
+def _ratio(value: float | None, floor: float | None) -> str:
+    """Returns how many times a floor a value is; "–" where the floor is 0 or either is unknown."""
+    return f"{value / floor:.2f}" if value is not None and floor else "–"
 
 
 def _short(value: float) -> str:

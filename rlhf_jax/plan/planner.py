@@ -69,15 +69,16 @@ def plan(
     rows = []
     for stage in chosen_stages(config, stages):
         try:
-            found = programs_of(run, stage, data)
+            found = programs_of(run, stage, dataclasses.replace(data, lengths=None))
         except InputError as error:
             rows.append({"stage": stage, "program": "all", "refused": str(error)})
             continue
         if give_up:
             found = sorted(found, key=lambda program: -program.work.flops)
+        real = {program.name: program for program in programs_of(run, stage, data)} if data.lengths else {}
         for program in found:
             if (not only or program.name in only) and not (give_up and not fits({"programs": rows})):
-                rows.append(row(run, topology, program, known, tell))
+                rows.append(row(run, topology, program, known, tell, real.get(program.name)))
     summary = [
         _stage_summary(config, topology, stage, rows, run, price) for stage in dict.fromkeys(r["stage"] for r in rows)
     ]
@@ -93,6 +94,7 @@ def plan(
         "programs": rows,
         "stages": summary,
         "total": _total(summary),
+        "lengths": dataclasses.asdict(data.lengths) if data.lengths else None,
     }
 
 
@@ -106,7 +108,7 @@ def model_shape(config, data: Data, topology: Topology) -> TransformerConfig:
     return run_lib.model_shape(config, data.vocab_size, topology.chip.kind)
 
 
-def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
+def row(run, topology: Topology, program: Program, known: dict, tell, real: Program | None = None) -> dict:
     """Returns the row of one program: its memory, its work, and its bounds on time.
 
     Args:
@@ -115,6 +117,7 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
       program: the program.
       known: key -> what the compiler said; the program is compiled, and added here, only if its key is not in it.
       tell: called with a line before the program is compiled.
+      real: the same program with real lengths; what they change of the row is under "real". None without them.
     """
     started = time.perf_counter()
     with jax.set_mesh(run.mesh):
@@ -129,8 +132,9 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
         return found
     held = {name: bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()}
     resident = sum(bytes_per_device(tree) for tree in program.resident.values())
-    work = program.work
-    found |= {"held": held, "resident": resident, "tokens": work.tokens, "flops": work.flops, "executed": work.executed}
+    rows = {name: list(numbers) for name, numbers in program.rows.items()}
+    found |= {"held": held, "resident": resident, "rows": rows, **_amounts(program)}
+    parts = found.pop("parts")
     arguments = sum(bytes_per_device(tree) for tree in program.passed.values())
     used = found["needed"] if found["peak"] is None else found["peak"]
     if used is None:
@@ -139,12 +143,38 @@ def row(run, topology: Topology, program: Program, known: dict, tell) -> dict:
     spare = topology.chip.memory - used - resident
     found |= {"cache": cache, "temporaries": max(used - arguments, 0) - cache, "total": used + resident, "spare": spare}
     found |= {"fits": found["peak"] is not None and spare >= 0}
-    if parts := found.pop("parts"):
-        facts = hlo.together({name: _facts(part) for name, part in parts.items()}, program.parts)
-        found |= {"moved": facts.moved, "collectives": [vars(collective) for collective in facts.collectives]}
-        found |= {"unknown_loops": facts.unknown_loops}
-        found |= _bounds(topology, work, facts)
+    if parts:
+        room = topology.chip.memory - arguments - resident
+        found |= _times(topology, program, parts, room)
+        if real:
+            found["real"] = _amounts(real) | _times(topology, real, parts, room)
     return found
+
+
+def _amounts(program: Program) -> dict:
+    """Returns the work of a program, as JSON."""
+    return {"tokens": program.work.tokens, "flops": program.work.flops, "executed": program.work.executed}
+
+
+def _times(topology: Topology, program: Program, parts: dict, room: float) -> dict:
+    """Returns what a program moves and sends, its bounds on time, and the floor that no program can beat.
+
+    Args:
+      topology: the topology.
+      program: the program.
+      parts: what the compiler said of each of its parts.
+      room: bytes of a device for keys and values, if nothing else were beside the program's arguments.
+    """
+    facts = hlo.together({name: _facts(part) for name, part in parts.items()}, program.parts)
+    decoding = program.decoding
+    read = decoding.bytes_read(decoding.rows_in(room)) if decoding else 0.0
+    return {
+        "moved": facts.moved,
+        "collectives": [vars(collective) for collective in facts.collectives],
+        "unknown_loops": facts.unknown_loops,
+        "floor": estimate.floor(topology.chip, topology.chips, program.work, read),
+        **_bounds(topology, program.work, facts),
+    }
 
 
 def _facts(part: dict) -> hlo.Facts:
@@ -204,42 +234,46 @@ def _bounds(topology: Topology, work, facts: hlo.Facts) -> dict:
     return {"bounds": bounds, "binds": binds, "seconds": seconds, "mfu": mfu}
 
 
+_SUMS = ("tokens", "petaflop_s_days", "hours", "chip_hours", "cost", "floor_hours", "real_hours", "real_floor_hours")
+
+
 def _stage_summary(config, topology: Topology, stage: str, rows: list[dict], run, price: float) -> dict:
     """Returns the totals of a whole stage: its programs together, each as often as the stage runs it.
 
-    All totals are None if a program of the stage was not compiled.
+    All totals are None if a program of the stage was not compiled, and those of real lengths if none were asked for.
     """
     rows = [r for r in rows if r["stage"] == stage]
     if any("flops" not in r for r in rows):
-        return {
-            "stage": stage,
-            "tokens": None,
-            "petaflop_s_days": None,
-            "paper": None,
-            "hours": None,
-            "chip_hours": None,
-            "cost": None,
-        }
-    days = sum(r["runs"] * r["flops"] for r in rows) / estimate.PETAFLOP_S_DAY
-    seconds = [r.get("seconds") for r in rows]
-    hours = sum(r["runs"] * r["seconds"] for r in rows) / 3600 if all(s is not None for s in seconds) else None
-    chip_hours = hours and hours * topology.chips
+        return {"stage": stage, "paper": None, **dict.fromkeys(_SUMS)}
+
+    def hours(name, of=lambda row: row):
+        seconds = [of(r).get(name) for r in rows]
+        known = all(s is not None for s in seconds)
+        return sum(r["runs"] * s for r, s in zip(rows, seconds)) / 3600 if known else None
+
+    def real(row):
+        return row.get("real", {})
+
+    bound = hours("seconds")
+    chip_hours = bound and bound * topology.chips
     is_175b = abs(work.parameters(run.model) / 174.6e9 - 1) < 0.01
     return {
         "stage": stage,
         "tokens": sum(r["runs"] * r["tokens"] for r in rows),
-        "petaflop_s_days": days,
+        "petaflop_s_days": sum(r["runs"] * r["flops"] for r in rows) / estimate.PETAFLOP_S_DAY,
         "paper": registry.of(config, stage).paper_compute if is_175b else None,
-        "hours": hours,
+        "hours": bound,
         "chip_hours": chip_hours,
         "cost": chip_hours * price if chip_hours and price else None,
+        "floor_hours": hours("floor"),
+        "real_hours": hours("seconds", real),
+        "real_floor_hours": hours("floor", real),
     }
 
 
 def _total(stages: list[dict]) -> dict:
     """Returns the sums over stages; a quantity that is unknown for one stage is None."""
-    names = ("tokens", "petaflop_s_days", "hours", "chip_hours", "cost")
-    return {name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None for name in names}
+    return {name: sum(s[name] for s in stages) if all(s[name] is not None for s in stages) else None for name in _SUMS}
 
 
 def _key(lowered, run, topology: Topology, scopes: list[str]) -> str:

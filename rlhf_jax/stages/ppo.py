@@ -295,8 +295,7 @@ def _rows_read(run: Run, stage: str) -> int:
 
 def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
     """Returns the programs of an iteration, for abstract inputs, in the order in which they run."""
-    del data  # prompts and documents of any number
-    return ppo_abstract.programs_of(run, stage, *build(run, stage))
+    return ppo_abstract.programs_of(run, stage, data, *build(run, stage))
 
 
 register(

@@ -9,19 +9,22 @@ import jax.numpy as jnp
 from rlhf_jax import abstract, lora, model, sharding
 from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.fields import rewards as rewards_lib
-from rlhf_jax.model import memory, work
+from rlhf_jax.model import choice, memory, work
 from rlhf_jax.ppo import programs
 from rlhf_jax.ppo.state import PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.stages import ppo_models, ppo_rewards
 
 
-def programs_of(run: Run, stage: str, make: Callable, compiled: programs.PPOPrograms) -> list[abstract.Program]:
+def programs_of(
+    run: Run, stage: str, data: abstract.Data, make: Callable, compiled: programs.PPOPrograms
+) -> list[abstract.Program]:
     """Returns the programs of an iteration, for abstract inputs, in the order in which they run.
 
     Args:
       run: the run.
       stage: name of the stage.
+      data: the amounts of data, which have the lengths of prompts and completions.
       make: makes a PPOState; see ppo.programs.compiled.
       compiled: the programs.
     """
@@ -82,11 +85,29 @@ def programs_of(run: Run, stage: str, make: Callable, compiled: programs.PPOProg
     if value:
         scoring += work.forward(value, rows, length)
         updating += work.training(value, part, length)
-    cache = work.cache_bytes(policy, rows // section.sample_parts, length, run.mesh)
+    lengths = data.lengths_of(rows, prompt, completion)
+
+    def cache(parts):
+        return work.cache_bytes(policy, rows // parts, length, run.mesh)
+
+    def set_by(change, field):
+        return change.get(field, section[field])
+
+    ways = memory.ways(run.mesh)
+    microbatches = choice.parts(part, ways)
+    updating_options = {"microbatches": microbatches}
     # An array that has the layout of sampling already is not copied, but read where it lies.
     moved_base, moved_policy = lora.split(moved)
     copied = (once if jax.tree.leaves(moved_policy) else {}) | (shared if jax.tree.leaves(moved_base) else {})
     everything = held | shared | frozen
+
+    def at_once(count, parts):
+        return memory.rows_at_once(count, parts, run.mesh), memory.rows_at_once(count, 1, run.mesh)
+
+    updated = {"episodes": at_once(part, section.microbatches)}
+    if ptx is not None:
+        updated["documents"] = at_once(ptx_rows, section.ptx_microbatches)
+        updating_options["ptx_microbatches"] = choice.parts(ptx_rows, ways)
     read_there = {name: tree for name, tree in (once | shared).items() if name not in copied}
     lay_out = abstract.Program(
         stage,
@@ -104,12 +125,20 @@ def programs_of(run: Run, stage: str, make: Callable, compiled: programs.PPOProg
             lambda: compiled.sample.program.lower(*sampled),
             {"decode copy": copy, "batch": prompts} | read_there,
             {name: tree for name, tree in everything.items() if name not in read_there},
-            work.sampling(policy, rows, prompt, completion),
+            work.sampling(policy, *lengths),
             section.iterations,
-            cache,
+            cache(section.sample_parts),
             lambda change: memory.sampling(
-                memory.changed(policy, change), run.mesh, rows, prompt, cache, section.sample_parts
+                memory.changed(policy, change),
+                run.mesh,
+                rows,
+                prompt,
+                cache(set_by(change, "sample_parts")),
+                set_by(change, "sample_parts"),
             ),
+            options={"sample_parts": choice.parts(rows, ways)},
+            decoding=work.decoding(policy, *lengths, length, run.mesh),
+            rows={"completions": at_once(rows, section.sample_parts)},
         ),
         abstract.Program(
             stage,
@@ -125,9 +154,11 @@ def programs_of(run: Run, stage: str, make: Callable, compiled: programs.PPOProg
                 rows,
                 length,
                 completion,
-                rows // part * section.microbatches,
+                rows // part * set_by(change, "microbatches"),
                 memory.COMPARED,
             ),
+            options={"microbatches": microbatches},
+            rows={"episodes": at_once(rows, rows // part * section.microbatches)},
         ),
         abstract.Program(
             stage,
@@ -138,6 +169,8 @@ def programs_of(run: Run, stage: str, make: Callable, compiled: programs.PPOProg
             updating + ptx_work,
             section.iterations * updates,
             temporaries=functools.partial(_update_memory, run, stage, policy, value, state),
+            options=updating_options,
+            rows=updated,
         ),
     ]
 
@@ -159,11 +192,12 @@ def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change:
         (whole if parts == 1 else in_parts).append(found)
 
     part, completion = section.minibatch_size, run.config.completion_length
-    add(policy, part, run.whole_length, completion, section.microbatches, weights)
+    microbatches = change.get("microbatches", section.microbatches)
+    add(policy, part, run.whole_length, completion, microbatches, weights)
     if value:
         own = abstract.bytes_per_device(state.value_params)
-        add(value, part, run.whole_length, 0, section.microbatches, own)
+        add(value, part, run.whole_length, 0, microbatches, own)
     if section.ptx_coef and section.ptx_ratio:
         length = section.ptx_length or run.whole_length
-        add(policy, programs.ptx_rows(section), length, length, section.ptx_microbatches, weights)
+        add(policy, programs.ptx_rows(section), length, length, change.get("ptx_microbatches", section.ptx_microbatches), weights)
     return memory.together(whole, in_parts)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlhf_jax import abstract, loop, lora, model, optim, sharding, train
-from rlhf_jax.model import TransformerConfig, memory, work
+from rlhf_jax.model import TransformerConfig, choice, memory, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
 
@@ -180,6 +180,14 @@ def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int
         work.training(shape, rows, length, rows * places),
         steps,
         temporaries=lambda change: memory.training(
-            memory.changed(shape, change), run.mesh, rows, length, places, parts, weights
+            memory.changed(shape, change),
+            run.mesh,
+            rows,
+            length,
+            places,
+            change.get("microbatches", parts),
+            weights,
         ),
+        options={"microbatches": choice.parts(run.config[stage].batch_size, memory.ways(run.mesh))},
+        rows={"rows": (memory.rows_at_once(rows, parts, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},
     )
