@@ -80,7 +80,9 @@ def test_the_programs_of_ppo_take_fewer_rows_at_once_where_memory_is_small():
     run = run_lib.without_data(plan_config.get_config(), DATA, tiny.mesh_of("1x1x1"))
     programs = planner.programs_of(run, "ppo_ptx", DATA)
     whole = forecast.choose(programs, run.mesh, 2**40)
-    assert whole and all(value in options[:1] for p in programs for f, options in p.options.items() for value in [whole[f]])
+    assert whole and all(
+        value in options[:1] for p in programs for f, options in p.options.items() for value in [whole[f]]
+    )
     need = forecast.of(programs, run.mesh, whole).total
     less = forecast.choose(programs, run.mesh, 0.8 * need)
     assert less != whole and forecast.of(programs, run.mesh, less).total <= 0.8 * need

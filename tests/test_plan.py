@@ -22,8 +22,8 @@ from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Data
 from rlhf_jax.lora import Lora
 from rlhf_jax.model import TransformerConfig, lengths, work
-from rlhf_jax.plan import estimate, hlo, planner, search, topology
 from rlhf_jax.plan import __main__ as plan_command
+from rlhf_jax.plan import estimate, hlo, planner, search, topology
 from rlhf_jax.plan import page as tables
 from rlhf_jax.runtime.errors import InputError
 
@@ -160,9 +160,7 @@ def test_sampling_is_a_forward_pass_over_what_was_sampled_token_by_token():
 def test_decoding_reads_the_weights_once_a_step_and_of_each_row_what_is_filled():
     """Against a loop over the steps of two devices, each of which refills its slots at once."""
     prompts, completions = np.array([5, 1, 3, 3]), np.array([4, 1, 2, 7])
-    decoding = work.Decoding(
-        weights=1000.0, token=10.0, prompts=prompts, completions=completions, places=12, ways=2
-    )
+    decoding = work.Decoding(weights=1000.0, token=10.0, prompts=prompts, completions=completions, places=12, ways=2)
     filled = sum(prompt + step for prompt, whole in zip(prompts, completions) for step in range(1, whole))
     assert decoding.bytes_read(rows=2) == 6 * 1000 + 10 * filled / 2  # as long as the longest
     assert decoding.bytes_read(rows=1) == 6 * 1000 + 10 * filled / 2  # ten tokens after the first on two devices
@@ -171,7 +169,9 @@ def test_decoding_reads_the_weights_once_a_step_and_of_each_row_what_is_filled()
     assert [alone.rows_in(room) for room in (0, 120, 359, 10_000)] == [1, 1, 2, 4]
     config = dataclasses.replace(GPT3, num_layers=2, dtype="bfloat16", vocab_multiple=1)
     found = work.decoding(config, *lengths.full(8, 16, 4), 20, sharding.make_mesh(1, 4, 2))
-    assert found.weights == work.parameters(config) * 2 / 2 and found.token == 2 * 2 * 12_288 * 2 / 2 and found.ways == 4
+    assert (
+        found.weights == work.parameters(config) * 2 / 2 and found.token == 2 * 2 * 12_288 * 2 / 2 and found.ways == 4
+    )
 
 
 def test_real_lengths_have_the_papers_mean_and_median():

@@ -81,7 +81,16 @@ def memory(found: dict) -> str:
     The second column has the rows that a device computes at once, of its rows of a batch.
     """
     limit = found["memory_limit"]
-    head = ["program", "rows at once", *_COLUMNS, "KV cache", "temporaries", "in all", f"of {limit / _GIB:.2f} GiB", "compile (s)"]
+    head = [
+        "program",
+        "rows at once",
+        *_COLUMNS,
+        "KV cache",
+        "temporaries",
+        "in all",
+        f"of {limit / _GIB:.2f} GiB",
+        "compile (s)",
+    ]
     rows = []
     for row in found["programs"]:
         if message := row.get("refused") or row.get("failed"):

@@ -199,5 +199,12 @@ def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change:
         add(value, part, run.whole_length, 0, microbatches, own)
     if section.ptx_coef and section.ptx_ratio:
         length = section.ptx_length or run.whole_length
-        add(policy, programs.ptx_rows(section), length, length, change.get("ptx_microbatches", section.ptx_microbatches), weights)
+        add(
+            policy,
+            programs.ptx_rows(section),
+            length,
+            length,
+            change.get("ptx_microbatches", section.ptx_microbatches),
+            weights,
+        )
     return memory.together(whole, in_parts)

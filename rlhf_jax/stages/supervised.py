@@ -180,13 +180,7 @@ def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int
         work.training(shape, rows, length, rows * places),
         steps,
         temporaries=lambda change: memory.training(
-            memory.changed(shape, change),
-            run.mesh,
-            rows,
-            length,
-            places,
-            change.get("microbatches", parts),
-            weights,
+            memory.changed(shape, change), run.mesh, rows, length, places, change.get("microbatches", parts), weights
         ),
         options={"microbatches": choice.parts(run.config[stage].batch_size, memory.ways(run.mesh))},
         rows={"rows": (memory.rows_at_once(rows, parts, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},
