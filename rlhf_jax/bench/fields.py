@@ -6,7 +6,19 @@ from rlhf_jax.fields.field import Field, Section
 from rlhf_jax.fields.model import MODEL
 from rlhf_jax.fields.ranges import COUNT, SOME_TEXT, OneOf, Several
 
-WORKS = ("sft_step", "reward_step", "sample", "ppo_iteration", "ppo_trials", "sweep_arms", "saving", "loading")
+WORKS = (
+    "sft_step",
+    "reward_step",
+    "reward_step_packed",
+    "sample",
+    "sample_drawn",
+    "ppo_iteration",
+    "ppo_ptx_iteration",
+    "ppo_trials",
+    "sweep_arms",
+    "saving",
+    "loading",
+)
 
 FIELDS = Section(
     "The benchmark.",
@@ -28,8 +40,11 @@ FIELDS = Section(
         ),
         "episodes": Field(32, COUNT, "The number of completions of a PPO iteration."),
         "prompt_length": Field(32, COUNT, "The length of a prompt, in tokens."),
-        "completion_length": Field(64, COUNT, "The length of a completion, in tokens. No completion ends early."),
+        "completion_length": Field(
+            64, COUNT, "The length of a completion, in tokens. No completion ends early, except in sample_drawn."
+        ),
         "minibatches": Field(4, COUNT, "The number of minibatches of a PPO iteration."),
+        "ptx_ratio": Field(8, COUNT, "The number of pretraining rows for each episode, in ppo_ptx_iteration."),
         "trials": Field(32, COUNT, "The number of arms of a sweep that ppo_trials and sweep_arms run at once."),
         "arms_alone": Field(3, COUNT, "The number of arms with which sweep_arms times the sequential runner."),
         "iterations": Field(20, COUNT, "The number of PPO iterations of an arm."),

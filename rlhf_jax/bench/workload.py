@@ -1,6 +1,7 @@
 """A unit of the benchmark, and what all units are made of: models, tokens and coefficients from the config."""
 
 import dataclasses
+import resource
 import time
 from collections.abc import Callable
 
@@ -9,10 +10,23 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import ppo, sharding
-from rlhf_jax.model import TransformerConfig
+from rlhf_jax import ppo, settled, sharding
+from rlhf_jax.model import TransformerConfig, attention
 
 NEVER = -1  # no token has this id: as eos_id it lets every completion run to its full length
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a part of a work asks of the machine at least, by formula.
+
+    Attributes:
+        flops: model FLOPs (see model/work.py).
+        bytes: bytes that must be read, where the memory is what limits the part; 0 elsewhere.
+    """
+
+    flops: float
+    bytes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +37,15 @@ class Workload:
         run: does the work once, until its results are ready; returns the seconds of each part by name.
         tokens: number of tokens that a run handles, for tokens/s.
         shape: the numbers that set the size of a run, for the reader.
+        costs: what the parts cost; parts that are not limited by the device have none.
+        found: what the runs computed, by name, to compare with what others compute.
     """
 
     run: Callable[[], dict[str, float]]
     tokens: int
     shape: dict[str, int]
+    costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
+    found: dict[str, list] = dataclasses.field(default_factory=dict)
 
 
 def timed(name: str, function: Callable, *arguments) -> tuple:
@@ -43,8 +61,21 @@ def rounded(seconds: float) -> float:
 
 
 def model_of(config: ml_collections.ConfigDict) -> TransformerConfig:
-    """Returns the shape of the benchmark's models."""
-    return TransformerConfig(**config.model)
+    """Returns the shape of the benchmark's models; fields that the config leaves out are those that suit the device."""
+    platform, given = jax.devices()[0].platform, dict(config.model)
+    dtype = given.get("dtype", "float32" if platform == "cpu" else "bfloat16")
+    found = dict(
+        dtype=dtype,
+        attention="blocked" if platform == "cpu" else attention.choose("auto", platform, dtype),
+        scan_layers=settled.loops(platform, given["num_layers"]),
+    )
+    return TransformerConfig(**found | given)
+
+
+def peak_bytes() -> int:
+    """Returns the peak of the device's memory in bytes, or of this process's memory if the device does not count it."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def tokens_of(config: ml_collections.ConfigDict, shape) -> np.ndarray:
@@ -62,10 +93,10 @@ def episode_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
     return {name: config[name] for name in ("episodes", "prompt_length", "completion_length")}
 
 
-def coefficients() -> ppo.Coefficients:
+def coefficients(ptx_coef: float = 0.0) -> ppo.Coefficients:
     """Returns coefficients of PPO; their values do not change the time of a run."""
     numbers = dict(
-        ptx_coef=0.0,
+        ptx_coef=ptx_coef,
         learning_rate=1e-5,
         value_learning_rate=1e-5,
         temperature=1.0,
