@@ -14,7 +14,8 @@ import pytest
 
 from experiments import bench as experiment
 from rlhf_jax import bench, model
-from rlhf_jax.bench import drawn, host, measuring, roofs, sweeps, workload, works
+from rlhf_jax.bench import command, drawn, host, measuring, roofs, sides, sweeps, versus, workload, works
+from rlhf_jax.runtime.errors import InputError
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -172,3 +173,47 @@ def test_whole_arms_are_measured_by_both_runners(config):
     assert line["shape"]["alone"] == 1 and line["shape"]["at_once"] == 3 and line["shape"]["prompt_length"] == 74
     for part in ("alone", "at_once"):
         assert line["first_parts"][part] > line["parts"][part] > 0  # nothing is compiled the second time
+
+
+# --- Side by side with others -------------------------------------------------------------------------------
+
+
+def test_losses_agree_to_a_tolerance_and_lengths_and_tokens_exactly():
+    found = {"loss": [2.0, 1.5], "lengths": [3, 3]}
+    assert versus.agreement(found, {"loss": [2.001, 1.5], "lengths": [3, 3]}, 1e-3)["agrees"]
+    assert not versus.agreement(found, {"loss": [2.01, 1.5]}, 1e-3)["agrees"]
+    assert not versus.agreement(found, {"loss": [2.0]}, 1e-3)["agrees"]  # a step was not made
+    assert not versus.agreement(found, {"lengths": [3, 2]}, 1e-3)["agrees"]
+    assert not versus.agreement(found, {}, 1e-3)["agrees"]  # nothing was compared
+
+
+def test_a_side_that_ends_is_told_with_its_last_words():
+    with pytest.raises(InputError, match="no_such_module ended with status 1: .*no_such_module"):
+        sides.Side("rlhf_jax.bench.no_such_module", {}, {})
+
+
+def test_without_torch_or_a_work_to_compare_one_sentence_says_so(config, monkeypatch):
+    config.works = ("loading",)
+    monkeypatch.setattr(versus.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--vs=torch needs torch"):
+        command.main(config, "torch")
+    monkeypatch.setattr(versus.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(InputError, match="--config.works has none of them"):
+        command.main(config, "torch")
+
+
+@pytest.mark.parametrize("name", ["sft_step", pytest.param("sample", marks=pytest.mark.slow)])
+def test_torch_computes_the_same_side_by_side(config, monkeypatch, name, capsys):
+    """The losses of several steps, so that also the optimizers agree; TRL where it is installed."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(versus.shutil, "which", lambda _: None)  # torch.compile takes half a minute
+    config.works = (name,)
+    status = command.main(config, "torch")
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and "torch_compile is left out: torch.compile needs a C++ compiler" in err or name == "sample"
+    assert {line["vs"] for line in lines} >= ({"torch"} if name == "sft_step" else {"transformers"})
+    for line in lines:
+        assert line["agrees"] and line["ratio"] > 0
+        assert all(len(line[side]["repeats"]) == 2 and line[side]["peak_mib"] > 50 for side in ("ours", "theirs"))

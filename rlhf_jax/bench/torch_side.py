@@ -22,7 +22,10 @@ def loaded(given: dict):
     folder = pathlib.Path(given["folder"])
     kind = AutoModelForSequenceClassification if given["name"] == "reward_step" else AutoModelForCausalLM
     sampling_in = torch.bfloat16 if given["name"] == "sample" and given["dtype"] == "bfloat16" else torch.float32
-    network = kind.from_pretrained(folder / "model", dtype=sampling_in, attn_implementation="sdpa")
+    no_dropout = dict.fromkeys(
+        ("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0
+    )  # trainers leave the mode of evaluation
+    network = kind.from_pretrained(folder / "model", dtype=sampling_in, attn_implementation="sdpa", **no_dropout)
     tokens = torch.from_numpy(np.load(folder / "tokens.npy")).long()
     return network.to(device()).eval(), tokens.to(device())
 

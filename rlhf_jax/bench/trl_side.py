@@ -3,6 +3,7 @@
 Only the process of this side imports this module.
 """
 
+import json
 import pathlib
 import queue
 import tempfile
@@ -10,7 +11,6 @@ import threading
 import time
 
 from datasets import Dataset
-from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
@@ -41,14 +41,18 @@ def make(given: dict) -> sides.Work:
     """Returns the work `given["name"]` on the weights and tokens of `given["folder"]`."""
     network, tokens = torch_side.loaded(given)
     rows, vocab = tokens.tolist(), network.config.vocab_size
+    folder = pathlib.Path(tempfile.mkdtemp(dir=given["folder"]))
     words = {f"<{number}>": number for number in range(vocab)} | {"<pad>": vocab}
+    # A tokenizer that only says what padding is: the rows are tokens already.
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "WordLevel", "vocab": words, "unk_token": "<0>"}})
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, "<0>")), pad_token="<pad>", eos_token="<0>"
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="<pad>", eos_token="<0>"
     )
     network.config.pad_token_id = vocab  # no token of the rows
-    folder = tempfile.mkdtemp(dir=pathlib.Path(given["folder"]))
     settings = dict(
-        output_dir=folder,
+        output_dir=str(folder),
         max_steps=given["config"]["repeats"] + 1,
         per_device_train_batch_size=len(rows),
         learning_rate=given["learning_rate"],
