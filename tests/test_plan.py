@@ -17,12 +17,11 @@ import pytest
 import tiny
 from test_dpo import packed_of, preferences_of
 
-from rlhf_jax import model, sharding
+from rlhf_jax import forecast, model, sharding
 from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Data
 from rlhf_jax.lora import Lora
 from rlhf_jax.model import TransformerConfig, lengths, work
-from rlhf_jax.plan import __main__ as plan_command
 from rlhf_jax.plan import estimate, hlo, planner, search, topology
 from rlhf_jax.plan import page as tables
 from rlhf_jax.runtime.errors import InputError
@@ -438,8 +437,8 @@ def test_tables_have_the_floors_and_the_rows_at_once(real):
 @pytest.mark.parametrize("text", ["166,130", "prompt:166", "prompt:166,completion:0", "prompt:1,completion:2,other:3"])
 def test_lengths_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="as in prompt:166,completion:130"):
-        plan_command._lengths(text)
-    assert plan_command._lengths("completion:130,prompt:166.5") == lengths.Lengths(166.5, 130)
+        lengths.parse("--lengths", text)
+    assert lengths.parse("--lengths", "completion:130,prompt:166.5") == lengths.Lengths(166.5, 130)
 
 
 def test_totals_of_stages(planned):
@@ -518,17 +517,33 @@ def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
     found = search.candidates(config, shape, place, ["sft", "ppo_ptx"])
     assert all(c.data * c.fsdp * c.tensor == 16 and c.memory <= place.chip.memory for c in found)
     assert [c.seconds for c in found] == sorted(c.seconds for c in found)
-    assert {c.remat for c in found} >= {"full"}
-    applied = found[0].apply(config, ["sft", "ppo_ptx"])
-    assert (applied.mesh.fsdp, applied.mesh.tensor, applied.model.remat) == (
-        found[0].fsdp,
-        found[0].tensor,
-        found[0].remat,
-    )
-    assert 64 % applied.sft.microbatches == 0 and config.mesh.fsdp == -1  # the config itself is as it was
+    meshes = [(c.data, c.fsdp, c.tensor) for c in found]
+    assert len(meshes) == len(set(meshes)) > 1
+    applied = found[0].apply(config)
+    assert tuple(applied.mesh.values()) == meshes[0] and config.mesh.fsdp == -1  # the config itself is as it was
     config.sft.batch_size, shape = 7, dataclasses.replace(shape, num_heads=2)
     with pytest.raises(InputError, match="no mesh of v5e:4x4"):
         search.candidates(config, shape, place, ["sft"])
+
+
+def test_settings_are_fitted_to_the_memory_of_a_chip():
+    config = tensor_config()
+    large = search.fit(config, on_this_machine(memory=GIB), DATA, ["sft", "ppo_ptx"], 0.8)
+    assert large["sft.microbatches"] == large["ppo_ptx.microbatches"] == 1
+    need = max(need_of(config, large, stage) for stage in ("sft", "ppo_ptx"))
+    small = search.fit(config, on_this_machine(memory=0.7 * need), DATA, ["sft", "ppo_ptx"], 1.0)
+    assert small.keys() == large.keys() and small != large
+    assert max(need_of(config, small, stage) for stage in ("sft", "ppo_ptx")) <= 0.7 * need
+    assert search.fit(config, on_this_machine(memory=1000), DATA, ["sft"], 1.0) is None
+
+
+def need_of(config, settings, stage):
+    """The bytes of a stage's largest program with these settings."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(settings)
+    mesh = sharding.make_mesh(1, 4, 2)
+    run = run_lib.without_data(config, DATA, mesh)
+    return forecast.of(planner.programs_of(run, stage, DATA), mesh, {}).total
 
 
 def command(*flags, **options):

@@ -8,8 +8,11 @@ spread of completions, for which the standard deviation of the logarithm is 1.
 
 import dataclasses
 import math
+import re
 
 import numpy as np
+
+from rlhf_jax.runtime.errors import InputError
 
 _PROMPTS = math.sqrt(2 * math.log(166 / 62))  # standard deviation of the logarithm of a prompt's length
 _COMPLETIONS = 1.0  # of a completion's
@@ -42,6 +45,22 @@ class Lengths:
             return np.clip(np.rint(lengths), 1, most).astype(np.int64)
 
         return draw(self.prompt, _PROMPTS, prompt_length), draw(self.completion, _COMPLETIONS, completion_length)
+
+
+def parse(flag: str, text: str) -> Lengths:
+    """Returns the lengths of a text such as prompt:166,completion:130.
+
+    Args:
+      flag: the flag whose value the text is, for the error message.
+      text: the text.
+
+    Raises:
+      InputError: the text has another form, or a mean below 1.
+    """
+    means = dict(re.findall(r"(prompt|completion):(\d+(?:\.\d+)?)(?:,|$)", text))
+    if len(means) != 2 or len(text.split(",")) != 2 or min(map(float, means.values())) < 1:
+        raise InputError(f"{flag}='{text}' must be two means of at least 1 token, as in prompt:166,completion:130")
+    return Lengths(**{name: float(mean) for name, mean in means.items()})
 
 
 def full(rows: int, prompt_length: int, completion_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from rlhf_jax import command_line
 from rlhf_jax import config as config_lib
 from rlhf_jax.abstract import Data
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.model.lengths import Lengths
+from rlhf_jax.model.lengths import parse as parse_lengths
 from rlhf_jax.plan import page as tables
 from rlhf_jax.plan import planner, search, topology
 from rlhf_jax.runtime.errors import InputError
@@ -51,8 +51,14 @@ _OUT = flags.DEFINE_string("out", None, "The folder to keep plans in. Its plan.m
 _SEARCH = flags.DEFINE_integer(
     "search",
     0,
-    "The number of settings (mesh, microbatches and remat) to compile and rank, of those that could fit. "
-    "0 compiles only the config's own.",
+    "The number of meshes to compile and rank, of those that could fit; each gets the settings of --fit. 0 compiles only "
+    "the config's own mesh.",
+)
+_FIT = flags.DEFINE_bool(
+    "fit",
+    False,
+    "Choose model.remat, and the fields of stages that say how many rows are computed and sampled at once, by the memory "
+    "of a chip: as many as fit.",
 )
 _DEMONSTRATIONS = flags.DEFINE_integer(
     "demonstrations", 0, "The number of demonstrations. 0 means the world's, or the paper's 12,725."
@@ -99,7 +105,7 @@ def _plan_all() -> bool:
             plans = _search(place, data, options)
             fits &= any(found["fits"] for found in plans)
         else:
-            plans = [planner.plan(_CONFIG.value, place, data, **options)]
+            plans = [_fitted(_CONFIG.value, place, data, options) if _FIT.value else _planned(place, data, options)]
             fits &= planner.fits(plans[0])
         for found in plans:
             found |= {"name": name, "command": found.get("command", _command()), "fits": planner.fits(found)}
@@ -115,18 +121,44 @@ def _plan_all() -> bool:
     return fits
 
 
+def _planned(place, data, options) -> dict:
+    """Returns the plan of the config as it is."""
+    return planner.plan(_CONFIG.value, place, data, **options)
+
+
+def _fitted(config, place, data, options, **more) -> dict:
+    """Returns the plan of a config with the settings that its mesh has memory for.
+
+    Formulas choose them. Where the compiler finds that they do not fit, they are chosen again for less memory.
+    """
+    stages = planner.chosen_stages(config, _STAGES.value)
+    found = None
+    for share in search.SHARES:
+        settings = search.fit(config, place, data, stages, share)
+        if settings is None:
+            continue
+        mesh = {f"mesh.{axis}": size for axis, size in config.mesh.items() if size != _CONFIG.value.mesh[axis]}
+        chosen = config.copy_and_resolve_references()
+        chosen.update_from_flattened_dict(settings)
+        options["tell"](f"{place.name}: trying {settings}")
+        found = planner.plan(chosen, place, data, **options, **more)
+        said = [f"--config.{name}={value}" for name, value in (mesh | settings).items()]
+        found |= {"fits": planner.fits(found), "command": " ".join([_command(), *said])}
+        if found["fits"]:
+            return found
+    return found or _planned(place, data, options)
+
+
 def _search(place, data, options) -> list[dict]:
-    """Returns the plans of the most promising candidates: those that fit first, each part sorted by chip-hours."""
+    """Returns the plans of the most promising meshes: those that fit first, each part sorted by chip-hours."""
     config = _CONFIG.value
     stages = planner.chosen_stages(config, _STAGES.value)
     shape = planner.model_shape(config, data, place)
-    plans = []
-    for candidate in search.candidates(config, shape, place, stages)[: _SEARCH.value]:
-        options["tell"](f"trying {candidate}")
-        found = planner.plan(candidate.apply(config, stages), place, data, give_up=True, **options)
-        chosen = [f"--config.{name}={value}" for name, value in candidate.settings(config, stages).items()]
-        plans.append(found | {"fits": planner.fits(found), "command": " ".join([_command(), *chosen])})
-    return sorted(plans, key=lambda found: (not found["fits"], found["total"]["chip_hours"] or 0.0))
+    plans = [
+        _fitted(candidate.apply(config), place, data, options, give_up=True)
+        for candidate in search.candidates(config, shape, place, stages)[: _SEARCH.value]
+    ]
+    return sorted(plans, key=lambda found: (not planner.fits(found), found["total"]["chip_hours"] or 0.0))
 
 
 def _data(config):
@@ -143,22 +175,8 @@ def _data(config):
         _RANKINGS.value or rankings,
         _COMPLETIONS.value or config.collect.max_completions,
         _VOCAB.value or vocab_size,
-        lengths=_lengths(_LENGTHS.value),
+        lengths=parse_lengths("--lengths", _LENGTHS.value) if _LENGTHS.value else None,
     )
-
-
-def _lengths(text: str) -> Lengths | None:
-    """Returns the lengths that --lengths means; None for "".
-
-    Raises:
-      InputError: the text is not of the form prompt:166,completion:130.
-    """
-    if not text:
-        return None
-    means = dict(re.findall(r"(prompt|completion):(\d+(?:\.\d+)?)(?:,|$)", text))
-    if len(means) != 2 or len(text.split(",")) != 2 or min(map(float, means.values())) < 1:
-        raise InputError(f"--lengths='{text}' must be two means of at least 1 token, as in prompt:166,completion:130")
-    return Lengths(**{name: float(mean) for name, mean in means.items()})
 
 
 def _name() -> str:
@@ -167,8 +185,8 @@ def _name() -> str:
 
 
 def _command() -> str:
-    """Returns the command line without --out, --json, --topology and --search, to which a plan adds its topology."""
-    kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)]
+    """Returns the command line without --out, --json, --topology, --search and --fit, to which a plan adds its topology."""
+    kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search|fit)\b", argument)]
     return " ".join(["python -m rlhf_jax.plan", *kept])
 
 

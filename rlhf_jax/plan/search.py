@@ -1,32 +1,86 @@
-"""A search for the mesh, microbatches and remat of a config on a topology: formulas choose, the compiler decides.
+"""The settings of a config on a topology: chosen by memory for its mesh, or searched over meshes.
 
-Formulas drop the candidates that cannot fit and order the rest by a rough time. The first few are then compiled, and
-ranked by the bounds of the compiled programs.
+`fit` chooses by formulas how many rows are computed and sampled at once, and what a backward pass computes again.
+For a search, formulas drop the meshes that cannot hold the config and order the rest by a rough time. The first few are
+then fitted and compiled, and ranked by the bounds of the compiled programs.
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
+import jax
+
+from rlhf_jax import forecast, sharding
+from rlhf_jax import run as run_lib
+from rlhf_jax.abstract import Data, Program
 from rlhf_jax.fields import registry
 from rlhf_jax.model import TransformerConfig, work
+from rlhf_jax.model.memory import REMAT
+from rlhf_jax.plan import planner
 from rlhf_jax.plan.topology import Topology
 from rlhf_jax.runtime.errors import InputError
 
+SHARES = (0.8, 0.65, 0.5)  # of a chip's memory: formulas are rough, and a plan that does not fit is fitted to less
 _SAVED = {"full": 2, "dots": 20, "none": 68}  # bytes saved for the backward pass, per token, layer and unit of width
-_SAMPLED_ROWS = 8  # completions that a device samples at once
+_PASSES = 3  # times that a part of a batch sends the weights over links: gathered twice, and their gradients summed
+
+
+def fit(config, topology: Topology, data: Data, stages: list[str], share: float) -> dict[str, int | str] | None:
+    """Returns the settings with which the stages are fastest on the config's mesh, by formula; None if nothing fits.
+
+    Args:
+      config: the config.
+      topology: the topology.
+      data: the amounts of data.
+      stages: names of the stages.
+      share: share of a chip's memory that may be used.
+
+    Returns:
+      {dotted name of a field of the config: value}.
+    """
+    mesh = sharding.make_mesh(**config.mesh, devices=topology.devices())
+    fitting = []
+    for remat in REMAT:
+        changed = config.copy_and_resolve_references()
+        changed.model.remat = remat
+        run = run_lib.without_data(changed, data, mesh)
+        programs = {stage: planner.programs_of(run, stage, data) for stage in stages}
+        found = {stage: forecast.choose(programs[stage], mesh, share * topology.chip.memory) for stage in stages}
+        if None not in found.values():
+            settings = {f"{stage}.{field}": value for stage in stages for field, value in found[stage].items()}
+            seconds = sum(_rough(p, topology, mesh.shape["tensor"], found[stage]) for stage in stages for p in programs[stage])
+            fitting.append((seconds, {"model.remat": remat} | settings))
+    return min(fitting, key=lambda one: one[0])[1] if fitting else None
+
+
+def _rough(program: Program, topology: Topology, tensor: int, settings: dict) -> float:
+    """Returns a rough time of all runs of a program: the larger of its compute and its communication.
+
+    Sampling reads and sends nothing that depends on the settings of the others, and counts nothing.
+    """
+    chip, parts = topology.chip, settings.get("microbatches", 1)
+    if chip.flops is None or program.decoding:
+        return 0.0
+    weights = sum(
+        math.prod(leaf.shape)
+        for name, tree in program.passed.items()
+        if name.endswith("parameters")
+        for leaf in jax.tree.leaves(tree)
+    )
+    sent = _PASSES * parts * 2 * weights / tensor
+    return program.runs * max(program.work.executed / topology.chips / chip.flops, sent / chip.link_bandwidth)
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A mesh with microbatches and remat.
+    """A mesh.
 
     Attributes:
       data: size of the mesh axis "data".
       fsdp: size of the mesh axis "fsdp".
       tensor: size of the mesh axis "tensor".
-      rows: rows of a batch that the devices of one tensor group process at once, at most.
-      remat: value of model.remat.
       memory: rough number of bytes per device, without logits and buffers.
       seconds: rough time of one batch of the stage with the largest batch.
     """
@@ -34,33 +88,18 @@ class Candidate:
     data: int
     fsdp: int
     tensor: int
-    rows: int
-    remat: str
     memory: float
     seconds: float
 
-    def settings(self, config, stages: list[str]) -> dict[str, int | str]:
-        """Returns the values of the config's fields that the candidate sets, by dotted name."""
-        at_once = self.data * self.fsdp * self.rows
-        found = {"mesh.data": self.data, "mesh.fsdp": self.fsdp, "mesh.tensor": self.tensor, "model.remat": self.remat}
-        for stage in stages:
-            section = config[stage]
-            for field, rows in registry.of(config, stage).parts(section).items():
-                # Sampling takes more rows at once: it reads all weights for every token, and beside the weights the
-                # keys and values of a few rows are small.
-                whole = self.data * self.fsdp * _SAMPLED_ROWS if field == "sample_parts" else at_once
-                found[f"{stage}.{field}"] = _parts(rows, whole)
-        return found
-
-    def apply(self, config, stages: list[str]):
-        """Returns a copy of the config with the candidate's settings."""
+    def apply(self, config):
+        """Returns a copy of the config with the mesh."""
         config = config.copy_and_resolve_references()
-        config.update_from_flattened_dict(self.settings(config, stages))
+        config.mesh.update(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
         return config
 
 
 def candidates(config, shape: TransformerConfig, topology: Topology, stages: list[str]) -> list[Candidate]:
-    """Returns the candidates that could fit, by rough time: the fastest first.
+    """Returns the meshes that could hold the config, by rough time: the fastest first.
 
     Args:
       config: the config.
@@ -69,19 +108,27 @@ def candidates(config, shape: TransformerConfig, topology: Topology, stages: lis
       stages: names of the stages that must fit.
 
     Raises:
-      InputError: no candidate fits.
+      InputError: no mesh fits.
     """
-    found = [c for c in _all(config, shape, topology, stages) if c.memory <= topology.chip.memory]
+    found: dict[tuple, Candidate] = {}
+    for candidate in _all(config, shape, topology, stages):
+        mesh = candidate.data, candidate.fsdp, candidate.tensor
+        fits = candidate.memory <= topology.chip.memory
+        if fits and (mesh not in found or candidate.seconds < found[mesh].seconds):
+            found[mesh] = candidate
     if not found:
         raise InputError(
             f"no mesh of {topology.name} holds this config: batches do not divide over it, or a chip needs more than "
             f"{topology.chip.memory / 2**30:.2f} GiB; give more chips or other batch sizes"
         )
-    return sorted(found, key=lambda c: (c.seconds, c.memory))
+    return sorted(found.values(), key=lambda c: (c.seconds, c.memory))
 
 
 def _all(config, shape, topology, stages) -> Iterator[Candidate]:
-    """Yields the candidates that divide the heads and the batches of all stages, whether or not they fit."""
+    """Yields the meshes that divide the heads and the batches of all stages, whether or not they fit.
+
+    A mesh comes once for each number of rows at once and each remat, with the memory and the time that they take.
+    """
     chips, slices = topology.chips, topology.slices
     sections = [config[stage] for stage in stages]
     smallest = min(_batch_of(section) for section in sections)
@@ -110,8 +157,6 @@ def _all(config, shape, topology, stages) -> Iterator[Candidate]:
             slices,
             ways // slices,
             tensor,
-            rows,
-            remat,
             state + gradient + saved,
             _seconds(
                 dataclasses.replace(shape, remat=remat),
