@@ -42,17 +42,30 @@ def fit(config, topology: Topology, data: Data, stages: list[str], share: float)
     """
     mesh = sharding.make_mesh(**config.mesh, devices=topology.devices())
     fitting = []
-    for remat in REMAT:
+    for remats in _remats(config):
         changed = config.copy_and_resolve_references()
-        changed.model.remat = remat
+        changed.update_from_flattened_dict(remats)
         run = run_lib.without_data(changed, data, mesh)
         programs = {stage: planner.programs_of(run, stage, data) for stage in stages}
         found = {stage: forecast.choose(programs[stage], mesh, share * topology.chip.memory) for stage in stages}
         if None not in found.values():
             settings = {f"{stage}.{field}": value for stage in stages for field, value in found[stage].items()}
             seconds = sum(_rough(p, topology, mesh.shape["tensor"], found[stage]) for stage in stages for p in programs[stage])
-            fitting.append((seconds, {"model.remat": remat} | settings))
+            fitting.append((seconds, remats | settings))
     return min(fitting, key=lambda one: one[0])[1] if fitting else None
+
+
+def _remats(config) -> list[dict[str, str]]:
+    """Returns values of the fields `remat` of a config: of its model, and of the models that stages have of their own.
+
+    The models of stages, which may be far larger, are computed like the policy or by "full".
+    """
+    own = [name for name in config.stages if config[name].get("model")]
+    found = []
+    for remat in REMAT:
+        for other in dict.fromkeys([remat, "full"] if own else [remat]):
+            found.append({"model.remat": remat} | {f"{name}.model.remat": other for name in own})
+    return found
 
 
 def _rough(program: Program, topology: Topology, tensor: int, settings: dict) -> float:
