@@ -50,7 +50,9 @@ def fit(config, topology: Topology, data: Data, stages: list[str], share: float)
         found = {stage: forecast.choose(programs[stage], mesh, share * topology.chip.memory) for stage in stages}
         if None not in found.values():
             settings = {f"{stage}.{field}": value for stage in stages for field, value in found[stage].items()}
-            seconds = sum(_rough(p, topology, mesh.shape["tensor"], found[stage]) for stage in stages for p in programs[stage])
+            seconds = sum(
+                _rough(p, topology, mesh.shape["tensor"], found[stage]) for stage in stages for p in programs[stage]
+            )
             fitting.append((seconds, remats | settings))
     return min(fitting, key=lambda one: one[0])[1] if fitting else None
 
