@@ -78,7 +78,7 @@ def test_the_program_scores_by_models_and_by_what_the_host_gives(mesh):
     given = np.random.default_rng(1).normal(size=(32, 1)).astype(np.float32)
 
     def scored(mixture, rewards, weights, given):
-        config = ppo.PPOConfig(s.config, s.config, tiny.EOS, mixture=mixture, score_parts=2, missing_eos="none")
+        config = ppo.PPOConfig(s.config, s.config, tiny.EOS, mixture=mixture, missing_eos="none")
         fn = ModelScores((s.reward_fn,) * len(rewards)) if rewards else None
         score = jax.jit(ppo.make_score(config, fn))
         coefs = tiny.coefficients().replace(reward_weights=jnp.float32(weights))
@@ -86,7 +86,15 @@ def test_the_program_scores_by_models_and_by_what_the_host_gives(mesh):
             state, batch = s.state(), sharding.put_batch(rollout, s.mesh)
             given = None if given is None else sharding.put_batch(given, s.mesh)
             found = score(
-                state.policy.params, state.value_params, s.ref, rewards, batch, state.kl_coef, coefs, given=given
+                state.policy.params,
+                state.value_params,
+                s.ref,
+                rewards,
+                batch,
+                state.kl_coef,
+                coefs,
+                list(s.minibatches),
+                given=given,
             )
         return np.asarray(found[0].scores), found[1]
 

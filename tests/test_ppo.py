@@ -21,7 +21,7 @@ from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.stages import ppo_models
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
-FIRST, SECOND = np.random.default_rng(5).permutation(ROWS).reshape(2, -1)  # two minibatches
+FIRST, SECOND = tiny.minibatches_of(ROWS, tiny.PPO.minibatch)  # two minibatches
 slow = pytest.mark.slow
 CASES = [
     ("1x1x1", 1),
@@ -120,10 +120,10 @@ class Stage(tiny.PPO):
     rows = minibatch = 1024
 
 config = dataclasses.replace(tiny.CONFIG, num_layers=1, num_heads=2)
-stage = Stage("1x1x1", config=config, score_parts=1, advantage="reinforce")
+stage = Stage("1x1x1", config=config, advantage="reinforce")
 coefs, state = tiny.coefficients(temperature=0.7), stage.state()
 experience, _ = stage.score(state, tiny.rollout_of(1024, 4, 8), coefs)
-_, metrics = stage.update(state, experience, np.arange(1024), coefs)
+_, metrics = stage.update(state, experience, stage.minibatches[0], coefs)
 print(json.dumps({name: float(value) for name, value in metrics.items() if "policy" in name}))
 """
 

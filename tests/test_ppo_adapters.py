@@ -15,7 +15,7 @@ from rlhf_jax.runtime import hosts
 
 CONFIG = dataclasses.replace(tiny.SCANNED, lora=Lora(rank=2, alpha=4.0))
 P, C = 6, 8
-FIRST = np.arange(16)
+FIRST = tiny.minibatches_of(32, 16)[0]
 meshes = pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
 
 

@@ -24,7 +24,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import bandit
 
 P, C, ROWS = 5, 8, tiny.PPO.rows
-FIRST, SECOND = np.random.default_rng(5).permutation(ROWS).reshape(2, -1)  # two minibatches, which split the groups
+FIRST, SECOND = tiny.minibatches_of(ROWS, tiny.PPO.minibatch)  # two minibatches, which split the groups
 SMALL = dataclasses.replace(tiny.CONFIG, num_layers=1)
 OPTIONS = {
     "rloo": dict(advantage="rloo", samples_per_prompt=4, kl_estimator="k2", whiten_advantages="minibatch"),
@@ -118,7 +118,7 @@ def test_a_trial_axis_changes_nothing(name):
 
     def both(state, coefs):
         experience, metrics = score(
-            state.policy.params, state.value_params, s.ref, s.reward, rollout(), state.kl_coef, coefs
+            state.policy.params, state.value_params, s.ref, s.reward, rollout(), state.kl_coef, coefs, [FIRST, SECOND]
         )
         state, more = update(state, jax.tree.map(lambda x: x[FIRST], experience), None, coefs)
         return experience, metrics | more, state
@@ -284,7 +284,7 @@ def test_rloo_is_unbiased():
     rows = (57 * np.arange(4)[:, None, None] + np.stack([first, second], axis=1)).reshape(-1)  # pairs are neighbours
     pairs = jax.tree.map(lambda x: x[rows], everything)
     coefs = tiny.coefficients(temperature=1.0)
-    experience, _ = score(policy, None, ref, {}, pairs, kl_coef, coefs)
+    experience, _ = score(policy, None, ref, {}, pairs, kl_coef, coefs, [np.arange(len(rows))])
     chances = jnp.exp(logprob(policy))[rows].reshape(-1, 2).prod(axis=1)
     weighted = experience.replace(advantages=experience.advantages * jnp.repeat(chances, 2)[:, None])
 

@@ -29,7 +29,7 @@ def ppo_trials(config: ml_collections.ConfigDict) -> Workload:
     lm, mesh, count = workload.model_of(config), workload.one_device(), config.trials
     sizes = config.episodes, config.episodes // config.minibatches, 1
     section = ml_collections.ConfigDict(dict(zip(("batch_size", "minibatch_size", "ppo_epochs"), sizes)))
-    shape = ppo.PPOConfig(lm, lm, eos_id=workload.NEVER, missing_eos="none", score_parts=config.minibatches)
+    shape = ppo.PPOConfig(lm, lm, eos_id=workload.NEVER, missing_eos="none")
     score, optimizers = ppo.SequenceScore(lm), (optim.make_optimizer(optim.OptimizerConfig()),) * 2
     make, shardings = ppo_programs.state_maker(shape, mesh, sharding.DEFAULT_RULES, optimizers)
     sampler = generate.Sampler(lm, mesh, completion_length=config.completion_length, eos_id=workload.NEVER, pad_id=0)

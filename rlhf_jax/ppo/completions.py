@@ -1,6 +1,8 @@
 """What models say of sampled completions: log-probabilities, values, and the scores of reward models.
 
-Shapes: B batch (episodes), P prompt, C completion, T = P + C, D embed.
+The rows are those of a rollout, or packed ones of several episodes each (see packing.py).
+
+Shapes: B batch (episodes), R packed rows, P prompt, C completion, T = P + C, D embed.
 """
 
 import dataclasses
@@ -13,17 +15,23 @@ import jax.numpy as jnp
 from rlhf_jax import model
 from rlhf_jax.generate import Rollout, ended_by, is_end
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.ppo.packing import PackedRollout
 
 RewardFn = Callable[[Any, Rollout], jax.Array]  # (reward params, rollout) -> f32[B], or f32[B, M] of M models
 
 
-def completion_states(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
+def completion_states(config: TransformerConfig, params: dict, rollout: Rollout | PackedRollout) -> jax.Array:
     """Returns the hidden states [B, C, D] from which the completion tokens are predicted."""
+    if isinstance(rollout, PackedRollout):
+        hidden = model.hidden_states(config, params, rollout.tokens, rollout.positions, rollout.segment_ids)
+        return jax.vmap(lambda row, places: row[places])(hidden, rollout.before)
     prompt_length = rollout.prompt_mask.shape[1]
     return model.masked_hidden_states(config, params, rollout.tokens, rollout.mask)[:, prompt_length - 1 : -1]
 
 
-def completion_logprobs(config: TransformerConfig, params: dict, rollout: Rollout, temperature) -> jax.Array:
+def completion_logprobs(
+    config: TransformerConfig, params: dict, rollout: Rollout | PackedRollout, temperature
+) -> jax.Array:
     """Returns log pi of the sampled tokens, f32[B, C], in nats at the sampling temperature; 0 on padding."""
     states = completion_states(config, params, rollout)
     logprobs = model.target_logprobs(config, params, states, rollout.completions, divisor(temperature))
@@ -35,7 +43,7 @@ def divisor(temperature):
     return jnp.where(temperature <= 0.0, 1.0, temperature)
 
 
-def completion_values(config: TransformerConfig, params: dict, rollout: Rollout) -> jax.Array:
+def completion_values(config: TransformerConfig, params: dict, rollout: Rollout | PackedRollout) -> jax.Array:
     """Returns V(s_t), f32[B, C], the value before each completion token is chosen; 0 on padding."""
     return values_at(config, params, completion_states(config, params, rollout), rollout.completion_mask)
 
@@ -74,6 +82,14 @@ class SequenceScore:
         if len(self.ends) > 1:
             rollout = ended_by(rollout, self.ends[1:], self.ends[0])
         return sequence_scores(self.config, params, rollout.tokens, rollout.mask)
+
+    def at_places(self, params: dict, rows: PackedRollout) -> jax.Array:
+        """Returns the scalar output at all places of packed rows, f32[R, T]; the scores are those of the last tokens."""
+        tokens = rows.tokens
+        if len(self.ends) > 1:
+            tokens = jnp.where(rows.generated & is_end(tokens, self.ends[1:]), self.ends[0], tokens)
+        hidden = model.hidden_states(self.config, params, tokens, rows.positions, rows.segment_ids)
+        return model.scalar_head(self.config, params, hidden)
 
 
 def has_eos(rollout: Rollout, eos_id: int | tuple[int, ...]) -> jax.Array:

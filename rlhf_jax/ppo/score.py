@@ -2,7 +2,7 @@
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4.
 
-Shapes: B batch (episodes), C completion, M reward models.
+Shapes: B batch (episodes), N minibatch, r packed rows, C completion.
 """
 
 import functools
@@ -14,53 +14,94 @@ import jax.numpy as jnp
 from rlhf_jax import advantages as adv
 from rlhf_jax import lora, model
 from rlhf_jax.generate import Rollout
-from rlhf_jax.ppo.completions import RewardFn, completion_states, completion_values, divisor, has_eos, values_at
-from rlhf_jax.ppo.mixture import combined, of_each_model
+from rlhf_jax.ppo.completions import (
+    RewardFn,
+    SequenceScore,
+    completion_states,
+    completion_values,
+    divisor,
+    has_eos,
+    values_at,
+)
+from rlhf_jax.ppo.mixture import ModelScores, combined, of_each_model
+from rlhf_jax.ppo.packing import Layout, PackedRollout, pack, parts_of, rows_of_part
 from rlhf_jax.ppo.state import Coefficients, Experience, PPOConfig
 
 
-def make_score(config: PPOConfig, reward_fn: RewardFn | None) -> Callable:
+def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None = None) -> Callable:
     """Returns the program that scores a rollout.
 
-    The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs, base, given, scales) to
-    (Experience, metrics). `base` are the frozen parameters of those models of which the others are adapters (see
-    lora.py), or None. With a mixture, `reward_fn` is `mixture.ModelScores`, or None if the mixture has no reward model;
-    `given` has the scores from the host, and `scales` those of the state. Without one, both are None.
+    The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs, minibatches, base, given,
+    scales) to (Experience, metrics). `minibatches` are the rows i32[N] of each optimizer step of the first epoch:
+    each minibatch is read in the same packed rows as in its update. `base` are the frozen parameters of those models of
+    which the others are adapters (see lora.py), or None. With a mixture, `reward_fn` is `mixture.ModelScores`, or None
+    if the mixture has no reward model; `given` has the scores from the host, and `scales` those of the state. Without
+    one, both are None.
+
+    Args:
+      config: the static configuration.
+      reward_fn: what scores rollouts. Reward models, which are `SequenceScore`, read packed rows; any other function is
+        given the whole rollout.
+      trials: name of the axis of a vmap over whole batches; None without one.
     """
 
-    def read(params, rollout, temperature):
-        """Returns the models' outputs for one part of the batch, by name: f32[B, C] each, scores f32[B]."""
-        policy, value, ref, reward = params
+    def compare(policy, ref, temperature, states, ref_states, completions):
+        """Returns what two models say of completions, by name, f32[...] each, from their hidden states."""
+        logits = model.lm_logits(config.policy, policy, states, divisor(temperature))
+        ref_logits = model.lm_logits(config.policy, ref, ref_states, divisor(temperature))
+        all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+        probs = jnp.exp(all_logprobs)
+        return {
+            "logprobs": model.select_logprobs(logits, completions),
+            "ref_logprobs": model.select_logprobs(ref_logits, completions),
+            "entropy": -jnp.sum(probs * all_logprobs, axis=-1),
+            "kl_exact": jnp.sum(probs * (all_logprobs - all_ref), axis=-1),
+        }
 
-        def compare(states, ref_states, completions):
-            logits = model.lm_logits(config.policy, policy, states, divisor(temperature))
-            ref_logits = model.lm_logits(config.policy, ref, ref_states, divisor(temperature))
-            all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
-            probs = jnp.exp(all_logprobs)
-            return {
-                "logprobs": model.select_logprobs(logits, completions),
-                "ref_logprobs": model.select_logprobs(ref_logits, completions),
-                "entropy": -jnp.sum(probs * all_logprobs, axis=-1),
-                "kl_exact": jnp.sum(probs * (all_logprobs - all_ref), axis=-1),
-            }
-
-        states, ref_states = (completion_states(config.policy, x, rollout) for x in (policy, ref))
-        compared = model.by_chunks(config.policy, compare, states, ref_states, rollout.completions)
-        said = {name: jnp.where(rollout.completion_mask, x, 0.0) for name, x in compared.items()}
+    def read(policy, value, ref, temperature, rows: PackedRollout):
+        """Returns the language models' outputs for some rows, and the values, by name, f32[r, C] each."""
+        states, ref_states = (completion_states(config.policy, x, rows) for x in (policy, ref))
+        compared = functools.partial(compare, policy, ref, temperature)
+        said = model.by_chunks(config.policy, compared, states, ref_states, rows.completions)
         if config.shared_value:
-            said["values"] = values_at(config.policy, policy, states, rollout.completion_mask)
+            said["values"] = values_at(config.policy, policy, states, rows.completion_mask)
         elif config.estimator.reads_values:
-            said["values"] = completion_values(config.value, value, rollout)
-        return said | ({"scores": reward_fn(reward, rollout)} if reward_fn else {})
+            said["values"] = completion_values(config.value, value, rows)
+        return said
 
     def score(
-        policy, value, ref, reward, rollout: Rollout, kl_coef, coefs: Coefficients, base=None, given=None, scales=None
+        policy,
+        value,
+        ref,
+        reward,
+        rollout: Rollout,
+        kl_coef,
+        coefs: Coefficients,
+        minibatches,
+        base=None,
+        given=None,
+        scales=None,
     ):
-        models = (None if trained is None else lora.joined(base, trained) for trained in (policy, value, ref))
-        params = (*models, of_each_model(functools.partial(lora.joined, base), reward))
-        parts = jax.tree.map(lambda x: x.reshape(-1, config.score_parts, *x.shape[1:]).swapaxes(0, 1), rollout)
-        said = jax.lax.map(lambda part: read(params, part, coefs.temperature), parts)
-        said = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), said)
+        policy, value, ref = (x if x is None else lora.joined(base, x) for x in (policy, value, ref))
+        reward = of_each_model(functools.partial(lora.joined, base), reward)
+        minibatches = jnp.stack(minibatches)
+        layout = jax.vmap(lambda rows: pack(jax.tree.map(lambda x: x[rows], rollout)))(minibatches)
+        size = rows_of_part(*layout.rollout.tokens.shape[1:], config.microbatches)
+        parts = parts_of(layout.rollout, layout.rows, size, trials)
+        back = jnp.argsort(minibatches.reshape(-1))  # from the order of the minibatches to that of the rollout
+
+        def of_episodes(method, x):
+            """Returns what a method of Layout gives for numbers of the parts, for the episodes of the rollout."""
+            found = jax.vmap(method)(layout, x.reshape(len(minibatches), -1, *x.shape[2:]))
+            return found.reshape(-1, *found.shape[2:])[back]
+
+        said = parts.read(functools.partial(read, policy, value, ref, coefs.temperature))
+        said = {name: of_episodes(Layout.unpacked, x) for name, x in said.items()}
+        if isinstance(reward_fn, SequenceScore | ModelScores):
+            found = parts.read(functools.partial(reward_fn.at_places, reward))
+            said["scores"] = of_episodes(Layout.at_ends, found)
+        elif reward_fn:
+            said["scores"] = reward_fn(reward, rollout)
 
         mask = rollout.completion_mask
         ended = has_eos(rollout, config.eos_id)

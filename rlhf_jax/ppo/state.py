@@ -29,8 +29,7 @@ class PPOConfig:
     entropy_bonus: bool = False  # whether Coefficients.entropy_coef is used
     whiten_rewards: bool = False
     whiten_advantages: str = "batch"  # what they are whitened over; or "minibatch", "none"
-    score_parts: int = 1  # parts of the batch in `score`, each the size of an update's microbatch
-    microbatches: int = 1  # parts of a minibatch
+    microbatches: int = 1  # smallest number of parts of a minibatch; see packing.rows_of_part
     ptx_microbatches: int = 1  # parts of the pretraining batch of a minibatch
     schedule: str = "constant"  # schedule of both learning rates, by optimizer step; see optim.schedule
     total_steps: int = 1  # optimizer step at which a decay ends

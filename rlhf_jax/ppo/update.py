@@ -15,6 +15,7 @@ import optax
 from rlhf_jax import advantages as adv
 from rlhf_jax import lora, losses, model, optim, train
 from rlhf_jax.data.batches import Batch
+from rlhf_jax.ppo import packing
 from rlhf_jax.ppo.completions import completion_states, completion_values, divisor, values_at
 from rlhf_jax.ppo.state import Coefficients, Experience, PPOConfig, PPOState
 from rlhf_jax.token_loss import token_loss
@@ -69,36 +70,48 @@ def _value_loss(coefs: Coefficients, new_values: jax.Array, part: Experience) ->
     return losses.labelled(loss, "val")
 
 
+def _parts(config: PPOConfig, minibatch: Experience, trials: str | None) -> packing.Parts:
+    """Returns a minibatch in packed rows: Experience with its fields per token, in parts."""
+    layout = packing.pack(minibatch.rollout)
+    per_token = minibatch.replace(rollout=None, scores=None, raw_scores=None, scores_of={})
+    rows = jax.tree.map(layout.packed, per_token).replace(rollout=layout.rollout)
+    size = packing.rows_of_part(*layout.rollout.tokens.shape, config.microbatches)
+    return packing.parts_of(jax.tree.map(lambda x: x[None], rows), layout.rows[None], size, trials)
+
+
 def make_update(
-    config: PPOConfig, optimizer: optax.GradientTransformation, value_optimizer: optax.GradientTransformation
+    config: PPOConfig,
+    optimizer: optax.GradientTransformation,
+    value_optimizer: optax.GradientTransformation,
+    trials: str | None = None,
 ) -> Callable:
     """Returns the program that makes one optimizer step of the policy and of the value model.
 
     The program maps (state, minibatch, ptx batch or None, coefs, base) to (state, metrics). The PPO gradient and ptx_coef
-    times the pretraining gradient are accumulated into one optimizer step (C.4). `base` is as in `make_score`.
+    times the pretraining gradient are accumulated into one optimizer step (C.4). `base` is as in `make_score`, and so is
+    the argument `trials`.
     """
 
     def update(
         state: PPOState, minibatch: Experience, ptx: Batch | None, coefs: Coefficients, base: dict | None = None
     ):
-        no_key = jax.random.key(0)  # `gradients` wants a key, but PPO has no dropout
         if config.whiten_advantages == "minibatch":
             whitened = adv.whiten(minibatch.advantages, minibatch.rollout.completion_mask)
             minibatch = dataclasses.replace(minibatch, advantages=whitened)
 
-        def policy_loss_fn(params, part, _):
+        parts = _parts(config, minibatch, trials)
+
+        def policy_loss_fn(params, part):
             return policy_loss(config, coefs, state.kl_coef, lora.joined(base, params), part)
 
-        grads, loss = train.gradients(policy_loss_fn, state.policy.params, minibatch, no_key, config.microbatches)
+        grads, loss = parts.gradients(policy_loss_fn, state.policy.params)
         found = train.loss_metrics(loss)
         if state.value is not None:
 
-            def value_loss_fn(params, part, _):
+            def value_loss_fn(params, part):
                 return value_loss(config, coefs, lora.joined(base, params), part)
 
-            value_grads, v_loss = train.gradients(
-                value_loss_fn, state.value.params, minibatch, no_key, config.microbatches
-            )
+            value_grads, v_loss = parts.gradients(value_loss_fn, state.value.params)
             found |= train.loss_metrics(v_loss)
         metrics = {f"ppo/{name}": value for name, value in found.items() if name != "loss"}
         if config.estimator.reads_values:
@@ -113,6 +126,7 @@ def make_update(
             def ptx_loss_fn(params, part, _):
                 return token_loss(config.policy, lora.joined(base, params), part)
 
+            no_key = jax.random.key(0)  # `gradients` wants a key, but PPO has no dropout
             ptx_grads, p_loss = train.gradients(ptx_loss_fn, state.policy.params, ptx, no_key, config.ptx_microbatches)
             metrics |= _ptx_metrics(grads, ptx_grads, p_loss, coefs.ptx_coef)
             grads = jax.tree.map(lambda g, p: g + coefs.ptx_coef * p, grads, ptx_grads)

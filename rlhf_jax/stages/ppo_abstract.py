@@ -49,6 +49,7 @@ def programs_of(
     coefs = jax.eval_shape(lambda: programs.coefficients(section))
     hosted = len([reward for reward in rewards_lib.several(section.reward) if reward.function])
     given = abstract.rows_of(run, (rows, hosted), jnp.float32) if hosted else None
+    picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
     read = (
         state.policy.params,
         state.value_params,
@@ -57,12 +58,12 @@ def programs_of(
         rollout,
         state.kl_coef,
         coefs,
+        [picked] * (rows // section.minibatch_size),
         base,
         given,
         state.scales,
     )
     experience, _ = compiled.score.eval_shape(*read)
-    picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
     minibatch = compiled.take.eval_shape(experience, picked)
     sharding.check_batch(minibatch, run.mesh)
     ptx, ptx_work = None, work.Work()

@@ -234,6 +234,7 @@ class _Prompts:
       key: the random key of every validation.
       temperature: that of the completions.
       functions: the rewards that the host computes, for these prompts; None without any.
+      minibatches: i32[., minibatch_size], the rows that are read together.
     """
 
     records: list[Prompt]
@@ -242,6 +243,7 @@ class _Prompts:
     key: jax.Array
     temperature: np.float32
     functions: Callable | None
+    minibatches: np.ndarray
     mesh: jax.sharding.Mesh
 
     def rollout(self, given: Inputs, state: PPOState, params: dict, whole: dict) -> Looked:
@@ -265,6 +267,7 @@ class _Prompts:
             rollout,
             state.kl_coef,
             given.coefs,
+            list(self.minibatches),
             given.base,
             scores,
             state.scales,
@@ -294,6 +297,7 @@ def _prompts(run: Run, stage: str) -> _Prompts | None:
         run.key("ppo validation"),
         np.float32(section.samples_temperature),
         functions and functools.partial(functions, batch.index),
+        np.arange(section.batch_size, dtype=np.int32).reshape(-1, section.minibatch_size),
         run.mesh,
     )
 

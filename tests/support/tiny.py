@@ -107,6 +107,11 @@ def rollout_of(rows: int, prompt_length: int, length: int, seed: int = 0) -> gen
     return generate.Rollout(tokens, prompts.mask, mask, logprobs)
 
 
+def minibatches_of(rows: int, size: int) -> np.ndarray:
+    """The rows of each minibatch, in a random order."""
+    return np.random.default_rng(5).permutation(rows).reshape(-1, size)
+
+
 class PPO:
     """The programs of a PPO stage on one mesh, with fixed models; policy, ref, value and reward all differ.
 
@@ -122,18 +127,17 @@ class PPO:
         config=SCANNED,
         microbatches: int = 1,
         optimizer=None,
-        score_parts=None,
         shared=False,
         **fields,
     ):
         self.config, self.mesh = config, mesh_of(mesh)
         self.optimizer = optimizer or optax.identity()
-        if score_parts is None:
-            score_parts = self.rows // self.minibatch * microbatches
         value_config = None if shared or fields.get("advantage", "gae") != "gae" else config
         self.ppo_config = ppo.PPOConfig(
-            config, value_config, EOS, score_parts=score_parts, microbatches=microbatches, **fields
+            config, value_config, EOS, microbatches=microbatches, **fields
         )
+        self.minibatches = minibatches_of(self.rows, self.minibatch)
+        self.reward_fn = ppo.SequenceScore(config)
         policy, reward = params_of(config, 1), params_of(config, 3, "scalar")
         ref = jax.tree.map(lambda x, noise: x + 0.1 * noise, policy, params_of(config, 2))
         # Of adapters, all models have the policy's base; without them, it is empty.
@@ -149,18 +153,16 @@ class PPO:
             self.ppo_config, self.reward_fn, optimizers, shardings, sampler, self.mesh
         )
 
-    def reward_fn(self, params, rollout):
-        return ppo.sequence_scores(self.config, params, rollout.tokens, rollout.mask)
-
     def state(self) -> ppo.PPOState:
         with jax.set_mesh(self.mesh):
             return self._init(self.policy, self.value, jnp.float32(0.1))
 
     def score(self, state, rollout, coefs, ref=None):
+        """The experience of a rollout, of which these are the minibatches."""
         with jax.set_mesh(self.mesh):
             rollout = sharding.put_batch(rollout, self.mesh)
             models = state.policy.params, state.value_params, self.ref if ref is None else ref, self.reward
-            return self.programs.score(*models, rollout, state.kl_coef, coefs, self.base)
+            return self.programs.score(*models, rollout, state.kl_coef, coefs, list(self.minibatches), self.base)
 
     def update(self, state, experience, rows, coefs, ptx=None):
         """One step on these rows; the state is donated."""
