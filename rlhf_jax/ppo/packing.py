@@ -135,16 +135,16 @@ def first_fit(sizes: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x), found)
 
 
-def rows_of_part(rows: int, length: int, microbatches: int) -> int:
+def rows_of_part(rows: int, length: int, microbatches: int, mesh=None) -> int:
     """Returns r, the number of rows of a part: as few as keep the devices busy, and at most rows / microbatches.
 
     Args:
       rows: R, a multiple of `microbatches`.
       length: T.
       microbatches: the smallest number of parts.
+      mesh: the mesh over whose batch axes the rows are split; None for one device.
     """
-    mesh, most = sharding.mesh_to_fill(), rows // microbatches
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    most, ways = rows // microbatches, mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
     fitting = [size for size in range(ways, most, ways) if most % size == 0 and size * length >= PLACES * ways]
     return fitting[0] if fitting else most
 
@@ -158,11 +158,13 @@ class Parts:
       order: i32[M], the parts; those with an episode come first.
       filled: i32[], the number of parts with an episode. Under a vmap of trials, it is the largest of all trials,
         because a loop that ends at other times for each would copy what it carries.
+      places: f32[], the number of places of these parts.
     """
 
     rows: Any
     order: jax.Array
     filled: jax.Array
+    places: jax.Array
 
     def part(self, number) -> Any:
         """Returns the rows [r, ...] of a part."""
@@ -211,22 +213,23 @@ class Parts:
         return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-8), grads), loss
 
 
-def parts_of(rows: Any, filled_rows: jax.Array, size: int, trials: str | None = None) -> Parts:
+def parts_of(rows: Any, layout: Layout, microbatches: int, trials: str | None = None) -> Parts:
     """Returns the rows of several minibatches in parts.
 
     Args:
       rows: a tree of [K, R, ...], the rows of K minibatches.
-      filled_rows: i32[K], the number of rows with an episode, which are the first of each minibatch.
-      size: r, which divides R.
+      layout: the layouts, with a leading axis [K].
+      microbatches: the smallest number of parts of a minibatch.
       trials: name of the axis of a vmap over whole batches; None without one.
     """
-    each = jax.tree.leaves(rows)[0].shape[1] // size  # parts of a minibatch
+    _, count, length = layout.rollout.tokens.shape
+    size = rows_of_part(count, length, microbatches, sharding.mesh_to_fill())
 
     def split(x):
         return x.reshape(-1, size, *x.shape[2:])
 
-    full = (jnp.arange(each) * size < filled_rows[:, None]).reshape(-1)
+    full = (jnp.arange(0, count, size) < layout.rows[:, None]).reshape(-1)
     filled = jnp.sum(full, dtype=jnp.int32)
     if trials:
         filled = jax.lax.pmax(filled, trials)
-    return Parts(jax.tree.map(split, rows), jnp.argsort(~full, stable=True), filled)
+    return Parts(jax.tree.map(split, rows), jnp.argsort(~full, stable=True), filled, filled * jnp.float32(size * length))

@@ -24,7 +24,7 @@ from rlhf_jax.ppo.completions import (
     values_at,
 )
 from rlhf_jax.ppo.mixture import ModelScores, combined, of_each_model
-from rlhf_jax.ppo.packing import Layout, PackedRollout, pack, parts_of, rows_of_part
+from rlhf_jax.ppo.packing import Layout, PackedRollout, pack, parts_of
 from rlhf_jax.ppo.state import Coefficients, Experience, PPOConfig
 
 
@@ -86,8 +86,7 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None
         reward = of_each_model(functools.partial(lora.joined, base), reward)
         minibatches = jnp.stack(minibatches)
         layout = jax.vmap(lambda rows: pack(jax.tree.map(lambda x: x[rows], rollout)))(minibatches)
-        size = rows_of_part(*layout.rollout.tokens.shape[1:], config.microbatches)
-        parts = parts_of(layout.rollout, layout.rows, size, trials)
+        parts = parts_of(layout.rollout, layout, config.microbatches, trials)
         back = jnp.argsort(minibatches.reshape(-1))  # from the order of the minibatches to that of the rollout
 
         def of_episodes(method, x):
@@ -139,6 +138,8 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None
             "objective/completion_length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
             "objective/eos": jnp.mean(ended, dtype=jnp.float32),
             "objective/logprob_gap_max": jnp.max(jnp.where(mask, sampling_gap, 0.0)),
+            "objective/padding": 1 - jnp.mean(rollout.mask, dtype=jnp.float32),
+            "objective/padding_packed": 1 - jnp.sum(rollout.mask, dtype=jnp.float32) / parts.places,
             **of_each,
         }
         experience = Experience(

@@ -75,8 +75,8 @@ def _parts(config: PPOConfig, minibatch: Experience, trials: str | None) -> pack
     layout = packing.pack(minibatch.rollout)
     per_token = minibatch.replace(rollout=None, scores=None, raw_scores=None, scores_of={})
     rows = jax.tree.map(layout.packed, per_token).replace(rollout=layout.rollout)
-    size = packing.rows_of_part(*layout.rollout.tokens.shape, config.microbatches)
-    return packing.parts_of(jax.tree.map(lambda x: x[None], rows), layout.rows[None], size, trials)
+    rows, layout = jax.tree.map(lambda x: x[None], (rows, layout))
+    return packing.parts_of(rows, layout, config.microbatches, trials)
 
 
 def make_update(
