@@ -38,7 +38,7 @@ def rollout_of(seed: int, rows: int = ROWS, mean: float = 3.0):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Parts of as few rows as the mesh allows."""
-    monkeypatch.setattr(packing, "PLACES", 1)
+    monkeypatch.setitem(packing.PLACES, "cpu", 1)
 
 
 # --- The layout -----------------------------------------------------------------------------------
@@ -90,12 +90,12 @@ def test_every_token_stands_once_in_the_rows_with_what_belongs_to_it(seed):
 
 def test_a_part_is_as_small_as_keeps_the_devices_busy():
     mesh = tiny.mesh_of("2x2x2")
-    assert packing.rows_of_part(64, 2048, 1) == 1
-    assert packing.rows_of_part(64, 2048, 1, mesh) == 4
-    assert packing.rows_of_part(64, 512, 1, mesh) == 16
-    assert packing.rows_of_part(64, 300, 1) == 8 and packing.rows_of_part(24, 300, 1) == 8
-    assert packing.rows_of_part(64, 24, 1) == 64  # nothing to gain
-    assert packing.rows_of_part(64, 24, 4) == 16  # asked for
+    assert packing.rows_of_part(64, 256, 1) == packing.rows_of_part(64, 2048, 1) == 1
+    assert packing.rows_of_part(64, 256, 1, mesh) == 4
+    assert packing.rows_of_part(64, 64, 1, mesh) == 16
+    assert packing.rows_of_part(64, 37, 1) == packing.rows_of_part(24, 37, 1) == 8
+    assert packing.rows_of_part(64, 3, 1) == 64  # nothing to gain
+    assert packing.rows_of_part(64, 3, 4) == 16  # asked for
 
 
 # --- The update, against padded rows --------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_an_iteration_in_small_parts_is_that_of_whole_minibatches(mesh, monkeypa
     coefs = tiny.coefficients(temperature=0.7, learning_rate=0.3)
     found = {}
     for places in (1, 10**9):
-        monkeypatch.setattr(packing, "PLACES", places)
+        monkeypatch.setitem(packing.PLACES, "cpu", places)
         s = tiny.PPO(mesh if places == 1 else "1x1x1", config=SMALL)
         experience, metrics = s.score(s.state(), rollout_of(0), coefs)
         experience, metrics = host((experience, metrics))

@@ -88,7 +88,8 @@ FIELDS = Section(
         "microbatches": Field(
             1,
             COUNT,
-            "The number of parts in which a minibatch is computed, to save memory. The results do not depend on it.",
+            "The smallest number of parts in which a minibatch is computed, to save memory. There are more if smaller "
+            "parts keep the devices busy, and parts without an episode are left out. The results do not depend on it.",
         ),
         "sample_parts": Field(
             1,

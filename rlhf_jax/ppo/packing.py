@@ -22,7 +22,9 @@ from flax import struct
 from rlhf_jax import losses, sharding
 from rlhf_jax.generate import Rollout
 
-PLACES = 2048  # of a part on each device: smaller parts would not keep a device busy
+# Places of a part on each device. Fewer would not keep a device busy; more are computed for nothing, and on a CPU they
+# are slower than their number (docs/measurements.md).
+PLACES = {"cpu": 256, "gpu": 2048, "tpu": 2048}
 
 
 @struct.dataclass
@@ -144,8 +146,10 @@ def rows_of_part(rows: int, length: int, microbatches: int, mesh=None) -> int:
       microbatches: the smallest number of parts.
       mesh: the mesh over whose batch axes the rows are split; None for one device.
     """
+    platform = mesh.abstract_mesh.abstract_device.platform if mesh else jax.default_backend()
     most, ways = rows // microbatches, mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
-    fitting = [size for size in range(ways, most, ways) if most % size == 0 and size * length >= PLACES * ways]
+    least = PLACES[platform] * ways
+    fitting = [size for size in range(ways, most, ways) if most % size == 0 and size * length >= least]
     return fitting[0] if fitting else most
 
 

@@ -55,7 +55,7 @@ def measure(places: int, layers: int, width: int, repeats: int, minibatch: int, 
     order = [np.arange(minibatch)]
 
     def programs(size):
-        packing.PLACES = size
+        packing.PLACES["cpu"] = size
         score = jax.jit(ppo.make_score(config, ppo.SequenceScore(lm)))
         update = jax.jit(ppo.make_update(config, optimizer, optimizer), donate_argnums=0)
         state = ppo.PPOState(*(train.init_state(jax.tree.map(jnp.copy, x), optimizer) for x in (policy, value)), 0.1)
@@ -65,7 +65,7 @@ def measure(places: int, layers: int, width: int, repeats: int, minibatch: int, 
     for kind in ("drawn", "full"):
         seconds = {(name, what): [] for name in works for what in ("score", "update")}
         for seed, (name, work) in itertools.product(range(repeats + 1), works.items()):
-            packing.PLACES = work.size
+            packing.PLACES["cpu"] = work.size
             rollout = rollout_of(kind, minibatch, places, seed % BATCHES)
             start = time.perf_counter()
             given = work.state.policy.params, work.state.value.params, ref, reward, rollout, 0.1, coefs, order
@@ -84,5 +84,5 @@ def measure(places: int, layers: int, width: int, repeats: int, minibatch: int, 
 
 
 if __name__ == "__main__":
-    defaults = 256, 2, 128, 5, 64, packing.PLACES
+    defaults = 256, 2, 128, 5, 64, packing.PLACES["cpu"]
     measure(*(int(word) for word in sys.argv[1:]), *defaults[len(sys.argv) - 1 :])
