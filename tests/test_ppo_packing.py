@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import losses, lora, ppo, train
+from rlhf_jax import lora, ppo, train
 from rlhf_jax.lora import Lora
 from rlhf_jax.ppo import packing
 
@@ -54,6 +54,10 @@ def test_items_go_into_the_first_row_with_room_the_largest_first(seed):
         place = next(n for n in range(20) if all(used[n] + sizes[item] <= [20, 11]))
         assert row[item] == place and (before[item] == used[place]).all()
         used[place] += sizes[item]
+    assert packing.rows_needed(sizes, (20, 11)) == row.max() + 1
+    assert packing.filled_parts(sizes[:, 0] - sizes[:, 1], sizes[:, 1], 10, 2, (9, 11)) == sum(
+        -(-packing.rows_needed(half, (20, 11)) // 2) for half in (sizes[:10], sizes[10:])
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,7 +74,10 @@ def test_every_token_stands_once_in_the_rows_with_what_belongs_to_it(seed):
     for episode in range(ROWS):
         tokens, generated = found[episode + 1]
         np.testing.assert_array_equal(tokens, rollout.tokens[episode][np.asarray(rollout.mask)[episode]])
-        assert generated.sum() == rollout.completion_mask[episode].sum() and not generated[: -generated.sum() or None].any()
+        assert (
+            generated.sum() == rollout.completion_mask[episode].sum()
+            and not generated[: -generated.sum() or None].any()
+        )
     # What predicts a token of a completion is the token before it, of the same episode.
     for row, column in np.argwhere(rows.completion_mask):
         place = rows.before[row, column]
@@ -142,7 +149,7 @@ def test_losses_gradients_and_metrics_equal_those_of_padded_rows(name, seed, sma
         @jax.jit
         def packed(params, experience):
             parts = ppo.update._parts(config, experience, None)
-            return *parts.gradients(whole, params), parts.filled
+            return *parts.gradients(whole, params, "parts"), parts.filled
 
         @jax.jit
         def padded(params, experience):

@@ -11,6 +11,7 @@ Shapes: B rows, T tokens of a row, P prompt, C completion.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -36,6 +37,9 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.tokens + other.tokens, self.flops + other.flops, self.executed + other.executed)
+
+    def __mul__(self, share: float) -> "Work":
+        return Work(round(self.tokens * share), self.flops * share, self.executed * share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +142,33 @@ def training(config: TransformerConfig, rows: int, length: int, logits: int = 0)
     if 0 < config.logits_chunk < logits / rows:  # the backward pass recomputes each chunk of logits
         repeated += _linear(config, 0, logits)[1]
     return Work(once.tokens, 3 * once.flops - saved, 3 * once.executed - saved_executed + repeated)
+
+
+def in_rows(
+    of: Callable[..., Work],
+    config: TransformerConfig,
+    prompts: np.ndarray,
+    completions: np.ndarray,
+    rows: int,
+    room: tuple[int, int],
+    logits: bool = True,
+) -> Work:
+    """Returns the work of episodes that are packed into rows.
+
+    Model FLOPs are those of the episodes' own tokens, and executed FLOPs those of the rows.
+
+    Args:
+      of: `forward` or `training`.
+      config: shape of the model.
+      prompts: i64[B], lengths of the prompts.
+      completions: i64[B], lengths of the completions.
+      rows: number of rows that are computed, empty ones included.
+      room: the longest prompt, and the longest completion.
+      logits: whether the logits of the completions are computed.
+    """
+    own = (of(config, 1, int(p + c), int(c) * logits) for p, c in zip(prompts, completions, strict=True))
+    executed = of(config, rows, sum(room), rows * room[1] * logits).executed
+    return dataclasses.replace(sum(own, Work()), executed=executed)
 
 
 def sampling(config: TransformerConfig, prompts: np.ndarray, completions: np.ndarray) -> Work:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rlhf_jax import losses, sharding
@@ -153,6 +154,31 @@ def rows_of_part(rows: int, length: int, microbatches: int, mesh=None) -> int:
     return fitting[0] if fitting else most
 
 
+def filled_parts(prompts: np.ndarray, completions: np.ndarray, rows: int, size: int, room: tuple[int, int]) -> int:
+    """Returns how many parts of all minibatches have an episode.
+
+    Args:
+      prompts: i64[B], lengths of the prompts.
+      completions: i64[B], lengths of the completions.
+      rows: R, which divides B.
+      size: r, which divides R.
+      room: P and C.
+    """
+    sizes = np.stack([prompts + completions, completions], axis=1).reshape(-1, rows, 2)
+    return sum(-(-rows_needed(one, (sum(room), room[1])) // size) for one in sizes)
+
+
+def rows_needed(sizes: np.ndarray, room: tuple[int, int]) -> int:
+    """Returns how many rows `first_fit` fills, computed on the host; the arguments are those of `first_fit`."""
+    used = np.zeros((0, 2), np.int64)
+    for size in sizes[np.argsort(-sizes[:, 0], kind="stable")]:
+        fits = (used + size <= room).all(axis=1)
+        if not fits.any():
+            used, fits = np.append(used, [[0, 0]], axis=0), np.append(fits, True)
+        used[np.argmax(fits)] += size
+    return len(used)
+
+
 @struct.dataclass
 class Parts:
     """Rows in parts, of which only those with an episode are computed.
@@ -174,8 +200,11 @@ class Parts:
         """Returns the rows [r, ...] of a part."""
         return jax.tree.map(lambda x: sharding.constrain_batch(x[number]), self.rows)
 
-    def read(self, function: Callable) -> Any:
-        """Returns function(part) of all parts, a tree of [M, r, ...]; 0 in the place of those without an episode."""
+    def read(self, function: Callable, name: str) -> Any:
+        """Returns function(part) of all parts, a tree of [M, r, ...]; 0 in the place of those without an episode.
+
+        `name` is the scope of the loop, by which plans know it (see abstract.Program.parts).
+        """
         if len(self.order) == 1:
             return jax.tree.map(lambda x: x[None], function(self.part(0)))
 
@@ -185,14 +214,16 @@ class Parts:
 
         shapes = jax.eval_shape(function, self.part(0))
         nothing = jax.tree.map(lambda x: jnp.zeros((len(self.order), *x.shape), x.dtype), shapes)
-        return jax.lax.fori_loop(0, self.filled, step, nothing)
+        with jax.named_scope(name):
+            return jax.lax.fori_loop(0, self.filled, step, nothing)
 
-    def gradients(self, loss_fn: Callable, params: dict) -> tuple[dict, losses.Loss]:
+    def gradients(self, loss_fn: Callable, params: dict, name: str) -> tuple[dict, losses.Loss]:
         """Returns the gradient of total / weight over all parts, and the loss with its totals over all of them.
 
         Args:
           loss_fn: function (params, part) -> losses.Loss, whose maxima are not negative.
           params: the parameters to differentiate with respect to.
+          name: the scope of the loop, as in `read`.
         """
 
         def total(params, part):
@@ -213,7 +244,8 @@ class Parts:
             shapes = jax.eval_shape(loss_fn, params, self.part(0))
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             zeros = jax.tree.map(jnp.zeros_like, params)
-            grads, loss = jax.lax.fori_loop(0, self.filled, step, (zeros, nothing))
+            with jax.named_scope(name):
+                grads, loss = jax.lax.fori_loop(0, self.filled, step, (zeros, nothing))
         return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-8), grads), loss
 
 
@@ -236,4 +268,6 @@ def parts_of(rows: Any, layout: Layout, microbatches: int, trials: str | None = 
     filled = jnp.sum(full, dtype=jnp.int32)
     if trials:
         filled = jax.lax.pmax(filled, trials)
-    return Parts(jax.tree.map(split, rows), jnp.argsort(~full, stable=True), filled, filled * jnp.float32(size * length))
+    return Parts(
+        jax.tree.map(split, rows), jnp.argsort(~full, stable=True), filled, filled * jnp.float32(size * length)
+    )

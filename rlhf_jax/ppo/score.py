@@ -7,6 +7,7 @@ Shapes: B batch (episodes), N minibatch, r packed rows, C completion.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,10 +95,10 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None
             found = jax.vmap(method)(layout, x.reshape(len(minibatches), -1, *x.shape[2:]))
             return found.reshape(-1, *found.shape[2:])[back]
 
-        said = parts.read(functools.partial(read, policy, value, ref, coefs.temperature))
-        said = {name: of_episodes(Layout.unpacked, x) for name, x in said.items()}
+        compared = parts.read(functools.partial(read, policy, value, ref, coefs.temperature), "compared_parts")
+        said: Any = {name: of_episodes(Layout.unpacked, x) for name, x in compared.items()}
         if isinstance(reward_fn, SequenceScore | ModelScores):
-            found = parts.read(functools.partial(reward_fn.at_places, reward))
+            found = parts.read(functools.partial(reward_fn.at_places, reward), "rewarded_parts")
             said["scores"] = of_episodes(Layout.at_ends, found)
         elif reward_fn:
             said["scores"] = reward_fn(reward, rollout)

@@ -97,7 +97,7 @@ class PPOState:
 class Experience:
     """A rollout with the models' outputs for it; the first axis of every field is the batch."""
 
-    rollout: Rollout
+    rollout: Rollout  # in a part of a minibatch, packed rows (packing.PackedRollout), and the other fields are [R, C]
     logprobs: jax.Array  # f32[B, C] under the sampling policy, recomputed by teacher forcing
     ref_logprobs: jax.Array  # f32[B, C] under the reference
     values: jax.Array | None  # f32[B, C], value before each token is chosen; None if the estimator reads no values

@@ -7,6 +7,7 @@ Shapes: B batch (episodes), C completion, D embed, V vocabulary.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,9 @@ def _value_loss(coefs: Coefficients, new_values: jax.Array, part: Experience) ->
 def _parts(config: PPOConfig, minibatch: Experience, trials: str | None) -> packing.Parts:
     """Returns a minibatch in packed rows: Experience with its fields per token, in parts."""
     layout = packing.pack(minibatch.rollout)
-    per_token = minibatch.replace(rollout=None, scores=None, raw_scores=None, scores_of={})
-    rows = jax.tree.map(layout.packed, per_token).replace(rollout=layout.rollout)
+    nothing: dict[str, Any] = {"rollout": None, "scores": None, "raw_scores": None, "scores_of": {}}
+    per_token = jax.tree.map(layout.packed, dataclasses.replace(minibatch, **nothing))
+    rows = dataclasses.replace(per_token, rollout=layout.rollout)
     rows, layout = jax.tree.map(lambda x: x[None], (rows, layout))
     return packing.parts_of(rows, layout, config.microbatches, trials)
 
@@ -104,14 +106,14 @@ def make_update(
         def policy_loss_fn(params, part):
             return policy_loss(config, coefs, state.kl_coef, lora.joined(base, params), part)
 
-        grads, loss = parts.gradients(policy_loss_fn, state.policy.params)
+        grads, loss = parts.gradients(policy_loss_fn, state.policy.params, "policy_parts")
         found = train.loss_metrics(loss)
         if state.value is not None:
 
             def value_loss_fn(params, part):
                 return value_loss(config, coefs, lora.joined(base, params), part)
 
-            value_grads, v_loss = parts.gradients(value_loss_fn, state.value.params)
+            value_grads, v_loss = parts.gradients(value_loss_fn, state.value.params, "value_parts")
             found |= train.loss_metrics(v_loss)
         metrics = {f"ppo/{name}": value for name, value in found.items() if name != "loss"}
         if config.estimator.reads_values:

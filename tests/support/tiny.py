@@ -120,22 +120,11 @@ class PPO:
 
     rows, minibatch = 32, 16
 
-    def __init__(
-        self,
-        mesh: str,
-        *,
-        config=SCANNED,
-        microbatches: int = 1,
-        optimizer=None,
-        shared=False,
-        **fields,
-    ):
+    def __init__(self, mesh: str, *, config=SCANNED, microbatches: int = 1, optimizer=None, shared=False, **fields):
         self.config, self.mesh = config, mesh_of(mesh)
         self.optimizer = optimizer or optax.identity()
         value_config = None if shared or fields.get("advantage", "gae") != "gae" else config
-        self.ppo_config = ppo.PPOConfig(
-            config, value_config, EOS, microbatches=microbatches, **fields
-        )
+        self.ppo_config = ppo.PPOConfig(config, value_config, EOS, microbatches=microbatches, **fields)
         self.minibatches = minibatches_of(self.rows, self.minibatch)
         self.reward_fn = ppo.SequenceScore(config)
         policy, reward = params_of(config, 1), params_of(config, 3, "scalar")
