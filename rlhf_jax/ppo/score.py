@@ -66,7 +66,7 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None
         said = model.by_chunks(config.policy, compared, states, ref_states, rows.completions)
         if config.shared_value:
             said["values"] = values_at(config.policy, policy, states, rows.completion_mask)
-        elif config.estimator.reads_values:
+        elif config.value:
             said["values"] = completion_values(config.value, value, rows)
         return said
 

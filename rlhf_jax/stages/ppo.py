@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import abstract, generate, inputs, loop, lora, model, sampling, sharding, weights
+from rlhf_jax import abstract, generate, inputs, journal, loop, lora, metrics, model, sampling, sharding, weights
 from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.text_batches import batch_prompts
@@ -22,6 +22,7 @@ from rlhf_jax.ppo import options, programs
 from rlhf_jax.ppo.fields import FIELDS
 from rlhf_jax.ppo.state import PPOConfig, PPOState
 from rlhf_jax.run import Run
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.stages import ppo_abstract, ppo_models, ppo_rewards, ppo_validation
 
@@ -216,7 +217,17 @@ def run_stage(run: Run, stage: str) -> dict[str, str]:
     ema = policy.ema_params
     whole = {"params": lora.joined(base, policy.params), "ema_params": ema and lora.joined(base, ema)}
     training.finish(state.replace(policy=policy.replace(**whole)))
+    hosts.on_first(_say_padding, run, stage)
     return watch.conclusion()
+
+
+def _say_padding(run: Run, stage: str) -> None:
+    """Prints how much of the rollouts was padding, and of the rows that were computed, as means over the iterations."""
+    names = "objective/padding", "objective/padding_packed"
+    rows = [row for row in metrics.read_metrics(run.folder(stage) / journal.METRICS) if names[1] in row]
+    if rows:  # an earlier version has not written them
+        before, after = (100 * np.mean([row[name] for row in rows]) for name in names)
+        print(f"{stage}: packed rows have {after:.1f} % padding instead of {before:.1f} %")
 
 
 def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str, float]:
