@@ -9,24 +9,15 @@ import jax.numpy as jnp
 from rlhf_jax import abstract, lora, model, sharding
 from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.fields import rewards as rewards_lib
-<<<<<<< HEAD
 from rlhf_jax.model import choice, memory, work
-from rlhf_jax.ppo import programs
-=======
-from rlhf_jax.model import memory, work
 from rlhf_jax.ppo import packing, programs
->>>>>>> 6aa55d1 (Plans and forecasts count packed rows)
 from rlhf_jax.ppo.state import PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.stages import ppo_models, ppo_rewards
 
 
 def programs_of(
-<<<<<<< HEAD
     run: Run, stage: str, data: abstract.Data, make: Callable, compiled: programs.PPOPrograms
-=======
-    run: Run, stage: str, make: Callable, compiled: programs.PPOPrograms, lengths: work.Lengths | None = None
->>>>>>> 6aa55d1 (Plans and forecasts count packed rows)
 ) -> list[abstract.Program]:
     """Returns the programs of an iteration, for abstract inputs, in the order in which they run.
 
@@ -36,7 +27,6 @@ def programs_of(
       data: the amounts of data, which have the lengths of prompts and completions.
       make: makes a PPOState; see ppo.programs.compiled.
       compiled: the programs.
-      lengths: mean lengths of the episodes; None: every episode fills its row.
     """
     config, section = run.config, run.config[stage]
     policy, value, models = run.model, ppo_models.value_shape_of(run, stage), ppo_rewards.models_of(section)
@@ -90,7 +80,7 @@ def programs_of(
     rest = {name: tree for name, tree in held.items() if name not in passed}
     once = {"policy parameters": passed["policy parameters"]}
     updates = section.ppo_epochs * (rows // part)
-    lengths = data.lengths_of(rows, prompt, completion)
+    lengths, room = data.lengths_of(rows, prompt, completion), (prompt, completion)
 
     def cache(parts):
         return work.cache_bytes(policy, rows // parts, length, run.mesh)
@@ -102,10 +92,10 @@ def programs_of(
         return packing.rows_of_part(part, length, set_by(change, "microbatches"), run.mesh)
 
     size = rows_at_once({})
-    filled = packing.filled_parts(*lengths, part, size, (prompt, completion))  # of all minibatches
+    filled = packing.filled_parts(*lengths, part, size, room)  # of all minibatches
 
     def packed(of, shape, **logits):
-        return work.in_rows(of, shape, *lengths, filled * size, (prompt, completion), **logits)
+        return work.in_rows(of, shape, *lengths, filled * size, room, **logits)
 
     reading = packed(work.forward, policy)
     scalars = [run.shape(name) for name in models] + [value] * bool(value)
@@ -119,112 +109,6 @@ def programs_of(
     ways = memory.ways(run.mesh)
     microbatches = choice.parts(part, ways)
     updating_options = {"microbatches": microbatches}
-from rlhf_jax.ppo.state import PPOState
-from rlhf_jax.run import Run
-from rlhf_jax.stages import ppo_models, ppo_rewards
-
-
-def programs_of(
-<<<<<<< HEAD
-    run: Run, stage: str, data: abstract.Data, make: Callable, compiled: programs.PPOPrograms
-=======
-    run: Run, stage: str, make: Callable, compiled: programs.PPOPrograms, lengths: work.Lengths | None = None
->>>>>>> 6aa55d1 (Plans and forecasts count packed rows)
-) -> list[abstract.Program]:
-    """Returns the programs of an iteration, for abstract inputs, in the order in which they run.
-
-    Args:
-      run: the run.
-      stage: name of the stage.
-      data: the amounts of data, which have the lengths of prompts and completions.
-      make: makes a PPOState; see ppo.programs.compiled.
-      compiled: the programs.
-      lengths: mean lengths of the episodes; None: every episode fills its row.
-    """
-    config, section = run.config, run.config[stage]
-    policy, value, models = run.model, ppo_models.value_shape_of(run, stage), ppo_rewards.models_of(section)
-    rows, prompt, completion = section.batch_size, config.prompt_length, config.completion_length
-    base, start = lora.split(abstract.params(run, policy, "lm"))
-    value_params = value and lora.split(abstract.params(run, value, "scalar"))[1]
-    if ESTIMATORS[section.advantage].reads_values and not value:  # a head on the policy's trunk
-        value_params = model.scalar_head_of(abstract.params(run, policy, "scalar"))
-    state = make.eval_shape(start, value_params, abstract.scalar())
-    _, ref = lora.split(abstract.frozen(run, policy, "lm"))
-    reward_params = ppo_rewards.trained(ppo_rewards.abstract_params(run, section))
-    shared, frozen = {"base": base} if base else {}, {"frozen": (ref, reward_params)}
-    prompts = abstract.rows_of(run, (rows, prompt), jnp.int32), abstract.rows_of(run, (rows, prompt), jnp.bool_)
-    sharding.check_batch(prompts, run.mesh)
-    layout, language_model = compiled.sample.layout, lora.joined(base, state.language_model)
-    moved = layout.lacking(language_model)
-    copy = layout.program.eval_shape(moved)
-    sampled = layout.filled(language_model, copy), *prompts, abstract.key(), abstract.scalar()
-    rollout = compiled.sample.program.eval_shape(*sampled)
-    coefs = jax.eval_shape(lambda: programs.coefficients(section))
-    hosted = len([reward for reward in rewards_lib.several(section.reward) if reward.function])
-    given = abstract.rows_of(run, (rows, hosted), jnp.float32) if hosted else None
-    picked = jax.ShapeDtypeStruct((section.minibatch_size,), jnp.int32)
-    read = (
-        state.policy.params,
-        state.value_params,
-        ref,
-        reward_params,
-        rollout,
-        state.kl_coef,
-        coefs,
-        [picked] * (rows // section.minibatch_size),
-        base,
-        given,
-        state.scales,
-    )
-    experience, _ = compiled.score.eval_shape(*read)
-    minibatch = compiled.take.eval_shape(experience, picked)
-    sharding.check_batch(minibatch, run.mesh)
-    ptx, ptx_work = None, work.Work()
-    if section.ptx_coef and section.ptx_ratio:
-        ptx_rows = programs.ptx_rows(section)
-        ptx_length = section.ptx_length or run.whole_length
-        ptx = abstract.batch(run, ptx_rows, ptx_length)
-        sharding.check_batch(ptx, run.mesh)
-        ptx_work = work.training(policy, ptx_rows, ptx_length, ptx_rows * ptx_length)
-
-    held = abstract.groups(state.policy, "policy ") | (abstract.groups(state.value, "value ") if value else {})
-    length, part = prompt + completion, section.minibatch_size
-    passed = {name: tree for name, tree in held.items() if name in ("policy parameters", "value parameters")}
-    rest = {name: tree for name, tree in held.items() if name not in passed}
-    once = {"policy parameters": passed["policy parameters"]}
-    updates = section.ppo_epochs * (rows // part)
-    room = work.Lengths(prompt, completion)
-    size = packing.rows_of_part(part, length, section.microbatches, run.mesh)
-    filled = packing.filled_parts(part, length, size, lengths and lengths.whole)
-
-    def packed(of, shape, minibatches, **logits):
-        return work.in_rows(of, shape, minibatches * part, lengths or room, minibatches * filled * size, room, **logits)
-
-    reading = packed(work.forward, policy, rows // part)
-    scalars = [run.shape(name) for name in models] + [value] * bool(value)
-    scoring = sum((packed(work.forward, shape, rows // part, logits=False) for shape in scalars), reading + reading)
-    updating = packed(work.training, policy, 1)
-    if value:
-<<<<<<< HEAD
-        scoring += work.forward(value, rows, length)
-        updating += work.training(value, part, length)
-    lengths = data.lengths_of(rows, prompt, completion)
-
-    def cache(parts):
-        return work.cache_bytes(policy, rows // parts, length, run.mesh)
-
-    def set_by(change, field):
-        return change.get(field, section[field])
-
-    ways = memory.ways(run.mesh)
-    microbatches = choice.parts(part, ways)
-    updating_options = {"microbatches": microbatches}
-=======
-        updating += packed(work.training, value, 1, logits=False)
-    scored_in = ["compared_parts"] + ["rewarded_parts"] * bool(models)  # the loops whose turns depend on the lengths
-    updated_in = ["policy_parts"] + ["value_parts"] * bool(value)
-    cache = work.cache_bytes(policy, rows // section.sample_parts, length, run.mesh)
->>>>>>> 6aa55d1 (Plans and forecasts count packed rows)
     # An array that has the layout of sampling already is not copied, but read where it lies.
     moved_base, moved_policy = lora.split(moved)
     copied = (once if jax.tree.leaves(moved_policy) else {}) | (shared if jax.tree.leaves(moved_base) else {})
