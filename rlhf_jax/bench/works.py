@@ -129,7 +129,7 @@ def _sampling_cost(config, lengths: np.ndarray) -> Cost:
         config.prompt_length,
         4 if workload.model_of(config).dtype == "float32" else 2,
     )
-    flops = sum(work.sampling(lm, 1, prompt, int(length)).flops for length in lengths)
+    flops = sum(work.sampling(lm, np.array([prompt]), np.array([int(length)])).flops for length in lengths)
     filled = sum(int(n) * prompt + int(n) * (int(n) - 1) // 2 for n in lengths - 1)
     of_token = 2 * lm.num_layers * lm.kv_heads * lm.head_dim * item
     return Cost(flops, work.parameters(lm) * item * float(np.mean(lengths - 1)) + filled * of_token)
@@ -150,14 +150,10 @@ def ppo_ptx_iteration(config: ml_collections.ConfigDict) -> Workload:
 
 def _ppo(config: ml_collections.ConfigDict, ptx_ratio: int) -> Workload:
     lm, minibatches = workload.model_of(config), config.minibatches
-    programs = ppo.PPOConfig(
-        lm, lm, eos_id=workload.NEVER, missing_eos="none", score_parts=minibatches, ptx_microbatches=max(1, ptx_ratio)
-    )
+    programs = ppo.PPOConfig(lm, lm, eos_id=workload.NEVER, missing_eos="none", ptx_microbatches=max(1, ptx_ratio))
     optimizer = optim.make_optimizer(optim.OptimizerConfig())
     draw = sampler(config)
-    score = jax.jit(
-        ppo.make_score(programs, lambda p, rollout: ppo.sequence_scores(lm, p, rollout.tokens, rollout.mask))
-    )
+    score = jax.jit(ppo.make_score(programs, ppo.SequenceScore(lm)))
     update = jax.jit(ppo.make_update(programs, optimizer, optimizer), donate_argnums=0)
     keys = jax.random.split(jax.random.key(0), 4)
     policy, ref = (model.init_params(lm, key) for key in keys[:2])
@@ -171,19 +167,20 @@ def _ppo(config: ml_collections.ConfigDict, ptx_ratio: int) -> Workload:
     ptx = whole_rows(workload.tokens_of(config, (rows[1], length))) if ptx_ratio else None
     found: dict[str, list] = {"lengths": [], "ratio": []}
 
+    parts = [np.arange(index, config.episodes, minibatches) for index in range(minibatches)]
+
     def updates(state, experience):
         metrics = []
-        for index in range(minibatches):
-            state, step_metrics = update(state, jax.tree.map(lambda x: x[index::minibatches], experience), ptx, coefs)
+        for part in parts:
+            state, step_metrics = update(state, jax.tree.map(lambda x: x[part], experience), ptx, coefs)
             metrics.append(step_metrics)
         return state, metrics
 
     def run():
         nonlocal state
         rollout, seconds = timed("sample", draw, state.policy.params)
-        (experience, _), score_seconds = timed(
-            "score", score, state.policy.params, state.value.params, ref, reward, rollout, state.kl_coef, coefs
-        )
+        models = state.policy.params, state.value.params, ref, reward
+        (experience, _), score_seconds = timed("score", score, *models, rollout, state.kl_coef, coefs, parts)
         (state, metrics), update_seconds = timed("update", updates, state, experience)
         found["lengths"] = np.asarray(rollout.completion_mask).sum(1).tolist()
         found["ratio"] = [float(metrics[0]["ppo/policy/ratio"])]
