@@ -258,6 +258,12 @@ def mesh_to_fill() -> jax.sharding.AbstractMesh | None:
     return None if mesh.empty or mesh.manual_axes else mesh
 
 
+def axes_to_fill() -> set[str]:
+    """Returns the mesh axes over which XLA splits the program being traced; none within shard_map over all of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return set() if mesh.empty else set(mesh.axis_names) - set(mesh.manual_axes)
+
+
 def whole_rows(table: jax.Array, axis: str | None = "tensor") -> jax.Array:
     """Returns a table [V, D] constrained to be split over its rows alone, along a mesh axis or not at all.
 

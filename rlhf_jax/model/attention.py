@@ -4,6 +4,8 @@ Shapes: B batch, T queries, S keys, H heads, G key-value heads (H is a multiple 
 """
 
 import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -67,7 +69,7 @@ def attend(
     if implementation == "splash":
         return _splash(q, k, v, segment_ids)
     if implementation == "cudnn" and _cudnn_computes(q.shape[-1]):
-        return _cudnn(q, k, v, segment_ids)
+        return _by_device(_cudnn, heads=2)(q, k, v, segment_ids)
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     # With the batch axes first, a CPU multiplies these matrices a third faster.
@@ -99,20 +101,25 @@ def computed_scores(implementation: str, length: int, width: int) -> int:
     return sum((end - start) * end for start, end in zip([0, *ends], ends))
 
 
-def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
-    """Returns attention [B, H, Dh] of one query per row to the keys of a cache.
+def attend_cached(
+    q: jax.Array, keys: Sequence[jax.Array], values: Sequence[jax.Array], valid: Sequence[jax.Array]
+) -> jax.Array:
+    """Returns attention [B, H, Dh] of one query per row to the keys of a cache, which consists of several arrays.
 
     Args:
       q: [B, H, Dh].
-      k, v: [B, G, S, Dh].
-      valid: bool[B, S], True at the cache slots to attend to.
+      keys, values: [B, G, n, Dh] each.
+      valid: bool[B, n] for each of them, True at the places to attend to.
     """
     batch, heads, width = q.shape
-    groups = k.shape[1]
+    groups = keys[0].shape[1]
     q = q.reshape(batch, groups, heads // groups, width)
-    scores = jnp.einsum("bgrd,bgsd->bgrs", q, k, preferred_element_type=jnp.float32)
-    weights = _softmax(scores * width**-0.5, valid[:, None, None, :]).astype(v.dtype)
-    return jnp.einsum("bgrs,bgsd->bgrd", weights, v).reshape(batch, heads, width)
+    scores = [jnp.einsum("bgrd,bgsd->bgrs", q, k, preferred_element_type=jnp.float32) for k in keys]
+    whole = _softmax(jnp.concatenate(scores, -1) * width**-0.5, jnp.concatenate(valid, -1)[:, None, None, :])
+    ends = list(itertools.accumulate(k.shape[2] for k in keys))
+    weights = jnp.split(whole.astype(values[0].dtype), ends[:-1], axis=-1)
+    mixed = [jnp.einsum("bgrs,bgsd->bgrd", w, v) for w, v in zip(weights, values)]
+    return functools.reduce(jnp.add, mixed).reshape(batch, heads, width)
 
 
 def _attend_block(q, k, v, segment_ids, start: int):
@@ -140,6 +147,20 @@ def _visible(segments, key_segments):
 def _cudnn_computes(width: int) -> bool:
     """Returns whether cuDNN computes heads of a width on every GPU."""
     return width <= _CUDNN_WIDTH and width % 8 == 0
+
+
+def _by_device(kernel: Callable, heads: int) -> Callable:
+    """Returns a function (q, k, v, segment_ids) by which each device of a mesh computes its own rows and heads.
+
+    XLA cannot split a kernel over devices by itself. `heads` is the axis of the heads in q, k and v.
+    """
+    axes = sharding.axes_to_fill()
+    if not axes:
+        return kernel
+    batch = sharding.BATCH[0] if set(sharding.BATCH[0]) <= axes else None
+    whole = jax.sharding.PartitionSpec(batch, *[None] * (heads - 1), "tensor")
+    specs = (whole, whole, whole, jax.sharding.PartitionSpec(batch))
+    return jax.shard_map(kernel, in_specs=specs, out_specs=whole, axis_names=axes, check_vma=False)
 
 
 def _cudnn(q, k, v, segment_ids):
@@ -173,11 +194,7 @@ def _splash(q, k, v, segment_ids, interpret: bool = False):
     heads_first = pad(q * q.shape[-1] ** -0.5), pad(k), pad(v)
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=_NOTHING)
     local = functools.partial(_splash_local, interpret=interpret)
-    if sharding.mesh_to_fill() is not None:
-        heads = jax.sharding.PartitionSpec(*sharding.BATCH, "tensor")
-        specs = (heads, heads, heads, sharding.BATCH)
-        local = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)
-    return local(*heads_first, segment_ids).swapaxes(1, 2)[:, :length]
+    return _by_device(local, heads=1)(*heads_first, segment_ids).swapaxes(1, 2)[:, :length]
 
 
 def _splash_local(q, k, v, segment_ids, interpret: bool):

@@ -1,119 +1,274 @@
 """Cached decoding: one forward pass over the prompts, then token by token against the cached keys and values.
 
-Shapes: B batch, P prompt, S cache length, L layers, G key-value heads, Dh head width, D embed.
+A cache is written in pages and read in chunks. The keys and values of new tokens are first collected in a page of their
+own, in which all rows are at the same place, so that a step writes it in place. A full page is then stored behind the
+row's other tokens, wherever they end. The chunks are separate arrays, so that a step reads only as many of them as are
+filled: a part of an array would be copied before it is read.
+
+Shapes: B batch, P prompt, L layers, G key-value heads, Dh head width, D embed, Q places of a chunk, R places of a page.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlhf_jax.model import Block, Norm, Transformer, TransformerConfig, positions_from_mask, rotary
+from rlhf_jax.model.config import TransformerConfig
+from rlhf_jax.model.transformer import Block, Norm, positions_from_mask, rotary
+
+_CHUNK = 48  # least number of places of a chunk: each adds to the program a loop that reads one chunk more
+_CHUNKS = 8  # largest number of chunks
+_UNROLLED = 48  # layers of the deepest model whose parameters are separate arrays on a GPU
+
+# With unrolled layers each layer has its own array. With scanned layers the arrays are stacked, so that the program does
+# not grow with the number of layers.
+Stored = tuple[jax.Array, ...] | jax.Array  # L x [B, G, n, Dh], or [L, B, G, n, Dh]
+
+
+@struct.dataclass
+class Page:
+    """Keys and values of the newest tokens, at the same places in all rows."""
+
+    keys: Stored  # n = R
+    values: Stored
 
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the tokens read so far.
+    """Keys and values of the tokens before the page; the places of a row from `first` to `end` are filled."""
 
-    With unrolled layers each layer has its own array, so that a step updates it in place. With scanned layers they
-    share a stacked array [L, B, G, S, Dh], so that the program does not grow with the number of layers.
+    keys: tuple[Stored, ...]  # by chunk, n = Q
+    values: tuple[Stored, ...]
+    first: jax.Array  # i32[B]
+    end: jax.Array  # i32[B], a multiple of R
+
+
+def places(prompt: int, completion: int, page: int) -> int:
+    """Returns the number of places that a row of a cache needs for a prompt and a completion of these lengths."""
+    return math.ceil(prompt / page) * page + math.ceil((completion - 1) / page) * page
+
+
+def chunks(length: int, page: int) -> tuple[int, ...]:
+    """Returns the first places of the chunks of a cache of `length` places, and `length` after them."""
+    number = min(max(length // _CHUNK, 1), _CHUNKS)
+    size = math.ceil(length / (number * page)) * page
+    return (*range(0, length, size), length)
+
+
+def _stored(config: TransformerConfig, shape: tuple[int, ...]) -> Stored:
+    if config.scan_layers:
+        return jnp.zeros((config.num_layers, *shape), config.dtype)
+    return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+
+
+def empty_page(config: TransformerConfig, rows: int, page: int) -> Page:
+    """Returns a page without tokens."""
+    shape = rows, config.kv_heads, page, config.head_dim
+    return Page(_stored(config, shape), _stored(config, shape))
+
+
+def empty_cache(config: TransformerConfig, rows: int, bounds: tuple[int, ...]) -> Cache:
+    """Returns a cache without tokens, whose chunks have these bounds (see `chunks`)."""
+
+    def stored():
+        sizes = (end - start for start, end in zip(bounds, bounds[1:]))
+        return tuple(_stored(config, (rows, config.kv_heads, size, config.head_dim)) for size in sizes)
+
+    return Cache(stored(), stored(), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32))
+
+
+def unrolls(config: TransformerConfig, platform: str) -> bool:
+    """Whether the layers' parameters are separate arrays while a platform ("cpu", "gpu" or "tpu") samples.
+
+    On a GPU, XLA copies each layer of stacked parameters at every step before it multiplies by them. Very deep models
+    stay stacked, because each layer adds to the time of compilation.
     """
-
-    keys: tuple[jax.Array, ...] | jax.Array  # L x [B, G, S, Dh]
-    values: tuple[jax.Array, ...] | jax.Array  # L x [B, G, S, Dh]
-    valid: jax.Array  # bool[B, S], True at slots that hold a real token
+    return platform == "gpu" and config.num_layers <= _UNROLLED
 
 
-def prefill(config: TransformerConfig, params: dict, tokens, mask, cache_length: int) -> tuple[jax.Array, Cache]:
-    """Runs the prompts through the model; returns the last hidden states [B, D] and a cache of length S.
+def decode_layers(config: TransformerConfig, params: dict) -> dict | tuple[dict, ...]:
+    """Returns the layers' parameters in the form that `prefill` and `decode_step` take: stacked, or one dict a layer.
+
+    Unrolled layers are sliced here once, rather than at every step.
+    """
+    layers = params["layers"]
+    if config.scan_layers or isinstance(layers, tuple):
+        return layers
+    return tuple(jax.tree.map(lambda p: p[layer], layers) for layer in range(config.num_layers))
+
+
+def _embedded(config: TransformerConfig, params: dict, tokens, positions) -> jax.Array:
+    """Returns the inputs [B, T, D] of the first layer for tokens and positions i32[B, T]."""
+    x = params["embedding"].astype(config.dtype)[tokens]
+    if config.embedding_scale:
+        x = x * jnp.asarray(math.sqrt(config.embed_dim), x.dtype)
+    if config.positions == "learned":
+        x = x + params["positions"].astype(config.dtype)[positions + config.position_offset]
+    return x
+
+
+def prefill(config: TransformerConfig, params: dict, layers, tokens, mask) -> tuple[jax.Array, tuple[Stored, Stored]]:
+    """Runs prompts through the model; returns the hidden states of their last tokens [B, D], and (keys, values).
 
     Args:
       config: shape of the model.
       params: parameters of the model.
-      tokens: i32[B, P], padded on the left, so that the last column is a real token in every row.
+      layers: the layers' parameters, from `decode_layers`.
+      tokens: i32[B, P]; the real tokens of a row stand together, anywhere in it.
       mask: bool[B, P], True on real tokens.
-      cache_length: S.
     """
-    model = Transformer(config, head="lm")
-    hidden, (keys, values) = model.apply(
-        {"params": params}, tokens, positions_from_mask(mask), mask.astype(jnp.int32), with_cache=True
+    positions, segment_ids = positions_from_mask(mask), mask.astype(jnp.int32)
+    x, turns = _embedded(config, params, tokens, positions), rotary(config, positions)
+
+    def one(x, layer):
+        x, memory = Block(config).apply({"params": layer}, x, turns, segment_ids, 0.0, True)
+        return x, tuple(x.swapaxes(-3, -2) for x in memory)
+
+    if isinstance(layers, tuple):
+        found = []
+        for layer in layers:
+            x, memory = one(x, layer)
+            found.append(memory)
+        memory = tuple(zip(*found))
+    else:
+        x, memory = jax.lax.scan(one, x, layers)
+    last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    return Norm(config).apply({"params": params["final_norm"]}, x)[:, 0], memory
+
+
+def admit(cache: Cache, rows, memory: tuple[Stored, Stored], first, end) -> Cache:
+    """Returns the cache with prompts in some of its rows.
+
+    Args:
+      cache: the cache.
+      rows: i32[N], the rows; a number that is not a row puts its prompt nowhere.
+      memory: (keys, values) of the prompts, of N rows and P places.
+      first, end: i32[N], the places that are filled by each prompt.
+    """
+
+    def put(x, new):
+        width = new.shape[-2]
+        place = (rows, slice(None), slice(width))
+        return x.at[(slice(None),) * (x.ndim - 4) + place].set(new.astype(x.dtype), mode="drop")
+
+    def write(stored: tuple[Stored, ...], new: Stored) -> tuple[Stored, ...]:
+        written, start, width = [], 0, _places(new)
+        for chunk in stored:
+            stop = start + _places(chunk)
+            part = jax.tree.map(lambda x: x[..., start:stop, :], new)  # noqa: B023  used at once
+            written.append(jax.tree.map(put, chunk, part) if start < width else chunk)
+            start = stop
+        return tuple(written)
+
+    keys, values = map(write, (cache.keys, cache.values), memory)
+    return Cache(
+        keys, values, cache.first.at[rows].set(first, mode="drop"), cache.end.at[rows].set(end, mode="drop")
     )
-    room = cache_length - tokens.shape[1]
-
-    def extend(x):  # [..., P, G, Dh] -> [..., G, S, Dh]
-        x = x.swapaxes(-3, -2)
-        return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, room), (0, 0)))
-
-    stored = extend if config.scan_layers else lambda stacked: tuple(map(extend, stacked))
-    valid = jnp.pad(mask, ((0, 0), (0, room)))
-    return hidden[:, -1], Cache(stored(keys), stored(values), valid)
 
 
-def decode_layers(config: TransformerConfig, params: dict) -> dict | list[dict]:
-    """Returns the layers' parameters in the form that `decode_step` takes.
+def _places(stored: Stored) -> int:
+    return jax.tree.leaves(stored)[0].shape[-2]
 
-    Unrolled layers are sliced here once, rather than at every step.
-    """
-    if config.scan_layers:
-        return params["layers"]
-    return [jax.tree.map(lambda p: p[layer], params["layers"]) for layer in range(config.num_layers)]
+
+def turn_page(cache: Cache, page: Page, keep) -> Cache:
+    """Returns the cache with a full page behind the tokens of the rows where keep, bool[B], is True."""
+    rows, size = jnp.arange(len(keep)), _places(page.keys)
+
+    def write(stored: tuple[Stored, ...], new: Stored) -> tuple[Stored, ...]:
+        written, start = [], 0
+        for chunk in stored:
+            pages = _places(chunk) // size
+            number = (cache.end - start) // size
+            # A number that is not a page of the chunk writes nothing.
+            number = jnp.where(keep & (number >= 0) & (number < pages), number, pages)
+
+            def put(x, one):
+                split = x.reshape(*x.shape[:-2], pages, size, x.shape[-1])  # noqa: B023  used at once
+                place = (rows, slice(None), number)  # noqa: B023
+                if x.ndim == 5:  # a slice before the indices brings their axis to the front
+                    place, one = (slice(None), *place), one.swapaxes(0, 1)
+                return split.at[place].set(one, mode="drop", unique_indices=True).reshape(x.shape)
+
+            written.append(jax.tree.map(put, chunk, new))
+            start += _places(chunk)
+        return tuple(written)
+
+    keys, values = map(write, (cache.keys, cache.values), (page.keys, page.values))
+    return dataclasses.replace(cache, keys=keys, values=values, end=cache.end + jnp.where(keep, size, 0))
 
 
 def decode_step(
-    config: TransformerConfig, params: dict, layers: dict | list[dict], tokens, positions, cache: Cache, index
-) -> tuple[jax.Array, Cache]:
-    """Reads one token per row; returns the hidden states [B, D] and the cache with that token in slot `index`.
+    config: TransformerConfig,
+    params: dict,
+    layers: dict | tuple[dict, ...],
+    tokens,
+    positions,
+    cache: Cache,
+    page: Page,
+    place,
+    read: int,
+) -> tuple[jax.Array, Page]:
+    """Reads one token per row; returns the hidden states [B, D], and the page with that token at `place`.
 
     Args:
       config: shape of the model.
       params: parameters of the model.
       layers: the layers' parameters, from `decode_layers`.
       tokens, positions: i32[B].
-      cache: keys and values of the tokens before.
-      index: cache slot of the token.
+      cache: keys and values of the tokens before the page.
+      page: those of the tokens in the page.
+      place: place of the token in the page.
+      read: number of chunks that are read: at least those that hold a token.
     """
-    x = params["embedding"].astype(config.dtype)[tokens][:, None]
-    if config.embedding_scale:
-        x = x * jnp.asarray(math.sqrt(config.embed_dim), x.dtype)
-    if config.positions == "learned":
-        x = x + params["positions"].astype(config.dtype)[positions + config.position_offset][:, None]
-    valid = cache.valid.at[:, index].set(True)
-    turns = rotary(config, positions[:, None])
+    tokens, positions = tokens[:, None], positions[:, None]
+    x, turns = _embedded(config, params, tokens, positions), rotary(config, positions)
+    valid = _valid(cache, page, place, read)
 
-    def decode(layer, x, remember):
-        return Block(config).apply({"params": layer}, x, turns, remember, valid, method=Block.decode)
+    def decode(x, layer, memory):
+        """Returns x after a layer, and the page's keys and values of it with this token."""
+        *chunks, newest = memory
 
-    def write(memory, new, place):
-        return jax.lax.dynamic_update_slice(memory, new.astype(memory.dtype), place)
+        def remember(*new):
+            nonlocal newest
+            newest = tuple(
+                jax.lax.dynamic_update_slice_in_dim(x, one.astype(x.dtype), place, axis=2)
+                for x, one in zip(newest, new)
+            )
+            return tuple(zip(*chunks, newest))
 
-    if config.scan_layers:
+        return Block(config).apply({"params": layer}, x, turns, remember, valid, method=Block.decode), newest
 
-        def one(carry, numbered):
-            x, keys, values = carry
-            number, layer = numbered
-
-            def remember(k, v):
-                nonlocal keys, values
-                place = (number, 0, 0, index, 0)
-                keys, values = write(keys, k[None], place), write(values, v[None], place)
-                return keys[number], values[number]
-
-            x = decode(layer, x, remember)
-            return (x, keys, values), None
-
-        numbers = jnp.arange(config.num_layers)
-        (x, keys, values), _ = jax.lax.scan(one, (x, cache.keys, cache.values), (numbers, layers))
-    else:
-        keys, values = list(cache.keys), list(cache.values)
+    memory = (*zip(cache.keys[:read], cache.values[:read]), (page.keys, page.values))
+    if isinstance(layers, tuple):
+        pages = []
         for number, layer in enumerate(layers):
+            x, newest = decode(x, layer, [tuple(one[number] for one in pair) for pair in memory])
+            pages.append(newest)
+        keys, values = zip(*pages)
+    else:
 
-            def remember(k, v, number=number):
-                place = (0, 0, index, 0)
-                keys[number], values[number] = write(keys[number], k, place), write(values[number], v, place)
-                return keys[number], values[number]
+        def one(x, inputs):
+            x, newest = decode(x, *inputs)
+            return x, [jax.lax.dynamic_slice_in_dim(one, place, 1, axis=2) for one in newest]
 
-            x = decode(layer, x, remember)
-        keys, values = tuple(keys), tuple(values)
+        x, new = jax.lax.scan(one, x, (layers, memory))
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(x, one, place, axis=3) for x, one in zip((page.keys, page.values), new)
+        )
     x = Norm(config).apply({"params": params["final_norm"]}, x)
-    return x[:, 0], Cache(keys, values, valid)
+    return x[:, 0], Page(keys, values)
+
+
+def _valid(cache: Cache, page: Page, place, read: int) -> Sequence[jax.Array]:
+    """Returns which places of each chunk that is read, and of the page, a token attends to: bool[B, n] each."""
+    found, start = [], 0
+    for chunk in cache.keys[:read]:
+        numbers = start + jnp.arange(_places(chunk))
+        found.append((numbers >= cache.first[:, None]) & (numbers < cache.end[:, None]))
+        start += len(numbers)
+    newest = jnp.arange(_places(page.keys)) <= place
+    return *found, jnp.broadcast_to(newest, (len(cache.end), len(newest)))

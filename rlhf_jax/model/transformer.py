@@ -236,9 +236,9 @@ class Block(_Module):
         Args:
           x: [B, 1, D].
           rotary: from `rotary`.
-          remember: writes this token's keys and values [B, G, 1, Dh] to the cache, and returns all keys and values of
-            the layer.
-          valid: bool[B, S], True at the cache slots to attend to.
+          remember: function from this token's keys and values [B, G, 1, Dh] to all keys and values of the layer, a
+            sequence of arrays [B, G, n, Dh] each.
+          valid: bool[B, n] for each of these arrays, True at the places to attend to.
         """
         q, k, v = self._qkv(self.norm1(x), rotary)
         keys, values = remember(k.swapaxes(1, 2), v.swapaxes(1, 2))

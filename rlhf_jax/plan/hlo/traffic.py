@@ -92,7 +92,7 @@ def _read(module: Module, inner: Computation, name: str, size: _Size) -> float:
             # A slice of a slice reads no more than the smaller of the two.
             rest = math.inf if user.root else _read(module, inner, user.name, size)
             total += min(size(main_memory(user.type)), rest)
-        elif user.opcode == "dynamic-update-slice" and place == 0:
+        elif user.opcode in ("dynamic-update-slice", "scatter") and place == 0:
             pass  # the array is updated in place, not read
         elif user.opcode in ("bitcast", "reshape"):
             total += _read(module, inner, user.name, size)
@@ -114,6 +114,8 @@ def _written(inner: Computation, root: Instruction, size: _Size) -> float:
         return _written(inner, inner[root.operands[0]], size)
     if root.opcode == "dynamic-update-slice":
         return size(main_memory(inner[root.operands[1]].type)) if size(root.type) else 0.0
+    if root.opcode == "scatter":  # in place too; it reads what it updates as well
+        return 2 * size(main_memory(inner[root.operands[-1]].type)) if size(root.type) else 0.0
     if root.opcode == "parameter":
         return 0.0
     return size(root.type)
