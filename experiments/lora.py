@@ -52,13 +52,7 @@ def get_config(kind: str = "adapters") -> ml_collections.ConfigDict:
     config.sft.update(init="llama-2-7b", epochs=3.0, batch_size=16, microbatches=2, dropout_rate=0.0)
     config.reward_model.update(batch_size=8, microbatches=8)
     config.ppo_ptx.update(
-        iterations=500,
-        batch_size=64,
-        minibatch_size=16,
-        microbatches=16,
-        ptx_ratio=1,
-        ptx_microbatches=16,
-        sample_parts=4,
+        iterations=500, batch_size=64, minibatch_size=16, microbatches=16, ptx_ratio=1, ptx_microbatches=16
     )
     if kind == "adapters":
         config.model.lora.update(rank=64, alpha=16.0)

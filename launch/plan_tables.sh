@@ -8,8 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 more=("$@")
 
 # size topology ways tensor: the mesh is fsdp=ways (across slices: data=slices) and tensor; microbatches make
-# a device (those that share tensors are one) take one row of 2,048 tokens, or one prompt's completions, at a time;
-# it samples eight rows at a time.
+# a device (those that share tensors are one) take one row of 2,048 tokens, or one prompt's completions, at a time.
 plan() {
   local size="$1" topology="$2" ways="$3" tensor="$4" sft=32
   shift 4
@@ -19,7 +18,6 @@ plan() {
     "--config.sft.batch_size=$sft" "--config.sft.microbatches=$(parts "$sft" "$ways")"
     "--config.reward_model.microbatches=$(parts 64 "$ways")"
     "--config.ppo_ptx.microbatches=$(parts 64 "$ways")" "--config.ppo_ptx.ptx_microbatches=$(parts 512 "$ways")"
-    "--config.ppo_ptx.sample_parts=$(parts 512 $((8 * ways)))"
   )
   echo "== $size on $topology" >&2
   bash launch/python.sh -m rlhf_jax.plan --config="experiments/instructgpt.py:$size" --topology="$topology" \
@@ -35,9 +33,9 @@ plan 1.3b v5p:2x2x1 4 1
 plan 1.3b v4:2x2x4 16 1
 plan 1.3b h100:8 8 1
 
-plan 6b v5e:8x8 32 2 --config.ppo_ptx.sample_parts=4  # half the keys and values at a time, or they lack 0.1 GiB
-plan 6b v5e:8x8x2slices 64 2 --config.mesh.data=2 --config.ppo_ptx.sample_parts=4
-plan 6b v6e:4x8 32 1 --config.ppo_ptx.sample_parts=4
+plan 6b v5e:8x8 32 2
+plan 6b v5e:8x8x2slices 64 2 --config.mesh.data=2
+plan 6b v6e:4x8 32 1
 plan 6b v5p:2x2x4 16 1
 plan 6b v4:4x4x4 32 2
 plan 6b h100:2x8 16 1

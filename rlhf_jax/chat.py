@@ -105,7 +105,7 @@ class Chat:
         prompt = self._known.get(text, Prompt(text, {}))
         rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]  # the smallest batch that divides over the mesh
         prompts, _ = batch_prompts([prompt] * rows, run.tokenizer, run.config.prompt_length)
-        sampler = sampling.sampler(run, run.config.completion_length)
+        sampler = sampling.sampler(run, run.config.completion_length, rows)
         answers = []
         for stage, params in self._params.items():
             rollout = sampler(params, prompts, run.key("chat", turn), temperature)

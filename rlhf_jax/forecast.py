@@ -163,11 +163,10 @@ def _advice(run: Run, stage: str, need: Need) -> str:
     section, model = run.config[stage], run.shape(stage)
     fields = registry.of(run.config, stage).parts(section)
     sampling = need.program == "sample"
-    ways = [
-        f"raise {stage}.{field}={section[field]}"
-        for field, rows in fields.items()
-        if (field == "sample_parts") == sampling and section[field] < rows
-    ]
+    if sampling:
+        ways = ["set slots to fewer completions at once"]
+    else:
+        ways = [f"raise {stage}.{field}={section[field]}" for field, rows in fields.items() if section[field] < rows]
     if not sampling and not (model.remat == "full" and model.scan_layers):
         ways.append("set model.remat='full' and model.scan_layers=True")
     if not sampling and need.parts.get("logits", 0) > need.total / 10:

@@ -35,6 +35,7 @@ FREE_FIELDS = (
     "checkpoints_every",
     "trackers",
     "tracker_project",
+    "slots",
     "tensorboard",
     "platform",
     "evaluate",

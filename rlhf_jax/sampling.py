@@ -6,23 +6,50 @@ from rlhf_jax import generate
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
+_QUARTERED = 128  # rows of a batch from which a CPU samples a quarter of them at a time
 
-def sampler(run: Run, completion_length: int, parts: int = 1, ends: tuple[int, ...] = ()) -> generate.Sampler:
+
+def sampler(
+    run: Run, completion_length: int, rows: int, *, copies: int = 1, ends: tuple[int, ...] = ()
+) -> generate.Sampler:
     """Returns the sampler of a run's model, cached so that its programs are compiled once per process.
 
     Args:
       run: the run, with its model, mesh and tokenizer.
       completion_length: largest number of tokens of a completion.
-      parts: number of parts in which a batch is sampled, one after another.
+      rows: number of rows of a batch.
+      copies: number of neighbouring rows that have the same prompt.
       ends: tokens that end a completion, in addition to the tokenizer's.
     """
     tokenizer, rules = run.tokenizer, tuple(run.rules.items())
     ends = tuple(dict.fromkeys((*tokenizer.end_ids, *ends)))
-    return _sampler(run.model, run.mesh, rules, completion_length, ends, tokenizer.pad_id, parts)
+    slots = slots_of(run, rows)
+    return _sampler(run.model, run.mesh, rules, completion_length, ends, tokenizer.pad_id, slots, copies)
+
+
+def slots_of(run: Run, rows: int) -> int:
+    """Returns the number of completions that are sampled at once of a batch of `rows`: `config.slots`, or a choice.
+
+    On a CPU the time grows with the number of slots, those that wait for the longest completion included. A quarter of
+    a large batch is refilled often enough to keep them busy. Elsewhere all rows are sampled at once.
+    """
+    if run.config.slots is None:
+        cpu = run.mesh.devices.flat[0].platform == "cpu"
+        return rows // 4 if cpu and rows >= _QUARTERED else rows
+    return min(run.config.slots, rows) or rows
 
 
 @functools.lru_cache(maxsize=32)
-def _sampler(shape: TransformerConfig, mesh, rules: tuple, completion_length: int, eos_id, pad_id: int, parts: int):
+def _sampler(
+    shape: TransformerConfig, mesh, rules: tuple, completion_length: int, eos_id, pad_id: int, slots: int, copies: int
+):
     return generate.Sampler(
-        shape, mesh, dict(rules), completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts
+        shape,
+        mesh,
+        dict(rules),
+        completion_length=completion_length,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        slots=slots,
+        copies=copies,
     )

@@ -172,7 +172,7 @@ def test_what_a_stage_takes_is_said_with_the_fields_that_lower_it(monkeypatch, c
     run = run_of()
     run.config.stages = ("ppo",)
     forecast.tell(run, "ppo")
-    assert "; raise ppo.sample_parts=1, or use more devices" in capsys.readouterr().out
+    assert "; set slots to fewer completions at once, or use more devices" in capsys.readouterr().out
 
 
 def test_the_parts_that_are_said_add_up_to_what_is_said():

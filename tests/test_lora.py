@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from decoding import cached_logits
 
 from rlhf_jax import lora, model, token_loss
 from rlhf_jax.lora import Lora
-from rlhf_jax.model import decode
 from rlhf_jax.runtime.errors import InputError
 
 LORA = Lora(rank=3, alpha=6.0)
@@ -70,12 +70,7 @@ def test_a_new_adapter_changes_no_bit(config):
 @families
 def test_cached_decoding_has_the_adapters(config):
     params, tokens = tiny.params_of(config, 0), tokens_of()
-    mask = np.ones((3, 11), bool)
-    hidden, cache = decode.prefill(config, params, tokens[:, :11], mask, 12)
-    layers = decode.decode_layers(config, params)
-    positions = jnp.full(3, 11)
-    after, _ = decode.decode_step(config, params, layers, tokens[:, 11], positions, cache, 11)
-    found = jnp.stack([model.lm_logits(config, params, x) for x in (hidden, after)], axis=1)
+    found = cached_logits(config, params, tokens[:, :11], np.ones((3, 11), bool), tokens[:, 11:])
     np.testing.assert_allclose(found, logits(config, params, tokens)[:, 10:], atol=1e-4)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from decoding import cached_logits
 
 from rlhf_jax import generate, model, train
 from rlhf_jax.model import decode
@@ -316,7 +317,7 @@ def test_bfloat16_is_near_float32_and_returns_float32():
     [*FAMILIES.values(), tiny.llama(scan_layers=True), *OTHERS.values()],
     ids=[*FAMILIES, "llama, scanned", *OTHERS],
 )
-def test_cached_decoding_equals_the_whole_forward(config):
+def test_cached_decoding_equals_the_whole_forward(config, monkeypatch):
     """Prompts of 1 to 6 tokens on the left, then 8 more tokens one by one."""
     prompts, params = tiny.prompts_of(4, 6), lm_params(replace(config, scan_layers=False))
     completions = random_tokens(rows=4, length=8)
@@ -324,22 +325,9 @@ def test_cached_decoding_equals_the_whole_forward(config):
     mask = np.concatenate([prompts.mask, np.ones_like(completions, bool)], axis=1)
     whole = masked_logits(config, params, tokens, mask)
 
-    @jax.jit
-    def cached_logits(params):
-        layers = decode.decode_layers(config, params)
-        hidden, cache = decode.prefill(config, params, prompts.tokens, prompts.mask, tokens.shape[1])
-
-        def step(carry, column):
-            hidden, cache = carry
-            token = jnp.asarray(completions)[:, column]
-            after, cache = decode.decode_step(
-                config, params, layers, token, prompts.mask.sum(-1) + column, cache, prompts.tokens.shape[1] + column
-            )
-            return (after, cache), model.lm_logits(config, params, hidden)
-
-        return jax.lax.scan(step, (hidden, cache), jnp.arange(8))[1].swapaxes(0, 1)
-
-    np.testing.assert_allclose(cached_logits(params), whole[:, 5:-1], atol=2e-5)
+    monkeypatch.setattr(decode, "_CHUNK", 6)  # several chunks
+    found = cached_logits(config, params, prompts.tokens, prompts.mask, completions)
+    np.testing.assert_allclose(found, whole[:, 5:], atol=2e-5)
 
 
 # --- Log-probabilities ----------------------------------------------------------------------------

@@ -457,7 +457,6 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
     [
         ({"reward_model.loss": "hinge"}, "reward_model.loss='hinge' must be 'kwise', 'pooled' or 'regression'"),
         ({"sft.microbatches": 3}, "sft.microbatches: 8 rows in 3 parts do not divide over data x fsdp = 1 devices"),
-        ({"ppo.sample_parts": 3}, "ppo.sample_parts: 8 rows in 3 parts do not divide"),
         ({"ppo.minibatch_size": 3}, "ppo.batch_size=8 must be a multiple of ppo.minibatch_size=3"),
         ({"ppo_ptx.minibatch_size": 3}, "ppo_ptx.batch_size=8 must be a multiple of ppo_ptx.minibatch_size=3"),
         ({"ppo.value_init": "sft"}, "ppo.value_init='sft' must be 'reward', 'policy', 'random' or 'zero'"),

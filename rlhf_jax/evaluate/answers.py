@@ -63,9 +63,9 @@ class EvaluationPrograms:
     """The programs of one run; each takes parameters and a batch of questions, and answers on the mesh."""
 
     def __init__(self, run: Run):
-        self._shape, self._mesh = run.model, run.mesh
-        self._sampler = sampling.sampler(run, run.config.completion_length)
-        self._answerer = sampling.sampler(run, run.config.evaluate.skill_completion_length)
+        self._shape, self._mesh, rows = run.model, run.mesh, run.config.evaluate.batch_size
+        self._sampler = sampling.sampler(run, run.config.completion_length, rows)
+        self._answerer = sampling.sampler(run, run.config.evaluate.skill_completion_length, rows)
 
     def sample(self, params: dict, batch) -> tuple[Rollout, jax.Array]:
         prompts, key, temperature = batch

@@ -210,7 +210,7 @@ class ValidationReward:
         size = run.config.evaluate.batch_size
         batches = in_order(self._arrays, size)
         for number, batch in enumerate(shown("validation, samples", batches, -(-len(self._arrays.index) // size))):
-            sampler = sampling.sampler(run, run.config.completion_length)
+            sampler = sampling.sampler(run, run.config.completion_length, size)
             rollout = sampler(params, batch, run.key("select", number), run.config.evaluate.temperature)
             more, more_ended = generate.texts(rollout, run.tokenizer)
             texts, ended, sampled = texts + more, ended + more_ended, sampled + generate.sampled(rollout)

@@ -202,6 +202,13 @@ COMMON = Section(
             "`completion_length`. 'cut' cuts its end, and it then has no EOS; 'drop' leaves it out, with its example "
             "where nothing to learn is left.",
         ),
+        "slots": Field(
+            None,
+            COUNT_OR_NONE,
+            "The number of completions that are sampled at once, over all devices: when some have ended, the next prompts "
+            "of the batch take their place. 0 means all completions of a batch. Fewer take less memory. None chooses: a "
+            "quarter of a large batch on a CPU, and elsewhere as many as fit. The completions do not depend on it.",
+        ),
         "checkpoints_kept": Field(2, COUNT, "The number of newest checkpoints that each stage keeps."),
         "checkpoints_every": Field(
             0,

@@ -96,7 +96,8 @@ class Completer:
         temperature, top_k, top_p, repetition_penalty: as in `sample` and `Truncation`.
         samples: number of completions of each prompt.
         seed: seed of the random numbers.
-        batch_size: completions sampled at once, rounded up to a multiple of the devices that share the rows.
+        batch_size: completions of a batch, rounded up to a multiple of the devices that share the rows.
+        slots: completions of a batch that are sampled at once; 0: all.
 
     Raises:
         InputError: a prompt leaves no room for `max_new_tokens` in the model's context.
@@ -115,6 +116,7 @@ class Completer:
         samples: int = 1,
         seed: int = 0,
         batch_size: int = 16,
+        slots: int = 0,
     ):
         room = model.config.max_length - max_new_tokens
         if room < 1:
@@ -147,6 +149,8 @@ class Completer:
             completion_length=max_new_tokens,
             eos_id=self._ends,
             pad_id=tokenizer.pad_id,
+            slots=slots,
+            copies=samples if self.batch_size % samples == 0 else 1,
         )
         self._params = self._sampler.layout(model.params)
         self._seed, self._temperature = seed, temperature
@@ -304,7 +308,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--batch_size",
         type=option(COUNT),
         default=16,
-        help="The number of completions that are sampled at once. The default is 16.",
+        help="The number of completions of a batch, which share the random noise. The default is 16.",
+    )
+    parser.add_argument(
+        "--slots",
+        type=option(COUNT_OR_NONE),
+        default=0,
+        help="The number of completions of a batch that are sampled at once: when some have ended, the next prompts take "
+        "their place. 0, the default, means the whole batch. It changes the time and the memory, and not the texts.",
     )
     parser.add_argument(
         "--tensor",
@@ -367,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         asked = {name: getattr(options, name) for name in names}
         with jax.set_mesh(model.mesh):
-            completer = Completer(model, prompts, **asked)
+            completer = Completer(model, prompts, **asked, slots=options.slots)
             if options.prompt is not None and options.out is None:
                 write_text(completer)
             else:

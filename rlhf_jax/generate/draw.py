@@ -70,5 +70,3 @@ def _first_above(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, j
     found = jnp.any(above, axis=-1, keepdims=True)
     place = jnp.where(found, jnp.argmax(above, axis=-1, keepdims=True), jnp.argmax(weights, axis=-1, keepdims=True))
     return place, jnp.take_along_axis(cdf - weights, place, axis=-1)
-
-

@@ -53,7 +53,8 @@ def sample(
     if not mesh or ways == 1:
         return local(*arguments)
     axes = sharding.BATCH[0]
-    own = dataclasses.replace(lengths, slots=-(-lengths.slots // ways), axes=axes)
+    copies = lengths.copies if len(prompts) % (ways * lengths.copies) == 0 else 1
+    own = dataclasses.replace(lengths, slots=-(-lengths.slots // ways), copies=copies, axes=axes)
     whole, rows = jax.sharding.PartitionSpec(), sharding.BATCH
 
     def on_device(*arguments):

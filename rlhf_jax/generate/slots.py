@@ -20,11 +20,10 @@ from rlhf_jax import model
 from rlhf_jax.generate.draw import draw
 from rlhf_jax.generate.rollout import Rollout, is_end
 from rlhf_jax.generate.truncation import Truncation, penalized
-from rlhf_jax.model import TransformerConfig, decode
+from rlhf_jax.model import TransformerConfig, decode, memory
 
 _PAGE = 16  # about the number of steps between two looks at the slots
 _GROUP = 8  # a group of prompts fills one of so many parts of the slots
-_READ = 16_384  # tokens of prompts that are read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,9 @@ class Decoder:
     limits: jax.Array | None = None
 
     @classmethod
-    def of(cls, config, params, prompts, prompt_mask, noise, temperature, truncation, lengths, limits=None) -> "Decoder":
+    def of(
+        cls, config, params, prompts, prompt_mask, noise, temperature, truncation, lengths, limits=None
+    ) -> "Decoder":
         """Returns the decoder of a batch. Call it outside of loops, since it slices layers and sorts prompts."""
         queue = jnp.argsort(-prompt_mask[:: lengths.copies].sum(-1), stable=True).astype(jnp.int32)
         layers = decode.decode_layers(config, params)
@@ -121,14 +122,14 @@ class Decoder:
     @property
     def slots(self) -> int:
         """S."""
-        return min(self.lengths.slots or self.rows, self.rows)
+        return min(max(self.lengths.slots, self.lengths.copies) if self.lengths.slots else self.rows, self.rows)
 
     @property
     def group(self) -> int:
         """N, the number of prompts that are read at once."""
         copies = self.lengths.copies
         refilled = self.slots if self.slots == self.rows else max(self.slots // _GROUP, copies)
-        return max(1, min(refilled // copies, _READ // self.prompts.shape[1]))
+        return memory.prompts_at_once(max(1, refilled // copies), self.prompts.shape[1])
 
     @property
     def bounds(self) -> tuple[int, ...]:
@@ -207,18 +208,18 @@ class Decoder:
         # The last token of a prompt fills a page, so that its completion starts with a page.
         length = jnp.where(admitted, mask.sum(-1), 0)
         first = -length % page
-        hidden, memory = self._prefill(prompts, length, first)
+        hidden, read = self._prefill(prompts, length, first)
 
         def each_copy(x, axis=0):
             return jnp.repeat(x, copies, axis) if copies > 1 else x
 
-        memory = jax.tree.map(lambda x: each_copy(x, -4), memory)
+        read = jax.tree.map(lambda x: each_copy(x, -4), read)
 
         places = jnp.argsort(slots.live, stable=True)[: self.group * copies]  # free slots come first
         places = jnp.where(each_copy(admitted), places, self.slots)  # this one does not exist
         row = (prompts[:, None] + jnp.arange(copies)).reshape(-1)
         first, end = each_copy(first), each_copy(first + length)
-        cache = decode.admit(slots.cache, places, memory, first, end)
+        cache = decode.admit(slots.cache, places, read, first, end)
 
         def put(x, new):
             return x.at[places].set(new, mode="drop")
@@ -265,8 +266,9 @@ class Decoder:
 
         def read(bound):
             def prefill(tokens, mask):
-                hidden, memory = decode.prefill(self.config, self.params, self.layers, tokens[:, :bound], mask[:, :bound])
-                return hidden, jax.tree.map(lambda x: jnp.pad(x, _behind(x, whole - bound)), memory)
+                tokens, mask = tokens[:, :bound], mask[:, :bound]
+                hidden, found = decode.prefill(self.config, self.params, self.layers, tokens, mask)
+                return hidden, jax.tree.map(lambda x: jnp.pad(x, _behind(x, whole - bound)), found)
 
             return prefill
 

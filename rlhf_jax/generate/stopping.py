@@ -13,10 +13,8 @@ import numpy as np
 from rlhf_jax import generate, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate.truncation import Truncation
-from rlhf_jax.model import TransformerConfig, decode
+from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime import hosts
-
-PIECE = 16  # tokens between two looks at the text
 
 
 class StoppingSampler:
@@ -35,30 +33,31 @@ class StoppingSampler:
         eos_id: int | tuple[int, ...],
         pad_id: int,
     ):
+        self.layout = generate.Layout(config, mesh, rules)
+        shape, lengths = self.layout.config, generate.Lengths(completion_length, eos_id, pad_id)
+
         def decoder(params, tokens, mask, key, temperature, truncation):
-            noise = generate.row_noise(key, len(tokens))
-            return generate.Decoder(
-                config, params, tokens, mask, noise, temperature, truncation, completion_length, eos_id, pad_id
-            )
+            uniform = generate.noise(key, len(tokens), completion_length)
+            return generate.Decoder.of(shape, params, tokens, mask, uniform, temperature, truncation, lengths)
 
-        def go_on(batch, state, ended):
-            """Chooses tokens up to the next look at the text; `ended` bool[B] are rows that end before it."""
+        def start(batch):
+            """Reads the prompts, a group after another."""
             of_batch = decoder(*batch)
-            layers = decode.decode_layers(config, of_batch.params)
-            last = jnp.minimum(state.step + PIECE, completion_length)
 
-            def unfinished(state):
-                return (state.step < last) & jnp.any(~state.done)
+            def waits(slots):
+                return of_batch.waiting(slots) > 0
 
-            return jax.lax.while_loop(
-                unfinished, lambda state: of_batch.next_token(layers, state), state.replace(done=state.done | ended)
-            )
+            return jax.lax.while_loop(waits, of_batch.read_group, of_batch.start())
 
-        self._mesh, self._length = mesh, completion_length
-        self._start = jax.jit(lambda batch: decoder(*batch).first_token())
-        self._go_on = jax.jit(go_on, donate_argnums=1)
+        def go_on(batch, slots, ended):
+            """Chooses a page of tokens; `ended` bool[B] are rows that end before it."""
+            ends = ended[jnp.minimum(slots.row, len(ended) - 1)]
+            return decoder(*batch).decode_page(slots.replace(live=slots.live & ~ends))
+
+        self._mesh = mesh
+        self._start, self._go_on = jax.jit(start), jax.jit(go_on, donate_argnums=1)
         self._rollout = jax.jit(
-            lambda batch, state: decoder(*batch).rollout(state), out_shardings=sharding.over_batch(mesh)
+            lambda batch, slots: decoder(*batch).rollout(slots), out_shardings=sharding.over_batch(mesh)
         )
 
     def __call__(
@@ -82,10 +81,13 @@ class StoppingSampler:
         """
         tokens, mask = sharding.put_batch((prompts.tokens, prompts.mask), self._mesh)
         batch = params, tokens, mask, key, jnp.float32(temperature), truncation
-        state = self._start(batch)
+        slots = self._start(batch)
         while True:
-            step, done, written, real = hosts.fetch((state.step, state.done, state.tokens, state.mask))
-            done = done | ended(written, real)
-            if step >= self._length or done.all():
-                return self._rollout(batch, state)
-            state = self._go_on(batch, state, sharding.put_batch(done, self._mesh))
+            rollout = self._rollout(batch, slots)
+            written, real, live, row = hosts.fetch(
+                (rollout.completions, rollout.completion_mask, slots.live, slots.row)
+            )
+            done = ended(written, real)
+            if not (live & ~done[row]).any():
+                return rollout
+            slots = self._go_on(batch, slots, sharding.put_batch(done, self._mesh))

@@ -165,9 +165,7 @@ def admit(cache: Cache, rows, memory: tuple[Stored, Stored], first, end) -> Cach
         return tuple(written)
 
     keys, values = map(write, (cache.keys, cache.values), memory)
-    return Cache(
-        keys, values, cache.first.at[rows].set(first, mode="drop"), cache.end.at[rows].set(end, mode="drop")
-    )
+    return Cache(keys, values, cache.first.at[rows].set(first, mode="drop"), cache.end.at[rows].set(end, mode="drop"))
 
 
 def _places(stored: Stored) -> int:

@@ -18,6 +18,7 @@ _UNROLLED = 0.72  # of the arrays of a scanned layer that an unrolled one keeps
 _STREAM, _QKV, _MLP, _GATED_MLP = 10, 7 / 3, 4, 5  # arrays of a layer: as wide as D, the heads, F
 _SCORES = 2  # arrays f32[B, H, T, T] that attention keeps, if it keeps any
 _LIVE = 0.2  # of the arrays of a layer that exist at once where nothing is kept for a backward pass
+_READ = 16_384  # tokens of prompts that a device reads at once
 COMPARED = 6  # arrays of logits that comparing two policies takes
 
 
@@ -34,6 +35,11 @@ def ways(mesh: jax.sharding.Mesh) -> int:
 def rows_at_once(rows: int, parts: int, mesh: jax.sharding.Mesh) -> int:
     """Returns the rows of a batch that a device computes at once."""
     return -(-rows // (parts * ways(mesh)))
+
+
+def prompts_at_once(rows: int, length: int) -> int:
+    """Returns the number of prompts of `length` tokens that a device with so many rows to sample reads at once."""
+    return max(1, min(rows, _READ // length))
 
 
 def _layer(config: TransformerConfig, rows: int, length: int, mesh) -> float:
@@ -113,12 +119,15 @@ def forward(
     return {largest: found[largest]}
 
 
-def sampling(config: TransformerConfig, mesh, rows: int, prompt: int, cache: int, parts: int) -> dict:
-    """Returns the bytes of sampling completions of prompts [B, P]; `cache` is the bytes of keys and values."""
-    own = rows_at_once(rows, parts, mesh)
+def sampling(config: TransformerConfig, mesh, slots: int, prompt: int, cache: int) -> dict:
+    """Returns the bytes of sampling completions of prompts of P tokens; `cache` is the bytes of keys and values.
+
+    Not all prompts are read at once.
+    """
+    own = rows_at_once(slots, 1, mesh)
     return {
         "cache": cache,
-        "activations": _LIVE * _layer(config, own, prompt, mesh),
+        "activations": _LIVE * _layer(config, prompts_at_once(own, prompt), prompt, mesh),
         "logits": 4 * 3 * own * config.padded_vocab / mesh.shape["tensor"],
     }
 

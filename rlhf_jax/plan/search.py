@@ -49,7 +49,11 @@ def fit(config, topology: Topology, data: Data, stages: list[str], share: float)
         programs = {stage: planner.programs_of(run, stage, data) for stage in stages}
         found = {stage: forecast.choose(programs[stage], mesh, share * topology.chip.memory) for stage in stages}
         if None not in found.values():
-            settings = {f"{stage}.{field}": value for stage in stages for field, value in found[stage].items()}
+            settings = {
+                field if field == "slots" else f"{stage}.{field}": value  # slots are those of the whole run
+                for stage in stages
+                for field, value in found[stage].items()
+            }
             seconds = sum(
                 _rough(p, topology, mesh.shape["tensor"], found[stage]) for stage in stages for p in programs[stage]
             )

@@ -91,12 +91,6 @@ FIELDS = Section(
             "The smallest number of parts in which a minibatch is computed, to save memory. There are more if smaller "
             "parts keep the devices busy, and parts without an episode are left out. The results do not depend on it.",
         ),
-        "sample_parts": Field(
-            1,
-            COUNT,
-            "The number of parts in which an iteration's prompts are sampled, to save memory. "
-            "The results do not depend on it.",
-        ),
         "ppo_epochs": Field(1, COUNT, "The number of passes over the episodes of an iteration (C.4)."),
         "kl_coef": Field(
             0.02,

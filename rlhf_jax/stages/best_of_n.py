@@ -160,7 +160,7 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
                 rows = hosts.on_first(policy.read_rows, run.folder(section.pool) / "candidates" / path.name)[: len(own)]
             else:
                 (batch,) = loader.in_order(loader.take(prompts, own), size)
-                sampler = sampling.sampler(run, run.config.completion_length)
+                sampler = sampling.sampler(run, run.config.completion_length, size)
                 rollout = hosts.fetch(sampler(params, batch, run.key(stage, number), section.temperature))
                 rows = policy.describe(run, records, prompts.index[own], rollout, rollout.logprobs.sum(1))
             _score(records, rows, scorers)

@@ -136,7 +136,7 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
             assigned[section.models[(first + turn) % len(section.models)]].append(row)
     batches = [(name, rows) for name, rows in assigned.items() if rows]
     batches = [(name, *batch) for name, rows in batches for batch in by_length(arrays, rows, section.batch_size)]
-    sampler = sampling.sampler(run, run.config.completion_length)
+    sampler = sampling.sampler(run, run.config.completion_length, section.batch_size)
     found: list[list[tuple[str, bool, str, tuple[int, ...]]]] = [[] for _ in wanted]
     loaded = None
     for number, (name, rows, batch) in enumerate(loop.each(run, f"{stage} {split}", batches, len(batches))):

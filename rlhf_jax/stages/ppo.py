@@ -42,7 +42,7 @@ def build(run: Run, stage: str):
         config,
         ppo_rewards.reward_fn_of(run, section),
         programs.optimizers_of(section),
-        sampling.sampler(run, run.config.completion_length, section.sample_parts),
+        sampling.sampler(run, run.config.completion_length, section.batch_size, copies=section.samples_per_prompt),
         run.mesh,
         tuple(run.rules.items()),
     )
@@ -267,7 +267,7 @@ def parts(section: Mapping) -> dict[str, int]:
     """Returns the fields that split a batch to save memory, each with the number of rows that it splits."""
     with_ptx = section["ptx_coef"] and section["ptx_ratio"]
     ptx = {"ptx_microbatches": programs.ptx_rows(section)} if with_ptx else {}
-    return {"microbatches": section["minibatch_size"], "sample_parts": section["batch_size"]} | ptx
+    return {"microbatches": section["minibatch_size"]} | ptx
 
 
 def _inconsistent(name: str, section: Mapping) -> Iterator[str]:

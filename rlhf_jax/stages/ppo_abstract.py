@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import abstract, lora, model, sharding
+from rlhf_jax import abstract, lora, model, sampling, sharding
 from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.model import choice, memory, work
@@ -82,8 +82,14 @@ def programs_of(
     updates = section.ppo_epochs * (rows // part)
     lengths, room = data.lengths_of(rows, prompt, completion), (prompt, completion)
 
-    def cache(parts):
-        return work.cache_bytes(policy, rows // parts, length, run.mesh)
+    slots = sampling.slots_of(run, rows)
+
+    def cache(slots):
+        return work.cache_bytes(policy, slots, length, run.mesh)
+
+    def sampling_memory(change):
+        own = change.get("slots", slots)
+        return memory.sampling(memory.changed(policy, change), run.mesh, own, prompt, cache(own))
 
     def set_by(change, field):
         return change.get(field, section[field])
@@ -140,18 +146,11 @@ def programs_of(
             {name: tree for name, tree in everything.items() if name not in read_there},
             work.sampling(policy, *lengths),
             section.iterations,
-            cache(section.sample_parts),
-            lambda change: memory.sampling(
-                memory.changed(policy, change),
-                run.mesh,
-                rows,
-                prompt,
-                cache(set_by(change, "sample_parts")),
-                set_by(change, "sample_parts"),
-            ),
-            options={"sample_parts": choice.parts(rows, ways)},
+            cache(slots),
+            sampling_memory,
+            options={"slots": choice.rows_at_once(rows, ways)},
             decoding=work.decoding(policy, *lengths, length, run.mesh),
-            rows={"completions": at_once(rows, section.sample_parts)},
+            rows={"completions": (memory.rows_at_once(slots, 1, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},
         ),
         abstract.Program(
             stage,

@@ -205,7 +205,7 @@ def _complete(run: Run, params: dict, prompts: Prompts, key) -> Iterator[Rollout
     Whichever token ended a completion is replaced by EOS.
     """
     config, end = run.config.evaluate, _separator_id(run)
-    sampler = sampling.sampler(run, run.config.completion_length, ends=(end,))
+    sampler = sampling.sampler(run, run.config.completion_length, config.batch_size, ends=(end,))
     for number, batch in enumerate(loader.in_order(prompts, config.batch_size)):
         rollout = hosts.fetch(sampler(params, batch, key(number), config.temperature))
         yield generate.ended_by(rollout, (end, *run.tokenizer.end_ids), run.tokenizer.eos_id)

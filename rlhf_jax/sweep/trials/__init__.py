@@ -195,7 +195,7 @@ def _program(training: Training) -> tuple:
     run, section = training.run, training.run.config[training.stage]
     common = run.mesh, section.checkpoint_every, run.config.checkpoints_kept, run.config.checkpoints_every
     if isinstance(training, ppo.PPOTraining):
-        names = "batch_size", "minibatch_size", "ppo_epochs", "sample_parts", "iterations", "log_gold"
+        names = "batch_size", "minibatch_size", "ppo_epochs", "iterations", "log_gold"
         sizes = tuple(section[name] for name in names)
         lengths = run.config.prompt_length, run.config.completion_length
         models = ppo_rewards.reward_fn_of(run, section), ppo_programs.optimizers_of(section)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, optim, ppo, sharding, train
+from rlhf_jax import generate, optim, ppo, sampling, sharding, train
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.ppo.watch import watch
@@ -37,16 +37,17 @@ def spread(function: Callable, mesh: jax.sharding.Mesh, donate: int | tuple = ()
     return jax.jit(local, donate_argnums=donate, **options)
 
 
-def draw_of(shape: TransformerConfig, completion_length: int, eos_id, pad_id: int, parts: int = 1) -> Callable:
+def draw_of(shape: TransformerConfig, completion_length: int, eos_id, pad_id: int, slots: int = 0) -> Callable:
     """Returns a function (params, tokens, mask, key, temperature) -> Rollout of one trial, for `spread`.
 
     See generate.sample.
     """
-    lengths = dict(completion_length=completion_length, eos_id=eos_id, pad_id=pad_id, parts=parts)
+    # All trials go on until the last one has ended: a step made by only some of them would copy the caches of all.
+    lengths = generate.Lengths(completion_length, eos_id, pad_id, slots, axes=(AXIS,))
 
     def draw(params, tokens, mask, key, temperature):
         params = jax.tree.map(lambda x: x.astype(shape.dtype), params)
-        return generate.sample(shape, params, tokens, mask, key, temperature, **lengths, trials=AXIS)
+        return generate.sample(shape, params, tokens, mask, key, temperature, lengths=lengths)
 
     return draw
 
@@ -145,7 +146,7 @@ def ppo_of(trainings: Sequence[ppo_stage.PPOTraining], mesh):
         first.config,
         ppo_rewards.reward_fn_of(run, section),
         ppo_programs.optimizers_of(section),
-        (run.config.completion_length, run.tokenizer.end_ids, run.tokenizer.pad_id, section.sample_parts),
+        (run.config.completion_length, run.tokenizer.end_ids, run.tokenizer.pad_id, sampling.slots_of(run, sizes[0])),
         sizes,
         mesh,
     )
@@ -224,14 +225,13 @@ class StackedPPOPrograms:
       config: the static configuration of PPO.
       reward_fn: function of the reward model (see ppo.make_score).
       optimizers: optimizers of policy and value function.
-      sampling: (completion length in tokens, eos_id, pad_id, parts), see generate.sample.
+      lengths: (completion length in tokens, eos_id, pad_id, slots), see generate.Lengths.
       sizes: (batch size, minibatch size, PPO epochs).
       mesh: the devices over which the trials are split.
     """
 
-    def __init__(self, config: ppo.PPOConfig, reward_fn, optimizers, sampling: tuple, sizes: tuple, mesh):
-        completion_length, eos_id, pad_id, parts = sampling
-        sample = spread(draw_of(config.policy, completion_length, eos_id, pad_id, parts), mesh)
+    def __init__(self, config: ppo.PPOConfig, reward_fn, optimizers, lengths: tuple, sizes: tuple, mesh):
+        sample = spread(draw_of(config.policy, *lengths), mesh)
         randomness = spread(lambda key: ppo_programs.randomness(key, *sizes), mesh)
         rounding = {"xla_allow_excess_precision": False}  # as in ppo_programs.PPOPrograms
         self.make = spread(functools.partial(ppo_programs.make_state, config, optimizers), mesh)
@@ -247,6 +247,6 @@ class StackedPPOPrograms:
 
 
 @functools.lru_cache(maxsize=16)
-def _ppo_programs(config: ppo.PPOConfig, reward_fn, optimizers: tuple, sampling: tuple, sizes: tuple, mesh):
+def _ppo_programs(config: ppo.PPOConfig, reward_fn, optimizers: tuple, lengths: tuple, sizes: tuple, mesh):
     """Returns StackedPPOPrograms, cached by its arguments, so that each is compiled once."""
-    return StackedPPOPrograms(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), sampling, sizes, mesh)
+    return StackedPPOPrograms(config, reward_fn, tuple(map(optim.make_optimizer, optimizers)), lengths, sizes, mesh)

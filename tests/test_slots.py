@@ -1,0 +1,193 @@
+"""The slot sampler: completions are those of a plain loop, whatever the slots, the chunks, the copies and the mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from rlhf_jax import generate, model
+from rlhf_jax.data.batches import Prompts
+from rlhf_jax.generate import slots as slots_lib
+from rlhf_jax.generate.truncation import Truncation, keep_likely, penalized
+from rlhf_jax.model import decode
+
+P, C, ROWS = 7, 20, 16
+CONFIGS = {"gpt": tiny.CONFIG, "llama": tiny.llama(scan_layers=True)}
+
+
+@pytest.fixture(autouse=True)
+def many_chunks(monkeypatch):
+    """Pages of 5 tokens and chunks of 10 places, so that a short completion has several of them."""
+    monkeypatch.setattr(slots_lib, "_PAGE", 5)
+    monkeypatch.setattr(decode, "_CHUNK", 10)
+
+
+def prompts_of(rows=ROWS, copies=1):
+    found = tiny.prompts_of(rows // copies, P)
+    return Prompts(*(np.repeat(x, copies, axis=0) for x in (found.tokens, found.mask, found.index)))
+
+
+@functools.lru_cache
+def next_logits(config):
+    @jax.jit
+    def logits(params, tokens, length):
+        """The logits after the first `length` tokens of one row, by a whole forward pass."""
+        mask = jnp.arange(tokens.shape[1]) < length
+        hidden = model.masked_hidden_states(config, params, tokens, mask[None])
+        return model.lm_logits(config, params, hidden[:, length - 1])
+
+    return logits
+
+
+def by_a_plain_loop(name, prompts, key, temperature=1.0, truncation=None, limits=None):
+    """(tokens, lengths) row by row and token by token, without a cache."""
+    config, params = CONFIGS[name], tiny.params_of(CONFIGS[name], 0)
+    tokens, lengths = np.full((len(prompts.tokens), C), tiny.PAD), []
+    uniform = np.stack(
+        [jax.random.uniform(jax.random.fold_in(key, step), (len(prompts.tokens),)) for step in range(C)], axis=1
+    )
+    for row, (prompt, mask) in enumerate(zip(prompts.tokens, prompts.mask)):
+        text = prompt[mask].tolist()
+        limit = C if limits is None else limits[row]
+        for step in range(limit):
+            padded = np.zeros((1, P + C), np.int32)
+            padded[0, : len(text)] = text
+            logits = next_logits(config)(params, padded, len(text)) / (temperature or 1.0)
+            if truncation is not None and truncation.repetition_penalty is not None:
+                seen = np.isin(np.arange(config.padded_vocab), text)[None]
+                logits = penalized(logits, seen, truncation.repetition_penalty)
+            logprobs = jax.nn.log_softmax(logits)
+            if truncation is not None:
+                logprobs = keep_likely(logprobs, truncation)
+            drawn = generate.inverse_cdf(jnp.exp(logprobs), uniform[row, step][None, None])
+            token = int(drawn[0]) if temperature else int(np.argmax(logprobs))
+            tokens[row, step] = token
+            text.append(token)
+            if token == tiny.EOS:
+                break
+        lengths.append(len(text) - mask.sum())
+    return tokens, np.array(lengths)
+
+
+def draw(name="gpt", prompts=None, mesh="1x1x1", temperature=1.0, truncation=None, limits=None, key=0, **options):
+    config, mesh = CONFIGS[name], tiny.mesh_of(mesh)
+    sampler = generate.Sampler(config, mesh, completion_length=C, eos_id=tiny.EOS, pad_id=tiny.PAD, **options)
+    with jax.set_mesh(mesh):
+        params = tiny.place(tiny.params_of(config, 0), config, mesh)
+        found = sampler(params, prompts or prompts_of(), jax.random.key(key), temperature, truncation, limits)
+        return jax.tree.map(np.asarray, found)
+
+
+@functools.cache
+def expected(name="gpt", copies=1, key=0):
+    return by_a_plain_loop(name, prompts_of(copies=copies), jax.random.key(key))
+
+
+def assert_same(rollout, plain):
+    tokens, lengths = plain
+    np.testing.assert_array_equal(rollout.completions, tokens)
+    np.testing.assert_array_equal(rollout.completion_mask, np.arange(C) < lengths[:, None])
+
+
+@pytest.mark.parametrize("slots", [0, 3, 15])
+def test_completions_are_those_of_a_plain_loop(slots):
+    assert_same(draw(slots=slots), expected())
+    lengths = expected()[1]
+    assert lengths.min() < C / 2 and lengths.max() == C, (
+        "the test needs completions that end early, and some that do not"
+    )
+
+
+@pytest.mark.parametrize("key", [1, 2])
+def test_other_noise_and_scanned_layers(key):
+    assert_same(draw("llama", slots=5, key=key), expected("llama", key=key))
+
+
+@pytest.mark.parametrize("mesh, slots", [("8x1x1", 8), ("2x2x2", 0), ("2x2x2", 8)])
+def test_every_mesh_draws_the_same_tokens(mesh, slots):
+    assert_same(draw(mesh=mesh, slots=slots), expected())
+
+
+@pytest.mark.parametrize("copies, mesh, slots", [(2, "1x1x1", 0), (4, "1x1x1", 4), (4, "1x1x1", 10), (2, "2x2x2", 8)])
+def test_a_prompt_is_read_once_for_all_its_completions(copies, mesh, slots):
+    """Their noise differs."""
+    rollout = draw(prompts=prompts_of(copies=copies), mesh=mesh, slots=slots, copies=copies)
+    assert_same(rollout, expected(copies=copies))
+    assert len(np.unique(rollout.completions[:copies], axis=0)) == copies
+
+
+def test_copies_that_do_not_divide_over_the_devices_are_read_each_by_itself():
+    """Of 8 devices each has 2 rows, and a prompt 4 completions."""
+    assert_same(draw(prompts=prompts_of(copies=4), mesh="8x1x1", copies=4), expected(copies=4))
+
+
+def test_a_row_may_have_its_own_limit():
+    limits = np.random.default_rng(0).integers(1, C, ROWS).astype(np.int32)
+    plain = by_a_plain_loop("gpt", prompts_of(), jax.random.key(0), limits=limits)
+    assert_same(draw(slots=4, limits=limits), plain)
+    assert_same(draw(slots=8, limits=limits, mesh="2x2x2"), plain)
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_truncation_and_penalty_see_the_row_and_no_other(slots, temperature):
+    truncation = Truncation(jnp.int32(12), jnp.float32(0.9), jnp.float32(1.7))
+    plain = by_a_plain_loop("gpt", prompts_of(), jax.random.key(0), temperature, truncation)
+    assert_same(draw(slots=slots, temperature=temperature, truncation=truncation), plain)
+
+
+def test_layers_that_are_separate_arrays_draw_the_same(monkeypatch):
+    """As on a GPU, for a model whose layers are stacked in training."""
+    monkeypatch.setattr(decode, "unrolls", lambda config, platform: True)
+    for mesh in ("1x1x1", "2x2x2"):
+        assert_same(draw("llama", slots=8, mesh=mesh), expected("llama", key=0))
+
+
+def test_the_layout_of_separate_layers_is_recognised(monkeypatch):
+    monkeypatch.setattr(decode, "unrolls", lambda config, platform: True)
+    config, mesh = dataclasses.replace(CONFIGS["llama"], dtype="bfloat16"), tiny.mesh_of("2x2x2")
+    layout = generate.Layout(config, mesh)
+    params = tiny.place(tiny.params_of(config, 0), config, mesh)
+    assert not layout.holds(params)
+    laid_out = layout(params)
+    assert layout.holds(laid_out) and layout(laid_out) is laid_out
+    assert len(laid_out["layers"]) == config.num_layers
+    for number, layer in enumerate(laid_out["layers"]):
+        for name, x in layer.items():
+            stacked = params["layers"][name]
+            for leaf, whole in zip(jax.tree.leaves(x), jax.tree.leaves(stacked)):
+                np.testing.assert_array_equal(leaf, whole[number].astype(jnp.bfloat16))
+                assert {axis for axis in leaf.sharding.spec if axis} <= {"tensor"}
+
+
+def steps_of(lengths, slots):
+    """(pages that a batch takes, prefills), for completions of these lengths."""
+    limits = np.asarray(lengths, np.int32)
+    config, rows = tiny.CONFIG, len(limits)
+    params = jax.tree.map(jnp.asarray, tiny.params_of(config, 0))
+    prompts = tiny.prompts_of(rows, P)
+    uniform = generate.noise(jax.random.key(0), rows, C)
+    sizes = generate.Lengths(C, eos_id=-1, pad_id=tiny.PAD, slots=slots)
+    given = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask), uniform, jnp.float32(1), None, sizes
+    decoder = generate.Decoder.of(config, params, *given, jnp.asarray(limits))
+    page, read = jax.jit(decoder.decode_page), jax.jit(decoder.read_group)
+    slots, pages, reads = decoder.start(), 0, 0
+    while slots.live.any() or decoder.waiting(slots) > 0:
+        slots, reads = read(slots), reads + 1
+        while decoder.goes_on(slots):
+            slots, pages = page(slots), pages + 1
+    np.testing.assert_array_equal(slots.lengths, limits)
+    return pages, reads
+
+
+def test_a_slot_that_is_free_takes_the_next_prompt():
+    """Of 64 completions one is long: 8 slots need little more than their share, and not 8 times the longest."""
+    pages, reads = steps_of([C] + [6] * 63, slots=8)
+    assert pages <= 4 + 8 + 2  # the long one; 7 of 8 rounds of one page; a few for the ends
+    assert reads == 64  # a group is one prompt here
+    pages, reads = steps_of([C] + [6] * 63, slots=0)
+    assert (pages, reads) == (4, 1)
