@@ -119,15 +119,22 @@ def forward(
     return {largest: found[largest]}
 
 
-def sampling(config: TransformerConfig, mesh, slots: int, prompt: int, cache: int) -> dict:
-    """Returns the bytes of sampling completions of prompts of P tokens; `cache` is the bytes of keys and values.
+def sampling(config: TransformerConfig, mesh, slots: int, prompt: int, length: int, cache: int) -> dict:
+    """Returns the bytes of sampling completions of prompts of P tokens.
 
-    Not all prompts are read at once.
+    Args:
+      config: shape of the model.
+      mesh: the mesh.
+      slots: number of completions that are sampled at once, on all devices.
+      prompt: P. Not all prompts are read at once.
+      length: largest number of tokens of a prompt and its completion.
+      cache: bytes of the keys and values of `slots` rows of that length, on each device.
     """
     own = rows_at_once(slots, 1, mesh)
+    read = prompts_at_once(own, prompt)
     return {
-        "cache": cache,
-        "activations": _LIVE * _layer(config, prompts_at_once(own, prompt), prompt, mesh),
+        "cache": cache * (1 + read * prompt / (own * length)),  # prompts are read beside it, and then stored
+        "activations": _LIVE * _layer(config, read, prompt, mesh),
         "logits": 4 * 3 * own * config.padded_vocab / mesh.shape["tensor"],
     }
 

@@ -89,7 +89,7 @@ def programs_of(
 
     def sampling_memory(change):
         own = change.get("slots", slots)
-        return memory.sampling(memory.changed(policy, change), run.mesh, own, prompt, cache(own))
+        return memory.sampling(memory.changed(policy, change), run.mesh, own, prompt, length, cache(own))
 
     def set_by(change, field):
         return change.get(field, section[field])
