@@ -100,6 +100,22 @@ def test_rows_are_split_over_the_mesh_and_parts_of_a_batch_follow_one_another():
     assert order == sorted(order, reverse=True) and order[0] > 2 * order[-1]
 
 
+@pytest.mark.parametrize(
+    ("platform", "rows", "tokens", "weights", "parts"),
+    [
+        ("cpu", 16, 128, 14 * 2**20, 2),  # the sum stays in the cache: 1,024 tokens suffice
+        ("cpu", 16, 256, 118 * 2**20, 2),
+        ("cpu", 12, 1024, 118 * 2**20, 6),
+        ("cpu", 12, 4096, 118 * 2**20, 12),  # no more parts than rows
+        ("cpu", 7, 512, 118 * 2**20, 1),  # 7 parts would be too small, and nothing else divides 7
+        ("cpu", 1, 64, 118 * 2**20, 1),
+        ("gpu", 16, 2048, 118 * 2**20, 1),
+    ],
+)
+def test_a_gradient_on_a_cpu_has_the_most_parts_that_are_large_enough(platform, rows, tokens, weights, parts):
+    assert memory.free_parts(platform, rows, tokens, weights) == parts
+
+
 class Sized:
     """Programs whose memory is known: 1 GiB of state and, by the choice, of temporaries."""
 

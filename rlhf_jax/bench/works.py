@@ -17,7 +17,7 @@ from rlhf_jax.data import ranking_batches
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.model import work
+from rlhf_jax.model import memory, work
 from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.stages import pretrain, reward_model
 
@@ -237,7 +237,9 @@ def greedy(config: ml_collections.ConfigDict, length: int) -> list[int]:
 def _training(loss_fn: train.LossFn, params: dict, batch) -> tuple[Callable[[], dict[str, float]], dict[str, list]]:
     """Returns a function that takes one step with the train step of all stages and returns its seconds, and its losses."""
     optimizer = optim.make_optimizer(optim.OptimizerConfig(weight_decay=WEIGHT_DECAY))
-    step = jax.jit(train.make_train_step(loss_fn, optimizer, schedule=lambda step: 1.0), donate_argnums=0)
+    rows, weights = len(batch.tokens), sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    parts = memory.free_parts(jax.devices()[0].platform, rows, batch.tokens.size // rows, weights)
+    step = jax.jit(train.make_train_step(loss_fn, optimizer, lambda step: 1.0, parts), donate_argnums=0)
     state, batch = train.init_state(params, optimizer), jax.device_put(batch)
     arguments = batch, jnp.float32(LEARNING_RATE), jax.random.key(0)
     found: dict[str, list] = {"loss": []}

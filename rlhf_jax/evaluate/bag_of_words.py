@@ -11,8 +11,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy  # its parts are imported when they are first used
 
 from rlhf_jax import statistics
 from rlhf_jax.data.records import Ranking
@@ -94,7 +93,7 @@ def _columns(rankings: Sequence[Ranking]) -> dict[str, int]:
     return {word: column for column, word in enumerate(word for word, count in counts.items() if count > 1)}
 
 
-def _counts(columns: dict[str, int], texts: Sequence[str]) -> scipy.sparse.csr_matrix:
+def _counts(columns: dict[str, int], texts: Sequence[str]) -> "scipy.sparse.csr_matrix":
     rows, places = [], []
     for row, text in enumerate(texts):
         known = [columns[word] for word in _words(text) if word in columns]

@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy  # its parts are imported when they are first used
 
 from rlhf_jax.runtime.errors import InputError
 
@@ -138,7 +138,7 @@ def _drop_pair(given: Sequence[str], reference: Sequence[str]) -> tuple[float, f
     exact = set(given) == set(reference) and len(given) == len(reference)
     bags, wanted = ([set(span.split()) for span in spans] for spans in (given, reference))
     scores = np.array([[_bag_f1(bag, want) for bag in bags] for want in wanted])
-    f1 = scores[linear_sum_assignment(scores, maximize=True)].sum() / max(scores.shape)
+    f1 = scores[scipy.optimize.linear_sum_assignment(scores, maximize=True)].sum() / max(scores.shape)
     return float(exact), round(float(f1), 2)  # DROP's scorer rounds here
 
 

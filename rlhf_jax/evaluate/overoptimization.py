@@ -18,7 +18,7 @@ fitted to better than a simpler law does.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy  # its parts are imported when they are first used
 
 # What the coefficients of each law multiply, as functions of the distance d = sqrt(KL) > 0.
 LAWS = {

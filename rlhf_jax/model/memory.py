@@ -19,6 +19,8 @@ _STREAM, _QKV, _MLP, _GATED_MLP = 10, 7 / 3, 4, 5  # arrays of a layer: as wide 
 _SCORES = 2  # arrays f32[B, H, T, T] that attention keeps, if it keeps any
 _LIVE = 0.2  # of the arrays of a layer that exist at once where nothing is kept for a backward pass
 _READ = 16_384  # tokens of prompts that a device reads at once
+_PART, _CACHED_PART = 2048, 1024  # tokens of a part of a gradient that costs a CPU no time (see `free_parts`)
+_CACHE = 32 * 2**20  # bytes of a CPU's last cache
 COMPARED = 6  # arrays of logits that comparing two policies takes
 
 
@@ -40,6 +42,23 @@ def rows_at_once(rows: int, parts: int, mesh: jax.sharding.Mesh) -> int:
 def prompts_at_once(rows: int, length: int) -> int:
     """Returns the number of prompts of `length` tokens that a device with so many rows to sample reads at once."""
     return max(1, min(rows, _READ // length))
+def free_parts(platform: str, rows: int, tokens: int, weights: int) -> int:
+    """Returns the number of parts of a gradient that take the least memory and do not take more time than one part.
+
+    On a CPU, small parts have their activations nearer to its caches, and every part adds its gradient to the sum. The
+    sum costs more where it does not fit into the cache. The limits were measured (docs/measurements.md). Elsewhere it is
+    1, because larger products are faster there.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      rows: rows of the batch on a device; the parts divide them.
+      tokens: tokens of a row.
+      weights: bytes of the trained parameters on a device.
+    """
+    if platform != "cpu":
+        return 1
+    least = _CACHED_PART if 2 * weights <= _CACHE else _PART
+    return max(n for n in range(1, rows + 1) if n == 1 or (rows % n == 0 and rows // n * tokens >= least))
 
 
 def _layer(config: TransformerConfig, rows: int, length: int, mesh) -> float:

@@ -38,8 +38,13 @@ _AXES |= {f"{name}_a": (*_AXES[name][:inputs], "rank") for name, inputs in MATRI
 _AXES |= {f"{name}_b": ("rank", *_AXES[name][inputs:]) for name, inputs in MATRICES.items()}
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def init_params(config: TransformerConfig, key: jax.Array, head: str = "lm") -> dict:
-    """Returns fresh float32 parameters; head is "lm" (policy) or "scalar" (reward and value model)."""
+    """Returns fresh float32 parameters; head is "lm" (policy) or "scalar" (reward and value model).
+
+    It is one compiled program. Flax also computes hidden states, which the compiler leaves out; without the compiler they
+    would take more memory than the training of a small model.
+    """
     tokens = jnp.zeros((1, 2), jnp.int32)
     return Transformer(config, head=head).init(key, tokens, tokens, tokens)["params"]
 

@@ -3,9 +3,6 @@
 import contextlib
 import pathlib
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from rlhf_jax.runtime.files import own_folder, replacing
 
 _STYLE = {
@@ -40,6 +37,9 @@ def new_figure(path, columns: int, height: float, rows: int = 1, pdf: bool = Fal
       pdf: whether a PDF file is written beside the PNG file.
       axes: further arguments of `Figure.subplots`.
     """
+    import matplotlib  # here, because matplotlib takes memory that training needs
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **axes)
@@ -54,6 +54,13 @@ def _save(figure, path: pathlib.Path) -> None:
     """Writes a figure without a date, so that the same data give the same file."""
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:], metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+
+
+def whole_numbers(axis, most: int = 10) -> None:
+    """Puts the ticks of an x axis at whole numbers: at most so many intervals."""
+    from matplotlib.ticker import MaxNLocator  # here, because matplotlib takes memory that training needs
+
+    axis.xaxis.set_major_locator(MaxNLocator(most, integer=True))
 
 
 def legend_above(figure, axes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts are imported when they are first used
 
 
 class Estimate(NamedTuple):

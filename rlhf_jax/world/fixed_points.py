@@ -24,7 +24,7 @@ Tables have shape [X, Y] as in bandit.py.
 """
 
 import numpy as np
-from scipy import optimize, special
+import scipy  # its parts are imported when they are first used
 
 from rlhf_jax.world.bandit import EOS_ID, VOCAB_SIZE, Bandit
 
@@ -177,7 +177,7 @@ def _by_states(game: Bandit, log_ref: np.ndarray, coefs: np.ndarray, state) -> n
 def _tilted(q, log_ref, coef):
     """Solves a state for k1 in the reward."""
     logits = log_ref + q / coef
-    log_z = special.logsumexp(logits)
+    log_z = scipy.special.logsumexp(logits)
     return logits - log_z, coef * log_z
 
 
@@ -198,7 +198,9 @@ def _loss_k3(q, log_ref, coef):
         return np.log(coef) + log_ref - np.logaddexp(log_gap, below)
 
     low = np.log(coef) + log_ref[np.argmax(q)] - 1  # here the best action alone has probability > 1
-    log_gap = optimize.brentq(lambda gap: special.logsumexp(log_policy(gap)), low, np.log(coef) + 1e-9, xtol=1e-13)
+    log_gap = scipy.optimize.brentq(
+        lambda gap: scipy.special.logsumexp(log_policy(gap)), low, np.log(coef) + 1e-9, xtol=1e-13
+    )
     policy = log_policy(log_gap)
     return policy, np.exp(policy) @ q
 
@@ -214,7 +216,7 @@ def _surviving(rise):
         order = np.argsort(-q)
 
         def mass(c, kept):
-            return special.logsumexp(log_ref[kept] + rise(np.maximum(q[kept] - c, 0) / coef))
+            return scipy.special.logsumexp(log_ref[kept] + rise(np.maximum(q[kept] - c, 0) / coef))
 
         # The best actions survive, as many as can all be more likely than in the reference. The penalty pushes an
         # action that is less likely than in the reference further down.
@@ -224,7 +226,7 @@ def _surviving(rise):
         while mass(highest - gap, kept) < 0:
             gap *= 2
         worth = (
-            optimize.brentq(mass, highest - gap, highest, args=(kept,), xtol=1e-13)
+            scipy.optimize.brentq(mass, highest - gap, highest, args=(kept,), xtol=1e-13)
             if mass(highest, kept) < 0
             else highest
         )
@@ -237,7 +239,7 @@ def _surviving(rise):
 
 def _rise_k3(z):
     """Returns the d >= 0 with e^-d - 1 + d = z; near 0, where Lambert's W has its branch point, by a series."""
-    return np.where(z < 1e-8, np.sqrt(2 * z), 1 + z + special.lambertw(-np.exp(-1 - np.maximum(z, 1e-8))).real)
+    return np.where(z < 1e-8, np.sqrt(2 * z), 1 + z + scipy.special.lambertw(-np.exp(-1 - np.maximum(z, 1e-8))).real)
 
 
 _STATES = {

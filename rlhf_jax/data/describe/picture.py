@@ -3,7 +3,6 @@
 import pathlib
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from rlhf_jax.runtime.figures import legend_above, new_figure
 
@@ -40,6 +39,8 @@ def draw(lengths: dict, unit: str, path) -> None:
 
 def _panel(axis, by_split: dict[str, np.ndarray]) -> None:
     """Draws the histograms of lengths, by split, on an axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter  # here, because matplotlib takes memory that training needs
+
     every = np.concatenate(list(by_split.values())).clip(1)
     edges = np.unique(np.round(np.geomspace(every.min(), every.max() + 1, 21)))
     if len(edges) < 2:

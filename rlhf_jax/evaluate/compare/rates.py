@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy  # its parts are imported when they are first used
 
 from rlhf_jax import statistics
 from rlhf_jax.evaluate.compare import bootstrap

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
-import scipy.special
-from scipy.sparse import csgraph
+import scipy  # its parts are imported when they are first used
 
 from rlhf_jax.evaluate.compare import bootstrap
 from rlhf_jax.evaluate.compare.judgments import Comparison, Contest
@@ -86,7 +84,7 @@ def fit(wins: np.ndarray) -> np.ndarray:
 
 def _by_prompt(
     found: Mapping[Contest, Sequence[Comparison]], names: Sequence[str]
-) -> tuple[scipy.sparse.csr_matrix, int]:
+) -> "tuple[scipy.sparse.csr_matrix, int]":
     """Returns the wins of each two policies on each prompt, [P, M * M], and the number of prompts."""
     place = {name: number for number, name in enumerate(names)}
     prompts: dict = {}
@@ -101,12 +99,12 @@ def _by_prompt(
 
 
 def _connected(wins: np.ndarray) -> bool:
-    return csgraph.connected_components(wins > 0, connection="strong")[0] == 1
+    return scipy.sparse.csgraph.connected_components(wins > 0, connection="strong")[0] == 1
 
 
 def _comparable(wins: np.ndarray) -> np.ndarray:
     """Returns the places of the largest set of policies of which each has won something against any part of the others."""
-    _, group = csgraph.connected_components(wins > 0, connection="strong")
+    _, group = scipy.sparse.csgraph.connected_components(wins > 0, connection="strong")
     return np.flatnonzero(group == np.bincount(group).argmax())
 
 

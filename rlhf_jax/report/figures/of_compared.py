@@ -4,14 +4,12 @@ import math
 import pathlib
 import re
 
-from matplotlib.ticker import MaxNLocator
-
 from rlhf_jax.fields import registry
 from rlhf_jax.report.figures import LOOKS
 from rlhf_jax.report.figures.of_training import VALIDATION, Panel, curve, loss_panels, rl_panels
 from rlhf_jax.report.record import Record, label
 from rlhf_jax.report.tables import REFERENCE
-from rlhf_jax.runtime.figures import legend_above, new_figure
+from rlhf_jax.runtime.figures import legend_above, new_figure, whole_numbers
 from rlhf_jax.runtime.terminal import visible
 
 MOST = len(LOOKS)  # runs that can be told apart
@@ -69,7 +67,7 @@ def _draw(records: dict[str, Record], panels: list[tuple[str, Panel]], path) -> 
             if axis in axes[:, 0] or not alike:
                 axis.set_ylabel(panel.title)
             axis.set_xlabel("iteration" if "/" in panel.training else "optimizer step")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            whole_numbers(axis, 5)
         for axis in axes.flat[len(panels) :]:
             axis.remove()
         if validated:

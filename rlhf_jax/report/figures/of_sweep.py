@@ -3,9 +3,6 @@
 import math
 import textwrap
 
-import matplotlib.patheffects
-import matplotlib.ticker
-import matplotlib.transforms
 import numpy as np
 
 from rlhf_jax.report import spec
@@ -14,7 +11,7 @@ from rlhf_jax.report.form import is_number
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_report import Sweep, shown
 from rlhf_jax.report.sweep_tables import estimate
-from rlhf_jax.runtime.figures import new_figure
+from rlhf_jax.runtime.figures import new_figure, whole_numbers
 
 _MOST_LINES = len(LOOKS)
 _WIDE = 84  # letters that fit side by side under a figure
@@ -95,6 +92,8 @@ def _curve(sweep, asked, path):
 
 def _plane(sweep, asked, path):
     """Draws one quantity against another (see spec.Plane)."""
+    from matplotlib.patheffects import withStroke  # here, because matplotlib takes memory that training needs
+
     x_of, y_of = sweep.quantity(asked.x), sweep.quantity(asked.y)
     curves = []
     for part in asked.paths:
@@ -148,7 +147,7 @@ def _plane(sweep, asked, path):
                         fontsize=7.5,
                         color=colour,
                         zorder=4,
-                        path_effects=[matplotlib.patheffects.withStroke(linewidth=2, foreground="white")],
+                        path_effects=[withStroke(linewidth=2, foreground="white")],
                     )
         axis.set_xlabel(asked.x_title or _x_title(x_of, asked.sqrt_x))
         axis.set_ylabel(asked.y_title or y_of.title)
@@ -202,7 +201,7 @@ def _history(sweep, asked, path):
                 markeredgewidth=0.5,
             )
         if asked.x == "step":
-            axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+            whole_numbers(axis)
         axis.set_xlabel(asked.x_title or _x_title(sweep.quantity(asked.x), asked.sqrt_x))
         axis.set_ylabel(asked.y_title or sweep.quantity(asked.y).title)
         _finish(figure, axis, asked.title)
@@ -299,7 +298,9 @@ def _means(axis, places, by_seed, scale, beside, marker, colour, joined=False, *
 
 def _moved(axis, points):
     """Returns the transform of an axis, moved to the right by some points."""
-    return matplotlib.transforms.offset_copy(axis.transData, axis.figure, x=points, units="points")
+    from matplotlib.transforms import offset_copy  # here, because matplotlib takes memory that training needs
+
+    return offset_copy(axis.transData, axis.figure, x=points, units="points")
 
 
 def _smoothed(points):
@@ -349,16 +350,21 @@ def _scale(wanted: str, levels) -> tuple[str, list[float]]:
 
 def _set_scale(axis, scale, places, levels) -> None:
     """Gives the x axis its scale and its labels."""
+    from matplotlib.ticker import (
+        NullFormatter,
+        NullLocator,
+    )  # here, because matplotlib takes memory that training needs
+
     if scale == "symlog":
         axis.set_xscale("symlog", linthresh=min(abs(place) for place in places if place), linscale=0.7)
     elif scale == "log":
         axis.set_xscale("log")
     if scale in ("log", "symlog"):
         axis.xaxis.set_major_formatter("{x:g}")  # matplotlib's own labels are formulas, which figures do not parse
-        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
     if scale == "category" or len(places) <= 12:
         axis.set_xticks(places, [shown(level) for level in levels], rotation=0)
-        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.xaxis.set_minor_locator(NullLocator())
     if scale == "category":
         axis.set_xlim(-0.5, len(places) - 0.5)
 

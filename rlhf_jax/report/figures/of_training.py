@@ -9,13 +9,12 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from rlhf_jax.fields import registry
 from rlhf_jax.report.figures import LOOKS
 from rlhf_jax.report.record import label
 from rlhf_jax.report.tables import REFERENCE
-from rlhf_jax.runtime.figures import legend_above, new_figure
+from rlhf_jax.runtime.figures import legend_above, new_figure, whole_numbers
 from rlhf_jax.runtime.terminal import visible
 
 POLICY_LOOKS = {
@@ -139,7 +138,7 @@ def draw_panels(path, panels: list[Panel], lines: dict[str, tuple], unit: str) -
         for axis in (axes.flat[place] for place in range(len(panels)) if place + columns >= len(panels)):
             axis.set_xlabel(unit)
             axis.tick_params(labelbottom=True)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            whole_numbers(axis)
         if any(_points(rows, panel.validation) for panel in panels for rows, _ in lines.values()):
             axes[0, 0].plot([], [], "o", color="#555555", **VALIDATION, label="validation")
         legend_above(figure, axes.flat[: len(panels)])
@@ -163,7 +162,7 @@ def draw_losses(record, path) -> bool:
             axis.set_title(label(stage))
             axis.set_xlabel("optimizer step")
             axis.set_ylabel(panel.title)
-            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            whole_numbers(axis, 4)
             if panel.training == "loss":
                 _without_peaks(axis, rows, panel)
         for axis in axes.flat[len(panels) :]:
