@@ -42,6 +42,8 @@ def rows_at_once(rows: int, parts: int, mesh: jax.sharding.Mesh) -> int:
 def prompts_at_once(rows: int, length: int) -> int:
     """Returns the number of prompts of `length` tokens that a device with so many rows to sample reads at once."""
     return max(1, min(rows, _READ // length))
+
+
 def free_parts(platform: str, rows: int, tokens: int, weights: int) -> int:
     """Returns the number of parts of a gradient that take the least memory and do not take more time than one part.
 
