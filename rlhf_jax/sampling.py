@@ -33,10 +33,11 @@ def slots_of(run: Run, rows: int) -> int:
     On a CPU the time grows with the number of slots, those that wait for the longest completion included. A quarter of
     a large batch is refilled often enough to keep them busy. Elsewhere all rows are sampled at once.
     """
-    if run.config.slots is None:
+    slots = run.config.get("slots")  # work directories of older versions have none
+    if slots is None:
         cpu = run.mesh.devices.flat[0].platform == "cpu"
         return rows // 4 if cpu and rows >= _QUARTERED else rows
-    return min(run.config.slots, rows) or rows
+    return min(slots, rows) or rows
 
 
 @functools.lru_cache(maxsize=32)

@@ -39,7 +39,7 @@ def run(make_run, parameters_in_memory):  # noqa: F811
     made.workdir = types.SimpleNamespace(stage=folder)
     made.load_params, made.sampler = (
         lambda stage: None,
-        lambda length: lambda *asked: random_rollout(made, length, *asked),
+        lambda length, rows: lambda *asked: random_rollout(made, length, *asked),
     )
     records = made.corpus.prompts("test", "ppo")[: made.config.evaluate.prompts]
     prompts = run_judges.prompt_arrays(made, records)
@@ -71,8 +71,8 @@ def contents(run, stage):
 def test_every_batch_of_samples_has_a_key_of_its_own(run):
     """Else the second sample of a prompt could be its first."""
     keys, sampler = [], run.sampler
-    run.sampler = lambda length: (
-        lambda *asked: keys.append(jax.random.key_data(asked[2]).tolist()) or sampler(length)(*asked)
+    run.sampler = lambda length, rows: (
+        lambda *asked: keys.append(jax.random.key_data(asked[2]).tolist()) or sampler(length, rows)(*asked)
     )
     best_of_n_stage.run_stage(run, "best")
     assert len(keys) > 2 and len({tuple(key) for key in keys}) == len(keys)

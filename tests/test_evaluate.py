@@ -289,7 +289,7 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     monkeypatch.setattr(scorer_lib, "_BATCH_TOKENS", 512)
     records = run.corpus.prompts("valid", "ppo")
     prompts = loader.take(run_judges.prompt_arrays(run, records), np.arange(8) % 4)  # each prompt twice
-    rollout = hosts.fetch(sampling.sampler(run, 6)(policy_params, prompts, run.key("select", 0), 1.0))
+    rollout = hosts.fetch(sampling.sampler(run, 6, 8)(policy_params, prompts, run.key("select", 0), 1.0))
     asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, rollout))  # PPO's reward
 
     rows = policy.describe(run, records, prompts.index, rollout, np.zeros(8))
@@ -314,7 +314,7 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
         assert ranking.ranks == ((1, 2) if asked[i] > asked[i + 4] else (2, 1))
     valid = scorer_lib.ValidationReward(run, "reward_model")
     same = hosts.fetch(
-        sampling.sampler(run, 6)(policy_params, *loader.in_order(valid._arrays, 8), run.key("select", 0), 1.0)
+        sampling.sampler(run, 6, 8)(policy_params, *loader.in_order(valid._arrays, 8), run.key("select", 0), 1.0)
     )
     asked = np.asarray(jax.jit(ppo.SequenceScore(run.model))(reward, same))[:4]
     assert valid(policy_params) == pytest.approx(asked.mean(), abs=2e-5)
@@ -325,7 +325,7 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     ends = run.tokenizer.eos_id, *range(300, 340)
     monkeypatch.setattr(run.tokenizer, "end_ids", ends)
     (batch,) = loader.in_order(run_judges.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
-    rollout = hosts.fetch(sampling.sampler(run, 6)(weights.load_params(run, "sft"), batch, run.key("sft", 0), 1.0))
+    rollout = hosts.fetch(sampling.sampler(run, 6, 8)(weights.load_params(run, "sft"), batch, run.key("sft", 0), 1.0))
     texts, finished = generate.texts(rollout, run.tokenizer)
     ended = [[token in ends for token in ids] for ids in generate.sampled(rollout)]
     assert finished == [row[-1] for row in ended] and not any(sum(row[:-1]) for row in ended)
@@ -336,7 +336,9 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     ours = dataclasses.replace(run, config=config)
     monkeypatch.setattr(ppo_stage.programs, "compiled", lambda *arguments: arguments)
     programs, reward, _, sampler, *_ = ppo_stage.build(ours, "ppo")  # PPO's metrics, its missing-EOS rule, its reward
-    assert programs.eos_id == reward.ends == ends and sampler is sampling.sampler(ours, config.completion_length)
+    assert programs.eos_id == reward.ends == ends and sampler is sampling.sampler(
+        ours, config.completion_length, config.ppo.batch_size
+    )
 
 
 def test_a_reward_model_of_another_tokenizer_reads_the_text(make_run, shared):

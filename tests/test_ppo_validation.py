@@ -130,7 +130,7 @@ def test_a_validation_says_what_its_policy_is_worth(base, tmp_path, output, aver
     records = run.corpus.prompts("valid", "ppo")
     prompts = [records[row["index"]] for row in rows]
     arrays, _ = batch_prompts(prompts, run.tokenizer, run.config.prompt_length, run.config.too_long)
-    rollout = sampling.sampler(run, run.config.completion_length)(policy, arrays, jax.random.key(9), temperature=0.0)
+    rollout = sampling.sampler(run, run.config.completion_length, 8)(policy, arrays, jax.random.key(9), temperature=0.0)
     texts, finished = generate.texts(rollout, run.tokenizer)
     assert [row["completion"] for row in rows] == texts
     scores = Scorer(run, "reward_model")(prompts, texts, finished, generate.sampled(rollout))

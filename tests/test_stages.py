@@ -360,7 +360,7 @@ def assert_gold(path, row):
     chosen = Loader(arrays, 4, run.seed, name="ppo").rows(0).repeat(2)
     with jax.set_mesh(run.mesh):
         key = jax.random.fold_in(run.key("ppo", 0), 0)
-        rollout = sampling.sampler(run, 8)(weights.load_params(run, "sft"), take(arrays, chosen), key, 1.0)
+        rollout = sampling.sampler(run, 8, 8)(weights.load_params(run, "sft"), take(arrays, chosen), key, 1.0)
     texts, finished = generate.texts(rollout, run.tokenizer)
     golds = [run.corpus.gold(records[arrays.index[i]], *said).total for i, *said in zip(chosen, texts, finished)]
     means = [(golds[i] + golds[i + 1]) / 2 for i in range(0, 8, 2)]
