@@ -59,6 +59,7 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
         "repeats": [rounded(total) for total in totals],
         "first_seconds": round(first, 2),
         "peak_mib": round(peak / 2**20),
+        **({"planned_mib": round(work.planned / 2**20)} if work.planned else {}),
         "malloc": "tuned" if "GLIBC_TUNABLES" in os.environ else "default",
     }
 

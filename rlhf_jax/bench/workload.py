@@ -38,6 +38,7 @@ class Workload:
         tokens: number of tokens that a run handles, for tokens/s.
         shape: the numbers that set the size of a run, for the reader.
         costs: what the parts cost; parts that are not limited by the device have none.
+        planned: bytes that it takes by the planner's formulas; 0 where there are none.
         found: what the runs computed, by name, to compare with what others compute.
     """
 
@@ -45,6 +46,7 @@ class Workload:
     tokens: int
     shape: dict[str, int]
     costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
+    planned: float = 0.0
     found: dict[str, list] = dataclasses.field(default_factory=dict)
 
 

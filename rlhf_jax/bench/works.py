@@ -32,7 +32,11 @@ def sft_step(config: ml_collections.ConfigDict) -> Workload:
     loss_fn = functools.partial(pretrain.token_loss, lm)
     run, found = _training(loss_fn, model.init_params(lm, jax.random.key(0)), batch)
     cost = Cost(work.training(lm, *shape, batch.tokens.size).flops)
-    return Workload(run, batch.tokens.size, {"sequences": shape[0], "length": shape[1]}, {"step": cost}, found)
+    weights = 4 * work.parameters(lm)
+    parts = memory.training(lm, workload.one_device(), *shape, shape[1], 1, weights)
+    planned = 3 * weights + sum(parts.values())  # the weights and both moments of Adam
+    numbers = {"sequences": shape[0], "length": shape[1]}
+    return Workload(run, batch.tokens.size, numbers, {"step": cost}, planned, found)
 
 
 def reward_step(config: ml_collections.ConfigDict) -> Workload:
@@ -93,7 +97,7 @@ def sample(config: ml_collections.ConfigDict) -> Workload:
         return seconds
 
     costs = {"sample": _sampling_cost(config, lengths)}
-    return Workload(run, int(lengths.sum()), workload.episode_shape(config), costs, found)
+    return Workload(run, int(lengths.sum()), workload.episode_shape(config), costs, found=found)
 
 
 def sample_drawn(config: ml_collections.ConfigDict) -> Workload:
@@ -115,7 +119,7 @@ def sample_drawn(config: ml_collections.ConfigDict) -> Workload:
         "mean_length": round(float(lengths.mean()), 1),
         "longest": int(lengths.max()),
     }
-    return Workload(run, int(lengths.sum()), shape, {"sample": _sampling_cost(config, lengths)}, found)
+    return Workload(run, int(lengths.sum()), shape, {"sample": _sampling_cost(config, lengths)}, found=found)
 
 
 def _sampling_cost(config, lengths: np.ndarray) -> Cost:
@@ -197,7 +201,7 @@ def _ppo(config: ml_collections.ConfigDict, ptx_ratio: int) -> Workload:
         "update": Cost(trained.flops),
     }
     shape = {**workload.episode_shape(config), "minibatches": minibatches, "ptx_rows": rows[1] * minibatches}
-    return Workload(run, config.episodes * length, shape, costs, found)
+    return Workload(run, config.episodes * length, shape, costs, found=found)
 
 
 def whole_rows(tokens: np.ndarray) -> Batch:
