@@ -46,6 +46,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
             prompt_length=32,
             completion_length=64,  # no completion ends early
             minibatches=4,
+            slots=8,  # completions that sample_drawn_slots samples at once
             ptx_ratio=8,  # pretraining rows for each episode, in ppo_ptx_iteration
             trials=32,  # arms that ppo_trials and sweep_arms run at once
             arms_alone=3,  # arms with which sweep_arms times the sequential runner
@@ -59,7 +60,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
         # Numbers, attention and loop are what suits the device: bfloat16 and its own kernels on an accelerator.
         shape, rows = LARGE[size]
         config.model = dict(SHAPES[shape], vocab_size=50257)
-        config.update(rows, prompt_length=1024, completion_length=1024)
+        config.update(rows, prompt_length=1024, completion_length=1024, slots=rows["episodes"] // 4)
     else:
         # Unrolled layers and causal blocks are the faster choice on a CPU.
         config.model = dict(SIZES[size], scan_layers=False, attention="blocked", dtype="float32")

@@ -43,7 +43,7 @@ def test_a_line_says_how_much_work_was_done_how_fast(config, name, tokens):
         assert sum(line["parts"].values()) == pytest.approx(line["seconds"], rel=0.3)
 
 
-@pytest.mark.parametrize("name", ["reward_step_packed", "sample_drawn", "ppo_ptx_iteration"])
+@pytest.mark.parametrize("name", ["reward_step_packed", "sample_drawn", "sample_drawn_slots", "ppo_ptx_iteration"])
 def test_a_work_of_the_papers_kind_computes_what_it_says(config, name):
     config.model.update(vocab_size=300, max_length=64)
     config.completion_length = 40
@@ -53,7 +53,8 @@ def test_a_work_of_the_papers_kind_computes_what_it_says(config, name):
     if name == "reward_step_packed":
         assert work.shape["completions"] == 9 and 8 * 50 < work.tokens <= 8 * 64  # rows that are nearly full
         assert work.found["loss"][0] == pytest.approx(math.log(2), rel=0.2)  # of a model that knows nothing
-    if name == "sample_drawn":
+    if name.startswith("sample_drawn"):
+        assert work.shape["slots"] == (8 if name == "sample_drawn_slots" else 16)
         expected = drawn.drawn_lengths(16, 40).tolist()
         assert work.found["lengths"] == expected and work.tokens == sum(expected) and len(set(expected)) > 1
     if name == "ppo_ptx_iteration":

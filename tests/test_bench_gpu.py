@@ -37,7 +37,7 @@ def lines():
     for size in ("124m", "1.3b"):
         shape = {"sequences": 8, "length": 2048}
         found[size, "sft_step"] = line({"step": 2.0}, shape, peak_mib=3000, planned_mib=2500)
-        found |= {(size, work): line({"sample": 4.0}, rows) for work in ("sample", "sample_drawn")}
+        found |= {(size, work): line({"sample": 4.0}, rows) for work in gpu._SAMPLED}
         found[size, "ppo_ptx_iteration"] = line(ppo, rows)
     return found
 
@@ -57,7 +57,7 @@ def test_the_page_has_what_was_measured(lines):
     assert rows_of(page, "SFT step")[1] == ["1.3b", "8 x 2048", "2.0", "100.0", "35.4 %", "50.0 %", "3000"]
     assert rows_of(page, "Plan against measured")[0] == ["124m", "1", "2.0", "2500", "3000", "1.20"]
     sampled = rows_of(page, "Sampling")
-    assert [row[:2] for row in sampled] == [[size, kind] for size in ("124m", "1.3b") for kind in ("full", "drawn")]
+    assert [row[:2] for row in sampled] == [[size, kind] for size in ("124m", "1.3b") for kind in gpu._SAMPLED.values()]
     assert {row[-1] for row in sampled} == {"65.0 %"}
     parts = rows_of(page, "PPO-ptx iteration")
     assert parts[:3] == [
@@ -83,7 +83,7 @@ def test_a_toy_does_not_overwrite_what_a_gpu_measured():
 def test_the_script_measures_and_writes_its_page(tmp_path, capsys):
     gpu.main(["--toy", f"--out={tmp_path / 'page.md'}"])
     works = [json.loads(line)["work"] for line in capsys.readouterr().out.splitlines()]
-    assert works == ["sft_step", "sample", "sample_drawn", "ppo_ptx_iteration", "ppo_trials"]
+    assert works == ["sft_step", "sample", "sample_drawn", "sample_drawn_slots", "ppo_ptx_iteration", "ppo_trials"]
     page = (tmp_path / "page.md").read_text()
     assert [row[1] for row in rows_of(page, "PPO-ptx iteration")] == ["sample", "score", "update"]
     assert 0 < float(rows_of(page, "SFT step")[0][5].rstrip(" %")) < 100

@@ -12,6 +12,7 @@ WORKS = (
     "reward_step_packed",
     "sample",
     "sample_drawn",
+    "sample_drawn_slots",
     "ppo_iteration",
     "ppo_ptx_iteration",
     "ppo_trials",
@@ -41,9 +42,12 @@ FIELDS = Section(
         "episodes": Field(32, COUNT, "The number of completions of a PPO iteration."),
         "prompt_length": Field(32, COUNT, "The length of a prompt, in tokens."),
         "completion_length": Field(
-            64, COUNT, "The length of a completion, in tokens. No completion ends early, except in sample_drawn."
+            64,
+            COUNT,
+            "The length of a completion, in tokens. No completion ends early, except where lengths are drawn.",
         ),
         "minibatches": Field(4, COUNT, "The number of minibatches of a PPO iteration."),
+        "slots": Field(8, COUNT, "The number of completions that sample_drawn_slots samples at once."),
         "ptx_ratio": Field(8, COUNT, "The number of pretraining rows for each episode, in ppo_ptx_iteration."),
         "trials": Field(32, COUNT, "The number of arms of a sweep that ppo_trials and sweep_arms run at once."),
         "arms_alone": Field(3, COUNT, "The number of arms with which sweep_arms times the sequential runner."),

@@ -23,14 +23,17 @@ from rlhf_jax.runtime.files import write_text
 
 _SIZES, _SWEPT = ("124m", "1.3b"), "tiny"
 _REPEATS = 5
+_SAMPLED = {"sample": "full", "sample_drawn": "drawn", "sample_drawn_slots": "drawn, in slots"}
 _TOY = dict(vocab_size=300, num_layers=1, embed_dim=16, num_heads=2, max_length=48)
-_TOY_ROWS = dict(repeats=1, batch_size=4, episodes=8, prompt_length=8, completion_length=16, trials=2, minibatches=2)
+_TOY_ROWS = dict(
+    repeats=1, batch_size=4, episodes=8, prompt_length=8, completion_length=16, trials=2, minibatches=2, slots=2
+)
 
 
 def lines_of(sizes: tuple[str, ...], toy: bool) -> dict[tuple[str, str], dict]:
     """Measures every work of the page in a process of its own; returns its line by (size, work)."""
     lines, fresh = {}, multiprocessing.get_context("spawn")
-    works = [(size, work) for size in sizes for work in ("sft_step", "sample", "sample_drawn", "ppo_ptx_iteration")]
+    works = [(size, work) for size in sizes for work in ("sft_step", *_SAMPLED, "ppo_ptx_iteration")]
     for size, work in [*works, (_SWEPT, "ppo_trials")]:
         config = config_of(size, toy)
         print(f"{size}: {work}", file=sys.stderr, flush=True)
@@ -96,7 +99,7 @@ def page(lines: dict[tuple[str, str], dict], command: str) -> str:
         ]
 
     def sampled(size, work):
-        line, kind = lines[size, work], {"sample": "full", "sample_drawn": "drawn"}[work]
+        line, kind = lines[size, work], _SAMPLED[work]
         share = line["shares"]["sample"]
         return [
             size,
@@ -153,7 +156,7 @@ def page(lines: dict[tuple[str, str], dict], command: str) -> str:
             "",
             *_table(
                 ["size", "lengths", "rows", "seconds", "tokens/s", "of the memory roof"],
-                [sampled(size, work) for size in sizes for work in ("sample", "sample_drawn")],
+                [sampled(size, work) for size in sizes for work in _SAMPLED],
             ),
             "",
             "## PPO-ptx iteration",

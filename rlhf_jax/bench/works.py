@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax import generate, model, optim, ppo, train
 from rlhf_jax.bench import workload
-from rlhf_jax.bench.drawn import DrawnSampler, drawn_lengths
+from rlhf_jax.bench.drawn import drawn_lengths
 from rlhf_jax.bench.workload import Cost, Workload, timed
 from rlhf_jax.data import ranking_batches
 from rlhf_jax.data.batches import Batch, Comparisons, Prompts
@@ -84,42 +84,35 @@ def _reward_training(config, batch, tokens: int, shape: dict[str, int]) -> Workl
 
 def sample(config: ml_collections.ConfigDict) -> Workload:
     """Returns the work of sampling: prefill and decoding at temperature 1. Its tokens are those of the completions."""
-    lengths = np.full(config.episodes, config.completion_length)
-    params, draw, found = (
-        model.init_params(workload.model_of(config), jax.random.key(0)),
-        sampler(config),
-        {"lengths": []},
-    )
+    return _sampling(config, np.full(config.episodes, config.completion_length), None)
+
+
+def sample_drawn(config: ml_collections.ConfigDict) -> Workload:
+    """Returns the work of sampling completions that end at drawn lengths, each row in a slot of its own."""
+    lengths = drawn_lengths(config.episodes, config.completion_length)
+    return _sampling(config, lengths, lengths)
+
+
+def sample_drawn_slots(config: ml_collections.ConfigDict) -> Workload:
+    """Returns the work of `sample_drawn` in `slots` slots, each of which takes the next prompt when it has ended."""
+    lengths = drawn_lengths(config.episodes, config.completion_length)
+    return _sampling(config, lengths, lengths, config.slots)
+
+
+def _sampling(config, lengths: np.ndarray, limits: np.ndarray | None, slots: int = 0) -> Workload:
+    params = model.init_params(workload.model_of(config), jax.random.key(0))
+    draw, found = sampler(config, limits, slots), {"lengths": []}
 
     def run():
         rollout, seconds = timed("sample", draw, params)
         found["lengths"] = np.asarray(rollout.completion_mask).sum(1).tolist()
         return seconds
 
+    shape = workload.episode_shape(config) | {"slots": slots or config.episodes}
+    if limits is not None:
+        shape |= {"mean_length": round(float(lengths.mean()), 1), "longest": int(lengths.max())}
     costs = {"sample": _sampling_cost(config, lengths)}
-    return Workload(run, int(lengths.sum()), workload.episode_shape(config), costs, found=found)
-
-
-def sample_drawn(config: ml_collections.ConfigDict) -> Workload:
-    """Returns the work of sampling completions that end at drawn lengths; see drawn.py. Its tokens are theirs."""
-    lm, lengths = workload.model_of(config), drawn_lengths(config.episodes, config.completion_length)
-    params, draw, calls = (
-        model.init_params(lm, jax.random.key(0)),
-        DrawnSampler(lm, config.completion_length),
-        itertools.count(),
-    )
-    found = {"lengths": []}
-
-    def run():
-        rollout, seconds = timed("sample", draw, params, prompts_of(config), jax.random.key(next(calls)), lengths)
-        found["lengths"] = np.asarray(rollout.completion_mask).sum(1).tolist()
-        return seconds
-
-    shape = workload.episode_shape(config) | {
-        "mean_length": round(float(lengths.mean()), 1),
-        "longest": int(lengths.max()),
-    }
-    return Workload(run, int(lengths.sum()), shape, {"sample": _sampling_cost(config, lengths)}, found=found)
+    return Workload(run, int(lengths.sum()), shape, costs, found=found)
 
 
 def _sampling_cost(config, lengths: np.ndarray) -> Cost:
@@ -128,15 +121,12 @@ def _sampling_cost(config, lengths: np.ndarray) -> Cost:
     The bytes are the weights once for a step of as many rows as there are, as if no row had ended before another, and
     the keys and values of each row as far as they are filled.
     """
-    lm, prompt, item = (
-        workload.model_of(config),
-        config.prompt_length,
-        4 if workload.model_of(config).dtype == "float32" else 2,
-    )
-    flops = sum(work.sampling(lm, np.array([prompt]), np.array([int(length)])).flops for length in lengths)
-    filled = sum(int(n) * prompt + int(n) * (int(n) - 1) // 2 for n in lengths - 1)
-    of_token = 2 * lm.num_layers * lm.kv_heads * lm.head_dim * item
-    return Cost(flops, work.parameters(lm) * item * float(np.mean(lengths - 1)) + filled * of_token)
+    lm = workload.model_of(config)
+    prompts, lengths = np.full(len(lengths), config.prompt_length), lengths.astype(np.int64)
+    places = config.prompt_length + config.completion_length
+    decoding = work.decoding(lm, prompts, lengths, places, workload.one_device())
+    filled = decoding.bytes_read(len(lengths)) - decoding.weights * int(lengths.max() - 1)
+    return Cost(work.sampling(lm, prompts, lengths).flops, filled + decoding.weights * float(np.mean(lengths - 1)))
 
 
 def ppo_iteration(config: ml_collections.ConfigDict) -> Workload:
@@ -216,17 +206,20 @@ def prompts_of(config: ml_collections.ConfigDict) -> Prompts:
     return Prompts(workload.tokens_of(config, shape), np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
 
 
-def sampler(config: ml_collections.ConfigDict) -> Callable[[dict], generate.Rollout]:
-    """Returns a function params -> Rollout, which draws new noise at every call."""
+def sampler(
+    config: ml_collections.ConfigDict, limits: np.ndarray | None = None, slots: int = 0
+) -> Callable[[dict], generate.Rollout]:
+    """Returns a function params -> Rollout, which draws new noise at every call; limits and slots are `sample`'s."""
     draw = generate.Sampler(
         workload.model_of(config),
         workload.one_device(),
         completion_length=config.completion_length,
         eos_id=workload.NEVER,
         pad_id=0,
+        slots=slots,
     )
     calls = itertools.count()
-    return lambda params: draw(params, prompts_of(config), jax.random.key(next(calls)), 1.0)
+    return lambda params: draw(params, prompts_of(config), jax.random.key(next(calls)), 1.0, limits=limits)
 
 
 def greedy(config: ml_collections.ConfigDict, length: int) -> list[int]:
@@ -260,5 +253,14 @@ def _training(loss_fn: train.LossFn, params: dict, batch) -> tuple[Callable[[], 
 # Names of these works; host.py and sweeps.py have more.
 WORKS = {
     function.__name__: function
-    for function in (sft_step, reward_step, reward_step_packed, sample, sample_drawn, ppo_iteration, ppo_ptx_iteration)
+    for function in (
+        sft_step,
+        reward_step,
+        reward_step_packed,
+        sample,
+        sample_drawn,
+        sample_drawn_slots,
+        ppo_iteration,
+        ppo_ptx_iteration,
+    )
 }
