@@ -78,7 +78,7 @@ def _reward_training(config, batch, tokens: int, shape: dict[str, int]) -> Workl
     run, found = _training(loss_fn, model.init_params(lm, jax.random.key(0), head="scalar"), batch)
     length = batch.tokens.shape[-1]
     return Workload(
-        run, tokens, shape, {"step": Cost(work.training(lm, batch.tokens.size // length, length).flops)}, found
+        run, tokens, shape, {"step": Cost(work.training(lm, batch.tokens.size // length, length).flops)}, found=found
     )
 
 
