@@ -241,6 +241,21 @@ def test_loops_and_branches_that_the_data_decide_are_parts_of_a_program():
     assert alone.unknown_loops == 1 and alone.moved == hlo.together(parts, dict.fromkeys(runs, 1)).moved
 
 
+def test_loops_of_one_scope_are_one_part():
+    def program(x, w, turns):
+        for _ in range(2):
+            with jax.named_scope("parts"):
+                x = jax.lax.fori_loop(0, turns, lambda n, x: jnp.tanh(x @ w), x)
+            x = jnp.sort(x, axis=0)  # so that the compiler does not make one loop of them
+        return x
+
+    size = 64
+    arguments = [jnp.ones((size, size)), jnp.ones((size, size)), 3]
+    text = jax.jit(program).lower(*arguments).compile().as_text()
+    part = hlo.read_parts(text, tiny.mesh_of("1x1x1"), scopes=["parts"])["parts"]
+    assert 2 * 4 * size * size * 3 <= part.moved <= 2 * 4 * size * size * 8
+
+
 def test_the_collectives_of_parts_are_added_by_how_often_each_runs():
     branches = """
 %yes (a: f32[4,8]) -> f32[4,8] {

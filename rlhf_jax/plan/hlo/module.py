@@ -2,7 +2,8 @@
 
 How often some loops turn, and which branch of a conditional is taken, only the data decide. Such a loop or conditional
 stands in a scope (`jax.named_scope`), which the compilers keep in its metadata. Its body, or each of its branches, is a
-part of the module, with the name that `part_of` gives it. Everything else is the part "".
+part of the module, with the name that `part_of` gives it. Loops of one scope that run equally often are one part.
+Everything else is the part "".
 """
 
 import collections
@@ -68,7 +69,7 @@ class Module:
         for instruction in self.computations[name].values():
             if instruction.opcode in ("while", "conditional") and (scope := self._scope(instruction)):
                 for part_, called in self._parts(instruction, scope):
-                    if part_ not in self._weights:  # the compiler may have copied the loop; its runs count in all
+                    if called not in self._weights.get(part_, ()):  # it may stand in a computation that several call
                         self._visit(called, 1.0, part_, fused)
                 continue
             turns = self._turns(instruction, self.computations[name]) if instruction.opcode == "while" else 1
