@@ -1,5 +1,6 @@
 """The samplers of a run's models."""
 
+import dataclasses
 import functools
 
 from rlhf_jax import generate
@@ -24,7 +25,10 @@ def sampler(
     tokenizer, rules = run.tokenizer, tuple(run.rules.items())
     ends = tuple(dict.fromkeys((*tokenizer.end_ids, *ends)))
     slots = slots_of(run, rows)
-    return _sampler(run.model, run.mesh, rules, completion_length, ends, tokenizer.pad_id, slots, copies)
+    shape = dataclasses.replace(
+        run.model, remat="none"
+    )  # nothing is computed again: runs that differ in it share programs
+    return _sampler(shape, run.mesh, rules, completion_length, ends, tokenizer.pad_id, slots, copies)
 
 
 def slots_of(run: Run, rows: int) -> int:

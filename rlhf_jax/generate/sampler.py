@@ -73,7 +73,8 @@ def sample(
 class Sampler:
     """`sample` jitted once for its lengths: (params, prompts, key, temperature[, truncation]) -> Rollout on the mesh.
 
-    It consists of two programs: `layout` puts the parameters into the layout of sampling, and `program` samples.
+    It consists of two programs: `layout` puts the parameters into the layout of sampling, and `program` samples. `lengths`
+    are the sizes of the latter.
     """
 
     def __init__(
@@ -88,8 +89,7 @@ class Sampler:
         slots: int = 0,
         copies: int = 1,
     ):
-        lengths = Lengths(completion_length, eos_id, pad_id, slots, copies)
-
+        self.lengths = lengths = Lengths(completion_length, eos_id, pad_id, slots, copies)
         self._mesh, self.layout = mesh, Layout(config, mesh, rules)
         config = self.layout.config
 

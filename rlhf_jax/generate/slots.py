@@ -22,6 +22,8 @@ from rlhf_jax.generate.rollout import Rollout, is_end
 from rlhf_jax.generate.truncation import Truncation, penalized
 from rlhf_jax.model import TransformerConfig, decode, memory
 
+# Scopes of the loops and switches, whose turns turns.py says.
+GROUPS, PAGES, LONGEST, READ = "groups", "pages", "longest", "read"
 _PAGE = 16  # about the number of steps between two looks at the slots
 _GROUP = 8  # a group of prompts fills one of so many parts of the slots
 
@@ -137,6 +139,13 @@ class Decoder:
         page = self.lengths.page
         return decode.chunks(decode.places(self.prompts.shape[1], self.lengths.completion, page), page)
 
+    @property
+    def read_bounds(self) -> tuple[int, ...]:
+        """The lengths to which groups of prompts are read, whole pages: those of chunks, and last that of all prompts."""
+        page = self.lengths.page
+        whole = math.ceil(self.prompts.shape[1] / page) * page
+        return (*(bound for bound in self.bounds[1:] if bound < whole), whole)
+
     # ------------------------------------------------------------------------ the loop
 
     def sample(self) -> Rollout:
@@ -146,9 +155,13 @@ class Decoder:
             return self.any(slots.live) | self.any(self.waiting(slots) > 0)
 
         def turn(slots):
-            return jax.lax.while_loop(self.goes_on, self.decode_page, self.read_group(slots))
+            slots = self.read_group(slots)
+            with jax.named_scope(PAGES):
+                return jax.lax.while_loop(self.goes_on, self.decode_page, slots)
 
-        return self.rollout(jax.lax.while_loop(waits_or_lives, turn, self.start()))
+        with jax.named_scope(GROUPS):
+            slots = jax.lax.while_loop(waits_or_lives, turn, self.start())
+        return self.rollout(slots)
 
     def waiting(self, slots: Slots) -> jax.Array:
         """Returns the number of prompts that were not read, i32[]."""
@@ -255,9 +268,8 @@ class Decoder:
 
         No place is read that is not filled in some prompt, up to the bounds of the chunks.
         """
-        page, width = self.lengths.page, self.prompts.shape[1]
-        whole = math.ceil(width / page) * page
-        bounds = [bound for bound in self.bounds[1:] if bound < whole] + [whole]
+        width, bounds = self.prompts.shape[1], self.read_bounds
+        whole = bounds[-1]
         place = jnp.arange(whole)
         mask = (place >= first[:, None]) & (place < (first + length)[:, None])
         padding = width - length - first  # of the row of `prompts`, before the tokens
@@ -274,7 +286,8 @@ class Decoder:
 
         longest = self.max(jnp.max(first + length))
         branch = jnp.searchsorted(jnp.asarray(bounds), longest) if len(bounds) > 1 else 0
-        return jax.lax.switch(branch, [read(bound) for bound in bounds], tokens, mask)
+        with jax.named_scope(LONGEST):
+            return jax.lax.switch(branch, [read(bound) for bound in bounds], tokens, mask)
 
     def decode_page(self, slots: Slots) -> Slots:
         """Decodes a page of tokens in all slots, reading no more chunks of the cache than are filled."""
@@ -282,7 +295,8 @@ class Decoder:
         branch = jnp.searchsorted(jnp.asarray(self.bounds[1:]), filled) if len(self.bounds) > 2 else 0
         chunks = [functools.partial(self._decode_page, read=read + 1) for read in range(len(self.bounds) - 1)]
         moving = dataclasses.replace(slots, cache=None, tokens=None, logprobs=None, lengths=None)
-        moved, page, tokens, logprobs = jax.lax.switch(branch, chunks, slots.cache, moving)
+        with jax.named_scope(READ):
+            moved, page, tokens, logprobs = jax.lax.switch(branch, chunks, slots.cache, moving)
         step = slots.count[:, None] + jnp.arange(self.lengths.page)
         written = step < moved.count[:, None]
         where = jnp.where(written, slots.row[:, None], self.rows), step  # no row where nothing was chosen

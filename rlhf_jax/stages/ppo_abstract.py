@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rlhf_jax import abstract, lora, model, sampling, sharding
 from rlhf_jax.advantages import ESTIMATORS
 from rlhf_jax.fields import rewards as rewards_lib
+from rlhf_jax.generate.turns import turns
 from rlhf_jax.model import choice, memory, work
 from rlhf_jax.ppo import packing, programs
 from rlhf_jax.ppo.state import PPOState
@@ -148,6 +149,7 @@ def programs_of(
             section.iterations,
             cache(slots),
             sampling_memory,
+            turns(*lengths, prompt, compiled.sample.lengths, ways),
             options={"slots": choice.rows_at_once(rows, ways)},
             decoding=work.decoding(policy, *lengths, length, run.mesh),
             rows={"completions": (memory.rows_at_once(slots, 1, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},

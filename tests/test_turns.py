@@ -1,0 +1,76 @@
+"""How often each part of the sampling program runs: against the program itself, which counts them."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from rlhf_jax import model
+from rlhf_jax.generate import slots
+from rlhf_jax.generate.turns import turns
+
+
+@pytest.mark.parametrize("count, copies", [(0, 1), (3, 1), (4, 2)])
+def test_the_loop_is_played_as_the_program_runs_it(count, copies, monkeypatch):
+    rows, width, completion = 8, 40, 70
+    rng = np.random.default_rng(count)
+    prompts = np.repeat(rng.integers(1, width + 1, rows // copies), copies)
+    completions = rng.integers(1, completion + 1, rows)
+    lengths = slots.Lengths(completion, eos_id=-1, pad_id=0, slots=count, copies=copies)
+    mask = np.arange(width) >= width - prompts[:, None]
+    params = model.init_params(tiny.CONFIG, jax.random.key(0))
+    runs = collections.Counter()
+    play_switch = jax.lax.switch
+
+    def count_run(part):
+        jax.debug.callback(lambda: runs.update([part]))
+
+    def counted(name, part):
+        method = getattr(slots.Decoder, name)
+
+        def call(self, state):
+            count_run(part)
+            return method(self, state)
+
+        monkeypatch.setattr(slots.Decoder, name, call)
+
+    def switch(branch, branches, *operands):
+        if len(branches) > 1:
+            scope = "read" if hasattr(operands[0], "keys") else "longest"
+            jax.debug.callback(lambda branch: runs.update([f"{scope} {branch}"]), branch)
+        return play_switch(branch, branches, *operands)
+
+    counted("read_group", "groups")
+    counted("decode_page", "pages")
+    monkeypatch.setattr(slots.jax.lax, "switch", switch)
+    # Numbers in the place of what the model says: only the lengths decide about the loops.
+    monkeypatch.setattr(slots.decode, "decode_step", lambda *given: (jnp.zeros((len(given[3]), 16)), given[6]))
+    monkeypatch.setattr(
+        slots.Decoder, "choose", lambda self, hidden, row, step, seen: (jnp.ones_like(row), jnp.zeros(len(row)))
+    )
+
+    @jax.jit
+    def sample(tokens, mask, limits):
+        given = None, None, None, lengths, limits
+        return slots.Decoder.of(tiny.CONFIG, params, tokens, mask, *given).sample()
+
+    found = sample(jnp.ones((rows, width), jnp.int32), jnp.asarray(mask), jnp.asarray(completions))
+    jax.effects_barrier()
+    assert np.array_equal(found.completion_mask.sum(-1), completions)
+    played = turns(prompts, completions, width, lengths, ways=1)
+    assert {part: number for part, number in played.items() if number} == dict(runs)
+    assert played["groups"] > 1 or not count
+
+
+def test_full_lengths_on_devices_that_do_the_same():
+    lengths = slots.Lengths(1024, eos_id=0, pad_id=0, slots=256)
+    prompts, completions = np.full(512, 1024), np.full(512, 1024)
+    found = turns(prompts, completions, 1024, lengths, ways=8)
+    pages = -(-1023 // lengths.page)
+    # 32 slots a device read 16 prompts in a group; both halves of the rows decode all their pages.
+    assert found["pages"] == sum(number for part, number in found.items() if part.startswith("read "))
+    assert 2 * pages <= found["pages"] <= 3 * pages
+    assert found["groups"] == sum(number for part, number in found.items() if part.startswith("longest "))
