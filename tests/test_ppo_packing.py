@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import lora, ppo, train
+from rlhf_jax import lora, ppo, sharding, train
 from rlhf_jax.lora import Lora
 from rlhf_jax.ppo import packing
 
@@ -189,9 +189,8 @@ def test_an_iteration_in_small_parts_is_that_of_whole_minibatches(mesh, monkeypa
 
 
 def test_reward_models_read_packed_rows_as_padded_ones():
-    """Two of them, with other tokens that end a completion."""
-    models = ppo.mixture.ModelScores((ppo.SequenceScore(SMALL, (tiny.EOS, 7)), ppo.SequenceScore(SMALL)))
-    params = tuple(tiny.params_of(SMALL, seed, "scalar") for seed in (3, 4))
+    """With another token that ends a completion."""
+    score, params = ppo.SequenceScore(SMALL, (tiny.EOS, 7)), tiny.params_of(SMALL, 3, "scalar")
     rollout = rollout_of(0)
     ends = np.arange(C) == rollout.completion_mask.sum(1, keepdims=True) - 1
     tokens = np.concatenate([rollout.tokens[:, :P], np.where(ends, 7, rollout.completions)], axis=1)
@@ -200,9 +199,9 @@ def test_reward_models_read_packed_rows_as_padded_ones():
     @jax.jit
     def packed(params, rollout):
         layout = packing.pack(rollout)
-        return layout.at_ends(models.at_places(params, layout.rollout))
+        return layout.at_ends(score.at_places(params, layout.rollout))
 
-    close(packed(params, rollout), jax.jit(models)(params, rollout))
+    close(packed(params, rollout), jax.jit(score)(params, rollout))
 
 
 def test_trials_of_other_lengths_are_what_each_is_alone(small_parts):
@@ -228,6 +227,30 @@ def test_trials_of_other_lengths_are_what_each_is_alone(small_parts):
         for one, all in zip(alone[1:3], together[1:3]):
             one.pop("objective/padding_packed", None), all.pop("objective/padding_packed", None)
         jax.tree.map(lambda x, y: close(x[number], y[0]), together, alone)
+
+
+@pytest.mark.parametrize("gather_once", [True, False])
+def test_the_weights_of_each_model_are_gathered_once_for_all_parts(gather_once, small_parts):
+    s = tiny.PPO("2x2x2", config=SMALL, gather_once=gather_once)
+    with jax.set_mesh(s.mesh):
+        state, rollout = s.state(), sharding.put_batch(rollout_of(0), s.mesh)
+        models = state.policy.params, state.value_params, s.ref, s.reward
+        text = s.programs.score.lower(
+            *models, rollout, state.kl_coef, tiny.coefficients(), list(s.minibatches), s.base
+        ).compile()
+        gathers = [line for line in text.as_text().splitlines() if " all-gather(" in line and "f32[" in line]
+    assert len(gathers) > 20
+    assert any("while/body" in line for line in gathers) != gather_once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gathering_once_changes_no_bit(dtype, small_parts):
+    config, found = dataclasses.replace(SMALL, dtype=dtype), []
+    for gather_once in (True, False):
+        s = tiny.PPO("2x2x2", config=config, gather_once=gather_once)
+        found.append(host(s.score(s.state(), rollout_of(0), tiny.coefficients(temperature=0.7))))
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 # --- What it saves --------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def _layer(config: TransformerConfig, rows: int, length: int, mesh) -> float:
     """Returns the bytes of all arrays that one layer makes of rows [B, T], on each device."""
     heads = (config.num_heads + 2 * config.kv_heads) * config.head_dim
     mlp = (_GATED_MLP if config.gated else _MLP) * config.hidden_dim
-    arrays = rows * length * (_STREAM * config.embed_dim + _QKV * heads + mlp) * _item(config)
+    arrays = rows * length * (_STREAM * config.embed_dim + _QKV * heads + mlp) * item(config)
     scores = 4 * _SCORES * rows * config.num_heads * length**2 if config.attention == "xla" else 0
     return (arrays + scores) / mesh.shape["tensor"]
 
@@ -81,7 +81,7 @@ def _saved(config: TransformerConfig, rows: int, length: int, mesh) -> float:
     if config.remat == "dots":
         width += (config.num_heads + 2 * config.kv_heads) * config.head_dim
         width += 2 * config.embed_dim + (2 if config.gated else 1) * config.hidden_dim
-    kept = config.num_layers * rows * length * width * _item(config) / mesh.shape["tensor"]
+    kept = config.num_layers * rows * length * width * item(config) / mesh.shape["tensor"]
     return kept + _layer(config, rows, length, mesh)
 
 
@@ -91,7 +91,8 @@ def _logits(config: TransformerConfig, rows: int, places: int, mesh) -> float:
     return 4 * rows * chunk * config.padded_vocab / mesh.shape["tensor"]
 
 
-def _item(config: TransformerConfig) -> int:
+def item(config: TransformerConfig) -> int:
+    """Returns the bytes of a number in the compute type."""
     return 4 if config.dtype == "float32" else 2
 
 

@@ -91,6 +91,13 @@ FIELDS = Section(
             "The smallest number of parts in which a minibatch is computed, to save memory. There are more if smaller "
             "parts keep the devices busy, and parts without an episode are left out. The results do not depend on it.",
         ),
+        "gather_once": Field(
+            True,
+            FLAG,
+            "Whether scoring gathers the weights of each model once, one model after the other, and not for each of its "
+            "parts. It matters where a mesh splits weights over `fsdp`, and takes the memory of a copy of the largest "
+            "model in `model.dtype`, split over `tensor` alone. The results do not depend on it.",
+        ),
         "ppo_epochs": Field(1, COUNT, "The number of passes over the episodes of an iteration (C.4)."),
         "kl_coef": Field(
             0.02,

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.ppo.completions import SequenceScore
-from rlhf_jax.ppo.packing import PackedRollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +48,6 @@ class ModelScores:
 
     def __call__(self, params: Sequence[dict], rollout) -> jax.Array:
         return jnp.stack([part(own, rollout) for part, own in zip(self.parts, params, strict=True)], axis=-1)
-
-    def at_places(self, params: Sequence[dict], rows: PackedRollout) -> jax.Array:
-        """Returns the scalar outputs at all places of packed rows, f32[R, T, M]; see SequenceScore.at_places."""
-        return jnp.stack([part.at_places(own, rows) for part, own in zip(self.parts, params, strict=True)], axis=-1)
 
 
 def of_each_model(function: Callable, params):

@@ -70,8 +70,8 @@ class Layout:
         return jnp.where(self.mask, x.reshape(-1)[self.target], 0)
 
     def at_ends(self, x: jax.Array) -> jax.Array:
-        """Returns the numbers [N, ...] of the last token of each episode, from those of all places [R, T, ...]."""
-        return x.reshape(-1, *x.shape[2:])[self.ends]
+        """Returns the numbers [N] of the last token of each episode, from those of all places [R, T]."""
+        return x.reshape(-1)[self.ends]
 
 
 def pack(rollout: Rollout) -> Layout:

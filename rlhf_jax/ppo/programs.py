@@ -84,6 +84,7 @@ def static_config(
         entropy_bonus=section.entropy_coef != 0.0,
         whiten_rewards=section.whiten_rewards,
         microbatches=parts,
+        gather_once=section.gather_once,
         ptx_microbatches=section.ptx_microbatches,
         schedule=section.schedule,
         total_steps=section.iterations * steps_per_iteration,
@@ -110,13 +111,16 @@ def has_value_model(section: ConfigDict) -> bool:
 class PPOPrograms:
     """The programs of a PPO stage, each jitted once with explicit output shardings; `update` donates the state."""
 
-    def __init__(self, config: PPOConfig, reward_fn, optimizers, state_shardings, sampler, mesh):
+    def __init__(
+        self, config: PPOConfig, reward_fn, optimizers, state_shardings, sampler, mesh, rules=sharding.DEFAULT_RULES
+    ):
         whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
         self.sample = sampler
         # Round to bfloat16 wherever the program says so. If `score` and `update` kept different extra digits of the
         # log-probabilities, the ratio of the first optimizer step would differ from 1.
         rounding = {"xla_allow_excess_precision": False}
-        self.score = jax.jit(make_score(config, reward_fn), out_shardings=(rows, whole), compiler_options=rounding)
+        score = make_score(config, reward_fn, rules=rules if config.gather_once else None)
+        self.score = jax.jit(score, out_shardings=(rows, whole), compiler_options=rounding)
         self.update = jax.jit(
             make_update(config, *optimizers),
             out_shardings=(state_shardings, whole),
@@ -305,4 +309,4 @@ def compiled(config: PPOConfig, reward_fn: RewardFn | None, optimizers: tuple, s
     """
     optimizers = tuple(map(optim.make_optimizer, optimizers))
     make, shardings = state_maker(config, mesh, dict(rules), optimizers)
-    return make, PPOPrograms(config, reward_fn, optimizers, shardings, sampler, mesh)
+    return make, PPOPrograms(config, reward_fn, optimizers, shardings, sampler, mesh, dict(rules))

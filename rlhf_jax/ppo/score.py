@@ -5,16 +5,18 @@ Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4.
 Shapes: B batch (episodes), N minibatch, r packed rows, C completion.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import lora, model
+from rlhf_jax import generate, lora, model, sharding
 from rlhf_jax.generate import Rollout
+from rlhf_jax.model import TransformerConfig
 from rlhf_jax.ppo.completions import (
     RewardFn,
     SequenceScore,
@@ -29,7 +31,33 @@ from rlhf_jax.ppo.packing import Layout, PackedRollout, pack, parts_of
 from rlhf_jax.ppo.state import Coefficients, Experience, PPOConfig
 
 
-def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None = None) -> Callable:
+def _gathered(rules: Mapping | None, shape: TransformerConfig, params: dict, after) -> dict:
+    """Returns the weights of a model in the layout of sampling, made when `after` is computed: what it costs no bits.
+
+    They are in the compute type and split over `tensor` alone. In the layout of training, each part would gather them.
+
+    Args:
+      rules: as in `make_score`.
+      shape: shape of the model.
+      params: its parameters. A scalar head, which is small and float32, stays as it is.
+      after: arrays.
+    """
+    mesh = sharding.mesh_to_fill()
+    if mesh is None or rules is None:
+        return params
+    (params, _) = jax.lax.optimization_barrier((params, after))
+    places = generate.decode_shardings(shape, mesh, rules)
+
+    def place(x, where):
+        return jax.lax.with_sharding_constraint(x.astype(shape.dtype), where)
+
+    trunk = model.without_scalar_head(params)
+    return params | {name: jax.tree.map(place, x, places[name]) for name, x in trunk.items()}
+
+
+def make_score(
+    config: PPOConfig, reward_fn: RewardFn | None, trials: str | None = None, rules: Mapping | None = None
+) -> Callable:
     """Returns the program that scores a rollout.
 
     The program maps (policy, value or None, ref, reward parameters, rollout, kl_coef, coefs, minibatches, base, given,
@@ -44,30 +72,39 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None
       reward_fn: what scores rollouts. Reward models, which are `SequenceScore`, read packed rows; any other function is
         given the whole rollout.
       trials: name of the axis of a vmap over whole batches; None without one.
+      rules: the logical axes of parameters -> mesh axes, by which the weights of each model are gathered once; None:
+        they are read where they lie.
     """
+    gathered = functools.partial(_gathered, rules)
 
-    def compare(policy, ref, temperature, states, ref_states, completions):
-        """Returns what two models say of completions, by name, f32[...] each, from their hidden states."""
-        logits = model.lm_logits(config.policy, policy, states, divisor(temperature))
-        ref_logits = model.lm_logits(config.policy, ref, ref_states, divisor(temperature))
-        all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
-        probs = jnp.exp(all_logprobs)
-        return {
-            "logprobs": model.select_logprobs(logits, completions),
-            "ref_logprobs": model.select_logprobs(ref_logits, completions),
-            "entropy": -jnp.sum(probs * all_logprobs, axis=-1),
-            "kl_exact": jnp.sum(probs * (all_logprobs - all_ref), axis=-1),
-        }
+    def states_of(ref, rows: PackedRollout):
+        """Returns the hidden states of the reference, [r, C, D]."""
+        return completion_states(config.policy, ref, rows)
 
-    def read(policy, value, ref, temperature, rows: PackedRollout):
-        """Returns the language models' outputs for some rows, and the values, by name, f32[r, C] each."""
-        states, ref_states = (completion_states(config.policy, x, rows) for x in (policy, ref))
-        compared = functools.partial(compare, policy, ref, temperature)
-        said = model.by_chunks(config.policy, compared, states, ref_states, rows.completions)
+    def values_of(value, rows: PackedRollout):
+        """Returns the values of a separate value model, f32[r, C]."""
+        assert config.value is not None
+        return completion_values(config.value, value, rows)
+
+    def compare(policy, ref, temperature, rows: PackedRollout, ref_states):
+        """Returns what policy and reference say of completions, and a shared value, by name, f32[r, C] each."""
+
+        def chunk(states, ref_states, completions):
+            logits = model.lm_logits(config.policy, policy, states, divisor(temperature))
+            ref_logits = model.lm_logits(config.policy, ref, ref_states, divisor(temperature))
+            all_logprobs, all_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+            probs = jnp.exp(all_logprobs)
+            return {
+                "logprobs": model.select_logprobs(logits, completions),
+                "ref_logprobs": model.select_logprobs(ref_logits, completions),
+                "entropy": -jnp.sum(probs * all_logprobs, axis=-1),
+                "kl_exact": jnp.sum(probs * (all_logprobs - all_ref), axis=-1),
+            }
+
+        states = completion_states(config.policy, policy, rows)
+        said = model.by_chunks(config.policy, chunk, states, ref_states, rows.completions)
         if config.shared_value:
             said["values"] = values_at(config.policy, policy, states, rows.completion_mask)
-        elif config.value:
-            said["values"] = completion_values(config.value, value, rows)
         return said
 
     def score(
@@ -95,13 +132,30 @@ def make_score(config: PPOConfig, reward_fn: RewardFn | None, trials: str | None
             found = jax.vmap(method)(layout, x.reshape(len(minibatches), -1, *x.shape[2:]))
             return found.reshape(-1, *found.shape[2:])[back]
 
-        compared = parts.read(functools.partial(read, policy, value, ref, coefs.temperature), "compared_parts")
-        said: Any = {name: of_episodes(Layout.unpacked, x) for name, x in compared.items()}
+        # One model is read after the other, each from a copy of its weights that is gathered once for all parts. The
+        # copy of a model is made when the one before it has been read, so that they do not exist at the same time.
+        said: Any = {}
+        read: Any = parts.filled
         if isinstance(reward_fn, SequenceScore | ModelScores):
-            found = parts.read(functools.partial(reward_fn.at_places, reward), "rewarded_parts")
-            said["scores"] = of_episodes(Layout.at_ends, found)
+            several = isinstance(reward_fn, ModelScores)
+            pairs = zip(reward_fn.parts, reward) if isinstance(reward_fn, ModelScores) else [(reward_fn, reward)]
+            found = []
+            for number, (one, params) in enumerate(pairs):
+                params = gathered(one.config, params, read)
+                read = parts.read(functools.partial(one.at_places, params), f"rewarded_parts_{number}")
+                found.append(of_episodes(Layout.at_ends, read))
+            said["scores"] = jnp.stack(found, axis=1) if several else found[0]
         elif reward_fn:
             said["scores"] = reward_fn(reward, rollout)
+        if config.value:
+            read = parts.read(functools.partial(values_of, gathered(config.value, value, read)), "valued_parts")
+            said["values"] = of_episodes(Layout.unpacked, read)
+        ref = gathered(config.policy, ref, read)
+        read = parts.read(functools.partial(states_of, ref), "referred_parts")
+        policy = gathered(config.policy, policy, read)
+        both = dataclasses.replace(parts, rows=(parts.rows, read))
+        read = both.read(lambda part: compare(policy, ref, coefs.temperature, *part), "compared_parts")
+        said |= {name: of_episodes(Layout.unpacked, x) for name, x in read.items()}
 
         mask = rollout.completion_mask
         ended = has_eos(rollout, config.eos_id)

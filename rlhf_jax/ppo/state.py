@@ -30,6 +30,7 @@ class PPOConfig:
     whiten_rewards: bool = False
     whiten_advantages: str = "batch"  # what they are whitened over; or "minibatch", "none"
     microbatches: int = 1  # smallest number of parts of a minibatch; see packing.rows_of_part
+    gather_once: bool = True  # whether `score` gathers the weights of each model once, and not for each part
     ptx_microbatches: int = 1  # parts of the pretraining batch of a minibatch
     schedule: str = "constant"  # schedule of both learning rates, by optimizer step; see optim.schedule
     total_steps: int = 1  # optimizer step at which a decay ends

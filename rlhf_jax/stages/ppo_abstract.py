@@ -111,9 +111,16 @@ def programs_of(
     if value:
         updating += packed(work.training, value, logits=False)
     updating *= part / rows
-    scored_in = ["compared_parts"] + ["rewarded_parts"] * bool(models)  # the loops whose turns depend on the lengths
+    # The loops whose turns depend on the lengths.
+    scored_in = ["compared_parts", "referred_parts"] + ["valued_parts"] * bool(value)
+    scored_in += [f"rewarded_parts_{number}" for number, _ in enumerate(models)]
     updated_in = ["policy_parts"] + ["value_parts"] * bool(value)
+    # Score keeps the states of the reference, and on a mesh a copy of the weights of one model after the other.
     ways = memory.ways(run.mesh)
+    kept = {"states": memory.item(policy) * rows // ways * completion * policy.embed_dim}
+    if section.gather_once and run.mesh.shape["fsdp"] > 1:
+        copies = [work.parameters(shape) * memory.item(shape) for shape in (policy, *scalars)]
+        kept["gathered weights"] = max(copies) / run.mesh.shape["tensor"]
     microbatches = choice.parts(part, ways)
     updating_options = {"microbatches": microbatches}
     # An array that has the layout of sampling already is not copied, but read where it lies.
@@ -163,14 +170,17 @@ def programs_of(
             scoring,
             section.iterations,
             parts=dict.fromkeys(scored_in if rows > size else (), filled),
-            temporaries=lambda change: memory.forward(
-                memory.changed(policy, change),
-                run.mesh,
-                rows,
-                length,
-                completion,
-                rows // rows_at_once(change),
-                memory.COMPARED,
+            temporaries=lambda change: (
+                memory.forward(
+                    memory.changed(policy, change),
+                    run.mesh,
+                    rows,
+                    length,
+                    completion,
+                    rows // rows_at_once(change),
+                    memory.COMPARED,
+                )
+                | kept
             ),
             options={"microbatches": microbatches},
             rows={"episodes": at_once(rows, rows // size)},
