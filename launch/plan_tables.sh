@@ -7,25 +7,19 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 more=("$@")
 
-# size topology ways tensor: the mesh is fsdp=ways (across slices: data=slices) and tensor; microbatches make
-# a device (those that share tensors are one) take one row of 2,048 tokens, or one prompt's completions, at a time.
+# size topology ways tensor: the mesh is fsdp=ways (across slices: data=slices) and tensor. How many rows are computed and
+# sampled at once, and what is computed again, is chosen by the memory of the chips.
 plan() {
   local size="$1" topology="$2" ways="$3" tensor="$4" sft=32
   shift 4
   # 175B: the paper's batch of 8 does not divide over so many chips.
   if [[ "$size" == 175b ]]; then sft=$((ways > 8 ? ways : 8)); fi
-  local parts=(
-    "--config.sft.batch_size=$sft" "--config.sft.microbatches=$(parts "$sft" "$ways")"
-    "--config.reward_model.microbatches=$(parts 64 "$ways")"
-    "--config.ppo_ptx.microbatches=$(parts 64 "$ways")" "--config.ppo_ptx.ptx_microbatches=$(parts 512 "$ways")"
-  )
   echo "== $size on $topology" >&2
-  bash launch/python.sh -m rlhf_jax.plan --config="experiments/instructgpt.py:$size" --topology="$topology" \
-    --config.mesh.tensor="$tensor" "${parts[@]}" --out=docs/plan "$@" "${more[@]}" > /dev/null ||
+  bash launch/python.sh -m rlhf_jax.plan --config="experiments/instructgpt.py:$size" --topology="$topology" --fit \
+    --lengths=prompt:166,completion:130 --config.mesh.tensor="$tensor" --config.sft.batch_size="$sft" \
+    --out=docs/plan "$@" "${more[@]}" > /dev/null ||
     [[ $? -eq 1 ]]  # 1: does not fit, which is a result
 }
-
-parts() { echo $(($1 > $2 ? $1 / $2 : 1)); }
 
 plan 1.3b v5e:4x4 8 2
 plan 1.3b v6e:2x4 8 1
