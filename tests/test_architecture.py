@@ -136,10 +136,12 @@ def test_each_library_has_one_home():
         assert users == home
 
 
-def test_importing_the_program_starts_no_backend():
+def test_importing_the_program_starts_no_backend_and_loads_no_figures_or_statistics():
+    """SciPy and matplotlib take 85 MiB, which a process that trains does without."""
     code = (
         "import rlhf_jax.main, rlhf_jax.stages.ppo, rlhf_jax.stages.reward_model, rlhf_jax.report, jax._src.xla_bridge as b;"
-        "assert not b._backends, b._backends"
+        "assert not b._backends, b._backends; import sys;"
+        "found = {'matplotlib', 'scipy.stats', 'scipy.optimize', 'scipy.sparse'} & set(sys.modules); assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
