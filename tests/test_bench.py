@@ -74,8 +74,8 @@ def test_decoding_reads_the_weights_once_a_step_and_what_is_filled_of_the_cache(
     lm = workload.model_of(config)
     weights, of_token = 4 * sum(x.size for x in jax.tree.leaves(model.param_shapes(lm))), 2 * 1 * 16 * 4
     padding = (lm.padded_vocab - lm.vocab_size) * 16 * 4
-    # The first token of each row comes with the prompt. The other two of one row are read beside 4 and 5 others.
-    assert cost.bytes == (weights - padding) * 1 + of_token * (4 + 5)
+    # The first token of each row comes with the prompt. The other two of one row read 5 and 6 keys.
+    assert cost.bytes == (weights - padding) * 1 + of_token * (5 + 6)
 
 
 def test_a_share_of_the_machines_rate_is_below_one_and_grows_with_the_work(config):
