@@ -7,7 +7,8 @@ from rlhf_jax import generate
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
-_QUARTERED = 128  # rows of a batch from which a CPU samples a quarter of them at a time
+_ON_CPU = 32  # completions that a CPU samples at once, of a batch of at least _LARGE
+_LARGE = 128
 
 
 def sampler(
@@ -34,13 +35,13 @@ def sampler(
 def slots_of(run: Run, rows: int) -> int:
     """Returns the number of completions that are sampled at once of a batch of `rows`: `config.slots`, or a choice.
 
-    On a CPU the time grows with the number of slots, those that wait for the longest completion included. A quarter of
-    a large batch is refilled often enough to keep them busy. Elsewhere all rows are sampled at once.
+    On a CPU the time grows with the number of slots, those that wait for the longest completion included; a few slots are
+    refilled often enough to be busy (docs/measurements.md). Elsewhere all rows are sampled at once.
     """
     slots = run.config.get("slots")  # work directories of older versions have none
     if slots is None:
         cpu = run.mesh.devices.flat[0].platform == "cpu"
-        return rows // 4 if cpu and rows >= _QUARTERED else rows
+        return _ON_CPU if cpu and rows >= _LARGE else rows
     return min(slots, rows) or rows
 
 
