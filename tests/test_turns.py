@@ -11,6 +11,7 @@ import tiny
 from rlhf_jax import model
 from rlhf_jax.generate import slots
 from rlhf_jax.generate.turns import turns
+from rlhf_jax.model import lengths as lengths_lib
 
 
 @pytest.mark.parametrize("count, copies", [(0, 1), (3, 1), (4, 2)])
@@ -74,3 +75,15 @@ def test_full_lengths_on_devices_that_do_the_same():
     assert found["pages"] == sum(number for part, number in found.items() if part.startswith("read "))
     assert 2 * pages <= found["pages"] <= 3 * pages
     assert found["groups"] == sum(number for part, number in found.items() if part.startswith("longest "))
+
+
+def test_few_slots_make_little_more_than_the_tokens_that_are_wanted():
+    """512 prompts with the paper's lengths: rows x steps for each token."""
+    prompts, completions = lengths_lib.parse("--lengths", "prompt:166,completion:130").drawn(512, 1024, 1024)
+
+    def cost(count):
+        sizes = slots.Lengths(1024, eos_id=-1, pad_id=0, slots=count)
+        pages = turns(prompts, completions, 1024, sizes, ways=1)[slots.PAGES]
+        return pages * sizes.page * (count or 512) / completions.sum()
+
+    assert cost(32) < 1.3 and cost(0) > 8
