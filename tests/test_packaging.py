@@ -27,9 +27,14 @@ def requirements(section, key):
     return {re.split(r"[<>=%]", line)[0].lower().replace("-", "_") for line in lines}
 
 
-def imported():
-    """Top-level names of what the package imports when its modules are imported."""
+SIDES = ("torch_side.py", "trl_side.py")  # modules of processes of their own, which only the extra `bench` can start
+
+
+def imported(sides=False):
+    """Top-level names of what the package imports when its modules are imported; with `sides`, of these alone."""
     for path in (PROJECT / "rlhf_jax").rglob("*.py"):
+        if (path.name in SIDES) != sides:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 yield from (alias.name.split(".")[0] for alias in node.names)
@@ -41,6 +46,9 @@ def test_every_import_is_installed_and_everything_installed_is_imported():
     names = set(imported()) - set(sys.stdlib_module_names) - {"rlhf_jax"}
     needed = {PACKAGES.get(name, name).lower().replace("-", "_") for name in names}
     assert needed == requirements("options", "install_requires")
+    beside = set(imported(sides=True)) - set(sys.stdlib_module_names) - {"rlhf_jax"} - needed
+    extra = requirements("options.extras_require", "bench") | requirements("options.extras_require", "hf")
+    assert beside <= extra | {"trl"}  # TRL is compared with where it is there
 
 
 def test_files_that_are_no_modules_are_installed_with_the_package():
