@@ -320,7 +320,8 @@ def test_padding_changes_nothing():
     jax.tree.map(lambda x, y: close(y[:, :C] if y.ndim == 2 else y, x), experience, wide)
     assert all(np.all(x[:, C:] == 0) for x in jax.tree.leaves(wide) if x.ndim == 2)
     for name, value in metrics.items():
-        close(wide_metrics[name], value, err_msg=name)
+        if not name.startswith("objective/padding"):  # which say how much there is
+            close(wide_metrics[name], value, err_msg=name)
     jax.tree.map(close, wide_state, state)
 
 
