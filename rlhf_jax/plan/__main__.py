@@ -245,6 +245,10 @@ is longer, what decoding must read at full bandwidth. That is the weights once a
 row so far, with as many rows at once as memory holds. Real lengths, where a plan has them, are log-normal: prompts
 with the spread of the paper's mean of 166 and median of 62 tokens, completions with a standard deviation of 1 of
 their logarithm, and the means those before lengths are cut at 1,024. Rows at once are those of a device.
+
+A plan without floors is of an earlier version, which sampled a batch in parts (`sample_parts`) and read all of the cache at
+every step. Its command needs `--config.slots`, the number of completions that are sampled at once, in the place of
+`sample_parts`.
 """
 
 if __name__ == "__main__":
