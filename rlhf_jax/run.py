@@ -42,6 +42,9 @@ FREE_FIELDS = (
 )
 
 
+_REPLACED = "sample_parts"  # of PPO stages in work directories of older versions; `slots` took its place
+
+
 def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
     """Returns the fields that may differ between the stored config of a run and its new one.
 
@@ -50,7 +53,7 @@ def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
     """
     before, after = (list(config.get("stages", ())) for config in (old, new))
     appended = after[len(before) :] if after[: len(before)] == before else []
-    looks = [f"{name}.{field}" for name in new for field in noted.LOOKS]
+    looks = [f"{name}.{field}" for name in new for field in (*noted.LOOKS, _REPLACED)]
     return (*FREE_FIELDS, *looks, *(["stages"] * bool(appended)), *appended)
 
 

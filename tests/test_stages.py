@@ -557,7 +557,8 @@ def test_a_run_of_an_older_version_is_resumed_and_read(whole, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole, path)
     older = read_json(path / "config.json")
-    del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"]
+    del older["pretrain"]["seed"], older["evaluate"]["document_rows"], older["ppo"]["lam"], older["slots"]
+    older["ppo"]["sample_parts"] = 2  # before there were slots
     write_json(path / "config.json", older)
     assert run_lib.open_run(path).config.ppo.lam == 0.95
     config = toy_config()
