@@ -79,7 +79,8 @@ def test_cached_attention_is_the_last_row_of_the_whole():
     valid = np.ones((2, 12), bool)
     valid[1, :4] = False  # left padding
     whole = attention.attend(q, k, v, valid.astype(np.int32))
-    cached = attention.attend_cached(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), valid)
+    chunks = [np.split(x.swapaxes(1, 2), [5], axis=2) for x in (k, v)]  # a cache of two arrays
+    cached = attention.attend_cached(q[:, -1], *chunks, np.split(valid, [5], axis=1))
     np.testing.assert_allclose(cached, whole[:, -1], atol=1e-6)
 
 
@@ -180,4 +181,4 @@ def test_an_attention_that_cannot_be_is_refused(name, platform, dtype, message):
 def test_a_query_without_any_key_is_finite():
     q, k, v, _ = inputs(12)
     nothing = np.zeros((2, 12), bool)
-    assert np.all(np.isfinite(attention.attend_cached(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), nothing)))
+    assert np.all(np.isfinite(attention.attend_cached(q[:, -1], [k.swapaxes(1, 2)], [v.swapaxes(1, 2)], [nothing])))
