@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
-from rlhf_jax import generate, sampling, sources, weights
+from rlhf_jax import generate, sampling, sharding, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.text_batches import batch_prompts
@@ -103,7 +103,7 @@ class Chat:
         run = self._run
         text = run.template.prompt(instruction, input)
         prompt = self._known.get(text, Prompt(text, {}))
-        rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]  # the smallest batch that divides over the mesh
+        rows = sharding.ways(run.mesh)  # the smallest batch that divides over the mesh
         prompts, _ = batch_prompts([prompt] * rows, run.tokenizer, run.config.prompt_length)
         sampler = sampling.sampler(run, run.config.completion_length, rows)
         answers = []

@@ -160,6 +160,11 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def ways(mesh: Mesh) -> int:
+    """Returns the number of parts in which a mesh splits the rows of a batch: data x fsdp."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def put_batch(batch, mesh: Mesh):
     """Turns host arrays [B, ...], the same on every process, into global arrays sharded over the batch axis.
 
@@ -181,22 +186,22 @@ def put_batch(batch, mesh: Mesh):
 
 def check_batch(batch, mesh: Mesh) -> None:
     """Raises InputError unless the number of rows of every array, or shape, is a multiple of data x fsdp."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = ways(mesh)
     for path, x in jax.tree_util.tree_leaves_with_path(batch):
-        if np.shape(x)[0] % ways:
+        if np.shape(x)[0] % devices:
             raise InputError(
                 f"batch{jax.tree_util.keystr(path)} has {np.shape(x)[0]} rows, which do not divide over data x fsdp = "
-                f"{ways} devices; choose a batch size that is a multiple of {ways}"
+                f"{devices} devices; choose a batch size that is a multiple of {devices}"
             )
 
 
 def check_parts(name: str, rows: int, parts: int, mesh: Mesh) -> None:
     """Raises InputError unless each of `parts` equal parts of `rows` rows is a multiple of data x fsdp."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % (parts * ways):
+    devices = ways(mesh)
+    if rows % (parts * devices):
         raise InputError(
-            f"{name}: {rows} rows in {parts} parts do not divide over data x fsdp = {ways} devices; choose a batch size "
-            f"that is a multiple of {parts * ways}, or other parts"
+            f"{name}: {rows} rows in {parts} parts do not divide over data x fsdp = {devices} devices; choose a batch size "
+            f"that is a multiple of {parts * devices}, or other parts"
         )
 
 

@@ -82,7 +82,7 @@ def test_stories260k_gives_the_logits_of_transformers(shared_data, tmp_path):
 
 def greedy_tokens(folder, prompts, length, eos_id):
     config = hf.load_config(folder)
-    sample = jax.jit(functools.partial(generate.sample, config, lengths=generate.Lengths(length, eos_id, 0)))
+    sample = jax.jit(functools.partial(generate.sample, config, sizes=generate.Sizes(length, eos_id, 0)))
     rollout = sample(hf.load_params(folder, config), prompts, np.ones(prompts.shape, bool), jax.random.key(0), 0.0)
     return np.asarray(rollout.tokens)
 

@@ -192,7 +192,7 @@ def test_an_exported_policy_completes_a_padded_batch_as_ours_does(workdir, tmp_p
     config, params = our(out)
     batch, tokens, mask = padded(tokenizer, chats(tokenizer), "left")
     theirs = network.generate(**batch, do_sample=False, max_new_tokens=LENGTH).numpy()[:, tokens.shape[1] :]
-    sample = jax.jit(functools.partial(generate.sample, config, lengths=generate.Lengths(LENGTH, 2, 2)))
+    sample = jax.jit(functools.partial(generate.sample, config, sizes=generate.Sizes(LENGTH, 2, 2)))
     ours = np.asarray(sample(params, tokens, mask, jax.random.key(0), 0.0).completions)
     np.testing.assert_array_equal(ours[:, : theirs.shape[1]], theirs)
     assert (ours[:, theirs.shape[1] :] == 2).all() and len(np.unique(ours)) > 3

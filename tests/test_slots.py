@@ -171,7 +171,7 @@ def steps_of(lengths, slots):
     params = jax.tree.map(jnp.asarray, tiny.params_of(config, 0))
     prompts = tiny.prompts_of(rows, P)
     uniform = generate.noise(jax.random.key(0), rows, C)
-    sizes = generate.Lengths(C, eos_id=-1, pad_id=tiny.PAD, slots=slots)
+    sizes = generate.Sizes(C, eos_id=-1, pad_id=tiny.PAD, slots=slots)
     given = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask), uniform, jnp.float32(1), None, sizes
     decoder = generate.Decoder.of(config, params, *given, jnp.asarray(limits))
     page, read = jax.jit(decoder.decode_page), jax.jit(decoder.read_group)

@@ -183,7 +183,7 @@ def test_a_program_of_scanned_layers_does_not_grow_with_them(scanned):
         def loss_fn(params):
             return token_loss.token_loss(config, params, batch, None).total
 
-        draw = functools.partial(generate.sample, config, lengths=generate.Lengths(4, tiny.EOS, tiny.PAD))
+        draw = functools.partial(generate.sample, config, sizes=generate.Sizes(4, tiny.EOS, tiny.PAD))
         prompts = tiny.prompts_of(ROWS, 5)
         trained = jax.jit(jax.grad(loss_fn)).lower(params)
         sampled = jax.jit(draw).lower(params, prompts.tokens, prompts.mask, jax.random.key(0), jnp.float32(1))

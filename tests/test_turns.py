@@ -20,7 +20,7 @@ def test_the_loop_is_played_as_the_program_runs_it(count, copies, monkeypatch):
     rng = np.random.default_rng(count)
     prompts = np.repeat(rng.integers(1, width + 1, rows // copies), copies)
     completions = rng.integers(1, completion + 1, rows)
-    lengths = slots.Lengths(completion, eos_id=-1, pad_id=0, slots=count, copies=copies)
+    lengths = slots.Sizes(completion, eos_id=-1, pad_id=0, slots=count, copies=copies)
     mask = np.arange(width) >= width - prompts[:, None]
     params = model.init_params(tiny.CONFIG, jax.random.key(0))
     runs = collections.Counter()
@@ -67,7 +67,7 @@ def test_the_loop_is_played_as_the_program_runs_it(count, copies, monkeypatch):
 
 
 def test_full_lengths_on_devices_that_do_the_same():
-    lengths = slots.Lengths(1024, eos_id=0, pad_id=0, slots=256)
+    lengths = slots.Sizes(1024, eos_id=0, pad_id=0, slots=256)
     prompts, completions = np.full(512, 1024), np.full(512, 1024)
     found = turns(prompts, completions, 1024, lengths, ways=8)
     pages = -(-1023 // lengths.page)
@@ -82,7 +82,7 @@ def test_few_slots_make_little_more_than_the_tokens_that_are_wanted():
     prompts, completions = lengths_lib.parse("--lengths", "prompt:166,completion:130").drawn(512, 1024, 1024)
 
     def cost(count):
-        sizes = slots.Lengths(1024, eos_id=-1, pad_id=0, slots=count)
+        sizes = slots.Sizes(1024, eos_id=-1, pad_id=0, slots=count)
         pages = turns(prompts, completions, 1024, sizes, ways=1)[slots.PAGES]
         return pages * sizes.page * (count or 512) / completions.sum()
 

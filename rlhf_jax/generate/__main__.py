@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rlhf_jax.stages  # noqa: F401  registers the kinds of stages
-from rlhf_jax import generate
+from rlhf_jax import generate, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.data.chat_template import ChatTemplate, shown
 from rlhf_jax.data.other_formats import is_rendered
@@ -139,7 +139,7 @@ class Completer:
                 )
         self._model, self._prompts, self._room = model, prompts, room
         self._rows = [(number, ids, sample) for number, ids in enumerate(encoded) for sample in range(samples)]
-        ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+        ways = sharding.ways(model.mesh)
         self.batch_size = -(-min(batch_size, len(self._rows)) // ways) * ways
         self.batches = -(-len(self._rows) // self.batch_size)
         self._sampler = generate.Sampler(

@@ -11,7 +11,7 @@ from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate.draw import noise
 from rlhf_jax.generate.layout import Layout
 from rlhf_jax.generate.rollout import Rollout
-from rlhf_jax.generate.slots import Decoder, Lengths
+from rlhf_jax.generate.slots import Decoder, Sizes
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig
 
@@ -26,7 +26,7 @@ def sample(
     truncation: Truncation | None = None,
     limits: jax.Array | None = None,
     *,
-    lengths: Lengths,
+    sizes: Sizes,
 ) -> Rollout:
     """Samples one completion per row. On a mesh, each device has its own rows and its own part of the slots.
 
@@ -40,25 +40,25 @@ def sample(
       truncation: which tokens may be drawn, and a penalty on tokens already in the row; None: all tokens, no penalty.
         The log-probabilities are the model's in either case.
       limits: i32[B], the largest number of tokens of each completion; None: C for all.
-      lengths: the sizes. The tokens do not depend on the number of slots.
+      sizes: the sizes. The tokens do not depend on the number of slots.
     """
-    uniform = noise(key, len(prompts), lengths.completion)
+    uniform = noise(key, len(prompts), sizes.completion)
 
-    def local(params, prompts, mask, uniform, limits, temperature, truncation, lengths=lengths):
-        return Decoder.of(config, params, prompts, mask, uniform, temperature, truncation, lengths, limits).sample()
+    def local(params, prompts, mask, uniform, limits, temperature, truncation, sizes=sizes):
+        return Decoder.of(config, params, prompts, mask, uniform, temperature, truncation, sizes, limits).sample()
 
     arguments = params, prompts, prompt_mask, uniform, limits, temperature, truncation
     mesh = sharding.mesh_to_fill()
-    ways = mesh and mesh.shape["data"] * mesh.shape["fsdp"]
-    if not mesh or ways == 1:
+    ways = sharding.ways(mesh) if mesh else 1
+    if ways == 1:
         return local(*arguments)
     axes = sharding.BATCH[0]
-    copies = lengths.copies if len(prompts) % (ways * lengths.copies) == 0 else 1
-    own = dataclasses.replace(lengths, slots=-(-lengths.slots // ways), copies=copies, axes=axes)
+    copies = sizes.copies if len(prompts) % (ways * sizes.copies) == 0 else 1
+    own = dataclasses.replace(sizes, slots=-(-sizes.slots // ways), copies=copies, axes=axes)
     whole, rows = jax.sharding.PartitionSpec(), sharding.BATCH
 
     def on_device(*arguments):
-        return local(*arguments, lengths=own)
+        return local(*arguments, sizes=own)
 
     spread = jax.shard_map(
         on_device,
@@ -71,10 +71,10 @@ def sample(
 
 
 class Sampler:
-    """`sample` jitted once for its lengths: (params, prompts, key, temperature[, truncation]) -> Rollout on the mesh.
+    """`sample` jitted once for its sizes: (params, prompts, key, temperature[, truncation, limits]) -> Rollout on the mesh.
 
-    It consists of two programs: `layout` puts the parameters into the layout of sampling, and `program` samples. `lengths`
-    are the sizes of the latter.
+    It consists of two programs: `layout` puts the parameters into the layout of sampling, and `program` samples. `sizes`
+    are those of the latter.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Sampler:
         slots: int = 0,
         copies: int = 1,
     ):
-        self.lengths = lengths = Lengths(completion_length, eos_id, pad_id, slots, copies)
+        self.sizes = sizes = Sizes(completion_length, eos_id, pad_id, slots, copies)
         self._mesh, self.layout = mesh, Layout(config, mesh, rules)
         config = self.layout.config
 
         def program(params, tokens, mask, key, temperature, truncation=None, limits=None):
-            return sample(config, params, tokens, mask, key, temperature, truncation, limits, lengths=lengths)
+            return sample(config, params, tokens, mask, key, temperature, truncation, limits, sizes=sizes)
 
         self.program = jax.jit(program, out_shardings=sharding.over_batch(mesh))
 

@@ -29,7 +29,7 @@ _GROUP = 8  # a group of prompts fills one of so many parts of the slots
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
+class Sizes:
     """The sizes of the sampling program, which are static.
 
     Attributes:
@@ -68,7 +68,7 @@ class Slots:
     prompt: jax.Array  # i32[S], length of the prompt
     count: jax.Array  # i32[S], number of tokens chosen so far
     token: jax.Array  # i32[S], the token that was chosen last
-    live: bool | jax.Array  # bool[S], True where a completion has not ended
+    live: jax.Array  # bool[S], True where a completion has not ended
     seen: jax.Array | None  # bool[S, V], tokens of the row so far; None without a repetition penalty
     read: jax.Array  # i32[], number of prompts of the queue that were read
     tokens: jax.Array  # i32[B, C]
@@ -89,7 +89,7 @@ class Decoder:
       temperature: f32[]; 0 takes the most likely token, with log-probabilities at temperature 1.
       truncation: which tokens may be drawn, and a penalty on tokens already in the row; None: all tokens, no penalty.
         The log-probabilities are the model's in either case.
-      lengths: the sizes.
+      sizes: the sizes.
       layers: the layers' parameters, from `decode.decode_layers`.
       queue: the prompts' numbers in the order in which they are read, i32[B / copies].
       limits: i32[B], the largest number of tokens of each completion; None: C for all.
@@ -102,19 +102,17 @@ class Decoder:
     noise: jax.Array
     temperature: jax.Array
     truncation: Truncation | None
-    lengths: Lengths
+    sizes: Sizes
     layers: Any
     queue: jax.Array
     limits: jax.Array | None = None
 
     @classmethod
-    def of(
-        cls, config, params, prompts, prompt_mask, noise, temperature, truncation, lengths, limits=None
-    ) -> "Decoder":
+    def of(cls, config, params, prompts, prompt_mask, noise, temperature, truncation, sizes, limits=None) -> "Decoder":
         """Returns the decoder of a batch. Call it outside of loops, since it slices layers and sorts prompts."""
-        queue = jnp.argsort(-prompt_mask[:: lengths.copies].sum(-1), stable=True).astype(jnp.int32)
+        queue = jnp.argsort(-prompt_mask[:: sizes.copies].sum(-1), stable=True).astype(jnp.int32)
         layers = decode.decode_layers(config, params)
-        return cls(config, params, prompts, prompt_mask, noise, temperature, truncation, lengths, layers, queue, limits)
+        return cls(config, params, prompts, prompt_mask, noise, temperature, truncation, sizes, layers, queue, limits)
 
     @property
     def rows(self) -> int:
@@ -124,25 +122,25 @@ class Decoder:
     @property
     def slots(self) -> int:
         """S."""
-        return min(max(self.lengths.slots, self.lengths.copies) if self.lengths.slots else self.rows, self.rows)
+        return min(max(self.sizes.slots, self.sizes.copies) if self.sizes.slots else self.rows, self.rows)
 
     @property
     def group(self) -> int:
         """N, the number of prompts that are read at once."""
-        copies = self.lengths.copies
+        copies = self.sizes.copies
         refilled = self.slots if self.slots == self.rows else max(self.slots // _GROUP, copies)
         return memory.prompts_at_once(max(1, refilled // copies), self.prompts.shape[1])
 
     @property
     def bounds(self) -> tuple[int, ...]:
         """The bounds of the cache's chunks."""
-        page = self.lengths.page
-        return decode.chunks(decode.places(self.prompts.shape[1], self.lengths.completion, page), page)
+        page = self.sizes.page
+        return decode.chunks(decode.places(self.prompts.shape[1], self.sizes.completion, page), page)
 
     @property
     def read_bounds(self) -> tuple[int, ...]:
         """The lengths to which groups of prompts are read, whole pages: those of chunks, and last that of all prompts."""
-        page = self.lengths.page
+        page = self.sizes.page
         whole = math.ceil(self.prompts.shape[1] / page) * page
         return (*(bound for bound in self.bounds[1:] if bound < whole), whole)
 
@@ -169,7 +167,7 @@ class Decoder:
 
     def free(self, slots: Slots) -> jax.Array:
         """Returns the number of prompts, at most a group, that the free slots take, i32[]."""
-        return jnp.minimum(self.group, jnp.sum(~slots.live) // self.lengths.copies)
+        return jnp.minimum(self.group, jnp.sum(~slots.live) // self.sizes.copies)
 
     def goes_on(self, slots: Slots) -> jax.Array:
         """Returns whether another page is decoded before a group is read, bool[]."""
@@ -184,11 +182,11 @@ class Decoder:
 
     def sum(self, x: jax.Array) -> jax.Array:
         """Returns the sum of a scalar over the devices and trials."""
-        return jax.lax.psum(x, self.lengths.axes) if self.lengths.axes else x
+        return jax.lax.psum(x, self.sizes.axes) if self.sizes.axes else x
 
     def max(self, x: jax.Array) -> jax.Array:
         """Returns the maximum of a scalar over the devices and trials."""
-        return jax.lax.pmax(x, self.lengths.axes) if self.lengths.axes else x
+        return jax.lax.pmax(x, self.sizes.axes) if self.sizes.axes else x
 
     # ------------------------------------------------------------------------ its parts
 
@@ -196,7 +194,7 @@ class Decoder:
         """Returns slots without prompts."""
         numbers = jnp.zeros(self.slots, jnp.int32)
         penalty = self.truncation is not None and self.truncation.repetition_penalty is not None
-        completions = self.rows, self.lengths.completion
+        completions = self.rows, self.sizes.completion
         return Slots(
             cache=decode.empty_cache(self.config, self.slots, self.bounds),
             row=jnp.full(self.slots, self.rows, jnp.int32),
@@ -206,14 +204,14 @@ class Decoder:
             live=jnp.zeros(self.slots, bool),
             seen=jnp.zeros((self.slots, self.config.padded_vocab), bool) if penalty else None,
             read=jnp.int32(0),
-            tokens=jnp.full(completions, self.lengths.pad_id, jnp.int32),
+            tokens=jnp.full(completions, self.sizes.pad_id, jnp.int32),
             logprobs=jnp.zeros(completions, jnp.float32),
             lengths=jnp.zeros(self.rows, jnp.int32),
         )
 
     def read_group(self, slots: Slots) -> Slots:
         """Reads the next prompts of the queue into free slots, and chooses the first token of each."""
-        copies, page = self.lengths.copies, self.lengths.page
+        copies, page = self.sizes.copies, self.sizes.page
         number = jnp.arange(self.group)
         prompts = self.queue[jnp.minimum(slots.read + number, len(self.queue) - 1)] * copies
         admitted = number < jnp.minimum(self.free(slots), self.waiting(slots))
@@ -297,7 +295,7 @@ class Decoder:
         moving = dataclasses.replace(slots, cache=None, tokens=None, logprobs=None, lengths=None)
         with jax.named_scope(READ):
             moved, page, tokens, logprobs = jax.lax.switch(branch, chunks, slots.cache, moving)
-        step = slots.count[:, None] + jnp.arange(self.lengths.page)
+        step = slots.count[:, None] + jnp.arange(self.sizes.page)
         written = step < moved.count[:, None]
         where = jnp.where(written, slots.row[:, None], self.rows), step  # no row where nothing was chosen
         return dataclasses.replace(
@@ -310,7 +308,7 @@ class Decoder:
 
     def _decode_page(self, cache: decode.Cache, slots: Slots, read: int):
         """Returns the slots after a page, the page, and its tokens i32[S, R] and log-probabilities f32[S, R]."""
-        shape = self.slots, self.lengths.page
+        shape = self.slots, self.sizes.page
 
         def step(place, carry):
             slots, page, tokens, logprobs = carry
@@ -328,7 +326,7 @@ class Decoder:
 
         empty = decode.empty_page(self.config, *shape)
         nothing = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-        return jax.lax.fori_loop(0, self.lengths.page, step, (slots, empty, *nothing))
+        return jax.lax.fori_loop(0, self.sizes.page, step, (slots, empty, *nothing))
 
     def choose(self, hidden: jax.Array, row: jax.Array, step: jax.Array, seen) -> tuple[jax.Array, jax.Array]:
         """Returns a token i32[S] and its log-probability f32[S] for each of the hidden states [S, D].
@@ -349,12 +347,12 @@ class Decoder:
 
     def _ends(self, token: jax.Array, row: jax.Array, count: jax.Array) -> jax.Array:
         """Returns bool[S], whether completions i32[S] of `count` tokens i32[S] end with their token i32[S]."""
-        limit = self.lengths.completion if self.limits is None else self.limits[row]
-        return is_end(token, self.lengths.eos_id) | (count >= limit)
+        limit = self.sizes.completion if self.limits is None else self.limits[row]
+        return is_end(token, self.sizes.eos_id) | (count >= limit)
 
     def rollout(self, slots: Slots) -> Rollout:
         """Returns the completions so far."""
-        mask = jnp.arange(self.lengths.completion) < slots.lengths[:, None]
+        mask = jnp.arange(self.sizes.completion) < slots.lengths[:, None]
         return Rollout(jnp.concatenate([self.prompts, slots.tokens], axis=1), self.prompt_mask, mask, slots.logprobs)
 
 

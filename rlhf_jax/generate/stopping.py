@@ -34,11 +34,11 @@ class StoppingSampler:
         pad_id: int,
     ):
         self.layout = generate.Layout(config, mesh, rules)
-        shape, lengths = self.layout.config, generate.Lengths(completion_length, eos_id, pad_id)
+        shape, sizes = self.layout.config, generate.Sizes(completion_length, eos_id, pad_id)
 
         def decoder(params, tokens, mask, key, temperature, truncation):
             uniform = generate.noise(key, len(tokens), completion_length)
-            return generate.Decoder.of(shape, params, tokens, mask, uniform, temperature, truncation, lengths)
+            return generate.Decoder.of(shape, params, tokens, mask, uniform, temperature, truncation, sizes)
 
         def start(batch):
             """Reads the prompts, a group after another."""

@@ -10,23 +10,23 @@ import dataclasses
 
 import numpy as np
 
-from rlhf_jax.generate.slots import GROUPS, LONGEST, PAGES, READ, Decoder, Lengths
+from rlhf_jax.generate.slots import GROUPS, LONGEST, PAGES, READ, Decoder, Sizes
 
 
-def turns(prompts: np.ndarray, completions: np.ndarray, width: int, lengths: Lengths, ways: int) -> dict[str, int]:
+def turns(prompts: np.ndarray, completions: np.ndarray, width: int, sizes: Sizes, ways: int) -> dict[str, int]:
     """Returns how often each part of the program runs while it samples a batch.
 
     Args:
       prompts: i64[B], the lengths of the prompts.
       completions: i64[B], the lengths of the completions.
       width: P, to which the prompts are padded.
-      lengths: the sizes of the program, for the whole batch.
+      sizes: the sizes of the program, for the whole batch.
       ways: number of devices over which the rows are split, each of which has its own slots.
     """
-    copies = lengths.copies if len(prompts) % (ways * lengths.copies) == 0 else 1
-    lengths = dataclasses.replace(lengths, slots=-(-lengths.slots // ways), copies=copies)
+    copies = sizes.copies if len(prompts) % (ways * sizes.copies) == 0 else 1
+    sizes = dataclasses.replace(sizes, slots=-(-sizes.slots // ways), copies=copies)
     shape = np.broadcast_to(0, (len(prompts) // ways, width))
-    decoder = Decoder(None, None, shape, shape, None, None, None, lengths, None, None)
+    decoder = Decoder(None, None, shape, shape, None, None, None, sizes, None, None)
     devices = [_Device(decoder, *rows) for rows in zip(np.split(prompts, ways), np.split(completions, ways))]
     runs = collections.Counter({part: 0 for part in _parts(decoder)})
 
@@ -60,7 +60,7 @@ class _Device:
     """The slots of a device: the numbers that decide about its loops."""
 
     def __init__(self, decoder: Decoder, prompts: np.ndarray, completions: np.ndarray):
-        self._decoder, self._copies, self._page = decoder, decoder.lengths.copies, decoder.lengths.page
+        self._decoder, self._copies, self._page = decoder, decoder.sizes.copies, decoder.sizes.page
         self._prompts, self._completions = prompts, completions
         self._queue = np.argsort(-prompts[:: self._copies], kind="stable") * self._copies
         self._left = np.zeros(decoder.slots, np.int64)  # tokens that are still to come in each slot

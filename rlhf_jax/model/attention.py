@@ -152,15 +152,21 @@ def _cudnn_computes(width: int) -> bool:
 def _by_device(kernel: Callable, heads: int) -> Callable:
     """Returns a function (q, k, v, segment_ids) by which each device of a mesh computes its own rows and heads.
 
-    XLA cannot split a kernel over devices by itself. `heads` is the axis of the heads in q, k and v.
+    XLA cannot split a kernel over devices by itself. Rows and heads that do not divide are computed by all devices.
+    `heads` is the axis of the heads in q, k and v.
     """
-    axes = sharding.axes_to_fill()
-    if not axes:
-        return kernel
-    batch = sharding.BATCH[0] if set(sharding.BATCH[0]) <= axes else None
-    whole = jax.sharding.PartitionSpec(batch, *[None] * (heads - 1), "tensor")
-    specs = (whole, whole, whole, jax.sharding.PartitionSpec(batch))
-    return jax.shard_map(kernel, in_specs=specs, out_specs=whole, axis_names=axes, check_vma=False)
+    axes, mesh = sharding.axes_to_fill(), jax.sharding.get_abstract_mesh()
+
+    def compute(q, k, v, segment_ids):
+        divides = set(sharding.BATCH[0]) <= axes and len(q) % sharding.ways(mesh) == 0
+        batch = sharding.BATCH[0] if divides else None
+        own = "tensor" if k.shape[heads] % mesh.shape["tensor"] == 0 else None
+        spec = jax.sharding.PartitionSpec(batch, *[None] * (heads - 1), own)
+        specs = (spec, spec, spec, jax.sharding.PartitionSpec(batch))
+        split = jax.shard_map(kernel, in_specs=specs, out_specs=spec, axis_names=axes, check_vma=False)
+        return split(q, k, v, segment_ids)
+
+    return compute if axes else kernel
 
 
 def _cudnn(q, k, v, segment_ids):

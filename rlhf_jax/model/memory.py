@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax
 
+from rlhf_jax import sharding
 from rlhf_jax.model.config import TransformerConfig
 
 REMAT = ("none", "dots", "full")  # from the fastest to the one that takes the least memory
@@ -29,14 +30,9 @@ def changed(config: TransformerConfig, change: Mapping) -> TransformerConfig:
     return dataclasses.replace(config, **{name: change[name] for name in ("remat", "scan_layers") if name in change})
 
 
-def ways(mesh: jax.sharding.Mesh) -> int:
-    """Returns the number of devices over which the rows of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def rows_at_once(rows: int, parts: int, mesh: jax.sharding.Mesh) -> int:
     """Returns the rows of a batch that a device computes at once."""
-    return -(-rows // (parts * ways(mesh)))
+    return -(-rows // (parts * sharding.ways(mesh)))
 
 
 def prompts_at_once(rows: int, length: int) -> int:

@@ -248,20 +248,17 @@ class Block(_Module):
 
 
 class Transformer(_Module):
-    """The trunk, and the parameters of its head ("lm" or "scalar"); returns hidden states and the cache."""
+    """The trunk, and the parameters of its head ("lm" or "scalar"); returns hidden states."""
 
     head: str = "lm"
 
     @nn.compact
-    def __call__(
-        self, tokens, positions, segment_ids, dropout_rate: float = 0.0, with_cache: bool = False, dropout_keys=None
-    ):
-        """Returns the hidden states [B, T, D] after the final norm, and the cache.
+    def __call__(self, tokens, positions, segment_ids, dropout_rate: float = 0.0, dropout_keys=None):
+        """Returns the hidden states [B, T, D] after the final norm.
 
         Args:
           tokens, positions, segment_ids: i32[B, T].
           dropout_rate: share of the residual branches' outputs that is dropped.
-          with_cache: whether the cache is (keys, values), each [L, B, T, G, Dh]; otherwise it is None.
           dropout_keys: [B], a random key for each row; None without dropout.
         """
         c = self.config
@@ -293,9 +290,7 @@ class Transformer(_Module):
             dropout_keys = jax.vmap(split, out_axes=2)(dropout_keys)  # [L, 2, B]
         else:
             dropout_keys = None
-        x, cache = layers(c, name="layers")(
-            x, rotary(c, positions), segment_ids, dropout_rate, with_cache, dropout_keys
-        )
+        x, _ = layers(c, name="layers")(x, rotary(c, positions), segment_ids, dropout_rate, False, dropout_keys)
         x = sharding.constrain_batch(Norm(c, name="final_norm")(x))
         if self.head == "scalar":
             # Initialised as in Stiennon et al. 2020 and OpenAI's code: std 1/sqrt(d + 1), bias 0.
@@ -303,7 +298,7 @@ class Transformer(_Module):
             self.weight("scalar_bias", (), constant=0.0)
         elif not c.tie_embeddings:
             self.weight("lm_head", (c.padded_vocab, c.embed_dim), std=c.init_std)
-        return x, cache
+        return x
 
 
 # ---------------------------------------------------------------------------- the pure functions
@@ -330,7 +325,7 @@ def hidden_states(
     """
     head = "scalar" if "scalar_kernel" in params else "lm"
     model = Transformer(config, head=head)
-    return model.apply({"params": params}, tokens, positions, segment_ids, dropout_rate, dropout_keys=keys)[0]
+    return model.apply({"params": params}, tokens, positions, segment_ids, dropout_rate, dropout_keys=keys)
 
 
 def masked_hidden_states(config: TransformerConfig, params: dict, tokens, mask) -> jax.Array:

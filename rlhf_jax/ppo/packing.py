@@ -42,7 +42,7 @@ class PackedRollout:
 
 
 @struct.dataclass
-class Layout:
+class PackedLayout:
     """Where the episodes of a minibatch stand in rows.
 
     Attributes:
@@ -74,7 +74,7 @@ class Layout:
         return x.reshape(-1)[self.ends]
 
 
-def pack(rollout: Rollout) -> Layout:
+def pack(rollout: Rollout) -> PackedLayout:
     """Returns the layout of the episodes of a minibatch, by the lengths that its masks show."""
     episodes, prompt_length = rollout.prompt_mask.shape
     completion_length = rollout.completion_mask.shape[1]
@@ -110,7 +110,7 @@ def pack(rollout: Rollout) -> Layout:
     )
     ends = row * length + jnp.maximum(start + sizes[:, 0] - 1, 0)
     target = jnp.where(rollout.completion_mask, within, 0)
-    return Layout(packed, source, target, ends, rollout.completion_mask, jnp.max(row) + 1)
+    return PackedLayout(packed, source, target, ends, rollout.completion_mask, jnp.max(row) + 1)
 
 
 def _numbers(x: jax.Array) -> jax.Array:
@@ -148,7 +148,7 @@ def rows_of_part(rows: int, length: int, microbatches: int, mesh=None) -> int:
       mesh: the mesh over whose batch axes the rows are split; None for one device.
     """
     platform = mesh.abstract_mesh.abstract_device.platform if mesh else jax.default_backend()
-    most, ways = rows // microbatches, mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    most, ways = rows // microbatches, sharding.ways(mesh) if mesh else 1
     least = PLACES[platform] * ways
     fitting = [size for size in range(ways, most, ways) if most % size == 0 and size * length >= least]
     return fitting[0] if fitting else most
@@ -249,7 +249,7 @@ class Parts:
         return jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-8), grads), loss
 
 
-def parts_of(rows: Any, layout: Layout, microbatches: int, trials: str | None = None) -> Parts:
+def parts_of(rows: Any, layout: PackedLayout, microbatches: int, trials: str | None = None) -> Parts:
     """Returns the rows of several minibatches in parts.
 
     Args:

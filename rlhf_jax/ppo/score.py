@@ -27,12 +27,12 @@ from rlhf_jax.ppo.completions import (
     values_at,
 )
 from rlhf_jax.ppo.mixture import ModelScores, combined, of_each_model
-from rlhf_jax.ppo.packing import Layout, PackedRollout, pack, parts_of
+from rlhf_jax.ppo.packing import PackedLayout, PackedRollout, pack, parts_of
 from rlhf_jax.ppo.state import Coefficients, Experience, PPOConfig
 
 
 def _gathered(rules: Mapping | None, shape: TransformerConfig, params: dict, after) -> dict:
-    """Returns the weights of a model in the layout of sampling, made when `after` is computed: what it costs no bits.
+    """Returns the weights of a model in the layout of sampling, made as soon as `after` is computed. No bit changes.
 
     They are in the compute type and split over `tensor` alone. In the layout of training, each part would gather them.
 
@@ -128,7 +128,7 @@ def make_score(
         back = jnp.argsort(minibatches.reshape(-1))  # from the order of the minibatches to that of the rollout
 
         def of_episodes(method, x):
-            """Returns what a method of Layout gives for numbers of the parts, for the episodes of the rollout."""
+            """Returns what a method of PackedLayout gives for numbers of the parts, for the episodes of the rollout."""
             found = jax.vmap(method)(layout, x.reshape(len(minibatches), -1, *x.shape[2:]))
             return found.reshape(-1, *found.shape[2:])[back]
 
@@ -143,19 +143,19 @@ def make_score(
             for number, (one, params) in enumerate(pairs):
                 params = gathered(one.config, params, read)
                 read = parts.read(functools.partial(one.at_places, params), f"rewarded_parts_{number}")
-                found.append(of_episodes(Layout.at_ends, read))
+                found.append(of_episodes(PackedLayout.at_ends, read))
             said["scores"] = jnp.stack(found, axis=1) if several else found[0]
         elif reward_fn:
             said["scores"] = reward_fn(reward, rollout)
         if config.value:
             read = parts.read(functools.partial(values_of, gathered(config.value, value, read)), "valued_parts")
-            said["values"] = of_episodes(Layout.unpacked, read)
+            said["values"] = of_episodes(PackedLayout.unpacked, read)
         ref = gathered(config.policy, ref, read)
         read = parts.read(functools.partial(states_of, ref), "referred_parts")
         policy = gathered(config.policy, policy, read)
         both = dataclasses.replace(parts, rows=(parts.rows, read))
         read = both.read(lambda part: compare(policy, ref, coefs.temperature, *part), "compared_parts")
-        said |= {name: of_episodes(Layout.unpacked, x) for name, x in read.items()}
+        said |= {name: of_episodes(PackedLayout.unpacked, x) for name, x in read.items()}
 
         mask = rollout.completion_mask
         ended = has_eos(rollout, config.eos_id)

@@ -116,7 +116,7 @@ def programs_of(
     scored_in += [f"rewarded_parts_{number}" for number, _ in enumerate(models)]
     updated_in = ["policy_parts"] + ["value_parts"] * bool(value)
     # Score keeps the states of the reference, and on a mesh a copy of the weights of one model after the other.
-    ways = memory.ways(run.mesh)
+    ways = sharding.ways(run.mesh)
     kept = {"states": memory.item(policy) * rows // ways * completion * policy.embed_dim}
     if section.gather_once and run.mesh.shape["fsdp"] > 1:
         copies = [work.parameters(shape) * memory.item(shape) for shape in (policy, *scalars)]
@@ -156,7 +156,7 @@ def programs_of(
             section.iterations,
             cache(slots),
             sampling_memory,
-            turns(*lengths, prompt, compiled.sample.lengths, ways),
+            turns(*lengths, prompt, compiled.sample.sizes, ways),
             options={"slots": choice.rows_at_once(rows, ways)},
             decoding=work.decoding(policy, *lengths, length, run.mesh),
             rows={"completions": (memory.rows_at_once(slots, 1, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},

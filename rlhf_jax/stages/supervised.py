@@ -182,6 +182,6 @@ def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int
         temporaries=lambda change: memory.training(
             memory.changed(shape, change), run.mesh, rows, length, places, change.get("microbatches", parts), weights
         ),
-        options={"microbatches": choice.parts(run.config[stage].batch_size, memory.ways(run.mesh))},
+        options={"microbatches": choice.parts(run.config[stage].batch_size, sharding.ways(run.mesh))},
         rows={"rows": (memory.rows_at_once(rows, parts, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},
     )

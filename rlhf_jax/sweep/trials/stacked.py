@@ -43,11 +43,11 @@ def draw_of(shape: TransformerConfig, completion_length: int, eos_id, pad_id: in
     See generate.sample.
     """
     # All trials go on until the last one has ended: a step made by only some of them would copy the caches of all.
-    lengths = generate.Lengths(completion_length, eos_id, pad_id, slots, axes=(AXIS,))
+    sizes = generate.Sizes(completion_length, eos_id, pad_id, slots, axes=(AXIS,))
 
     def draw(params, tokens, mask, key, temperature):
         params = jax.tree.map(lambda x: x.astype(shape.dtype), params)
-        return generate.sample(shape, params, tokens, mask, key, temperature, lengths=lengths)
+        return generate.sample(shape, params, tokens, mask, key, temperature, sizes=sizes)
 
     return draw
 
@@ -225,7 +225,7 @@ class StackedPPOPrograms:
       config: the static configuration of PPO.
       reward_fn: function of the reward model (see ppo.make_score).
       optimizers: optimizers of policy and value function.
-      lengths: (completion length in tokens, eos_id, pad_id, slots), see generate.Lengths.
+      lengths: (completion length in tokens, eos_id, pad_id, slots), see generate.Sizes.
       sizes: (batch size, minibatch size, PPO epochs).
       mesh: the devices over which the trials are split.
     """
