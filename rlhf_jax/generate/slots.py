@@ -33,10 +33,10 @@ class Sizes:
     """The sizes of the sampling program, which are static.
 
     Attributes:
-      completion: C.
+      completion: largest number of tokens of a completion, C.
       eos_id: the token that ends a completion, or all such tokens.
       pad_id: the token after the end of a completion.
-      slots: S; 0 gives each row a slot.
+      slots: number of slots, S; 0 gives each row a slot.
       copies: number of neighbouring rows that have the same prompt, which is read once for all of them.
       axes: names of the axes of shard_map or vmap over which the slots of one program are spread. All of them look at
         their slots, and stop, together.
@@ -51,7 +51,7 @@ class Sizes:
 
     @property
     def page(self) -> int:
-        """R: pages of about _PAGE tokens, which make up the completion after its first token."""
+        """The number of tokens of a page, R: about _PAGE, so that whole pages make up the completion after its first token."""
         steps = max(self.completion - 1, 1)
         return math.ceil(steps / math.ceil(steps / _PAGE))
 
@@ -89,7 +89,7 @@ class Decoder:
       temperature: f32[]; 0 takes the most likely token, with log-probabilities at temperature 1.
       truncation: which tokens may be drawn, and a penalty on tokens already in the row; None: all tokens, no penalty.
         The log-probabilities are the model's in either case.
-      sizes: the sizes.
+      sizes: the sizes of the program.
       layers: the layers' parameters, from `decode.decode_layers`.
       queue: the prompts' numbers in the order in which they are read, i32[B / copies].
       limits: i32[B], the largest number of tokens of each completion; None: C for all.
@@ -116,17 +116,17 @@ class Decoder:
 
     @property
     def rows(self) -> int:
-        """B."""
+        """The number of rows of the batch, B."""
         return len(self.prompts)
 
     @property
     def slots(self) -> int:
-        """S."""
+        """The number of slots, S."""
         return min(max(self.sizes.slots, self.sizes.copies) if self.sizes.slots else self.rows, self.rows)
 
     @property
     def group(self) -> int:
-        """N, the number of prompts that are read at once."""
+        """The number of prompts that are read at once, N."""
         copies = self.sizes.copies
         refilled = self.slots if self.slots == self.rows else max(self.slots // _GROUP, copies)
         return memory.prompts_at_once(max(1, refilled // copies), self.prompts.shape[1])
