@@ -35,6 +35,12 @@ hypothesis.settings.load_profile("repeatable")
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem):
+    """Ends the run when a test crashes its worker process: xdist 3.8 would wait forever for the rest of the file."""
+    pytest.exit(f"{crashitem} crashed its worker process", returncode=3)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real data beside the project; tests that need it skip where it is missing."""
