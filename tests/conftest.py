@@ -41,6 +41,23 @@ def pytest_handlecrashitem(crashitem):
     pytest.exit(f"{crashitem} crashed its worker process", returncode=3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_mapped_programs():
+    """Drops compiled programs after a file when there are many: Linux lets a process map 65,530 pieces of memory.
+
+    A program takes about a dozen, and a process that reaches the limit crashes.
+    """
+    yield
+    mapped = pathlib.Path("/proc/self/maps")
+    if mapped.exists() and mapped.read_bytes().count(b"\n") > 10_000:
+        import gc
+
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real data beside the project; tests that need it skip where it is missing."""
