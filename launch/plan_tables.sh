@@ -8,14 +8,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 more=("$@")
 
 # size topology ways tensor: the mesh is fsdp=ways (across slices: data=slices) and tensor. How many rows are computed and
-# sampled at once, and what is computed again, is chosen by the memory of the chips.
+# sampled at once, and what is computed again, the plan chooses by the memory of the chips.
 plan() {
   local size="$1" topology="$2" ways="$3" tensor="$4" sft=32
   shift 4
   # 175B: the paper's batch of 8 does not divide over so many chips.
   if [[ "$size" == 175b ]]; then sft=$((ways > 8 ? ways : 8)); fi
   echo "== $size on $topology" >&2
-  bash launch/python.sh -m rlhf_jax.plan --config="experiments/instructgpt.py:$size" --topology="$topology" --fit \
+  bash launch/python.sh -m rlhf_jax.plan --config="experiments/instructgpt.py:$size" --topology="$topology" \
     --lengths=prompt:166,completion:130 --config.mesh.tensor="$tensor" --config.sft.batch_size="$sft" \
     --out=docs/plan "$@" "${more[@]}" > /dev/null ||
     [[ $? -eq 1 ]]  # 1: does not fit, which is a result

@@ -76,7 +76,7 @@ class Program:
       runs: number of times that the stage runs the program.
       cache: bytes per device of the keys and values among the program's temporaries.
       temporaries: {field: value} -> name -> bytes per device that the program takes beside its arguments, by the formulas
-        of model/memory.py, with these values of the model's `remat` and `scan_layers` and of the stage's `options`.
+        of model/memory.py, with these values of `options`.
       options: fields of the stage that lower the program's memory -> their values, from the fastest to the one of the
         least memory.
       parts: how often each part of the program runs in one run of it: the bodies of loops whose turns the data decide, and

@@ -1,25 +1,17 @@
-"""The memory that a stage will take, which is said before it starts, and the choice of a program by it.
-
-`model.remat='auto'` and `model.scan_layers=None` are chosen once, at the first start of a run, and kept in its
-program.json: the choice changes results by rounding alone, and a resumed run must not even do that.
-"""
+"""The memory that a stage will take, which is said before it starts."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 
-from rlhf_jax import settled
 from rlhf_jax.abstract import Data, Program, bytes_per_device
 from rlhf_jax.fields import registry
 from rlhf_jax.model import choice
-from rlhf_jax.model.memory import REMAT
-from rlhf_jax.run import PROGRAM, Run
-from rlhf_jax.runtime import hosts, machine
+from rlhf_jax.run import Run
+from rlhf_jax.runtime import machine
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.runtime.files import write_json
 
-_SHARE = 0.5  # of a device's memory: formulas are rough, and stages that are trained together share it
 _KEPT = 1.6  # times what is in use, a process takes that keeps what is freed (docs/scaling.md)
 _COMPILED = 0.1 * 2**30  # bytes that a process keeps after it has compiled a program for a CPU (docs/scaling.md)
 _SHOWN = 4  # parts of the memory that are named one by one
@@ -64,34 +56,16 @@ def of(programs: list[Program], mesh, change: Mapping) -> Need:
     return max(map(need, programs), key=lambda found: found.total)
 
 
-def choose(
-    programs: list[Program],
-    mesh,
-    limit: float,
-    shared: Mapping[str, Sequence] | None = None,
-    seconds: Callable[[Mapping], float] | None = None,
-) -> dict | None:
-    """Returns the settings with which the programs of a stage are fastest in the memory of a device.
+def choose(programs: list[Program], mesh, limit: float, options: choice.Options) -> dict | None:
+    """Returns the fastest values of options with which the programs of a stage fit into `limit` bytes of each device.
 
-    Args:
-      programs: the programs of one stage.
-      mesh: their mesh.
-      limit: bytes of each device that may be used.
-      shared: values of `remat` and `scan_layers` to choose from, from the fastest to the one of the least memory; None
-        leaves them as they are.
-      seconds: see `choice.choose`.
-
-    Returns:
-      The value of each of the programs' `options` and of `shared`; None if nothing fits.
+    It is None if nothing fits.
     """
-    options: dict[str, Sequence] = {}
-    for program in programs:
-        options |= program.options
 
     def need(program):
         return lambda change: of([program], mesh, change).total
 
-    return choice.choose([need(program) for program in programs], options, limit, shared, seconds)
+    return choice.choose([need(program) for program in programs], options, limit)
 
 
 def programs_of(run: Run, stage: str) -> list[Program]:
@@ -160,49 +134,14 @@ def _listed(parts: Mapping[str, float]) -> str:
 
 def _advice(run: Run, stage: str, need: Need) -> str:
     """Returns the fields that lower the memory of a stage's largest program."""
-    section, model = run.config[stage], run.shape(stage)
-    fields = registry.of(run.config, stage).parts(section)
+    model, rows = run.shape(stage), registry.of(run.config, stage).parts(run.config[stage])
     sampling = need.program == "sample"
     if sampling:
         ways = ["set slots to fewer completions at once"]
     else:
-        ways = [f"raise {stage}.{field}={section[field]}" for field, rows in fields.items() if section[field] < rows]
+        ways = [f"raise {stage}.{field}={parts}" for field, parts in run.parts(stage).items() if parts < rows[field]]
     if not sampling and not (model.remat == "full" and model.scan_layers):
         ways.append("set model.remat='full' and model.scan_layers=True")
     if not sampling and need.parts.get("logits", 0) > need.total / 10:
         ways.append(f"lower model.logits_chunk={model.logits_chunk} (0 means all places)")
     return ", ".join([*ways, "or use more devices, shorter texts or a smaller model"])
-
-
-def settle(run: Run) -> None:
-    """Chooses what `model.remat` and `model.scan_layers` leave open, at the first start of a run."""
-    section = run.config.model
-    if (section.remat == "auto" or section.scan_layers is None) and not (run.path / PROGRAM).exists():
-        hosts.on_first(lambda: write_json(run.path / PROGRAM, _choice(run)))
-        run.adopt_program()
-
-
-def _choice(run: Run) -> dict:
-    memory = machine.memory(run.mesh)
-    candidates = _candidates(run.config.model, run.mesh.devices.flat[0].platform, run.model.num_layers)
-    if memory.whole is None:
-        return candidates[-1]
-    stages = [stage for stage in run.config.stages if not run.done(stage)]
-    planned = [programs for stage in stages if (programs := programs_of(run, stage))]
-    limit = _SHARE * memory.whole / memory.sharers
-
-    def fits(change):
-        return all(of(programs, run.mesh, change).total <= limit for programs in planned)
-
-    return next(filter(fits, candidates), candidates[-1])
-
-
-def _candidates(section, platform: str, layers: int) -> list[dict]:
-    """Returns the programs that a config leaves open, the fastest first, and last the one of the least memory."""
-    scans = [section.scan_layers]
-    if section.scan_layers is None:
-        scans = [True] if settled.loops(platform, layers) else [False, True]
-    remats = REMAT if section.remat == "auto" else [section.remat]
-    # On a CPU, an unrolled layer that is computed again takes the memory of one that is not.
-    fit = [(s, r) for s in scans for r in remats if s or r == "none" or platform != "cpu"]
-    return [{"scan_layers": scan, "remat": remat} for scan, remat in fit or [(scans[-1], remats[-1])]]

@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from rlhf_jax import checkpoint, forecast, sharding, sources, weights
+from rlhf_jax import checkpoint, fitted, forecast, sharding, sources, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import answers as answers_lib
 from rlhf_jax.evaluate import benchmarks, policy
@@ -98,7 +98,7 @@ def _check_names(run: run_lib.Run, stage: str) -> None:
 def check(run: run_lib.Run) -> None:
     """Reads all inputs of the stages, so that errors of later stages are reported before hours of computation.
 
-    Then the run's program is chosen, where the config leaves that open (see forecast.py).
+    Then the run's program is chosen, where the config leaves that open (see fitted.py).
 
     Finished stages are checked for damage, too.
 
@@ -124,4 +124,4 @@ def check(run: run_lib.Run) -> None:
     if any(benchmarks.wanted(run, stage) for stage in run.config.stages):
         hosts.on_first(lambda: benchmarks.tasks_of(run).names)
     sharding.check_parts("evaluate.batch_size", run.config.evaluate.batch_size, 1, run.mesh)
-    forecast.settle(run)
+    fitted.settle(run)

@@ -48,16 +48,16 @@ _REPLACED = "sample_parts"  # of PPO stages in work directories of older version
 def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
     """Returns the fields that may differ between the stored config of a run and its new one.
 
-    Beside FREE_FIELDS, these are noted.LOOKS of each stage, and the names of stages that are appended to `stages`, with
+    Beside FREE_FIELDS, these are noted.FREE of each stage, and the names of stages that are appended to `stages`, with
     their sections: no earlier stage has read them.
     """
     before, after = (list(config.get("stages", ())) for config in (old, new))
     appended = after[len(before) :] if after[: len(before)] == before else []
-    looks = [f"{name}.{field}" for name in new for field in (*noted.LOOKS, _REPLACED)]
-    return (*FREE_FIELDS, *looks, *(["stages"] * bool(appended)), *appended)
+    free = [f"{name}.{field}" for name in new for field in (*noted.FREE, _REPLACED)]
+    return (*FREE_FIELDS, *free, *(["stages"] * bool(appended)), *appended)
 
 
-PROGRAM = "program.json"  # what `model.remat` and `model.scan_layers` leave open; forecast.py writes it
+PROGRAM = "program.json"  # what was chosen for fields that leave open how programs compute; fitted.py writes it
 _PREPARED = (notes.REPORT, PROGRAM, *notes.KEPT)  # by `start`, before any stage
 
 
@@ -77,6 +77,9 @@ class Run:
     workdir: Workdir | None = None  # None: opened for reading
     trackers: Trackers = dataclasses.field(default_factory=Trackers)
     bases: dict = dataclasses.field(default_factory=dict)  # the frozen weights that adapters share; see weights.py
+    chosen: dict = dataclasses.field(
+        default_factory=dict
+    )  # dotted field that the config leaves open -> value; fitted.py
 
     @property
     def seed(self) -> int:
@@ -151,6 +154,8 @@ class Run:
             return dataclasses.replace(shape, lora=self.model.lora) if whole else shape
         own = settled.closed(self.config[stage].get("model", {}))
         differing = {name: value for name, value in own.items() if name != "shape"}
+        if remat := self.chosen.get(f"{stage}.model.remat"):
+            differing["remat"] = remat
         if "lora" in differing:
             differing["lora"] = lora.of_section(self.config.model.lora, differing["lora"])
         return dataclasses.replace(self.model, **differing)
@@ -160,11 +165,27 @@ class Run:
         shape = self.shape(stage)
         return dataclasses.replace(shape, lora=None) if registry.of(self.config, stage).base else shape
 
+    def parts(self, stage: str) -> dict[str, int]:
+        """Returns in how many parts a stage computes its batches, for each of its fields that say so.
+
+        It is the config's number, or the chosen one; as long as nothing is chosen, it is 1.
+        """
+        section = self.config[stage]
+        fields = registry.of(self.config, stage).parts(section)
+        return {field: section[field] or self.chosen.get(f"{stage}.{field}", 1) for field in fields}
+
+    def choosing(self, values: Mapping) -> "Run":
+        """Returns the run with these values of fields that its config leaves open, by dotted name."""
+        fields = {field: values[name] for field in ("scan_layers", "remat") if (name := f"model.{field}") in values}
+        return dataclasses.replace(self, chosen=dict(values), model=dataclasses.replace(self.model, **fields))
+
     def adopt_program(self) -> None:
         """Computes as the run began to, where the config leaves that open."""
         found = hosts.on_first(read_if_there, self.path / PROGRAM) or {}
-        fields = {name: found[name] for name in found if name in settled.open_program(self.config)}
-        self.model = dataclasses.replace(self.model, **fields)
+        # Work directories of older versions have the names of the model's fields alone.
+        found = {f"model.{name}" if name in ("scan_layers", "remat") else name: found[name] for name in found}
+        adopted = self.choosing({name: found[name] for name in found if name in settled.open_program(self.config)})
+        self.chosen, self.model = adopted.chosen, adopted.model
 
     def source(self, name: str, last: str = "") -> sources.Source:
         """Returns where the model of a name comes from that is no stage of this run.

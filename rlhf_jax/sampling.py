@@ -35,13 +35,13 @@ def sampler(
 def slots_of(run: Run, rows: int) -> int:
     """Returns the number of completions that are sampled at once of a batch of `rows`: `config.slots`, or a choice.
 
-    On a CPU the time grows with the number of slots, those that wait for the longest completion included; a few slots are
+    The choice is at most what was chosen for the run by its memory. On a CPU the time grows with the number of slots, those that wait for the longest completion included; a few slots are
     refilled often enough to be busy (docs/measurements.md). Elsewhere all rows are sampled at once.
     """
     slots = run.config.get("slots")  # work directories of older versions have none
     if slots is None:
         cpu = run.mesh.devices.flat[0].platform == "cpu"
-        return _ON_CPU if cpu and rows >= _LARGE else rows
+        return min(_ON_CPU if cpu and rows >= _LARGE else rows, run.chosen.get("slots") or rows)
     return min(slots, rows) or rows
 
 

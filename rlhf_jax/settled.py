@@ -106,18 +106,33 @@ def loops(platform: str, layers: int) -> bool:
     return platform != "cpu" or layers > _UNROLLED
 
 
+_OPEN = None, "auto"  # values that leave open how something is computed
+
+
 def open_program(config: ConfigDict) -> list[str]:
-    """Returns the fields of the model that leave open how it is computed: None or "auto"."""
-    return [name for name in ("scan_layers", "remat") if config.model[name] in (None, "auto")]
+    """Returns the dotted names of the fields that leave to the memory how the programs of a config compute.
+
+    They are `model.scan_layers` and `model.remat`, `slots`, the fields of each stage that split a batch into parts, and
+    `remat` of the models that stages have of their own.
+    """
+    names = ["model.scan_layers", "model.remat", "slots"]
+    for stage in config.stages:
+        kind, section = registry.of(config, stage), config[stage]
+        fields = [*kind.parts(section)] * bool(kind.programs) + ["model.remat"] * bool(section.get("model"))
+        names += [f"{stage}.{field}" for field in fields]
+    return [name for name in names if _get(config, name) in _OPEN]
+
+
+def _get(config: Mapping, name: str):
+    """Returns the value of a dotted name; None if there is none."""
+    for part in name.split("."):
+        config = config.get(part) if config else None
+    return config
 
 
 def closed(fields: Mapping) -> dict:
     """Returns the fields of a model without those that leave open how it is computed."""
-    return {
-        name: fields[name]
-        for name in fields
-        if name not in ("scan_layers", "remat") or fields[name] not in (None, "auto")
-    }
+    return {name: fields[name] for name in fields if name not in ("scan_layers", "remat") or fields[name] not in _OPEN}
 
 
 def by_program(config: ConfigDict, stored: dict | None) -> ConfigDict:
@@ -129,12 +144,12 @@ def by_program(config: ConfigDict, stored: dict | None) -> ConfigDict:
       config: the config.
       stored: the config that the work directory has already; None for a new one.
     """
-    before = (stored or {}).get("model", {})
-    kept = {name: before[name] for name in open_program(config) if before.get(name) not in (None, "auto")}
+    before = {name: _get(stored or {}, name) for name in open_program(config)}
+    kept = {name: value for name, value in before.items() if value not in _OPEN}
     if kept:
         config = config.copy_and_resolve_references()
         with config.unlocked():
-            config.model.update(kept)
+            config.update_from_flattened_dict(kept)
     return config
 
 

@@ -23,7 +23,7 @@ LAYERS = (
     {"inputs", "weights", "sampling", "loop"},
     {"abstract", "language_model", "selection"},
     {"evaluate", "forecast"},
-    {"stages"},
+    {"stages", "fitted"},
     {"config", "report", "plan"},
     {"pipeline", "chat", "command_line"},
     {"job", "optimum"},

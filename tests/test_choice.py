@@ -16,7 +16,7 @@ ROWS = {"microbatches": [1, 2, 4, 8], "slots": [64, 32, 16]}
 
 
 def update(change):
-    return 100 + 80 / change["microbatches"] * {"none": 4, "full": 1}[change.get("remat", "none")]
+    return 100 + 80 / change["microbatches"] * 4
 
 
 def sample(change):
@@ -38,22 +38,6 @@ def test_as_many_rows_as_fit_and_no_fewer(limit):
             "microbatches": min(change["microbatches"] for change in fitting),
             "slots": max(change["slots"] for change in fitting),
         }
-
-
-def test_what_is_shared_is_chosen_by_time():
-    """Computing again costs a third; each part costs a tenth."""
-
-    def seconds(change):
-        return {"none": 3, "full": 4}[change["remat"]] + change["microbatches"] / 10
-
-    shared = {"remat": ["none", "full"]}
-    options = {"microbatches": ROWS["microbatches"]}
-    assert choice.choose([update], options, 1000, shared, seconds) == {"remat": "none", "microbatches": 1}
-    assert choice.choose([update], options, 140, shared, seconds) == {"remat": "none", "microbatches": 8}
-    assert choice.choose([update], options, 120, shared, seconds) == {"remat": "full", "microbatches": 4}
-    assert choice.choose([update], options, 109, shared, seconds) is None
-    assert choice.choose([update], options, 180, shared) == {"remat": "none", "microbatches": 4}  # the first that fits
-    assert choice.choose([update], {}, 180, {"microbatches": [1, 2, 4]}) == {"microbatches": 4}
 
 
 def test_two_fields_of_one_program_both_go_to_less_memory():
@@ -79,11 +63,12 @@ def test_parts_divide_the_rows_over_the_devices():
 def test_the_programs_of_ppo_take_fewer_rows_at_once_where_memory_is_small():
     run = run_lib.without_data(plan_config.get_config(), DATA, tiny.mesh_of("1x1x1"))
     programs = planner.programs_of(run, "ppo_ptx", DATA)
-    whole = forecast.choose(programs, run.mesh, 2**40)
-    assert whole and all(
-        value in options[:1] for p in programs for f, options in p.options.items() for value in [whole[f]]
-    )
+    options = {field: values for program in programs for field, values in program.options.items()}
+    whole = forecast.choose(programs, run.mesh, 2**40, options)
+    assert whole == {field: values[0] for field, values in options.items()}
     need = forecast.of(programs, run.mesh, whole).total
-    less = forecast.choose(programs, run.mesh, 0.8 * need)
+    less = forecast.choose(programs, run.mesh, 0.8 * need, options)
     assert less != whole and forecast.of(programs, run.mesh, less).total <= 0.8 * need
-    assert forecast.choose(programs, run.mesh, 1000) is None
+    assert forecast.choose(programs, run.mesh, 1000, options) is None
+    parts = {name: values for name, values in options.items() if name != "slots"}
+    assert forecast.choose(programs, run.mesh, 0.8 * need, parts) == {name: less[name] for name in parts}

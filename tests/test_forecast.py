@@ -1,7 +1,7 @@
-"""What is said of a stage's memory before it starts, and the program that is chosen by it."""
+"""What is said of a stage's memory before it starts."""
 
-import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
-from toy import get_config as toy_config
 
-from rlhf_jax import forecast, model, optim, settled, train
+from rlhf_jax import forecast, model, optim, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Data, Program
 from rlhf_jax.config import default_config
@@ -24,7 +23,6 @@ from rlhf_jax.model import memory
 from rlhf_jax.model.work import Work
 from rlhf_jax.ppo import packing
 from rlhf_jax.runtime import machine
-from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.token_loss import TokenLoss
 
 GIB = 2**30
@@ -94,7 +92,7 @@ def test_rows_are_split_over_the_mesh_and_parts_of_a_batch_follow_one_another():
     shared = memory.training(SHAPE, mesh, 32, 64, 64, 2, 1000)  # 4 rows at once, over tensor=2
     assert shared == {"gradients": 2000, "activations": alone["activations"] / 2, "logits": alone["logits"] / 2}
     order = [
-        sum(memory.training(memory.changed(SHAPE, {"remat": name}), one, 4, 64, 64, 1, 0).values())
+        sum(memory.training(dataclasses.replace(SHAPE, remat=name), one, 4, 64, 64, 1, 0).values())
         for name in memory.REMAT
     ]
     assert order == sorted(order, reverse=True) and order[0] > 2 * order[-1]
@@ -116,60 +114,27 @@ def test_a_gradient_on_a_cpu_has_the_most_parts_that_are_large_enough(platform, 
     assert memory.free_parts(platform, rows, tokens, weights) == parts
 
 
-class Sized:
-    """Programs whose memory is known: 1 GiB of state and, by the choice, of temporaries."""
-
-    size = {(False, "none"): 7, (True, "none"): 8, (True, "dots"): 5, (True, "full"): 2}
-
-    def __init__(self, name="train step"):
-        state = {"parameters": jax.ShapeDtypeStruct((GIB // 4,), jnp.float32)}
-
-        def temporaries(change):
-            chosen = {"scan_layers": False, "remat": "none"} | dict(change)
-            return {"activations": GIB * self.size[chosen["scan_layers"], chosen["remat"]]}
-
-        self.programs = [Program("sft", name, lambda: None, state, {}, Work(), 1, temporaries=temporaries)]
+def sized(name="train step"):
+    """A program whose memory is known: 1 GiB of state and 7 of temporaries."""
+    state = {"parameters": jax.ShapeDtypeStruct((GIB // 4,), jnp.float32)}
+    return [
+        Program("sft", name, lambda: None, state, {}, Work(), 1, temporaries=lambda change: {"activations": 7 * GIB})
+    ]
 
 
-def run_of(**fields):
+def run_of(stage="sft"):
     config = default_config()
-    config.stages = ("sft",)
-    config.model.update(**fields)
+    config.stages = (stage,)
     shape = dataclasses.replace(tiny.CONFIG, logits_chunk=512)
-    return types.SimpleNamespace(
-        config=config, mesh=tiny.mesh_of("1x1x1"), done=lambda stage: False, model=shape, shape=lambda stage: shape
+    run = types.SimpleNamespace(
+        config=config, mesh=tiny.mesh_of("1x1x1"), model=shape, shape=lambda stage: shape, chosen={}
     )
-
-
-@pytest.mark.parametrize(
-    ("whole", "fields", "chosen"),
-    [
-        (16, {}, (False, "none")),
-        (15, {}, (True, "dots")),  # 1 + 7 is more than half
-        (11, {}, (True, "full")),
-        (1, {}, (True, "full")),  # nothing fits: what takes least
-        (1, dict(remat="none"), (True, "none")),
-        (100, dict(remat="full"), (True, "full")),  # unrolled, it would save nothing on a CPU
-        (100, dict(scan_layers=True), (True, "none")),
-        (1, dict(scan_layers=False), (False, "none")),
-        (None, {}, (True, "full")),
-    ],
-)
-def test_the_first_program_that_fits_into_half_of_the_memory_is_chosen(whole, fields, chosen, monkeypatch):
-    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized().programs)
-    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(whole and whole * GIB, None))
-    assert forecast._choice(run_of(**fields)) == dict(zip(("scan_layers", "remat"), chosen))
-
-
-def test_elsewhere_and_in_deep_models_layers_are_in_a_loop():
-    section = default_config().model
-    looped = [{"scan_layers": True, "remat": name} for name in memory.REMAT]
-    assert forecast._candidates(section, "tpu", 2) == forecast._candidates(section, "cpu", 13) == looped
-    assert forecast._candidates(section, "cpu", 12) == [{"scan_layers": False, "remat": "none"}, *looped]
+    run.parts = functools.partial(run_lib.Run.parts, run)
+    return run
 
 
 def test_what_a_stage_takes_is_said_with_the_fields_that_lower_it(monkeypatch, capsys):
-    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized().programs)
+    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: sized())
     monkeypatch.setattr(machine, "gives_back_memory", lambda: False)  # whatever allocator the tests run with
     monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(16 * GIB, 9 * GIB, own=GIB // 2))
     forecast.tell(run_of(), "sft")
@@ -184,10 +149,8 @@ def test_what_a_stage_takes_is_said_with_the_fields_that_lower_it(monkeypatch, c
     assert warning.startswith(
         "sft: warning: that is more than there is; raise sft.microbatches=1, set model.remat='full'"
     )
-    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized("sample").programs)
-    run = run_of()
-    run.config.stages = ("ppo",)
-    forecast.tell(run, "ppo")
+    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: sized("sample"))
+    forecast.tell(run_of("ppo"), "ppo")
     assert "; set slots to fewer completions at once, or use more devices" in capsys.readouterr().out
 
 
@@ -196,58 +159,24 @@ def test_the_parts_that_are_said_add_up_to_what_is_said():
     assert forecast._listed(parts) == "f 6.00, e 5.00, d 4.00, c 3.00, others 3.00"
 
 
-def test_a_work_directory_keeps_what_was_chosen_and_what_it_was_given(tmp_path, monkeypatch):
-    config = toy_config("pretrain")
-    config.model.update(remat="auto", scan_layers=None)
-    memory_of = {"whole": 100 * GIB}
-    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(memory_of["whole"], None))
-
-    @contextlib.contextmanager
-    def started(config):
-        with run_lib.start(config, tmp_path / "run") as run:
-            forecast.settle(run)
-            yield run.model.scan_layers, run.model.remat
-
-    with started(config) as program:
-        assert program == (False, "none") and read_json(tmp_path / "run" / run_lib.PROGRAM) == {
-            "scan_layers": False,
-            "remat": "none",
-        }
-    memory_of["whole"] = 1  # another machine, on which it would have been another
-    (tmp_path / "run" / "pretrain").mkdir(exist_ok=True)
-    with started(config) as program:
-        assert program == (False, "none")
-    opened = run_lib.open_run(str(tmp_path / "run"))
-    assert (opened.model.scan_layers, opened.model.remat) == (False, "none")
-
-    # A work directory of an older version has values, under defaults that were not open.
-    stored = read_json(tmp_path / "run" / "config.json")
-    stored["model"] |= {"remat": "full", "scan_layers": True}
-    write_json(tmp_path / "run" / "config.json", stored)
-    with started(config) as program:
-        assert program == (True, "full")
-    assert read_json(tmp_path / "run" / "config.json")["model"]["remat"] == "full"
-
-
-def test_a_stages_own_model_leaves_open_what_the_runs_does():
-    own = {"num_layers": 2, "remat": "auto", "scan_layers": None}
-    assert settled.closed(own) == {"num_layers": 2}
-    assert settled.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
-@pytest.mark.parametrize("back", [False, True])
-def test_a_stage_that_needs_the_memory_gets_back_what_the_allocator_keeps(back):
+@pytest.mark.parametrize("how", ["", "assert machine.gives_back_memory()", "machine.give_back_after_compiling()"])
+def test_what_the_allocator_keeps_is_given_back_to_a_stage_and_after_a_compilation(how):
     """200 MiB below a small block that stays, as the temporaries of a program are."""
     program = f"""
+        import jax
         import numpy as np
         from rlhf_jax.runtime import machine
-        if {back}:
-            assert machine.gives_back_memory()
+        {how}
+        events = []
+        jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: events.append(event))
+        jax.jit(lambda x: x + 1)(1.0)
+        assert machine._COMPILED in events
         before = machine.memory(machine.jax.sharding.Mesh(machine.jax.devices(), "x")).own
         block = np.ones(200 << 17)
         small = [np.ones(64) for _ in range(1000)]
         del block
+        jax.monitoring.record_event_duration_secs(machine._COMPILED, 1.0)  # as a program that takes long does
         print((machine.memory(machine.jax.sharding.Mesh(machine.jax.devices(), "x")).own - before) >> 20)
     """
     settings = next(
@@ -261,11 +190,11 @@ def test_a_stage_that_needs_the_memory_gets_back_what_the_allocator_keeps(back):
         text=True,
         check=True,
     )
-    assert (int(done.stdout) < 60) is back
+    assert (int(done.stdout) < 60) is bool(how)
 
 
 def test_memory_is_given_back_where_it_is_short(monkeypatch, capsys):
-    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: Sized().programs)
+    monkeypatch.setattr(forecast, "programs_of", lambda run, stage: sized())
     monkeypatch.setattr(machine, "gives_back_memory", lambda: True)
     for free, said in ((14, False), (12, True)):  # 8.5 GiB in use would be 13.6
         monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(16 * GIB, free * GIB, own=GIB // 2))

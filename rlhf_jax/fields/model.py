@@ -135,7 +135,8 @@ MODEL = Section(
             FLAG,
             "Whether the program loops over the layers, which compiles faster. "
             "False unrolls them, which is faster on a CPU, and takes less memory than a loop that keeps everything. "
-            "None is False on a CPU for up to 12 layers, unless only a loop fits into half of the memory, and True elsewhere.",
+            "None is True on accelerators and for more than 12 layers; elsewhere a run chooses at its first start what is "
+            "fastest in its memory (docs/scaling.md).",
         ),
         "remat": Field(
             "auto",
@@ -143,8 +144,8 @@ MODEL = Section(
             "What the backward pass computes again instead of keeping it in memory. "
             "'none' keeps everything, and 'full' computes each layer again. "
             "'dots' does so too, but keeps the products with weights. "
-            "'auto' is the first of 'none', 'dots' and 'full' with which every stage fits into half of the memory by the "
-            "forecast (docs/scaling.md), and keeps to it for the whole run. On a CPU, it has no effect on unrolled layers.",
+            "'auto' is the one with which a run is fastest in its memory, chosen at its first start (docs/scaling.md). "
+            "On a CPU, it has no effect on unrolled layers.",
         ),
         "attention": Field(
             "auto",

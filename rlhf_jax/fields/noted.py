@@ -13,8 +13,9 @@ from rlhf_jax.runtime.workdir import differences
 
 # The fields of a config that every stage reads. Evaluations read others too, and are repeated without the stage.
 COMMON = ("prompt_length", "completion_length", "too_long", "long_completions", "data", "tokenizer", "model")
-# Fields of stages that say what is looked at in training, and change no result.
-LOOKS = ("samples_every", "samples_kept")
+# Fields of stages that say what is looked at in training, and in how many parts a batch is computed. They change no result
+# but for rounding.
+FREE = ("samples_every", "samples_kept", "microbatches", "ptx_microbatches")
 
 
 def note(config: Mapping, stage: str) -> dict:
@@ -24,7 +25,7 @@ def note(config: Mapping, stage: str) -> dict:
       config: the run's whole config, as nested mappings.
       stage: name of the stage.
     """
-    section = {name: value for name, value in config[stage].items() if name not in LOOKS}
+    section = {name: value for name, value in config[stage].items() if name not in FREE}
     own_seed, own_model = section.pop("seed", None), section.get("model") or {}
     noted = {name: config[name] for name in COMMON if name in config} | {stage: section}
     noted["seed"] = config.get("seed") if own_seed is None else own_seed

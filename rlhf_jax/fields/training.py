@@ -16,6 +16,7 @@ from rlhf_jax.fields.ranges import (
     OneOf,
 )
 
+BY_MEMORY = "means as few as memory allows, which a run chooses at its first start (docs/scaling.md)."
 SCHEDULES = OneOf("constant", "linear", "cosine")
 
 OPTIMIZER = Section(
@@ -73,9 +74,10 @@ TRAINED = Section(
             "Empty means random weights.",
         ),
         "microbatches": Field(
-            1,
+            None,
             COUNT,
-            "The number of parts in which a batch is computed, to save memory. The results do not depend on it.",
+            "The number of parts in which a batch is computed, to save memory. "
+            f"None {BY_MEMORY} The results do not depend on it, but for rounding.",
         ),
         "schedule": Field(
             "cosine", SCHEDULES, "How the learning rate changes after the warm-up. The paper's is cosine (C.1 to C.3)."

@@ -6,9 +6,6 @@ They are good for a forecast and a choice; what a program takes to the byte, onl
 Shapes: B rows, T tokens of a row, D embed, F mlp, H heads, G key-value heads, Dh head width.
 """
 
-import dataclasses
-from collections.abc import Mapping
-
 import jax
 
 from rlhf_jax import sharding
@@ -23,11 +20,6 @@ _READ = 16_384  # tokens of prompts that a device reads at once
 _PART, _CACHED_PART = 2048, 1024  # tokens of a part of a gradient that costs a CPU no time (see `free_parts`)
 _CACHE = 32 * 2**20  # bytes of a CPU's last cache
 COMPARED = 6  # arrays of logits that comparing two policies takes
-
-
-def changed(config: TransformerConfig, change: Mapping) -> TransformerConfig:
-    """Returns the config with other values of `remat` and `scan_layers`; other fields are those of a stage."""
-    return dataclasses.replace(config, **{name: change[name] for name in ("remat", "scan_layers") if name in change})
 
 
 def rows_at_once(rows: int, parts: int, mesh: jax.sharding.Mesh) -> int:

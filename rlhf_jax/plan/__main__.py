@@ -5,7 +5,8 @@
     python -m rlhf_jax.plan --config=experiments/instructgpt.py:6b --topology=h200:8,h200:2x8 --out=docs/plan
 
 Topologies: TPU slices are v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:16x16, and several slices v5e:16x16x4slices; GPUs are
-h100:8 or h200:2x8; cpu:8 is this machine. With --out every plan is kept as JSON, a program that was compiled before
+h100:8 or h200:2x8; cpu:8 is this machine. What the config leaves to the memory (model.remat, microbatches, slots) is
+chosen for a chip's memory, as a run chooses it for its devices (fitted.py). With --out every plan is kept as JSON, a program that was compiled before
 is not compiled again, and plan.md has the tables of all plans in the folder. Any field of the config can be set, as in
 --config.mesh.tensor=8. The exit status is 1 if a program does not fit.
 """
@@ -51,14 +52,7 @@ _OUT = flags.DEFINE_string("out", None, "The folder to keep plans in. Its plan.m
 _SEARCH = flags.DEFINE_integer(
     "search",
     0,
-    "The number of meshes to compile and rank, of those that could fit; each gets the settings of --fit. 0 compiles only "
-    "the config's own mesh.",
-)
-_FIT = flags.DEFINE_bool(
-    "fit",
-    False,
-    "Choose model.remat, and the fields of stages that say how many rows are computed and sampled at once, by the memory "
-    "of a chip: as many as fit.",
+    "The number of meshes to compile and rank, of those that could fit. 0 compiles only the config's own mesh.",
 )
 _DEMONSTRATIONS = flags.DEFINE_integer(
     "demonstrations", 0, "The number of demonstrations. 0 means the world's, or the paper's 12,725."
@@ -105,7 +99,7 @@ def _plan_all() -> bool:
             plans = _search(place, data, options)
             fits &= any(found["fits"] for found in plans)
         else:
-            plans = [_fitted(_CONFIG.value, place, data, options) if _FIT.value else _planned(place, data, options)]
+            plans = [_fitted(_CONFIG.value, place, data, options)]
             fits &= planner.fits(plans[0])
         for found in plans:
             found |= {"name": name, "command": found.get("command", _command()), "fits": planner.fits(found)}
@@ -121,32 +115,30 @@ def _plan_all() -> bool:
     return fits
 
 
-def _planned(place, data, options) -> dict:
-    """Returns the plan of the config as it is."""
-    return planner.plan(_CONFIG.value, place, data, **options)
-
-
 def _fitted(config, place, data, options, **more) -> dict:
-    """Returns the plan of a config with the settings that its mesh has memory for.
+    """Returns the plan of a config, with settings for what it leaves open that its mesh has memory for.
 
     Formulas choose them. Where the compiler finds that they do not fit, they are chosen again for less memory.
     """
     stages = planner.chosen_stages(config, _STAGES.value)
-    found = None
+    found, before = {}, None
     for share in search.SHARES:
         settings = search.fit(config, place, data, stages, share)
-        if settings is None:
+        if settings == before:
             continue
+        before = settings
         mesh = {f"mesh.{axis}": size for axis, size in config.mesh.items() if size != _CONFIG.value.mesh[axis]}
         chosen = config.copy_and_resolve_references()
         chosen.update_from_flattened_dict(settings)
-        options["tell"](f"{place.name}: trying {settings}")
+        if settings:
+            chosen_ones = ", ".join(f"{name}={value}" for name, value in settings.items())
+            options["tell"](f"{place.name}: chosen for {share:.0%} of a chip's memory: {chosen_ones}")
         found = planner.plan(chosen, place, data, **options, **more)
         said = [f"--config.{name}={value}" for name, value in (mesh | settings).items()]
         found |= {"fits": planner.fits(found), "command": " ".join([_command(), *said])}
         if found["fits"]:
-            return found
-    return found or _planned(place, data, options)
+            break
+    return found
 
 
 def _search(place, data, options) -> list[dict]:
@@ -185,8 +177,8 @@ def _name() -> str:
 
 
 def _command() -> str:
-    """Returns the command line without --out, --json, --topology, --search and --fit, to which a plan adds its topology."""
-    kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search|fit)\b", argument)]
+    """Returns the command line without --out, --json, --topology and --search, to which a plan adds its topology."""
+    kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)]
     return " ".join(["python -m rlhf_jax.plan", *kept])
 
 

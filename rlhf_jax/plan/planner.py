@@ -89,7 +89,7 @@ def plan(
         "mesh": dict(mesh.shape),
         "model": {name: getattr(run.model, name) for name in _FIELDS},
         "parameters": work.parameters(run.model),
-        "microbatches": {stage: config[stage].microbatches for stage in dict.fromkeys(r["stage"] for r in rows)},
+        "microbatches": {stage: run.parts(stage)["microbatches"] for stage in dict.fromkeys(r["stage"] for r in rows)},
         "compiler": compiler(topology),
         "programs": rows,
         "stages": summary,
@@ -303,7 +303,7 @@ def chosen_stages(config, names: str = "") -> list[str]:
     """
     trained = [name for name in config.stages if registry.of(config, name).programs]
     if names:
-        listed = list(config.stages) if names == "all" else names.split(",")
+        listed = trained if names == "all" else names.split(",")
         for name in listed:
             if name not in trained:
                 raise InputError(f"--stages names '{name}'; this config trains {', '.join(trained)}")

@@ -1,34 +1,30 @@
 """The settings of a config on a topology: chosen by memory for its mesh, or searched over meshes.
 
-`fit` chooses by formulas how many rows are computed and sampled at once, and what a backward pass computes again.
-For a search, formulas drop the meshes that cannot hold the config and order the rest by a rough time. The first few are
-then fitted and compiled, and ranked by the bounds of the compiled programs.
+`fit` chooses what the config leaves open, as a run does: how many rows are computed and sampled at once, and what a
+backward pass computes again. For a search, formulas drop the meshes that cannot hold the config and order the rest by a
+rough time. The first few are then fitted and compiled, and ranked by the bounds of the compiled programs.
 """
 
+import contextlib
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator
 
-import jax
-
-from rlhf_jax import forecast, sharding
+from rlhf_jax import fitted, sharding
 from rlhf_jax import run as run_lib
-from rlhf_jax.abstract import Data, Program
+from rlhf_jax.abstract import Data
 from rlhf_jax.fields import registry
 from rlhf_jax.model import TransformerConfig, work
-from rlhf_jax.model.memory import REMAT
 from rlhf_jax.plan import planner
 from rlhf_jax.plan.topology import Topology
 from rlhf_jax.runtime.errors import InputError
 
 SHARES = (0.8, 0.65, 0.5)  # of a chip's memory: formulas are rough, and a plan that does not fit is fitted to less
 _SAVED = {"full": 2, "dots": 20, "none": 68}  # bytes saved for the backward pass, per token, layer and unit of width
-_PASSES = 3  # times that a part of a batch sends the weights over links: gathered twice, and their gradients summed
 
 
-def fit(config, topology: Topology, data: Data, stages: list[str], share: float) -> dict[str, int | str] | None:
-    """Returns the settings with which the stages are fastest on the config's mesh, by formula; None if nothing fits.
+def fit(config, topology: Topology, data: Data, stages: list[str], share: float) -> dict[str, int | str]:
+    """Returns the settings with which the stages are fastest on the config's mesh; see `fitted.fit`.
 
     Args:
       config: the config.
@@ -38,58 +34,21 @@ def fit(config, topology: Topology, data: Data, stages: list[str], share: float)
       share: share of a chip's memory that may be used.
 
     Returns:
-      {dotted name of a field of the config: value}.
+      {dotted name of a field of the config: value}, for the fields that the config leaves open.
     """
-    mesh = sharding.make_mesh(**config.mesh, devices=topology.devices())
-    fitting = []
-    for remats in _remats(config):
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(remats)
-        run = run_lib.without_data(changed, data, mesh)
-        programs = {stage: planner.programs_of(run, stage, data) for stage in stages}
-        found = {stage: forecast.choose(programs[stage], mesh, share * topology.chip.memory) for stage in stages}
-        if None not in found.values():
-            settings = {
-                field if field == "slots" else f"{stage}.{field}": value  # slots are those of the whole run
-                for stage in stages
-                for field, value in found[stage].items()
-            }
-            seconds = sum(
-                _rough(p, topology, mesh.shape["tensor"], found[stage]) for stage in stages for p in programs[stage]
-            )
-            fitting.append((seconds, remats | settings))
-    return min(fitting, key=lambda one: one[0])[1] if fitting else None
+    chip, mesh = topology.chip, sharding.make_mesh(**config.mesh, devices=topology.devices())
+    run = run_lib.without_data(config, data, mesh)
 
+    def programs_of(run):
+        found = {}
+        for stage in stages:
+            with contextlib.suppress(InputError):  # the plan itself says why a stage is refused
+                found[stage] = planner.programs_of(run, stage, data)
+        return found
 
-def _remats(config) -> list[dict[str, str]]:
-    """Returns values of the fields `remat` of a config: of its model, and of the models that stages have of their own.
-
-    The models of stages, which may be far larger, are computed like the policy or by "full".
-    """
-    own = [name for name in config.stages if config[name].get("model")]
-    found = []
-    for remat in REMAT:
-        for other in dict.fromkeys([remat, "full"] if own else [remat]):
-            found.append({"model.remat": remat} | {f"{name}.model.remat": other for name in own})
-    return found
-
-
-def _rough(program: Program, topology: Topology, tensor: int, settings: dict) -> float:
-    """Returns a rough time of all runs of a program: the larger of its compute and its communication.
-
-    Sampling reads and sends nothing that depends on the settings of the others, and counts nothing.
-    """
-    chip, parts = topology.chip, settings.get("microbatches", 1)
-    if chip.flops is None or program.decoding:
-        return 0.0
-    weights = sum(
-        math.prod(leaf.shape)
-        for name, tree in program.passed.items()
-        if name.endswith("parameters")
-        for leaf in jax.tree.leaves(tree)
-    )
-    sent = _PASSES * parts * 2 * weights / tensor
-    return program.runs * max(program.work.executed / topology.chips / chip.flops, sent / chip.link_bandwidth)
+    sent = chip.flops / chip.link_bandwidth if chip.flops and chip.link_bandwidth else 0.0
+    found = fitted.fit(run, programs_of, share * chip.memory, sent)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)

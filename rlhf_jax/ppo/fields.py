@@ -17,7 +17,7 @@ from rlhf_jax.fields.ranges import (
     whole,
 )
 from rlhf_jax.fields.rewards import REWARDS
-from rlhf_jax.fields.training import OPTIMIZER, PPO_RATES, SCHEDULES, learning_rate
+from rlhf_jax.fields.training import BY_MEMORY, OPTIMIZER, PPO_RATES, SCHEDULES, learning_rate
 from rlhf_jax.ppo.validation_fields import FIELDS as VALIDATION
 
 FIELDS = Section(
@@ -86,10 +86,11 @@ FIELDS = Section(
         "batch_size": Field(512, COUNT, "The number of episodes (completions) of an iteration (C.4)."),
         "minibatch_size": Field(64, COUNT, "The number of episodes of an optimizer step (C.4)."),
         "microbatches": Field(
-            1,
+            None,
             COUNT,
             "The smallest number of parts in which a minibatch is computed, to save memory. There are more if smaller "
-            "parts keep the devices busy, and parts without an episode are left out. The results do not depend on it.",
+            f"parts keep the devices busy, and parts without an episode are left out. None {BY_MEMORY} "
+            "The results do not depend on it, but for rounding.",
         ),
         "gather_once": Field(
             True,
@@ -149,10 +150,10 @@ FIELDS = Section(
             "0 means `prompt_length` + `completion_length`. The paper does not state it.",
         ),
         "ptx_microbatches": Field(
-            1,
+            None,
             COUNT,
             "The number of parts in which the pretraining sequences of a step are computed, to save memory. "
-            "The results do not depend on it.",
+            f"None {BY_MEMORY} The results do not depend on it, but for rounding.",
         ),
         "cliprange": Field(
             0.2, POSITIVE, "How far the policy's importance ratio may move from 1 before the loss is clipped (C.4)."

@@ -4,6 +4,7 @@ The PPO stage, the training of several trials at once, the bandit and the planne
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ def static_config(
     eos_id: int | tuple[int, ...],
     section: ConfigDict,
     name: str = "ppo",
+    parts: Mapping[str, int] | None = None,
 ) -> PPOConfig:
     """Returns the checked static configuration of the PPO programs for a policy and a value model of these shapes.
 
@@ -47,18 +49,18 @@ def static_config(
       eos_id: token, or tokens, that end a completion.
       section: configuration of the PPO stage.
       name: name of the section, for error messages.
+      parts: values of the fields that split a batch into parts, in the place of the section's; None in both is 1.
 
     Raises:
       InputError: sizes do not divide each other, or choices exclude each other.
     """
     chosen = options.resolved(section)
-    batch, minibatch, parts, samples = (
-        section[name] for name in ("batch_size", "minibatch_size", "microbatches", "samples_per_prompt")
-    )
-    if batch % minibatch or minibatch % parts:
+    batch, minibatch, samples = (section[name] for name in ("batch_size", "minibatch_size", "samples_per_prompt"))
+    split = {field: section[field] or 1 for field in ("microbatches", "ptx_microbatches")} | dict(parts or {})
+    if batch % minibatch or minibatch % split["microbatches"]:
         raise InputError(
             f"{name}.batch_size={batch} must be a multiple of {name}.minibatch_size={minibatch}, which must be a multiple "
-            f"of {name}.microbatches={parts}"
+            f"of {name}.microbatches={split['microbatches']}"
         )
     if batch % samples:
         raise InputError(f"{name}.batch_size={batch} must be a multiple of {name}.samples_per_prompt={samples}")
@@ -83,9 +85,9 @@ def static_config(
         **chosen._asdict(),
         entropy_bonus=section.entropy_coef != 0.0,
         whiten_rewards=section.whiten_rewards,
-        microbatches=parts,
+        microbatches=split["microbatches"],
         gather_once=section.gather_once,
-        ptx_microbatches=section.ptx_microbatches,
+        ptx_microbatches=split["ptx_microbatches"],
         schedule=section.schedule,
         total_steps=section.iterations * steps_per_iteration,
         warmup_steps=section.warmup_iterations * steps_per_iteration,

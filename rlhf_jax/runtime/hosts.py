@@ -144,6 +144,11 @@ def _from_first(message: bytes) -> bytes:
     return multihost_utils.broadcast_one_to_all(buffer).tobytes()[:size]
 
 
+def least(number: float) -> float:
+    """Returns the least of the numbers of all processes, in float32; all processes must call this."""
+    return number if count() == 1 else float(multihost_utils.process_allgather(np.float32(number)).min())
+
+
 def fetch(tree):
     """Returns a tree of arrays as NumPy arrays, even if they are spread over processes; all processes must call it."""
 

@@ -240,7 +240,7 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
         {},
         work.forward(shape, count, length, count * length),
         math.ceil(data.rankings / section.batch_size),
-        temporaries=lambda change: memory.forward(memory.changed(shape, change), run.mesh, count, length, length),
+        temporaries=lambda change: memory.forward(shape, run.mesh, count, length, length),
     )
     steps = rankings.steps_of(run, stage, data.rankings)
     return [reference, supervised.train_program(run, stage, loss_fn, batch, steps)]

@@ -35,11 +35,8 @@ def build(run: Run, stage: str):
     """
     check(run, stage)
     section = run.config[stage]
-    config = programs.static_config(
-        run.model, ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids, section, stage
-    )
     return programs.compiled(
-        config,
+        _static_config(run, stage),
         ppo_rewards.reward_fn_of(run, section),
         programs.optimizers_of(section),
         sampling.sampler(run, run.config.completion_length, section.batch_size, copies=section.samples_per_prompt),
@@ -48,14 +45,19 @@ def build(run: Run, stage: str):
     )
 
 
+def _static_config(run: Run, stage: str) -> PPOConfig:
+    value, ends = ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids
+    return programs.static_config(run.model, value, ends, run.config[stage], stage, run.parts(stage))
+
+
 def check(run: Run, stage: str) -> None:
     """Raises InputError if settings do not fit each other or the mesh, or data are missing; computes nothing."""
     section = run.config[stage]
     if ESTIMATORS[section.advantage].reads_values:
         ppo_rewards.check_value_init(run, stage)
-    programs.static_config(run.model, ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids, section, stage)
-    for field, rows in parts(section).items():
-        sharding.check_parts(f"{stage}.{field}", rows, section[field], run.mesh)
+    _static_config(run, stage)
+    for field, count in run.parts(stage).items():
+        sharding.check_parts(f"{stage}.{field}", parts(section)[field], count, run.mesh)
     ppo_models.check_adapters(run, stage)
     ptx = bool(section.ptx_coef and section.ptx_ratio)
     if ptx and section.ptx_length:
@@ -161,9 +163,7 @@ def training_of(run: Run, stage: str) -> PPOTraining:
         rows=lambda iteration: arrays.index[loader.rows(iteration)].tolist(),
         live={"score": "objective/scores", "kl": "objective/kl", "ptx": "ppo/ptx/loss"},
     )
-    config = programs.static_config(
-        run.model, ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids, section, stage
-    )
+    config = _static_config(run, stage)
     functions = ppo_rewards.host_rewards(run, stage)
     for sentence in options.described(config, section.kl_coef != 0.0, section.gamma):
         print(f"{stage}: {sentence}")

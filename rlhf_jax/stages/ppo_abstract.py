@@ -90,13 +90,12 @@ def programs_of(
 
     def sampling_memory(change):
         own = change.get("slots", slots)
-        return memory.sampling(memory.changed(policy, change), run.mesh, own, prompt, length, cache(own))
+        return memory.sampling(policy, run.mesh, own, prompt, length, cache(own))
 
-    def set_by(change, field):
-        return change.get(field, section[field])
+    split = run.parts(stage)
 
     def rows_at_once(change):
-        return packing.rows_of_part(part, length, set_by(change, "microbatches"), run.mesh)
+        return packing.rows_of_part(part, length, (split | change)["microbatches"], run.mesh)
 
     size = rows_at_once({})
     filled = packing.filled_parts(*lengths, part, size, room)  # of all minibatches
@@ -133,7 +132,7 @@ def programs_of(
 
     updated = {"episodes": at_once(part, part // size)}
     if ptx is not None:
-        updated["documents"] = at_once(ptx_rows, section.ptx_microbatches)
+        updated["documents"] = at_once(ptx_rows, split["ptx_microbatches"])
         updating_options["ptx_microbatches"] = choice.parts(ptx_rows, ways)
     read_there = {name: tree for name, tree in (once | shared).items() if name not in copied}
     lay_out = abstract.Program(
@@ -157,7 +156,7 @@ def programs_of(
             cache(slots),
             sampling_memory,
             turns(*lengths, prompt, compiled.sample.sizes, ways),
-            options={"slots": choice.rows_at_once(rows, ways)},
+            options={"slots": [count for count in choice.rows_at_once(rows, ways) if count <= slots]},
             decoding=work.decoding(policy, *lengths, length, run.mesh),
             rows={"completions": (memory.rows_at_once(slots, 1, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},
         ),
@@ -172,13 +171,7 @@ def programs_of(
             parts=dict.fromkeys(scored_in if rows > size else (), filled),
             temporaries=lambda change: (
                 memory.forward(
-                    memory.changed(policy, change),
-                    run.mesh,
-                    rows,
-                    length,
-                    completion,
-                    rows // rows_at_once(change),
-                    memory.COMPARED,
+                    policy, run.mesh, rows, length, completion, rows // rows_at_once(change), memory.COMPARED
                 )
                 | kept
             ),
@@ -213,25 +206,17 @@ def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change:
     in_parts: list[dict] = []
 
     def add(shape, rows, length, places, parts, weights):
-        shape = memory.changed(shape, change)
         found = memory.training(shape, run.mesh, rows, length, places, parts, weights)
         (whole if parts == 1 else in_parts).append(found)
 
     part, completion = section.minibatch_size, run.config.completion_length
-    microbatches = change.get("microbatches", section.microbatches)
-    parts = part // packing.rows_of_part(part, run.whole_length, microbatches, run.mesh)
+    split = run.parts(stage) | change
+    parts = part // packing.rows_of_part(part, run.whole_length, split["microbatches"], run.mesh)
     add(policy, part, run.whole_length, completion, parts, weights)
     if value:
         own = abstract.bytes_per_device(state.value_params)
         add(value, part, run.whole_length, 0, parts, own)
     if section.ptx_coef and section.ptx_ratio:
         length = section.ptx_length or run.whole_length
-        add(
-            policy,
-            programs.ptx_rows(section),
-            length,
-            length,
-            change.get("ptx_microbatches", section.ptx_microbatches),
-            weights,
-        )
+        add(policy, programs.ptx_rows(section), length, length, split["ptx_microbatches"], weights)
     return memory.together(whole, in_parts)

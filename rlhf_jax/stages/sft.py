@@ -161,7 +161,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     )
     inputs.report_epochs(run, stage, "demonstrations", mixture, total * loader.batch_size)
     if section.packed:
-        multiple = section.microbatches * run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+        multiple = run.parts(stage)["microbatches"] * run.mesh.shape["data"] * run.mesh.shape["fsdp"]
         loader = PackedLoader(loader, examples, run.tokenizer.pad_id, total, multiple, others=mixed)
         inputs.report_packing(run, stage, loader.report)
         held_out = pack_all(held_out, run.tokenizer.pad_id)

@@ -86,8 +86,9 @@ def fit(training: SupervisedTraining) -> None:
 
 def check(run: Run, stage: str) -> None:
     """Raises InputError if the batches do not divide over the mesh; computes nothing."""
-    section = run.config[stage]
-    sharding.check_parts(f"{stage}.microbatches", section.batch_size, section.microbatches, run.mesh)
+    sharding.check_parts(
+        f"{stage}.microbatches", run.config[stage].batch_size, run.parts(stage)["microbatches"], run.mesh
+    )
 
 
 def check_whole_length(run: Run, stage: str) -> None:
@@ -124,9 +125,8 @@ def build(run: Run, stage: str, loss_fn: train.LossFn, total: int, head: str = "
     section = run.config[stage]
     optimizer = optim.OptimizerConfig(**section.optimizer)
     rules, schedule = tuple(run.rules.items()), schedule_of(section, total)
-    return _programs(
-        run.trained_shape(stage), head, loss_fn, optimizer, schedule, section.microbatches, run.mesh, rules
-    )
+    parts = run.parts(stage)["microbatches"]
+    return _programs(run.trained_shape(stage), head, loss_fn, optimizer, schedule, parts, run.mesh, rules)
 
 
 def schedule_of(section: ConfigDict, total: int) -> optim.Schedule:
@@ -169,7 +169,7 @@ def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int
     base, trained = lora.split(abstract.params(run, shape, head))
     state = make.eval_shape(trained)
     length, rows = batch.tokens.shape[-1], math.prod(batch.tokens.shape[:-1])
-    places, parts = length if head == "lm" else 0, run.config[stage].microbatches
+    places, parts = length if head == "lm" else 0, run.parts(stage)["microbatches"]
     weights = abstract.bytes_per_device(state.params)
     return abstract.Program(
         stage,
@@ -180,7 +180,7 @@ def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int
         work.training(shape, rows, length, rows * places),
         steps,
         temporaries=lambda change: memory.training(
-            memory.changed(shape, change), run.mesh, rows, length, places, change.get("microbatches", parts), weights
+            shape, run.mesh, rows, length, places, change.get("microbatches", parts), weights
         ),
         options={"microbatches": choice.parts(run.config[stage].batch_size, sharding.ways(run.mesh))},
         rows={"rows": (memory.rows_at_once(rows, parts, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},

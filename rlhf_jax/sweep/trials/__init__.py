@@ -203,7 +203,7 @@ def _program(training: Training) -> tuple:
     leaves, tree = jax.tree.flatten(training.loader.batch(0))
     kinds = tuple((leaf.ndim, leaf.dtype) for leaf in leaves)
     optimizer = optim.OptimizerConfig(**section.optimizer)
-    sizes = section.batch_size, section.microbatches
+    sizes = section.batch_size, run.parts(training.stage)["microbatches"]
     return training.loss_fn, training.head, optimizer, sizes, tree, kinds, *common
 
 

@@ -95,7 +95,7 @@ def supervised_of(trainings: Sequence[supervised.SupervisedTraining], mesh):
     first = trainings[0]
     section = first.run.config[first.stage]
     optimizer = optim.OptimizerConfig(**section.optimizer)
-    make, program = _supervised_programs(first.loss_fn, optimizer, section.microbatches, mesh)
+    make, program = _supervised_programs(first.loss_fn, optimizer, first.run.parts(first.stage)["microbatches"], mesh)
     state = make(_stack_of(lambda training: training.start(), trainings, mesh))
     keys, rates = _keys(trainings, first.stage, mesh), [_rates(training) for training in trainings]
 

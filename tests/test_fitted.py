@@ -1,0 +1,274 @@
+"""What a run chooses by its memory, against all combinations; and that it keeps it, and changes no result by it."""
+
+import contextlib
+import itertools
+import types
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from test_plan import DATA
+from toy import get_config as toy_config
+
+from rlhf_jax import fitted, forecast, metrics, settled, train
+from rlhf_jax import run as run_lib
+from rlhf_jax.abstract import Program
+from rlhf_jax.config import default_config
+from rlhf_jax.fields import registry
+from rlhf_jax.model import memory
+from rlhf_jax.model.work import Work
+from rlhf_jax.plan import planner
+from rlhf_jax.runtime import machine
+from rlhf_jax.runtime.files import read_json, write_json
+
+GIB = 2**30
+CORPORA: dict = {}  # of the runs below, made once
+PARTS, SLOTS = [1, 2, 4, 8], [64, 32, 16]
+ACTIVATIONS = {(False, "none"): 7, (True, "none"): 8, (True, "dots"): 5, (True, "full"): 2}
+EXECUTED = {"none": 3.0, "dots": 3.2, "full": 4.0}
+
+
+class Toy:
+    """A run with a train step and a sampler whose memory and time are known: 1 GiB of state, and activations."""
+
+    def __init__(self, platform="cpu", layers=2, **fields):
+        self.config = default_config()
+        self.config.stages = ("ppo",)
+        self.config.model.update({name: fields.pop(name) for name in ("remat", "scan_layers") if name in fields})
+        self.config.slots = fields.pop("slots", None)
+        self.config.ppo.update(fields)
+        self.chosen = {}
+        self.model = types.SimpleNamespace(scan_layers=False, remat="none", num_layers=layers)
+        device = types.SimpleNamespace(platform=platform)
+        self.mesh = types.SimpleNamespace(devices=np.array([device]), size=1, shape={"data": 1, "fsdp": 1, "tensor": 1})
+
+    def choosing(self, values):
+        other = Toy.__new__(Toy)
+        other.__dict__.update(self.__dict__, chosen=dict(values), model=types.SimpleNamespace(**vars(self.model)))
+        for field in ("scan_layers", "remat"):
+            setattr(other.model, field, values.get(f"model.{field}", getattr(self.model, field)))
+        return other
+
+    def need(self, change):
+        """The bytes of the train step."""
+        activations = ACTIVATIONS[self.model.scan_layers, self.model.remat]
+        return GIB * (1 + activations / (change.get("microbatches") or self.config.ppo.microbatches or 1))
+
+    def programs(self):
+        state = {"parameters": jax.ShapeDtypeStruct((GIB // 4,), np.float32)}
+        step = Program(
+            "ppo",
+            "update",
+            lambda: None,
+            state,
+            {},
+            Work(0, 0, 1e12 * EXECUTED[self.model.remat]),
+            1,
+            temporaries=lambda change: {"activations": self.need(change) - GIB},
+            options={"microbatches": PARTS},
+        )
+        sample = Program(
+            "ppo",
+            "sample",
+            lambda: None,
+            {},
+            {},
+            Work(),
+            1,
+            temporaries=lambda change: {"cache": GIB * change.get("slots", 64) / 16},
+            options={"slots": SLOTS},
+            decoding=object(),
+        )
+        return {"ppo": [step, sample]}
+
+
+def seconds(loop, remat, parts, platform):
+    """The cost that fitted.py states, computed anew: in FLOPs of a device."""
+    executed = 1e12 * EXECUTED[remat] * (1.15 if loop and platform == "cpu" else 1)
+    return executed + parts * 12 * GIB / 4 * (25 if platform == "cpu" else 250)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("limit", [9.5, 8.5, 6.5, 5.5, 4.6, 3.5, 2.6, 2.1, 1.9, 1.5])
+def test_the_fastest_that_fits_is_chosen(limit, platform):
+    run = Toy(platform)
+    found = fitted.fit(run, Toy.programs, limit * GIB)
+    models = [(False, "none"), (True, "none"), (True, "dots"), (True, "full")][0 if platform == "cpu" else 1 :]
+    fitting = [
+        (seconds(*model, parts, platform), *model, parts)
+        for model, parts in itertools.product(models, PARTS)
+        if 1 + ACTIVATIONS[model] / parts <= limit
+    ]
+    assert (found.get("model.scan_layers"), found["model.remat"], found["ppo.microbatches"]) == min(fitting)[1:]
+    slots = [slots for slots in SLOTS if slots / 16 <= limit]
+    assert found["slots"] == (None if limit >= 4 else slots[0] if slots else 16)
+
+
+def test_what_the_config_says_is_not_chosen():
+    assert fitted.fit(Toy(microbatches=1, slots=64), Toy.programs, 9 * GIB).keys() == {
+        "model.scan_layers",
+        "model.remat",
+    }
+    # Unrolled layers take 7 GiB in one part, and a loop that computes all again 2.
+    found = fitted.fit(Toy(microbatches=1, slots=64), Toy.programs, 4.5 * GIB)
+    assert found == {"model.scan_layers": True, "model.remat": "full"}
+    found = fitted.fit(Toy(remat="none", scan_layers=False, slots=64), Toy.programs, 4.5 * GIB)
+    assert found == {"ppo.microbatches": 2}
+    assert fitted.fit(Toy(remat="none", scan_layers=True, microbatches=2), Toy.programs, 6 * GIB) == {"slots": None}
+
+
+def test_where_nothing_fits_it_is_little_that_is_lacking():
+    found = fitted.fit(Toy(), Toy.programs, 0.5 * GIB)
+    least = min(1 + ACTIVATIONS[model] / PARTS[-1] for model in ACTIVATIONS)
+    run = Toy().choosing(found)
+    assert run.need({"microbatches": found["ppo.microbatches"]}) <= 1.2 * least * GIB and found["slots"] == 16
+
+
+def test_in_deep_models_and_elsewhere_layers_are_in_a_loop():
+    looped = [{"model.scan_layers": True, "model.remat": name} for name in memory.REMAT]
+    run = Toy(layers=13)
+    assert fitted._candidates(run, settled.open_program(run.config)) == looped
+    run = Toy(layers=12)
+    unrolled = {"model.scan_layers": False, "model.remat": "none"}
+    assert fitted._candidates(run, settled.open_program(run.config)) == [unrolled, *looped]
+    run = Toy("tpu", remat="full")
+    assert fitted._candidates(run, settled.open_program(run.config)) == [{"model.scan_layers": True}]
+
+
+def test_a_larger_reward_model_computes_more_again_than_the_policy():
+    """A stage's own model has a `remat` of its own; one that the stage states is not chosen."""
+    config = default_config()
+    config.stages = ("reward_model",)
+    with config.unlocked():
+        config.reward_model.model = {"num_layers": 3}
+    run = run_lib.without_data(config, DATA, tiny.mesh_of("1x1x1"))
+    assert "reward_model.model.remat" in settled.open_program(config)
+    assert (
+        run.choosing({"model.remat": "none", "reward_model.model.remat": "full"}).shape("reward_model").remat == "full"
+    )
+    pairs = [
+        (found["model.remat"], found["reward_model.model.remat"])
+        for found in fitted._candidates(run, settled.open_program(config))
+    ]
+    assert pairs == [("none", "none"), ("none", "full"), ("dots", "dots"), ("dots", "full"), ("full", "full")]
+    with config.unlocked():
+        config.reward_model.model.remat = "dots"
+    assert "reward_model.model.remat" not in settled.open_program(config)
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+@contextlib.contextmanager
+def started(config, path):
+    with run_lib.start(config, path, corpora=CORPORA) as run:
+        fitted.settle(run)
+        yield run
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """The bytes of the machine, to be set."""
+    memory_of = {"whole": 100 * GIB}
+    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(memory_of["whole"], None))
+    return memory_of
+
+
+def open_config(last="pretrain"):
+    config = toy_config(last)
+    config.model.update(remat="auto", scan_layers=None)
+    return config
+
+
+def test_a_work_directory_keeps_what_was_chosen_and_what_it_was_given(tmp_path, whole, capsys):
+    config, path = open_config(), tmp_path / "run"
+    first = {"model.scan_layers": False, "model.remat": "none", "pretrain.microbatches": 1, "slots": None}
+    with started(config, path) as run:
+        assert run.chosen == first == read_json(path / run_lib.PROGRAM)
+    assert (
+        "chosen for 50.00 GiB of memory on a device: model.scan_layers=False, model.remat=none, no batch in parts"
+        in (capsys.readouterr().out)
+    )
+    whole["whole"] = 2**20  # another machine, on which it would have been another
+    (path / "pretrain").mkdir(exist_ok=True)
+    with started(config, path) as run:
+        assert run.chosen == first and run.parts("pretrain") == {"microbatches": 1}
+    assert "chosen" not in capsys.readouterr().out
+    assert run_lib.open_run(str(path)).chosen == first
+
+    config.pretrain.microbatches = 4  # a number wins, also at a resume, and stays
+    with started(config, path) as run:
+        assert run.parts("pretrain") == {"microbatches": 4}
+    config.pretrain.microbatches = None
+    with started(config, path) as run:
+        assert run.parts("pretrain") == {"microbatches": 4}
+
+    # A work directory of an older version has values, under defaults that were not open.
+    stored = read_json(path / "config.json")
+    stored["model"] |= {"remat": "full", "scan_layers": True}
+    write_json(path / "config.json", stored)
+    with started(config, path) as run:
+        assert (run.model.scan_layers, run.model.remat) == (True, "full")
+    assert read_json(path / "config.json")["model"]["remat"] == "full"
+
+
+def test_work_directories_of_older_versions_are_read(tmp_path, whole):
+    config, path = open_config(), tmp_path / "run"
+    with started(config, path):
+        (path / "pretrain").mkdir(exist_ok=True)
+    write_json(path / run_lib.PROGRAM, {"scan_layers": True, "remat": "dots"})  # the names of the model's fields alone
+    stored = read_json(path / "config.json")
+    stored["pretrain"]["microbatches"] = 2
+    write_json(path / "config.json", stored)
+    with started(config, path) as run:
+        assert (run.model.scan_layers, run.model.remat, run.parts("pretrain")["microbatches"]) == (True, "dots", 2)
+
+
+def test_a_stage_that_is_appended_gets_a_choice_of_its_own(tmp_path, whole):
+    config, path = open_config(), tmp_path / "run"
+    with started(config, path):
+        (path / "pretrain").mkdir(exist_ok=True)
+    config.stages = ("pretrain", "sft")
+    with started(config, path) as run:
+        assert run.chosen["sft.microbatches"] == 1 and not run.chosen["model.scan_layers"]
+    assert {"pretrain.microbatches", "sft.microbatches"} < read_json(path / run_lib.PROGRAM).keys()
+
+
+def test_a_run_in_little_memory_computes_in_parts_and_gives_the_same_losses(tmp_path, whole, monkeypatch):
+    computed, make = [], train.make_train_step
+    monkeypatch.setattr(train, "make_train_step", lambda *given: computed.append(given[-1]) or make(*given))
+    config, found = open_config(), {}
+    config.pretrain.update(batch_size=16, steps=2, warmup_steps=1)  # over all devices of the tests
+    for name in ("large", "small"):
+        with started(config, tmp_path / name) as run:
+            need = forecast.of(forecast.programs_of(run, "pretrain"), run.mesh, {}).total
+            whole["whole"] = 1.5 * need  # for the next one, of which half may be used
+            registry.of(run.config, "pretrain").run(run, "pretrain")
+            found[name] = [row["loss"] for row in metrics.read_metrics(run.folder("pretrain") / "metrics.jsonl")]
+    parts = [read_json(tmp_path / name / run_lib.PROGRAM)["pretrain.microbatches"] for name in found]
+    assert parts == [1, 2] and computed[0] == 1 and computed[-1] == 2
+    np.testing.assert_allclose(found["small"], found["large"], rtol=1e-5)
+
+
+def test_programs_of_a_run_fit_with_what_was_chosen(tmp_path):
+    """The forecast of the programs that are really built is below the limit, if anything is."""
+    config = open_config("sft")
+    run = run_lib.without_data(config, DATA, tiny.mesh_of("1x1x1"))
+
+    def programs_of(run):
+        return {stage: planner.programs_of(run, stage, DATA) for stage in config.stages}
+
+    def need(chosen):
+        built = programs_of(run.choosing(chosen))
+        return max(forecast.of(programs, run.mesh, {}).total for programs in built.values())
+
+    whole_need = need(fitted.fit(run, programs_of, 2**40))
+    chosen = fitted.fit(run, programs_of, 0.6 * whole_need)
+    assert need(chosen) <= 0.6 * whole_need
+
+
+def test_a_stages_own_model_leaves_open_what_the_runs_does():
+    own = {"num_layers": 2, "remat": "auto", "scan_layers": None}
+    assert settled.closed(own) == {"num_layers": 2}
+    assert settled.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}
