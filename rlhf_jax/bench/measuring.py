@@ -9,6 +9,7 @@ import ml_collections
 
 from rlhf_jax.bench import host, roofs, sweeps, workload, works
 from rlhf_jax.bench.workload import Workload, rounded
+from rlhf_jax.runtime import machine
 
 WORKS = works.WORKS | {
     "saving": host.saving,
@@ -29,6 +30,7 @@ def measure(name: str, config: ml_collections.ConfigDict) -> dict:
       JSON with, among others, the median "seconds" of a run, "tokens_per_second", the times of all "repeats", the
       "first_seconds" with compilation, the peak memory in MiB, and the "shares" of what the machine can do.
     """
+    machine.give_back_after_compiling()  # as every command does
     with jax.set_mesh(workload.one_device()):
         work = WORKS[name](config)
         start = time.perf_counter()

@@ -8,6 +8,7 @@ import numpy as np
 
 from rlhf_jax import hf, model
 from rlhf_jax.bench import sides, workload, works
+from rlhf_jax.runtime import machine
 
 HEADS = {"reward_step": "scalar"}  # of the models whose weights others are given; "lm" elsewhere
 
@@ -28,6 +29,7 @@ def prepare(name: str, config: ml_collections.ConfigDict, folder: str) -> None:
 def make(given: dict) -> sides.Work:
     """Returns the work `given["name"]` of the config `given["config"]`."""
     config = ml_collections.ConfigDict(given["config"])
+    machine.give_back_after_compiling()
     jax.set_mesh(workload.one_device())
     work = works.WORKS[given["name"]](config)
 

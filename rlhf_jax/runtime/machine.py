@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -82,6 +83,26 @@ def gives_back_memory() -> bool:
         libc.mallopt(option, value)
     libc.malloc_trim(0)
     return True
+
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # the event that JAX records after each compilation
+_LONG = 0.2  # seconds of a compilation that leaves memory worth giving back
+
+
+@functools.cache
+def give_back_after_compiling() -> None:
+    """Lets this process give back to the system what the compiler has freed, after each compilation that took long.
+
+    The allocator would keep it: hundreds of MiB for the programs of a stage (docs/scaling.md).
+    """
+    if not sys.platform.startswith("linux") or not hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        return
+
+    def heard(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED and duration_secs > _LONG:
+            libc.malloc_trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
 
 
 def _kibibytes(path: str):

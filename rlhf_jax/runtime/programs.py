@@ -13,7 +13,7 @@ import platform
 
 import jax
 
-from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime import hosts, machine
 
 ROOM = 4 << 30  # bytes; the programs that were not read for the longest time go first
 _LEAST_SECONDS = 0.05  # to read a program that took less to compile saves nothing
@@ -25,9 +25,12 @@ def keep() -> None:
     Commands call this before they compile, and after they have joined the other processes of a job. Several commands
     may run at once: a program that one of them has not written to its end is compiled by the other, with a warning.
 
-    A job of several processes does nothing here. Only its first process writes programs. Without a folder that all of
+    What the compiler has freed is given back to the system (see machine.py).
+
+    A job of several processes keeps no programs. Only its first process writes programs. Without a folder that all of
     them read, the first would not compile while the others do, and would wait for them longer than its network allows.
     """
+    machine.give_back_after_compiling()
     if hosts.count() > 1:
         return
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
