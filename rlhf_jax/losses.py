@@ -88,7 +88,7 @@ def bradley_terry_kwise(
 
     Args:
         scores: [B,K], the reward model's outputs.
-        ranks: i32[B,K], 1 is best, equal ranks tie.
+        ranks: i32[B,K], 1 is best, equal ranks tie; or i32[B,L,K], those of L labelers, whose pairs are all kept.
         valid: bool[B,K], False where a prompt has fewer than K completions.
         prompt_weights: [B], or None for 1 each.
 
@@ -185,10 +185,11 @@ def rank_targets(ranks: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def _ordered_pairs(scores, ranks, valid):
-    """Returns the margins f32[B,K,K], score i - score j, and kept f32[B,K,K], 1 where i is ranked above j."""
+    """Returns the margins f32[B,K,K], score i - score j, and kept f32[B,K,K], the number of labelers who rank i above j."""
     scores = _select(valid, scores)
-    kept = (ranks[:, :, None] < ranks[:, None, :]) & valid[:, :, None] & valid[:, None, :]
-    return scores[:, :, None] - scores[:, None, :], _float32(kept)
+    ranks = ranks if ranks.ndim == 3 else ranks[:, None]
+    kept = (ranks[..., :, None] < ranks[..., None, :]) & (valid[:, :, None] & valid[:, None, :])[:, None]
+    return scores[:, :, None] - scores[:, None, :], jnp.sum(_float32(kept), axis=1)
 
 
 def _pair_statistics(margins, kept):

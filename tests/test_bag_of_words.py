@@ -1,5 +1,6 @@
 """The bag-of-words baseline: finds the words that decide, is the optimum it says, does as expected on real data."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -114,3 +115,18 @@ def test_real_comparisons_on_unseen_questions(shared_data):
     bag = bag_of_words.fit([row for row in rows if part(row)])
     accuracy = bag_of_words.accuracy(bag, [row for row in rows if not part(row)])
     assert accuracy.low > 0.70 and accuracy.value == pytest.approx(0.77, abs=0.03)
+
+
+def test_what_several_labelers_say_of_the_same_completions_weighs_as_rankings_of_their_own():
+    """A bag of the same rankings whose prompts all have names of their own has the same optimum."""
+    rows = [row for row in comparisons(80, noise=0.3) for _ in range(3)]
+    flipped = [dataclasses.replace(row, ranks=row.ranks[::-1]) if n % 4 == 0 else row for n, row in enumerate(rows)]
+    apart = bag_of_words._pairs(bag_of_words._columns(flipped), flipped)
+    together = apart.together()
+    assert together.weights.sum() == apart.weights.sum() == 240 and len(together.weights) < len(apart.weights) == 240
+    solution = np.random.default_rng(0).normal(size=together.counts.shape[1])
+    losses = [bag_of_words._log_loss(pairs.margins(solution), pairs.weights) for pairs in (together, apart)]
+    assert losses[0] == pytest.approx(losses[1])
+    assert [flipped[place].unit for place in together.source] == [
+        flipped[place].unit for place in sorted(together.source)
+    ]

@@ -1,12 +1,16 @@
 """Which samples become the completions of a prompt."""
 
 import random
+import types
 
 import hypothesis
 import hypothesis.strategies as st
 
-from rlhf_jax.data.records import Ranking
+from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.stages import collect
+from rlhf_jax.world import World, gold, labelers
+
+WORLD = World(0)
 
 TEXTS = ["", " ", "a", "b", "c", "d", "e"]  # few, so that equal ones meet
 
@@ -48,3 +52,31 @@ def test_only_a_line_feed_ends_a_collected_ranking(tmp_path):
         (odd, texts, odd, odd, (odd, odd))
     ]
     assert [row.row["source"] for row in found] == 2 * [{"prompt": odd}]
+
+
+def test_more_labelers_rank_each_prompt_and_the_first_is_the_same():
+    """Each by a person of the staff, none twice, and the ranks are those of that person."""
+    rows = WORLD.instructions("train", 30)
+    sampled = [
+        collect.Sampled(
+            Prompt(row["instruction"], row), (row["output"], "no .", "you fool ."), (True,) * 3, ("sft",) * 3, None
+        )
+        for row in rows
+    ]
+    judged = [
+        labelers.candidates(
+            item.prompt.row["id"],
+            item.completions,
+            [gold.score(WORLD, item.prompt.row, text) for text in item.completions],
+        )
+        for item in sampled
+    ]
+    run, panel, groups = types.SimpleNamespace(seed=7), labelers.fit_panel(0, judged), {"warmth", "detail"}
+    one = collect.rank_by_panel(run, panel, sampled, judged, groups)
+    three = collect.rank_by_panel(run, panel, sampled, judged, groups, 3)
+    assert three[::3] == one and len(three) == 3 * len(rows)
+    staff = {labeler.name: labeler for labeler in panel.labelers}
+    for place, judged_one in enumerate(judged):
+        own = three[3 * place : 3 * place + 3]
+        assert len({row.labeler for row in own}) == 3 and {row.group for row in own} <= groups
+        assert all(row.ranks == panel.rank(judged_one, staff[row.labeler]) for row in own)

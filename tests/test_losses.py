@@ -467,3 +467,28 @@ def test_a_term_is_added_as_a_token_mean_and_logged_without_its_coefficient(garb
         *(f"policy/{name}" for name in policy_loss(*arrays, mask, 0.2).sums),
     }
     assert more.maxima.keys() == {"policy/ratio_max"}
+
+
+def test_the_rankings_of_several_labelers_add_their_pairs():
+    """Against the loop over labelers; a labeler to whom all completions tie says nothing, and one labeler is what it was."""
+    rng = np.random.default_rng(5)
+    scores, valid = rng.normal(size=(3, 4)), np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]], bool)
+    ranks = rng.integers(1, 4, (3, 2, 4))
+    found = losses.bradley_terry_kwise(scores, np.concatenate([ranks, np.ones((3, 1, 4), int)], axis=1), valid)
+    total, weight, right, pairs = 0.0, 0, 0.0, 0
+    for row in range(3):
+        margins = [
+            scores[row, i] - scores[row, j]
+            for own in ranks[row]
+            for i in range(4)
+            for j in range(4)
+            if own[i] < own[j] and valid[row, i] and valid[row, j]
+        ]
+        if margins:
+            total, weight = total + np.mean(np.logaddexp(0, -np.array(margins))), weight + 1
+        right, pairs = right + sum(margin > 0 for margin in margins), pairs + len(margins)
+    np.testing.assert_allclose((found.total, found.weight), (total, weight), rtol=1e-6)
+    np.testing.assert_allclose(found.sums["accuracy"], (right, pairs), rtol=1e-6)
+    alone = losses.bradley_terry_kwise(scores, ranks[:, :1], valid)
+    same = losses.bradley_terry_kwise(scores, ranks[:, 0], valid)
+    np.testing.assert_array_equal(alone.total, same.total)

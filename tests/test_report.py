@@ -305,6 +305,24 @@ def test_a_gap_of_an_older_run_has_no_interval(tmp_path):
     assert "less that on held-out labelers: 1.2 points. For a judge" in (path / "report.md").read_text()
 
 
+def test_accuracy_by_what_decides_a_pair(tmp_path):
+    path = write_run(tmp_path / "run")
+    facts = json.loads((path / "reward_model" / "evaluation.json").read_text())
+    share = {"value": 0.7, "low": 0.6, "high": 0.8}
+    rows = [
+        {"decider": "fact", "pairs": 31, "accuracy": share, "bag_of_words": share | {"value": 0.61}, "ceiling": share}
+    ]
+    facts["valid"]["by_decider"] = [*rows, {"decider": "new_one", "pairs": 2, "accuracy": share, "ceiling": share}]
+    (path / "reward_model" / "evaluation.json").write_text(json.dumps(facts))
+    pages.write(path)
+    (fact,) = (
+        line for line in (path / "report.md").read_text().splitlines() if line.startswith("| a statement is false |")
+    )
+    (new,) = (line for line in (path / "report.md").read_text().splitlines() if line.startswith("| new\\_one |"))
+    assert [cell.strip().split(" ")[0] for cell in fact.split("|")[2:6]] == ["31", "70.0", "61.0", "70.0"]
+    assert new.split("|")[4].strip() == "–"
+
+
 def test_many_groups_are_summed_up(tmp_path):
     path = write_run(tmp_path / "run")
     facts = json.loads((path / "reward_model" / "evaluation.json").read_text())

@@ -11,6 +11,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from rlhf_jax import losses
+from rlhf_jax.data import ranking_batches
 from rlhf_jax.data.batches import LengthReport
 from rlhf_jax.data.ranking_batches import batch_rankings, pack_rankings
 from rlhf_jax.data.records import Ranking
@@ -172,3 +173,24 @@ def test_where_no_pair_is_left_the_length_to_raise_is_named(packed, loss):
             patch.setattr(reward_model.inputs, "report_data", lambda *_: None)
             with pytest.raises(InputError, match="raise completion_length"):
                 reward_model.training_of(run, "reward_model")
+
+
+@pytest.mark.parametrize("build", [batch_rankings, pack_rankings])
+def test_rankings_of_the_same_completions_share_a_row_and_keep_all_their_pairs(build):
+    """Two labelers on the first prompt, one on the others: their pairs are those of the labelers' own rows."""
+    rankings = rankings_of(3)
+    again = dataclasses.replace(rankings[0], ranks=tuple(reversed(rankings[0].ranks)))
+    other = dataclasses.replace(rankings[1], completions=tuple(f"{text}x" for text in rankings[1].completions))
+    rows, _ = build([*rankings, again, other], BYTES, 18, 8)
+    joined = ranking_batches.joined(rows)
+    assert len(joined.tokens) == len(rankings) + 1 and joined.ranks.shape[:2] == (len(rankings) + 1, 2)
+    assert joined.ranks[0].tolist() == [rows.ranks[0].tolist(), rows.ranks[len(rankings)].tolist()]
+    assert (joined.ranks[1:, 1] == 1).all()
+    config = CONFIGS["learned positions"]
+    params = tiny.params_of(config, 0, "scalar")
+    one, many = (
+        losses.bradley_terry_pooled(scorer.completion_scores(config, params, x), x.ranks, x.valid)
+        for x in (joined, rows)
+    )
+    np.testing.assert_allclose((one.total, one.weight), (many.total, many.weight), rtol=1e-5)
+    assert ranking_batches.joined(build(rankings, BYTES, 18, 8)[0]).ranks.ndim == 2

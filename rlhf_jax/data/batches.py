@@ -35,7 +35,7 @@ class Comparisons:
 
     tokens: np.ndarray  # i32[N, K, T], right-padded
     mask: np.ndarray  # bool[N, K, T], True on real tokens
-    ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid
+    ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid; or i32[N, L, K], see `joined`
     valid: np.ndarray  # bool[N, K], False where a prompt has fewer than K completions
     targets: np.ndarray | None = None  # f32[N, K], the labelers' scores, 0 where not valid; None if they gave none
     starts: np.ndarray | None = None  # i32[N], the place of the completions' first token
@@ -53,7 +53,7 @@ class PackedComparisons:
     segment_ids: np.ndarray  # i32[N, T], PREFIX on the prompt, then 1 to K; 0 = padding
     positions: np.ndarray  # i32[N, T]
     ends: np.ndarray  # i32[N, K], place of each completion's last token in its row; 0 where not valid
-    ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid
+    ranks: np.ndarray  # i32[N, K], 1 = best, equal = tie; 0 where not valid; or i32[N, L, K], see `joined`
     valid: np.ndarray  # bool[N, K], False where a prompt has fewer than K completions
     targets: np.ndarray | None = None  # f32[N, K], as in Comparisons
 

@@ -13,6 +13,7 @@ from rlhf_jax.data import fitting
 from rlhf_jax.data.batches import Comparisons, LengthReport, PackedComparisons
 from rlhf_jax.data.encoding import encode
 from rlhf_jax.data.fitting import Ids, LongCompletions, TooLong, check_any, fit, pad_right, prompt_limit
+from rlhf_jax.data.loader import take
 from rlhf_jax.data.records import Ranking, without_repeats
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model.attention import PREFIX
@@ -134,6 +135,24 @@ def pack_rankings(
     packed = PackedComparisons(tokens, segments, positions, ends, ranks, ranks > 0, targets)
     report = dataclasses.replace(report, dropped=report.given - len(rows), cut=report.cut + left_out, longest=longest)
     return packed, report
+
+
+def joined(examples: Comparisons | PackedComparisons) -> Comparisons | PackedComparisons:
+    """Returns rankings of the same completions by several labelers as one row, so that each completion is computed once.
+
+    Its ranks are i32[N, L, K]. A row with fewer than L labelers is filled up with rankings in which all completions tie,
+    which say nothing. Where no two rankings are of the same completions, they are returned as they are, i32[N, K].
+    """
+    ends = examples.ends if isinstance(examples, PackedComparisons) else examples.mask
+    found: dict[bytes, list[int]] = {}
+    for place, (row, end) in enumerate(zip(examples.tokens, ends)):
+        found.setdefault(row.tobytes() + end.tobytes(), []).append(place)
+    if len(found) == len(ends):
+        return examples
+    ranks = np.ones((len(found), max(map(len, found.values())), examples.ranks.shape[-1]), np.int32)
+    for own, places in zip(ranks, found.values()):
+        own[: len(places)] = examples.ranks[places]
+    return take(examples, np.array([first for first, *_ in found.values()])).replace(ranks=ranks)
 
 
 def kept_rankings(

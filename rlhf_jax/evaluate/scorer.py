@@ -36,7 +36,7 @@ def completion_scores(config: TransformerConfig, params: dict, batch: Comparison
         return x.reshape(-1, x.shape[-1])
 
     scores = ppo.sequence_scores(config, params, flat(batch.tokens), flat(batch.mask))
-    return scores.reshape(batch.ranks.shape)
+    return scores.reshape(batch.valid.shape)
 
 
 _scores = jax.jit(ppo.sequence_scores, static_argnums=0)  # compiled once for all scorers

@@ -38,6 +38,12 @@ SPLIT = Object(
     {
         "by_margin": [Object({"low": NUMBER, "high": Maybe(NUMBER), "accuracy": _ESTIMATE})],
         "by_group": each(NUMBER),
+        "by_decider": [
+            Object(
+                {"decider": TEXT, "pairs": NUMBER, "accuracy": _ESTIMATE, "ceiling": _ESTIMATE},
+                {"bag_of_words": _ESTIMATE},
+            )
+        ],
         "bag_of_words_accuracy": _ESTIMATE,
         "above_bag_of_words": Object({"value": NUMBER, "low": Maybe(NUMBER), "high": Maybe(NUMBER)}),
         **dict.fromkeys(("log_loss", "ece", "rankings", "prompts"), NUMBER),

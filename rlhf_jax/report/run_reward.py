@@ -62,6 +62,8 @@ def reward_sections(record: Record) -> list[str]:
     if not splits:
         return [NO_ACCURACY, *said]
     sections = [reward_table(record).markdown(), *said]
+    if deciders := next((facts["by_decider"] for facts in splits.values() if "by_decider" in facts), None):
+        sections += [_DECIDED, decider_table(deciders).markdown()]
     groups = {group: value for facts in splits.values() for group, value in facts.get("by_group", {}).items() if group}
     if len(groups) > _MOST_GROUPS:  # for instance if each question is a group
         low, *_, high = sorted(groups.values())
@@ -88,6 +90,39 @@ def reward_sections(record: Record) -> list[str]:
     }
     stated = [f"{text} {_percent(labelers[name])} %" for name, text in known.items() if name in labelers]
     return sections + (["Of the validation pairs, " + "; ".join(stated) + "."] if stated else [])
+
+
+_DECIDED = (
+    "Accuracy by what decides between the two completions of a pair: the part of the gold labeler's total in which they "
+    "differ most. The last column is the accuracy of a judge who knows the mean utility of the training labelers."
+)
+_DECIDERS = {
+    "topic": "one answers another prompt",
+    "fact": "a statement is false",
+    "task": "how far the task is done",
+    "rude": "rude words",
+    "constraint": "a constraint of the prompt",
+    "length": "rambling, repeated or cut off",
+    "taste": "taste alone",
+}
+
+
+def decider_table(deciders: list[dict]) -> TextTable:
+    """Returns the table of accuracies by kind of pair, from `by_decider` of a reward model's evaluation (`evaluate.deciders`)."""
+    judges = {
+        "accuracy": "reward model (%)",
+        "bag_of_words": "bag of words (%)",
+        "ceiling": "what the labelers' noise allows (%)",
+    }
+    rows = [
+        [
+            _DECIDERS.get(found["decider"], found["decider"]),
+            _plain(found["pairs"]),
+            *(_percent(found.get(name)) for name in judges),
+        ]
+        for found in deciders
+    ]
+    return TextTable(["what decides", "pairs", *judges.values()], rows)
 
 
 def _percent(value) -> str:

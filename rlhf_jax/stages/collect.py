@@ -15,13 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax import generate, inputs, loop, sampling, sharding, weights
+from rlhf_jax.data.encoding import encode
 from rlhf_jax.data.loader import by_length
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.data.text_batches import batch_prompts
+from rlhf_jax.evaluate.deciders import OTHER_PROMPT
 from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields import forms
 from rlhf_jax.fields.field import Field, Section, kind
-from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SHARE, TEXT, Number, OneOf, Several, Text, whole
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, FLAG, SHARE, TEXT, Number, OneOf, Several, Text, whole
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.rewards import REWARD_OR_NONE
 from rlhf_jax.run import Run
@@ -59,6 +61,13 @@ FIELDS = Section(
             "The number of the K completions that are taken from other prompts, and so are off the topic. "
             "0 means none. The idea is that of Liu et al. 2024 (arXiv 2409.13156).",
         ),
+        "demonstrations": Field(
+            False,
+            FLAG,
+            "Whether one of the completions that are not borrowed is written by a person, as the prompt's demonstration "
+            "(Stiennon et al. 2020 have reference summaries ranked beside samples). It needs no sampling. "
+            "Only the embedded world has such demonstrations; `data.world.careless` says how many are careless.",
+        ),
         "rankings": Field(
             "", TEXT, "An earlier collect stage, whose completions are ranked anew. Empty means new completions."
         ),
@@ -73,6 +82,12 @@ FIELDS = Section(
             "The reward model that ranks if `labeler` is 'reward_model'. "
             "It is a stage of this run, the work directory of a finished run, a folder of a released reward model relative "
             "to `data.files.dir`, or a reward function, module:function.",
+        ),
+        "labelers": Field(
+            1,
+            COUNT,
+            "The number of the world's labelers who rank the completions of a training prompt, each without the others. "
+            "One labeler ranks those of a validation prompt.",
         ),
         "held_out_group": Field(
             "caution",
@@ -113,6 +128,7 @@ def completions_of(run: Run, stage: str, split: str) -> list[Sampled]:
     if not name:
         return sample_completions(run, stage, split)
     rows = read_rankings(run.folder(name) / f"comparisons.{split}.jsonl")
+    rows = {(row.prompt, row.completions): row for row in rows}.values()  # several labelers may have ranked them
     return [
         Sampled(Prompt(row.prompt, row.row["source"]), row.completions, row.finished, row.models, row.row.get("tokens"))
         for row in rows
@@ -122,7 +138,7 @@ def completions_of(run: Run, stage: str, split: str) -> list[Sampled]:
 def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     """K distinct completions of every prompt of a split, the models in turn.
 
-    One more is sampled than wanted, since equal texts are kept once; see `choose`.
+    One more is sampled than wanted, since equal texts are kept once; see `choose`. A demonstration is one of the samples.
     """
     section = run.config[stage]
     prompts = run.corpus.prompts(split, "rm")
@@ -132,7 +148,7 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
     assigned: dict[str, list[int]] = {name: [] for name in section.models}
     for row, k in enumerate(wanted):
         first = rng.randrange(len(section.models))
-        for turn in range(k + 1 - section.borrowed):
+        for turn in range(k + 1 - section.borrowed - section.demonstrations):
             assigned[section.models[(first + turn) % len(section.models)]].append(row)
     batches = [(name, rows) for name, rows in assigned.items() if rows]
     batches = [(name, *batch) for name, rows in batches for batch in by_length(arrays, rows, section.batch_size)]
@@ -146,6 +162,10 @@ def sample_completions(run: Run, stage: str, split: str) -> list[Sampled]:
         rollout = sampler(params, batch, run.key(stage, split, number), temperature)
         for row, text, end, ids in zip(rows, *generate.texts(rollout, run.tokenizer), generate.sampled(rollout)):
             found[row].append((text, end, name, ids))
+    if section.demonstrations:
+        texts = [run.corpus.demonstration_of(prompts[place]).completion for place in arrays.index]
+        for own, text, ids in zip(found, texts, encode(run.tokenizer, texts, "demonstrations")):
+            own.append((text, True, "demonstration", (*ids.tolist(), run.tokenizer.eos_id)))
     sampled = []
     for place, own, k in zip(arrays.index, found, wanted):
         chosen = choose(own, found, k, section.borrowed, rng)
@@ -168,19 +188,23 @@ def choose(own: list, everyone: list[list], k: int, borrowed: int, rng: random.R
     for _ in range(borrowed):
         text, end, name, *ids = rng.choice(rng.choice(everyone))
         if text.strip() and text not in distinct:
-            distinct[text] = (text, end, f"{name} of another prompt", *ids)
+            distinct[text] = (text, end, f"{name}{OTHER_PROMPT}", *ids)
             chosen.append(distinct[text])
     return chosen
 
 
-def rank_by_panel(run: Run, panel: labelers.Panel, sampled: list[Sampled], candidates, groups) -> list[Ranking]:
-    """One labeler of these groups ranks each prompt, drawn by the prompt."""
+def rank_by_panel(
+    run: Run, panel: labelers.Panel, sampled: list[Sampled], candidates, groups, count: int = 1
+) -> list[Ranking]:
+    """`count` labelers of these groups rank each prompt, drawn by the prompt; the first is the same for every count."""
     staff = [labeler for labeler in panel.labelers if labeler.group in groups]
     rankings = []
     for item, candidate in zip(sampled, candidates):
-        labeler = random.Random(f"{run.seed}/{candidate.prompt_id}/{sorted(groups)}").choice(staff)
-        ranks = panel.rank(candidate, labeler)
-        rankings.append(_ranking(item, ranks, labeler.name, labeler.group))
+        rng, left = random.Random(f"{run.seed}/{candidate.prompt_id}/{sorted(groups)}"), list(staff)
+        for _ in range(count):
+            labeler = rng.choice(left)
+            left.remove(labeler)
+            rankings.append(_ranking(item, panel.rank(candidate, labeler), labeler.name, labeler.group))
     return rankings
 
 
@@ -207,6 +231,13 @@ def check(run: Run, stage: str) -> None:
         raise InputError(
             f"{stage}.borrowed={section.borrowed} must be below {stage}.min_completions={section.min_completions}, which "
             f"must be at most {stage}.max_completions={section.max_completions}"
+        )
+    staff = labelers.LABELERS_PER_GROUP * (len(labelers.GROUPS) - bool(section.held_out_group))
+    if section.labelers > staff:
+        raise InputError(f"{stage}.labelers={section.labelers} must be at most {staff}, all who rank for training")
+    if section.demonstrations and run.config.data.source != "world":
+        raise InputError(
+            f"{stage}.demonstrations=True needs data.source='world', and it is '{run.config.data.source}'; set it to False"
         )
     if section.labeler == "reward_model" and not section.reward:
         raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: name a stage or a directory")
@@ -257,7 +288,8 @@ def _collect_from_world(run: Run, section, folder: Path, train, valid) -> dict:
     files = {"train": (train, "train", staff), "valid": (valid, "valid", staff), "heldout": (valid, "valid", held_out)}
     for name, (sampled, split, groups) in files.items():
         if groups:
-            rankings = rank_by_panel(run, panel, sampled, judged[split], groups)
+            count = section.labelers if name == "train" else 1
+            rankings = rank_by_panel(run, panel, sampled, judged[split], groups, count)
             hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", rankings)
     agreement = panel.agreement(judged["valid"])
     folds = {fold.held_out_group: fold._asdict() for fold in panel.folds(judged["valid"])}

@@ -15,8 +15,9 @@ import numpy as np
 from rlhf_jax import abstract, inputs, losses, train, weights
 from rlhf_jax.data.batches import Comparisons, PackedComparisons
 from rlhf_jax.data.loader import Loader
+from rlhf_jax.data.ranking_batches import joined
 from rlhf_jax.data.records import Prompt, Ranking
-from rlhf_jax.evaluate import bag_of_words, preferences
+from rlhf_jax.evaluate import bag_of_words, deciders, preferences
 from rlhf_jax.evaluate.scorer import Scorer, completion_scores
 from rlhf_jax.fields.field import Field, kind
 from rlhf_jax.fields.ranges import COUNT, POSITIVE, OneOf
@@ -29,6 +30,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.stages import rankings, supervised
 from rlhf_jax.stages.rankings import PREFERENCES
+from rlhf_jax.world import labelers
 
 FIELDS = trained(
     "Step 2: a reward model from rankings.",
@@ -47,7 +49,8 @@ FIELDS = trained(
         "kwise",
         OneOf("kwise", "pooled", "regression"),
         "What is learned. "
-        "'kwise' learns all pairs of a prompt as one element of the batch (section 3.5). "
+        "'kwise' learns all pairs of a prompt as one element of the batch (section 3.5), those of all labelers who ranked "
+        "the same completions. "
         "'pooled' shuffles the pairs of all prompts into one pool, and 'regression' learns the scores themselves.",
     ),
 )
@@ -115,6 +118,8 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     inputs.report_data(run, stage, "rankings", report)
     examples, rated = _standardized(rankings.shorten(run, stage, examples))
     rankings.check_kept(run, stage, examples.ranks.tolist())
+    if section.loss == "kwise":
+        examples = joined(examples)
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
     shape = run.shape(stage)
@@ -205,7 +210,28 @@ def evaluate(run: Run, stage: str, scorer: Scorer) -> dict:
     if collected := rankings.source(run, stage):
         facts["labelers"] = hosts.on_first(finished.read_json, run.folder(collected) / "evaluation.json")
         facts |= _labeler_gap(facts, scored)
+        if "panel" in facts["labelers"]:
+            for name, (kept, _, scores) in ((name, found) for name, found in scored.items() if found):
+                facts[name] |= {"by_decider": _by_decider(run, bag, facts["labelers"], kept, scores)}
     return facts
+
+
+def _by_decider(
+    run: Run, bag: bag_of_words.BagOfWords | None, labelled: dict, kept: list[Ranking], scores
+) -> list[dict]:
+    """What `deciders.by_decider` says of the reward model, the bag of words, and a judge who knows the mean utility of the
+    labelers who labelled for training."""
+    panel = labelers.Panel(**labelled["panel"])
+    groups = set(labelers.GROUPS) - {labelled["held_out_group"]}
+    golds, ideal = [], np.zeros_like(scores, np.float64)
+    for row, ranking in zip(ideal, kept):
+        finished = ranking.finished or (True,) * len(ranking.completions)
+        prompt = Prompt(ranking.prompt, ranking.row.get("source", ranking.row))
+        golds.append([run.corpus.gold(prompt, text, end) for text, end in zip(ranking.completions, finished)])
+        traits = labelers.candidates("", ranking.completions, golds[-1]).traits
+        row[: len(traits)] = panel.mean_utilities(traits, groups)
+    judges = {"accuracy": scores} | ({"bag_of_words": bag.scores_of(kept)} if bag else {}) | {"ceiling": ideal}
+    return deciders.by_decider(kept, golds, judges)
 
 
 def _labeler_gap(facts: dict, scored: dict) -> dict:

@@ -31,11 +31,14 @@ class World:
     def demonstrations(self, split: str, count: int, careless: float = 0.0) -> list[dict]:
         """Returns the first `count` prompts for SFT; the share `careless` of the demonstrations is rude or rambling."""
         rows = self.instructions(split, count, purpose="sft")
-        for row in rows:
-            rng = random.Random(f"demonstration {self.seed} {row['id']}")
-            if rng.random() < careless:
-                row["output"] = documents.careless(rng, row["output"], rng.choice(documents.HABITS))
-        return rows
+        return [row | {"output": self.written(row, careless)} for row in rows]
+
+    def written(self, row: dict, careless: float) -> str:
+        """Returns a person's answer to a row of `instructions`: its demonstration, rude or rambling with probability `careless`."""
+        rng = random.Random(f"demonstration {self.seed} {row['id']}")
+        if rng.random() < careless:
+            return documents.careless(rng, row["output"], rng.choice(documents.HABITS))
+        return row["output"]
 
     def skills(self, count: int) -> dict[str, list[dict]]:
         """Returns `count` few-shot prompts with answers for each of the base model's three skills."""

@@ -60,6 +60,11 @@ class WorldCorpus:
         rows = self.world.instructions(split, count, purpose=purpose)
         return [parse_row(row, "prompts", self._template) for row in rows]
 
+    def demonstration_of(self, prompt: Prompt) -> Demonstration:
+        """Returns what a writer of demonstrations answers to a prompt."""
+        row = prompt.row | {"output": self.world.written(prompt.row, self._config.careless)}
+        return parse_row(row, "demonstrations", self._template)
+
     def mixed(self, kind: str, split: str) -> list[Source]:
         """Returns the examples of a kind and split as a mixture of one source, which has no weight."""
         return [Source(kind, None, getattr(self, kind)(split))]

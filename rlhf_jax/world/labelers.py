@@ -26,6 +26,7 @@ import functools
 import math
 import re
 import zlib
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -127,6 +128,10 @@ class Panel:
     def utilities(self, traits: np.ndarray) -> np.ndarray:
         """Returns the utilities f64[labelers,N] of traits f64[N,1+G], in units of the noise, up to a constant."""
         return self.weights @ _standardised(traits, self.slopes, self.scales).T
+
+    def mean_utilities(self, traits: np.ndarray, groups: Collection[str]) -> np.ndarray:
+        """Returns the mean utilities f64[N] to the labelers of some groups, as `utilities`."""
+        return self.utilities(traits)[[labeler.group in groups for labeler in self.labelers]].mean(0)
 
     def rank(self, candidates: Candidates, labeler: Labeler) -> tuple[int, ...]:
         """Returns the ranks of a prompt's completions: 1 is best, equal ranks are ties, and no rank is skipped.
