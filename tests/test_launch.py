@@ -456,7 +456,7 @@ def figures(tmp_path):
 
 
 def test_all_figures_share_their_stages_and_end_in_one_page(figures):
-    where = "--workdir=here/{0} --stages=here/stages"
+    where = "--workdir=here/{0} --stages=here/stages --until-decided"
     assert figures("--retry", RUNS="here", STATUS="4")[1] == [  # failed arms are a result
         f"sweep --config=experiments/figures/{name}.py {where.format(name)} --retry" for name in ("fig1", "fig2")
     ] + ["report --all here"]

@@ -266,17 +266,17 @@ def test_tables_are_means_and_paired_differences(done):
         return [measure({"seed": seed, PTX: ptx, KL: kl}, "ppo_ptx")["gold/total"] for seed in seeds]
 
     mean, half = loop_interval(gold(0.5))
-    assert cells(means.split("## Tables")[1], "kl\\_coef=0.08, ptx\\_coef=0.5")[0] == f"{mean:.3f} ± {half:.3f}"
+    assert cells(means.split("## Tables")[1], "kl_coef=0.08, ptx_coef=0.5")[0] == f"{mean:.3f} ± {half:.3f}"
     mean, half = loop_interval(gold(20.0, seeds=(0, 2)))  # one seed failed
-    assert cells(means.split("## Tables")[1], "kl\\_coef=0.08, ptx\\_coef=20")[0] == f"{mean:.3f} ± {half:.3f} (2 of 3)"
+    assert cells(means.split("## Tables")[1], "kl_coef=0.08, ptx_coef=20")[0] == f"{mean:.3f} ± {half:.3f} (2 of 3)"
     mean, half = loop_interval(np.subtract(gold(0.5), gold(0.0)))
-    assert cells(differences, "kl\\_coef=0.08, ptx\\_coef=0.5")[0] == f"{mean:+.3f} ± {half:.3f}"
+    assert cells(differences, "kl_coef=0.08, ptx_coef=0.5")[0] == f"{mean:+.3f} ± {half:.3f}"
     assert half < 0.2 * loop_interval(gold(0.5))[1]  # what seeds share cancels
     mean, _ = loop_interval(np.subtract(gold(0.0, 0.3, (0, 1)), gold(0.0, 0.08, (0, 1))))
-    assert cells(differences, "kl\\_coef=0.3, ptx\\_coef=0")[0].startswith(f"{mean:+.3f} ± ")
+    assert cells(differences, "kl_coef=0.3, ptx_coef=0")[0].startswith(f"{mean:+.3f} ± ")
     stages = text.split("### stages")[1]
-    assert cells(stages, "ptx\\_coef=20", "SFT")[0].startswith("0.450 ± ")
-    assert cells(stages, "ptx\\_coef=20", "PPO-ptx")[1] == "33 ± 143"  # one of three failed
+    assert cells(stages, "ptx_coef=20", "SFT")[0].startswith("0.450 ± ")
+    assert cells(stages, "ptx_coef=20", "PPO-ptx")[1] == "33 ± 143"  # one of three failed
 
 
 def test_a_stage_that_all_settings_share_has_one_row(tmp_path):
@@ -443,7 +443,7 @@ def test_a_sweep_that_declares_nothing_gets_tables_and_curves(tmp_path):
     text = (path / "report.md").read_text()
     assert "### PPO-ptx" in text and "### reward model" not in text and len(re.findall(r"!\[", text)) == 2
     assert (
-        "## Claims\n" not in text and text.count("Differences to kl\\_coef=0.08, ptx\\_coef=2, paired") == 1
+        "## Claims\n" not in text and text.count("Differences to kl_coef=0.08, ptx_coef=2, paired") == 1
     )  # the config's own
     for folder in (path / "arms").glob("*kl_coef=0.3"):
         facts = json.loads((folder / "reward_model" / "evaluation.json").read_text())
@@ -468,7 +468,7 @@ def test_one_seed_has_no_interval(tmp_path):
     path = make(tmp_path / "sweep", arms=arms, fate=lambda _: "done")
     pages.write(path)
     text = (path / "report.md").read_text()
-    assert cells(text, "kl\\_coef=0.08, ptx\\_coef=0.5")[0].count("±") == 0 and "an interval needs two" in text
+    assert cells(text, "kl_coef=0.08, ptx_coef=0.5")[0].count("±") == 0 and "an interval needs two" in text
 
 
 # --- pages -------------------------------------------------------------------------------------------------------
@@ -570,8 +570,9 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     text = (docs / "REPRODUCTION.md").read_text()
     assert text == (folder / "REPRODUCTION.md").read_text()
     assert "3 claims of 2 sweeps: holds 1, does not hold 1, undecided 1." in text
-    assert "| skills recover &#124; as γ grows | Ouyang et al. 2022, Fig. 33 | **holds** |" in text
-    assert "[plane](ptx_coef/figures/plane.png) | – |" in text and "It does not: the paper says so." in text
+    assert "| skills recover &#124; as γ grows | Ouyang et al. 2022, Fig. 33 | **holds** | holds |" in text
+    assert "| [ptx coef](ptx_coef/report.md) |" in text and "It does not: the paper says so." in text
+    assert text.index("| the paper's claim |") < text.index("## How claims are judged")
     for page in docs.rglob("*.md"):
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
@@ -591,8 +592,8 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     (folder / "again").rename(only / "again")
     assert command.main(["--all", str(only), f"--publish={docs}"]) == 0
     text = (docs / "REPRODUCTION.md").read_text()  # what is not there to be run again stays as it was published
-    assert "undecided 1, withdrawn 1." in text and "**withdrawn** | not judged anew yet: why |" in text
-    assert "**does not hold (look 2)**" in text and "ptx_coef" not in (only / "REPRODUCTION.md").read_text()
+    assert "undecided 1, withdrawn 1." in text and "not judged anew yet: why |" in text
+    assert "**does not hold (look 2, 3 seeds)**" in text and "ptx_coef" not in (only / "REPRODUCTION.md").read_text()
     (only / "again").rename(folder / "again")
     stale = docs / "again" / "old.csv"
     stale.write_text("")
@@ -617,7 +618,8 @@ def test_the_published_page_says_what_the_experiments_claim():
             for published, claim in zip(facts["claims"], declared.claims):
                 rule = json.loads(json.dumps(spec.to_json(claim.rule)))
                 assert published["verdict"] == "withdrawn" or published["rule"] == rule, (file.stem, claim.text)
-                assert published["verdict"] == "withdrawn" or tuple(published["looks"]) == declared.looks
+            if facts.get("design"):  # what was published before has none
+                assert spec.from_json(facts["design"]) == declared.design, file.stem
             report = (docs / file.stem / "report.md").read_text()
             assert "\n\n".join(sweep_page.claims_text(facts["claims"])) in report
     assert pages > 15 and (docs / "REPRODUCTION.md").read_text() == reproduction.page_of(docs)
@@ -758,11 +760,21 @@ def test_wrong_words_are_refused_when_a_sweep_is_defined(make_spec, words):
     assert "\n" not in str(error.value)
 
 
-def test_looks_end_with_the_seeds_of_the_sweep():
-    check(spec.Declared(looks=(2, 3)), fake_sweep.CONFIG, ARMS)
-    for looks in ((3, 2), (2,), (2, 4), (3, 3)):
-        with pytest.raises(InputError, match="LOOKS=.* ending with the sweep's 3"):
-            check(spec.Declared(looks=looks), fake_sweep.CONFIG, ARMS)
+def test_a_design_ends_with_the_seeds_of_the_sweep():
+    check(spec.Declared(design=spec.Design((2, 3))), fake_sweep.CONFIG, ARMS)
+    with pytest.raises(InputError, match="its last look has 4 seeds and the sweep 3: write h.sweep"):
+        check(spec.Declared(design=spec.Design((2, 4))), fake_sweep.CONFIG, ARMS)
+    with pytest.raises(InputError, match="WORDS: the words for 'score' must be text"):
+        check(spec.Declared(words={"score": 1}), fake_sweep.CONFIG, ARMS)
+
+
+def test_every_claim_about_the_figures_says_what_matters_and_why():
+    for file in sorted((pathlib.Path(__file__).parents[1] / "experiments" / "figures").glob("*.py")):
+        declared = spec.Declared.of(importlib.import_module(f"experiments.figures.{file.stem}"))
+        for claim in declared.claims:
+            bounded = [spec.has_own_border(rule) for rule in spec.simple(claim.rule)]
+            assert [value is None for value in claim.smallest()] == bounded, (file.stem, claim.text)
+            assert bool(claim.because) == (not all(bounded)), (file.stem, claim.text)
 
 
 def test_right_words_pass():
@@ -803,9 +815,9 @@ def test_benchmarks_of_policies_are_quantities_of_tables_and_claims(tmp_path):
     pages.write(path)
     text = (path / "report.md").read_text()
     values = [measure({"seed": seed, PTX: 2.0, KL: 0.08}, "ppo_ptx")["skills/mean"] for seed in SEEDS]
-    [shown] = cells(text, r"ptx\_coef=2")
+    [shown] = cells(text, "ptx_coef=2")
     assert float(shown.split()[0]) == pytest.approx(np.mean(values), abs=1e-3)
-    assert r"| setting | instructgpt\_sst acc |" in text and "- **holds**: it rises (a paper)." in text
+    assert "| setting | instructgpt_sst acc |" in text and "- **holds**: it rises (a paper)." in text
 
 
 def test_what_follows_from_the_seed_makes_no_setting():

@@ -1,8 +1,8 @@
 """Verdicts: numbers that can be worked out by hand, and how often a rule is wrong where nothing is there."""
 
-import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import fake_sweep
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from rlhf_jax.evaluate import best_of_n
 from rlhf_jax.report import spec, verdicts
 from rlhf_jax.report.sweep_report import Sweep
-from rlhf_jax.report.verdicts import curves
+from rlhf_jax.report.verdicts import curves, looks
 from rlhf_jax.report.verdicts.contrast import Contrast
 from rlhf_jax.runtime.errors import InputError
 
@@ -71,7 +71,7 @@ def test_trend_is_the_mean_slope_over_ranks(empty):
     assert list(test.by_seed.values()) == pytest.approx(slopes)
     assert (test.estimate.low, test.estimate.high) == pytest.approx(interval(slopes), rel=1e-5)
     assert test.t == pytest.approx(1.0 / (0.5 / math.sqrt(3)))
-    assert found.verdict == "undecided" and "df = 2, 3 seeds" in found.sentence  # -0.24 to 2.24
+    assert found.verdict == "undecided" and "1 (-0.242 to 2.24), 3 seeds" in found.sentence
     falls = verdicts.judge(sweep, spec.Trend("score", "ppo_ptx", AXIS, "falls"))
     assert list(falls.tests[0].by_seed.values()) == pytest.approx([-1.0, -0.5, -1.5])
 
@@ -122,7 +122,7 @@ def test_peak_is_rarely_found_where_none_is(empty, seeds, means, times):
         verdicts.judge(give(sweep, np.array(means) + rng.normal(size=(seeds, len(means)))), PEAK).verdict == "holds"
         for _ in range(times)
     )
-    assert found / times < 0.05
+    assert found / times < 0.03
 
 
 def test_peak_is_found_where_one_is(empty):
@@ -270,11 +270,11 @@ def rates(numbers, threshold=0.0):
 
 
 def test_all_of_three_nulls_is_wrong_in_one_of_forty():
-    rng, times = np.random.default_rng(0), 1500
+    rng, times, one_look = np.random.default_rng(0), 1500, SimpleNamespace(declared=SimpleNamespace(design=None))
     found = []
     for _ in range(times):
         tests = [Contrast("", dict(enumerate(rng.normal(size=3)))) for _ in range(3)]
-        found.append(verdicts.decide(tests))
+        found.append(looks.decided(one_look, [looks.Look(3, [tests])]))
     assert found.count("does not hold") / times < 0.025 + 3 * math.sqrt(0.025 / times) and "holds" not in found
 
 
@@ -364,7 +364,7 @@ def test_a_tuned_pick_is_where_the_first_seed_is_best(empty):
     found = verdicts.judge(sweep, spec.Greater(spec.Pick("ppo_ptx", tuned=AXIS), at(0.0), "score"))
     assert found.tests[0].by_seed == pytest.approx({1: 1.0, 2: 2.8})
     assert (
-        "at ptx_coef = 1 (chosen by seed 0) over" in found.sentence and "without seed 0, which lacks" in found.sentence
+        "at ptx coef = 1 (chosen by seed 0) over" in found.sentence and "without seed 0, which lacks" in found.sentence
     )
     lowest = spec.Pick("ppo_ptx", tuned=AXIS, best="lowest")
     assert verdicts.judge(sweep, spec.Greater(lowest, -1.0, "score")).tests[0].by_seed == pytest.approx(
@@ -404,51 +404,6 @@ def test_laws_of_runs_and_of_prompts_are_judged_from_files(tmp_path):
     for wrong in (("linear", ("linear",)), ("linear", ()), ("cubic", ("linear",)), ("linear", ("cubic",))):
         with pytest.raises(InputError, match="Law: "):
             spec.Law("gold", "ppo_ptx", *wrong)
-
-
-@pytest.mark.parametrize("looks", verdicts.ERRORS_OF_LOOKS)
-def test_the_error_of_several_looks_is_as_stated(looks):
-    """Of one t test, and of Peak where all inner values and one end are equal and the other end is far below."""
-    rng, times = np.random.default_rng(0), 20_000
-
-    def held(numbers_of):
-        """How often a claim, all of whose numbers f[tests][N, K] must be above 0, holds at the first look that decides."""
-        held, open_ = np.zeros(times, bool), np.ones(times, bool)
-        for seeds in looks:
-            sides = [sides_of(numbers) for numbers in numbers_of(seeds)]
-            held |= open_ & np.all([above for above, _ in sides], axis=0)
-            open_ &= ~(np.all([above for above, _ in sides], axis=0) | np.any([below for _, below in sides], axis=0))
-        return 100 * held.mean()
-
-    values = rng.normal(size=(times, looks[-1], 8)) - [0, 0, 0, 0, 0, 0, 0, 9]
-
-    def over_the_ends(seeds):
-        among = values[:, :seeds]
-        best = 1 + (among.sum(1, keepdims=True) - among)[..., 1:-1].argmax(-1)
-        best = np.take_along_axis(among, best[..., None], -1)[..., 0]
-        return best - among[..., 0], best - among[..., -1]
-
-    plain, peak = verdicts.ERRORS_OF_LOOKS[looks]
-    assert held(lambda seeds: [values[:, :seeds, 0]]) == pytest.approx(plain, abs=0.45)
-    assert held(over_the_ends) == pytest.approx(peak, abs=0.6)
-
-
-def test_a_second_look_is_said(empty):
-    sweep = empty((0.0, 1.0), 3)
-    give(sweep, np.array([[7.0, 8.0], [8.0, 9.1], [9.0, 9.9]]))
-    plain = sweep.declared
-    try:
-        sweep.declared = dataclasses.replace(plain, looks=(2, 3))
-        found = verdicts.judge(sweep, TREND)
-        assert found.looks == (2, 3) == tuple(found.to_json()["looks"]) and "was not measured" in found.sentence
-        sweep.declared = dataclasses.replace(plain, looks=(3, 5))
-        assert (
-            "look 2 of 2: judged with 3, then 5 seeds, wrong on a side in up to 4.3 % of cases, not 2.5 %"
-            in verdicts.judge(sweep, TREND).sentence
-        )
-    finally:
-        sweep.declared = plain
-    assert "look" not in verdicts.judge(sweep, TREND).sentence
 
 
 def test_failures_are_counted_and_plain_values_written(tmp_path):

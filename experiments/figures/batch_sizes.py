@@ -6,7 +6,7 @@ Ouyang et al. 2022, E.11: of batches of 64 to 1,024 episodes 512 was best, and o
 little. Here 1,280 episodes in batches of 32 to 128, and minibatches of 8 to 32 of a batch of 64.
 """
 
-from experiments.figures.world import get_config
+from experiments.figures.world import DESIGN, get_config
 from rlhf_jax.report import spec
 
 BATCH, MINIBATCH, ITERATIONS = "ppo_ptx.batch_size", "ppo_ptx.minibatch_size", "ppo_ptx.iterations"
@@ -16,10 +16,11 @@ EPISODES = 1280
 def sweep(h):
     sizes = [(32, 16), (64, 16), (128, 16), (64, 8), (64, 32)]
     settings = [{BATCH: batch, MINIBATCH: part, ITERATIONS: EPISODES // batch} for batch, part in sizes]
-    return h.product([settings, h.sweep("seed", range(3))])
+    return h.product([settings, h.sweep("seed", DESIGN.seeds)])
 
 
 BASELINE = {BATCH: 64, MINIBATCH: 16}
+WORDS = {BATCH: "batch size", MINIBATCH: "minibatch size"}
 FIGURES = (
     spec.Curve("gold/total", "ppo_ptx", BATCH, where={MINIBATCH: 16}, name="batch"),
     spec.Curve("gold/total", "ppo_ptx", MINIBATCH, where={BATCH: 64}, name="minibatch"),
@@ -31,6 +32,8 @@ CLAIMS = (
         "A batch in the middle is best.",
         spec.Peak("gold/total", "ppo_ptx", BATCH, where={MINIBATCH: 16}),
         figure="batch",
+        matters=0.02,
+        because="a tenth of what PPO gains over SFT in gold",
         note="For as many episodes, batches of 32 to 128 differ by less than seeds do.",
     ),
     spec.Claim(

@@ -8,6 +8,7 @@ feedback: no other people's), and straight from the base model; DPO; best of n.
 Each goes to two distances: by its KL coefficient, DPO by beta, best of n by n.
 """
 
+from experiments.figures.world import DESIGN
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
@@ -55,7 +56,7 @@ def get_config(arg: str = ""):
 def sweep(h):
     coefs = [h.sweep(f"{name}.kl_coef", KL_COEFS) for name in POLICIES]
     distances = h.zipit([*coefs, h.sweep("dpo.beta", BETAS), h.sweep("best_of_n.samples", SAMPLES)])
-    return h.product([distances, h.sweep("seed", range(3))])
+    return h.product([distances, h.sweep("seed", DESIGN.seeds)])
 
 
 LABELS = {
@@ -75,6 +76,7 @@ def path(stage):
 
 
 BASELINE = {AXIS: 0.04}
+WORDS = {AXIS: "KL coefficient of PPO"}
 FIGURES = (
     spec.Plane(
         "kl", "gold/total", tuple(map(path, LABELS)), sqrt_x=True, name="frontier", title="gold score against distance"
@@ -88,6 +90,8 @@ CLAIMS = (
         "DPO has at least the gold reward of PPO at equal KL.",
         spec.Dominates(path("dpo"), path("ppo"), "kl", "gold/total", sqrt_x=True),
         figure="frontier",
+        matters=0.02,
+        because="a tenth of what PPO gains over SFT in gold",
         note="All three seeds agree (0.05, 0.03, 0.08); three are too few for the interval to say so. DPO has the most gold "
         "of all here, 0.34.",
     ),
@@ -96,6 +100,8 @@ CLAIMS = (
         "Best of n reaches a gold reward at a smaller KL than RL.",
         spec.Dominates(path("best_of_n"), path("ppo"), "kl", "gold/total", sqrt_x=True),
         figure="frontier",
+        matters=0.02,
+        because="a tenth of what PPO gains over SFT in gold",
         note="0.01, 0.02 and 0.00 by seed: ahead at one nat, level at the farther of PPO's two distances.",
     ),
     spec.Claim(
@@ -103,5 +109,7 @@ CLAIMS = (
         "PPO from SFT ends above PPO straight from the base model.",
         spec.Greater(spec.Pick("ppo", BASELINE), spec.Pick("from_base", BASELINE), "gold/total"),
         figure="gold",
+        matters=0.02,
+        because="a tenth of what PPO gains over SFT in gold",
     ),
 )

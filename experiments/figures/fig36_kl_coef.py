@@ -8,6 +8,7 @@ does not. Twice the other figures' iterations: after 20 of them a policy without
 hardly past the best distance. Stiennon et al. 2020, Table 9: the KL to SFT falls as beta grows.
 """
 
+from experiments.figures.world import DESIGN
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
@@ -23,11 +24,11 @@ def get_config(arg: str = ""):
 
 
 def sweep(h):
-    return h.product([h.sweep(AXIS, VALUES), h.sweep("seed", range(4))])
+    return h.product([h.sweep(AXIS, VALUES), h.sweep("seed", DESIGN.seeds)])
 
 
-LOOKS = (3, 4)  # three seeds left the first claim undecided, and a fourth was then added
 BASELINE = {AXIS: 0.08}
+WORDS = {AXIS: "beta"}
 FIGURES = (
     spec.Curve("gold/total", "ppo_ptx", AXIS, scale="symlog", name="gold"),
     spec.Plane("kl", "gold/total", (PPO,), sqrt_x=True, name="frontier", title="gold score against distance"),
@@ -44,6 +45,8 @@ CLAIMS = (
         "The rating is an inverted U of beta: without a penalty and with far too much of it PPO-ptx is worse than between.",
         spec.Peak("gold/total", "ppo_ptx", AXIS),
         figure="gold",
+        matters=0.02,
+        because="a tenth of what PPO gains over SFT in gold",
         note="With three seeds: undecided, t = 3.6.",
     ),
     spec.Claim(
@@ -51,11 +54,15 @@ CLAIMS = (
         "A beta far too large costs gold: 2.0 is below 0.08.",
         spec.Greater(spec.Pick("ppo_ptx", {AXIS: 0.08}), spec.Pick("ppo_ptx", {AXIS: 2.0}), "gold/total"),
         figure="gold",
+        matters=0.02,
+        because="a tenth of what PPO gains over SFT in gold",
     ),
     spec.Claim(
         "Stiennon et al. 2020, Table 9",
         "The KL to the SFT policy falls as beta grows.",
         spec.Trend("kl", "ppo_ptx", AXIS, "falls"),
         figure="frontier",
+        matters=0.1,
+        because="from one coefficient to the next of Table 9 the KL falls by 2 to 10 nats",
     ),
 )

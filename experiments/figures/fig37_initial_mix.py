@@ -7,6 +7,7 @@ SFT baseline but trained for 2 epochs with 10 % of pretraining text; other mixes
 the same for all, of the SFT baseline's line.
 """
 
+from experiments.figures.world import DESIGN
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
@@ -22,7 +23,7 @@ def get_config(arg: str = ""):
 
 
 def sweep(h):
-    return h.product([h.sweep(MIX, [0.0, 0.125, 0.5]), h.sweep(EPOCHS, [1.0, 2.0]), h.sweep("seed", range(3))])
+    return h.product([h.sweep(MIX, [0.0, 0.125, 0.5]), h.sweep(EPOCHS, [1.0, 2.0]), h.sweep("seed", DESIGN.seeds)])
 
 
 def at(mix, epochs=(1.0, 2.0)):
@@ -30,6 +31,7 @@ def at(mix, epochs=(1.0, 2.0)):
 
 
 BASELINE = {MIX: 0.125, EPOCHS: 2.0}
+WORDS = {MIX: "share of pretraining text", EPOCHS: "epochs"}
 FIGURES = (
     spec.Curve("gold/total", "ppo_ptx", MIX, by=EPOCHS, name="gold"),
     spec.Curve("skills/mean", "ppo_ptx", MIX, by=EPOCHS, name="skills"),

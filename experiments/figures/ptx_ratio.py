@@ -6,6 +6,7 @@ Ouyang et al. 2022, E.11: with 4 sequences for an episode the pretraining loss o
 times as long; 8 was chosen. Here 2 is the default, and 1 and 8 stand for 4 and 32.
 """
 
+from experiments.figures.world import DESIGN
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
@@ -19,10 +20,11 @@ def get_config(arg: str = ""):
 
 
 def sweep(h):
-    return h.product([h.sweep(AXIS, [1, 2, 8]), h.sweep("seed", range(3))])
+    return h.product([h.sweep(AXIS, [1, 2, 8]), h.sweep("seed", DESIGN.seeds)])
 
 
 BASELINE = {AXIS: 2}
+WORDS = {AXIS: "sequences for an episode"}
 FIGURES = (
     spec.Curve("valid_loss", "ppo_ptx", AXIS, scale="log", name="loss"),
     spec.Curve("gold/total", "ppo_ptx", AXIS, scale="log", name="gold"),
@@ -35,12 +37,16 @@ CLAIMS = (
         "With fewer sequences for an episode the pretraining loss is higher.",
         spec.Trend("valid_loss", "ppo_ptx", AXIS, "falls"),
         figure="loss",
+        matters=0.005,
+        because="a twentieth of what PPO costs in held-out loss",
     ),
     spec.Claim(
         "Ouyang et al. 2022, E.11",
         "Four times as many take several times as long: more than twice the time of the default.",
         spec.Greater(spec.Pick("ppo_ptx", {AXIS: 8}), spec.Pick("ppo_ptx", {AXIS: 2}), "seconds", factor=2.0),
         figure="time",
+        matters=5.0,
+        because="less than a tenth of the time of a stage",
         note="1.9, 2.7 and 3.2 times; by the clock, on a machine that did other work beside.",
     ),
 )

@@ -8,6 +8,7 @@ their group and of their own, and a gap of 2.8 points is planted: a perfect mode
 labeler would lose so much.
 """
 
+from experiments.figures.world import DESIGN
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 from rlhf_jax.world.labelers import GROUPS
@@ -23,12 +24,13 @@ def get_config(arg: str = ""):
 
 
 def sweep(h):
-    return h.product([h.sweep(AXIS, GROUPS), h.sweep("seed", range(3))])
+    return h.product([h.sweep(AXIS, GROUPS), h.sweep("seed", DESIGN.seeds)])
 
 
 IN_GROUP = spec.Pick("reward_model", y="valid/accuracy", label="training labelers")
 HELD_OUT = spec.Pick("reward_model", y="heldout/accuracy", label="held-out group")
 
+WORDS = {AXIS: "group held out"}
 FIGURES = (
     spec.Curve("valid/accuracy", "reward_model", AXIS, scale="category", name="in_group"),
     spec.Curve("heldout/accuracy", "reward_model", AXIS, scale="category", name="held_out"),
@@ -40,6 +42,8 @@ CLAIMS = (
         "On labelers of the training groups it is more accurate than on the group held out.",
         spec.Greater(IN_GROUP, HELD_OUT, "valid/accuracy"),
         figure="held_out",
+        matters=0.005,
+        because="the paper's own standard errors are 0.4 and 0.9 points",
     ),
     spec.Claim(
         "Ouyang et al. 2022, 4.1",

@@ -7,6 +7,7 @@ the reward model's score and people's ratings; the paper trains for 16 and selec
 of the same run scores samples on validation prompts after every epoch.
 """
 
+from experiments.figures.world import DESIGN
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
@@ -20,7 +21,7 @@ def get_config(arg: str = ""):
 
 
 def sweep(h):
-    return h.sweep("seed", range(3))
+    return h.sweep("seed", DESIGN.seeds)
 
 
 def of_history(name):
@@ -44,6 +45,8 @@ CLAIMS = (
         "The reward score is higher after 16 epochs than after the first.",
         spec.Greater(of_history("valid/score@last"), of_history("valid/score@first"), "history:valid/score@last"),
         figure="score",
+        matters=0.02,
+        because="a tenth of what the score differs by between SFT and the base model, and less",
         note="It is lower in all three seeds (-0.06, -0.01 and -0.01); three are too few for the interval to say "
         "so. Why was not studied.",
     ),
@@ -52,5 +55,7 @@ CLAIMS = (
         "So is what people would say of it: the gold score of the selected model is above that of 2 epochs.",
         spec.Greater(spec.Pick("sft_long"), spec.Pick("sft"), "gold/total"),
         figure="score",
+        matters=0.02,
+        because="a tenth of what PPO gains over SFT in gold",
     ),
 )

@@ -6,7 +6,7 @@ Ouyang et al. 2022, 3.5: the value model starts as the reward model. Stiennon et
 its own is clearly better than a head on the policy's trunk, because value updates no longer spoil the policy.
 """
 
-from experiments.figures.world import get_config
+from experiments.figures.world import DESIGN, get_config
 from rlhf_jax.report import spec
 
 INIT, VALUE = "ppo_ptx.value_init", "ppo_ptx.value"
@@ -15,7 +15,7 @@ INIT, VALUE = "ppo_ptx.value_init", "ppo_ptx.value"
 def sweep(h):
     settings = [{VALUE: "separate", INIT: init} for init in ("reward", "policy", "random")]
     settings += [{VALUE: "shared", INIT: "reward"}]
-    return h.product([settings, h.sweep("seed", range(3))])
+    return h.product([settings, h.sweep("seed", DESIGN.seeds)])
 
 
 def at(value, init):
@@ -23,6 +23,7 @@ def at(value, init):
 
 
 BASELINE = {VALUE: "separate", INIT: "reward"}
+WORDS = {INIT: "start of the value model", VALUE: "trunk of the value model"}
 FIGURES = (
     spec.History("ppo/val/explained_variance", "ppo_ptx", name="explained_variance"),
     spec.History("objective/scores", "ppo_ptx", name="scores"),
@@ -38,6 +39,8 @@ CLAIMS = (
         "A value model of its own reaches a higher reward than a head on the policy's trunk.",
         spec.Greater(at("separate", "reward"), at("shared", "reward"), "score"),
         figure="scores",
+        matters=0.02,
+        because="a thirtieth of what PPO gains in score",
         note="All three seeds agree; three are too few for the interval to say so.",
     ),
     spec.Claim(
@@ -45,5 +48,7 @@ CLAIMS = (
         "Started as the reward model it explains more of the returns at first than started at random.",
         spec.Greater(at("separate", "reward"), at("separate", "random"), "history:ppo/val/explained_variance@first"),
         figure="explained_variance",
+        matters=0.05,
+        because="a twentieth of the variance of the returns",
     ),
 )

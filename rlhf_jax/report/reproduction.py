@@ -1,4 +1,4 @@
-"""The page REPRODUCTION.md: every claim of the sweeps in a directory, with its figure, numbers and verdict.
+"""The page REPRODUCTION.md: a table of every claim of the sweeps in a directory, then how each was judged and by what runs.
 
 The page is made of each sweep's verdicts.json alone. So a sweep that was published earlier and is not run again
 stays on it, with the commit at which it ran.
@@ -15,7 +15,7 @@ from rlhf_jax.report import sweep_page
 from rlhf_jax.report.form import ANYTHING, TEXT, Object, check
 from rlhf_jax.report.tables import TextTable
 from rlhf_jax.report.verdicts import WITHDRAWN
-from rlhf_jax.report.verdicts.contrast import HOLDS, NOT, UNDECIDED
+from rlhf_jax.report.verdicts.contrast import HOLDS, NEGLIGIBLE, NOT, UNDECIDED
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import new_folder, read_json, write_text
 from rlhf_jax.runtime.markdown import cell, code, image, link
@@ -76,15 +76,17 @@ def text_of(sweeps: list[dict]) -> str:
 
     Links lead to a folder with the name of the sweep, beside the page.
     """
-    claims = [claim for sweep in sweeps for claim in sweep["claims"]]
+    claims = [(sweep, claim) for sweep in sweeps for claim in sweep["claims"]]
     counts = {
-        verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in (HOLDS, NOT, UNDECIDED, WITHDRAWN)
+        verdict: sum(claim["verdict"] == verdict for _, claim in claims)
+        for verdict in (HOLDS, NOT, NEGLIGIBLE, UNDECIDED, WITHDRAWN)
     }
+    shown = [f"{verdict} {count}" for verdict, count in counts.items() if count or verdict in (HOLDS, NOT, UNDECIDED)]
     sections = [
         "# Reproduction",
-        f"{len(claims)} claims of {len(sweeps)} sweeps: "
-        + ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count or verdict != WITHDRAWN)
-        + ".",
+        f"{len(claims)} claims of {len(sweeps)} sweeps: {', '.join(shown)}.",
+        _table(sorted(claims, key=lambda pair: _place(pair[1]["source"]))),
+        "## How claims are judged",
         f"{sweep_page.DECISION} A claim that does not hold stays here, with the known reasons. "
         "A sweep that was not run again stays as it was at the commits that its section names.",
     ]
@@ -93,28 +95,38 @@ def text_of(sweeps: list[dict]) -> str:
             "A withdrawn claim was judged by a rule that could not be trusted, or with other settings. "
             "It has not been judged again."
         ]
-    heads = ("the paper's claim", "source", "verdict", "numbers", "our figure", "known reasons")
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for sweep in sweeps:
-        for claim in sweep["claims"]:
-            figure = claim["figure"]
-            shown = link(figure, f"{sweep['name']}/figures/{figure}.png") if figure else "–"
-            lines.append(
-                f"| {cell(claim['text'])} | {cell(claim['source'])} | **{cell(sweep_page.said(claim))}** | "
-                f"{cell(claim['sentence'])} | {shown} | {cell(claim['note']) or '–'} |"
-            )
-    sections += ["\n".join(lines)]
     for sweep in sweeps:
         name, commits = sweep["name"], ", ".join(sweep["commits"])
         ran = f" Run at commit {cell(commits)}." if commits else ""
+        reasons = [f"- {cell(claim['text'])} {cell(claim['note'])}" for claim in sweep["claims"] if claim["note"]]
         sections += [
-            f"## {cell(name)}",
+            f"## {cell(sweep.get('title') or name.replace('_', ' '))}",
             f"{cell(sweep['state'])}.{ran} {link('Report', f'{name}/report.md')}.",
+            *(["Known reasons:", "\n".join(reasons)] if reasons else []),
             *(image(figure, f"{name}/figures/{figure}.png") for figure in sweep["figures"]),
             code(sweep["command"]),
         ]
     sections += ["## This page", "```\npython -m rlhf_jax.report --all runs/figures --publish=docs/reproduction\n```"]
     return "\n\n".join(sections) + "\n"
+
+
+def _table(claims: list[tuple[dict, dict]]) -> str:
+    """Returns the table of claims, each given with its sweep."""
+    heads = ("the paper's claim", "source", "verdict", "after Holm", "effect (interval)", "page")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for sweep, claim in claims:
+        page = f"{sweep['name']}/report.md"
+        numbers = claim["sentence"] if claim["verdict"] == WITHDRAWN else sweep_page.effects(claim)
+        lines.append(
+            f"| {cell(claim['text'])} | {cell(claim['source'])} | **{cell(sweep_page.said(claim))}** | "
+            f"{cell(claim.get('corrected') or '–')} | {cell(numbers)} | {link(sweep['name'].replace('_', ' '), page)} |"
+        )
+    return "\n".join(lines)
+
+
+def _place(source: str) -> list:
+    """Returns a key that sorts claims by the place in their paper: numbers in a text count as numbers."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", source)]
 
 
 def _read(folder: pathlib.Path) -> dict:

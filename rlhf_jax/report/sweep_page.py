@@ -16,26 +16,28 @@ import shlex
 import rich.console
 from rich.text import Text
 
-from rlhf_jax.report import spec
+from rlhf_jax.report import spec, variance
 from rlhf_jax.report.figures import of_sweep as figures
 from rlhf_jax.report.record import label
 from rlhf_jax.report.sweep_progress import SweepProgress, how_far, state, unfinished_sections
 from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.sweep_tables import Drawn, long_csv, tables_of
 from rlhf_jax.report.tables import TextTable
-from rlhf_jax.report.verdicts import Verdict, judge
+from rlhf_jax.report.verdicts import Verdict, judge_all
 from rlhf_jax.runtime.files import own_folder, write_json, write_text
 from rlhf_jax.runtime.markdown import cell, code, image, json_code, link, prose
 from rlhf_jax.runtime.terminal import visible
 
 EVERYTHING = "all.csv"
 DECISION = (
-    "A claim becomes a number for each seed, and the 95 % Student t interval of the mean over seeds decides. A claim "
-    "holds if the interval is entirely on the claim's side: above 0, unless the claim names another number. It does "
-    "not hold if the interval is entirely on the other side. Otherwise, and with fewer than two seeds, it is "
-    "undecided. A claim of several numbers holds if all of them do. It does not hold if one of its m numbers is on the "
-    "other side by an interval of 1 - 5 %/m. Claims are judged one by one, without correction for their number. "
-    '"Look 2" marks a claim that was judged again with more seeds, which were run because a claim was undecided.'
+    "A claim becomes a number for each seed, and a Student t interval of the mean over seeds decides. The claim holds if the "
+    "interval is entirely on the claim's side: above 0, unless the claim names another number. It does not hold if the interval "
+    "is entirely on the other side. It is negligible if the interval lies within the smallest difference that matters, which "
+    "the claim names. Otherwise, and with fewer than two seeds, it is undecided. A claim of several numbers holds if all of "
+    "them do. It does not hold, or is negligible, if one of its m numbers is so by an interval of 1 - 5 %/m. A sweep whose "
+    "claims are judged once shows intervals of 95 %. If a sweep has several looks, at growing numbers of seeds, the intervals of "
+    "all looks together contain the truth in 95 % of cases, and the look that decided is named. Each claim is judged by itself; "
+    '"after Holm" is the verdict with Holm\'s correction for the claims of the sweep.'
 )
 _MOST_SHOWN = 40  # arms that are named one by one
 
@@ -67,7 +69,7 @@ def write(path) -> rich.console.Group:
       InputError: the path is no sweep, or cannot be written.
     """
     page = make(path)
-    finished = all(arm.ended for arm in page.sweep.arms)
+    finished = not unfinished_sections(page.sweep, [found for _, found in page.verdicts])
     verdicts = TextTable(
         ["verdict", "claim"], [[said(claim), claim["text"]] for claim in facts_of(page)["claims"]], words=2
     )
@@ -98,12 +100,7 @@ def make(path) -> Page:
         write_text(sweep.path / "tables" / f"{name}.tex", _latex(sweep, name, table))
         write_text(sweep.path / "tables" / f"{name}.csv", table.wide)
     _write_numbers(sweep, [*declared, *(table.declared for table in drawn), *sweep.declared.claims])
-    page = Page(
-        sweep,
-        _draw(sweep, declared),
-        list(tables.items()),
-        [(claim, judge(sweep, claim.rule)) for claim in sweep.declared.claims],
-    )
+    page = Page(sweep, _draw(sweep, declared), list(tables.items()), list(zip(sweep.declared.claims, judge_all(sweep))))
     write_json(sweep.path / "verdicts.json", facts_of(page))
     write_text(sweep.path / "report.md", "\n\n".join(_sections(page)) + "\n")
     return page
@@ -139,15 +136,19 @@ def facts_of(page: Page) -> dict:
     ]
     return {
         "name": page.sweep.path.absolute().name,
+        "title": " ".join(page.sweep.about.strip().partition("\n\n")[0].split()),
         "state": state(page.sweep),
         "commits": commits,
         "command": command(page.sweep),
+        "design": spec.to_json(page.sweep.declared.design),
         "figures": [name for name, _, _ in page.figures],
         "claims": [
             {
                 "source": claim.source,
                 "text": claim.text,
                 "note": claim.note,
+                "because": claim.because,
+                "family": claim.family,
                 "figure": figure_of(page, claim) or "",
                 "rule": spec.to_json(claim.rule),
                 **verdict.to_json(),
@@ -158,8 +159,22 @@ def facts_of(page: Page) -> dict:
 
 
 def said(claim: dict) -> str:
-    """Returns the verdict on a claim of verdicts.json, with the number of its look if there were several."""
-    return claim["verdict"] + (f" (look {len(claim['looks'])})" if len(claim["looks"]) > 1 else "")
+    """Returns the verdict on a claim of verdicts.json, with the look that decided if there were several."""
+    looks = claim["looks"]
+    return claim["verdict"] + (f" (look {len(looks)}, {looks[-1]} seeds)" if len(looks) > 1 else "")
+
+
+def effects(claim: dict) -> str:
+    """Returns the numbers of a claim of verdicts.json, each with its interval, on lines of their own."""
+
+    def number(test):
+        if "effect" in test:
+            return test["effect"]
+        if test.get("value") is None or test.get("low") is None:  # of an earlier version, without an interval
+            return "no interval"
+        return f"{test['value']:.3g} ({test['low']:.3g} to {test['high']:.3g}), {test['seeds']} seeds"
+
+    return "\n".join(f"{test['what']}: {number(test)}" for test in claim.get("tests", ())) or claim["sentence"]
 
 
 def figure_of(page: Page, claim: spec.Claim) -> str | None:
@@ -176,6 +191,7 @@ def command(sweep: Sweep) -> str:
         f"--config={config}",
         f"--workdir=runs/figures/{sweep.path.absolute().name}",
         *(f"--config.{name}={_given(value)}" for name, value in sweep.overrides.items()),
+        *["--until-decided"] * (sweep.declared.design is not None),
     ]
     return " ".join(["python -m rlhf_jax.sweep", *map(shlex.quote, parts)])
 
@@ -248,12 +264,14 @@ def _sections(page) -> list[str]:
         f"# {cell(sweep.path.absolute().name)}",
         *[prose(sweep.about)] * bool(sweep.about.strip()),
         f"{cell(state(sweep))}.",
-        *unfinished_sections(sweep),
-        "± is half of a 95 % Student t interval over seeds. (2 of 3) means that only two of a setting's three seeds "
+        *unfinished_sections(sweep, [found for _, found in page.verdicts]),
+        "± in tables and figures is half of a 95 % Student t interval over seeds. (2 of 3) means that only two of a setting's three seeds "
         "have the number. Differences are taken within each seed.",
     ]
     if page.verdicts:
         sections += ["## Claims", *claims_text(facts_of(page)["claims"])]
+        if (split := variance.table(sweep, page.verdicts)) is not None:
+            sections += ["## Where the variance comes from", variance.ABOUT, split.markdown()]
     if page.figures:
         sections += [
             "## Figures",
@@ -288,9 +306,15 @@ def claims_text(claims: list[dict]) -> list[str]:
         figure = claim["figure"]
         see = f" See {link(figure, f'figures/{figure}.png')}." if figure else ""
         note = f"\n  Known reasons: {cell(claim['note'])}" if claim["note"] else ""
+        why = f"\n  The smallest difference that matters: {cell(claim['because'])}." if claim.get("because") else ""
+        holm = (
+            f" (after Holm: {cell(claim['corrected'])})"
+            if claim.get("corrected", claim["verdict"]) != claim["verdict"]
+            else ""
+        )
         sections.append(
-            f"- **{cell(said(claim))}**: {cell(claim['text'])} ({cell(claim['source'])}).\n"
-            f"  {cell(claim['sentence'])}.{see}{note}"
+            f"- **{cell(said(claim))}**{holm}: {cell(claim['text'])} ({cell(claim['source'])}).\n"
+            f"  {cell(claim['sentence'])}.{see}{why}{note}"
         )
     return sections
 

@@ -5,6 +5,7 @@ import dataclasses
 from rlhf_jax.report.record import Record
 from rlhf_jax.report.run_progress import progress_of
 from rlhf_jax.report.sweep_report import MISSING, ArmRecord, Sweep
+from rlhf_jax.report.verdicts import judge_all
 from rlhf_jax.runtime.errors import InputError
 
 _MOST_RUNNING = 4  # running arms of which a line says how far they are
@@ -15,7 +16,7 @@ class SweepProgress:
     """How far a sweep is.
 
     Attributes:
-      finished: whether every arm is done or has failed.
+      finished: whether every arm is done or has failed, and no claim waits for another look.
       at_work: whether a process runs an arm.
       line: the progress as one line.
     """
@@ -29,7 +30,8 @@ class SweepProgress:
         """Returns how far a sweep is, by its files and the locks of its arms."""
         running = [arm for arm in sweep.arms if arm.status == "running"]
         line = state(sweep) + "".join(f"; {arm.name}: {how_far(arm) or 'running'}" for arm in running[:_MOST_RUNNING])
-        return cls(all(arm.ended for arm in sweep.arms), bool(running), line)
+        finished = all(arm.ended for arm in sweep.arms) and not any(found.ahead for found in judge_all(sweep))
+        return cls(finished, bool(running), line)
 
 
 def state(sweep: Sweep) -> str:
@@ -38,7 +40,9 @@ def state(sweep: Sweep) -> str:
     for arm in sweep.arms:
         counts[arm.status] = counts.get(arm.status, 0) + 1
     parts = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return f"{len(sweep.arms)} arms ({parts}): {len(sweep.settings)} settings x {len(sweep.seeds)} seeds"
+    seeds = {sum(arm.setting == setting for arm in sweep.arms) for setting in sweep.settings}
+    several = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 and sweep.declared.design else f"{len(sweep.seeds)}"
+    return f"{len(sweep.arms)} arms ({parts}): {len(sweep.settings)} settings x {several} seeds"
 
 
 def how_far(arm: ArmRecord) -> str:
@@ -51,9 +55,13 @@ def how_far(arm: ArmRecord) -> str:
         return ""
 
 
-def unfinished_sections(sweep: Sweep) -> list[str]:
-    """Returns a sentence on a sweep that a start would go on with; none if every arm has ended."""
+def unfinished_sections(sweep: Sweep, verdicts) -> list[str]:
+    """Returns a sentence on a sweep that a start would go on with; none if every arm has ended and no claim is open."""
     left = sum(not arm.ended for arm in sweep.arms)
+    ahead = [found.ahead for found in verdicts if found.ahead]
+    if not left and ahead:
+        seeds = " or ".join(map(str, sorted(set(ahead))))
+        return [f"**Unfinished**: {len(ahead)} claims wait for their look at {seeds} seeds; see `--until-decided`."]
     if not left:
         return []
     return [

@@ -6,6 +6,7 @@
 Arms that failed, stopped or never began are listed like the others, with a reason.
 """
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -39,8 +40,7 @@ from rlhf_jax.runtime.files import read_if_there, read_json
 
 MISSING = "missing"  # the status of an arm without arm.json
 
-# Forms of the files of a sweep, as far as a report reads them. done.json and evaluation.json have none, because any
-# number in them is read by its path (see `sweep_files.numbers`).
+# Forms of the files that a report reads, but for done.json and evaluation.json: any number in them is read by its path.
 _SWEEP = Object(
     {
         "config": Object(optional={"seed": WHOLE, "stages": [FILE_NAME]}),
@@ -58,6 +58,7 @@ _SWEEP = Object(
         "experiment": TEXT,
         "overrides": Maybe(each(ANYTHING)),
         **dict.fromkeys(("argument", "about", "commit"), Maybe(TEXT)),
+        "words": Maybe(each(TEXT)),
     },
 )
 _ARM = Object(optional={"status": TEXT, **dict.fromkeys(("reason", "commit"), Maybe(TEXT)), "seconds": Maybe(NUMBER)})
@@ -99,6 +100,11 @@ class ArmRecord:
         return self.status in ("done", "failed")
 
     @property
+    def settled(self) -> bool:
+        """Whether the arm is done or has diverged: other failures say nothing about a claim."""
+        return self.status == "done" or self.status == "failed" and self.reason.startswith("diverged")
+
+    @property
     def reason(self) -> str:
         """Why the arm is not done; "" if nobody said."""
         return self.facts.get("reason") or ("it has not begun" if self.status == MISSING else "")
@@ -125,12 +131,14 @@ class Sweep:
       path: its directory.
       experiment, argument, about, commit, config, overrides: the values in sweep.json.
       declared: the declarations of the experiment file.
-      arms: the arms, in the order of sweep.json.
+      arms: the arms, in the order of sweep.json, but for `later`.
+      later: the arms that have not begun and that only a later look of the design may need.
       settings: the settings, in the same order.
-      seeds: the seeds, in ascending order.
+      every_seed: the seeds of all arms, in ascending order.
+      seeds: those of `arms`.
       swept: the fields that differ between settings.
-      short: field -> its short name.
-      notes: a sentence for each file that could not be read; the report shows them and goes on.
+      short: field -> its WORDS or its short name.
+      notes: a sentence for each file that could not be read.
 
     Raises:
       InputError: there is no sweep.json, or it is damaged.
@@ -148,21 +156,24 @@ class Sweep:
         self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
         self.about, self.commit = facts.get("about") or "", facts.get("commit")
         self.overrides = facts.get("overrides") or {}
-        names = _short_names(arms)
+        names = _short_names(arms) | (facts.get("words") or {})
         swept = spec.swept([arm["overrides"] for arm in arms], self.config.get("seed", 0))
         settings = {}
         for arm in arms:
             fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}
             settings.setdefault(json.dumps(fields, sort_keys=True), SweepSetting(_called(fields, names), fields))
-        self.arms = [self._arm(arm, settings, swept) for arm in arms]
+        every = [self._arm(arm, settings, swept) for arm in arms]
         try:
             self.declared = spec.Declared.from_json(facts)
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
-        self.swept, self.short = swept, names
-        self.settings = list(settings.values())
+        self.swept, self.short, self.settings = swept, names, list(settings.values())
+        self.every_seed = sorted({arm.seed for arm in every})
+        first = self.every_seed[: self.declared.design.looks[0]] if self.declared.design else self.every_seed
+        self.arms = [arm for arm in every if arm.status != MISSING or arm.seed in first]
+        self.later = [arm for arm in every if arm.status == MISSING and arm.seed not in first]
         self.seeds = sorted({arm.seed for arm in self.arms})
-        self._by_setting = {(arm.setting, arm.seed): arm for arm in self.arms}
+        self._by_setting = {(arm.setting, arm.seed): arm for arm in every}
 
     def _arm(self, facts, settings, swept) -> ArmRecord:
         """Returns the arm that `facts` of sweep.json describe."""
@@ -173,12 +184,18 @@ class Sweep:
         except InputError as error:
             self.notes.append(f"{error}.")
             found = {"status": "running", "reason": "its arm.json cannot be read"}
-        if found.get("status") == "running" and found.get("host") == socket.gethostname():
-            if at_work_on(path) is False:  # a process that is killed cannot say that it was stopped
-                found = found | {"status": "stopped", "reason": "its process has ended"}
+        here = found.get("status") == "running" and found.get("host") == socket.gethostname()
+        if here and at_work_on(path) is False:  # a process that is killed cannot say that it was stopped
+            found = found | {"status": "stopped", "reason": "its process has ended"}
         seed = facts["overrides"].get("seed", self.config.get("seed", 0))
         setting = settings[json.dumps(fields, sort_keys=True)]
         return ArmRecord(facts["number"], facts["name"], facts["overrides"], seed, setting, path, found)
+
+    def first(self, count: int) -> "Sweep":
+        """Returns the sweep as it is to a reader who knows its first `count` seeds alone."""
+        view = copy.copy(self)
+        view.seeds = self.every_seed[:count]
+        return view
 
     # --- settings ---
 
@@ -307,8 +324,13 @@ class Sweep:
         return list(found)
 
     def quantity(self, name: str) -> Quantity:
-        """Returns how a quantity (see spec) is called and printed."""
-        return quantity_of(name).against(self._reference)
+        """Returns how a quantity (see spec) is called and printed; WORDS of the experiment file come first."""
+        found = quantity_of(name).against(self._reference)
+        return dataclasses.replace(found, title=self.declared.words[name]) if name in self.declared.words else found
+
+    def called(self, field: str) -> str:
+        """Returns the name of a field in a sentence: its WORDS, or its short name with spaces."""
+        return self.short.get(field, field).replace("_", " ")
 
     @functools.cached_property
     def _reference(self) -> str:

@@ -97,6 +97,12 @@ _MORE = (
     Quantity("reward score of the batch", "objective/scores", None),
     Quantity(f"KL to {REFERENCE} of the batch (nats)", "objective/kl", None),
     Quantity("share of arms that failed (%)", "failed", 0, 100),
+    Quantity("gold score of the batch", "objective/gold", None),
+    Quantity(f"exact KL to {REFERENCE} of the batch (nats)", "objective/kl_exact", None),
+    Quantity("explained variance of the value model", "ppo/val/explained_variance", None),
+    Quantity("approximate KL of an update (nats)", "ppo/policy/approxkl", None),
+    Quantity("validation loss (nats/token)", "valid/loss", None),
+    Quantity("reward score on validation prompts", "valid/score", None),
 )
 _BY_NAME = {
     quantity.name: dataclasses.replace(quantity, title=quantity.title.strip())
@@ -119,7 +125,10 @@ def quantity_of(name: str) -> Quantity:
         return Quantity(f"{name.removeprefix('skills/').replace('_', ' ')} (%)", name, 1, 100)
     if name.startswith("lm_eval/"):
         return Quantity(" ".join(name.split("/")[1:]), name, None)
-    return Quantity(name.removeprefix("evaluation:"), name, None)
+    words = name.removeprefix("evaluation:").replace("_", " ").split("/")
+    return Quantity(
+        f"score by {' '.join(words[1:])}" if words[0] == "score" and words[1:] else " ".join(words), name, None
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,15 +8,15 @@ import urllib.parse
 
 from rlhf_jax.runtime.terminal import visible
 
+# What Markdown would take for a mark. An underscore within a word is none, and brackets make a link or a name of one only if
+# ( or [ or : follows, or what the page itself writes behind the text.
+_MARKS = re.compile(r"[\\`*~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:]|$)", re.MULTILINE)
+_IN_A_NAME = re.compile(r"[\\`*~_\[\]]")  # of a link, which ends with a bracket
+
 
 def cell(text: str) -> str:
     """Returns any text escaped for use within a line, such as a table cell or a heading; <br> joins its lines."""
-    text = visible(text)
-    indent = len(text) - len(text.lstrip(" "))
-    text = html.escape(text.strip(), quote=False).replace("|", "&#124;")
-    for mark in "\\`*_[]":
-        text = text.replace(mark, f"\\{mark}")
-    return "&nbsp;" * indent + "<br>".join(text.splitlines())
+    return _escaped(text, _MARKS)
 
 
 def prose(text: str) -> str:
@@ -51,7 +51,15 @@ def image(name: str, path: str) -> str:
 def link(text: str, path: str) -> str:
     """Returns a link from any text to a path."""
     plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*", text, re.ASCII)
-    return f"[{text if plain else cell(text)}]({urllib.parse.quote(path)})"
+    return f"[{text if plain else _escaped(text, _IN_A_NAME)}]({urllib.parse.quote(path)})"
+
+
+def _escaped(text: str, marks: re.Pattern) -> str:
+    """Returns any text as one line, with these marks escaped."""
+    text = visible(text)
+    indent = len(text) - len(text.lstrip(" "))
+    text = html.escape(text.strip(), quote=False).replace("|", "&#124;")
+    return "&nbsp;" * indent + "<br>".join(marks.sub(r"\\\g<0>", text).splitlines())
 
 
 def _ticks(text: str) -> int:

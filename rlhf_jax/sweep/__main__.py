@@ -10,6 +10,10 @@ Beside get_config, the file has a function sweep(h) that lists the arms:
 It combines h.sweep (the values of a field) with h.product, h.zipit (side by side) and h.chain (one after the other).
 Every arm is an ordinary run in WORKDIR/arms. Running the same command again computes only what is missing.
 
+--until-decided runs the arms of a look at a time, and goes on with those that the claims which are still open need:
+
+    python -m rlhf_jax.sweep --config=experiments/figures/fig36_kl_coef.py --workdir=runs/figures/fig36 --until-decided
+
 --runner=vectorized trains all arms of a small model as one program, spread over the devices. The numbers are the same
 to float tolerance, and it takes a fraction of the time where a single arm leaves an accelerator idle. One sweep may
 use both runners, for different arms. --workers=8 runs eight arms side by side, each on its own GPU.
@@ -30,7 +34,7 @@ from rlhf_jax import job, trackers
 from rlhf_jax.report import pages
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
-from rlhf_jax.sweep import arms, cluster, listing, sequential, vectorized, workers
+from rlhf_jax.sweep import arms, cluster, listing, sequential, until_decided, vectorized, workers
 from rlhf_jax.sweep.store import Store
 
 flags.adopt_module_key_flags(job)
@@ -63,6 +67,12 @@ _WORKERS = flags.DEFINE_integer(
     "cores.",
     lower_bound=1,
 )
+_UNTIL_DECIDED = flags.DEFINE_bool(
+    "until-decided",
+    False,
+    "Run arms until each claim of the file is decided or has had the last look of its DESIGN: only the seeds and arms that "
+    "an open claim needs.",
+)
 _RETRY = flags.DEFINE_bool("retry", False, "Run the failed arms again.")
 _SUBMITTED = flags.DEFINE_bool(
     "submitted", False, "Set by --runner=cluster: this is one of its jobs, and WORKDIR/sweep.json says what it runs."
@@ -80,10 +90,18 @@ def work(given: job.Job) -> int:
         )
     if _WORKERS.value > 1 and (_RUNNER.value != "sequential" or flags.FLAGS.distributed or flags.FLAGS.coordinator):
         raise InputError("--workers needs --runner=sequential and one machine; leave out one of these flags")
+    if _UNTIL_DECIDED.value and _ARMS.value and not _WORKER.value:
+        raise InputError("--arms and --until-decided both choose the arms; leave out one of them")
     experiment = arms.load(given.config_file, given.config)
     chosen = arms.choose(experiment.arms, _ARMS.value)
     path = pathlib.Path(given.workdir)
     stages = pathlib.Path(_STAGES.value or path / "stages")
+    if _UNTIL_DECIDED.value:
+        until_decided.check(experiment, path)
+        if _RUNNER.value == "cluster" or _DRY_RUN.value:
+            there = (path / "sweep.json").exists()
+            numbers = until_decided.to_run(path, take=False) if there else until_decided.first_look(experiment)
+            chosen = [arm for arm in experiment.arms if arm.number in numbers]
     if _LIST.value:
         cluster.settle(chosen, path)
         listing.show_arms(chosen, path)
@@ -103,9 +121,20 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
     def write():
         arms.write(path, arms.describe(experiment, given.config, given.overrides))
 
+    until = _UNTIL_DECIDED.value and not _WORKER.value
     if _WORKERS.value > 1 and not _WORKER.value:
         write()
-        ended = workers.run(_WORKERS.value, chosen, path, _RETRY.value)
+
+        def side_by_side(some: list, retry: bool):
+            """Runs some of the arms in workers; the last --arms of a command line counts."""
+            numbers = ",".join(str(arm.number) for arm in some)
+            command = [sys.executable, "-m", "rlhf_jax.sweep", "--worker", *sys.argv[1:], f"--arms={numbers}"]
+            return workers.run(_WORKERS.value, some, path, retry, command)
+
+        if until:
+            ended = until_decided.run(experiment, path, side_by_side, _RETRY.value)
+        else:
+            ended = workers.run(_WORKERS.value, chosen, path, _RETRY.value)
         for number, reason in ended.items():
             print(f"rlhf_jax.sweep: worker {number} {reason}", file=sys.stderr)
         return _finish(experiment, chosen, path) or (1 if ended else 0)
@@ -119,17 +148,26 @@ def _run(given: job.Job, experiment, chosen: list, path: pathlib.Path, stages: p
         hosts.on_first(arms.check_submitted, path, experiment, given.config, chosen)
     else:
         hosts.on_first(write)
-    if _RUNNER.value == "vectorized":
-        vectorized.run(chosen, path, store, _RETRY.value, _AT_ONCE.value)
+
+    def one_after_another(some: list, retry: bool):
+        """Runs some of the arms in this job."""
+        if _RUNNER.value == "vectorized":
+            vectorized.run(some, path, store, retry, _AT_ONCE.value)
+        else:
+            sequential.run(some, path, store, retry and not _WORKER.value)
+
+    if until:
+        until_decided.run(experiment, path, one_after_another, _RETRY.value)
     else:
-        sequential.run(chosen, path, store, _RETRY.value and not _WORKER.value)
+        one_after_another(chosen, _RETRY.value)
     return 0 if _WORKER.value else hosts.on_first(_finish, experiment, chosen, path)
 
 
 def _finish(experiment, chosen: list, path: pathlib.Path) -> int:
     """Writes the report unless other jobs still work on the sweep; returns the exit status."""
     cluster.settle(experiment.arms, path)
-    others = listing.unfinished(experiment.arms, path, begun=not _SUBMITTED.value)
+    all_arms = cluster.submitted(experiment.arms, path) if _SUBMITTED.value else experiment.arms
+    others = listing.unfinished(all_arms, path, begun=not _SUBMITTED.value)
     if others:
         print(
             f"{len(others)} arms of other jobs are not done yet; the last job writes the report, as does "

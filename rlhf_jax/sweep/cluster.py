@@ -122,6 +122,13 @@ def settle(arms: list[Arm], path: pathlib.Path) -> None:
             write_json(file, record | {"status": "failed" if too_often else "stopped", "reason": reason})
 
 
+def submitted(arms: list[Arm], path: pathlib.Path) -> list[Arm]:
+    """Returns the arms that a job was submitted for, at any time; all arms if nobody has kept the jobs."""
+    jobs = read_if_there(path / "slurm" / "jobs.json") or {}
+    names = {name for of_job in jobs.values() for name in of_job.values()}
+    return [arm for arm in arms if arm.name in names or not names]
+
+
 def _queued(arms: list[Arm], path: pathlib.Path) -> list[Arm]:
     """Returns the arms whose job waits or runs in Slurm's queue."""
     jobs = read_if_there(path / "slurm" / "jobs.json") or {}

@@ -79,13 +79,13 @@ def _curve(sweep, asked, path):
                 zorder=1,
                 label=f"baseline, {base.name}",
             )
-        axis.set_xlabel(asked.x_title or asked.axis)
+        axis.set_xlabel(asked.x_title or sweep.called(asked.axis))
         axis.set_ylabel(asked.y_title or quantity.title)
-        _finish(figure, axis, asked.title, sweep.short.get(asked.by, asked.by), always=found is not None)
+        _finish(figure, axis, asked.title, asked.by and sweep.called(asked.by), always=found is not None)
     gone = [shown(level) for n, level in enumerate(levels) if not any(by_seed[n] for by_seed in lines.values())]
     failed = (f" Not drawn: {', '.join(gone)}, where no seed has all arms." if gone else "") + _failed(sweep, settings)
     return (
-        f"{quantity.title} of {label(asked.stage)} over {asked.axis}: means over seeds with 95 % Student t "
+        f"{quantity.title} of {label(asked.stage)} over {sweep.called(asked.axis)}: means over seeds with 95 % Student t "
         f"intervals; small points are seeds{', joined by thin lines' if scale != 'category' else ''}.{failed}"
     )
 
@@ -125,7 +125,7 @@ def _plane(sweep, asked, path):
                 f"{name}err": np.concatenate([arms_of(found) for found in all_], axis=1)
                 for name, all_ in (("x", x), ("y", y))
             }
-            name = label(part.stage) + (f", {sweep.short.get(part.axis, part.axis)}" if part.axis else "")
+            name = label(part.stage) + (f", {sweep.called(part.axis)}" if part.axis else "")
             axis.errorbar(
                 [found["value"] for found in x],
                 [found["value"] for found in y],
@@ -206,7 +206,7 @@ def _history(sweep, asked, path):
         axis.set_ylabel(asked.y_title or sweep.quantity(asked.y).title)
         _finish(figure, axis, asked.title)
     return (
-        f"{asked.y} of {label(asked.stage)} over {asked.x}: thin lines are seeds, thick ones their mean (moving "
+        f"{sweep.quantity(asked.y).title} of {label(asked.stage)} over {sweep.quantity(asked.x).title}: thin lines are seeds, thick ones their mean (moving "
         f"averages of a twentieth of the run).{f' {left} further settings are not drawn.' if left > 0 else ''}"
         f"{_failed(sweep, sweep.select(asked.where))}"
     )
@@ -245,7 +245,7 @@ def _dots(sweep, asked, path):
         axis.set_xlim(-0.5, len(stages) - 0.5)
         axis.grid(axis="x", visible=False)
         axis.set_ylabel(quantity.title if not asked.y_title else asked.y_title)
-        _finish(figure, axis, asked.title, sweep.short.get(asked.by, asked.by))
+        _finish(figure, axis, asked.title, asked.by and sweep.called(asked.by))
     return f"{quantity.title} by stage: means over seeds with 95 % Student t intervals; small points are seeds."
 
 

@@ -4,7 +4,10 @@
     FIGURES = (spec.Curve(y="gold/total", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", scale="log"),)
     TABLES = (spec.Table(stages=("ppo", "ppo_ptx"), quantities=("gold/total", "skills/mean")),)
     CLAIMS = (spec.Claim(source="Ouyang et al. 2022, Fig. 33", text="reward falls as gamma grows",
-                         rule=spec.Trend(y="score", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", direction="falls")),)
+                         rule=spec.Trend(y="score", stage="ppo_ptx", axis="ppo_ptx.ptx_coef", direction="falls"),
+                         matters=0.02, because="a tenth of what PPO gains"),)
+    DESIGN = spec.Design(looks=(3, 5, 8, 12))
+    WORDS = {"ppo_ptx.ptx_coef": "gamma"}
 
 A *setting* is the overrides of an arm without its seed, and without what follows from the seed. Fields have the names that
 overrides use, such as
@@ -31,6 +34,7 @@ import json
 from dataclasses import field
 from typing import Any
 
+from rlhf_jax.report.spec.design import Design
 from rlhf_jax.report.spec.fields import listed, of_kind, of_types, one_of, tuple_of
 from rlhf_jax.report.spec.rules import (
     RULES,
@@ -45,6 +49,8 @@ from rlhf_jax.report.spec.rules import (
     Pick,
     Trend,
     Turns,
+    has_own_border,
+    simple,
 )
 from rlhf_jax.report.spec.settings import swept
 from rlhf_jax.runtime.errors import InputError
@@ -147,16 +153,54 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A statement of a paper, and the rule that decides whether this sweep agrees with it."""
+    """A statement of a paper, and the rule that decides whether this sweep agrees with it.
 
-    source: str  # the place in the paper, such as "Ouyang et al. 2022, Fig. 33, E.6"
-    text: str  # the claim in our words
+    Attributes:
+      source: the place in the paper, such as "Ouyang et al. 2022, Fig. 33, E.6".
+      text: the claim in our words.
+      rule: the rule, of spec/rules.py.
+      figure: name of the figure that shows the claim; "": the first figure.
+      note: the known reasons why the claim holds or does not.
+      matters: the smallest difference that matters, in the unit of the rule's number: one number, or one for each rule of an
+        `All`. Rules with a margin or a `by` have it already, and take None. None: every difference matters.
+      because: the reason for `matters`, as the end of a sentence.
+      family: name of the claims among which Holm's correction is made, where a paper makes one statement of several claims;
+        "": the claims of the sweep that name no family.
+    """
+
+    source: str
+    text: str
     rule: Any
-    figure: str = ""  # name of the figure that shows the claim; "": the first figure
-    note: str = ""  # the known reasons why the claim holds or does not
+    figure: str = ""
+    note: str = ""
+    matters: float | tuple[float | None, ...] | None = None
+    because: str = ""
+    family: str = ""
 
     def __post_init__(self):
         of_kind(self, "rule", RULES)
+        self.smallest()
+
+    def smallest(self) -> list[float | None]:
+        """Returns the smallest difference that matters, for each simple rule of the claim.
+
+        Raises:
+          InputError: there are not as many as rules, one is not above 0, or a rule has a border of its own.
+        """
+        rules = simple(self.rule)
+        free = [not has_own_border(rule) for rule in rules]
+        given = self.matters
+        if not isinstance(given, (tuple, list)):
+            given = [given if own else None for own in free]
+        if len(given) != len(rules) or any(value is not None and not value > 0 for value in given):
+            raise InputError(
+                f"Claim '{self.text}': matters={self.matters} must be a number above 0, or one for each rule"
+            )
+        if any(value is not None and not own for value, own in zip(given, free)) or (self.matters and not any(free)):
+            raise InputError(
+                f"Claim '{self.text}': a rule with a margin or a `by` says what matters; leave matters out"
+            )
+        return list(given)
 
 
 # --- the declarations of one experiment file ---------------------------------------------------------------------
@@ -164,19 +208,20 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """The names FIGURES, TABLES, CLAIMS, BASELINE and LOOKS of an experiment file; each may be absent."""
+    """The names FIGURES, TABLES, CLAIMS, BASELINE, DESIGN and WORDS of an experiment file; each may be absent."""
 
     figures: tuple = ()
     tables: tuple = ()
     claims: tuple = ()
     baseline: dict | None = None  # chooses the setting that others are compared with; None: the config's own values
-    looks: tuple = ()  # numbers of seeds at which claims were judged; (3, 5) if undecided claims asked for two more
+    design: Design | None = None  # the looks at the claims; None: one look, with the seeds that the sweep has
+    words: dict = field(default_factory=dict)  # field or quantity -> its name for readers
 
     def __post_init__(self):
         tuple_of(self, "figures", FIGURES)
         tuple_of(self, "tables", Table)
         tuple_of(self, "claims", Claim)
-        tuple_of(self, "looks", int)
+        of_kind(self, "design", (Design, type(None)))
 
     @classmethod
     def of(cls, module) -> "Declared":
@@ -190,7 +235,8 @@ class Declared:
             getattr(module, "TABLES", ()),
             getattr(module, "CLAIMS", ()),
             getattr(module, "BASELINE", None),
-            getattr(module, "LOOKS", ()),
+            getattr(module, "DESIGN", None),
+            getattr(module, "WORDS", {}),
         )
 
     def to_json(self) -> dict:
@@ -200,14 +246,15 @@ class Declared:
     @classmethod
     def from_json(cls, value: dict) -> "Declared":
         """Returns the declarations that `to_json` wrote; ignores other names, and takes missing ones as empty."""
-        read = {name: from_json(value.get(name) or []) for name in ("figures", "tables", "claims", "looks")}
-        declared = cls(**read, baseline=from_json(value.get("baseline")))
+        read = {name: from_json(value.get(name) or []) for name in ("figures", "tables", "claims")}
+        read |= {name: from_json(value.get(name)) for name in ("baseline", "design")}
+        declared = cls(**read, words=value.get("words") or {})
         of_types(declared)
         return declared
 
 
 FIGURES = (Curve, Plane, History, Dots)
-_CLASSES = {kind.__name__: kind for kind in (*FIGURES, Table, Path, Pick, *RULES, Claim)}
+_CLASSES = {kind.__name__: kind for kind in (*FIGURES, Table, Path, Pick, *RULES, Claim, Design)}
 
 
 def to_json(value):

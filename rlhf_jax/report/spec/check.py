@@ -35,10 +35,14 @@ def check(declared: spec.Declared, config: dict, arms: list[dict]) -> None:
                 f"name='{name}': each figure and table needs a name of its own, of letters, digits, - and _"
             )
     drawn = [figure.name for figure in declared.figures if figure.name]
-    if declared.looks and (list(declared.looks) != sorted(set(declared.looks)) or declared.looks[-1] != sweep.seeds):
+    if declared.design and declared.design.looks[-1] != sweep.seeds:
         raise InputError(
-            f"LOOKS={declared.looks} must be the numbers of seeds of each look, ending with the sweep's {sweep.seeds}"
+            f"DESIGN: its last look has {declared.design.looks[-1]} seeds and the sweep {sweep.seeds}: write "
+            'h.sweep("seed", DESIGN.seeds)'
         )
+    for name, words in declared.words.items():
+        if not isinstance(words, str) or not words.strip():
+            raise InputError(f"WORDS: the words for '{name}' must be text, not {words!r}")
     for claim in declared.claims:
         if claim.figure and claim.figure not in drawn:
             known = spec.listed(drawn)

@@ -215,3 +215,13 @@ class All:
 
 
 RULES = (Trend, Peak, Greater, Close, Dominates, Coincides, Turns, Law, All)
+
+
+def simple(rule) -> list:
+    """Returns the rules that a rule consists of: those within an `All`, or itself."""
+    return [part for inner in rule.rules for part in simple(inner)] if isinstance(rule, All) else [rule]
+
+
+def has_own_border(rule) -> bool:
+    """Whether a simple rule itself says how large a difference must be, by a margin or a `by`."""
+    return hasattr(rule, "margin") or bool(getattr(rule, "by", 0.0))

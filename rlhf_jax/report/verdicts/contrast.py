@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.statistics import Estimate, mean_over_seeds
+from rlhf_jax.statistics.sequential import seeds_to_find
 
-HOLDS, NOT, UNDECIDED = "holds", "does not hold", "undecided"
+HOLDS, NOT, NEGLIGIBLE, UNDECIDED = "holds", "does not hold", "negligible", "undecided"
+POWER = 0.8  # how often the seeds that are named would decide
 
 
 class Contrast(NamedTuple):
@@ -18,38 +20,52 @@ class Contrast(NamedTuple):
       by_seed: seed -> number.
       threshold: what the mean must be above, if `margin` is None.
       margin: how near to 0 the mean must be, if it is a number.
+      zero: the number that says that there is no difference.
+      matters: the smallest difference from `zero` that matters; None: each difference does, or `threshold` or `margin` says it.
+      scale: factor from the number to what is printed, such as 100 for points.
+      unit: what is printed after it, such as "points"; "" for none.
+      share: share of the level that the intervals use; below 1 if the numbers are not quite independent.
     """
 
     what: str
     by_seed: dict[int, float]
     threshold: float = 0.0
     margin: float | None = None
+    zero: float = 0.0
+    matters: float | None = None
+    scale: float = 1.0
+    unit: str = ""
+    share: float = 1.0
 
     @property
     def estimate(self) -> Estimate | None:
         """The mean and its 95 % interval, or None without a seed."""
-        return mean_over_seeds(list(self.by_seed.values())) if self.by_seed else None
+        return self.interval(0.05)
 
-    def verdict(self, tests: int = 1) -> str:
-        """Returns HOLDS, NOT or UNDECIDED for one of the tests of a claim.
+    def interval(self, level: float) -> Estimate | None:
+        """Returns the mean and its t interval of confidence 1 - share x level, or None without a seed."""
+        return mean_over_seeds(list(self.by_seed.values()), 1 - self.share * level) if self.by_seed else None
 
-        HOLDS goes by the 95 % interval. NOT goes by an interval of 1 - 5 %/tests, where `tests` is their number.
+    def verdict(self, level: float = 0.05, corrected: float | None = None) -> str:
+        """Returns HOLDS, NOT, NEGLIGIBLE or UNDECIDED for one of the tests of a claim.
+
+        Args:
+          level: 1 - the confidence of the interval that HOLDS goes by.
+          corrected: the same for the intervals of NOT and NEGLIGIBLE, which one of several tests suffices for; None: `level`.
         """
         if len(self.by_seed) < 2:
             return UNDECIDED
-        _, low, high = self.estimate
-        if (
-            self.margin is None
-            and low > self.threshold
-            or self.margin is not None
-            and -self.margin < low
-            and high < self.margin
-        ):
+        _, low, high = self.interval(level)
+        _, wide_low, wide_high = self.interval(level if corrected is None else corrected)
+        if self.margin is not None:
+            if -self.margin < low and high < self.margin:
+                return HOLDS
+            return NOT if wide_low > self.margin or wide_high < -self.margin else UNDECIDED
+        if self.matters is not None and self.zero - self.matters < wide_low and wide_high < self.zero + self.matters:
+            return NEGLIGIBLE
+        if low > self.threshold:
             return HOLDS
-        _, low, high = mean_over_seeds(list(self.by_seed.values()), 1 - 0.05 / tests)
-        if self.margin is None:
-            return NOT if high < self.threshold else UNDECIDED
-        return NOT if low > self.margin or high < -self.margin else UNDECIDED
+        return NOT if wide_high < self.threshold else UNDECIDED
 
     @property
     def t(self) -> float:
@@ -59,20 +75,49 @@ class Contrast(NamedTuple):
         values = np.array(list(self.by_seed.values())) - self.threshold
         return float(values.mean() / (values.std(ddof=1) / math.sqrt(len(values))))
 
-    def sentence(self) -> str:
-        """Returns the mean, its interval, and what the claim asks of it, in words."""
+    def seeds_to_decide(self) -> float:
+        """Returns how many seeds, judged once by a 95 % interval, would decide with POWER, if mean and spread stay as they are.
+
+        Returns:
+          The number; nan if the seeds show no spread, inf for more than are counted.
+        """
+        values = np.array(list(self.by_seed.values()))
+        if len(values) < 2 or not (spread := values.std(ddof=1)) > 0:
+            return math.nan
+        mean, one_side, both_sides = float(values.mean()), POWER, (1 + POWER) / 2
+        if self.margin is not None:
+            inside = self.margin - abs(mean)
+            found = [seeds_to_find(inside, spread, both_sides if inside > 0 else one_side)]
+        else:
+            found = [seeds_to_find(mean - self.threshold, spread, one_side)]
+            if self.matters is not None and (inside := self.matters - abs(mean - self.zero)) > 0:
+                found.append(seeds_to_find(inside, spread, both_sides))
+        return min(math.inf if seeds is None else seeds for seeds in found)
+
+    def show(self, value: float) -> str:
+        """Returns a value of the number as it is printed, without its unit."""
+        return f"{self.scale * value:.3g}"
+
+    def effect(self, level: float = 0.05) -> str:
+        """Returns the mean, its interval of confidence 1 - level and the number of seeds, in words."""
         if not self.by_seed:
-            return f"{self.what}: no seed has all the numbers that it needs"
-        value, low, high = self.estimate
-        asked = f", must be within ±{self.margin:g}" if self.margin is not None else ""
-        asked = f", must be above {self.threshold:g}" if self.threshold else asked
+            return "no seed has all the numbers that it needs"
+        value, low, high = self.interval(level)
+        shown = f"{self.show(value)}{f' {self.unit}' if self.unit else ''}"
         if len(self.by_seed) < 2:
-            return f"{self.what}: {value:.3g}{asked}, from one seed, and an interval needs two"
+            return f"{shown}, from one seed, and an interval needs two"
         if math.isinf(low):
-            same = f"the same in all {len(self.by_seed)} seeds, and an interval needs a difference"
-            return f"{self.what}: {value:.3g}{asked}, {same}"
-        t = f"t = {self.t:.1f}, " if self.margin is None else ""
-        return (
-            f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}]{asked} ({t}df = {len(self.by_seed) - 1}, "
-            f"{len(self.by_seed)} seeds)"
-        )
+            return f"{shown}, the same in all {len(self.by_seed)} seeds, and an interval needs a difference"
+        return f"{shown} ({self.show(low)} to {self.show(high)}), {len(self.by_seed)} seeds"
+
+    def asked(self) -> str:
+        """Returns what the claim asks of the mean, as the end of a sentence; "" if that is to be above 0."""
+        unit = f" {self.unit}" if self.unit else ""
+        if self.margin is not None:
+            return f"; must be within ±{self.show(self.margin)}{unit}"
+        above = f"; must be above {self.show(self.threshold)}{unit}" if self.threshold else ""
+        return above + (f"; ±{self.show(self.matters)}{unit} would be negligible" if self.matters is not None else "")
+
+    def sentence(self, level: float = 0.05) -> str:
+        """Returns the mean, its interval of confidence 1 - level, and what the claim asks of it, in words."""
+        return f"{self.what}: {self.effect(level)}{self.asked() if self.by_seed else ''}"

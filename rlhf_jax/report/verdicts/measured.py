@@ -74,8 +74,17 @@ def in_words(sweep, pick, quantity, beside=None) -> str:
 
 
 def name_of(sweep, axis) -> str:
-    """Returns the short name of a field, or "settings" for none."""
-    return sweep.short.get(axis, axis or "settings")
+    """Returns the name of a field, or "settings" for none."""
+    return sweep.called(axis) if axis else "settings"
+
+
+def printed(sweep, quantity) -> dict:
+    """Returns how a difference of a quantity is printed: the fields `scale` and `unit` of its Contrast."""
+    found = sweep.quantity(quantity)
+    if found.scale == 100:
+        return {"scale": 100.0, "unit": "points"}
+    unit = found.title.rpartition(" (")[2].removesuffix(")") if found.title.endswith(")") else ""
+    return {"scale": found.scale, "unit": unit}
 
 
 def points(sweep, path, rule, seed) -> list[tuple[float, float]]:

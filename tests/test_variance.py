@@ -1,0 +1,64 @@
+"""The split of a variance: components that are known, by simulation, and the numbers of a sweep's prompts."""
+
+import json
+
+import fake_sweep
+import numpy as np
+import pytest
+
+from rlhf_jax.report import spec, variance
+from rlhf_jax.report.sweep_report import Sweep
+from rlhf_jax.report.verdicts import judge_all
+from rlhf_jax.statistics.variance import parts
+
+AXIS = "ppo_ptx.ptx_coef"
+
+
+def test_components_are_those_that_were_put_in():
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        values = rng.normal(0, 2, (6, 1)) + rng.normal(0, 3, (1, 40)) + rng.normal(0, 5, (6, 40))
+        found.append(parts(values))
+    assert np.mean(found, axis=0) == pytest.approx([4, 9, 25], rel=0.1)
+    assert parts(np.ones((1, 5))) is None and parts(np.ones((3, 1))) is None
+    assert parts(np.arange(3.0)[:, None] + np.zeros((3, 4))) == pytest.approx((1.0, 0.0, 0.0))
+
+
+def test_the_numbers_of_a_sweep_are_split_by_prompts(tmp_path):
+    """A difference of two arms whose seeds differ by 0.1 and whose prompts differ by 1 in each arm by itself."""
+    rng, prompts, seeds = np.random.default_rng(1), 200, 5
+    shift = {seed: 0.1 * rng.normal() for seed in range(seeds)}
+    gold = {
+        (seed, level): (level + shift[seed]) * (level > 0) + rng.normal(0, 1, prompts)
+        for seed in range(seeds)
+        for level in (0.0, 1.0)
+    }
+    claims = (
+        spec.Claim(
+            "a", "b", spec.Greater(spec.Pick("ppo_ptx", {AXIS: 1.0}), spec.Pick("ppo_ptx", {AXIS: 0.0}), "gold/total")
+        ),
+        spec.Claim("a", "c", spec.Trend("gold/total", "ppo_ptx", AXIS, "rises")),
+        spec.Claim("a", "d", spec.Trend("valid_loss", "ppo_ptx", AXIS, "rises")),
+    )
+    arms = fake_sweep.product(seed=tuple(range(seeds)), ppo_ptx__ptx_coef=(0.0, 1.0))
+    path = fake_sweep.write(
+        tmp_path / "sweep",
+        arms,
+        lambda arm, _: {"gold/total": gold[arm["seed"], arm[AXIS]].mean(), "valid_loss": arm["seed"]},
+        spec.Declared(claims=claims),
+    )
+    for folder in path.glob("arms/*/ppo_ptx"):
+        arm = json.loads((folder.parent / "overrides.json").read_text())
+        rows = [{"gold": {"total": value}} for value in gold[arm["seed"], arm[AXIS]]]
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sweep = Sweep(path)
+    verdicts = list(zip(claims, judge_all(sweep)))
+    table = variance.table(sweep, verdicts)
+    assert len(table.rows) == 2  # the held-out loss has no file of prompts
+    values = np.array([gold[seed, 1.0] - gold[seed, 0.0] for seed in range(seeds)])
+    expected = parts(values)
+    by_seed = values.mean(1)
+    share = expected.rest / prompts / (expected.seeds + expected.rest / prompts)
+    for row in table.rows:
+        assert float(row[1]) == pytest.approx(by_seed.std(ddof=1), rel=0.01) and row[-1] == str(prompts)
+        assert row[3] == f"{100 * share:.0f} %"
