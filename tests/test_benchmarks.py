@@ -58,7 +58,7 @@ def test_every_policy_has_the_benchmarks_among_its_estimates(path):
 
 def test_the_report_has_them_side_by_side_with_paired_differences(path):
     text = (path / "report.md").read_text()
-    [base, sft] = re.search(r"\| toy\\_mc acc \| (\S+)[^|]*\| (\S+)[^|]*\|\n", text).groups()
+    [base, sft] = re.search(r"\| toy_mc acc \| (\S+)[^|]*\| (\S+)[^|]*\|\n", text).groups()
     for stage, said in (("pretrain", base), ("sft", sft)):
         assert float(said) == pytest.approx(estimates(path, stage)["lm_eval/toy_mc/acc"]["value"], abs=1e-4)
     rows = {
@@ -67,7 +67,7 @@ def test_the_report_has_them_side_by_side_with_paired_differences(path):
     }
     paired = sum(x - y for x, y in zip(rows["pretrain"], rows["sft"])) / 6
     difference = text.split("Differences from SFT")[1]
-    assert float(re.search(r"\| toy\\_mc acc \| (\S+)", difference)[1]) == pytest.approx(paired, abs=1e-4)
+    assert float(re.search(r"\| toy_mc acc \| (\S+)", difference)[1]) == pytest.approx(paired, abs=1e-4)
 
 
 def test_a_finished_run_is_not_asked_again_and_is_asked_what_is_new(path, folder, monkeypatch, capsys):

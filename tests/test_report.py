@@ -338,7 +338,7 @@ def test_completions_stand_side_by_side_and_break_no_table(run):
     table = text.split("## Completions")[1].split("##")[0].strip().splitlines()[2:]
     assert len(table) == 2 + 8
     assert all(len(re.findall(r" \| |^\| | \|$", line)) == 6 for line in table)
-    assert "ppo\\_ptx says &lt;b&gt;" in table[2] and "<b>" not in "".join(table)
+    assert "ppo_ptx says &lt;b&gt;" in table[2] and "<b>" not in "".join(table)
     rows = policy.read_rows(run / "sft" / "samples.jsonl")
     shown = [int(re.search(r"number (\d+)", line)[1]) for line in table[2:]]
     assert len({rows[index]["category"] for index in shown}) > 6

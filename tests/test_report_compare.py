@@ -50,8 +50,8 @@ def rows_of(path, stage="ppo"):
 def test_only_what_differs_is_listed(text):
     section = text.split("## What differs in their configs")[1].split("## ")[0]
     fields = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][2:]
-    assert fields == ["ppo.kl\\_coef", "stages"]  # neither dpo.beta nor ppo_ptx.ptx_coef, which not both have run
-    assert cells(section, "ppo.kl\\_coef") == ["0.1", "0.3"]
+    assert fields == ["ppo.kl_coef", "stages"]  # neither dpo.beta nor ppo_ptx.ptx_coef, which not both have run
+    assert cells(section, "ppo.kl_coef") == ["0.1", "0.3"]
 
 
 def test_differences_are_paired_over_prompts(runs, text):
@@ -84,14 +84,14 @@ def test_prompts_are_met_by_their_text_and_not_by_their_place(runs, tmp_path):
 
 
 def test_what_is_the_same_is_named_and_not_shown(text):
-    assert "The same in all of them, and not shown: pretrain, sft, reward\\_model." in text
+    assert "The same in all of them, and not shown: pretrain, sft, reward_model." in text
     assert "### base" not in text and "### SFT" not in text and "(page/figures/loss.png)" not in text
-    assert "b has stages that not all have, and that are not shown: ppo\\_ptx." in text
+    assert "b has stages that not all have, and that are not shown: ppo_ptx." in text
 
 
 def test_curves_warnings_and_completions(runs, text):
     assert "(page/figures/objective_kl.png)" in text and "- a: none." in text
-    assert "b: PPO has 2 warnings: kl\\_and\\_gold (first at 20)" in text
+    assert "b: PPO has 2 warnings: kl_and_gold (first at 20)" in text
     table = text.split("## Completions")[1].strip().splitlines()[4:]
     assert len(table) == 6 and all("ppo says" in line for line in table)
     rows = {row["prompt"].split("\n")[0].split("number ")[1]: row for row in rows_of(runs[1])}

@@ -64,9 +64,9 @@ def test_a_run_that_was_stopped_says_where_and_what_is_missing(whole, tmp_path, 
     (path / "ppo" / "checkpoints" / "10").mkdir(parents=True)
     text = page(path)
     assert "**Unfinished**: ppo is stopped, 12 of 40 iterations are done; the same command goes on from its" in text
-    assert "checkpoint after 10" in text and "Still missing: the rest of ppo, ppo\\_ptx." in text
+    assert "checkpoint after 10" in text and "Still missing: the rest of ppo, ppo_ptx." in text
     assert cells(text, "sft")[:2] == ["finished", "300 of 300 steps"] and cells(text, "ppo")[0] == "stopped"
-    assert cells(text, "ppo\\_ptx")[0] == "not begun"
+    assert cells(text, "ppo_ptx")[0] == "not begun"
     assert "| gold score |" in text and "figures/learning.png" in text  # what there is
     assert command.main([str(path)]) == 0
     assert "Unfinished: ppo is stopped, 12 of 40 iterations are done" in capsys.readouterr().out
@@ -177,8 +177,8 @@ def test_warnings_and_early_ends_stand_in_the_summary_and_in_their_section(whole
     text = page(path)
     head, section = text.split("## Policies")[0], text.split("## Warnings")[1].split("##")[0]
     assert "PPO ended early: the KL was over 9 nats at iteration 40." in head
-    assert "PPO has 2 warnings: kl\\_and\\_gold (first at 20); see Warnings." in head
-    assert "| PPO | 20 | kl\\_and\\_gold | KL rises: so it is | objective/kl | 5 |" in section
+    assert "PPO has 2 warnings: kl_and_gold (first at 20); see Warnings." in head
+    assert "| PPO | 20 | kl_and_gold | KL rises: so it is | objective/kl | 5 |" in section
     assert cells(text, "ppo")[-1] == "ended early, 2 warnings"
     assert command.main([str(path)]) == 0
     assert "PPO has 2 warnings" in capsys.readouterr().out
@@ -188,7 +188,7 @@ def test_completions_are_shown_over_iterations_with_the_best_and_worst(whole, un
     section = page(whole).split("## Completions in training")[1].split("## ")[0]
     assert "| prompt | after 1 | after 20 | after 40 |" in section
     row = cells(section, "prompt 1 of validation")
-    assert row[0] == "so it is, validation 1 at 1 … (1.10, reward\\_model 1.10, held\\_out -0.50, KL 0.25)"
+    assert row[0] == "so it is, validation 1 at 1 … (1.10, reward_model 1.10, held_out -0.50, KL 0.25)"
     assert row[2].startswith("so it is, validation 1 at 40")
     best = [line for line in section.splitlines() if "| highest |" in line or "| lowest |" in line]
     assert [line.split("|")[1].strip() for line in best] == ["40", "40", "20", "20", "1", "1"]  # the last one first
@@ -323,14 +323,14 @@ def test_a_sweep_says_how_far_its_arms_are(tmp_path, unsaved):
     text = page(path)
     assert "**Unfinished**: 2 of 4 arms have not ended." in text
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| 00")}
-    assert "| running | ppo\\_ptx is stopped, 40 of 90 iterations are done |" in rows["001,seed=1"]
+    assert "| running | ppo_ptx is stopped, 40 of 90 iterations are done |" in rows["001,seed=1"]
     assert "| missing |  | it has not begun |" in rows["002,seed=2"]
     assert "| failed |  | no memory |" in rows["003,seed=3"]
     progress = pages.progress_of(path)
     assert not progress.finished and progress.at_work and "001,seed=1: ppo_ptx is" in progress.line
     arm = path / "arms" / "001,seed=1" / "arm.json"
     files.write_json(arm, files.read_json(arm) | {"host": socket.gethostname()})
-    assert "| stopped | ppo\\_ptx is stopped" in page(path)  # its process is gone
+    assert "| stopped | ppo_ptx is stopped" in page(path)  # its process is gone
     for name in ("001,seed=1", "002,seed=2"):
         (path / "arms" / name).mkdir(exist_ok=True)
         files.write_json(path / "arms" / name / "arm.json", {"status": "done"})
