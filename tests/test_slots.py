@@ -1,5 +1,6 @@
-"""The slot sampler: completions are those of a plain loop, whatever the slots, the chunks, the copies and the mesh."""
+"""The slot sampler: completions are those of a plain loop, whatever the slots, stages, chunks, copies and the mesh."""
 
+import collections
 import dataclasses
 import functools
 
@@ -13,6 +14,7 @@ from rlhf_jax import generate, model
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate import slots as slots_lib
 from rlhf_jax.generate.truncation import Truncation, keep_likely, penalized
+from rlhf_jax.generate.turns import turns
 from rlhf_jax.model import decode
 
 P, C, ROWS = 7, 20, 16
@@ -21,8 +23,11 @@ CONFIGS = {"gpt": tiny.CONFIG, "llama": tiny.llama(scan_layers=True)}
 
 @pytest.fixture(autouse=True)
 def many_chunks(monkeypatch):
-    """Pages of 5 tokens and chunks of 10 places, so that a short completion has several of them."""
+    """Pages of 5 tokens, chunks of 10 places and a stage of half the slots, so that a small batch has several of them."""
     monkeypatch.setattr(slots_lib, "_PAGE", 5)
+    monkeypatch.setattr(slots_lib, "_STAGES", 2)
+    monkeypatch.setattr(slots_lib, "_NARROWER", 2)
+    monkeypatch.setattr(slots_lib, "_LEAST", 1)
     monkeypatch.setattr(decode, "_CHUNK", 10)
 
 
@@ -125,11 +130,16 @@ def test_copies_that_do_not_divide_over_the_devices_are_read_each_by_itself():
     assert_same(draw(prompts=prompts_of(copies=4), mesh="8x1x1", copies=4), expected(copies=4))
 
 
-def test_a_row_may_have_its_own_limit():
-    limits = np.random.default_rng(0).integers(1, C, ROWS).astype(np.int32)
+@pytest.mark.parametrize("mesh, ways, slots", [("1x1x1", 1, 0), ("1x1x1", 1, 4), ("2x2x2", 4, 0)])
+def test_a_row_may_have_its_own_limit(mesh, ways, slots, monkeypatch):
+    """The rows end one after another, so that the slots become fewer several times."""
+    monkeypatch.setattr(slots_lib, "_STAGES", 3)
+    limits = np.random.default_rng(0).permutation(np.arange(C - ROWS, C) + 1).astype(np.int32)
     plain = by_a_plain_loop("gpt", prompts_of(), jax.random.key(0), limits=limits)
-    assert_same(draw(slots=4, limits=limits), plain)
-    assert_same(draw(slots=8, limits=limits, mesh="2x2x2"), plain)
+    sizes = generate.Sizes(C, tiny.EOS, tiny.PAD, slots)
+    runs = turns(prompts_of().mask.sum(1), plain[1], P, sizes, ways)
+    assert sum(part.startswith("pages_") and number > 0 for part, number in runs.items()) > 1
+    assert_same(draw(slots=slots, limits=limits, mesh=mesh), plain)
 
 
 @pytest.mark.parametrize("slots", [0, 3])
@@ -165,7 +175,7 @@ def test_the_layout_of_separate_layers_is_recognised(monkeypatch):
 
 
 def steps_of(lengths, slots):
-    """(pages that a batch takes, prefills), for completions of these lengths."""
+    """(slots -> the pages that so many of them decode, prefills) of a batch with completions of these lengths."""
     limits = np.asarray(lengths, np.int32)
     config, rows = tiny.CONFIG, len(limits)
     params = jax.tree.map(jnp.asarray, tiny.params_of(config, 0))
@@ -175,19 +185,60 @@ def steps_of(lengths, slots):
     given = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask), uniform, jnp.float32(1), None, sizes
     decoder = generate.Decoder.of(config, params, *given, jnp.asarray(limits))
     page, read = jax.jit(decoder.decode_page), jax.jit(decoder.read_group)
-    slots, pages, reads = decoder.start(), 0, 0
-    while slots.live.any() or decoder.waiting(slots) > 0:
-        slots, reads = read(slots), reads + 1
+    slots, pages, reads = decoder.start(), collections.Counter(), 0
+
+    def decode_pages(slots):
         while decoder.goes_on(slots):
-            slots, pages = page(slots), pages + 1
+            slots = page(slots)
+            pages[len(slots.live)] += 1
+        return slots
+
+    while decoder.waits(slots):
+        slots, reads = decode_pages(read(slots)), reads + 1
+    for width in decoder.widths[1:-1]:
+        slots = decode_pages(slots_lib.narrowed(slots, width))
     np.testing.assert_array_equal(slots.lengths, limits)
-    return pages, reads
+    return dict(pages), reads
 
 
 def test_a_slot_that_is_free_takes_the_next_prompt():
     """Of 64 completions one is long: 8 slots need little more than their share, and not 8 times the longest."""
     pages, reads = steps_of([C] + [6] * 63, slots=8)
-    assert pages <= 4 + 8 + 2  # the long one; 7 of 8 rounds of one page; a few for the ends
+    assert sum(pages.values()) <= 4 + 8 + 2  # the long one; 7 of 8 rounds of one page; a few for the ends
     assert reads == 64  # a group is one prompt here
     pages, reads = steps_of([C] + [6] * 63, slots=0)
-    assert (pages, reads) == (4, 1)
+    assert (sum(pages.values()), reads) == (4, 1)
+
+
+def test_slots_that_stay_free_are_given_up(monkeypatch):
+    """Two pages leave 3 of 16 completions: 10 did not fit into 8 slots after the first, and 3 need no more than 4."""
+    monkeypatch.setattr(slots_lib, "_STAGES", 4)
+    assert steps_of([6] * 6 + [C] * 3 + [11] * 7, slots=0) == ({16: 2, 4: 2}, 1)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_fewer_slots_are_all_that_are_live(scan_layers):
+    """Their numbers, their keys and their values, which lie in fewer chunks."""
+    config, rng = dataclasses.replace(tiny.CONFIG, scan_layers=scan_layers), np.random.default_rng(0)
+    rows, bounds = 12, (0, 10, 20, 30, 40, 45)
+    cache = jax.tree.map(
+        lambda x: rng.integers(1, 1000, x.shape).astype(x.dtype), decode.empty_cache(config, rows, bounds)
+    )
+    numbers = {name: rng.integers(0, 100, rows) for name in ("row", "prompt", "count", "token")}
+    batch = dict.fromkeys(("read", "tokens", "logprobs", "lengths"), jnp.int32(0))
+    live, seen = np.isin(np.arange(rows), (1, 7, 8, 11)), rng.random((rows, 5)) < 0.5
+    found = slots_lib.narrowed(slots_lib.Slots(cache=cache, live=live, seen=seen, **numbers, **batch), 5)
+    kept = [1, 7, 8, 11]
+    np.testing.assert_array_equal(found.live, [True] * 4 + [False])
+    for name, x in {**numbers, "seen": seen}.items():
+        np.testing.assert_array_equal(getattr(found, name)[:4], x[kept])
+    np.testing.assert_array_equal(found.cache.first[:4], cache.first[kept])
+    np.testing.assert_array_equal(found.cache.end[:4], cache.end[kept])
+
+    def whole(chunks):  # [L, rows, G, places, Dh]
+        return np.concatenate([np.stack(chunk) for chunk in chunks], axis=-2)
+
+    assert decode.joined(bounds) == (0, 30, 45)
+    for new, old in ((found.cache.keys, cache.keys), (found.cache.values, cache.values)):
+        assert [np.stack(chunk).shape[-2] for chunk in new] == [30, 15]
+        np.testing.assert_array_equal(whole(new)[:, :4], whole(old)[:, kept])

@@ -1,8 +1,9 @@
 """Sampling in slots: a slot that has ended takes the next prompt, within one compiled program.
 
 The prompts wait in a queue, the longest first. Whenever enough slots are free, a group of prompts is read into them;
-between two looks at the slots, all of them decode a page of tokens. A completion's tokens depend neither on its slot nor
-on its neighbours: the noise belongs to the row of the batch and the step.
+between two looks at the slots, all of them decode a page of tokens. When no prompt waits, slots stay free while the longest
+completions end. So the live slots move to a stage of fewer slots as soon as they fit into it, and later to a second one. A
+completion's tokens depend neither on its slot nor on its neighbours: the noise belongs to the row of the batch and the step.
 
 Shapes: B batch, P prompt, C completion, S slots, N prompts of a group, R places of a page, V vocabulary.
 """
@@ -22,10 +23,13 @@ from rlhf_jax.generate.rollout import Rollout, is_end
 from rlhf_jax.generate.truncation import Truncation, penalized
 from rlhf_jax.model import TransformerConfig, decode, memory
 
-# Scopes of the loops and switches, whose turns turns.py says.
+# Scopes of the loops and switches, whose turns turns.py says; PAGES and READ are in each stage (see `in_stage`).
 GROUPS, PAGES, LONGEST, READ = "groups", "pages", "longest", "read"
 _PAGE = 16  # about the number of steps between two looks at the slots
 _GROUP = 8  # a group of prompts fills one of so many parts of the slots
+_STAGES = 3  # largest number of stages, each of which adds a loop to the program
+_NARROWER = 4  # a stage has so many times fewer slots than the one before it
+_LEAST = 4  # least number of slots of a stage after the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Slots:
     A slot that is not live keeps its last row, which is not written again.
     """
 
-    cache: decode.Cache  # of S rows: keys and values of all tokens but the last one
+    cache: decode.Cache  # of S rows, or fewer in later stages: keys and values of all tokens but the last one
     row: jax.Array  # i32[S], the row of the batch; B in slots that never had one
     prompt: jax.Array  # i32[S], length of the prompt
     count: jax.Array  # i32[S], number of tokens chosen so far
@@ -125,6 +129,14 @@ class Decoder:
         return min(max(self.sizes.slots, self.sizes.copies) if self.sizes.slots else self.rows, self.rows)
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """The numbers of slots of the stages, S first, and 0 at the end: a stage ends when its live slots fit the next."""
+        widths = [self.slots]
+        while len(widths) < _STAGES and widths[-1] // _NARROWER >= _LEAST:
+            widths.append(widths[-1] // _NARROWER)
+        return *widths, 0
+
+    @property
     def group(self) -> int:
         """The number of prompts that are read at once, N."""
         copies = self.sizes.copies
@@ -133,9 +145,13 @@ class Decoder:
 
     @property
     def bounds(self) -> tuple[int, ...]:
-        """The bounds of the cache's chunks."""
+        """The bounds of the cache's chunks in the first stage."""
         page = self.sizes.page
         return decode.chunks(decode.places(self.prompts.shape[1], self.sizes.completion, page), page)
+
+    def bounds_of(self, width: int) -> tuple[int, ...]:
+        """Returns the bounds of the cache's chunks in the stage of `width` slots."""
+        return self.bounds if width == self.slots else decode.joined(self.bounds)
 
     @property
     def read_bounds(self) -> tuple[int, ...]:
@@ -149,17 +165,23 @@ class Decoder:
     def sample(self) -> Rollout:
         """Samples a completion for each row."""
 
-        def waits_or_lives(slots):
-            return self.any(slots.live) | self.any(self.waiting(slots) > 0)
-
         def turn(slots):
-            slots = self.read_group(slots)
-            with jax.named_scope(PAGES):
-                return jax.lax.while_loop(self.goes_on, self.decode_page, slots)
+            return self.decode_pages(self.read_group(slots))
 
         with jax.named_scope(GROUPS):
-            slots = jax.lax.while_loop(waits_or_lives, turn, self.start())
+            slots = jax.lax.while_loop(self.waits, turn, self.start())
+        for width in self.widths[1:-1]:
+            slots = self.decode_pages(narrowed(slots, width))
         return self.rollout(slots)
+
+    def decode_pages(self, slots: Slots) -> Slots:
+        """Decodes pages until a group of prompts is to be read, or the stage ends."""
+        with jax.named_scope(in_stage(PAGES, len(slots.live))):
+            return jax.lax.while_loop(self.goes_on, self.decode_page, slots)
+
+    def waits(self, slots: Slots) -> jax.Array:
+        """Returns whether a prompt was not read, on any device or in any trial, bool[]."""
+        return self.max(self.waiting(slots)) > 0
 
     def waiting(self, slots: Slots) -> jax.Array:
         """Returns the number of prompts that were not read, i32[]."""
@@ -170,15 +192,12 @@ class Decoder:
         return jnp.minimum(self.group, jnp.sum(~slots.live) // self.sizes.copies)
 
     def goes_on(self, slots: Slots) -> jax.Array:
-        """Returns whether another page is decoded before a group is read, bool[]."""
+        """Returns whether another page is decoded before a group is read or the stage ends, bool[]."""
         waiting = jnp.minimum(self.group, self.waiting(slots))
         ready, wanted = self.sum(jnp.minimum(self.free(slots), waiting)), self.sum(waiting)
+        fewer = self.widths[self.widths.index(len(slots.live)) + 1]
         # Half of a group: on several devices, the one whose completions are the longest is not waited for.
-        return self.any(slots.live) & ((2 * ready < wanted) | (wanted == 0))
-
-    def any(self, x: jax.Array) -> jax.Array:
-        """Returns whether anything in x is True, on any device and in any trial."""
-        return self.sum(jnp.any(x).astype(jnp.int32)) > 0
+        return jnp.where(wanted > 0, 2 * ready < wanted, self.max(jnp.sum(slots.live)) > fewer)
 
     def sum(self, x: jax.Array) -> jax.Array:
         """Returns the sum of a scalar over the devices and trials."""
@@ -290,10 +309,12 @@ class Decoder:
     def decode_page(self, slots: Slots) -> Slots:
         """Decodes a page of tokens in all slots, reading no more chunks of the cache than are filled."""
         filled = self.max(jnp.max(jnp.where(slots.live, slots.cache.end, 0)))
-        branch = jnp.searchsorted(jnp.asarray(self.bounds[1:]), filled) if len(self.bounds) > 2 else 0
-        chunks = [functools.partial(self._decode_page, read=read + 1) for read in range(len(self.bounds) - 1)]
+        width = len(slots.live)
+        bounds = self.bounds_of(width)
+        branch = jnp.searchsorted(jnp.asarray(bounds[1:]), filled) if len(bounds) > 2 else 0
+        chunks = [functools.partial(self._decode_page, read=read + 1) for read in range(len(bounds) - 1)]
         moving = dataclasses.replace(slots, cache=None, tokens=None, logprobs=None, lengths=None)
-        with jax.named_scope(READ):
+        with jax.named_scope(in_stage(READ, width)):
             moved, page, tokens, logprobs = jax.lax.switch(branch, chunks, slots.cache, moving)
         step = slots.count[:, None] + jnp.arange(self.sizes.page)
         written = step < moved.count[:, None]
@@ -308,7 +329,7 @@ class Decoder:
 
     def _decode_page(self, cache: decode.Cache, slots: Slots, read: int):
         """Returns the slots after a page, the page, and its tokens i32[S, R] and log-probabilities f32[S, R]."""
-        shape = self.slots, self.sizes.page
+        shape = len(slots.live), self.sizes.page
 
         def step(place, carry):
             slots, page, tokens, logprobs = carry
@@ -317,7 +338,7 @@ class Decoder:
                 self.config, self.params, self.layers, slots.token, positions, cache, page, place, read
             )
             token, logprob = self.choose(hidden, slots.row, slots.count, slots.seen)
-            seen = slots.seen if slots.seen is None else slots.seen.at[jnp.arange(self.slots), token].set(True)
+            seen = slots.seen if slots.seen is None else slots.seen.at[jnp.arange(len(token)), token].set(True)
             count = slots.count + slots.live
             slots = dataclasses.replace(
                 slots, count=count, token=token, seen=seen, live=slots.live & ~self._ends(token, slots.row, count)
@@ -354,6 +375,19 @@ class Decoder:
         """Returns the completions so far."""
         mask = jnp.arange(self.sizes.completion) < slots.lengths[:, None]
         return Rollout(jnp.concatenate([self.prompts, slots.tokens], axis=1), self.prompt_mask, mask, slots.logprobs)
+
+
+def narrowed(slots: Slots, width: int) -> Slots:
+    """Returns `width` of the slots, among them all that are live; no prompt may wait."""
+    kept = jnp.argsort(~slots.live, stable=True)[:width]
+    own = {name: getattr(slots, name) for name in ("row", "prompt", "count", "token", "live", "seen")}
+    own = jax.tree.map(lambda x: x[kept], own)
+    return dataclasses.replace(slots, cache=decode.narrowed(slots.cache, kept), **own)
+
+
+def in_stage(scope: str, width: int) -> str:
+    """Returns the name of a scope in the stage of `width` slots."""
+    return f"{scope}_{width}"
 
 
 def _behind(x: jax.Array, size: int) -> list[tuple[int, int]]:

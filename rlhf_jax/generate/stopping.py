@@ -43,11 +43,7 @@ class StoppingSampler:
         def start(batch):
             """Reads the prompts, a group after another."""
             of_batch = decoder(*batch)
-
-            def waits(slots):
-                return of_batch.waiting(slots) > 0
-
-            return jax.lax.while_loop(waits, of_batch.read_group, of_batch.start())
+            return jax.lax.while_loop(of_batch.waits, of_batch.read_group, of_batch.start())
 
         def go_on(batch, slots, ended):
             """Chooses a page of tokens; `ended` bool[B] are rows that end before it."""

@@ -1,8 +1,8 @@
 """How often each part of the sampling program runs, for known lengths of the prompts and completions.
 
 The parts are the bodies of its loops and the branches of its switches (plan/hlo/module.py): "groups" of prompts that are
-read, by the length to which they are read, and "pages" of tokens that are decoded, by the chunks of the cache that are
-read. The loop of slots.py is played here with numbers alone.
+read, by the length to which they are read, and "pages" of tokens that are decoded in each stage, by the chunks of the cache
+that are read. The loop of slots.py is played here with numbers alone.
 """
 
 import collections
@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from rlhf_jax.generate.slots import GROUPS, LONGEST, PAGES, READ, Decoder, Sizes
+from rlhf_jax.generate.slots import GROUPS, LONGEST, PAGES, READ, Decoder, Sizes, in_stage
 
 
 def turns(prompts: np.ndarray, completions: np.ndarray, width: int, sizes: Sizes, ways: int) -> dict[str, int]:
@@ -34,26 +34,33 @@ def turns(prompts: np.ndarray, completions: np.ndarray, width: int, sizes: Sizes
         if len(bounds) > 1:  # a switch with one branch is none
             runs[f"{scope} {np.searchsorted(bounds, place)}"] += 1
 
-    while any(device.live.any() or device.waiting for device in devices):
-        runs[GROUPS] += 1
-        branch(LONGEST, decoder.read_bounds, max(device.read_group() for device in devices))
+    def decode_pages(width, fewer):
         while True:
             wanted = sum(min(decoder.group, device.waiting) for device in devices)
             ready = sum(min(decoder.group, device.waiting, device.free) for device in devices)
-            if not any(device.live.any() for device in devices) or (wanted and 2 * ready >= wanted):
-                break
-            runs[PAGES] += 1
-            branch(READ, decoder.bounds[1:], max(device.filled for device in devices))
+            if 2 * ready >= wanted if wanted else max(device.live.sum() for device in devices) <= fewer:
+                return
+            runs[in_stage(PAGES, width)] += 1
+            branch(in_stage(READ, width), decoder.bounds_of(width)[1:], max(device.filled for device in devices))
             for device in devices:
                 device.decode_page()
+
+    while any(device.waiting for device in devices):
+        runs[GROUPS] += 1
+        branch(LONGEST, decoder.read_bounds, max(device.read_group() for device in devices))
+        decode_pages(*decoder.widths[:2])
+    for width, fewer in zip(decoder.widths[1:], decoder.widths[2:]):
+        decode_pages(width, fewer)  # where free slots are does not matter
     return dict(runs)
 
 
 def _parts(decoder: Decoder) -> list[str]:
     """Returns the names of all parts of the program."""
-    branches = {LONGEST: len(decoder.read_bounds), READ: len(decoder.bounds) - 1}
+    stages = decoder.widths[:-1]
+    branches = {LONGEST: len(decoder.read_bounds)}
+    branches |= {in_stage(READ, width): len(decoder.bounds_of(width)) - 1 for width in stages}
     numbered = [f"{scope} {number}" for scope, count in branches.items() if count > 1 for number in range(count)]
-    return [GROUPS, PAGES, *numbered]
+    return [GROUPS, *(in_stage(PAGES, width) for width in stages), *numbered]
 
 
 class _Device:

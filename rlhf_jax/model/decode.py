@@ -21,6 +21,7 @@ from rlhf_jax.model.transformer import Block, Norm, positions_from_mask, rotary
 
 _CHUNK = 48  # least number of places of a chunk: each adds to the program a loop that reads one chunk more
 _CHUNKS = 8  # largest number of chunks
+_JOINED = 2  # largest number of chunks of a cache whose rows have become fewer
 _UNROLLED = 48  # layers of the deepest model whose parameters are separate arrays on a GPU
 
 # With unrolled layers each layer has its own array. With scanned layers the arrays are stacked, so that the program does
@@ -56,6 +57,16 @@ def chunks(length: int, page: int) -> tuple[int, ...]:
     number = min(max(length // _CHUNK, 1), _CHUNKS)
     size = math.ceil(length / (number * page)) * page
     return (*range(0, length, size), length)
+
+
+def joined(bounds: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the bounds of the chunks of a narrowed cache, whose neighbours are joined (see `narrowed`)."""
+    return (*bounds[: -1 : _neighbours(len(bounds) - 1)], bounds[-1])
+
+
+def _neighbours(chunks: int) -> int:
+    """Returns the number of chunks that are joined into one."""
+    return math.ceil(chunks / _JOINED)
 
 
 def _stored(config: TransformerConfig, shape: tuple[int, ...]) -> Stored:
@@ -166,6 +177,22 @@ def admit(cache: Cache, rows, memory: tuple[Stored, Stored], first, end) -> Cach
 
     keys, values = map(write, (cache.keys, cache.values), memory)
     return Cache(keys, values, cache.first.at[rows].set(first, mode="drop"), cache.end.at[rows].set(end, mode="drop"))
+
+
+def narrowed(cache: Cache, rows) -> Cache:
+    """Returns the cache of some of its rows, i32[N].
+
+    Neighbouring chunks are joined, so that the program has fewer loops that read them.
+    """
+    size = _neighbours(len(cache.keys))
+
+    def join(*parts):
+        return jnp.concatenate([jnp.take(x, rows, axis=-4) for x in parts], axis=-2)
+
+    def write(stored: tuple[Stored, ...]) -> tuple[Stored, ...]:
+        return tuple(jax.tree.map(join, *stored[start : start + size]) for start in range(0, len(stored), size))
+
+    return Cache(write(cache.keys), write(cache.values), cache.first[rows], cache.end[rows])
 
 
 def _places(stored: Stored) -> int:
