@@ -318,7 +318,7 @@ def test_accuracy_by_what_decides_a_pair(tmp_path):
     (fact,) = (
         line for line in (path / "report.md").read_text().splitlines() if line.startswith("| a statement is false |")
     )
-    (new,) = (line for line in (path / "report.md").read_text().splitlines() if line.startswith("| new\\_one |"))
+    (new,) = (line for line in (path / "report.md").read_text().splitlines() if line.startswith("| new_one |"))
     assert [cell.strip().split(" ")[0] for cell in fact.split("|")[2:6]] == ["31", "70.0", "61.0", "70.0"]
     assert new.split("|")[4].strip() == "–"
 
