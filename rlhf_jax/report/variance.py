@@ -47,8 +47,7 @@ def table(sweep: Sweep, verdicts: list[tuple[spec.Claim, Verdict]]) -> TextTable
         view = sweep.first(verdict.looks[-1]) if sweep.declared.design else sweep
         for number, test in enumerate(verdict.tests):
             if (found := _split(view, claim.rule, number, test)) is not None:
-                components, prompts = found
-                rows.append([test.what, *_cells(test, components, prompts)])
+                rows.append([test.what, *_cells(test, *found)])
     heads = [
         "number",
         "standard deviation of a seed",
@@ -64,7 +63,7 @@ def _cells(test, components: Parts, prompts: int) -> list[str]:
     """Returns the cells of a number."""
     evaluation = components.rest / prompts
     total = components.seeds + evaluation
-    share = evaluation / total if total else 0.0
+    share = evaluation / total
     unit = f" {test.unit}" if test.unit else ""
     return [
         f"{test.show(math.sqrt(total))}{unit}",
@@ -116,7 +115,7 @@ def _split(sweep: Sweep, rule, number: int, test) -> tuple[Parts, int] | None:
     if not np.allclose(values.mean(1), list(test.by_seed.values()), rtol=1e-3, atol=1e-6 + 1e-9 * abs(border)):
         return None  # it is no sum of the prompts' numbers after all, or the files are not of one evaluation
     found = parts(values)
-    return None if found is None else (found, prompts)
+    return (found, prompts) if found and found.seeds + found.rest else None  # without variance nothing is to be split
 
 
 def _by_prompt(sweep: Sweep, arm: ArmRecord, stage: str, quantity: str) -> np.ndarray | None:
