@@ -118,7 +118,8 @@ def open_program(config: ConfigDict) -> list[str]:
     names = ["model.scan_layers", "model.remat", "slots"]
     for stage in config.stages:
         kind, section = registry.of(config, stage), config[stage]
-        fields = [*kind.parts(section)] * bool(kind.programs) + ["model.remat"] * bool(section.get("model"))
+        fields = [*kind.parts(section)] if kind.programs else []
+        fields += ["model.remat"] if section.get("model") else []
         names += [f"{stage}.{field}" for field in fields]
     return [name for name in names if _get(config, name) in _OPEN]
 

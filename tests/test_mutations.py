@@ -45,8 +45,8 @@ MUTATIONS = [
         ),
         (
             "losses.py",
-            "kept = (ranks[:, :, None] < ranks[:, None, :])",
-            "kept = (ranks[:, :, None] <= ranks[:, None, :])",
+            "kept = (ranks[..., :, None] < ranks[..., None, :])",
+            "kept = (ranks[..., :, None] <= ranks[..., None, :])",
             "test_losses.py",
         ),
         ("losses.py", "correct = (1 + jnp.sign(margins)) / 2", "correct = (margins >= 0)", "test_losses.py"),
@@ -303,14 +303,14 @@ MUTATIONS = [
         ),
         (
             "report/verdicts/contrast.py",
-            "return NOT if low > self.margin or high < -self.margin else UNDECIDED",
+            "return NOT if wide_low > self.margin or wide_high < -self.margin else UNDECIDED",
             "return NOT",
             "test_verdicts.py",
         ),
         (
             "report/verdicts/contrast.py",
-            "mean_over_seeds(list(self.by_seed.values()), 1 - 0.05 / tests)",
-            "mean_over_seeds(list(self.by_seed.values()))",
+            "self.interval(level if corrected is None else corrected)",
+            "self.interval(level)",
             "test_verdicts.py",
         ),
         (

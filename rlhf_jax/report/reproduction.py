@@ -12,7 +12,7 @@ import rich.console
 from rich.text import Text
 
 from rlhf_jax.report import sweep_page
-from rlhf_jax.report.form import ANYTHING, TEXT, Object, check
+from rlhf_jax.report.form import ANYTHING, NUMBER, TEXT, WHOLE, Maybe, Object, check
 from rlhf_jax.report.tables import TextTable
 from rlhf_jax.report.verdicts import WITHDRAWN
 from rlhf_jax.report.verdicts.contrast import HOLDS, NEGLIGIBLE, NOT, UNDECIDED
@@ -22,8 +22,12 @@ from rlhf_jax.runtime.markdown import cell, code, image, link
 from rlhf_jax.runtime.terminal import visible
 
 PAGE = "REPRODUCTION.md"
+_TEST = Object(
+    {"what": TEXT}, {"effect": TEXT, "seeds": WHOLE} | dict.fromkeys(("value", "low", "high"), Maybe(NUMBER))
+)
 _CLAIM = Object(
-    dict.fromkeys(("source", "text", "note", "figure", "verdict", "sentence"), TEXT) | {"looks": [ANYTHING]}
+    dict.fromkeys(("source", "text", "note", "figure", "verdict", "sentence"), TEXT) | {"looks": [ANYTHING]},
+    {"corrected": TEXT, "tests": [_TEST]},
 )
 _VERDICTS = Object(
     dict.fromkeys(("name", "state", "command"), TEXT) | {"commits": [TEXT], "figures": [TEXT], "claims": [_CLAIM]}

@@ -170,9 +170,12 @@ def effects(claim: dict) -> str:
     def number(test):
         if "effect" in test:
             return test["effect"]
-        if test.get("value") is None or test.get("low") is None:  # of an earlier version, without an interval
+        value, low, high, seeds = (
+            test.get(name) for name in ("value", "low", "high", "seeds")
+        )  # of an earlier version
+        if None in (value, low, high, seeds):
             return "no interval"
-        return f"{test['value']:.3g} ({test['low']:.3g} to {test['high']:.3g}), {test['seeds']} seeds"
+        return f"{value:.3g} ({low:.3g} to {high:.3g}), {seeds} seeds"
 
     return "\n".join(f"{test['what']}: {number(test)}" for test in claim.get("tests", ())) or claim["sentence"]
 

@@ -152,7 +152,7 @@ def _verdict(sweep: Sweep, claim: spec.Claim, looks: list[Look], corrected: str)
     if ahead:
         sentence += f", the next at {ahead} seeds"
     elif verdict == UNDECIDED:
-        corrected_level = looks_lib.level(sweep, len(looks) - 1, ALPHA / len(last.tests))
+        corrected_level = looks_lib.level(sweep, len(looks) - 1, ALPHA / max(1, len(last.tests)))
         counts = [test.seeds_to_decide() for test in last.tests if test.verdict(level, corrected_level) == UNDECIDED]
         wanted = math.nan if not counts or any(map(math.isnan, counts)) else max(counts)
     if not math.isnan(wanted):
