@@ -77,9 +77,8 @@ class Run:
     workdir: Workdir | None = None  # None: opened for reading
     trackers: Trackers = dataclasses.field(default_factory=Trackers)
     bases: dict = dataclasses.field(default_factory=dict)  # the frozen weights that adapters share; see weights.py
-    chosen: dict = dataclasses.field(
-        default_factory=dict
-    )  # dotted field that the config leaves open -> value; fitted.py
+    # Dotted field that the config leaves open -> the value that fitted.py chose.
+    chosen: dict = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> int:

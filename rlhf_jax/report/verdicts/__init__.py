@@ -125,8 +125,8 @@ def holm(sweep: Sweep, families: list[str], taken: list[list[Look]]) -> list[str
             left, alpha = still or left, ALPHA / len(still or left)
             for place in left:
                 # A wider interval that no longer lies within what matters may lie above 0: that is not the plain verdict.
-                same = looks_lib.decided(sweep, taken[place], alpha) == looks_lib.decided(sweep, taken[place])
-                found[place] = looks_lib.decided(sweep, taken[place], alpha) if same else UNDECIDED
+                verdict = looks_lib.decided(sweep, taken[place], alpha)
+                found[place] = verdict if verdict == looks_lib.decided(sweep, taken[place]) else UNDECIDED
             still = [place for place in left if found[place] == UNDECIDED]
             if not still:
                 break
@@ -152,8 +152,8 @@ def _verdict(sweep: Sweep, claim: spec.Claim, looks: list[Look], corrected: str)
     if ahead:
         sentence += f", the next at {ahead} seeds"
     elif verdict == UNDECIDED:
-        corrected_level = looks_lib.level(sweep, len(looks) - 1, ALPHA / max(1, len(last.tests)))
-        counts = [test.seeds_to_decide() for test in last.tests if test.verdict(level, corrected_level) == UNDECIDED]
+        found = looks_lib.verdicts_of(sweep, looks, len(looks) - 1)
+        counts = [test.seeds_to_decide() for test, word in zip(last.tests, found) if word == UNDECIDED]
         wanted = math.nan if not counts or any(map(math.isnan, counts)) else max(counts)
     if not math.isnan(wanted):
         count = f"more than {MOST_SEEDS:,}" if math.isinf(wanted) else f"{wanted}"

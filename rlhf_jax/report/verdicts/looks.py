@@ -1,8 +1,8 @@
 """The looks at a claim: which of them have been taken, at what seeds, and what they decide.
 
-A look is taken when all arms that the claim needs are done or have diverged, for the first so many seeds. It judges by these seeds alone, and
-the first look that decides is the last one. So the same files always give the same looks, and seeds that are run later for
-another claim change nothing.
+A look is taken when all arms that the claim needs are done or have diverged, for the first so many seeds. It judges by
+these seeds alone, and the first look that decides is the last one. So the same files always give the same looks, and
+seeds that are run later for another claim change nothing.
 
     DIR/looks.json   the numbers of the looks that `rlhf_jax.sweep --until-decided` has taken
 
@@ -68,15 +68,21 @@ def taken(sweep: Sweep, claim: spec.Claim) -> list[Look]:
 
 def decided(sweep: Sweep, looks: list[Look], alpha: float = ALPHA) -> str:
     """Returns what the first of these looks that decides says, if all looks together are to err in `alpha` of cases."""
-    for number, look in enumerate(looks):
-        corrected = level(sweep, number, alpha / max(1, len(look.tests)))
-        found = [test.verdict(level(sweep, number, alpha), corrected) for test in look.tests]
+    for number in range(len(looks)):
+        found = verdicts_of(sweep, looks, number, alpha)
         for verdict in (NOT, NEGLIGIBLE):
             if verdict in found:
                 return verdict
         if found and all(verdict == HOLDS for verdict in found):
             return HOLDS
     return UNDECIDED
+
+
+def verdicts_of(sweep: Sweep, looks: list[Look], number: int, alpha: float = ALPHA) -> list[str]:
+    """Returns the verdict of each test of a look, by its number from 0; one of several suffices for NOT and NEGLIGIBLE."""
+    tests = looks[number].tests
+    corrected = level(sweep, number, alpha / max(1, len(tests)))
+    return [test.verdict(level(sweep, number, alpha), corrected) for test in tests]
 
 
 def level(sweep: Sweep, number: int, alpha: float = ALPHA) -> float:
