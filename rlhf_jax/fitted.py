@@ -91,9 +91,8 @@ def settle(run: Run) -> None:
     found |= fit(run, programs_of, limit) if limit else _candidates(run, open_fields)[-1]
     whole = [name for name, value in found.items() if name.endswith("microbatches") and value == 1]
     said = [f"{name}={value}" for name, value in found.items() if name not in whole and value is not None]
-    said += ["no other batch in parts" if any("microbatches" in one for one in said) else "no batch in parts"] * bool(
-        whole
-    )
+    if whole:
+        said.append("no other batch in parts" if any("microbatches" in one for one in said) else "no batch in parts")
     print(f"chosen for {limit / _GIB:.2f} GiB of memory on a device: {', '.join(said)}", flush=True)
     hosts.on_first(lambda: write_json(run.path / PROGRAM, (read_if_there(run.path / PROGRAM) or {}) | found))
     run.adopt_program()
