@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from rlhf_jax import forecast, settled, sharding
+from rlhf_jax import chosen, forecast, sharding
 from rlhf_jax.abstract import Program
 from rlhf_jax.model.memory import REMAT
-from rlhf_jax.run import PROGRAM, Run
+from rlhf_jax.run import Run
 from rlhf_jax.runtime import hosts, machine
-from rlhf_jax.runtime.files import read_if_there, write_json
 
 SENT = 1500.0  # FLOPs that an accelerator executes while it sends a byte to another: 800 to 2,300 by plan/topology.py
 _SHARE = {"cpu": 0.5}  # of a device's memory that is used: formulas are rough, and a CPU's process keeps what it freed
@@ -46,18 +45,18 @@ def fit(run: Run, programs_of: Callable[[Run], Mapping[str, list[Program]]], lim
     Returns:
       Dotted field -> value. `slots` is None where as many fit as are fastest.
     """
-    open_fields = [name for name in settled.open_program(run.config) if name not in run.chosen]
+    open_fields = [name for name in chosen.open_fields(run.config) if name not in run.chosen]
     candidates, built = _candidates(run, open_fields), []
     while True:
         best, least = None, math.inf
         for number, values in enumerate(candidates):
             if number == len(built):
-                built.append(programs_of(run.choosing(run.chosen | values)))
+                built.append(programs_of(run.adopting(run.chosen | values)))
             stages = built[number]
             found = _fewest_parts(stages, open_fields, run.mesh, limit)
             if found is None:
                 continue
-            loops = run.choosing(values).model.scan_layers
+            loops = run.adopting(values).model.scan_layers
             time = sum(_time(p, found[stage], loops, run.mesh, sent) for stage in stages for p in stages[stage])
             if time < least:
                 best, least = values | _named(found, stages, open_fields), time
@@ -75,7 +74,7 @@ def settle(run: Run) -> None:
     """
     waiting = [stage for stage in run.config.stages if not run.done(stage)]
     others = tuple(f"{stage}." for stage in run.config.stages if stage not in waiting)
-    open_fields = [name for name in settled.open_program(run.config) if name not in run.chosen]
+    open_fields = [name for name in chosen.open_fields(run.config) if name not in run.chosen]
     open_fields = [name for name in open_fields if not name.startswith(others)]
     if not waiting or not open_fields:
         return
@@ -94,8 +93,8 @@ def settle(run: Run) -> None:
     if whole:
         said.append("no other batch in parts" if any("microbatches" in one for one in said) else "no batch in parts")
     print(f"chosen for {limit / _GIB:.2f} GiB of memory on a device: {', '.join(said)}", flush=True)
-    hosts.on_first(lambda: write_json(run.path / PROGRAM, (read_if_there(run.path / PROGRAM) or {}) | found))
-    run.adopt_program()
+    hosts.on_first(chosen.keep, run.path, found)
+    run.adopt(run.chosen | found)
 
 
 def _candidates(run: Run, open_fields: list[str]) -> list[dict]:
@@ -103,7 +102,7 @@ def _candidates(run: Run, open_fields: list[str]) -> list[dict]:
     platform, layers = run.mesh.devices.flat[0].platform, run.model.num_layers
     scans = [run.model.scan_layers]
     if "model.scan_layers" in open_fields:
-        scans = [True] if settled.loops(platform, layers) else [False, True]
+        scans = [True] if chosen.loops(platform, layers) else [False, True]
     remats = REMAT if "model.remat" in open_fields else [run.model.remat]
     own = [name for name in open_fields if name.endswith(".model.remat") and "model.remat" in open_fields]
     found = []
@@ -124,10 +123,10 @@ def _fewest_parts(stages: Mapping[str, list[Program]], open_fields: list[str], m
     for stage, programs in stages.items():
         options = {field: values for program in programs for field, values in program.options.items()}
         options = {field: values for field, values in options.items() if _name(stage, field) in open_fields}
-        chosen = forecast.choose(programs, mesh, limit, options)
-        if chosen is None:
+        values = forecast.choose(programs, mesh, limit, options)
+        if values is None:
             return None
-        found[stage] = chosen
+        found[stage] = values
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, hf, lora, notes, settled, shapes, sharding, sources
+from rlhf_jax import checkpoint, chosen, hf, lora, notes, settled, shapes, sharding, sources
 from rlhf_jax.data.chat_template import ChatTemplate
 from rlhf_jax.data.corpus import FileCorpus
 from rlhf_jax.data.template import Template
@@ -28,37 +28,7 @@ from rlhf_jax.trackers import Trackers
 from rlhf_jax.trackers import check as check_trackers
 from rlhf_jax.world.corpus import WorldCorpus
 
-# Fields that may change between two starts of one run: they change no result.
-# Work directories of older versions have `tensorboard`.
-FREE_FIELDS = (
-    "checkpoints_kept",
-    "checkpoints_every",
-    "trackers",
-    "tracker_project",
-    "slots",
-    "tensorboard",
-    "platform",
-    "evaluate",
-)
-
-
-_REPLACED = "sample_parts"  # of PPO stages in work directories of older versions; `slots` took its place
-
-
-def free_fields(old: Mapping, new: Mapping) -> tuple[str, ...]:
-    """Returns the fields that may differ between the stored config of a run and its new one.
-
-    Beside FREE_FIELDS, these are noted.FREE of each stage, and the names of stages that are appended to `stages`, with
-    their sections: no earlier stage has read them.
-    """
-    before, after = (list(config.get("stages", ())) for config in (old, new))
-    appended = after[len(before) :] if after[: len(before)] == before else []
-    free = [f"{name}.{field}" for name in new for field in (*noted.FREE, _REPLACED)]
-    return (*FREE_FIELDS, *free, *(["stages"] * bool(appended)), *appended)
-
-
-PROGRAM = "program.json"  # what was chosen for fields that leave open how programs compute; fitted.py writes it
-_PREPARED = (notes.REPORT, PROGRAM, *notes.KEPT)  # by `start`, before any stage
+_PREPARED = (notes.REPORT, chosen.FILE, *notes.KEPT)  # by `start`, before any stage
 
 
 @dataclasses.dataclass
@@ -77,8 +47,7 @@ class Run:
     workdir: Workdir | None = None  # None: opened for reading
     trackers: Trackers = dataclasses.field(default_factory=Trackers)
     bases: dict = dataclasses.field(default_factory=dict)  # the frozen weights that adapters share; see weights.py
-    # Dotted field that the config leaves open -> the value that fitted.py chose.
-    chosen: dict = dataclasses.field(default_factory=dict)
+    chosen: dict = dataclasses.field(default_factory=dict)  # dotted field that the config leaves open -> its value
 
     @property
     def seed(self) -> int:
@@ -151,13 +120,11 @@ class Run:
             # A language model of whole weights is used as the base of adapters that are new, as the policy's shape has them.
             whole = source.head == "lm" and source.lora is None
             return dataclasses.replace(shape, lora=self.model.lora) if whole else shape
-        own = settled.closed(self.config[stage].get("model", {}))
+        own = chosen.closed(self.config[stage].get("model", {}))
         differing = {name: value for name, value in own.items() if name != "shape"}
-        if remat := self.chosen.get(f"{stage}.model.remat"):
-            differing["remat"] = remat
         if "lora" in differing:
             differing["lora"] = lora.of_section(self.config.model.lora, differing["lora"])
-        return dataclasses.replace(self.model, **differing)
+        return dataclasses.replace(chosen.in_model(self.model, self.chosen, stage), **differing)
 
     def trained_shape(self, stage: str) -> TransformerConfig:
         """Returns the shape of what a stage trains: it has no adapters where the stage gives the base of others."""
@@ -165,26 +132,18 @@ class Run:
         return dataclasses.replace(shape, lora=None) if registry.of(self.config, stage).base else shape
 
     def parts(self, stage: str) -> dict[str, int]:
-        """Returns in how many parts a stage computes its batches, for each of its fields that say so.
+        """Returns in how many parts a stage computes its batches, for each of its fields that say so."""
+        return chosen.parts(self.config, stage, self.chosen)
 
-        It is the config's number, or the chosen one; as long as nothing is chosen, it is 1.
-        """
-        section = self.config[stage]
-        fields = registry.of(self.config, stage).parts(section)
-        return {field: section[field] or self.chosen.get(f"{stage}.{field}", 1) for field in fields}
+    def adopt(self, values: Mapping) -> None:
+        """Computes with these values of fields that the config leaves open, by dotted name, from now on."""
+        self.chosen, self.model = dict(values), chosen.in_model(self.model, values)
 
-    def choosing(self, values: Mapping) -> "Run":
-        """Returns the run with these values of fields that its config leaves open, by dotted name."""
-        fields = {field: values[name] for field in ("scan_layers", "remat") if (name := f"model.{field}") in values}
-        return dataclasses.replace(self, chosen=dict(values), model=dataclasses.replace(self.model, **fields))
-
-    def adopt_program(self) -> None:
-        """Computes as the run began to, where the config leaves that open."""
-        found = hosts.on_first(read_if_there, self.path / PROGRAM) or {}
-        # Work directories of older versions have the names of the model's fields alone.
-        found = {f"model.{name}" if name in ("scan_layers", "remat") else name: found[name] for name in found}
-        adopted = self.choosing({name: found[name] for name in found if name in settled.open_program(self.config)})
-        self.chosen, self.model = adopted.chosen, adopted.model
+    def adopting(self, values: Mapping) -> "Run":
+        """Returns a copy of the run that has adopted these values."""
+        other = dataclasses.replace(self)
+        other.adopt(values)
+        return other
 
     def source(self, name: str, last: str = "") -> sources.Source:
         """Returns where the model of a name comes from that is no stage of this run.
@@ -239,7 +198,7 @@ def start(
     config = _settled(config, pathlib.Path(path), corpora)
     plain = config.to_dict()
     defaults = filled(defaults_like(config)).to_dict()
-    with Workdir(path, plain, overrides, ignore=free_fields, defaults=defaults, prepared=_PREPARED) as folder:
+    with Workdir(path, plain, overrides, ignore=noted.free_between, defaults=defaults, prepared=_PREPARED) as folder:
         with contextlib.nullcontext(interrupt) if interrupt else progress.Interrupt() as interrupt:
             run = _assemble(config, folder.path, interrupt, save=True, corpora=corpora)
             run.workdir = folder
@@ -296,15 +255,15 @@ def _assemble(
         tokenizer = tokenizer.for_chat()
     run = without_data(config, tokenizer, mesh or sharding.make_mesh(**config.mesh))
     run.path, run.template, run.corpus, run.interrupt = path, template, corpus, interrupt
-    run.adopt_program()
+    run.adopt(hosts.on_first(chosen.kept, path, config))
     return run
 
 
 def _settled(config: ConfigDict, path: pathlib.Path, corpora: dict) -> ConfigDict:
-    """Returns the config with a value for every field that it leaves to the model or to the data; see settled.py."""
+    """Returns the config with a value for every field that it leaves to the model, to the data, or to the run's first start."""
     config = settled.by_model(config, say=print)
     stored = hosts.on_first(_stored, path)
-    config = settled.by_program(config, stored)
+    config = chosen.as_stored(config, stored)
     return settled.by_data(config, stored, functools.partial(_texts, config, corpora))
 
 
@@ -380,12 +339,12 @@ def model_shape(config: ConfigDict, vocab_size: int, platform: str) -> Transform
     """
     section = shapes.filled(config).model
     fields = {name: value for name, value in section.items() if value is not None and name != "shape"}
-    fields = {"remat": "full"} | settled.closed(fields)
+    fields = {"remat": "full"} | chosen.closed(fields)
     fields["attention"] = attention.choose(fields["attention"], platform, fields["dtype"])
     fields["lora"] = lora.of_section(fields.pop("lora", None))
     shape = TransformerConfig(**{"vocab_size": vocab_size} | fields)
     if section.scan_layers is None:
-        shape = dataclasses.replace(shape, scan_layers=settled.loops(platform, shape.num_layers))
+        shape = dataclasses.replace(shape, scan_layers=chosen.loops(platform, shape.num_layers))
     if shape.vocab_size < vocab_size:
         raise InputError(
             f"the tokenizer has {vocab_size} tokens and model.shape={config.model.get('shape')} only {shape.vocab_size}: "

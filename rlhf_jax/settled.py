@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -95,62 +95,6 @@ def by_data(config: ConfigDict, stored: dict | None, read: Callable[[], tuple[Fi
             print(sentence, flush=True)
     with config.unlocked():
         config.update(found)
-    return config
-
-
-_UNROLLED = 12  # layers of the deepest model that is unrolled on a CPU: deeper ones take too long to compile
-
-
-def loops(platform: str, layers: int) -> bool:
-    """Returns whether the program of a model loops over its layers where `model.scan_layers` leaves it open."""
-    return platform != "cpu" or layers > _UNROLLED
-
-
-_OPEN = None, "auto"  # values that leave open how something is computed
-
-
-def open_program(config: ConfigDict) -> list[str]:
-    """Returns the dotted names of the fields that leave to the memory how the programs of a config compute.
-
-    They are `model.scan_layers` and `model.remat`, `slots`, the fields of each stage that split a batch into parts, and
-    `remat` of the models that stages have of their own.
-    """
-    names = ["model.scan_layers", "model.remat", "slots"]
-    for stage in config.stages:
-        kind, section = registry.of(config, stage), config[stage]
-        fields = [*kind.parts(section)] if kind.programs else []
-        fields += ["model.remat"] if section.get("model") else []
-        names += [f"{stage}.{field}" for field in fields]
-    return [name for name in names if _get(config, name) in _OPEN]
-
-
-def _get(config: Mapping, name: str):
-    """Returns the value of a dotted name; None if there is none."""
-    for part in name.split("."):
-        config = config.get(part) if config else None
-    return config
-
-
-def closed(fields: Mapping) -> dict:
-    """Returns the fields of a model without those that leave open how it is computed."""
-    return {name: fields[name] for name in fields if name not in ("scan_layers", "remat") or fields[name] not in _OPEN}
-
-
-def by_program(config: ConfigDict, stored: dict | None) -> ConfigDict:
-    """Returns a config that computes as the work directory's does, where that has a value and this leaves it open.
-
-    Work directories of older versions have one, and so does a run whose value was given once.
-
-    Args:
-      config: the config.
-      stored: the config that the work directory has already; None for a new one.
-    """
-    before = {name: _get(stored or {}, name) for name in open_program(config)}
-    kept = {name: value for name, value in before.items() if value not in _OPEN}
-    if kept:
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.update_from_flattened_dict(kept)
     return config
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     {"released"},
     {"sources"},
     {"token_loss", "generate", "shapes", "world", "rewards", "label"},
-    {"settled", "notes"},
+    {"settled", "notes", "chosen"},
     {"ppo", "run"},
     {"inputs", "weights", "sampling", "loop"},
     {"abstract", "language_model", "selection"},

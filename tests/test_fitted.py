@@ -11,7 +11,7 @@ import tiny
 from test_plan import DATA
 from toy import get_config as toy_config
 
-from rlhf_jax import fitted, forecast, metrics, settled, train
+from rlhf_jax import chosen, fitted, forecast, metrics, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Program
 from rlhf_jax.config import default_config
@@ -43,7 +43,7 @@ class Toy:
         device = types.SimpleNamespace(platform=platform)
         self.mesh = types.SimpleNamespace(devices=np.array([device]), size=1, shape={"data": 1, "fsdp": 1, "tensor": 1})
 
-    def choosing(self, values):
+    def adopting(self, values):
         other = Toy.__new__(Toy)
         other.__dict__.update(self.__dict__, chosen=dict(values), model=types.SimpleNamespace(**vars(self.model)))
         for field in ("scan_layers", "remat"):
@@ -121,19 +121,19 @@ def test_what_the_config_says_is_not_chosen():
 def test_where_nothing_fits_it_is_little_that_is_lacking():
     found = fitted.fit(Toy(), Toy.programs, 0.5 * GIB)
     least = min(1 + ACTIVATIONS[model] / PARTS[-1] for model in ACTIVATIONS)
-    run = Toy().choosing(found)
+    run = Toy().adopting(found)
     assert run.need({"microbatches": found["ppo.microbatches"]}) <= 1.2 * least * GIB and found["slots"] == 16
 
 
 def test_in_deep_models_and_elsewhere_layers_are_in_a_loop():
     looped = [{"model.scan_layers": True, "model.remat": name} for name in memory.REMAT]
     run = Toy(layers=13)
-    assert fitted._candidates(run, settled.open_program(run.config)) == looped
+    assert fitted._candidates(run, chosen.open_fields(run.config)) == looped
     run = Toy(layers=12)
     unrolled = {"model.scan_layers": False, "model.remat": "none"}
-    assert fitted._candidates(run, settled.open_program(run.config)) == [unrolled, *looped]
+    assert fitted._candidates(run, chosen.open_fields(run.config)) == [unrolled, *looped]
     run = Toy("tpu", remat="full")
-    assert fitted._candidates(run, settled.open_program(run.config)) == [{"model.scan_layers": True}]
+    assert fitted._candidates(run, chosen.open_fields(run.config)) == [{"model.scan_layers": True}]
 
 
 def test_a_larger_reward_model_computes_more_again_than_the_policy():
@@ -143,18 +143,18 @@ def test_a_larger_reward_model_computes_more_again_than_the_policy():
     with config.unlocked():
         config.reward_model.model = {"num_layers": 3}
     run = run_lib.without_data(config, DATA, tiny.mesh_of("1x1x1"))
-    assert "reward_model.model.remat" in settled.open_program(config)
+    assert "reward_model.model.remat" in chosen.open_fields(config)
     assert (
-        run.choosing({"model.remat": "none", "reward_model.model.remat": "full"}).shape("reward_model").remat == "full"
+        run.adopting({"model.remat": "none", "reward_model.model.remat": "full"}).shape("reward_model").remat == "full"
     )
     pairs = [
         (found["model.remat"], found["reward_model.model.remat"])
-        for found in fitted._candidates(run, settled.open_program(config))
+        for found in fitted._candidates(run, chosen.open_fields(config))
     ]
     assert pairs == [("none", "none"), ("none", "full"), ("dots", "dots"), ("dots", "full"), ("full", "full")]
     with config.unlocked():
         config.reward_model.model.remat = "dots"
-    assert "reward_model.model.remat" not in settled.open_program(config)
+    assert "reward_model.model.remat" not in chosen.open_fields(config)
 
 
 # ---------------------------------------------------------------------------- runs
@@ -185,7 +185,7 @@ def test_a_work_directory_keeps_what_was_chosen_and_what_it_was_given(tmp_path, 
     config, path = open_config(), tmp_path / "run"
     first = {"model.scan_layers": False, "model.remat": "none", "pretrain.microbatches": 1, "slots": None}
     with started(config, path) as run:
-        assert run.chosen == first == read_json(path / run_lib.PROGRAM)
+        assert run.chosen == first == read_json(path / chosen.FILE)
     assert (
         "chosen for 50.00 GiB of memory on a device: model.scan_layers=False, model.remat=none, no batch in parts"
         in (capsys.readouterr().out)
@@ -217,7 +217,7 @@ def test_work_directories_of_older_versions_are_read(tmp_path, whole):
     config, path = open_config(), tmp_path / "run"
     with started(config, path):
         (path / "pretrain").mkdir(exist_ok=True)
-    write_json(path / run_lib.PROGRAM, {"scan_layers": True, "remat": "dots"})  # the names of the model's fields alone
+    write_json(path / chosen.FILE, {"scan_layers": True, "remat": "dots"})  # the names of the model's fields alone
     stored = read_json(path / "config.json")
     stored["pretrain"]["microbatches"] = 2
     write_json(path / "config.json", stored)
@@ -232,7 +232,7 @@ def test_a_stage_that_is_appended_gets_a_choice_of_its_own(tmp_path, whole):
     config.stages = ("pretrain", "sft")
     with started(config, path) as run:
         assert run.chosen["sft.microbatches"] == 1 and not run.chosen["model.scan_layers"]
-    assert {"pretrain.microbatches", "sft.microbatches"} < read_json(path / run_lib.PROGRAM).keys()
+    assert {"pretrain.microbatches", "sft.microbatches"} < read_json(path / chosen.FILE).keys()
 
 
 def test_a_run_in_little_memory_computes_in_parts_and_gives_the_same_losses(tmp_path, whole, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_run_in_little_memory_computes_in_parts_and_gives_the_same_losses(tmp_
             whole["whole"] = 1.5 * need  # for the next one, of which half may be used
             registry.of(run.config, "pretrain").run(run, "pretrain")
             found[name] = [row["loss"] for row in metrics.read_metrics(run.folder("pretrain") / "metrics.jsonl")]
-    parts = [read_json(tmp_path / name / run_lib.PROGRAM)["pretrain.microbatches"] for name in found]
+    parts = [read_json(tmp_path / name / chosen.FILE)["pretrain.microbatches"] for name in found]
     assert parts == [1, 2] and computed[0] == 1 and computed[-1] == 2
     np.testing.assert_allclose(found["small"], found["large"], rtol=1e-5)
 
@@ -259,16 +259,16 @@ def test_programs_of_a_run_fit_with_what_was_chosen(tmp_path):
     def programs_of(run):
         return {stage: planner.programs_of(run, stage, DATA) for stage in config.stages}
 
-    def need(chosen):
-        built = programs_of(run.choosing(chosen))
+    def need(values):
+        built = programs_of(run.adopting(values))
         return max(forecast.of(programs, run.mesh, {}).total for programs in built.values())
 
     whole_need = need(fitted.fit(run, programs_of, 2**40))
-    chosen = fitted.fit(run, programs_of, 0.6 * whole_need)
-    assert need(chosen) <= 0.6 * whole_need
+    found = fitted.fit(run, programs_of, 0.6 * whole_need)
+    assert need(found) <= 0.6 * whole_need
 
 
 def test_a_stages_own_model_leaves_open_what_the_runs_does():
     own = {"num_layers": 2, "remat": "auto", "scan_layers": None}
-    assert settled.closed(own) == {"num_layers": 2}
-    assert settled.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}
+    assert chosen.closed(own) == {"num_layers": 2}
+    assert chosen.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import ppo, settled, sharding
+from rlhf_jax import chosen, ppo, sharding
 from rlhf_jax.model import TransformerConfig, attention
 
 NEVER = -1  # no token has this id: as eos_id it lets every completion run to its full length
@@ -69,7 +69,7 @@ def model_of(config: ml_collections.ConfigDict) -> TransformerConfig:
     found = dict(
         dtype=dtype,
         attention="blocked" if platform == "cpu" else attention.choose("auto", platform, dtype),
-        scan_layers=settled.loops(platform, given["num_layers"]),
+        scan_layers=chosen.loops(platform, given["num_layers"]),
     )
     return TransformerConfig(**found | given)
 

@@ -1,4 +1,4 @@
-"""The config that a finished stage was made with, as its `done.json` notes it.
+"""The config that a finished stage was made with, as its `done.json` notes it; and which fields may change afterwards.
 
 The directory of a run has one config.json, which reports and commands read. Whoever edits it afterwards would make them
 tell of a run that never was, so it is compared with what each finished stage notes.
@@ -16,6 +16,30 @@ COMMON = ("prompt_length", "completion_length", "too_long", "long_completions", 
 # Fields of stages that say what is looked at in training, and in how many parts a batch is computed. They change no result
 # but for rounding.
 FREE = ("samples_every", "samples_kept", "microbatches", "ptx_microbatches")
+# Fields of the run that may change between two starts: they change no result. Older work directories have `tensorboard`.
+FREE_OF_RUN = (
+    "checkpoints_kept",
+    "checkpoints_every",
+    "trackers",
+    "tracker_project",
+    "slots",
+    "tensorboard",
+    "platform",
+    "evaluate",
+)
+_REPLACED = "sample_parts"  # of PPO stages in work directories of older versions; `slots` took its place
+
+
+def free_between(old: Mapping, new: Mapping) -> tuple[str, ...]:
+    """Returns the fields that may differ between the stored config of a run and its new one.
+
+    Beside FREE_OF_RUN, these are FREE of each stage, and the names of stages that are appended to `stages`, with their
+    sections: no earlier stage has read them.
+    """
+    before, after = (list(config.get("stages", ())) for config in (old, new))
+    appended = after[len(before) :] if after[: len(before)] == before else []
+    free = [f"{name}.{field}" for name in new for field in (*FREE, _REPLACED)]
+    return (*FREE_OF_RUN, *free, *(["stages"] * bool(appended)), *appended)
 
 
 def note(config: Mapping, stage: str) -> dict:

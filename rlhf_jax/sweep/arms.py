@@ -12,9 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, command_line, run
+from rlhf_jax import checkpoint, command_line
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like
+from rlhf_jax.fields import noted
 from rlhf_jax.fields.checks import nearest, partial_section_of
 from rlhf_jax.report.spec import Declared, check
 from rlhf_jax.runtime import workdir
@@ -169,7 +170,7 @@ def write(path: pathlib.Path, described: dict) -> None:
     if before := read_if_there(file, needs=_DESCRIBED):
         _check_left_out(path, before, described)
         defaults = json.loads(json.dumps(defaults_like(ConfigDict(described["config"])).to_dict()))
-        workdir.refuse_other_config(path, before["config"], described["config"], run.FREE_FIELDS, defaults)
+        workdir.refuse_other_config(path, before["config"], described["config"], noted.FREE_OF_RUN, defaults)
     make_folder(path, parents=True)
     remove_left_over(path)
     write_json(file, described)
