@@ -39,7 +39,7 @@ def run(make_run, parameters_in_memory):  # noqa: F811
     made.workdir = types.SimpleNamespace(stage=folder)
     made.load_params, made.sampler = (
         lambda stage: None,
-        lambda length, rows: lambda *asked: random_rollout(made, length, *asked),
+        lambda length, rows, copies: lambda *asked: random_rollout(made, length, *asked),
     )
     records = made.corpus.prompts("test", "ppo")[: made.config.evaluate.prompts]
     prompts = run_judges.prompt_arrays(made, records)
@@ -71,8 +71,8 @@ def contents(run, stage):
 def test_every_batch_of_samples_has_a_key_of_its_own(run):
     """Else the second sample of a prompt could be its first."""
     keys, sampler = [], run.sampler
-    run.sampler = lambda length, rows: (
-        lambda *asked: keys.append(jax.random.key_data(asked[2]).tolist()) or sampler(length, rows)(*asked)
+    run.sampler = lambda *given, **named: (
+        lambda *asked: keys.append(jax.random.key_data(asked[2]).tolist()) or sampler(*given, **named)(*asked)
     )
     best_of_n_stage.run_stage(run, "best")
     assert len(keys) > 2 and len({tuple(key) for key in keys}) == len(keys)
@@ -85,8 +85,9 @@ def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
     rows, ours = candidates(run, "best"), candidates(run, "by_other")
     prompts = len({row["index"] for row in rows})
     assert len(rows) == 4 * prompts and len(ours) == 3 * prompts and prompts > 8
-    assert [row["completion"] for row in ours] == [row["completion"] for row in rows[: len(ours)]]
-    assert all(row["score"] == -other["score"] for row, other in zip(ours, rows))
+    taken = [row for place, row in enumerate(rows) if place % 4 < 3]  # three of the four of each prompt
+    assert [row["completion"] for row in ours] == [row["completion"] for row in taken]
+    assert all(row["score"] == -other["score"] for row, other in zip(ours, taken))
     assert len({row["completion"] for row in rows}) > prompts  # each sample has noise of its own
 
     for stage, own, _chooses in (("best", rows, max), ("by_other", ours, min)):
@@ -124,6 +125,41 @@ def test_what_it_leaves_and_what_another_makes_of_its_samples(run):
     assert points[-1]["score/other"]["value"] == pytest.approx(
         -points[-1]["score"]["value"]
     )  # the judge's opposite view
+
+
+@pytest.mark.parametrize("samples, size, copies", [(4, 24, 4), (6, 8, 2), (3, 8, 1), (12, 8, 4)])
+def test_samples_that_share_the_reading_of_their_prompt_have_one(run, samples, size, copies):
+    """In all batches, also those that begin within a prompt's samples, and the last one, which is filled up."""
+    asked, sampler = [], run.sampler
+    run.config.best.update(samples=samples, batch_size=size)
+
+    def watched(length, rows, copies):
+        draw = sampler(length, rows, copies)
+        return lambda params, prompts, *given: asked.append((copies, prompts.tokens)) or draw(params, prompts, *given)
+
+    run.sampler = watched
+    best_of_n_stage.run_stage(run, "best")
+    for found, tokens in asked:
+        assert found == copies and len(tokens) == size
+        np.testing.assert_array_equal(tokens, np.repeat(tokens[::copies], copies, axis=0))
+    rows = candidates(run, "best")
+    assert [row["index"] for row in rows] == np.repeat(sorted({row["index"] for row in rows}), samples).tolist()
+
+
+def test_samples_in_the_order_of_an_older_version(run):
+    """A whole pool of them is used; a stage that was stopped among them does not go on."""
+    best_of_n_stage.run_stage(run, "best")
+    folder = run.folder("best") / "candidates"
+    rows = candidates(run, "best")
+    older = [row for number in range(4) for row in rows[number::4]]  # one sample of every prompt after another
+    for number, path in enumerate(sorted(folder.iterdir())):
+        policy.write_rows(path, older[24 * number : 24 * number + 24])
+    with pytest.raises(InputError, match="0000.jsonl has samples of other prompts, .*: remove .*candidates"):
+        best_of_n_stage.run_stage(run, "best")
+    best_of_n_stage.run_stage(run, "by_other")
+    assert [row["completion"] for row in candidates(run, "by_other")] == [
+        row["completion"] for place, row in enumerate(rows) if place % 4 < 3
+    ]
 
 
 def test_stopped_it_goes_on_with_the_samples_that_are_there(run):

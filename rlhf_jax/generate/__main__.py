@@ -15,6 +15,7 @@ into a user's turn. Completions depend on the seed and the batch size.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -150,7 +151,7 @@ class Completer:
             eos_id=self._ends,
             pad_id=tokenizer.pad_id,
             slots=slots,
-            copies=samples if self.batch_size % samples == 0 else 1,
+            copies=math.gcd(samples, self.batch_size),
         )
         self._params = self._sampler.layout(model.params)
         self._seed, self._temperature = seed, temperature

@@ -140,14 +140,17 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
     """Returns the scored samples of each prompt, `samples` of them.
 
     They are sampled from the policy, or taken from the stage `pool` and scored again.
+
+    Raises:
+      InputError: a file of samples that is there has those of other prompts.
     """
     section = run.config[stage]
-    pool = run.config[section.pool] if section.pool else None
-    size = (pool or section).batch_size
+    size, copies = section.batch_size, math.gcd(section.samples, section.batch_size)
     records = run.corpus.prompts("test", "ppo")[: run.config.evaluate.prompts]
     prompts = run_judges.prompt_arrays(run, records)
-    places = np.tile(np.arange(len(prompts.index)), section.samples)
-    params = None if pool else weights.load_params(run, section.init)
+    places = np.repeat(np.arange(len(prompts.index)), section.samples)  # neighbours share the reading of their prompt
+    pooled = hosts.on_first(_pooled, run.folder(section.pool), section.samples) if section.pool else []
+    params = None if section.pool else weights.load_params(run, section.init)
     scorers = {name: scorer_of(run, name) for name in dict.fromkeys((section.reward, *section.judges))}
     labels = {name: run_judges.label(run, name) for name in scorers}
     hosts.on_first(lambda: folder.mkdir(exist_ok=True))
@@ -156,18 +159,30 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
     for number, begin in enumerate(loop.each(run, stage, parts, len(parts))):
         path, own = folder / f"{number:04}.jsonl", places[begin : begin + size]
         if not hosts.on_first(path.exists):
-            if pool:
-                rows = hosts.on_first(policy.read_rows, run.folder(section.pool) / "candidates" / path.name)[: len(own)]
+            if section.pool:
+                rows = pooled[begin : begin + size]
             else:
                 (batch,) = loader.in_order(loader.take(prompts, own), size)
-                sampler = sampling.sampler(run, run.config.completion_length, size)
+                sampler = sampling.sampler(run, run.config.completion_length, size, copies=copies)
                 rollout = hosts.fetch(sampler(params, batch, run.key(stage, number), section.temperature))
                 rows = policy.describe(run, records, prompts.index[own], rollout, rollout.logprobs.sum(1))
             _score(records, rows, scorers)
             hosts.on_first(policy.write_rows, path, [row | {"score": row["scores"][section.reward]} for row in rows])
-        for place, row in zip(own, hosts.on_first(policy.read_rows, path)):
+        rows = hosts.on_first(policy.read_rows, path)
+        if [row["index"] for row in rows] != prompts.index[own].tolist():
+            raise InputError(f"{path} has samples of other prompts, as an older version sorted them: remove {folder}")
+        for place, row in zip(own, rows):
             found[place].append(row | {"scores": {labels[name]: row["scores"][name] for name in scorers}})
     return found
+
+
+def _pooled(folder, samples: int) -> list[dict]:
+    """Returns the first `samples` samples of each prompt of another stage, a prompt after another."""
+    found: dict[int, list] = {}
+    for path in sorted((folder / "candidates").glob("*.jsonl")):
+        for row in policy.read_rows(path):
+            found.setdefault(row["index"], []).append(row)
+    return [row for index in sorted(found) for row in found[index][:samples]]
 
 
 def _score(records, rows: list[dict], scorers: dict) -> None:
