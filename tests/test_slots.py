@@ -12,6 +12,7 @@ import tiny
 
 from rlhf_jax import generate, model
 from rlhf_jax.data.batches import Prompts
+from rlhf_jax.generate import sizes as sizes_lib
 from rlhf_jax.generate import slots as slots_lib
 from rlhf_jax.generate.truncation import Truncation, keep_likely, penalized
 from rlhf_jax.generate.turns import turns
@@ -24,10 +25,11 @@ CONFIGS = {"gpt": tiny.CONFIG, "llama": tiny.llama(scan_layers=True)}
 @pytest.fixture(autouse=True)
 def many_chunks(monkeypatch):
     """Pages of 5 tokens, chunks of 10 places and a stage of half the slots, so that a small batch has several of them."""
-    monkeypatch.setattr(slots_lib, "_PAGE", 5)
+    monkeypatch.setattr(sizes_lib, "_PAGE", 5)
     monkeypatch.setattr(slots_lib, "_STAGES", 2)
     monkeypatch.setattr(slots_lib, "_NARROWER", 2)
     monkeypatch.setattr(slots_lib, "_LEAST", 1)
+    monkeypatch.setattr(sizes_lib, "_SHARED", 1)
     monkeypatch.setattr(decode, "_CHUNK", 10)
 
 
@@ -119,15 +121,35 @@ def test_every_mesh_draws_the_same_tokens(mesh, slots):
 
 @pytest.mark.parametrize("copies, mesh, slots", [(2, "1x1x1", 0), (8, "1x1x1", 4), (4, "1x1x1", 10), (2, "2x2x2", 8)])
 def test_a_prompt_is_read_once_for_all_its_completions(copies, mesh, slots):
-    """Their noise differs. There may be more of them than slots."""
+    """Their noise differs. There may be more of them than slots, and then fewer share a reading."""
     rollout = draw(prompts=prompts_of(copies=copies), mesh=mesh, slots=slots, copies=copies)
     assert_same(rollout, expected(copies=copies))
     assert len(np.unique(rollout.completions[:copies], axis=0)) == copies
 
 
-def test_copies_that_do_not_divide_over_the_devices_are_read_each_by_itself():
+def test_copies_on_several_devices_are_read_on_each():
     """Of 8 devices each has 2 rows, and a prompt 4 completions."""
     assert_same(draw(prompts=prompts_of(copies=4), mesh="8x1x1", copies=4), expected(copies=4))
+
+
+@pytest.mark.parametrize(
+    "copies, rows, slots, ways, shared",
+    [
+        (8, 256, 32, 1, 8),  # a quarter of the slots
+        (64, 256, 32, 1, 8),
+        (12, 240, 32, 1, 6),  # parts of 12 are 1, 2, 3, 4, 6 and 12
+        (64, 256, 3, 1, 1),
+        (64, 256, 0, 1, 64),  # no slot waits for others
+        (64, 256, 256, 4, 64),  # each device has 64 slots for 64 rows
+        (64, 256, 128, 4, 8),
+        (4, 16, 0, 8, 2),  # each device has two rows
+        (5, 16, 0, 1, 1),  # no prompt's rows end where the batch does
+    ],
+)
+def test_how_many_completions_share_the_reading_of_their_prompt(copies, rows, slots, ways, shared, monkeypatch):
+    monkeypatch.undo()
+    sizes = generate.Sizes(C, tiny.EOS, tiny.PAD, slots, copies).of_device(rows, ways)
+    assert (sizes.copies, sizes.slots) == (shared, slots // ways)
 
 
 @pytest.mark.parametrize("mesh, ways, slots", [("1x1x1", 1, 0), ("1x1x1", 1, 4), ("2x2x2", 4, 0)])

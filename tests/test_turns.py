@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from rlhf_jax import model
+from rlhf_jax.generate import sizes as sizes_lib
 from rlhf_jax.generate import slots
 from rlhf_jax.generate.turns import turns
 from rlhf_jax.model import lengths as lengths_lib
@@ -18,11 +19,12 @@ from rlhf_jax.model import lengths as lengths_lib
 def test_the_loop_is_played_as_the_program_runs_it(count, copies, least, monkeypatch):
     monkeypatch.setattr(slots, "_NARROWER", 2)
     monkeypatch.setattr(slots, "_LEAST", least)
+    monkeypatch.setattr(sizes_lib, "_SHARED", 2)
     rows, width, completion = 8, 40, 70
     rng = np.random.default_rng(count)
     prompts = np.repeat(rng.integers(1, width + 1, rows // copies), copies)
     completions = rng.integers(1, completion + 1, rows)
-    lengths = slots.Sizes(completion, eos_id=-1, pad_id=0, slots=count, copies=copies)
+    lengths = sizes_lib.Sizes(completion, eos_id=-1, pad_id=0, slots=count, copies=copies)
     mask = np.arange(width) >= width - prompts[:, None]
     params = model.init_params(tiny.CONFIG, jax.random.key(0))
     runs = collections.Counter()
@@ -70,7 +72,7 @@ def test_the_loop_is_played_as_the_program_runs_it(count, copies, least, monkeyp
 
 
 def test_full_lengths_on_devices_that_do_the_same():
-    lengths = slots.Sizes(1024, eos_id=0, pad_id=0, slots=256)
+    lengths = sizes_lib.Sizes(1024, eos_id=0, pad_id=0, slots=256)
     prompts, completions = np.full(512, 1024), np.full(512, 1024)
     found = turns(prompts, completions, 1024, lengths, ways=8)
     pages = -(-1023 // lengths.page)
@@ -85,7 +87,7 @@ def test_full_lengths_on_devices_that_do_the_same():
 def test_little_more_is_computed_than_the_tokens_that_are_wanted(count, ways, most):
     """512 prompts with the paper's lengths: rows x steps for each token. Without stages all slots make 8.5, and 64 make 1.5."""
     prompts, completions = lengths_lib.parse("--lengths", "prompt:166,completion:130").drawn(512, 1024, 1024)
-    sizes = slots.Sizes(1024, eos_id=-1, pad_id=0, slots=count)
+    sizes = sizes_lib.Sizes(1024, eos_id=-1, pad_id=0, slots=count)
     runs = turns(prompts, completions, 1024, sizes, ways)
     pages = {int(part[len("pages_") :]): number for part, number in runs.items() if part.startswith("pages_")}
     computed = sum(ways * width * number * sizes.page for width, number in pages.items())

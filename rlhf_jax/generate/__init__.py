@@ -4,7 +4,8 @@ from rlhf_jax.generate.draw import inverse_cdf, noise
 from rlhf_jax.generate.layout import Layout, decode_shardings
 from rlhf_jax.generate.rollout import Rollout, ended_by, is_end, sampled, texts
 from rlhf_jax.generate.sampler import Sampler, sample
-from rlhf_jax.generate.slots import Decoder, Sizes
+from rlhf_jax.generate.sizes import Sizes
+from rlhf_jax.generate.slots import Decoder
 
 __all__ = [
     "Decoder",

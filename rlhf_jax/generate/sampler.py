@@ -1,7 +1,5 @@
 """The sampling program on a mesh."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,8 @@ from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate.draw import noise
 from rlhf_jax.generate.layout import Layout
 from rlhf_jax.generate.rollout import Rollout
-from rlhf_jax.generate.slots import Decoder, Sizes
+from rlhf_jax.generate.sizes import Sizes
+from rlhf_jax.generate.slots import Decoder
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig
 
@@ -44,24 +43,20 @@ def sample(
     """
     uniform = noise(key, len(prompts), sizes.completion)
 
-    def local(params, prompts, mask, uniform, limits, temperature, truncation, sizes=sizes):
-        return Decoder.of(config, params, prompts, mask, uniform, temperature, truncation, sizes, limits).sample()
-
-    arguments = params, prompts, prompt_mask, uniform, limits, temperature, truncation
     mesh = sharding.mesh_to_fill()
     ways = sharding.ways(mesh) if mesh else 1
+    axes = sharding.BATCH[0] if ways > 1 else ()
+    own = sizes.of_device(len(prompts), ways, axes)
+
+    def local(params, prompts, mask, uniform, limits, temperature, truncation):
+        return Decoder.of(config, params, prompts, mask, uniform, temperature, truncation, own, limits).sample()
+
+    arguments = params, prompts, prompt_mask, uniform, limits, temperature, truncation
     if ways == 1:
         return local(*arguments)
-    axes = sharding.BATCH[0]
-    copies = sizes.copies if len(prompts) % (ways * sizes.copies) == 0 else 1
-    own = dataclasses.replace(sizes, slots=-(-sizes.slots // ways), copies=copies, axes=axes)
     whole, rows = jax.sharding.PartitionSpec(), sharding.BATCH
-
-    def on_device(*arguments):
-        return local(*arguments, sizes=own)
-
     spread = jax.shard_map(
-        on_device,
+        local,
         in_specs=(whole, rows, rows, rows, rows, whole, whole),
         out_specs=rows,
         axis_names=set(axes),

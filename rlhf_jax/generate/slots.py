@@ -20,44 +20,16 @@ from flax import struct
 from rlhf_jax import model
 from rlhf_jax.generate.draw import draw
 from rlhf_jax.generate.rollout import Rollout, is_end
+from rlhf_jax.generate.sizes import Sizes
 from rlhf_jax.generate.truncation import Truncation, penalized
 from rlhf_jax.model import TransformerConfig, decode, memory
 
 # Scopes of the loops and switches, whose turns turns.py says; PAGES and READ are in each stage (see `in_stage`).
 GROUPS, PAGES, LONGEST, READ = "groups", "pages", "longest", "read"
-_PAGE = 16  # about the number of steps between two looks at the slots
 _GROUP = 8  # a group of prompts fills one of so many parts of the slots
 _STAGES = 3  # largest number of stages, each of which adds a loop to the program
 _NARROWER = 4  # a stage has so many times fewer slots than the one before it
 _LEAST = 4  # least number of slots of a stage after the first
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The sizes of the sampling program, which are static.
-
-    Attributes:
-      completion: largest number of tokens of a completion, C.
-      eos_id: the token that ends a completion, or all such tokens.
-      pad_id: the token after the end of a completion.
-      slots: number of slots, S; 0 gives each row a slot.
-      copies: number of neighbouring rows that have the same prompt, which is read once for all of them.
-      axes: names of the axes of shard_map or vmap over which the slots of one program are spread. All of them look at
-        their slots, and stop, together.
-    """
-
-    completion: int
-    eos_id: int | tuple[int, ...]
-    pad_id: int
-    slots: int = 0
-    copies: int = 1
-    axes: tuple[str, ...] = ()
-
-    @property
-    def page(self) -> int:
-        """The number of tokens of a page, R: about _PAGE, so that whole pages make up the completion after its first token."""
-        steps = max(self.completion - 1, 1)
-        return math.ceil(steps / math.ceil(steps / _PAGE))
 
 
 @struct.dataclass
@@ -126,7 +98,7 @@ class Decoder:
     @property
     def slots(self) -> int:
         """The number of slots, S."""
-        return min(max(self.sizes.slots, self.sizes.copies) if self.sizes.slots else self.rows, self.rows)
+        return min(self.sizes.slots or self.rows, self.rows)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -6,11 +6,11 @@ that are read. The loop of slots.py is played here with numbers alone.
 """
 
 import collections
-import dataclasses
 
 import numpy as np
 
-from rlhf_jax.generate.slots import GROUPS, LONGEST, PAGES, READ, Decoder, Sizes, in_stage
+from rlhf_jax.generate.sizes import Sizes
+from rlhf_jax.generate.slots import GROUPS, LONGEST, PAGES, READ, Decoder, in_stage
 
 
 def turns(prompts: np.ndarray, completions: np.ndarray, width: int, sizes: Sizes, ways: int) -> dict[str, int]:
@@ -23,8 +23,7 @@ def turns(prompts: np.ndarray, completions: np.ndarray, width: int, sizes: Sizes
       sizes: the sizes of the program, for the whole batch.
       ways: number of devices over which the rows are split, each of which has its own slots.
     """
-    copies = sizes.copies if len(prompts) % (ways * sizes.copies) == 0 else 1
-    sizes = dataclasses.replace(sizes, slots=-(-sizes.slots // ways), copies=copies)
+    sizes = sizes.of_device(len(prompts), ways)
     shape = np.broadcast_to(0, (len(prompts) // ways, width))
     decoder = Decoder(None, None, shape, shape, None, None, None, sizes, None, None)
     devices = [_Device(decoder, *rows) for rows in zip(np.split(prompts, ways), np.split(completions, ways))]
