@@ -20,6 +20,7 @@ from rlhf_jax.evaluate.harness.answers import Answers
 from rlhf_jax.evaluate.harness.backend import Backend, Decoding
 from rlhf_jax.evaluate.harness.likelihood import Likelihood
 from rlhf_jax.evaluate.harness.packing import Request
+from rlhf_jax.generate import slots, stopping
 from rlhf_jax.generate.stopping import StoppingSampler
 from rlhf_jax.language_model import LanguageModel, open_model
 from rlhf_jax.runtime import hosts
@@ -143,7 +144,12 @@ def test_logits_in_parts_change_no_number(ours, monkeypatch):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_stopped_sample_is_the_start_of_a_whole_one(temperature):
+def test_a_stopped_sample_is_the_start_of_a_whole_one(temperature, monkeypatch):
+    """Also after the rows that go on have moved to fewer slots."""
+    widths, moved = [], stopping.narrowed
+    monkeypatch.setattr(slots, "_NARROWER", 2)
+    monkeypatch.setattr(slots, "_LEAST", 1)
+    monkeypatch.setattr(stopping, "narrowed", lambda slots, width: widths.append(width) or moved(slots, width))
     config, mesh = tiny.llama(), tiny.mesh_of("1x1x1")
     lengths = dict(completion_length=40, eos_id=tiny.EOS, pad_id=tiny.PAD)
     params, key = tiny.params_of(config, 0), jax.random.key(3)
@@ -157,7 +163,7 @@ def test_a_stopped_sample_is_the_start_of_a_whole_one(temperature):
             return np.arange(4) < len(looks) - 1  # row 0 at the second look, row 1 at the third
 
         found = hosts.fetch(StoppingSampler(config, mesh, **lengths)(params, prompts, key, temperature, ended))
-    assert looks[:2] == [1, 14]  # three pages of 13 tokens
+    assert looks[:2] == [1, 14] and widths  # three pages of 13 tokens, and fewer slots than four at the end
     for row in range(4):
         kept = found.completion_mask[row]
         np.testing.assert_array_equal(found.completions[row][kept], whole.completions[row][kept])

@@ -103,10 +103,7 @@ class Decoder:
     @property
     def widths(self) -> tuple[int, ...]:
         """The numbers of slots of the stages, S first, and 0 at the end: a stage ends when its live slots fit the next."""
-        widths = [self.slots]
-        while len(widths) < _STAGES and widths[-1] // _NARROWER >= _LEAST:
-            widths.append(widths[-1] // _NARROWER)
-        return *widths, 0
+        return *stages(self.slots), 0
 
     @property
     def group(self) -> int:
@@ -347,6 +344,14 @@ class Decoder:
         """Returns the completions so far."""
         mask = jnp.arange(self.sizes.completion) < slots.lengths[:, None]
         return Rollout(jnp.concatenate([self.prompts, slots.tokens], axis=1), self.prompt_mask, mask, slots.logprobs)
+
+
+def stages(slots: int) -> list[int]:
+    """Returns the numbers of slots of the stages, from the first one's on."""
+    widths = [slots]
+    while len(widths) < _STAGES and widths[-1] // _NARROWER >= _LEAST:
+        widths.append(widths[-1] // _NARROWER)
+    return widths
 
 
 def narrowed(slots: Slots, width: int) -> Slots:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rlhf_jax import generate, sharding
 from rlhf_jax.data.batches import Prompts
+from rlhf_jax.generate.slots import narrowed, stages
 from rlhf_jax.generate.truncation import Truncation
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.runtime import hosts
@@ -20,7 +21,8 @@ from rlhf_jax.runtime import hosts
 class StoppingSampler:
     """As `generate.Sampler`, but rows also end where a function of their completions says so.
 
-    The completions are those of `generate.Sampler` up to the token at which the host noticed an end.
+    The completions are those of `generate.Sampler` up to the token at which the host noticed an end. Each row has a slot, and
+    those that go on move to fewer slots as there.
     """
 
     def __init__(
@@ -47,11 +49,19 @@ class StoppingSampler:
 
         def go_on(batch, slots, ended):
             """Chooses a page of tokens; `ended` bool[B] are rows that end before it."""
+            return decoder(*batch).decode_page(without(slots, ended))
+
+        def fewer(slots, ended, width):
+            """Returns `width` slots, among them all that are live."""
+            return narrowed(without(slots, ended), width)
+
+        def without(slots, ended):
             ends = ended[jnp.minimum(slots.row, len(ended) - 1)]
-            return decoder(*batch).decode_page(slots.replace(live=slots.live & ~ends))
+            return slots.replace(live=slots.live & ~ends)
 
         self._mesh = mesh
         self._start, self._go_on = jax.jit(start), jax.jit(go_on, donate_argnums=1)
+        self._fewer = jax.jit(fewer, static_argnames="width")
         self._rollout = jax.jit(
             lambda batch, slots: decoder(*batch).rollout(slots), out_shardings=sharding.over_batch(mesh)
         )
@@ -84,6 +94,11 @@ class StoppingSampler:
                 (rollout.completions, rollout.completion_mask, slots.live, slots.row)
             )
             done = ended(written, real)
-            if not (live & ~done[row]).any():
+            left = np.count_nonzero(live & ~done[row])
+            if not left:
                 return rollout
-            slots = self._go_on(batch, slots, sharding.put_batch(done, self._mesh))
+            done = sharding.put_batch(done, self._mesh)
+            width = min(width for width in stages(len(tokens)) if width >= left)
+            if width < len(live):
+                slots = self._fewer(slots, done, width=width)
+            slots = self._go_on(batch, slots, done)
