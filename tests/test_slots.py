@@ -27,6 +27,7 @@ def many_chunks(monkeypatch):
     """Pages of 5 tokens, chunks of 10 places and a stage of half the slots, so that a small batch has several of them."""
     monkeypatch.setattr(sizes_lib, "_PAGE", 5)
     monkeypatch.setattr(slots_lib, "_STAGES", 2)
+    monkeypatch.setattr(slots_lib, "_PAGES", 1)
     monkeypatch.setattr(slots_lib, "_NARROWER", 2)
     monkeypatch.setattr(slots_lib, "_LEAST", 1)
     monkeypatch.setattr(sizes_lib, "_SHARED", 1)
@@ -236,6 +237,15 @@ def test_slots_that_stay_free_are_given_up(monkeypatch):
     """Two pages leave 3 of 16 completions: 10 did not fit into 8 slots after the first, and 3 need no more than 4."""
     monkeypatch.setattr(slots_lib, "_STAGES", 4)
     assert steps_of([6] * 6 + [C] * 3 + [11] * 7, slots=0) == ({16: 2, 4: 2}, 1)
+
+
+@pytest.mark.parametrize("pages, stages", [(1, 1), (3, 1), (4, 2), (7, 2), (8, 3), (64, 3)])
+def test_short_completions_have_fewer_stages(pages, stages, monkeypatch):
+    monkeypatch.undo()
+    prompts, sizes = tiny.prompts_of(256, P), generate.Sizes(1 + 16 * pages, tiny.EOS, tiny.PAD)
+    given = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask), None, jnp.float32(1), None, sizes
+    widths = generate.Decoder.of(tiny.CONFIG, tiny.params_of(tiny.CONFIG, 0), *given).widths
+    assert widths == (*(256, 64, 16)[:stages], 0)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -131,13 +131,14 @@ def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
 
 
 def by_length(
-    prompts: Prompts, rows: Sequence[int], batch_size: int, multiple: int = 16
+    prompts: Prompts, rows: Sequence[int], batch_size: int, multiple: int = 64
 ) -> Iterator[tuple[np.ndarray, Prompts]]:
     """Yields rows of left-padded prompts, sorted by length, in batches without the padding that all rows share.
 
     Yields:
         The row numbers, i64[up to batch_size], and their prompts, filled up with rows of zeros as by `in_order`. The
-        prompts' length is a multiple of `multiple`, or that of `prompts` if this is smaller.
+        prompts' length is a multiple of `multiple`, or that of `prompts` if this is smaller: a sampler's program is
+        compiled for each length.
     """
     rows = np.asarray(rows)
     lengths = prompts.mask.sum(axis=1)[rows]

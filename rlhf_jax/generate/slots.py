@@ -28,6 +28,7 @@ from rlhf_jax.model import TransformerConfig, decode, memory
 GROUPS, PAGES, LONGEST, READ = "groups", "pages", "longest", "read"
 _GROUP = 8  # a group of prompts fills one of so many parts of the slots
 _STAGES = 3  # largest number of stages, each of which adds a loop to the program
+_PAGES = 4  # pages of a completion for each stage after the first: the tail of shorter ones is not worth compiling a loop
 _NARROWER = 4  # a stage has so many times fewer slots than the one before it
 _LEAST = 4  # least number of slots of a stage after the first
 
@@ -103,7 +104,7 @@ class Decoder:
     @property
     def widths(self) -> tuple[int, ...]:
         """The numbers of slots of the stages, S first, and 0 at the end: a stage ends when its live slots fit the next."""
-        return *stages(self.slots), 0
+        return *stages(self.slots, self.sizes), 0
 
     @property
     def group(self) -> int:
@@ -346,10 +347,11 @@ class Decoder:
         return Rollout(jnp.concatenate([self.prompts, slots.tokens], axis=1), self.prompt_mask, mask, slots.logprobs)
 
 
-def stages(slots: int) -> list[int]:
+def stages(slots: int, sizes: Sizes) -> list[int]:
     """Returns the numbers of slots of the stages, from the first one's on."""
-    widths = [slots]
-    while len(widths) < _STAGES and widths[-1] // _NARROWER >= _LEAST:
+    pages = math.ceil((sizes.completion - 1) / sizes.page)
+    most, widths = min(_STAGES, 1 + pages // _PAGES), [slots]
+    while len(widths) < most and widths[-1] // _NARROWER >= _LEAST:
         widths.append(widths[-1] // _NARROWER)
     return widths
 

@@ -59,7 +59,7 @@ class StoppingSampler:
             ends = ended[jnp.minimum(slots.row, len(ended) - 1)]
             return slots.replace(live=slots.live & ~ends)
 
-        self._mesh = mesh
+        self._mesh, self._sizes = mesh, sizes
         self._start, self._go_on = jax.jit(start), jax.jit(go_on, donate_argnums=1)
         self._fewer = jax.jit(fewer, static_argnames="width")
         self._rollout = jax.jit(
@@ -98,7 +98,7 @@ class StoppingSampler:
             if not left:
                 return rollout
             done = sharding.put_batch(done, self._mesh)
-            width = min(width for width in stages(len(tokens)) if width >= left)
+            width = min(width for width in stages(len(tokens), self._sizes) if width >= left)
             if width < len(live):
                 slots = self._fewer(slots, done, width=width)
             slots = self._go_on(batch, slots, done)
