@@ -20,7 +20,23 @@ def get_config(arg: str = ""):
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(iterations=20, batch_size=64, minibatch_size=16)
     config.evaluate.update(prompts=256, skill_items=120)
+    _as_published(config)
     return config
+
+
+def _as_published(config):
+    """Gives a config the quickstart's settings of the version with which docs/reproduction was made."""
+    config.data.world.update(demonstrations=1000, valid_prompts=200, test_prompts=512)
+    config.model.update(rope_theta=None, norm=None, mlp=None, mlp_dim=None, use_bias=None, init_std=0.02)
+    config.pretrain.learning_rate = 3e-3
+    config.sft.update(epochs=2.0, learning_rate=2e-4, pretrain_mix=0.0, packed=False)
+    config.collect.update(
+        models=("sft@1.0", "pretrain@1.0", "sft@0.7", "sft@1.0"), max_completions=9, demonstrations=False, labelers=1
+    )
+    config.reward_model.update(batch_size=8, length=160, learning_rate=1.5e-3)
+    for ppo in (config.ppo, config.ppo_ptx):
+        ppo.learning_rate = 7e-4
+    config.ppo_ptx.ptx_coef = 2.0
 
 
 def own_base(config, reward_model: str, width: int = 128):

@@ -28,7 +28,9 @@ from rlhf_jax.model import TransformerConfig, decode, memory
 GROUPS, PAGES, LONGEST, READ = "groups", "pages", "longest", "read"
 _GROUP = 8  # a group of prompts fills one of so many parts of the slots
 _STAGES = 3  # largest number of stages, each of which adds a loop to the program
-_PAGES = 4  # pages of a completion for each stage after the first: the tail of shorter ones is not worth compiling a loop
+_PAGES = (
+    4  # pages of a completion for each stage after the first: the tail of shorter ones is not worth compiling a loop
+)
 _NARROWER = 4  # a stage has so many times fewer slots than the one before it
 _LEAST = 4  # least number of slots of a stage after the first
 
