@@ -413,6 +413,8 @@ def test_means_and_differences_over_seeds(runs, tmp_path):
         f"{mean.value:.3f} ± {mean.high - mean.value:.3f}",
         *(f"{value:+.3f}" for value in gained),
     ]
+    helped = values("ppo_ptx", "gold/helpful") - values("sft", "gold/helpful")
+    assert cells(text, "helpful: PPO-ptx − SFT")[1:] == [f"{value:+.3f}" for value in helped]
     wins = 100 * values("ppo_ptx", "win_rate") - 50
     assert cells(text, "win rate of PPO-ptx − 50 (%)")[1:] == [f"{value:+.1f}" for value in wins]
     sft, ppo, ptx = (values(stage, "skills/mean") for stage in ("sft", "ppo", "ppo_ptx"))
@@ -423,6 +425,30 @@ def test_means_and_differences_over_seeds(runs, tmp_path):
     assert cells(text, "skills (points): PPO-ptx − midpoint of PPO and SFT")[1:] == [f"{value:+.1f}" for value in above]
     assert cells(text, "held-out loss: PPO − SFT")[0] == "0.400"  # the same in all runs: no interval
     assert (tmp_path / "seeds.png").exists()
+
+
+def test_reward_models_of_several_runs_stand_beside_their_bags_of_words(tmp_path):
+    paths, found = [], [(0.70, 0.60, 0.75), (0.66, 0.62, 0.74), (0.68, 0.58, 0.78)]
+    for number, (model, words, ceiling) in enumerate(found):
+        paths.append(write_run(tmp_path / f"seed{number}", number, prompts=12, items=3))
+        file = paths[-1] / "reward_model" / "evaluation.json"
+        facts = json.loads(file.read_text())
+        facts["valid"] |= {
+            "accuracy": {"value": model, "low": model - 0.02, "high": model + 0.02},
+            "bag_of_words_accuracy": {"value": words, "low": words - 0.02, "high": words + 0.02},
+            "above_bag_of_words": {"value": model - words, "low": model - words - 0.03, "high": model - words + 0.03},
+        }
+        facts["labelers"]["folds"][facts["labelers"]["held_out_group"]]["in_group"] = ceiling
+        file.write_text(json.dumps(facts))
+    seeds.write(paths, tmp_path / "seeds.md")
+    text = (tmp_path / "seeds.md").read_text().split("## Reward models")[1]
+    assert cells(text, "seed1") == ["66.0 ± 2.0", "62.0 ± 2.0", "4.0 ± 3.0", "74.0", "33.3"]
+    share = statistics.mean_over_seeds([0.1 / 0.15, 0.04 / 0.12, 0.1 / 0.2])
+    means = cells(text, "mean")
+    assert (
+        means[2].startswith("8.0 ± ")
+        and means[4] == f"{100 * share.value:.1f} ± {100 * (share.high - share.value):.1f}"
+    )
 
 
 def test_seeds_show_what_all_runs_have(runs, tmp_path):

@@ -1,10 +1,12 @@
 """The part of a run's report on its reward model."""
 
 import statistics
+from collections.abc import Sequence
 
 from rlhf_jax.report.record import SPLITS, Record
 from rlhf_jax.report.tables import Quantity, TextTable
 from rlhf_jax.runtime.markdown import cell
+from rlhf_jax.statistics import mean_over_seeds
 
 _MOST_GROUPS = 12  # groups of labelers that are named one by one
 NO_ACCURACY = "No validation ranking says that one completion is better than another, so there is no accuracy."
@@ -46,6 +48,30 @@ def reward_table(record: Record) -> TextTable:
         if any(name in facts for facts in splits.values())
     ]
     return TextTable(["", *(SPLITS.get(name, name) for name in splits)], rows)
+
+
+def reward_table_over_runs(records: Sequence[Record]) -> TextTable | None:
+    """Returns the table of the reward models of several runs on the pairs of training labelers, a row for each run.
+
+    The last row has their means, with Student t intervals over the runs. None where a run has no bag of words beside
+    its reward model.
+    """
+    rows, found = [], []
+    for record in records:
+        facts, labelers = record.reward_splits.get("valid", {}), (record.reward or {}).get("labelers", {})
+        if "above_bag_of_words" not in facts:
+            return None
+        ceiling = (labelers.get("folds", {}).get(labelers.get("held_out_group")) or {}).get("in_group")
+        model, words = facts["accuracy"]["value"], facts["bag_of_words_accuracy"]["value"]
+        share = (model - words) / (ceiling - words) if ceiling and ceiling > words else None
+        shown = [facts["accuracy"], facts["bag_of_words_accuracy"], facts["above_bag_of_words"], ceiling, share]
+        rows.append([record.path.name, *map(_percent, shown)])
+        found.append((model, words, model - words, ceiling, share))
+    means = [
+        "–" if None in values else _percent(mean_over_seeds(values)._asdict()) for values in map(list, zip(*found))
+    ]
+    head = ["run", "reward model (%)", "bag of words (%)", "difference", "ceiling (%)", "share of the way (%)"]
+    return TextTable(head, [*rows, ["mean", *means]])
 
 
 def reward_sections(record: Record) -> list[str]:

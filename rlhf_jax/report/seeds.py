@@ -9,6 +9,7 @@ import pathlib
 import rich.console
 from rich.text import Text
 
+from rlhf_jax.report import run_reward
 from rlhf_jax.report.figures import of_run as figures
 from rlhf_jax.report.record import Record, label, reference_label
 from rlhf_jax.report.tables import QUANTITIES, REFERENCE, Quantity, TextTable
@@ -65,6 +66,7 @@ def write(paths, out) -> rich.console.Group:
                 differences.markdown(),
                 image("by policy", figure.name),
                 "*Small points: runs, joined over policies; large ones: their means with intervals.*",
+                *_reward_models(records),
                 "## Runs",
                 "\n".join(runs),
             ]
@@ -74,6 +76,19 @@ def write(paths, out) -> rich.console.Group:
     return rich.console.Group(
         means.rich(interval), differences.rich("differences within a run"), Text(visible(f"written to {out}"))
     )
+
+
+def _reward_models(records) -> list[str]:
+    """Returns the section on the reward models of the runs; nothing where they are not measured beside a bag of words."""
+    table = run_reward.reward_table_over_runs(records)
+    if table is None:
+        return []
+    said = (
+        "Accuracy on validation pairs of the training labelers; the interval of a run is over prompts, that of the mean over "
+        "runs. The ceiling is the accuracy of a judge who knows the mean utility of these labelers, and the last column says "
+        "how much of the way from the bag of words to the ceiling the reward model has gone."
+    )
+    return ["## Reward models", table.markdown(), said]
 
 
 def mean_table(records, stages) -> TextTable:
@@ -100,7 +115,8 @@ def difference_table(records, stages) -> TextTable:
     """Returns the table of differences between stages: the mean, and the value of each run."""
     base, sft, plain = records[0].base, records[0].reference, records[0].plain
     mixed = [stage for stage in records[0].mixed if stage in stages]
-    gold, wins, skill, loss = (next(quantity for quantity in QUANTITIES if quantity.name == name) for name in _PANELS)
+    names = ("gold/helpful", *_PANELS)
+    helpful, gold, wins, skill, loss = (next(one for one in QUANTITIES if one.name == name) for name in names)
     rows = []
 
     def add(title, quantity, terms, less=0.0):
@@ -122,6 +138,8 @@ def difference_table(records, stages) -> TextTable:
         add(f"gold: {label(stage)} − SFT", gold, {stage: 1, sft: -1})
     for stage in mixed:
         add(f"gold: {label(stage)} − {label(plain or '')}", gold, {stage: 1, plain: -1})
+    for stage in filter(None, [plain, *mixed]):
+        add(f"helpful: {label(stage)} − SFT", helpful, {stage: 1, sft: -1})
     for stage in filter(None, [plain, *mixed]):
         add(f"win rate of {label(stage)} − 50 (%)", wins, {stage: 1}, less=0.5)
     for quantity, name in ((skill, "skills (points)"), (loss, "held-out loss")):
