@@ -147,6 +147,7 @@ def test_logits_in_parts_change_no_number(ours, monkeypatch):
 def test_a_stopped_sample_is_the_start_of_a_whole_one(temperature, monkeypatch):
     """Also after the rows that go on have moved to fewer slots."""
     widths, moved = [], stopping.narrowed
+    monkeypatch.setattr(slots, "_PAGES", 1)
     monkeypatch.setattr(slots, "_NARROWER", 2)
     monkeypatch.setattr(slots, "_LEAST", 1)
     monkeypatch.setattr(stopping, "narrowed", lambda slots, width: widths.append(width) or moved(slots, width))
