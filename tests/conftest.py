@@ -1,11 +1,13 @@
-"""Runs before any test module is imported: eight CPU devices, fixed Hypothesis, shared data."""
+"""Runs before any test module is imported: eight CPU devices, programs compiled once, fixed Hypothesis, shared data."""
 
+import atexit
 import functools
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
+import tempfile
 
 
 def _set_flag(name, value):
@@ -15,7 +17,13 @@ def _set_flag(name, value):
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # no cache of compiled programs: the user's own is left alone
+if "rlhf_jax_programs_" not in os.environ.get("JAX_COMPILATION_CACHE_DIR", ""):
+    # What one process of this run has compiled, its other processes read: those of pytest-xdist, and the commands that
+    # tests start. The user's own cache of programs is left alone.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlhf_jax_programs_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"  # as in runtime/programs.py
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 _set_flag("xla_force_host_platform_device_count", 8)
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # The tests' programs are small and run briefly: machine code that is not optimized is ready in 60 % of the time.
@@ -39,6 +47,13 @@ _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 def pytest_handlecrashitem(crashitem):
     """Ends the run when a test crashes its worker process: xdist 3.8 would wait forever for the rest of the file."""
     pytest.exit(f"{crashitem} crashed its worker process", returncode=3)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_simply():
+    import compiling
+
+    compiling.simply()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,25 +111,15 @@ def disk_of(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory):
-    """A mesh of one device, and programs compiled once for all runs of a module; yields the settings of JAX for that."""
+def one_device():
+    """A mesh of one device."""
     import jax
 
     from rlhf_jax import sharding
 
     patch = pytest.MonkeyPatch()
     patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield settings
-    for name, value in before.items():
-        jax.config.update(name, value)
+    yield
     patch.undo()
 
 

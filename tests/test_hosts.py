@@ -41,16 +41,13 @@ SHORT_FLAGS = [f"--config.{name}={value}" for name, value in SHORT.items()]
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """For processes that start with this project, on CPU devices, with programs compiled once for all of them."""
+def environment():
+    """For processes that start with this project, on CPU devices."""
     return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag),
         "LOCAL_PYTHON": sys.executable,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "GRACE": "60",
     }
 

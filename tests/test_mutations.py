@@ -332,7 +332,7 @@ def test_what_a_mutation_replaces_stands_once_in_its_file(mutation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_a_mutation_is_noticed(mutation, tmp_path, programs):
+def test_a_mutation_is_noticed(mutation, tmp_path):
     copy = tmp_path / "project"
     skipped = shutil.ignore_patterns("__pycache__")
     for folder in ("rlhf_jax", "tests", "experiments"):
@@ -357,13 +357,7 @@ def test_a_mutation_is_noticed(mutation, tmp_path, programs):
         "-k",
         chosen,
     ]
-    environment = os.environ | {"PYTHONPATH": str(copy), "JAX_COMPILATION_CACHE_DIR": str(programs)}
+    environment = os.environ | {"PYTHONPATH": str(copy)}
     found = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     assert found.returncode == 1, f"nothing noticed it:\n{found.stdout[-2000:]}{found.stderr[-2000:]}"
     assert " failed" in found.stdout and "SyntaxError" not in found.stdout, found.stdout[-2000:]
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """Compiled programs that mutations share, where they do not touch them."""
-    return tmp_path_factory.mktemp("programs")

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import signal
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,10 +245,9 @@ def test_a_stage_stopped_and_resumed_is_the_stage_never_stopped(whole, tmp_path,
     assert_same_stage(path, whole, stage)
 
 
-def _run_until_killed(path, settings, step):
+def _run_until_killed(path, step):
     """In a process of its own: PPO, killed by the system in the middle of a step."""
-    for name, value in settings.items():
-        jax.config.update(name, value)
+    compiling.simply()
     sharding.make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
 
     def kill(run, now):
@@ -257,9 +257,9 @@ def _run_until_killed(path, settings, step):
     run_stage(path, "ppo", before_step=kill)
 
 
-def test_a_killed_process_goes_on_from_its_last_checkpoint(whole, tmp_path, one_device):
+def test_a_killed_process_goes_on_from_its_last_checkpoint(whole, tmp_path):
     path = copy_until(whole, tmp_path / "run", "ppo")
-    process = multiprocessing.get_context("spawn").Process(target=_run_until_killed, args=(path, one_device, 3))
+    process = multiprocessing.get_context("spawn").Process(target=_run_until_killed, args=(path, 3))
     process.start()
     process.join(300)
     assert process.exitcode == -signal.SIGKILL
