@@ -7,8 +7,7 @@ from rlhf_jax import generate
 from rlhf_jax.model import TransformerConfig
 from rlhf_jax.run import Run
 
-_ON_CPU = 32  # completions that a CPU samples at once, of a batch of at least _LARGE
-_LARGE = 128
+_ON_CPU = (512, 128), (128, 32)  # rows of a batch from which on a CPU samples so many completions at once
 
 
 def sampler(
@@ -35,13 +34,14 @@ def sampler(
 def slots_of(run: Run, rows: int) -> int:
     """Returns the number of completions that are sampled at once of a batch of `rows`: `config.slots`, or a choice.
 
-    The choice is at most what was chosen for the run by its memory. On a CPU the time grows with the number of slots, those that wait for the longest completion included; a few slots are
-    refilled often enough to be busy (docs/measurements.md). Elsewhere all rows are sampled at once.
+    The choice is at most what was chosen for the run by its memory. On a CPU the time grows with the number of slots, those
+    that wait for the longest completion included; a few slots are refilled often enough to be busy
+    (docs/measurements.md). Elsewhere all rows are sampled at once.
     """
     slots = run.config.get("slots")  # work directories of older versions have none
     if slots is None:
-        cpu = run.mesh.devices.flat[0].platform == "cpu"
-        return min(_ON_CPU if cpu and rows >= _LARGE else rows, run.chosen.get("slots") or rows)
+        points = _ON_CPU if run.mesh.devices.flat[0].platform == "cpu" else ()
+        return min(next((slots for least, slots in points if rows >= least), rows), run.chosen.get("slots") or rows)
     return min(slots, rows) or rows
 
 

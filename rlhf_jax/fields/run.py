@@ -206,8 +206,9 @@ COMMON = Section(
             None,
             COUNT_OR_NONE,
             "The number of completions that are sampled at once, over all devices: when some have ended, the next prompts "
-            "of the batch take their place. 0 means all completions of a batch. Fewer take less memory. None means 32 of a "
-            "batch of 128 or more on a CPU, and elsewhere all, or as many as memory allows (docs/scaling.md). "
+            "of the batch take their place. 0 means all completions of a batch. Fewer take less memory. On a CPU, None "
+            "means 32 of a batch of 128 or more, and 128 of 512 or more. Elsewhere it means all, or as many as memory "
+            "allows (docs/scaling.md). "
             "The completions do not depend on it, but for rounding.",
         ),
         "checkpoints_kept": Field(2, COUNT, "The number of newest checkpoints that each stage keeps."),
