@@ -49,13 +49,6 @@ def pytest_handlecrashitem(crashitem):
     pytest.exit(f"{crashitem} crashed its worker process", returncode=3)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_simply():
-    import compiling
-
-    compiling.simply()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def few_mapped_programs():
     """Drops compiled programs after a file when there are many: Linux lets a process map 65,530 pieces of memory.
@@ -112,14 +105,18 @@ def disk_of(tmp_path):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """A mesh of one device."""
+    """A mesh of one device, whose programs are compiled simply; none that was compiled before or after is one of them."""
+    import compiling
     import jax
 
     from rlhf_jax import sharding
 
     patch = pytest.MonkeyPatch()
     patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-    yield
+    jax.clear_caches()
+    with compiling.simply_up_to(1):
+        yield
+    jax.clear_caches()
     patch.undo()
 
 

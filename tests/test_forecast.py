@@ -9,7 +9,6 @@ import sys
 import textwrap
 import types
 
-import compiling
 import jax
 import jax.numpy as jnp
 import pytest
@@ -29,13 +28,6 @@ from rlhf_jax.token_loss import TokenLoss
 GIB = 2**30
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = dataclasses.replace(tiny.SCANNED, num_layers=6, embed_dim=128, num_heads=4, max_length=128, vocab_size=512)
-
-
-@pytest.fixture(autouse=True)
-def usual_compiler():
-    """Memory is compared with that of programs that the compiler fuses as users have them."""
-    with compiling.simply_up_to(0):
-        yield
 
 
 @pytest.mark.parametrize(
