@@ -92,7 +92,8 @@ def settle(run: Run) -> None:
     said = [f"{name}={value}" for name, value in found.items() if name not in whole and value is not None]
     if whole:
         said.append("no other batch in parts" if any("microbatches" in one for one in said) else "no batch in parts")
-    print(f"chosen for {limit / _GIB:.2f} GiB of memory on a device: {', '.join(said)}", flush=True)
+    if said:  # slots alone may be left to the sampler
+        print(f"chosen for {limit / _GIB:.2f} GiB of memory on a device: {', '.join(said)}", flush=True)
     hosts.on_first(chosen.keep, run.path, found)
     run.adopt(run.chosen | found)
 
