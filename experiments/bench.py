@@ -2,6 +2,7 @@
 
     bash launch/python.sh -m rlhf_jax.bench --config=experiments/bench.py:tiny     # or :small
     bash launch/python.sh -m rlhf_jax.bench --config=experiments/bench.py:1.3b     # 124m, 350m, 6.7b: an accelerator
+    bash launch/python.sh -m rlhf_jax.bench --config=experiments/bench.py:tiny,llama --vs=tunix  # a model of Llama's form
 
 One JSON line for each kind of work: seconds (median, and every repeat), tokens/s, peak memory.
 Hardware: 2 CPU cores, and nothing else running on them: a neighbour costs a factor of 3 to 20.
@@ -33,9 +34,11 @@ LARGE = {
 }
 
 
-def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-    if size not in [*SIZES, *LARGE]:
-        raise InputError(f"experiments/bench.py:{size} is unknown; the sizes are {', '.join([*SIZES, *LARGE])}")
+def get_config(arg: str = "tiny") -> ml_collections.ConfigDict:
+    size, _, form = arg.partition(",")
+    if size not in [*SIZES, *LARGE] or form not in ("", "llama"):
+        known = ", ".join([*SIZES, *LARGE])
+        raise InputError(f"experiments/bench.py:{arg} is unknown; the sizes are {known}, each also as SIZE,llama")
     config = ml_collections.ConfigDict(
         dict(
             size=size,
@@ -64,4 +67,6 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     else:
         # Unrolled layers and causal blocks are the faster choice on a CPU.
         config.model = dict(SIZES[size], scan_layers=False, attention="blocked", dtype="float32")
+    if form == "llama":
+        config.model.update(positions="rope", norm="rmsnorm", mlp="swiglu", use_bias=False)
     return config

@@ -198,9 +198,23 @@ def test_without_torch_or_a_work_to_compare_one_sentence_says_so(config, monkeyp
     monkeypatch.setattr(versus.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--vs=torch needs torch"):
         command.main(config, "torch")
+    with pytest.raises(InputError, match="--vs=tunix needs tunix: pip install 'google-tunix'"):
+        command.main(config, "tunix")
     monkeypatch.setattr(versus.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(InputError, match="experiments/bench.py:tiny,llama"):
+        command.main(config, "tunix")
     with pytest.raises(InputError, match="--config.works has none of them"):
         command.main(config, "torch")
+
+
+@pytest.mark.slow
+def test_the_sampler_of_tunix_draws_as_many_tokens_and_the_same_most_likely_ones(config, capsys):
+    pytest.importorskip("tunix")
+    config.works = ("sample",)
+    config.model.update(positions="rope", norm="rmsnorm", mlp="swiglu", use_bias=False)
+    assert command.main(config, "tunix") == 0
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert line["vs"] == "tunix" and line["agrees"] and set(line["compared"]) == {"lengths", "greedy"}
 
 
 @pytest.mark.parametrize("name", ["sft_step", pytest.param("sample", marks=pytest.mark.slow)])

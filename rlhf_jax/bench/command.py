@@ -16,14 +16,14 @@ def main(config: ml_collections.ConfigDict, others: str | None = None) -> int:
 
     Args:
       config: the benchmark's config.
-      others: "torch" measures each work that others can do, side by side with them; None: each work alone.
+      others: "torch" or "tunix" measures each work that these can do, side by side with them; None: each work alone.
 
     Raises:
       InputError: a field has a value that it does not allow, no work can be compared, or a package is missing.
     """
     check_values("", config, fields.FIELDS)
     if others:
-        return _compare(config)
+        return _compare(others, config)
     fresh = multiprocessing.get_context("spawn")
     lines = {}
     for name in config.works:
@@ -36,15 +36,16 @@ def main(config: ml_collections.ConfigDict, others: str | None = None) -> int:
     return 0
 
 
-def _compare(config: ml_collections.ConfigDict) -> int:
+def _compare(others: str, config: ml_collections.ConfigDict) -> int:
     """Prints the lines of a comparison; returns 1 if two sides did not compute the same."""
-    versus.check_installed()
-    names = [name for name in config.works if name in versus.PEERS]
+    versus.check(others, config)
+    peers = versus.PEERS[others]
+    names = [name for name in config.works if name in peers]
     if not names:
-        raise InputError(f"--vs=torch compares {', '.join(versus.PEERS)}; --config.works has none of them")
+        raise InputError(f"--vs={others} compares {', '.join(peers)}; --config.works has none of them")
     agree = True
     for name in names:
-        for line in versus.compare(name, config):
+        for line in versus.compare(others, name, config):
             print(json.dumps(line), flush=True)
             agree &= line["agrees"]
     return int(not agree)

@@ -1,4 +1,4 @@
-"""The works of the benchmark, side by side with the same work by others: --vs=torch.
+"""The works of the benchmark, side by side with the same work by others: --vs=torch or --vs=tunix.
 
 Each side has its own process, which is kept alive and told one repetition at a time, so that a busy moment of the machine
 hits all of them. They have the same weights and tokens. What they computed is compared, too: the losses of all steps, the
@@ -7,6 +7,7 @@ lengths of completions, and the most likely tokens.
     torch, torch_compile    transformers' GPT-2 with sdpa attention and torch's fused AdamW
     trl                     the trainers of TRL, where it is installed
     transformers            generate, with its cache of keys and values
+    tunix                   Tunix's sampler, on a model of Llama's form
 """
 
 import concurrent.futures
@@ -28,31 +29,40 @@ from rlhf_jax.bench.workload import rounded
 from rlhf_jax.runtime.errors import InputError
 
 PEERS = {
-    "sft_step": ("torch", "torch_compile", "trl"),
-    "reward_step": ("torch", "torch_compile", "trl"),
-    "sample": ("transformers",),
+    "torch": {
+        "sft_step": ("torch", "torch_compile", "trl"),
+        "reward_step": ("torch", "torch_compile", "trl"),
+        "sample": ("transformers",),
+    },
+    "tunix": {"sample": ("tunix",)},
 }
+_NEEDED = {"torch": {"torch": "rlhf_jax[bench]", "transformers": "rlhf_jax[bench]"}, "tunix": {"tunix": "google-tunix"}}
+_MODULES = {"trl": "trl_side", "tunix": "tunix_side"}
 _GREEDY = 8  # tokens
 # Relative differences of losses after a few steps: sums in another order, and bfloat16 at other places. TRL decays no
 # biases and norms, and rounds the losses that it logs to four digits.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 
 
-def check_installed() -> None:
-    """Raises InputError if what every comparison needs is missing."""
-    for name in ("torch", "transformers"):
+def check(others: str, config: ml_collections.ConfigDict) -> None:
+    """Raises InputError if what every comparison with `others` needs is missing."""
+    for name, package in _NEEDED[others].items():
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"--vs=torch needs {name}: pip install 'rlhf_jax[bench]'")
+            raise InputError(f"--vs={others} needs {name}: pip install '{package}'")
+    if others == "tunix" and config.model.get("norm") != "rmsnorm":
+        raise InputError(
+            f"--vs=tunix compares models of Llama's form: --config=experiments/bench.py:{config.size},llama"
+        )
 
 
-def compare(name: str, config: ml_collections.ConfigDict) -> Iterator[dict]:
+def compare(others: str, name: str, config: ml_collections.ConfigDict) -> Iterator[dict]:
     """Yields a line for each peer of a work; says on stderr which peers are left out, and why.
 
     A line has "ours" and "theirs", with the median "seconds", all "repeats", the "first_seconds" with compilation and the
     peak memory in MiB; the "ratio" of their median to ours; and "agrees", whether both computed the same, with what was
     compared.
     """
-    peers = [peer for peer in PEERS[name] if _usable(peer)]
+    peers = [peer for peer in PEERS[others][name] if _usable(peer)]
     with tempfile.TemporaryDirectory(prefix="rlhf_jax_bench_") as folder:
         fresh = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as process:
@@ -134,4 +144,4 @@ def _start(side: str, name: str, config: ml_collections.ConfigDict, folder: str)
         "weight_decay": works.WEIGHT_DECAY,
     }
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "GLIBC_TUNABLES": ""}
-    return Side(f"rlhf_jax.bench.{'trl' if side == 'trl' else 'torch'}_side", given, offline)
+    return Side(f"rlhf_jax.bench.{_MODULES.get(side, 'torch_side')}", given, offline)
