@@ -8,7 +8,7 @@ larger proxy and more data raise alpha and lower beta. Gold here is the world's 
 """
 
 from experiments.figures.world import DESIGN, own_base, own_widths
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 DATA, WIDTH = "proxy.subset", "proxy.model.embed_dim"

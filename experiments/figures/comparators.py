@@ -9,7 +9,7 @@ Each goes to two distances: by its KL coefficient, DPO by beta, best of n by n.
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 POLICIES = ("ppo", "rloo", "grpo", "by_regression", "by_feedback", "from_base")  # the stages that run PPO's program

@@ -6,7 +6,8 @@ Ouyang et al. 2022, Fig. 35 (E.8): PPO-ptx for 512k episodes begins above GPT-3 
 below; more than 256k episodes do not help.
 """
 
-from experiments.figures.world import DESIGN, get_config
+from experiments.figures.world import DESIGN
+from experiments.figures.world import earlier as get_config
 from rlhf_jax.report import spec
 
 AXIS = "ppo_ptx.iterations"

@@ -9,7 +9,7 @@ hardly past the best distance. Stiennon et al. 2020, Table 9: the KL to SFT fall
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 AXIS = "ppo_ptx.kl_coef"

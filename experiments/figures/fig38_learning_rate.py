@@ -7,7 +7,8 @@ the pretraining mix; with it the policy is less sensitive. The rates here are th
 smaller: a grid from a quarter of the default to sixteen times it.
 """
 
-from experiments.figures.world import DESIGN, get_config
+from experiments.figures.world import DESIGN
+from experiments.figures.world import earlier as get_config
 from rlhf_jax.report import spec
 
 RATE, GAMMA = "ppo_ptx.learning_rate", "ppo_ptx.ptx_coef"

@@ -13,7 +13,7 @@ spread over seeds.
 """
 
 from experiments.figures.world import DESIGN, own_base
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 SIZE, SIZES = "model.embed_dim", (32, 64, 128)

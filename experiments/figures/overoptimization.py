@@ -10,7 +10,7 @@ world's labeler says of every rollout. Every value model starts as the policy, s
 """
 
 from experiments.figures.world import DESIGN, own_base, own_widths
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 DATA, WIDTH, BETA = "reward_model.subset", "reward_model.model.embed_dim", "ppo.kl_coef"

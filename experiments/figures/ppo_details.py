@@ -8,7 +8,8 @@ detail 21), and the adaptive KL coefficient (Ziegler et al. 2019), whose horizon
 it can move; the target is well below where the fixed coefficient ends.
 """
 
-from experiments.figures.world import DESIGN, get_config
+from experiments.figures.world import DESIGN
+from experiments.figures.world import earlier as get_config
 from rlhf_jax.report import spec
 
 P = "ppo_ptx."

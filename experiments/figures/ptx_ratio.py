@@ -7,7 +7,7 @@ times as long; 8 was chosen. Here 2 is the default, and 1 and 8 stand for 4 and 
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 AXIS = "ppo_ptx.ptx_ratio"

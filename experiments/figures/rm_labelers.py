@@ -9,7 +9,7 @@ labeler would lose so much.
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 from rlhf_jax.world.labelers import GROUPS
 

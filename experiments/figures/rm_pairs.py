@@ -11,7 +11,7 @@ chooses; the other three judge.
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 LOSS, BATCH, EPOCHS, RATE = (f"reward_model.{name}" for name in ("loss", "batch_size", "epochs", "learning_rate"))

@@ -8,7 +8,7 @@ model starts from a base model of its own size; the policies that are compared a
 """
 
 from experiments.figures.world import DESIGN, own_base, own_widths
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 DATA, WIDTH = "reward_model.subset", "reward_model.model.embed_dim"

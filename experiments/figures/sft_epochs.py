@@ -8,7 +8,7 @@ of the same run scores samples on validation prompts after every epoch.
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import get_config as world
+from experiments.figures.world import earlier as world
 from rlhf_jax.report import spec
 
 

@@ -15,18 +15,18 @@ DESIGN = spec.Design(looks=(3, 5, 8, 12), spending="pocock")
 def get_config(arg: str = ""):
     config = quickstart()
     config.stages = ("pretrain", "sft", "collect", "reward_model", "ppo_ptx")
-    config.pretrain.update(seed=0, steps=1500)
-    config.data.world.update(rm_prompts=2500)
+    config.pretrain.seed = 0
+    config.data.world.update(rm_prompts=4000, valid_prompts=300, test_prompts=512)
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(iterations=20, batch_size=64, minibatch_size=16)
-    config.evaluate.update(prompts=256, skill_items=120)
-    _as_published(config)
+    config.evaluate.update(prompts=512, skill_items=120)
     return config
 
 
-def _as_published(config):
-    """Gives a config the quickstart's settings of the version with which docs/reproduction was made."""
-    config.data.world.update(demonstrations=1000, valid_prompts=200, test_prompts=512)
+def earlier(arg: str = ""):
+    """The config of figures that were not made anew yet: with the quickstart's settings of an earlier version."""
+    config = get_config()
+    config.data.world.update(rm_prompts=2500, demonstrations=1000, valid_prompts=200, test_prompts=512)
     config.model.update(rope_theta=None, norm=None, mlp=None, mlp_dim=None, use_bias=None, init_std=0.02)
     config.pretrain.learning_rate = 3e-3
     config.sft.update(epochs=2.0, learning_rate=2e-4, pretrain_mix=0.0, packed=False)
@@ -37,6 +37,8 @@ def _as_published(config):
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.learning_rate = 7e-4
     config.ppo_ptx.ptx_coef = 2.0
+    config.evaluate.prompts = 256
+    return config
 
 
 def own_base(config, reward_model: str, width: int = 128):
