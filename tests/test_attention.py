@@ -1,7 +1,6 @@
 """Attention against a plain loop, and every implementation against the others."""
 
 import functools
-import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +10,6 @@ import pytest
 
 from rlhf_jax import sharding
 from rlhf_jax.model import attention
-from rlhf_jax.plan import topology
 from rlhf_jax.runtime.errors import InputError
 
 H, G, WIDTH = 4, 2, 8
@@ -101,46 +99,6 @@ def test_splash_attention_and_its_gradient_equal_xla_on_a_mesh(batch):
         found = trained(functools.partial(attention._splash, interpret=True))
     expected = trained(attention.attend)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, expected)
-
-
-@pytest.mark.parametrize("length", [12, 37])
-def test_cudnn_is_given_what_it_computes_and_the_result_is_the_same(length, monkeypatch):
-    """An even length, which its backward pass needs; here XLA computes it in its place."""
-    lengths, theirs = [], jax.nn.dot_product_attention
-
-    def in_its_place(q, k, v, mask, is_causal, implementation):
-        assert implementation == "cudnn" and is_causal
-        lengths.append(q.shape[1])
-        return theirs(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", in_its_place)
-    q, k, v, segments = inputs(length)
-    found = attention.attend(q, k, v, segments, implementation="cudnn")
-    assert lengths == [length + length % 2]
-    np.testing.assert_allclose(found, by_loop(q, k, v, segments), atol=2e-6)
-    wide = [np.tile(x, 17) for x in (q, k, v)]  # heads of 136, which no kernel computes
-    np.testing.assert_array_equal(
-        attention.attend(*wide, segments, implementation="cudnn"), attention.attend(*wide, segments)
-    )
-    assert len(lengths) == 1
-
-
-def test_cudnn_is_compiled_in_its_causal_form_forward_and_backward():
-    """The form decides whether scores above the diagonal are computed; only the compiled program says it."""
-    pytest.importorskip("jax_plugins.xla_cuda13", reason="the extra plan_gpu is not installed")
-    place = topology.parse("h100:1")
-    (device,) = place.devices()
-    where = jax.sharding.SingleDeviceSharding(device)
-    heads = jax.ShapeDtypeStruct((2, 256, 4, 64), "bfloat16", sharding=where)
-    segments = jax.ShapeDtypeStruct((2, 256), "int32", sharding=where)
-
-    def total(q, k, v, segments):
-        return attention.attend(q, k, v, segments, implementation="cudnn").astype("float32").sum()
-
-    text = jax.jit(jax.grad(total, (0, 1, 2))).lower(heads, heads, heads, segments).compile().as_text()
-    calls = re.findall(r'custom_call_target="(__cudnn\$fmha\w*)".*?"mask_type": *"(\w+)"', text)
-    assert len(calls) == 2 and {mask for _, mask in calls} == {"CAUSAL"}
-    assert len([name for name, _ in calls if "Backward" in name]) == 1
 
 
 @pytest.mark.parametrize(

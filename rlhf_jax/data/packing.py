@@ -89,6 +89,11 @@ def pack_all(examples: Batch, pad_id: int) -> Batch:
     return pack(examples, best_fit(lengths(examples), examples.tokens.shape[1]), pad_id)
 
 
+def segments(examples: Batch) -> int:
+    """Returns the largest number of segments of a row."""
+    return int(examples.segment_ids.max())
+
+
 def lengths(examples: Batch) -> np.ndarray:
     """Returns the number of tokens of each example, i64[N]."""
     return (examples.segment_ids > 0).sum(axis=1)
@@ -109,6 +114,7 @@ class PackedLoader:
 
     Attributes:
         batch_size: number of rows of a packed batch.
+        segments: largest number of demonstrations in a row.
         report: PackingReport over the steps.
     """
 
@@ -116,7 +122,9 @@ class PackedLoader:
         self._loader, self._pad_id = loader, pad_id
         self._lengths, self._length = lengths(examples), examples.tokens.shape[1]
         batches = [loader.rows(step) for step in range(steps)]
-        needed = max(len(self._layout(rows)) for rows in batches)
+        layouts = [self._layout(rows) for rows in batches]
+        needed = max(map(len, layouts))
+        self.segments = max(len(row) for layout in layouts for row in layout)
         self.batch_size = -(-(needed + others) // multiple) * multiple - others
         # The mean number of rows if there were no padding.
         full = np.mean([self._lengths[rows].sum() for rows in batches]) / self._length

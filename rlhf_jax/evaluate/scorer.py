@@ -35,7 +35,7 @@ def completion_scores(config: TransformerConfig, params: dict, batch: Comparison
     def flat(x):
         return x.reshape(-1, x.shape[-1])
 
-    scores = ppo.sequence_scores(config, params, flat(batch.tokens), flat(batch.mask))
+    scores = ppo.sequence_scores(config.of_rows(1), params, flat(batch.tokens), flat(batch.mask))
     return scores.reshape(batch.valid.shape)
 
 

@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import sharding
+from rlhf_jax.model import cudnn
+from rlhf_jax.model.cudnn import NOTHING, PREFIX
 from rlhf_jax.runtime.errors import InputError
 
 Implementation = Literal["xla", "blocked", "splash", "cudnn"]
 IMPLEMENTATIONS = get_args(Implementation)
 _NEEDS = {"splash": "tpu", "cudnn": "gpu"}
-PREFIX = -1  # the segment id of tokens that every later token of their row attends to
+SEGMENTS = 16  # the most segments of a row that programs for packed rows count on
 _BLOCK = 64  # number of queries in a block of the "blocked" implementation
 _MASKED = -1e30  # finite, so that a query without any visible key gives numbers and not NaN
 _LANES = 128  # lanes of a TPU register: splash attention requires lengths that are multiples of it
 _CUDNN_WIDTH = 128  # of a head; Hopper and later also compute 256
 _CUDNN_TILE = 128  # queries and keys that cuDNN computes, or skips, together
 _SPLASH_BLOCKS = (512, 256, _LANES)  # the first that divides the length is computed, or skipped, together
-_NOTHING = -2  # the segment id of the padding that brings a row to a length that a kernel computes
 
 
 def choose(name: str, platform: str, dtype: str) -> Implementation:
@@ -52,7 +53,13 @@ def choose(name: str, platform: str, dtype: str) -> Implementation:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, implementation: Implementation = "xla"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    implementation: Implementation = "xla",
+    segments: int = 0,
 ) -> jax.Array:
     """Returns causal self-attention within segments, [B, T, H, Dh].
 
@@ -65,11 +72,15 @@ def attend(
         the keys that lie after each block; "splash" (TPU) and "cudnn" (GPU) never hold all scores. "splash" does not
         support PREFIX. Heads that cuDNN does not compute on every GPU, wider than 128 or no multiple of 8, are left to
         "xla".
+      segments: what is known of the rows, by which "cudnn" chooses its form (see cudnn.py). 1: a row is one segment from
+        its first place on, and then padding. M > 1: a row has at most M segments, the tokens of each stand together, and
+        none is PREFIX. 0: nothing is known.
     """
     if implementation == "splash":
         return _splash(q, k, v, segment_ids)
     if implementation == "cudnn" and _cudnn_computes(q.shape[-1]):
-        return _by_device(_cudnn, heads=2)(q, k, v, segment_ids)
+        kernel = functools.partial(cudnn.attend, segments=segments, visible=_visible)
+        return _by_device(kernel, heads=2)(q, k, v, segment_ids)
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     # With the batch axes first, a CPU multiplies these matrices a third faster.
@@ -99,6 +110,11 @@ def computed_scores(implementation: str, length: int, width: int) -> int:
         block = _BLOCK if implementation == "blocked" else length
     ends = [min(start + block, length) for start in range(0, length, block)]
     return sum((end - start) * end for start, end in zip([0, *ends], ends))
+
+
+def skips_segments(implementation: str, width: int) -> bool:
+    """Returns whether `attend` computes each segment of packed rows by itself, for heads of a width."""
+    return implementation == "cudnn" and _cudnn_computes(width)
 
 
 def attend_cached(
@@ -169,21 +185,6 @@ def _by_device(kernel: Callable, heads: int) -> Callable:
     return compute if axes else kernel
 
 
-def _cudnn(q, k, v, segment_ids):
-    """Computes `attend` by cuDNN, whose backward pass with a mask needs an even length.
-
-    cuDNN skips what lies above the diagonal because it is told that the attention is causal; the mask alone would be
-    applied to scores that it has computed. The mask then tells the segments apart. It has no heads, so that reading it
-    costs little beside the scores.
-    """
-    length = q.shape[1]
-    padding = length % 2
-    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
-    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=_NOTHING)
-    mask = _visible(segment_ids, segment_ids)[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")[:, :length]
-
-
 def _splash_block(length: int) -> int:
     """Returns the number of queries, and of keys, in a block of splash attention."""
     return next(size for size in _SPLASH_BLOCKS if length % size == 0)
@@ -198,7 +199,7 @@ def _splash(q, k, v, segment_ids, interpret: bool = False):
         return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
 
     heads_first = pad(q * q.shape[-1] ** -0.5), pad(k), pad(v)
-    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=_NOTHING)
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=NOTHING)
     local = functools.partial(_splash_local, interpret=interpret)
     return _by_device(local, heads=1)(*heads_first, segment_ids).swapaxes(1, 2)[:, :length]
 

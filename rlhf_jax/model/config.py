@@ -5,6 +5,7 @@ import dataclasses
 from rlhf_jax.fields.checks import check_values
 from rlhf_jax.fields.model import MODEL
 from rlhf_jax.lora import Lora, sizes
+from rlhf_jax.model.attention import SEGMENTS
 from rlhf_jax.runtime.errors import InputError
 
 
@@ -44,6 +45,7 @@ class TransformerConfig:
     scan_layers: bool = True  # False unrolls the layers: faster on a CPU, and easier to debug
     remat: str = "none"  # "full" or "dots": what the backward pass recomputes
     attention: str = "xla"  # see attention.attend
+    segments: int = 0  # what a program knows of its rows; see attention.attend
     sequence_axis: str = ""  # the mesh axis over which activations between layers are split along time
     logits_chunk: int = 0  # number of places of a row whose logits exist at once in a loss; 0: all
     absent_ids: tuple[tuple[int, int], ...] = ()  # ranges [first, end) of ids without a token, never predicted
@@ -68,6 +70,13 @@ class TransformerConfig:
             # Spelled out in one order, so that equal adapters have equal settings.
             named = tuple(name for name in self.matrices if name in (self.lora.matrices or self.matrices))
             object.__setattr__(self, "lora", dataclasses.replace(self.lora, matrices=named))
+
+    def of_rows(self, segments: int) -> "TransformerConfig":
+        """Returns the shape for rows of at most so many segments, each of which stands together, without PREFIX.
+
+        A row of one segment begins with it. Programs count on 1, on SEGMENTS or on nothing, so that they are few.
+        """
+        return dataclasses.replace(self, segments=1 if segments == 1 else SEGMENTS if segments <= SEGMENTS else 0)
 
     @property
     def kv_heads(self) -> int:

@@ -211,7 +211,8 @@ class Block(_Module):
 
         drop = self._adapter_dropout(keys)
         q, k, v = self._qkv(self.norm1(x), rotary, drop)
-        mixed = attention.attend(q, k, v, segment_ids, implementation=self.config.attention)
+        rows = {"implementation": self.config.attention, "segments": self.config.segments}
+        mixed = attention.attend(q, k, v, segment_ids, **rows)
         after = residual(x, self._times(mixed, "wo", drop) + self.bo, 0)
         x = residual(after, self._mlp(x if self.config.parallel_residual else after, drop), 1)
         return x, (k, v) if with_cache else None

@@ -121,23 +121,31 @@ def _computed(config: TransformerConfig, length: int) -> int:
     return attention.computed_scores(config.attention, length, config.head_dim)
 
 
-def forward(config: TransformerConfig, rows: int, length: int, logits: int = 0) -> Work:
-    """Returns the work of a forward pass over rows [B, T]; `logits` is the number of tokens with logits."""
+def forward(config: TransformerConfig, rows: int, length: int, logits: int = 0, scores: int | None = None) -> Work:
+    """Returns the work of a forward pass over rows [B, T].
+
+    Args:
+      config: shape of the model.
+      rows: B.
+      length: T.
+      logits: number of tokens with logits.
+      scores: number of scores that a head computes of all rows; by default those of rows without padding.
+    """
     flops, executed = _linear(config, rows * length, logits)
     visible = rows * length * (length + 1) / 2
-    computed = rows * _computed(config, length)
+    computed = rows * _computed(config, length) if scores is None else scores
     return Work(rows * length, flops + _attention(config, visible), executed + _attention(config, computed))
 
 
-def training(config: TransformerConfig, rows: int, length: int, logits: int = 0) -> Work:
-    """Returns the work of a forward and a backward pass over rows [B, T].
+def training(config: TransformerConfig, rows: int, length: int, logits: int = 0, scores: int | None = None) -> Work:
+    """Returns the work of a forward and a backward pass over rows [B, T]; the arguments are those of `forward`.
 
     The backward pass costs twice the forward pass, plus the operations that remat makes it repeat. With adapters, no
     gradient of the frozen weights is computed, which saves a third of their products.
     """
-    once = forward(config, rows, length, logits)
+    once = forward(config, rows, length, logits, scores)
     saved, saved_executed = _frozen(config, rows * length, logits)
-    computed = _attention(config, rows * _computed(config, length))
+    computed = _attention(config, rows * _computed(config, length) if scores is None else scores)
     repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[config.remat]
     if 0 < config.logits_chunk < logits / rows:  # the backward pass recomputes each chunk of logits
         repeated += _linear(config, 0, logits)[1]
@@ -155,7 +163,8 @@ def in_rows(
 ) -> Work:
     """Returns the work of episodes that are packed into rows.
 
-    Model FLOPs are those of the episodes' own tokens, and executed FLOPs those of the rows.
+    Model FLOPs are those of the episodes' own tokens, and executed FLOPs those of the rows. cuDNN computes each episode by
+    itself, and the other implementations the rows.
 
     Args:
       of: `forward` or `training`.
@@ -166,8 +175,11 @@ def in_rows(
       room: the longest prompt, and the longest completion.
       logits: whether the logits of the completions are computed.
     """
+    scores = None
+    if attention.skips_segments(config.attention, config.head_dim):
+        scores = sum(_computed(config, int(size)) for size in prompts + completions)
     own = (of(config, 1, int(p + c), int(c) * logits) for p, c in zip(prompts, completions, strict=True))
-    executed = of(config, rows, sum(room), rows * room[1] * logits).executed
+    executed = of(config, rows, sum(room), rows * room[1] * logits, scores).executed
     return dataclasses.replace(sum(own, Work()), executed=executed)
 
 

@@ -9,6 +9,8 @@ All shapes are fixed, and nothing is compiled again for other lengths. There are
 enough in any case. The rows are computed in parts of a few rows, and the loop over the parts ends after the last part
 that has an episode.
 
+A row has at most SEGMENTS episodes, the number that programs for packed rows count on.
+
 Shapes: N episodes of a minibatch, P prompt, C completion, T = P + C, R = N rows, M parts of r rows each.
 """
 
@@ -22,6 +24,7 @@ from flax import struct
 
 from rlhf_jax import losses, sharding
 from rlhf_jax.generate import Rollout
+from rlhf_jax.model.attention import SEGMENTS
 
 # Places of a part on each device. Fewer would not keep a device busy; more are computed for nothing, and on a CPU they
 # are slower than their number (docs/measurements.md).
@@ -82,8 +85,8 @@ def pack(rollout: Rollout) -> PackedLayout:
     prompts, completions = (
         jnp.sum(mask, axis=1, dtype=jnp.int32) for mask in (rollout.prompt_mask, rollout.completion_mask)
     )
-    sizes = jnp.stack([prompts + completions, completions], axis=1)
-    row, used = first_fit(sizes, jnp.array([length, completion_length]))
+    sizes = jnp.stack([prompts + completions, completions, jnp.ones_like(prompts)], axis=1)
+    row, used = first_fit(sizes, jnp.array([length, completion_length, SEGMENTS]))
     start, first = used[:, 0], used[:, 1]
 
     # Padding is sent to a place behind the last row, where `mode="drop"` leaves it out.
@@ -164,17 +167,17 @@ def filled_parts(prompts: np.ndarray, completions: np.ndarray, rows: int, size: 
       size: r, which divides R.
       room: P and C.
     """
-    sizes = np.stack([prompts + completions, completions], axis=1).reshape(-1, rows, 2)
-    return sum(-(-rows_needed(one, (sum(room), room[1])) // size) for one in sizes)
+    sizes = np.stack([prompts + completions, completions, np.ones_like(prompts)], axis=1).reshape(-1, rows, 3)
+    return sum(-(-rows_needed(one, (sum(room), room[1], SEGMENTS)) // size) for one in sizes)
 
 
-def rows_needed(sizes: np.ndarray, room: tuple[int, int]) -> int:
+def rows_needed(sizes: np.ndarray, room: tuple[int, ...]) -> int:
     """Returns how many rows `first_fit` fills, computed on the host; the arguments are those of `first_fit`."""
-    used = np.zeros((0, 2), np.int64)
+    used = np.zeros((0, len(room)), np.int64)
     for size in sizes[np.argsort(-sizes[:, 0], kind="stable")]:
         fits = (used + size <= room).all(axis=1)
         if not fits.any():
-            used, fits = np.append(used, [[0, 0]], axis=0), np.append(fits, True)
+            used, fits = np.append(used, np.zeros((1, len(room)), np.int64), axis=0), np.append(fits, True)
         used[np.argmax(fits)] += size
     return len(used)
 

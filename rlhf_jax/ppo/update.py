@@ -125,8 +125,10 @@ def make_update(
             # The barrier keeps XLA from merging the two computations: PPO's gradient has the same bits without ptx.
             grads = jax.lax.optimization_barrier(grads)
 
+            ptx_shape = config.policy.of_rows(config.ptx_segments)
+
             def ptx_loss_fn(params, part, _):
-                return token_loss(config.policy, lora.joined(base, params), part)
+                return token_loss(ptx_shape, lora.joined(base, params), part)
 
             no_key = jax.random.key(0)  # `gradients` wants a key, but PPO has no dropout
             ptx_grads, p_loss = train.gradients(ptx_loss_fn, state.policy.params, ptx, no_key, config.ptx_microbatches)

@@ -88,7 +88,7 @@ def completion_logprobs(config: TransformerConfig, params: dict, batch: Preferen
     if isinstance(batch, PackedPreferences):
         return _packed_logprobs(config, params, batch)
     tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask))
-    hidden = model.masked_hidden_states(config, params, tokens, mask)
+    hidden = model.masked_hidden_states(config.of_rows(1), params, tokens, mask)
     logprobs = model.target_logprobs(config, params, hidden[:, :-1], tokens[:, 1:])
     places = jnp.arange(1, tokens.shape[1])
     completion = batch.mask[..., 1:] & (places >= batch.starts[:, None, None])

@@ -13,11 +13,13 @@ import numpy as np
 
 from rlhf_jax import abstract, generate, inputs, journal, loop, lora, metrics, model, sampling, sharding, weights
 from rlhf_jax.advantages import ESTIMATORS
+from rlhf_jax.data import packing
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.text_batches import batch_prompts
 from rlhf_jax.evaluate import policy as evaluation
 from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.fields.registry import Stage, register
+from rlhf_jax.model.attention import SEGMENTS
 from rlhf_jax.ppo import options, programs
 from rlhf_jax.ppo.fields import FIELDS
 from rlhf_jax.ppo.state import PPOConfig, PPOState
@@ -27,16 +29,17 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.stages import ppo_abstract, ppo_models, ppo_rewards, ppo_validation
 
 
-def build(run: Run, stage: str):
+def build(run: Run, stage: str, config: PPOConfig | None = None):
     """Returns (function that makes a PPOState, PPOPrograms) of config[stage]; see ppo.programs.compiled.
 
     The function is jitted, and maps (policy, value parameters, kl_coef) to a PPOState. Stages of one process that
-    differ only in Coefficients, kl_coef or seed share the programs, compiled once.
+    differ only in Coefficients, kl_coef or seed share the programs, compiled once. `config` is that of a PPOTraining, which
+    knows its data.
     """
     check(run, stage)
     section = run.config[stage]
     return programs.compiled(
-        _static_config(run, stage),
+        config or _static_config(run, stage),
         ppo_rewards.reward_fn_of(run, section),
         programs.optimizers_of(section),
         sampling.sampler(run, run.config.completion_length, section.batch_size, copies=section.samples_per_prompt),
@@ -167,7 +170,9 @@ def training_of(run: Run, stage: str) -> PPOTraining:
     functions = ppo_rewards.host_rewards(run, stage)
     for sentence in options.described(config, section.kl_coef != 0.0, section.gamma):
         print(f"{stage}: {sentence}")
-    return PPOTraining(run, stage, config, loader, _ptx_loader(run, stage), functions, trial)
+    ptx, segments = _ptx_loader(run, stage)
+    config = dataclasses.replace(config, ptx_segments=segments)
+    return PPOTraining(run, stage, config, loader, ptx, functions, trial)
 
 
 def run_stage(run: Run, stage: str) -> dict[str, str]:
@@ -178,7 +183,7 @@ def run_stage(run: Run, stage: str) -> dict[str, str]:
     """
     training = training_of(run, stage)
     section, mesh = run.config[stage], run.mesh
-    make, compiled = build(run, stage)
+    make, compiled = build(run, stage, training.config)
     ref, reward, value = training.start()
     # Adapters of one base: only they are trained and handed around, and the base is passed beside them.
     (base, ref), (_, value), reward = lora.split(ref), lora.split(value or {}), ppo_rewards.trained(reward)
@@ -250,17 +255,17 @@ def gold_metrics(run: Run, samples: int, index: np.ndarray, rollout) -> dict[str
     return {"objective/gold": means.mean(), **error}
 
 
-def _ptx_loader(run: Run, stage: str) -> Loader | None:
-    """Returns the loader of each optimizer step's pretraining sequences (see programs.ptx_rows); None without ptx."""
+def _ptx_loader(run: Run, stage: str) -> tuple[Loader | None, int]:
+    """Returns the loader of each optimizer step's pretraining sequences, None without ptx, and PPOConfig.ptx_segments."""
     section = run.config[stage]
     if section.ptx_coef == 0.0 or section.ptx_ratio == 0:
-        return None
+        return None, SEGMENTS
     length = section.ptx_length or run.config.prompt_length + run.config.completion_length
     examples, _, mixture = inputs.packed_documents(run, "train", length)
     loader = Loader(examples, programs.ptx_rows(section), run.seed, name="ptx", mixture=mixture)
     steps = section.iterations * section.ppo_epochs * (section.batch_size // section.minibatch_size)
     inputs.report_epochs(run, stage, "documents", mixture, steps * loader.batch_size)
-    return loader
+    return loader, run.model.of_rows(packing.segments(examples)).segments
 
 
 def parts(section: Mapping) -> dict[str, int]:

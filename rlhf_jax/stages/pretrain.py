@@ -8,6 +8,7 @@ import functools
 import jax
 
 from rlhf_jax import abstract, inputs, sharding, weights
+from rlhf_jax.data import packing
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.evaluate import policy
@@ -16,6 +17,7 @@ from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, whole
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.training import OWN_MODEL, PRETRAIN_RATES, learning_rate, trained
 from rlhf_jax.model import TransformerConfig
+from rlhf_jax.model.attention import SEGMENTS
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.progress import shown
 from rlhf_jax.stages import supervised
@@ -36,9 +38,9 @@ FIELDS = trained(
 )
 
 
-def loss_of(run: Run, stage: str) -> TokenLoss:
-    """Returns the loss that config[stage] minimises."""
-    return TokenLoss(run.trained_shape(stage), run.config[stage].get("dropout_rate", 0.0))
+def loss_of(run: Run, stage: str, segments: int = SEGMENTS) -> TokenLoss:
+    """Returns the loss that config[stage] minimises, of rows with at most `segments` examples."""
+    return TokenLoss(run.trained_shape(stage).of_rows(segments), run.config[stage].get("dropout_rate", 0.0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,7 +87,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         run,
         stage,
         functools.partial(weights.start_params, run, stage),
-        loss_of(run, stage),
+        loss_of(run, stage, packing.segments(examples)),
         loader,
         section.steps,
         finish=lambda state: weights.save_params(run, stage, state.params),

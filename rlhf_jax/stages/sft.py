@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import abstract, inputs, weights
+from rlhf_jax.data import packing
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader
 from rlhf_jax.data.mixture import build
@@ -23,6 +24,7 @@ from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, FLAG, POSITIVE, SHARE_B
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.rewards import REWARD_OR_NONE
 from rlhf_jax.fields.training import SFT_RATES, learning_rate, trained
+from rlhf_jax.model.attention import SEGMENTS
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.selection import Selection
@@ -160,14 +162,17 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         held_out, max(64, between // 2) if section.validate_rows is None else section.validate_rows
     )
     inputs.report_epochs(run, stage, "demonstrations", mixture, total * loader.batch_size)
+    segments = packing.segments(examples)
     if section.packed:
         multiple = run.parts(stage)["microbatches"] * run.mesh.shape["data"] * run.mesh.shape["fsdp"]
         loader = PackedLoader(loader, examples, run.tokenizer.pad_id, total, multiple, others=mixed)
         inputs.report_packing(run, stage, loader.report)
+        segments = loader.segments
         held_out = pack_all(held_out, run.tokenizer.pad_id)
     if mixed:
         documents, _, mixture = inputs.packed_documents(run, "train", length)
         inputs.report_epochs(run, stage, "documents", mixture, total * mixed)
+        segments = max(segments, packing.segments(documents))
         documents = Loader(documents, mixed, run.seed_of(stage), name=f"{stage}/mix", mixture=mixture)
         loader = MixedLoader(loader, documents)
 
@@ -191,7 +196,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         run,
         stage,
         functools.partial(weights.start_params, run, stage),
-        loss_of(run, stage),
+        loss_of(run, stage, segments),
         loader,
         total,
         finish,
@@ -210,7 +215,9 @@ def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Prog
     demonstrations = section.batch_size - round(section.pretrain_mix * section.batch_size)
     batch = abstract.batch(run, section.batch_size, run.whole_length)
     steps = max(1, math.ceil(section.epochs * data.demonstrations / demonstrations))
-    return [supervised.train_program(run, stage, loss_of(run, stage), batch, steps)]
+    several = section.packed or demonstrations < section.batch_size
+    loss_fn = loss_of(run, stage, SEGMENTS if several else 1)
+    return [supervised.train_program(run, stage, loss_fn, batch, steps)]
 
 
 register(

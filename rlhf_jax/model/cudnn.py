@@ -1,0 +1,178 @@
+"""Attention by cuDNN, in the form that the rows allow.
+
+cuDNN skips the keys after each query by itself. What else a query must not see it is told in one of three ways:
+
+- "lengths", where a row is one segment and then padding: the number of tokens of each row. Padding is not computed.
+- "packed", where segments stand one after another: where each begins, and how long it is. Each is computed by itself.
+- "masked", for all other rows: a mask [T, T] of each row. It is read beside the scores, and in the backward pass cuDNN
+  also writes a gradient of it that nobody reads.
+
+JAX offers "packed" in its primitives alone, which are called in `_packed_forward` and `_packed_backward`, and only from
+there. They take what cuDNN takes, so that no version of JAX in between can err (jax 0.10 does where heads share keys).
+
+Shapes: B batch, T tokens, H heads, G key-value heads, Dh head width, M the most segments of a row.
+"""
+
+import jax
+import jax.numpy as jnp
+
+PREFIX = -1  # the segment id of tokens that every later token of their row attends to
+NOTHING = -2  # the segment id of the padding that brings a row to a length that a kernel computes
+_HOPPER = 9.0  # cuDNN computes packed segments from this compute capability on
+
+
+def form_of(segments: int, packs: bool = True) -> str:
+    """Returns the form for rows of at most `segments` segments (0: not known), on GPUs that compute packed segments."""
+    if segments > 1:
+        return "packed" if packs else "masked"
+    return "lengths" if segments else "masked"
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, segments: int, visible) -> jax.Array:
+    """Computes `attention.attend` by cuDNN, [B, T, H, Dh].
+
+    Rows that are not what `segments` says give NaN. Padding, whose segment id is 0, gives anything but NaN.
+
+    Args:
+      q: bf16[B, T, H, Dh].
+      k, v: bf16[B, T, G, Dh].
+      segment_ids: i32[B, T].
+      segments: see `attention.attend`.
+      visible: function (segment_ids, segment_ids) -> the mask bool[B, T, T].
+    """
+    form = form_of(segments, _packs())
+    if form == "masked":
+        return _masked(q, k, v, segment_ids, visible)
+    if form == "lengths":
+        found, right = lengths(segment_ids)
+        return jax.nn.dot_product_attention(
+            jnp.where(right, q, jnp.nan),
+            k,
+            v,
+            is_causal=True,
+            query_seq_lengths=found,
+            key_value_seq_lengths=found,
+            implementation="cudnn",
+        )
+    sizes, starts, right = runs(segment_ids, segments)
+    return _packed(jnp.where(right, q, jnp.nan), k, v, segment_ids != 0, sizes, starts)
+
+
+def _masked(q, k, v, segment_ids, visible):
+    """Computes attention with a mask, whose backward pass needs an even length.
+
+    The mask has no heads, so that reading it costs little beside the scores.
+    """
+    length = q.shape[1]
+    padding = length % 2
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=NOTHING)
+    mask = visible(segment_ids, segment_ids)[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")[:, :length]
+
+
+def lengths(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the number of tokens of each row, i32[B], and whether each row is one segment from its first place on.
+
+    A row of padding counts as one token, because a softmax over no keys is not a number. If a row is something else, all
+    rows count as full.
+    """
+    first = segment_ids[:, :1]
+    found = jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32)
+    expected = jnp.where(jnp.arange(segment_ids.shape[1]) < found[:, None], first, 0)
+    right = jnp.all((segment_ids == expected) & (first >= 0))
+    return jnp.where(right, jnp.maximum(found, 1), segment_ids.shape[1]), right
+
+
+def runs(segment_ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns where the segments of all rows stand, as cuDNN takes it, and whether they are what it can compute.
+
+    Args:
+      segment_ids: i32[B, T]; 0 is padding, which may be anywhere between segments. The tokens of a segment stand
+        together.
+      most: M.
+
+    Returns:
+      The lengths of the segments i32[B, M], in the order of the rows; behind the last one, 0. The place of the first
+      token of each, counted over all rows, i32[B, M + 1]; behind the last one, B x T. Whether there are at most B x M,
+      and none of them is PREFIX.
+    """
+    batch, length = segment_ids.shape
+    real = segment_ids != 0
+    begins = real & (segment_ids != jnp.pad(segment_ids, ((0, 0), (1, 0)))[:, :-1])
+    number = jnp.cumsum(begins.reshape(-1)) - 1
+    sizes = jnp.zeros(batch * most, jnp.int32).at[number].add(real.reshape(-1).astype(jnp.int32), mode="drop")
+    starts = jnp.nonzero(begins.reshape(-1), size=batch * (most + 1), fill_value=batch * length)[0]
+    right = (number[-1] < batch * most) & jnp.all(segment_ids >= 0)
+    return sizes.reshape(batch, most), starts.astype(jnp.int32).reshape(batch, most + 1), right
+
+
+@jax.custom_vjp
+def _packed(q, k, v, real, sizes, starts):
+    """Returns attention within segments; 0 on padding.
+
+    Args:
+      q, k, v: as in `attend`.
+      real: bool[B, T], False on padding.
+      sizes, starts: as `runs` gives them.
+    """
+    return _packed_forward(q, k, v, real, sizes, starts)[0]
+
+
+def _packed_forward(q, k, v, real, sizes, starts):
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    @jax.custom_batching.sequential_vmap
+    def compute(q, k, v, sizes, starts):
+        return tuple(
+            fused._dot_product_attention_fwd_p.bind(
+                *_operands(q, k, v, sizes, starts), **_form(q, fused, is_training=True)
+            )
+        )
+
+    out, statistics = compute(q, k, v, sizes, starts)
+    out = jnp.where(real[..., None, None], out, 0)  # cuDNN leaves padding as it found it
+    return out, (q, k, v, real, sizes, starts, statistics, out)
+
+
+def _packed_backward(saved, gradient):
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    q, k, v, real, sizes, starts, statistics, out = saved
+
+    @jax.custom_batching.sequential_vmap
+    def compute(q, k, v, sizes, starts, statistics, out, gradient):
+        operands = _operands(q, k, v, sizes, starts)
+        return tuple(fused._dot_product_attention_bwd_p.bind(*operands, statistics, out, gradient, **_form(q, fused)))
+
+    found = compute(q, k, v, sizes, starts, statistics, out, gradient)
+    return *(jnp.where(real[..., None, None], x, 0) for x in found), None, None, None
+
+
+_packed.defvjp(_packed_forward, _packed_backward)
+
+
+def _operands(q, k, v, sizes, starts):
+    """Returns the operands that both primitives begin with; cuDNN counts places in numbers, not in tokens."""
+    nothing = jnp.zeros(0, q.dtype)  # no bias, and no tables of pages
+    places = (starts * (x.shape[2] * x.shape[3]) for x in (q, k))
+    return q, k, v, nothing, sizes, sizes, *places, nothing, nothing
+
+
+def _form(q, fused, **more) -> dict:
+    """Returns the settings of both primitives."""
+    return {
+        "scale": q.shape[-1] ** -0.5,
+        "seed": 0,
+        "dropout_rate": 0.0,
+        "variadic_args": (False, False),
+        "mask_type": fused.MaskType.PADDING_CAUSAL,
+        "layout": fused.AttentionLayout.BTNH.value,
+        "sliding_window_length": None,
+    } | more
+
+
+def _packs() -> bool:
+    """Returns whether the GPUs compute packed segments; programs for other machines are compiled for Hopper."""
+    devices = jax.local_devices()
+    return devices[0].platform != "gpu" or float(devices[0].compute_capability) >= _HOPPER
