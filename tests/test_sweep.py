@@ -134,6 +134,26 @@ def test_a_stage_of_its_own_model_is_the_same_for_policies_of_all_sizes():
     assert identities(config)["base"] != small["base"]
 
 
+def test_a_plan_says_what_the_stages_to_compute_would_take(tmp_path, capsys):
+    """Two seeds of three coefficients share SFT by seed: 2 SFT stages and 6 of PPO."""
+    config = toy_config()
+    config.stages = ("sft", "ppo")
+    settings = grid.product([grid.sweep("ppo.kl_coef", [0.0, 0.1, 0.2]), grid.sweep("seed", [0, 1])])
+    plan = tmp_path / "plan.json"
+    write_json(plan, {"stages": [{"stage": "sft", "chip_hours": 1.5}, {"stage": "ppo", "chip_hours": 200.0}]})
+    listing.show_work(arms.expand(config, settings), tmp_path, tmp_path / "stages", listing.chip_hours(str(plan)))
+    rows = {words[0]: words[-1] for line in capsys.readouterr().out.splitlines() if (words := line.split())}
+    assert (rows["sft"], rows["ppo"], rows["all"]) == ("3.0", "1,200.0", "1,203.0")
+
+
+@pytest.mark.parametrize("content, sentence", [(None, "cannot be read: No such file"), ("[]", "is not a plan")])
+def test_a_file_that_is_no_plan_is_told_in_a_sentence(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(InputError, match=f"--plan: .*plan.json {sentence}"):
+        listing.chip_hours(str(tmp_path / "plan.json"))
+
+
 def test_before_a_run_has_filled_in_its_shape_a_stage_has_the_same_identity():
     config = default_config()
     config.model.shape = "gpt3_125m"

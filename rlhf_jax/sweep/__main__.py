@@ -54,6 +54,11 @@ flags.register_validator("stages", lambda path: path != "", "it is empty: name a
 _ARMS = flags.DEFINE_string("arms", "", "The only arms to run, by number: 3:7 (which is 3 to 6), 5, or 0,4,8:.")
 _LIST = flags.DEFINE_bool("list", False, "List the arms and what became of them, and stop.")
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Say what would be computed, and stop.")
+_PLAN = flags.DEFINE_string(
+    "plan",
+    None,
+    "A plan of these stages, a JSON file of rlhf_jax.plan --out: --dry-run says what the sweep would take at its scale.",
+)
 _AT_ONCE = flags.DEFINE_integer(
     "trials_at_once",
     0,
@@ -106,8 +111,12 @@ def work(given: job.Job) -> int:
         cluster.settle(chosen, path)
         listing.show_arms(chosen, path)
         return 0
+    if _PLAN.value and not _DRY_RUN.value:
+        raise InputError(
+            "--plan belongs to --dry-run, which says what the sweep would take; add it or leave --plan out"
+        )
     if _DRY_RUN.value:
-        listing.show_work(chosen, path, stages)
+        listing.show_work(chosen, path, stages, listing.chip_hours(_PLAN.value) if _PLAN.value else None)
     if _RUNNER.value == "cluster":
         described = arms.describe(experiment, given.config, given.overrides)
         cluster.submit(chosen, path, stages, described, _flags(given), given.rest, _RETRY.value, _DRY_RUN.value)

@@ -1,6 +1,7 @@
 """Lists a sweep before and while it runs: its arms, their status, and the work that is left."""
 
 import collections
+import json
 import pathlib
 import socket
 
@@ -9,6 +10,7 @@ import rich.table
 from rich.text import Text
 
 from rlhf_jax.runtime import terminal, workdir
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_if_there
 from rlhf_jax.sweep.arms import Arm
 from rlhf_jax.sweep.store import held, identities
@@ -28,8 +30,11 @@ def show_arms(arms: list[Arm], path: pathlib.Path) -> None:
     terminal.console(soft_wrap=True).print(table)
 
 
-def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None:
-    """Prints how often each stage would be computed, with a stage that several arms share counted once."""
+def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path, hours: dict[str, float] | None = None) -> None:
+    """Prints how often each stage would be computed, with a stage that several arms share counted once.
+
+    With `hours`, by stage (see `chip_hours`), it also prints what the stages to compute would take at the scale of a plan.
+    """
     wanted, finished, arms_of = collections.defaultdict(set), set(), collections.Counter()
     for arm in arms:
         for stage, identity in identities(arm.config).items():
@@ -38,13 +43,31 @@ def show_work(arms: list[Arm], path: pathlib.Path, stages: pathlib.Path) -> None
             if held(stages, identity) or (path / "arms" / arm.name / stage / "done.json").exists():
                 finished.add(identity)
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for column in ("stage", "arms", "to compute", "finished before"):
+    for column in ("stage", "arms", "to compute", "finished before", *(["chip-hours, at least"] if hours else [])):
         table.add_column(column, justify="left" if column == "stage" else "right")
+    taken = {stage: len(found - finished) * hours[stage] for stage, found in wanted.items() if stage in (hours or {})}
     for stage, found in wanted.items():
-        table.add_row(
-            Text(terminal.visible(stage)), str(arms_of[stage]), str(len(found - finished)), str(len(found & finished))
-        )
+        numbers = [arms_of[stage], len(found - finished), len(found & finished)]
+        planned = [f"{taken[stage]:,.1f}" if stage in taken else "–"] if hours else []
+        table.add_row(Text(terminal.visible(stage)), *map(str, numbers), *planned)
+    if hours:
+        table.add_row("all planned stages", "", "", "", f"{sum(taken.values()):,.1f}")
     terminal.console().print(table)
+
+
+def chip_hours(path: str) -> dict[str, float]:
+    """Returns the least chip-hours of each stage of a plan, whose JSON file `rlhf_jax.plan --out` wrote.
+
+    Raises:
+      InputError: the file is missing, or is not such a plan.
+    """
+    try:
+        plan = json.loads(pathlib.Path(path).read_text())
+        return {stage["stage"]: float(stage["chip_hours"]) for stage in plan["stages"]}
+    except OSError as error:
+        raise InputError(f"--plan: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"--plan: {path} is not a plan: name a JSON file that rlhf_jax.plan --out wrote") from None
 
 
 def failures(arms: list[Arm], path: pathlib.Path) -> dict[str, str]:
