@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from rlhf_jax import losses, model
 from rlhf_jax.data.batches import Batch
@@ -24,9 +25,19 @@ def token_loss(
     hidden = model.hidden_states(
         config, params, batch.tokens, batch.positions, batch.segment_ids, dropout_rate=dropout_rate, keys=keys
     )
-    logprobs = model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:])
-    total, weight = losses.token_cross_entropy(logprobs, batch.loss_mask[:, 1:])
-    return losses.Loss(total, weight, {}, {})
+    total = of_hidden(config, params, hidden[:, :-1], batch.tokens[:, 1:], batch.loss_mask[:, 1:])
+    return losses.Loss(total, jnp.sum(batch.loss_mask[:, 1:], dtype=jnp.float32), {}, {})
+
+
+def of_hidden(config: TransformerConfig, params: dict, hidden, targets, loss_mask) -> jax.Array:
+    """Returns the summed loss f32[] of the hidden states [B, T, D] that predict targets i32[B, T], where the mask is 1."""
+
+    def total(table, hidden, targets, loss_mask):
+        logprobs = model.select_logprobs(model.lm_logits(config, table, hidden), targets)
+        return losses.token_cross_entropy(logprobs, loss_mask)[0]
+
+    table = {name: params[name] for name in [model.lm_table(config)]}
+    return model.sum_by_chunks(config, total, table, hidden, targets, loss_mask)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,6 +130,8 @@ def test_flops_by_hand():
     assert trained.executed == pytest.approx(3 * (once + masked) + 2 * weights * 30 + 4 * 2 * 32 * rows * length**2)
     chunked = work.training(dataclasses.replace(config, logits_chunk=4), rows, length, logits)
     assert chunked.executed == 3 * (once + masked) + 2 * 32 * 61 * logits  # 5 places of a row, 4 at a time
+    chunks = dataclasses.replace(config, logits_chunk=4)
+    assert work.training(chunks, rows, length, logits, again=False).executed == 3 * (once + masked)
     long = work.forward(config, rows, 1000, logits)
     xla = work.forward(dataclasses.replace(config, attention="xla"), rows, 1000, logits)
     assert xla.flops == long.flops < long.executed < xla.executed

@@ -211,6 +211,49 @@ def test_a_chunked_loss_never_holds_the_logits_of_the_batch():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
+@pytest.mark.parametrize(
+    "mesh, dtype, tolerance, tied",
+    [("1x1x1", "bfloat16", 2e-2, False), ("2x2x2", "float32", 1e-5, True), ("2x2x2", "bfloat16", 2e-2, True)],
+)
+def test_a_sum_by_chunks_and_its_gradient_are_those_of_all_logits(mesh, dtype, tolerance, tied):
+    """The head is split over `tensor`, the last chunk is padded, some places are no targets, and the sum is scaled."""
+    config = dataclasses.replace(tiny.SCANNED, dtype=dtype, tie_embeddings=tied)
+    batch, params = tiny.documents_of(8, T), tiny.params_of(config, 0)
+    assert 0 < batch.loss_mask.mean() < 1 and (T - 1) % 4
+
+    def scaled(chunk, params, batch):
+        return 3 * token_loss.token_loss(dataclasses.replace(config, logits_chunk=chunk), params, batch).total
+
+    with jax.set_mesh(mesh := tiny.mesh_of(mesh)):
+        placed = tiny.place(params, config, mesh)
+        rows = sharding.put_batch(batch, mesh)
+        found, expected = (jax.jit(jax.value_and_grad(functools.partial(scaled, n)))(placed, rows) for n in (4, 0))
+    size = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected[1]))
+    np.testing.assert_allclose(found[0], expected[0], rtol=tolerance)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance * size), found[1], expected[1]
+    )
+
+
+def test_a_sum_by_chunks_computes_no_logits_twice():
+    """Three products with the head: the logits, and the gradients of both factors; log-probabilities take a fourth."""
+    config = dataclasses.replace(tiny.SCANNED, logits_chunk=4)
+    batch, params = tiny.documents_of(ROWS, T), tiny.params_of(config, 0)
+
+    def logprobs(params):
+        hidden = model.hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+        return model.target_logprobs(config, params, hidden[:, :-1], batch.tokens[:, 1:]).sum()
+
+    def products(function):
+        text = str(jax.make_jaxpr(jax.grad(function))(params))
+        shapes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\] = dot_general", text)]
+        logits, width = config.padded_vocab * ROWS * 4, config.embed_dim
+        return shapes.count(logits), shapes.count(config.padded_vocab * width), shapes.count(ROWS * 4 * width)
+
+    assert products(logprobs) == (2, 1, 1)
+    assert products(lambda params: token_loss.token_loss(config, params, batch).total) == (1, 1, 1)
+
+
 def test_the_token_loss_is_the_mean_over_the_tokens_of_the_whole_batch():
     """Rows of few targets do not weigh more; nothing but the targets of loss_mask counts."""
     batch, params = tiny.documents_of(ROWS, T), tiny.params_of(tiny.SCANNED, 0)

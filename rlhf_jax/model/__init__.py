@@ -1,7 +1,15 @@
 """The model: a decoder-only Transformer, its attention, and the steps of decoding."""
 
 from rlhf_jax.model.config import TransformerConfig
-from rlhf_jax.model.heads import by_chunks, lm_logits, scalar_head, select_logprobs, target_logprobs
+from rlhf_jax.model.heads import (
+    by_chunks,
+    lm_logits,
+    lm_table,
+    scalar_head,
+    select_logprobs,
+    sum_by_chunks,
+    target_logprobs,
+)
 from rlhf_jax.model.params import (
     init_params,
     init_scalar_head,
@@ -33,6 +41,7 @@ __all__ = [
     "init_scalar_head",
     "is_scalar_head",
     "lm_logits",
+    "lm_table",
     "logical_axes",
     "masked_hidden_states",
     "param_shapes",
@@ -41,6 +50,7 @@ __all__ = [
     "scalar_head",
     "scalar_head_of",
     "select_logprobs",
+    "sum_by_chunks",
     "target_logprobs",
     "with_scalar_head",
     "without_scalar_head",

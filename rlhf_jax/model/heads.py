@@ -3,6 +3,9 @@
 Shapes: B batch, T time, D embed, V vocabulary.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +13,11 @@ from rlhf_jax import sharding
 from rlhf_jax.model.config import TransformerConfig
 
 _MASKED_LOGIT = -1e9
+
+
+def lm_table(config: TransformerConfig) -> str:
+    """Returns the name of the parameters that give the logits."""
+    return "embedding" if config.tie_embeddings else "lm_head"
 
 
 def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array, divisor=1.0) -> jax.Array:
@@ -22,7 +30,7 @@ def lm_logits(config: TransformerConfig, params: dict, hidden: jax.Array, diviso
     the logits with the operation that follows, and PPO's first ratio would not be exactly 1.
     """
     hidden = hidden * jnp.asarray(1.0 / divisor, hidden.dtype)
-    table = sharding.whole_rows(params["embedding" if config.tie_embeddings else "lm_head"].astype(config.dtype))
+    table = sharding.whole_rows(params[lm_table(config)].astype(config.dtype))
     flat = hidden.reshape(-1, config.embed_dim)
     logits = jax.lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], config.padded_vocab)
@@ -95,17 +103,78 @@ def by_chunks(config: TransformerConfig, function, *arrays):
       arrays: [B, T, ...].
     """
     batch, length = arrays[0].shape[:2]
+    chunks = _chunks(config, arrays)
+    if chunks is None:
+        return function(*arrays)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
+
+    step = jax.checkpoint(lambda chunk: function(*map(sharding.constrain_batch, chunk)))
+    return jax.tree.map(join, jax.lax.map(step, chunks))
+
+
+def sum_by_chunks(config: TransformerConfig, function, params: dict, hidden, *others) -> jax.Array:
+    """Returns the sum of a function over all places, f32[], computed in chunks of `logits_chunk` places of each row.
+
+    The gradient of each chunk is computed with its sum, while its logits are there. So no logits are computed twice, as
+    by_chunks must, whose callers know the gradient of a place only when they have seen all places. The idea is that of
+    Liger Kernel's fused linear cross-entropy (Hsu et al. 2024).
+
+    Args:
+      config: shape of the model.
+      function: maps (params, hidden [B, t, D], others [B, t] each) to the sum over these places. Places where all
+        arrays are 0 add nothing.
+      params: the parameters that the function reads.
+      hidden: [B, T, D].
+      others: [B, T] each, without a gradient.
+    """
+    chunks = _chunks(config, (hidden, *others))
+    return function(params, hidden, *others) if chunks is None else _sum(function, params, chunks[0], chunks[1:])
+
+
+def _chunks(config: TransformerConfig, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...] | None:
+    """Returns arrays [B, T, ...] in chunks [N, B, t, ...], the last padded with zeros; None if there is one chunk."""
+    batch, length = arrays[0].shape[:2]
     size = config.logits_chunk
     if not size or length <= size:
-        return function(*arrays)
+        return None
     padding = -length % size
 
     def split(x):
         x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
         return x.reshape(batch, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
-    def join(x):
-        return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
+    return tuple(map(split, arrays))
 
-    step = jax.checkpoint(lambda chunk: function(*map(sharding.constrain_batch, chunk)))
-    return jax.tree.map(join, jax.lax.map(step, tuple(map(split, arrays))))
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(function, params, hidden, others):
+    """Returns the sum of function(params, hidden, *others) over chunks [N, B, t, ...]."""
+
+    def add(total, chunk):
+        return total + function(params, *map(sharding.constrain_batch, chunk)), None
+
+    return jax.lax.scan(add, jnp.float32(0), (hidden, *others))[0]
+
+
+def _sum_forward(function, params, hidden, others):
+    """Returns the sum, and its gradients by the parameters and by the hidden states."""
+
+    def add(found, chunk):
+        one, (by_params, by_hidden) = jax.value_and_grad(function, (0, 1))(
+            params, *map(sharding.constrain_batch, chunk)
+        )
+        return jax.tree.map(jnp.add, found, (one, by_params)), by_hidden
+
+    nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+    (total, by_params), by_hidden = jax.lax.scan(add, nothing, (hidden, *others))
+    return total, (by_params, by_hidden)
+
+
+def _sum_backward(function, saved, gradient):
+    """Multiplies the gradients of the sum by that of the loss."""
+    return *jax.tree.map(lambda x: (gradient * x).astype(x.dtype), saved), None
+
+
+_sum.defvjp(_sum_forward, _sum_backward)

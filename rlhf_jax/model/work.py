@@ -137,8 +137,13 @@ def forward(config: TransformerConfig, rows: int, length: int, logits: int = 0, 
     return Work(rows * length, flops + _attention(config, visible), executed + _attention(config, computed))
 
 
-def training(config: TransformerConfig, rows: int, length: int, logits: int = 0, scores: int | None = None) -> Work:
-    """Returns the work of a forward and a backward pass over rows [B, T]; the arguments are those of `forward`.
+def training(
+    config: TransformerConfig, rows: int, length: int, logits: int = 0, scores: int | None = None, again: bool = True
+) -> Work:
+    """Returns the work of a forward and a backward pass over rows [B, T].
+
+    The arguments are those of `forward`, and `again` says whether the backward pass computes chunks of logits again, as
+    that of `heads.by_chunks` does, and that of `heads.sum_by_chunks` does not.
 
     The backward pass costs twice the forward pass, plus the operations that remat makes it repeat. With adapters, no
     gradient of the frozen weights is computed, which saves a third of their products.
@@ -147,7 +152,7 @@ def training(config: TransformerConfig, rows: int, length: int, logits: int = 0,
     saved, saved_executed = _frozen(config, rows * length, logits)
     computed = _attention(config, rows * _computed(config, length) if scores is None else scores)
     repeated = {"none": 0.0, "dots": computed, "full": _linear(config, rows * length, 0)[1] + computed}[config.remat]
-    if 0 < config.logits_chunk < logits / rows:  # the backward pass recomputes each chunk of logits
+    if again and 0 < config.logits_chunk < logits / rows:
         repeated += _linear(config, 0, logits)[1]
     return Work(once.tokens, 3 * once.flops - saved, 3 * once.executed - saved_executed + repeated)
 

@@ -73,7 +73,7 @@ def programs_of(
         ptx_length = section.ptx_length or run.whole_length
         ptx = abstract.batch(run, ptx_rows, ptx_length)
         sharding.check_batch(ptx, run.mesh)
-        ptx_work = work.training(policy, ptx_rows, ptx_length, ptx_rows * ptx_length)
+        ptx_work = work.training(policy, ptx_rows, ptx_length, ptx_rows * ptx_length, again=False)
 
     held = abstract.groups(state.policy, "policy ") | (abstract.groups(state.value, "value ") if value else {})
     length, part = prompt + completion, section.minibatch_size

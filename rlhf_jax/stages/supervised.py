@@ -17,6 +17,7 @@ from rlhf_jax import abstract, loop, lora, model, optim, sharding, train
 from rlhf_jax.model import TransformerConfig, choice, memory, work
 from rlhf_jax.run import Run
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.token_loss import TokenLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +178,7 @@ def train_program(run: Run, stage: str, loss_fn: train.LossFn, batch, steps: int
         lambda: step.lower(state, batch, abstract.scalar(), abstract.key(), base),
         abstract.groups(state) | ({"base": base} if base else {}) | {"batch": batch},
         {},
-        work.training(shape, rows, length, rows * places),
+        work.training(shape, rows, length, rows * places, again=not isinstance(loss_fn, TokenLoss)),
         steps,
         temporaries=lambda change: memory.training(
             shape, run.mesh, rows, length, places, change.get("microbatches", parts), weights
