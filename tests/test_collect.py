@@ -80,3 +80,20 @@ def test_more_labelers_rank_each_prompt_and_the_first_is_the_same():
         own = three[3 * place : 3 * place + 3]
         assert len({row.labeler for row in own}) == 3 and {row.group for row in own} <= groups
         assert all(row.ranks == panel.rank(judged_one, staff[row.labeler]) for row in own)
+
+
+def test_the_gold_labeler_ranks_by_its_total_and_ties_what_is_equally_good():
+    rows = WORLD.instructions("train", 30)
+    texts = [(row["output"], "no .", "you fool .", "no  .") for row in rows]
+    sampled = [
+        collect.Sampled(Prompt(row["instruction"], row), own, (True,) * 4, ("sft",) * 4, None)
+        for row, own in zip(rows, texts)
+    ]
+    corpus = types.SimpleNamespace(gold=lambda prompt, *said: gold.score(WORLD, prompt.row, *said))
+    found = collect.rank_by_scores(collect.gold_totals(types.SimpleNamespace(corpus=corpus)), sampled, "gold")
+    for row, own, ranking in zip(rows, texts, found):
+        totals = [gold.score(WORLD, row, text).total for text in own]
+        assert ranking.labeler == "gold" and ranking.ranks[1] == ranking.ranks[3]
+        for total, rank in zip(totals, ranking.ranks):
+            assert rank == 1 + len({other for other in totals if other > total})
+    assert sum(ranking.ranks[0] == 1 for ranking in found) > 25  # demonstrations are good answers

@@ -468,7 +468,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path, stages
         ),
         ({"sft.pretrain_mix": 0.99}, "sft.pretrain_mix=0.99 leaves no demonstration in a batch of sft.batch_size=8"),
         ({"collect.borrowed": 4}, "collect.borrowed=4 must be below collect.min_completions=4"),
-        ({"collect.labeler": "me"}, "collect.labeler='me' must be 'world' or 'reward_model'"),
+        ({"collect.labeler": "me"}, "collect.labeler='me' must be 'world', 'gold' or 'reward_model'"),
         ({"data.source": "web"}, "data.source='web' must be 'world' or 'files'"),
         ({"completion_length": 30}, "prompt_length . completion_length = 94 is more than model.max_length = 80"),
     ],

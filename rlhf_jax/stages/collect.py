@@ -73,8 +73,9 @@ FIELDS = Section(
         ),
         "labeler": Field(
             "world",
-            OneOf("world", "reward_model"),
-            "Who ranks the completions: the labelers of the embedded world, or a reward model.",
+            OneOf("world", "gold", "reward_model"),
+            "Who ranks the completions: the labelers of the embedded world, its gold labeler, who makes no mistakes and has no "
+            "taste (Gao et al. 2022, section 2.2), or a reward model.",
         ),
         "reward": Field(
             "",
@@ -241,9 +242,9 @@ def check(run: Run, stage: str) -> None:
         )
     if section.labeler == "reward_model" and not section.reward:
         raise InputError(f"{stage}.labeler='reward_model' needs {stage}.reward: name a stage or a directory")
-    if section.labeler == "world" and run.config.data.source != "world":
+    if section.labeler in ("world", "gold") and run.config.data.source != "world":
         raise InputError(
-            f"{stage}.labeler='world' needs data.source='world', and it is '{run.config.data.source}'; choose 'reward_model', "
+            f"{stage}.labeler='{section.labeler}' needs data.source='world', and it is '{run.config.data.source}'; choose 'reward_model', "
             "which judges any text"
         )
     for name in () if section.rankings else section.models:
@@ -260,13 +261,14 @@ def run_stage(run: Run, stage: str) -> None:
     folder = run.workdir.stage(stage)
     started = time.monotonic()
     train, valid = (completions_of(run, stage, split) for split in ("train", "valid"))
-    if section.labeler == "reward_model":
-        scorer = scorer_of(run, section.reward)
-        for name, sampled in {"train": train, "valid": valid}.items():
-            hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", _rank_by_scores(scorer, sampled))
-        facts = {"labeler": "reward_model", "reward": section.reward, "prompts": len(train)}
-    else:
+    if section.labeler == "world":
         facts = _collect_from_world(run, section, folder, train, valid)
+    else:
+        judge = gold_totals(run) if section.labeler == "gold" else scorer_of(run, section.reward)
+        for name, sampled in {"train": train, "valid": valid}.items():
+            rankings = rank_by_scores(judge, sampled, section.labeler)
+            hosts.on_first(write_rankings, folder / f"comparisons.{name}.jsonl", rankings)
+        facts = {"labeler": section.labeler, "reward": section.reward, "prompts": len(train)}
     hosts.on_first(write_json, folder / "evaluation.json", facts | {"seconds": time.monotonic() - started})
     print(f"{stage}: {len(train)} prompts ranked, mean K {np.mean([len(item.completions) for item in train]):.1f}")
 
@@ -305,8 +307,17 @@ def _collect_from_world(run: Run, section, folder: Path, train, valid) -> dict:
     }
 
 
-def _rank_by_scores(scorer, sampled: list[Sampled]) -> list[Ranking]:
-    """AI feedback: the better score ranks higher."""
+def gold_totals(run: Run):
+    """A scorer that gives completions the total of the gold labeler."""
+
+    def totals(prompts, texts, ended, ids) -> np.ndarray:
+        return np.array([run.corpus.gold(*one).total for one in zip(prompts, texts, ended)])
+
+    return totals
+
+
+def rank_by_scores(scorer, sampled: list[Sampled], labeler: str) -> list[Ranking]:
+    """The better score ranks higher, and equal scores tie."""
     prompts = [item.prompt for item in sampled for _ in item.completions]
     texts = [text for item in sampled for text in item.completions]
     ended = [end for item in sampled for end in item.finished]
@@ -316,7 +327,7 @@ def _rank_by_scores(scorer, sampled: list[Sampled]) -> list[Ranking]:
     for item in sampled:
         own = [next(scores) for _ in item.completions]
         order = sorted(set(own), reverse=True)
-        rankings.append(_ranking(item, [order.index(score) + 1 for score in own], "reward_model", None))
+        rankings.append(_ranking(item, [order.index(score) + 1 for score in own], labeler, None))
     return rankings
 
 
