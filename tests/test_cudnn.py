@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -263,3 +264,52 @@ def test_packed_episodes_are_counted_one_by_one(of, times, monkeypatch):
     masked = work.in_rows(of, dataclasses.replace(config, attention="xla"), prompts, completions, 2, (512, 512))
     assert masked.executed == products + times * 4 * 2 * 64 * 2 * 1024**2
     assert masked.flops == found.flops
+
+
+def by_places(q, k, v, real, sizes, starts):
+    """Attention of packed segments as `runs` tells of them, by a loop over segments."""
+    flat = [x.reshape(-1, *x.shape[2:]) for x in (q, k, v)]
+    out = jnp.zeros_like(flat[0])
+    for size, start in zip(np.ravel(sizes), np.ravel(starts)):
+        own = np.s_[start : start + size]
+        if size:
+            segment = jax.nn.dot_product_attention(*(x[None, own] for x in flat), is_causal=True)
+            out = out.at[own].set(segment[0])
+    return out.reshape(q.shape)
+
+
+FAULTS = {
+    "none": lambda *given: by_places(*given),
+    "a place too far": lambda q, k, v, real, sizes, starts: by_places(q, k, v, real, sizes, starts + 1),
+    "not causal": lambda q, k, v, *rest: by_places(q, k[:, ::-1], v[:, ::-1], *rest),
+    "not a number": lambda q, *rest: by_places(q * jnp.nan, *rest),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_gpu_whose_packed_segments_are_wrong_is_not_trusted_with_them(monkeypatch, fault):
+    """The check of the machine, with a loop in the place of cuDNN."""
+    gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(cudnn.jax, "local_devices", lambda: [gpu])
+    monkeypatch.setattr(cudnn.jax, "jit", lambda function: function)  # the loop needs numbers
+    monkeypatch.setattr(cudnn, "_packed", FAULTS[fault])
+    cudnn.packs.cache_clear()
+    try:
+        if fault == "none":
+            assert cudnn.packs()
+        else:
+            with pytest.warns(UserWarning, match="attention of packed rows keeps its mask"):
+                assert not cudnn.packs()
+    finally:
+        cudnn.packs.cache_clear()
+
+
+def test_without_cudnn_the_check_says_so_and_the_mask_is_kept(monkeypatch):
+    gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(cudnn.jax, "local_devices", lambda: [gpu])
+    cudnn.packs.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="cannot be computed here"):
+            assert not cudnn.packs()
+    finally:
+        cudnn.packs.cache_clear()

@@ -13,11 +13,15 @@ there. They take what cuDNN takes, so that no version of JAX in between can err 
 Shapes: B batch, T tokens, H heads, G key-value heads, Dh head width, M the most segments of a row.
 """
 
+import functools
+import warnings
+
 import jax
 import jax.numpy as jnp
 
 PREFIX = -1  # the segment id of tokens that every later token of their row attends to
 NOTHING = -2  # the segment id of the padding that brings a row to a length that a kernel computes
+_TOLERANCE = 0.1  # of bfloat16 in numbers of size 1 to 4; wrong places differ by 1 and more
 _HOPPER = 9.0  # cuDNN computes packed segments from this compute capability on
 
 
@@ -40,7 +44,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, seg
       segments: see `attention.attend`.
       visible: function (segment_ids, segment_ids) -> the mask bool[B, T, T].
     """
-    form = form_of(segments, _packs())
+    form = form_of(segments, packs())
     if form == "masked":
         return _masked(q, k, v, segment_ids, visible)
     if form == "lengths":
@@ -172,7 +176,51 @@ def _form(q, fused, **more) -> dict:
     } | more
 
 
-def _packs() -> bool:
-    """Returns whether the GPUs compute packed segments; programs for other machines are compiled for Hopper."""
-    devices = jax.local_devices()
-    return devices[0].platform != "gpu" or float(devices[0].compute_capability) >= _HOPPER
+@functools.cache
+def packs() -> bool:
+    """Returns whether packed segments can be used here; programs for other machines are compiled for Hopper.
+
+    JAX does not promise what its primitives do, and cuDNN comes with the machine. So a GPU computes one small example by
+    packed segments and by XLA before it is trusted. If they differ, packed rows keep the mask, and a warning says so.
+    """
+    device = jax.local_devices()[0]
+    if device.platform != "gpu" or float(device.compute_capability) < _HOPPER:
+        return device.platform != "gpu"
+    try:
+        with jax.ensure_compile_time_eval():
+            difference = packed_error()
+    except Exception as error:  # noqa: BLE001  whatever it is, the mask computes the same
+        reason = f"cannot be computed here ({type(error).__name__})"
+    else:
+        reason = f"differ from XLA's by {difference:.2g}"
+        if difference < _TOLERANCE:
+            return True
+    warnings.warn(f"attention of packed rows keeps its mask, because cuDNN's packed segments {reason}", stacklevel=2)
+    return False
+
+
+def packed_error() -> float:
+    """Returns the largest difference between packed segments and XLA in an example's output and gradients; NaN if any is."""
+    place = jnp.arange(64)
+    row = jnp.where(place < 20, 2, jnp.where((place >= 24) & (place < 50), 1, 0))  # padding between and behind
+    ids = jnp.stack([row, jnp.full_like(row, 3)])
+    visible = (ids[:, :, None] == ids[:, None]) & (place <= place[:, None])
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weights = (
+        jax.random.normal(key, (2, 64, heads, 64), jnp.bfloat16) for key, heads in zip(keys, (4, 2, 2, 4))
+    )
+    weights = jnp.where((ids != 0)[..., None, None], weights, 0)
+    sizes, starts, _ = runs(ids, 3)
+
+    def packed(q, k, v):
+        return _packed(q, k, v, ids != 0, sizes, starts)
+
+    def masked(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
+
+    def results(function):
+        out, pull = jax.vjp(function, q, k, v)
+        return jnp.where((ids != 0)[..., None, None], out, 0), *pull(weights)
+
+    ours, theirs = jax.jit(lambda: (results(packed), results(masked)))()
+    return float(jnp.max(jnp.stack([jnp.max(jnp.abs(a - b)).astype(jnp.float32) for a, b in zip(ours, theirs)])))
