@@ -52,6 +52,14 @@ def test_a_config_gets_the_rate_of_its_own_model_and_says_so():
     ]
 
 
+@pytest.mark.parametrize("shape", ["", "gpt3_1.3b"])
+def test_a_config_that_is_filled_has_the_fields_of_the_default_config_alone(shape):
+    """A field more would change the identity of every stage, and a start would refuse the work directories before it."""
+    config = default_config()
+    config.model.shape = shape
+    assert set(settled.by_model(config).model) == set(config.model)
+
+
 def test_adapters_learn_ten_times_as_fast_and_pretraining_has_none():
     config = default_config()
     config.pretrain.learning_rate = config.sft.learning_rate = None

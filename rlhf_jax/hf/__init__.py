@@ -33,6 +33,7 @@ PROGRAM_FIELDS = (
     "scan_layers",
     "remat",
     "attention",
+    "segments",
     "vocab_multiple",
     "init_std",
     "sequence_axis",
