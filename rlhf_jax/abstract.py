@@ -82,6 +82,8 @@ class Program:
       parts: how often each part of the program runs in one run of it: the bodies of loops whose turns the data decide, and
         the branches of conditionals (see plan/hlo/module.py for their names). {} if nothing depends on the data.
       decoding: what a device must read to sample token by token; None for a program that does not sample.
+      of_depth: number of layers -> the same program of a model with so many of them, lowered, for a program to which each
+        layer adds; None where the program loops over layers.
       rows: what the rows of a batch hold -> (rows that a device computes at once, rows of the batch on a device).
     """
 
@@ -98,6 +100,7 @@ class Program:
     decoding: Decoding | None = None
     options: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    of_depth: Callable[[int], Any] | None = None
 
 
 def bytes_per_device(tree) -> int:

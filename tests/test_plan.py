@@ -16,14 +16,15 @@ import numpy as np
 import plan_config
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from test_dpo import packed_of, preferences_of
 
 from rlhf_jax import forecast, model, sharding
 from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Data
 from rlhf_jax.lora import Lora
-from rlhf_jax.model import TransformerConfig, lengths, work
-from rlhf_jax.plan import estimate, hlo, planner, search, topology
+from rlhf_jax.model import TransformerConfig, decode, lengths, work
+from rlhf_jax.plan import depth, estimate, hlo, planner, search, topology
 from rlhf_jax.plan import page as tables
 from rlhf_jax.runtime.errors import InputError
 
@@ -443,6 +444,37 @@ def test_tables_have_the_floors_and_the_rows_at_once(real):
     assert f"| {real['total']['hours'] / real['total']['floor_hours']:.2f} |" in row
 
 
+def test_what_all_layers_take_is_extrapolated_from_few(monkeypatch):
+    monkeypatch.setattr(decode, "unrolls", lambda platform: True)
+    config = tensor_config()
+    config.prompt_length = config.completion_length = 64
+    config.model.update(num_layers=7, max_length=128)
+    chosen = dict(stages="ppo_ptx", only=("sample",))
+    (whole,), (few,) = (
+        planner.plan(config, on_this_machine(), DATA, **chosen, whole=whole)["programs"] for whole in (True, False)
+    )
+    assert few["depths"] == [2, 4] and "depths" not in whole
+    assert " of 2 and 4 layers |" in tables.memory({"memory_limit": GIB, "programs": [few]})
+    assert few["held"] == whole["held"] and few["cache"] == whole["cache"] and few["floor"] == whole["floor"]
+    for name in ("peak", "moved"):
+        assert few[name] == pytest.approx(whole[name], rel=0.01)
+    sent = [{(c["kind"], c["axes"]): c["bytes"] for c in row["collectives"]} for row in (few, whole)]
+    assert sent[0] == pytest.approx(sent[1], rel=0.01) and sum(sent[0].values()) > 0
+
+
+def test_what_failed_with_few_layers_failed():
+    part = {"collectives": [], "moved": 3, "unknown_loops": 0}
+    good = {"peak": 10, "parts": {"": part}, "compile_seconds": 1.0, "text_bytes": 5}
+    assert depth.at(10, (2, 4), (good, good | {"peak": 12, "parts": {"": part | {"moved": 4}}})) == {
+        "peak": 18,
+        "parts": {"": part | {"moved": 7}},
+        "compile_seconds": 2.0,
+        "text_bytes": 5,
+        "depths": [2, 4],
+    }
+    assert depth.at(10, (2, 4), (good, {"failed": "why"})) == {"failed": "why"}
+
+
 @pytest.mark.parametrize("text", ["166,130", "prompt:166", "prompt:166,completion:0", "prompt:1,completion:2,other:3"])
 def test_lengths_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="as in prompt:166,completion:130"):
@@ -550,12 +582,20 @@ def test_settings_are_fitted_to_the_memory_of_a_chip():
     assert search.fit(config, on_this_machine(memory=1000), DATA, ["sft"], 1.0) == {}
 
 
+def test_settings_of_a_stages_own_model_are_applied():
+    config = tensor_config()
+    config.reward_model.model = ConfigDict({"num_layers": 1})
+    config.lock()
+    chosen = search.fit(config, on_this_machine(), DATA, ["reward_model"], 0.8)
+    own = search.applied(config, chosen | {"reward_model.model.remat": "dots"}).reward_model.model
+    assert "reward_model.model.remat" in chosen and own.to_dict() == {"num_layers": 1, "remat": "dots"}
+    assert config.reward_model.model.to_dict() == {"num_layers": 1}
+
+
 def need_of(config, settings, stage):
     """The bytes of a stage's largest program with these settings."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(settings)
     mesh = sharding.make_mesh(1, 4, 2)
-    run = run_lib.without_data(config, DATA, mesh)
+    run = run_lib.without_data(search.applied(config, settings), DATA, mesh)
     return forecast.of(planner.programs_of(run, stage, DATA), mesh, {}).total
 
 

@@ -175,13 +175,13 @@ def test_truncation_and_penalty_see_the_row_and_no_other(slots, temperature):
 
 def test_layers_that_are_separate_arrays_draw_the_same(monkeypatch):
     """As on a GPU, for a model whose layers are stacked in training."""
-    monkeypatch.setattr(decode, "unrolls", lambda config, platform: True)
+    monkeypatch.setattr(decode, "unrolls", lambda platform: True)
     for mesh in ("1x1x1", "2x2x2"):
         assert_same(draw("llama", slots=8, mesh=mesh), expected("llama", key=0))
 
 
 def test_the_layout_of_separate_layers_is_recognised(monkeypatch):
-    monkeypatch.setattr(decode, "unrolls", lambda config, platform: True)
+    monkeypatch.setattr(decode, "unrolls", lambda platform: True)
     config, mesh = dataclasses.replace(CONFIGS["llama"], dtype="bfloat16"), tiny.mesh_of("2x2x2")
     layout = generate.Layout(config, mesh)
     params = tiny.place(tiny.params_of(config, 0), config, mesh)
@@ -274,3 +274,11 @@ def test_fewer_slots_are_all_that_are_live(scan_layers):
     for new, old in ((found.cache.keys, cache.keys), (found.cache.values, cache.values)):
         assert [np.stack(chunk).shape[-2] for chunk in new] == [30, 15]
         np.testing.assert_array_equal(whole(new)[:, :4], whole(old)[:, kept])
+
+
+@pytest.mark.parametrize("layers, most", [(2, 8), (24, 8), (32, 6), (96, 2), (200, 2)])
+def test_deep_unrolled_models_have_fewer_chunks(layers, most):
+    config = dataclasses.replace(tiny.CONFIG, num_layers=layers, scan_layers=False)
+    assert decode.most_chunks(config) == most and decode.most_chunks(dataclasses.replace(config, scan_layers=True)) == 8
+    bounds = decode.chunks(2048, 16, most)
+    assert len(bounds) == most + 1 and bounds[-1] == 2048 and all(bound % 16 == 0 for bound in bounds)

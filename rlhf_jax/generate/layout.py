@@ -23,7 +23,7 @@ class Layout:
     """
 
     def __init__(self, config: TransformerConfig, mesh: jax.sharding.Mesh, rules: Mapping = sharding.DEFAULT_RULES):
-        self._unrolled = decode.unrolls(config, mesh.devices.flat[0].platform)
+        self._unrolled = decode.unrolls(mesh.devices.flat[0].platform)
         self.config = dataclasses.replace(config, scan_layers=False) if self._unrolled else config
         self._dtype = jnp.dtype(config.dtype)
         self._shardings = decode_shardings(config, mesh, rules)

@@ -1,5 +1,7 @@
 """The sampling program on a mesh."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from rlhf_jax.generate.rollout import Rollout
 from rlhf_jax.generate.sizes import Sizes
 from rlhf_jax.generate.slots import Decoder
 from rlhf_jax.generate.truncation import Truncation
-from rlhf_jax.model import TransformerConfig
+from rlhf_jax.model import TransformerConfig, decode
 
 
 def sample(
@@ -84,14 +86,19 @@ class Sampler:
         slots: int = 0,
         copies: int = 1,
     ):
-        self.sizes = sizes = Sizes(completion_length, eos_id, pad_id, slots, copies)
         self._mesh, self.layout = mesh, Layout(config, mesh, rules)
-        config = self.layout.config
+        chunks = decode.most_chunks(self.layout.config)
+        self.sizes = Sizes(completion_length, eos_id, pad_id, slots, copies, chunks)
+        self.program = self.of_depth(config.num_layers)
+
+    def of_depth(self, layers: int):
+        """Returns the jitted `program` of a model that differs in its number of layers alone."""
+        config = dataclasses.replace(self.layout.config, num_layers=layers)
 
         def program(params, tokens, mask, key, temperature, truncation=None, limits=None):
-            return sample(config, params, tokens, mask, key, temperature, truncation, limits, sizes=sizes)
+            return sample(config, params, tokens, mask, key, temperature, truncation, limits, sizes=self.sizes)
 
-        self.program = jax.jit(program, out_shardings=sharding.over_batch(mesh))
+        return jax.jit(program, out_shardings=sharding.over_batch(self._mesh))
 
     def __call__(
         self,

@@ -19,6 +19,7 @@ class Sizes:
       slots: number of slots, S; 0 gives each row a slot.
       copies: number of neighbouring rows that have the same prompt, which is read once for as many of them as suits the
         slots.
+      chunks: largest number of chunks of the cache (`decode.most_chunks`).
       axes: names of the axes of shard_map or vmap over which the slots of one program are spread. All of them look at
         their slots, and stop, together.
     """
@@ -28,6 +29,7 @@ class Sizes:
     pad_id: int
     slots: int = 0
     copies: int = 1
+    chunks: int = 8
     axes: tuple[str, ...] = ()
 
     @property

@@ -119,7 +119,8 @@ class Decoder:
     def bounds(self) -> tuple[int, ...]:
         """The bounds of the cache's chunks in the first stage."""
         page = self.sizes.page
-        return decode.chunks(decode.places(self.prompts.shape[1], self.sizes.completion, page), page)
+        places = decode.places(self.prompts.shape[1], self.sizes.completion, page)
+        return decode.chunks(places, page, self.sizes.chunks)
 
     def bounds_of(self, width: int) -> tuple[int, ...]:
         """Returns the bounds of the cache's chunks in the stage of `width` slots."""

@@ -14,7 +14,7 @@ from rlhf_jax import generate, sharding
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate.slots import narrowed, stages
 from rlhf_jax.generate.truncation import Truncation
-from rlhf_jax.model import TransformerConfig
+from rlhf_jax.model import TransformerConfig, decode
 from rlhf_jax.runtime import hosts
 
 
@@ -36,7 +36,8 @@ class StoppingSampler:
         pad_id: int,
     ):
         self.layout = generate.Layout(config, mesh, rules)
-        shape, sizes = self.layout.config, generate.Sizes(completion_length, eos_id, pad_id)
+        shape = self.layout.config
+        sizes = generate.Sizes(completion_length, eos_id, pad_id, chunks=decode.most_chunks(shape))
 
         def decoder(params, tokens, mask, key, temperature, truncation):
             uniform = generate.noise(key, len(tokens), completion_length)

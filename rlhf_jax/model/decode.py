@@ -21,8 +21,9 @@ from rlhf_jax.model.transformer import Block, Norm, positions_from_mask, rotary
 
 _CHUNK = 48  # least number of places of a chunk: each adds to the program a loop that reads one chunk more
 _CHUNKS = 8  # largest number of chunks
+_FEWEST = 2  # least number of them where layers are unrolled
+_UNROLLED = 192  # largest number of chunks in all unrolled layers together
 _JOINED = 2  # largest number of chunks of a cache whose rows have become fewer
-_UNROLLED = 48  # layers of the deepest model whose parameters are separate arrays on a GPU
 
 # With unrolled layers each layer has its own array. With scanned layers the arrays are stacked, so that the program does
 # not grow with the number of layers.
@@ -52,9 +53,18 @@ def places(prompt: int, completion: int, page: int) -> int:
     return math.ceil(prompt / page) * page + math.ceil((completion - 1) / page) * page
 
 
-def chunks(length: int, page: int) -> tuple[int, ...]:
-    """Returns the first places of the chunks of a cache of `length` places, and `length` after them."""
-    number = min(max(length // _CHUNK, 1), _CHUNKS)
+def most_chunks(config: TransformerConfig) -> int:
+    """Returns the largest number of chunks of a cache.
+
+    A program of unrolled layers has each layer once for every number of chunks that it can read. So a deep model has
+    fewer chunks, and its program takes as long to compile as that of a shallow one.
+    """
+    return _CHUNKS if config.scan_layers else min(max(_UNROLLED // config.num_layers, _FEWEST), _CHUNKS)
+
+
+def chunks(length: int, page: int, most: int = _CHUNKS) -> tuple[int, ...]:
+    """Returns the first places of at most `most` chunks of a cache of `length` places, and `length` after them."""
+    number = min(max(length // _CHUNK, 1), most)
     size = math.ceil(length / (number * page)) * page
     return (*range(0, length, size), length)
 
@@ -91,13 +101,12 @@ def empty_cache(config: TransformerConfig, rows: int, bounds: tuple[int, ...]) -
     return Cache(stored(), stored(), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32))
 
 
-def unrolls(config: TransformerConfig, platform: str) -> bool:
+def unrolls(platform: str) -> bool:
     """Whether the layers' parameters are separate arrays while a platform ("cpu", "gpu" or "tpu") samples.
 
-    On a GPU, XLA copies each layer of stacked parameters at every step before it multiplies by them. Very deep models
-    stay stacked, because each layer adds to the time of compilation.
+    On a GPU, XLA copies each layer of stacked parameters at every step before it multiplies by them.
     """
-    return platform == "gpu" and config.num_layers <= _UNROLLED
+    return platform == "gpu"
 
 
 def decode_layers(config: TransformerConfig, params: dict) -> dict | tuple[dict, ...]:

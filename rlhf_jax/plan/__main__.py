@@ -72,6 +72,12 @@ _LENGTHS = flags.DEFINE_string(
 _VOCAB = flags.DEFINE_integer(
     "vocab_size", 0, "The number of tokens of the tokenizer. 0 means that of the trained tokenizer, or GPT-3's 50,257."
 )
+_ALL_LAYERS = flags.DEFINE_bool(
+    "all_layers",
+    False,
+    "Compile all layers of every program. By default the sampler of a GPU, in which layers are unrolled, is compiled with 2 "
+    "and with 4 layers, and what it takes with all of them is extrapolated.",
+)
 flags.mark_flags_as_required(["config", "topology"])
 
 EXIT_DOES_NOT_FIT = 1
@@ -94,6 +100,7 @@ def _plan_all() -> bool:
     fits = True
     for place in wanted:
         options = dict(stages=_STAGES.value, only=tuple(_PROGRAMS.value), price=_PRICE.value, known=store.known)
+        options["whole"] = _ALL_LAYERS.value
         options["tell"] = lambda line: print(line, file=sys.stderr, flush=True)
         if _SEARCH.value:
             plans = _search(place, data, options)
@@ -127,15 +134,14 @@ def _fitted(config, place, data, options, **more) -> dict:
         if settings == before:
             continue
         before = settings
-        mesh = {f"mesh.{axis}": size for axis, size in config.mesh.items() if size != _CONFIG.value.mesh[axis]}
-        chosen = config.copy_and_resolve_references()
-        chosen.update_from_flattened_dict(settings)
+        chosen = search.applied(config, settings)
         if settings:
             chosen_ones = ", ".join(f"{name}={value}" for name, value in settings.items())
             options["tell"](f"{place.name}: chosen for {share:.0%} of a chip's memory: {chosen_ones}")
         found = planner.plan(chosen, place, data, **options, **more)
-        said = [f"--config.{name}={value}" for name, value in (mesh | settings).items()]
-        found |= {"fits": planner.fits(found), "command": " ".join([_command(), *said])}
+        # The same command chooses the same settings again.
+        mesh = [f"--config.mesh.{axis}={n}" for axis, n in config.mesh.items() if n != _CONFIG.value.mesh[axis]]
+        found |= {"fits": planner.fits(found), "command": " ".join([_command(), *mesh]), "chosen": settings}
         if found["fits"]:
             break
     return found

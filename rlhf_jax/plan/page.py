@@ -64,14 +64,15 @@ def overview(plans: list[dict]) -> str:
 
 
 def headline(found: dict) -> str:
-    """Returns a sentence with the topology, mesh, model, microbatches and compiler of a plan."""
+    """Returns a sentence with the topology, mesh, model, microbatches and compiler of a plan, and what it has chosen."""
     mesh = " ".join(f"{axis}={size}" for axis, size in found["mesh"].items())
     model = ", ".join(f"{name} {value}" for name, value in found["model"].items() if value)
     parts = ", ".join(f"{stage} {count}" for stage, count in found["microbatches"].items())
     compiler = ", ".join(f"{name} {version}" for name, version in found["compiler"].items())
+    chosen = ", ".join(f"{name}={value}" for name, value in (found.get("chosen") or {}).items())
     return (
         f"{found['name']} on {found['topology']}: {found['chips']} chips, mesh {mesh}; {model}; microbatches {parts} "
-        f"({compiler})"
+        f"({compiler})" + (f". Chosen by memory: {chosen}" if chosen else "")
     )
 
 
@@ -102,7 +103,8 @@ def memory(found: dict) -> str:
         if row.get("spare", 0) < 0:
             verdict = f"**lacks {_gib(-row['spare'])}**"
         at_once = ", ".join(f"{name} {some} of {all}" for name, (some, all) in row.get("rows", {}).items()) or "–"
-        rows.append([_name(row), at_once, *map(_gib, held + rest), verdict, f"{row['compile_seconds']:.0f}"])
+        depths = f", of {' and '.join(map(str, row['depths']))} layers" if row.get("depths") else ""
+        rows.append([_name(row), at_once, *map(_gib, held + rest), verdict, f"{row['compile_seconds']:.0f}{depths}"])
     return _table(head, rows)
 
 

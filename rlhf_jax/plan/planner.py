@@ -21,11 +21,13 @@ from rlhf_jax import sharding
 from rlhf_jax.abstract import Data, Program, bytes_per_device
 from rlhf_jax.fields import registry
 from rlhf_jax.model import TransformerConfig, work
-from rlhf_jax.plan import estimate, hlo
+from rlhf_jax.plan import depth, estimate, hlo
 from rlhf_jax.plan.topology import Topology
 from rlhf_jax.runtime.errors import InputError
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+# A plan reads nothing of the kernels' own code, so that a GPU's compiler need not optimize it.
+_OPTIONS = {"gpu": {"xla_backend_optimization_level": 0, "xla_gpu_disable_gpuasm_optimizations": True}}
 _FIELDS = ("dtype", "remat", "attention", "sequence_axis", "logits_chunk")  # config.model's, shown beside the mesh
 
 
@@ -39,6 +41,7 @@ def plan(
     price: float = 0.0,
     known: MutableMapping[str, dict] | None = None,
     give_up: bool = False,
+    whole: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Compiles the programs of a config for a topology.
@@ -53,6 +56,8 @@ def plan(
       known: key -> what the compiler said of a program. A program with a key in it is not compiled again; the others
         are added.
       give_up: whether to compile no more programs after one that does not fit; the largest is then compiled first.
+      whole: whether to compile all layers of every program. Otherwise a program to which each layer adds is compiled with
+        few of them (see depth.py).
       tell: called with a line about each program before it is compiled.
 
     Returns:
@@ -78,7 +83,7 @@ def plan(
         real = {program.name: program for program in programs_of(run, stage, data)} if data.lengths else {}
         for program in found:
             if (not only or program.name in only) and not (give_up and not fits({"programs": rows})):
-                rows.append(row(run, topology, program, known, tell, real.get(program.name)))
+                rows.append(row(run, topology, program, known, tell, real.get(program.name), whole))
     summary = [
         _stage_summary(config, topology, stage, rows, run, price) for stage in dict.fromkeys(r["stage"] for r in rows)
     ]
@@ -108,7 +113,9 @@ def model_shape(config, data: Data, topology: Topology) -> TransformerConfig:
     return run_lib.model_shape(config, data.vocab_size, topology.chip.kind)
 
 
-def row(run, topology: Topology, program: Program, known: dict, tell, real: Program | None = None) -> dict:
+def row(
+    run, topology: Topology, program: Program, known: dict, tell, real: Program | None = None, whole: bool = False
+) -> dict:
     """Returns the row of one program: its memory, its work, and its bounds on time.
 
     Args:
@@ -118,16 +125,15 @@ def row(run, topology: Topology, program: Program, known: dict, tell, real: Prog
       known: key -> what the compiler said; the program is compiled, and added here, only if its key is not in it.
       tell: called with a line before the program is compiled.
       real: the same program with real lengths; what they change of the row is under "real". None without them.
+      whole: whether to compile all layers.
     """
-    started = time.perf_counter()
-    with jax.set_mesh(run.mesh):
-        lowered = program.lower()
-    scopes = hlo.scopes_of(program.parts)
-    key = _key(lowered, run, topology, scopes)
-    if key not in known:
-        tell(f"{topology.name}: compiling {program.stage}, {program.name}")
-        known[key] = _compile(lowered, run, topology, scopes, started)
-    found = {"stage": program.stage, "program": program.name, "runs": program.runs, "key": key, **known[key]}
+    layers, few = run.model.num_layers, depth.DEPTHS
+    if program.of_depth is None or whole or layers <= max(few):
+        said = _compiled(run, topology, program, program.lower, known, tell)
+    else:
+        two = [_compiled(run, topology, program, lambda: program.of_depth(n), known, tell, n) for n in few]  # noqa: B023
+        said = depth.at(layers, few, tuple(two))
+    found = {"stage": program.stage, "program": program.name, "runs": program.runs, **said}
     if "failed" in found:
         return found
     held = {name: bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()}
@@ -149,6 +155,30 @@ def row(run, topology: Topology, program: Program, known: dict, tell, real: Prog
         if real:
             found["real"] = _amounts(real) | _times(topology, real, parts, room)
     return found
+
+
+def _compiled(run, topology: Topology, program: Program, lower, known: dict, tell, layers: int | None = None) -> dict:
+    """Returns what the compiler says of a program, with its key; it is compiled only if `known` has no such key.
+
+    Args:
+      run: see `row`, which also has the other arguments.
+      topology: the topology.
+      program: the program.
+      lower: () -> the program, lowered.
+      known: key -> what the compiler said.
+      tell: called with a line before the program is compiled.
+      layers: number of layers that are compiled; None: all.
+    """
+    started = time.perf_counter()
+    with jax.set_mesh(run.mesh):
+        lowered = lower()
+    scopes = hlo.scopes_of(program.parts)
+    key = _key(lowered, run, topology, scopes)
+    if key not in known:
+        some = f" with {layers} layers" if layers else ""
+        tell(f"{topology.name}: compiling {program.stage}, {program.name}{some}")
+        known[key] = _compile(lowered, run, topology, scopes, started)
+    return {"key": key, **known[key]}
 
 
 def _amounts(program: Program) -> dict:
@@ -192,7 +222,7 @@ def _compile(lowered, run, topology: Topology, scopes: list[str], started: float
     """
     facts = {"peak": None, "needed": None, "parts": None}
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=_OPTIONS.get(topology.chip.kind))
     except jax.errors.JaxRuntimeError as error:
         seconds = {"compile_seconds": round(time.perf_counter() - started, 1)}
         if _OUT_OF_MEMORY not in str(error):

@@ -8,7 +8,7 @@ rough time. The first few are then fitted and compiled, and ranked by the bounds
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rlhf_jax import fitted, sharding
 from rlhf_jax import run as run_lib
@@ -49,6 +49,14 @@ def fit(config, topology: Topology, data: Data, stages: list[str], share: float)
     sent = chip.flops / chip.link_bandwidth if chip.flops and chip.link_bandwidth else 0.0
     found = fitted.fit(run, programs_of, share * chip.memory, sent)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def applied(config, settings: Mapping):
+    """Returns a copy of the config with the settings that `fit` chose."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():  # the model of a stage has only the fields in which it differs
+        config.update_from_flattened_dict(settings)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)

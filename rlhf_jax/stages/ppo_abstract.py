@@ -45,8 +45,14 @@ def programs_of(
     layout, language_model = compiled.sample.layout, lora.joined(base, state.language_model)
     moved = layout.lacking(language_model)
     copy = layout.program.eval_shape(moved)
-    sampled = layout.filled(language_model, copy), *prompts, abstract.key(), abstract.scalar()
-    rollout = compiled.sample.program.eval_shape(*sampled)
+    laid_out = layout.filled(language_model, copy)
+    sampled = *prompts, abstract.key(), abstract.scalar()
+    rollout = compiled.sample.program.eval_shape(laid_out, *sampled)
+
+    def sample_of_depth(layers):
+        few = laid_out | {"layers": laid_out["layers"][:layers]}
+        return compiled.sample.of_depth(layers).lower(few, *sampled)
+
     coefs = jax.eval_shape(lambda: programs.coefficients(section))
     hosted = len([reward for reward in rewards_lib.several(section.reward) if reward.function])
     given = abstract.rows_of(run, (rows, hosted), jnp.float32) if hosted else None
@@ -148,7 +154,7 @@ def programs_of(
         abstract.Program(
             stage,
             "sample",
-            lambda: compiled.sample.program.lower(*sampled),
+            lambda: compiled.sample.program.lower(laid_out, *sampled),
             {"decode copy": copy, "batch": prompts} | read_there,
             {name: tree for name, tree in everything.items() if name not in read_there},
             work.sampling(policy, *lengths),
@@ -159,6 +165,7 @@ def programs_of(
             options={"slots": [count for count in choice.rows_at_once(rows, ways) if count <= slots]},
             decoding=work.decoding(policy, *lengths, length, run.mesh),
             rows={"completions": (memory.rows_at_once(slots, 1, run.mesh), memory.rows_at_once(rows, 1, run.mesh))},
+            of_depth=sample_of_depth if isinstance(laid_out["layers"], tuple) else None,
         ),
         abstract.Program(
             stage,
