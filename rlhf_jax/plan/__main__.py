@@ -75,8 +75,8 @@ _VOCAB = flags.DEFINE_integer(
 _ALL_LAYERS = flags.DEFINE_bool(
     "all_layers",
     False,
-    "Compile all layers of every program. By default the sampler of a GPU, in which layers are unrolled, is compiled with 2 "
-    "and with 4 layers, and what it takes with all of them is extrapolated.",
+    "Compile all layers of every program. By default the sampler of a GPU, to which each layer adds, is compiled with 2 and "
+    "with 4 layers, and what it takes with all of them is extrapolated.",
 )
 flags.mark_flags_as_required(["config", "topology"])
 
@@ -244,10 +244,15 @@ row so far, with as many rows at once as memory holds. Real lengths, where a pla
 with the spread of the paper's mean of 166 and median of 62 tokens, completions with a standard deviation of 1 of
 their logarithm, and the means those before lengths are cut at 1,024. Rows at once are those of a device.
 
+On a GPU each layer of the sampler adds to its program. It was compiled with 2 and with 4 layers, as its seconds to compile
+say, and its memory, what it moves and what it sends are extrapolated from these two: they grow by the same amount with each
+layer (docs/measurements.md, "Sampling by plan", has the comparison). `--all_layers` compiles all of them. Kernels of GPUs are
+not optimized, since a plan reads nothing of their code. So the seconds are those of a plan on a shared machine; a run takes
+others.
+
 A plan without floors is of an earlier version, which sampled a batch in parts (`sample_parts`) and read all of the cache at
 every step. Its command needs `--config.slots`, the number of completions that are sampled at once, in the place of
-`sample_parts`. The hours for real lengths of 1.3b on h100:8 and v5p:2x2x1 in docs/plan were computed with the sampler
-before its stages of fewer slots; docs/measurements.md, "Sampling in slots", has what these stages save.
+`sample_parts`.
 """
 
 if __name__ == "__main__":
