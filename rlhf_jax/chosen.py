@@ -22,13 +22,14 @@ _UNROLLED = 12  # layers of the deepest model that is unrolled on a CPU: deeper 
 def open_fields(config: ConfigDict) -> list[str]:
     """Returns the dotted names of the fields that leave to the memory how the programs of a config compute.
 
-    They are `model.scan_layers` and `model.remat`, `slots`, the fields of each stage that split a batch into parts, and
-    `remat` of the models that stages have of their own.
+    They are `model.scan_layers` and `model.remat`, `slots`, the fields of each stage that split a batch into parts,
+    `gather_once` of PPO, and `remat` of the models that stages have of their own.
     """
     names = ["model.scan_layers", "model.remat", "slots"]
     for stage in config.stages:
         kind, section = registry.of(config, stage), config[stage]
         fields = [*kind.parts(section)] if kind.programs else []
+        fields += ["gather_once"] if "gather_once" in section else []
         fields += ["model.remat"] if section.get("model") else []
         names += [f"{stage}.{field}" for field in fields]
     return [name for name in names if _get(config, name) in _OPEN]

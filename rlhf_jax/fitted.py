@@ -1,7 +1,7 @@
 """Chooses how the programs of a run compute, where its config leaves that to the memory.
 
-Open are `model.remat='auto'`, and None in `model.scan_layers`, in `slots`, and in the fields that split a stage's batch
-into parts. A number in the config is taken as it is. A run chooses once, at its first start, prints what it has chosen,
+Open are `model.remat='auto'`, and None in `model.scan_layers`, in `slots`, in PPO's `gather_once`, and in the fields that
+split a stage's batch into parts. A number in the config is taken as it is. A run chooses once, at its first start, prints what it has chosen,
 and keeps it in program.json: the choice changes results by rounding alone, and a resumed run must not even do that. A
 plan chooses in the same way for a topology.
 
@@ -30,6 +30,7 @@ _MOVED_ELSEWHERE = 250.0
 _PASSES = 3  # times that a part sends the weights over links: gathered twice, and their gradients summed
 _LOOP = 1.15  # time of a CPU in a loop over layers, relative to unrolled ones (docs/scaling.md)
 _MORE = 1.1  # factor by which a limit grows that nothing fits
+_UNBOUND = {"slots": None, "gather_once": True}  # the values of fields where no memory is known; of the others, 1
 _GIB = 2**30
 
 
@@ -86,10 +87,11 @@ def settle(run: Run) -> None:
         found = {stage: forecast.programs_of(run, stage) for stage in waiting}
         return {stage: programs for stage, programs in found.items() if programs}
 
-    found: dict = {name: None if name == "slots" else 1 for name in open_fields}
+    found: dict = {name: _UNBOUND.get(name.rpartition(".")[2], 1) for name in open_fields}
     found |= fit(run, programs_of, limit) if limit else _candidates(run, open_fields)[-1]
     whole = [name for name, value in found.items() if name.endswith("microbatches") and value == 1]
-    said = [f"{name}={value}" for name, value in found.items() if name not in whole and value is not None]
+    usual = [*whole, *(name for name, value in found.items() if name.endswith("gather_once") and value)]
+    said = [f"{name}={value}" for name, value in found.items() if name not in usual and value is not None]
     if whole:
         said.append("no other batch in parts" if any("microbatches" in one for one in said) else "no batch in parts")
     if said:  # slots alone may be left to the sampler

@@ -118,6 +118,28 @@ def test_what_the_config_says_is_not_chosen():
     assert fitted.fit(Toy(remat="none", scan_layers=True, microbatches=2), Toy.programs, 6 * GIB) == {"slots": None}
 
 
+class Scoring(Toy):
+    """A run whose scoring takes 1 GiB, and 3 more where it gathers all weights at once."""
+
+    def programs(self):
+        def temporaries(change):
+            gathers = change.get("gather_once", self.config.ppo.gather_once)
+            return {"activations": GIB, **({"gathered weights": 3 * GIB} if gathers else {})}
+
+        options = {"microbatches": PARTS, "gather_once": [True, False]}
+        score = Program("ppo", "score", lambda: None, {}, {}, Work(), 1, temporaries=temporaries, options=options)
+        return {"ppo": [*Toy.programs(self)["ppo"], score]}
+
+
+@pytest.mark.parametrize("limit, gathers", [(4.5, True), (4, True), (3.9, False), (1.5, False)])
+def test_weights_are_gathered_once_where_the_copy_fits(limit, gathers):
+    found = fitted.fit(Scoring("gpu"), Scoring.programs, limit * GIB)
+    assert found["ppo.gather_once"] is gathers
+    alone = fitted.fit(Toy("gpu"), Toy.programs, limit * GIB)
+    assert {name: found[name] for name in alone} == alone  # parts do not help, and are not taken
+    assert "ppo.gather_once" not in fitted.fit(Scoring("gpu", gather_once=False), Scoring.programs, limit * GIB)
+
+
 def test_where_nothing_fits_it_is_little_that_is_lacking():
     found = fitted.fit(Toy(), Toy.programs, 0.5 * GIB)
     least = min(1 + ACTIVATIONS[model] / PARTS[-1] for model in ACTIVATIONS)

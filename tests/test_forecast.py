@@ -86,6 +86,33 @@ def test_programs_of_ppo_and_dpo_take_what_the_compiler_says_within_a_quarter(st
     assert sum(found.temporaries({}).values()) == pytest.approx(facts.temp_size_in_bytes, rel=0.25)
 
 
+@pytest.mark.parametrize("mesh, copies", [("2x2x2", 4), ("1x1x1", 0)])
+def test_scoring_takes_the_memory_of_the_weights_that_it_gathers(mesh, copies, monkeypatch):
+    """On a CPU, of all four models at once; in float32 a single device has nothing to gather."""
+    monkeypatch.setitem(packing.PLACES, "cpu", 32)
+    needs, real, shape = [], [], dataclasses.replace(SHAPE, embed_dim=256, num_layers=3)
+    for gather_once in (True, False):
+        config = default_config()
+        config.stages = ("pretrain", "sft", "reward_model", "ppo")
+        config.prompt_length = config.completion_length = 16
+        config.tokenizer.vocab_size = shape.vocab_size
+        names = "num_layers", "embed_dim", "num_heads", "max_length", "dtype", "scan_layers", "remat", "attention"
+        config.model.update({name: getattr(shape, name) for name in names})
+        config.ppo.update(batch_size=16, minibatch_size=8, gather_once=gather_once)
+        data = Data(demonstrations=40, rankings=16, completions=2, vocab_size=shape.vocab_size)
+        run = run_lib.without_data(config, data, tiny.mesh_of(mesh))
+        found = next(one for one in registry.of(config, "ppo").programs(run, "ppo", data) if one.name == "score")
+        assert ("gather_once" in found.options) == (copies > 0)
+        needs.append(found.temporaries({}).get("gathered weights", 0))
+        assert found.temporaries({"gather_once": not gather_once}).get("gathered weights", 0) == 0 or not gather_once
+        with jax.set_mesh(run.mesh):
+            facts = found.lower().compile({"xla_backend_optimization_level": 0}).memory_analysis()
+        real.append(facts.temp_size_in_bytes)
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.param_shapes(run.model)))
+    assert needs[1] == 0 and needs[0] == pytest.approx(copies * whole / run.mesh.shape["tensor"], rel=0.02)
+    assert real[0] - real[1] == pytest.approx(needs[0], rel=0.25)
+
+
 def test_rows_are_split_over_the_mesh_and_parts_of_a_batch_follow_one_another():
     one, mesh = tiny.mesh_of("1x1x1"), tiny.mesh_of("2x2x2")
     alone = memory.training(SHAPE, one, 4, 64, 64, 1, 1000)

@@ -95,6 +95,16 @@ def test_every_token_stands_once_in_the_rows_with_what_belongs_to_it(seed):
     np.testing.assert_array_equal(ends, last)
 
 
+def test_a_row_has_no_more_episodes_than_programs_count_on():
+    """40 episodes of two tokens would all fit into one row."""
+    mask = np.arange(40) < 1
+    rollout = ppo.packing.Rollout(*(np.tile(x, (40, 1)) for x in (np.ones(80, np.int32), mask[::-1], mask)), None)
+    segment_ids = np.asarray(jax.jit(packing.pack)(rollout).rollout.segment_ids)
+    assert [len(set(row) - {0}) for row in segment_ids[:4]] == [16, 16, 8, 0]
+    one = np.ones(40, np.int64)
+    assert packing.filled_parts(one, one, 40, 1, (40, 40)) == 3
+
+
 def test_a_part_is_as_small_as_keeps_the_devices_busy():
     mesh = tiny.mesh_of("2x2x2")
     assert packing.rows_of_part(64, 256, 1) == packing.rows_of_part(64, 2048, 1) == 1

@@ -93,11 +93,12 @@ FIELDS = Section(
             "The results do not depend on it, but for rounding.",
         ),
         "gather_once": Field(
-            True,
+            None,
             FLAG,
             "Whether scoring gathers the weights of each model once, one model after the other, and not for each of its "
             "parts. It matters where a mesh splits weights over `fsdp`, and takes the memory of a copy of the largest "
-            "model in `model.dtype`, split over `tensor` alone. The results do not depend on it.",
+            "model in `model.dtype`, split over `tensor` alone. None means that a run does so where the copy fits into "
+            "its memory. The results do not depend on it.",
         ),
         "ppo_epochs": Field(1, COUNT, "The number of passes over the episodes of an iteration (C.4)."),
         "kl_coef": Field(

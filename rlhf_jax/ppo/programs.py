@@ -49,7 +49,8 @@ def static_config(
       eos_id: token, or tokens, that end a completion.
       section: configuration of the PPO stage.
       name: name of the section, for error messages.
-      parts: values of the fields that split a batch into parts, in the place of the section's; None in both is 1.
+      parts: values of the fields that split a batch into parts, in the place of the section's; None in both is 1. Also
+        `gather_once`, which is otherwise True unless the section has False.
 
     Raises:
       InputError: sizes do not divide each other, or choices exclude each other.
@@ -86,7 +87,7 @@ def static_config(
         entropy_bonus=section.entropy_coef != 0.0,
         whiten_rewards=section.whiten_rewards,
         microbatches=split["microbatches"],
-        gather_once=section.gather_once,
+        gather_once=split.get("gather_once", section.gather_once is not False),
         ptx_microbatches=split["ptx_microbatches"],
         schedule=section.schedule,
         total_steps=section.iterations * steps_per_iteration,

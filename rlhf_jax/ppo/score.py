@@ -7,6 +7,7 @@ Shapes: B batch (episodes), N minibatch, r packed rows, C completion.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,6 +54,22 @@ def _gathered(rules: Mapping | None, shape: TransformerConfig, params: dict, aft
 
     trunk = model.without_scalar_head(params)
     return params | {name: jax.tree.map(place, x, places[name]) for name, x in trunk.items()}
+
+
+def gathered_bytes(rules: Mapping, shape: TransformerConfig, params: dict, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Returns the bytes on each device of the copy that `_gathered` makes of abstract parameters, by their first name.
+
+    Arrays that have the layout of sampling already are not copied.
+    """
+    places = generate.decode_shardings(shape, mesh, rules)
+
+    def size(x, where):
+        if x.dtype == shape.dtype and x.sharding.is_equivalent_to(where, x.ndim):
+            return 0
+        return math.prod(where.shard_shape(x.shape)) * jnp.dtype(shape.dtype).itemsize
+
+    trunk = model.without_scalar_head(params)
+    return {name: sum(jax.tree.leaves(jax.tree.map(size, x, places[name]))) for name, x in trunk.items()}
 
 
 def make_score(
@@ -133,7 +150,8 @@ def make_score(
             return found.reshape(-1, *found.shape[2:])[back]
 
         # One model is read after the other, each from a copy of its weights that is gathered once for all parts. The
-        # copy of a model is made when the one before it has been read, so that they do not exist at the same time.
+        # copy of a model is made when the one before it has been read, so that they do not exist at the same time (on a
+        # CPU they do).
         said: Any = {}
         read: Any = parts.filled
         if isinstance(reward_fn, SequenceScore | ModelScores):

@@ -50,7 +50,8 @@ def build(run: Run, stage: str, config: PPOConfig | None = None):
 
 def _static_config(run: Run, stage: str) -> PPOConfig:
     value, ends = ppo_models.value_shape_of(run, stage), run.tokenizer.end_ids
-    return programs.static_config(run.model, value, ends, run.config[stage], stage, run.parts(stage))
+    parts = run.parts(stage) | {"gather_once": ppo_models.gathers(run, stage)}
+    return programs.static_config(run.model, value, ends, run.config[stage], stage, parts)
 
 
 def check(run: Run, stage: str) -> None:

@@ -12,6 +12,7 @@ from rlhf_jax.fields import rewards as rewards_lib
 from rlhf_jax.generate.turns import turns
 from rlhf_jax.model import choice, memory, work
 from rlhf_jax.ppo import packing, programs
+from rlhf_jax.ppo.score import gathered_bytes
 from rlhf_jax.ppo.state import PPOState
 from rlhf_jax.run import Run
 from rlhf_jax.stages import ppo_models, ppo_rewards
@@ -120,12 +121,17 @@ def programs_of(
     scored_in = ["compared_parts", "referred_parts"] + ["valued_parts"] * bool(value)
     scored_in += [f"rewarded_parts_{number}" for number, _ in enumerate(models)]
     updated_in = ["policy_parts"] + ["value_parts"] * bool(value)
-    # Score keeps the states of the reference, and on a mesh a copy of the weights of one model after the other.
+    # Score keeps the states of the reference, and a copy of the weights of one model after the other.
     ways = sharding.ways(run.mesh)
-    kept = {"states": memory.item(policy) * rows // ways * completion * policy.embed_dim}
-    if section.gather_once and run.mesh.shape["fsdp"] > 1:
-        copies = [work.parameters(shape) * memory.item(shape) for shape in (policy, *scalars)]
-        kept["gathered weights"] = max(copies) / run.mesh.shape["tensor"]
+    states = memory.item(policy) * rows // ways * completion * policy.embed_dim
+    gathered = _gathered_bytes(run, base, state, ref, value, models, reward_params)
+
+    def scoring_memory(change):
+        parts = rows // rows_at_once(change)
+        found = memory.forward(policy, run.mesh, rows, length, completion, parts, memory.COMPARED)
+        copies = gathered if change.get("gather_once", ppo_models.gathers(run, stage)) else 0
+        return found | {"states": states} | ({"gathered weights": copies} if copies else {})
+
     microbatches = choice.parts(part, ways)
     updating_options = {"microbatches": microbatches}
     # An array that has the layout of sampling already is not copied, but read where it lies.
@@ -176,13 +182,8 @@ def programs_of(
             scoring,
             section.iterations,
             parts=dict.fromkeys(scored_in if rows > size else (), filled),
-            temporaries=lambda change: (
-                memory.forward(
-                    policy, run.mesh, rows, length, completion, rows // rows_at_once(change), memory.COMPARED
-                )
-                | kept
-            ),
-            options={"microbatches": microbatches},
+            temporaries=scoring_memory,
+            options={"microbatches": microbatches} | ({"gather_once": [True, False]} if gathered else {}),
             rows={"episodes": at_once(rows, rows // size)},
         ),
         abstract.Program(
@@ -199,6 +200,26 @@ def programs_of(
             rows=updated,
         ),
     ]
+
+
+def _gathered_bytes(run: Run, base, state: PPOState, ref, value, models: list[str], reward_params) -> int:
+    """Returns the bytes on each device of the copies of weights that score holds at once.
+
+    It is one model's at a time, and beside that of the policy the head of the reference, because the two are compared.
+    XLA ignores that order on CPUs, where all copies are held.
+    """
+
+    def copied(shape, params):
+        return gathered_bytes(run.rules, shape, lora.joined(base, params), run.mesh)
+
+    policy, reference = copied(run.model, state.policy.params), copied(run.model, ref)
+    rewards = reward_params if isinstance(reward_params, tuple) else (reward_params,) * bool(models)
+    others = [copied(value, state.value_params)] * bool(value)
+    others += [copied(run.shape(name), params) for name, params in zip(models, rewards)]
+    if run.mesh.devices.flat[0].platform == "cpu":
+        return sum(sum(one.values()) for one in (policy, reference, *others))
+    compared = policy | {"head of the reference": reference[model.lm_table(run.model)]}
+    return max(sum(one.values()) for one in (compared, reference, *others))
 
 
 def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change: Mapping) -> dict[str, float]:

@@ -44,6 +44,12 @@ def value_shape_of(run: Run, stage: str) -> TransformerConfig | None:
     return run.model if options.value_init(section) in ("policy", "zero") or not models else run.shape(models[0])
 
 
+def gathers(run: Run, stage: str) -> bool:
+    """Whether `score` gathers the weights of each model once: as the config says, as the run has chosen, or else yes."""
+    given = run.config[stage].gather_once
+    return run.chosen.get(f"{stage}.gather_once", True) if given is None else given
+
+
 def value_params(run: Run, stage: str, reward: dict | tuple[dict, ...], policy: dict) -> dict | None:
     """Returns the initial parameters of a separate value model, or of a head for the policy's trunk, or None."""
     section = run.config[stage]
