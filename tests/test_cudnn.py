@@ -18,6 +18,7 @@ from rlhf_jax.model import TransformerConfig, attention, cudnn, work
 from rlhf_jax.plan import topology
 
 MOST = 3  # segments of a row
+ROOM = 2 * MOST + 1  # with the padding before, between and after them
 ROW = [2, 2, 0, 7, 7, 7, 0, 4, 0, 0]  # segments in no order, with padding between them
 ROWS = np.array([ROW, [1] * 10, [0] * 10, [0] * 3 + [5] * 7], np.int32)
 
@@ -48,16 +49,16 @@ lengths = jax.jit(cudnn.lengths)
 @hypothesis.given(packed_rows())
 def test_the_segments_that_cudnn_is_told_of_are_those_of_the_mask(segment_ids):
     batch, length = segment_ids.shape
-    sizes, starts, right = map(np.asarray, runs(segment_ids, MOST))
-    assert right and sizes.shape == (batch, MOST) and starts.shape == (batch, MOST + 1)
+    sizes, starts, right = map(np.asarray, runs(segment_ids, ROOM))
+    assert right and sizes.shape == (batch, ROOM) and starts.shape == (batch, ROOM + 1)
     whole = np.zeros((batch * length, batch * length), bool)
     for size, start in zip(sizes.ravel(), starts.ravel()):
         for query in range(start, start + size):
             whole[query, start : query + 1] = True
     for row in range(batch):
         own = np.s_[row * length : (row + 1) * length]
-        np.testing.assert_array_equal(whole[own, own], seen(segment_ids)[row])
-    assert whole.sum() == seen(segment_ids).sum()  # and nothing of another row
+        np.testing.assert_array_equal(whole[own, own] & (segment_ids[row] != 0)[:, None], seen(segment_ids)[row])
+        assert whole[own, own].diagonal().all() and not whole[own, : own.start].any()  # padding is computed as well
     count = np.count_nonzero(sizes)
     assert np.all(sizes.ravel()[count:] == 0) and np.all(starts.ravel()[count:] == batch * length)
 
@@ -151,7 +152,8 @@ def test_packed_segments_give_what_the_mask_gives_forward_and_backward(monkeypat
         return jax.jit(jax.grad(lambda *qkv: (attend(name)(*qkv, ROWS) * weights).sum(), (0, 1, 2)))(q, k, v)
 
     found = attend("cudnn")(q, k, v, ROWS)
-    np.testing.assert_allclose(found, np.where(real, by_loop(q, k, v, ROWS), 0), atol=2e-6)
+    np.testing.assert_allclose(np.where(real, found, 0), np.where(real, by_loop(q, k, v, ROWS), 0), atol=2e-6)
+    assert np.all(np.isfinite(found))  # padding too: every place is written
     for expected, actual in zip(gradient("xla"), gradient("cudnn")):
         np.testing.assert_allclose(actual, expected, atol=2e-6)
     trials = jax.jit(jax.vmap(attend("cudnn")))(*(np.stack([x, x[::-1]]) for x in (q, k, v, ROWS)))
@@ -221,7 +223,25 @@ def test_the_compiled_program_has_no_mask_where_the_rows_need_none(segments, for
     assert [name for name, *_ in calls] == [f"{bias}Softmax", f"{bias}SoftmaxBackward"]
     for _, operands, mask, most in calls:
         assert ("256,256]" in operands) == (segments == 0)
-        assert mask == form and int(most) == max(segments, 1)
+        assert mask == form and int(most) == (segments + 1 if segments > 1 else 1)
+
+
+def test_packed_segments_are_lowered_for_gpus_without_a_mask():
+    """JAX's primitives take what is given, in every version; this needs neither a GPU nor its compiler."""
+    q, k, v = (jax.ShapeDtypeStruct((2, 256, heads, 64), "bfloat16") for heads in (4, 2, 2))
+    ids = jax.ShapeDtypeStruct((2, 256), "int32")
+
+    def total(q, k, v, ids):
+        return attention.attend(q, k, v, ids, implementation="cudnn", segments=MOST).astype("float32").sum()
+
+    text = jax.jit(jax.grad(total, (0, 1, 2))).trace(q, k, v, ids).lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"custom_call @(__cudnn\$fmha\w*)\((.*?)\).* : \((.*?)\) ->", text)
+    assert [name for name, *_ in calls] == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+    segments = ["tensor<2x4xi32>"] * 2 + ["tensor<2x5xi32>"] * 2  # lengths and places, of queries and of keys
+    own, shared = "tensor<2x256x4x64xbf16>", "tensor<2x256x2x64xbf16>"
+    forward, backward = ([kind.strip() for kind in kinds.split(",")] for *_, kinds in calls)
+    assert forward == [own, shared, shared, *segments]
+    assert backward == [own, shared, shared, "tensor<8x4x256xf32>", own, own, *segments]
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU")
@@ -254,7 +274,8 @@ def test_packed_episodes_are_counted_one_by_one(of, times, monkeypatch):
     config = TransformerConfig(vocab_size=64, num_layers=2, embed_dim=64, num_heads=2, attention="cudnn")
     prompts, completions = np.array([200, 5, 130]), np.array([60, 4, 126])
     tiles = 0
-    for size in prompts + completions:
+    padding = (2 * 1024 - (prompts + completions).sum()) // 2
+    for size in [*(prompts + completions), padding, padding]:
         for i, j in np.ndindex(-(-size // 128), -(-size // 128)):
             if j <= i:
                 tiles += (min(size, 128 * (i + 1)) - 128 * i) * (min(size, 128 * (j + 1)) - 128 * j)

@@ -3,7 +3,8 @@
 cuDNN skips the keys after each query by itself. What else a query must not see it is told in one of three ways:
 
 - "lengths", where a row is one segment and then padding: the number of tokens of each row. Padding is not computed.
-- "packed", where segments stand one after another: where each begins, and how long it is. Each is computed by itself.
+- "packed", where segments stand one after another: where each begins, and how long it is. Each is computed by itself,
+  and so is padding.
 - "masked", for all other rows: a mask [T, T] of each row. It is read beside the scores, and in the backward pass cuDNN
   also writes a gradient of it that nobody reads.
 
@@ -58,8 +59,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, seg
             key_value_seq_lengths=found,
             implementation="cudnn",
         )
-    sizes, starts, right = runs(segment_ids, segments)
-    return _packed(jnp.where(right, q, jnp.nan), k, v, segment_ids != 0, sizes, starts)
+    sizes, starts, right = runs(segment_ids, segments + 1)  # padding is one more
+    return _packed(jnp.where(right, q, jnp.nan), k, v, sizes, starts)
 
 
 def _masked(q, k, v, segment_ids, visible):
@@ -91,9 +92,11 @@ def lengths(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
 def runs(segment_ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns where the segments of all rows stand, as cuDNN takes it, and whether they are what it can compute.
 
+    What is padding between them and after them counts as segments too, so that every place is computed: cuDNN leaves
+    others as it found them.
+
     Args:
-      segment_ids: i32[B, T]; 0 is padding, which may be anywhere between segments. The tokens of a segment stand
-        together.
+      segment_ids: i32[B, T]. The tokens of a segment stand together.
       most: M.
 
     Returns:
@@ -102,28 +105,21 @@ def runs(segment_ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.A
       and none of them is PREFIX.
     """
     batch, length = segment_ids.shape
-    real = segment_ids != 0
-    begins = real & (segment_ids != jnp.pad(segment_ids, ((0, 0), (1, 0)))[:, :-1])
+    begins = segment_ids != jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=NOTHING)[:, :-1]
     number = jnp.cumsum(begins.reshape(-1)) - 1
-    sizes = jnp.zeros(batch * most, jnp.int32).at[number].add(real.reshape(-1).astype(jnp.int32), mode="drop")
+    sizes = jnp.zeros(batch * most, jnp.int32).at[number].add(1, mode="drop")
     starts = jnp.nonzero(begins.reshape(-1), size=batch * (most + 1), fill_value=batch * length)[0]
     right = (number[-1] < batch * most) & jnp.all(segment_ids >= 0)
     return sizes.reshape(batch, most), starts.astype(jnp.int32).reshape(batch, most + 1), right
 
 
 @jax.custom_vjp
-def _packed(q, k, v, real, sizes, starts):
-    """Returns attention within segments; 0 on padding.
-
-    Args:
-      q, k, v: as in `attend`.
-      real: bool[B, T], False on padding.
-      sizes, starts: as `runs` gives them.
-    """
-    return _packed_forward(q, k, v, real, sizes, starts)[0]
+def _packed(q, k, v, sizes, starts):
+    """Returns attention within segments, whose `sizes` and `starts` are as `runs` gives them."""
+    return _packed_forward(q, k, v, sizes, starts)[0]
 
 
-def _packed_forward(q, k, v, real, sizes, starts):
+def _packed_forward(q, k, v, sizes, starts):
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     @jax.custom_batching.sequential_vmap
@@ -135,22 +131,18 @@ def _packed_forward(q, k, v, real, sizes, starts):
         )
 
     out, statistics = compute(q, k, v, sizes, starts)
-    out = jnp.where(real[..., None, None], out, 0)  # cuDNN leaves padding as it found it
-    return out, (q, k, v, real, sizes, starts, statistics, out)
+    return out, (q, k, v, sizes, starts, statistics, out)
 
 
 def _packed_backward(saved, gradient):
     from jax._src.cudnn import fused_attention_stablehlo as fused
-
-    q, k, v, real, sizes, starts, statistics, out = saved
 
     @jax.custom_batching.sequential_vmap
     def compute(q, k, v, sizes, starts, statistics, out, gradient):
         operands = _operands(q, k, v, sizes, starts)
         return tuple(fused._dot_product_attention_bwd_p.bind(*operands, statistics, out, gradient, **_form(q, fused)))
 
-    found = compute(q, k, v, sizes, starts, statistics, out, gradient)
-    return *(jnp.where(real[..., None, None], x, 0) for x in found), None, None, None
+    return *compute(*saved, gradient), None, None
 
 
 _packed.defvjp(_packed_forward, _packed_backward)

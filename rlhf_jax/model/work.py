@@ -168,8 +168,9 @@ def in_rows(
 ) -> Work:
     """Returns the work of episodes that are packed into rows.
 
-    Model FLOPs are those of the episodes' own tokens, and executed FLOPs those of the rows. cuDNN computes each episode by
-    itself, and the other implementations the rows.
+    Model FLOPs are those of the episodes' own tokens, and executed FLOPs those of the rows. The scores that cuDNN computes
+    are those of each episode by itself, and of each row's padding, which counts as the same in all rows. The other
+    implementations compute those of the rows.
 
     Args:
       of: `forward` or `training`.
@@ -183,6 +184,7 @@ def in_rows(
     scores = None
     if attention.skips_segments(config.attention, config.head_dim):
         scores = sum(_computed(config, int(size)) for size in prompts + completions)
+        scores += rows * _computed(config, max(0, rows * sum(room) - int((prompts + completions).sum())) // rows)
     own = (of(config, 1, int(p + c), int(c) * logits) for p, c in zip(prompts, completions, strict=True))
     executed = of(config, rows, sum(room), rows * room[1] * logits, scores).executed
     return dataclasses.replace(sum(own, Work()), executed=executed)
