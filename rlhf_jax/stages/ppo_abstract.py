@@ -214,7 +214,7 @@ def _gathered_bytes(run: Run, base, state: PPOState, ref, value, models: list[st
 
     policy, reference = copied(run.model, state.policy.params), copied(run.model, ref)
     rewards = reward_params if isinstance(reward_params, tuple) else (reward_params,) * bool(models)
-    others = [copied(value, state.value_params)] * bool(value)
+    others = [copied(value, state.value_params)] if value else []
     others += [copied(run.shape(name), params) for name, params in zip(models, rewards)]
     if run.mesh.devices.flat[0].platform == "cpu":
         return sum(sum(one.values()) for one in (policy, reference, *others))
