@@ -87,7 +87,7 @@ def static_config(
         entropy_bonus=section.entropy_coef != 0.0,
         whiten_rewards=section.whiten_rewards,
         microbatches=split["microbatches"],
-        gather_once=split.get("gather_once", section.gather_once is not False),
+        gather_once=bool(split.get("gather_once", section.gather_once is not False)),
         ptx_microbatches=split["ptx_microbatches"],
         schedule=section.schedule,
         total_steps=section.iterations * steps_per_iteration,
