@@ -107,7 +107,7 @@ def _candidates(run: Run, open_fields: list[str]) -> list[dict]:
     if "model.scan_layers" in open_fields:
         scans = [True] if chosen.loops(platform, layers) else [False, True]
     remats = REMAT if "model.remat" in open_fields else [run.model.remat]
-    own = [name for name in open_fields if name.endswith(".model.remat") and "model.remat" in open_fields]
+    own = [name for name in open_fields if name.endswith(".model.remat")]
     found = []
     for scan in scans:
         for remat in remats:

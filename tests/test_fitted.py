@@ -203,6 +203,18 @@ def open_config(last="pretrain"):
     return config
 
 
+@pytest.mark.parametrize("remat", ["none", "full", "auto"])
+def test_a_stage_with_a_model_of_its_own_starts_whatever_the_policys_is(tmp_path, whole, remat):
+    """As the sweeps over the size of a reward model do, whose policy says its own `remat`."""
+    config = open_config()
+    config.model.remat = remat
+    with config.unlocked():
+        config.pretrain.model = {"embed_dim": 16}
+    with started(config, tmp_path) as run:
+        assert run.shape("pretrain").embed_dim == 16
+        assert run.shape("pretrain").remat == run.model.remat == ("none" if remat == "auto" else remat)
+
+
 def test_a_work_directory_keeps_what_was_chosen_and_what_it_was_given(tmp_path, whole, capsys):
     config, path = open_config(), tmp_path / "run"
     first = {"model.scan_layers": False, "model.remat": "none", "pretrain.microbatches": 1, "slots": None}
