@@ -1,6 +1,7 @@
 """What a run chooses by its memory, against all combinations; and that it keeps it, and changes no result by it."""
 
 import contextlib
+import importlib
 import itertools
 import types
 
@@ -21,6 +22,7 @@ from rlhf_jax.model.work import Work
 from rlhf_jax.plan import planner
 from rlhf_jax.runtime import machine
 from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.sweep import arms, grid
 
 GIB = 2**30
 CORPORA: dict = {}  # of the runs below, made once
@@ -306,3 +308,15 @@ def test_a_stages_own_model_leaves_open_what_the_runs_does():
     own = {"num_layers": 2, "remat": "auto", "scan_layers": None}
     assert chosen.closed(own) == {"num_layers": 2}
     assert chosen.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["best_of_n", "fig36_kl_coef", "ladder", "overoptimization", "rm_scaling"])
+def test_the_first_arm_of_a_figure_can_start(tmp_path, name):
+    """With the memory of this machine; stages with models of their own are among them."""
+    experiment = importlib.import_module(f"experiments.figures.{name}")
+    arm = arms.expand(experiment.get_config(), experiment.sweep(grid))[0]
+    with started(arm.config, tmp_path / "run") as run:
+        assert chosen.open_fields(run.config) and all(
+            run.shape(stage).remat in memory.REMAT for stage in run.config.stages
+        )
