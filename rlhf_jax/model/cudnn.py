@@ -205,7 +205,7 @@ def packed_error() -> float:
     sizes, starts, _ = runs(ids, 3)
 
     def packed(q, k, v):
-        return _packed(q, k, v, ids != 0, sizes, starts)
+        return _packed(q, k, v, sizes, starts)
 
     def masked(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
