@@ -302,6 +302,36 @@ def test_a_slice_of_a_slice_reads_what_is_left():
     assert hlo.read(text, MESH).moved == 2 * 16 * 8 * 4 + 4
 
 
+def test_a_slice_that_an_inner_fusion_hands_on_is_read():
+    """As a TPU writes a product with a layer's part of stacked weights: the slice and its bitcast are a fusion of their own."""
+    inner = """
+%pick (w: f32[6,64,8], n: s32[]) -> f32[64,8] {
+  %w = f32[6,64,8] parameter(0)
+  %n = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = f32[1,64,8] dynamic-slice(%w, %n, %zero, %zero), dynamic_slice_sizes={1,64,8}
+  ROOT %all = f32[64,8] bitcast(%layer)
+}
+
+%product (x: f32[4,64], w: f32[6,64,8], n: s32[]) -> f32[4,8] {
+  %x = f32[4,64] parameter(0)
+  %w = f32[6,64,8] parameter(1)
+  %n = s32[] parameter(2)
+  %one = f32[64,8] fusion(%w, %n), kind=kLoop, calls=%pick
+  ROOT %y = f32[4,8] convolution(%x, %one), dim_labels=bf_io->bf
+}
+"""
+    text = module(
+        """
+  %p = f32[4,64] parameter(0)
+  %q = f32[6,64,8] parameter(1)
+  %n = s32[] constant(3)
+  ROOT %row = f32[4,8] fusion(%p, %q, %n), kind=kOutput, calls=%product""",
+        inner,
+    )
+    assert hlo.read(text, MESH).moved == 4 * (4 * 64 + 64 * 8 + 4 * 8) + 4
+
+
 def test_text_that_is_no_module_is_an_error():
     with pytest.raises(ValueError, match="no HLO module"):
         hlo.read("nothing", MESH)

@@ -19,7 +19,7 @@ from rlhf_jax.plan import planner
 from rlhf_jax.plan.topology import Topology
 from rlhf_jax.runtime.errors import InputError
 
-SHARES = (0.8, 0.65, 0.5)  # of a chip's memory: formulas are rough, and a plan that does not fit is fitted to less
+SHARES = (0.9, 0.8, 0.65, 0.5)  # of a chip's memory: formulas are rough, and a plan that does not fit is fitted to less
 _SAVED = {"full": 2, "dots": 20, "none": 68}  # bytes saved for the backward pass, per token, layer and unit of width
 
 

@@ -95,7 +95,7 @@ def _read(module: Module, inner: Computation, name: str, size: _Size) -> float:
         elif user.opcode in ("dynamic-update-slice", "scatter") and place == 0:
             pass  # the array is updated in place, not read
         elif user.opcode in ("bitcast", "reshape"):
-            total += _read(module, inner, user.name, size)
+            total += math.inf if user.root else _read(module, inner, user.name, size)
         elif user.opcode == "fusion":
             deeper = module.computations[user.called[0]]
             total += _read(module, deeper, parameters_of(deeper)[place], size)
