@@ -99,10 +99,13 @@ def test_a_row_has_no_more_episodes_than_programs_count_on():
     """40 episodes of two tokens would all fit into one row."""
     mask = np.arange(40) < 1
     rollout = ppo.packing.Rollout(*(np.tile(x, (40, 1)) for x in (np.ones(80, np.int32), mask[::-1], mask)), None)
-    segment_ids = np.asarray(jax.jit(packing.pack)(rollout).rollout.segment_ids)
+    segment_ids = np.asarray(
+        jax.jit(packing.pack, static_argnums=1)(rollout, packing.most_of("cudnn")).rollout.segment_ids
+    )
     assert [len(set(row) - {0}) for row in segment_ids[:4]] == [16, 16, 8, 0]
     one = np.ones(40, np.int64)
-    assert packing.filled_parts(one, one, 40, 1, (40, 40)) == 3
+    assert packing.filled_parts(one, one, 40, 1, (40, 40), 16) == 3
+    assert packing.filled_parts(one, one, 40, 1, (40, 40), packing.most_of("xla")) == 1
 
 
 def test_a_part_is_as_small_as_keeps_the_devices_busy():

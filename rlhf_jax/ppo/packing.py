@@ -9,7 +9,7 @@ All shapes are fixed, and nothing is compiled again for other lengths. There are
 enough in any case. The rows are computed in parts of a few rows, and the loop over the parts ends after the last part
 that has an episode.
 
-A row has at most SEGMENTS episodes, the number that programs for packed rows count on.
+Where cuDNN computes attention, a row has at most SEGMENTS episodes, the number that programs for packed rows count on.
 
 Shapes: N episodes of a minibatch, P prompt, C completion, T = P + C, R = N rows, M parts of r rows each.
 """
@@ -77,16 +77,20 @@ class PackedLayout:
         return x.reshape(-1)[self.ends]
 
 
-def pack(rollout: Rollout) -> PackedLayout:
-    """Returns the layout of the episodes of a minibatch, by the lengths that its masks show."""
+def pack(rollout: Rollout, most: int | None = None) -> PackedLayout:
+    """Returns the layout of the episodes of a minibatch, by the lengths that its masks show.
+
+    `most` is the largest number of episodes of a row (see `most_of`).
+    """
     episodes, prompt_length = rollout.prompt_mask.shape
     completion_length = rollout.completion_mask.shape[1]
     length = prompt_length + completion_length
     prompts, completions = (
         jnp.sum(mask, axis=1, dtype=jnp.int32) for mask in (rollout.prompt_mask, rollout.completion_mask)
     )
-    sizes = jnp.stack([prompts + completions, completions, jnp.ones_like(prompts)], axis=1)
-    row, used = first_fit(sizes, jnp.array([length, completion_length, SEGMENTS]))
+    counted = [] if most is None else [jnp.ones_like(prompts)]
+    sizes = jnp.stack([prompts + completions, completions, *counted], axis=1)
+    row, used = first_fit(sizes, jnp.array([length, completion_length, most][: sizes.shape[1]]))
     start, first = used[:, 0], used[:, 1]
 
     # Padding is sent to a place behind the last row, where `mode="drop"` leaves it out.
@@ -114,6 +118,11 @@ def pack(rollout: Rollout) -> PackedLayout:
     ends = row * length + jnp.maximum(start + sizes[:, 0] - 1, 0)
     target = jnp.where(rollout.completion_mask, within, 0)
     return PackedLayout(packed, source, target, ends, rollout.completion_mask, jnp.max(row) + 1)
+
+
+def most_of(attention: str) -> int | None:
+    """Returns the largest number of episodes of a row for an implementation of attention; None: any number."""
+    return SEGMENTS if attention == "cudnn" else None
 
 
 def _numbers(x: jax.Array) -> jax.Array:
@@ -157,7 +166,9 @@ def rows_of_part(rows: int, length: int, microbatches: int, mesh=None) -> int:
     return fitting[0] if fitting else most
 
 
-def filled_parts(prompts: np.ndarray, completions: np.ndarray, rows: int, size: int, room: tuple[int, int]) -> int:
+def filled_parts(
+    prompts: np.ndarray, completions: np.ndarray, rows: int, size: int, room: tuple[int, int], most: int | None = None
+) -> int:
     """Returns how many parts of all minibatches have an episode.
 
     Args:
@@ -166,9 +177,11 @@ def filled_parts(prompts: np.ndarray, completions: np.ndarray, rows: int, size: 
       rows: R, which divides B.
       size: r, which divides R.
       room: P and C.
+      most: as in `pack`.
     """
     sizes = np.stack([prompts + completions, completions, np.ones_like(prompts)], axis=1).reshape(-1, rows, 3)
-    return sum(-(-rows_needed(one, (sum(room), room[1], SEGMENTS)) // size) for one in sizes)
+    whole = sum(room), room[1], rows if most is None else most
+    return sum(-(-rows_needed(one, whole) // size) for one in sizes)
 
 
 def rows_needed(sizes: np.ndarray, room: tuple[int, ...]) -> int:

@@ -28,7 +28,7 @@ from rlhf_jax.ppo.completions import (
     values_at,
 )
 from rlhf_jax.ppo.mixture import ModelScores, combined, of_each_model
-from rlhf_jax.ppo.packing import PackedLayout, PackedRollout, pack, parts_of
+from rlhf_jax.ppo.packing import PackedLayout, PackedRollout, most_of, pack, parts_of
 from rlhf_jax.ppo.state import Coefficients, Experience, PPOConfig
 
 
@@ -140,7 +140,8 @@ def make_score(
         policy, value, ref = (x if x is None else lora.joined(base, x) for x in (policy, value, ref))
         reward = of_each_model(functools.partial(lora.joined, base), reward)
         minibatches = jnp.stack(minibatches)
-        layout = jax.vmap(lambda rows: pack(jax.tree.map(lambda x: x[rows], rollout)))(minibatches)
+        most = most_of(config.policy.attention)
+        layout = jax.vmap(lambda rows: pack(jax.tree.map(lambda x: x[rows], rollout), most))(minibatches)
         parts = parts_of(layout.rollout, layout, config.microbatches, trials)
         back = jnp.argsort(minibatches.reshape(-1))  # from the order of the minibatches to that of the rollout
 

@@ -73,7 +73,7 @@ def _value_loss(coefs: Coefficients, new_values: jax.Array, part: Experience) ->
 
 def _parts(config: PPOConfig, minibatch: Experience, trials: str | None) -> packing.Parts:
     """Returns a minibatch in packed rows: Experience with its fields per token, in parts."""
-    layout = packing.pack(minibatch.rollout)
+    layout = packing.pack(minibatch.rollout, packing.most_of(config.policy.attention))
     nothing: dict[str, Any] = {"rollout": None, "scores": None, "raw_scores": None, "scores_of": {}}
     per_token = jax.tree.map(layout.packed, dataclasses.replace(minibatch, **nothing))
     rows = dataclasses.replace(per_token, rollout=layout.rollout)

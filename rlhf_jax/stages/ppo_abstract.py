@@ -105,7 +105,7 @@ def programs_of(
         return packing.rows_of_part(part, length, (split | change)["microbatches"], run.mesh)
 
     size = rows_at_once({})
-    filled = packing.filled_parts(*lengths, part, size, room)  # of all minibatches
+    filled = packing.filled_parts(*lengths, part, size, room, packing.most_of(policy.attention))  # of all minibatches
 
     def packed(of, shape, **logits):
         return work.in_rows(of, shape, *lengths, filled * size, room, **logits)
