@@ -8,7 +8,8 @@ costs the reward. Here the skills are the world's few-shot tasks and the held-ou
 multiplies token means: 1 is much. The KL is to the SFT policy (in Fig. 34 to the pretrained one).
 """
 
-from experiments.figures.world import DESIGN, get_config
+from experiments.figures.world import DESIGN
+from experiments.figures.world import earlier as get_config
 from rlhf_jax.report import spec
 
 GAMMA, BETA = "ppo_ptx.ptx_coef", "ppo_ptx.kl_coef"
