@@ -310,7 +310,7 @@ def test_everyone_scores_the_tokens_that_were_sampled_as_ppo_does(make_run, monk
     items = [
         collect.Sampled(records[prompts.index[i]], *((column[i], column[i + 4]) for column in said)) for i in range(4)
     ]
-    for i, ranking in enumerate(collect._rank_by_scores(scorer, items)):
+    for i, ranking in enumerate(collect.rank_by_scores(scorer, items, "reward_model")):
         assert ranking.ranks == ((1, 2) if asked[i] > asked[i + 4] else (2, 1))
     valid = scorer_lib.ValidationReward(run, "reward_model")
     same = hosts.fetch(

@@ -27,7 +27,11 @@ def requirements(section, key):
     return {re.split(r"[<>=%]", line)[0].lower().replace("-", "_") for line in lines}
 
 
-SIDES = ("torch_side.py", "trl_side.py")  # modules of processes of their own, which only the extra `bench` can start
+SIDES = (
+    "torch_side.py",
+    "trl_side.py",
+    "tunix_side.py",
+)  # modules of processes of their own, which peers of the bench start
 
 
 def imported(sides=False):
@@ -48,7 +52,7 @@ def test_every_import_is_installed_and_everything_installed_is_imported():
     assert needed == requirements("options", "install_requires")
     beside = set(imported(sides=True)) - set(sys.stdlib_module_names) - {"rlhf_jax"} - needed
     extra = requirements("options.extras_require", "bench") | requirements("options.extras_require", "hf")
-    assert beside <= extra | {"trl"}  # TRL is compared with where it is there
+    assert beside <= extra | {"trl", "tunix"}  # they are compared with where they are there
 
 
 def test_files_that_are_no_modules_are_installed_with_the_package():

@@ -143,7 +143,7 @@ def test_a_completion_that_was_cut_inside_a_character_has_the_score_of_its_own_t
 
     # Rankings of a reward model, and of another one that ranks the same completions from the file.
     item = collect.Sampled(prompt, tuple(texts), (False,) * len(cuts), ("sft",) * len(cuts), tuple(cuts))
-    (ranking,) = collect._rank_by_scores(score, [item])
+    (ranking,) = collect.rank_by_scores(score, [item], "reward_model")
     assert list(np.argsort(ranking.ranks)) == list(np.argsort(-asked))
     (tmp_path / "collect").mkdir()
     rankings.write_rankings(tmp_path / "collect" / "comparisons.train.jsonl", [ranking])
@@ -151,7 +151,7 @@ def test_a_completion_that_was_cut_inside_a_character_has_the_score_of_its_own_t
     run.config.again = {"rankings": "collect"}
     run.folder = lambda stage: tmp_path / stage
     (again,) = collect.completions_of(run, "again", "train")
-    (second,) = collect._rank_by_scores(score, [again])
+    (second,) = collect.rank_by_scores(score, [again], "reward_model")
     assert second.ranks == ranking.ranks
 
 
