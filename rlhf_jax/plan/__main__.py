@@ -252,9 +252,8 @@ others.
 
 A plan without floors is of an earlier version, which sampled a batch in parts (`sample_parts`) and read all of the cache at
 every step. Its command needs `--config.slots`, the number of completions that are sampled at once, in the place of
-`sample_parts`. The plans for TPUs in docs/plan were counted before a correction: weights that a product reads through a fusion
-of its own were left out, so that what they move, and the times that memory binds, are too low (docs/measurements.md has the
-sampler of 1.3b on v5p:2x2x1 anew). The hours for real lengths on v5p:2x2x1 are of the sampler before its stages of fewer slots.
+`sample_parts`. Of the plans for TPUs in docs/plan, those without floors were counted before a correction: weights that a product
+reads through a fusion of its own were left out, so that what they move, and the times that memory binds, are too low.
 """
 
 if __name__ == "__main__":
