@@ -181,6 +181,9 @@ def test_a_look_waits_for_all_its_arms_and_reads_its_seeds_alone(tmp_path):
     assert {(arm.seed, arm.overrides[AXIS]) for arm in looks.needed(sweep, CLAIMS[1], 3)} == {
         (seed, level) for seed in range(3) for level in (0.0, 2.0)
     }
+    gains = spec.Difference(GREATER.a, GREATER.b), spec.Difference(GREATER.a, spec.Pick("ppo_ptx", {AXIS: 2.0}))
+    claim = spec.Claim("a", "b", spec.Greater(*gains, "score"))
+    assert {arm.overrides[AXIS] for arm in looks.needed(sweep, claim, 2)} == {0.0, 1.0, 2.0}
 
 
 def test_a_failed_arm_ends_a_look_too_and_the_last_look_says_how_many_seeds_are_wanted(tmp_path):

@@ -605,13 +605,17 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     assert (docs / "again" / "report.md").exists()
 
 
+NOT_RUN = ("two_by_two",)  # figures whose sweep has not been published yet
+
+
 def test_the_published_page_says_what_the_experiments_claim():
     """A claim whose rule has changed since its sweep was run is withdrawn until it is run again."""
     root = pathlib.Path(__file__).parents[1]
     docs, pages = root / "docs" / "reproduction", 0
+    assert not [name for name in NOT_RUN if (docs / name).exists()]
     for file in sorted((root / "experiments" / "figures").glob("*.py")):
         declared = spec.Declared.of(importlib.import_module(f"experiments.figures.{file.stem}"))
-        if declared.claims:
+        if declared.claims and file.stem not in NOT_RUN:
             facts = json.loads((docs / file.stem / "verdicts.json").read_text())
             pages += 1
             assert [claim["text"] for claim in facts["claims"]] == [claim.text for claim in declared.claims], file.stem
@@ -653,6 +657,7 @@ def test_specs_are_json_both_ways():
         (
             spec.Greater(spec.Pick("ppo", {PTX: (1.0, 2.0)}, label="a"), 0.5, "score"),
             spec.Close(spec.Pick("ppo"), spec.Pick("sft"), "kl", 0.1),
+            spec.Greater(spec.Difference(spec.Pick("ppo"), spec.Pick("sft")), 0.0, "score"),
             spec.Peak("kl", "ppo", PTX),
             spec.Turns("objective/gold", "ppo", "falls", 0.1),
             spec.Law("gold", "ppo", "rl", ("kl", "linear")),
@@ -748,6 +753,16 @@ def test_specs_are_json_both_ways():
         (
             lambda: spec.Claim("a", "b", spec.Greater(spec.Pick("ppo", y="klx"), 1.0, "kl")),
             "Claim.Greater.Pick.y='klx'",
+        ),
+        (
+            lambda: spec.Claim(
+                "a", "b", spec.Greater(spec.Difference(spec.Pick("ppo"), spec.Pick("reward_model")), 0.0, "kl")
+            ),
+            "Claim.Greater.y='kl' is no quantity of reward_model",
+        ),
+        (
+            lambda: spec.Claim("a", "b", spec.Greater(spec.Difference(spec.Pick("pp"), spec.Pick("ppo")), 0.0, "kl")),
+            "Claim.Greater.Difference.Pick.stage='pp'",
         ),
         (lambda: spec.Claim("a", "b", spec.Peak("kl", "ppo", PTX), figure="x"), "figure='x' is no figure's name"),
     ],

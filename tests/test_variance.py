@@ -33,10 +33,11 @@ def test_the_numbers_of_a_sweep_are_split_by_prompts(tmp_path):
         for seed in range(seeds)
         for level in (0.0, 1.0)
     }
+    high, low = (spec.Pick("ppo_ptx", {AXIS: level}) for level in (1.0, 0.0))
     claims = (
-        spec.Claim(
-            "a", "b", spec.Greater(spec.Pick("ppo_ptx", {AXIS: 1.0}), spec.Pick("ppo_ptx", {AXIS: 0.0}), "gold/total")
-        ),
+        spec.Claim("a", "b", spec.Greater(high, low, "gold/total")),
+        spec.Claim("a", "e", spec.Greater(spec.Difference(high, low), 0.0, "gold/total")),
+        spec.Claim("a", "f", spec.Greater(spec.Difference(spec.Pick("ppo_ptx", tuned=AXIS), low), 0.0, "gold/total")),
         spec.Claim("a", "c", spec.Trend("gold/total", "ppo_ptx", AXIS, "rises")),
         spec.Claim("a", "d", spec.Trend("valid_loss", "ppo_ptx", AXIS, "rises")),
     )
@@ -54,7 +55,7 @@ def test_the_numbers_of_a_sweep_are_split_by_prompts(tmp_path):
     sweep = Sweep(path)
     verdicts = list(zip(claims, judge_all(sweep)))
     table = variance.table(sweep, verdicts)
-    assert len(table.rows) == 2  # the held-out loss has no file of prompts
+    assert len(table.rows) == 3  # the held-out loss has no file of prompts, and a choice is no sum
     values = np.array([gold[seed, 1.0] - gold[seed, 0.0] for seed in range(seeds)])
     expected = parts(values)
     by_seed = values.mean(1)

@@ -164,6 +164,26 @@ def test_greater_is_paired_over_seeds(empty):
     assert "kl" in verdicts.judge(sweep, other).sentence.lower()
 
 
+def test_two_gains_are_compared_within_each_seed(empty):
+    sweep = empty((0.0, 1.0, 2.0, 3.0), 3)
+    values = np.array([[0.0, 1.0, 5.0, 9.0], [2.0, 2.5, 1.0, 4.0], [7.0, 8.0, 3.0, 6.5]])
+    gain, other = spec.Difference(at(3.0), at(2.0)), spec.Difference(at(1.0), at(0.0))
+    found = verdicts.judge(give(sweep, values), spec.Greater(gain, other, "score"))
+    assert list(found.tests[0].by_seed.values()) == pytest.approx([4.0 - 1.0, 3.0 - 0.5, 3.5 - 1.0])
+    assert found.verdict == "holds"
+    said = "rise of reward score from PPO-ptx (ptx coef = 2) to PPO-ptx (ptx coef = 3) over that from PPO-ptx (ptx coef = 0)"
+    assert found.sentence.startswith(said)
+    close = verdicts.judge(sweep, spec.Close(gain, 3.0, "score", 0.9))
+    assert list(close.tests[0].by_seed.values()) == pytest.approx([1.0, 0.0, 0.5]) and "undecided" == close.verdict
+    mixed = verdicts.judge(sweep, spec.Greater(gain, at(1.0), "score"))
+    assert list(mixed.tests[0].by_seed.values()) == pytest.approx([3.0, 0.5, -4.5])
+    assert "over reward score of PPO-ptx (ptx coef = 1)" in mixed.sentence
+    one = verdicts.judge(give(sweep, values, missing={(1, 2)}), spec.Greater(gain, other, "score"))
+    assert list(one.tests[0].by_seed) == [0, 2]
+    with pytest.raises(InputError, match="one quantity, not kl and None"):
+        spec.Difference(spec.Pick("ppo", y="kl"), spec.Pick("sft"))
+
+
 def test_close_needs_the_whole_interval_inside(empty):
     sweep = give(empty((0.0, 1.0), 3), np.array([[0.0, 0.1], [5.0, 5.0], [9.0, 8.9]]))
     low, high = interval([0.1, 0.0, -0.1])

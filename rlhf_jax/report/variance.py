@@ -76,10 +76,8 @@ def _cells(test, components: Parts, prompts: int) -> list[str]:
 
 def _is_sum(rule) -> bool:
     """Whether the number of a simple rule is a sum of what arms have, each times a constant."""
-    picks = [getattr(rule, name, None) for name in ("a", "b")]
-    return isinstance(rule, (spec.Trend, spec.Greater, spec.Close)) and not any(
-        getattr(pick, "tuned", None) for pick in picks
-    )
+    tuned = any(getattr(pick, "tuned", None) for pick in spec.compared(rule))
+    return isinstance(rule, (spec.Trend, spec.Greater, spec.Close)) and not tuned
 
 
 def _split(sweep: Sweep, rule, number: int, test) -> tuple[Parts, int] | None:

@@ -41,6 +41,7 @@ from rlhf_jax.report.spec.rules import (
     All,
     Close,
     Coincides,
+    Difference,
     Dominates,
     Greater,
     Law,
@@ -49,6 +50,7 @@ from rlhf_jax.report.spec.rules import (
     Pick,
     Trend,
     Turns,
+    compared,
     has_own_border,
     simple,
 )
@@ -254,7 +256,7 @@ class Declared:
 
 
 FIGURES = (Curve, Plane, History, Dots)
-_CLASSES = {kind.__name__: kind for kind in (*FIGURES, Table, Path, Pick, *RULES, Claim, Design)}
+_CLASSES = {kind.__name__: kind for kind in (*FIGURES, Table, Path, Pick, Difference, *RULES, Claim, Design)}
 
 
 def to_json(value):

@@ -181,7 +181,7 @@ def _stages(item) -> list[str]:
     if isinstance(item, spec.Plane):
         parts = item.paths
     elif isinstance(item, (spec.Greater, spec.Close, spec.Dominates)):
-        parts = [part for part in (item.a, item.b) if dataclasses.is_dataclass(part) and not getattr(part, "y", None)]
+        parts = [part for part in spec.compared(item) if not getattr(part, "y", None)]
     return [stage for part in parts for stage in (part.stages if hasattr(part, "stages") else (part.stage,))]
 
 

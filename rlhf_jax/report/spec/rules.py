@@ -51,6 +51,25 @@ class Pick:
 
 
 @dataclasses.dataclass(frozen=True)
+class Difference:
+    """For each seed, the quantity of the pick a less that of b: what a claim about two gains compares."""
+
+    a: Pick
+    b: Pick
+
+    def __post_init__(self):
+        of_kind(self, "a", Pick)
+        of_kind(self, "b", Pick)
+        if self.a.y != self.b.y:
+            raise InputError(f"Difference: both picks must have one quantity, not {self.a.y} and {self.b.y}")
+
+    @property
+    def y(self) -> str | None:
+        """The quantity of both picks; None takes that of the rule."""
+        return self.a.y
+
+
+@dataclasses.dataclass(frozen=True)
 class Trend:
     """The claim that a quantity `y` rises or falls with a field `axis`.
 
@@ -84,15 +103,15 @@ class Peak:
 class Greater:
     """The claim that a > factor * b + by, with differences taken within each seed; `b` may be a number."""
 
-    a: Pick
-    b: Pick | float
+    a: Pick | Difference
+    b: Pick | Difference | float
     y: str
     by: float = 0.0
     factor: float = 1.0
 
     def __post_init__(self):
-        of_kind(self, "a", Pick)
-        of_kind(self, "b", (Pick, int, float))
+        of_kind(self, "a", (Pick, Difference))
+        of_kind(self, "b", (Pick, Difference, int, float))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,15 +121,15 @@ class Close:
     `b` may be a number.
     """
 
-    a: Pick
-    b: Pick | float
+    a: Pick | Difference
+    b: Pick | Difference | float
     y: str
     margin: float
     difference: float = 0.0
 
     def __post_init__(self):
-        of_kind(self, "a", Pick)
-        of_kind(self, "b", (Pick, int, float))
+        of_kind(self, "a", (Pick, Difference))
+        of_kind(self, "b", (Pick, Difference, int, float))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +239,14 @@ RULES = (Trend, Peak, Greater, Close, Dominates, Coincides, Turns, Law, All)
 def simple(rule) -> list:
     """Returns the rules that a rule consists of: those within an `All`, or itself."""
     return [part for inner in rule.rules for part in simple(inner)] if isinstance(rule, All) else [rule]
+
+
+def compared(rule) -> list:
+    """Returns the picks or paths that a simple rule compares: both picks of a Difference, and a number not at all."""
+    found = []
+    for part in (getattr(rule, "a", None), getattr(rule, "b", None)):
+        found += compared(part) if isinstance(part, Difference) else [part] if isinstance(part, (Pick, Path)) else []
+    return found
 
 
 def has_own_border(rule) -> bool:

@@ -108,11 +108,8 @@ def needed(sweep: Sweep, claim: spec.Claim, seeds: int) -> list[ArmRecord]:
 
 def _settings(sweep: Sweep, rule) -> list:
     """Returns the settings whose numbers a simple rule reads."""
-    parts = [
-        getattr(rule, name) for name in ("a", "b") if isinstance(getattr(rule, name, None), (spec.Pick, spec.Path))
-    ]
     found = []
-    for part in parts or [rule]:
+    for part in spec.compared(rule) or [rule]:
         found += sweep.select(part.where, getattr(part, "tuned", None) or getattr(part, "axis", None))
     return found
 

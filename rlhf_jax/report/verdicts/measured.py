@@ -37,7 +37,10 @@ def left_out(sweep, rule, levels) -> str:
 
 
 def picked(sweep, pick, quantity) -> dict[int, float]:
-    """Returns the quantity of a pick by seed."""
+    """Returns the quantity of a pick, or the difference of two, by seed."""
+    if isinstance(pick, spec.Difference):
+        a, b = (picked(sweep, part, quantity) for part in (pick.a, pick.b))
+        return {seed: a[seed] - b[seed] for seed in a if seed in b}
     if pick.tuned:
         return _tuned(sweep, pick, quantity)[-1]
     return sweep.by_seed(pick.stage, sweep.select(pick.where), pick.y or quantity)
@@ -58,7 +61,17 @@ def _tuned(sweep, pick, quantity):
 
 
 def in_words(sweep, pick, quantity, beside=None) -> str:
-    """Returns a pick in words; after a pick `beside` of the same quantity, the quantity is not repeated."""
+    """Returns a pick or a difference in words; after one `beside` of the same quantity, the quantity is not repeated."""
+    repeated = type(beside) is type(pick) and (beside.y or quantity) == (pick.y or quantity)
+    said = sweep.quantity(pick.y or quantity).words
+    if isinstance(pick, spec.Difference):
+        start, end = (_named(sweep, part, quantity) for part in (pick.b, pick.a))
+        return f"{'that' if repeated else f'rise of {said}'} from {start} to {end}"
+    return f"{'that' if repeated else said} of {_named(sweep, pick, quantity)}"
+
+
+def _named(sweep, pick, quantity) -> str:
+    """Returns what a pick chooses, in words."""
     where = ", ".join(
         f"{name_of(sweep, name)} = {' or '.join(map(shown, value if isinstance(value, tuple) else (value,)))}"
         for name, value in pick.where.items()
@@ -67,10 +80,7 @@ def in_words(sweep, pick, quantity, beside=None) -> str:
     if pick.tuned:
         level, chooser, _ = _tuned(sweep, pick, quantity)
         words += f" at {name_of(sweep, pick.tuned)} = {shown(level)} (chosen by seed {chooser})"
-    quantity = pick.y or quantity
-    if beside is not None and (beside.y or quantity) == quantity:
-        return f"that of {words}"
-    return f"{sweep.quantity(quantity).words} of {words}"
+    return words
 
 
 def name_of(sweep, axis) -> str:
