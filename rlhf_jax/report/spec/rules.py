@@ -243,7 +243,7 @@ def simple(rule) -> list:
 
 def compared(rule) -> list:
     """Returns the picks or paths that a simple rule compares: both picks of a Difference, and a number not at all."""
-    found = []
+    found: list[Pick | Path] = []
     for part in (getattr(rule, "a", None), getattr(rule, "b", None)):
         found += compared(part) if isinstance(part, Difference) else [part] if isinstance(part, (Pick, Path)) else []
     return found
