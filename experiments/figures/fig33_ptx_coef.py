@@ -8,8 +8,7 @@ costs the reward. Here the skills are the world's few-shot tasks and the held-ou
 multiplies token means: 1 is much. The KL is to the SFT policy (in Fig. 34 to the pretrained one).
 """
 
-from experiments.figures.world import DESIGN
-from experiments.figures.world import earlier as get_config
+from experiments.figures.world import DESIGN, get_config
 from rlhf_jax.report import spec
 
 GAMMA, BETA = "ppo_ptx.ptx_coef", "ppo_ptx.kl_coef"
@@ -71,7 +70,6 @@ CLAIMS = (
         figure="skills_over_gamma",
         matters=(0.01, 0.005),
         because="the paper's PPO loses 2 to 4 points of F1 (Table 14, few-shot DROP and QuAC); half a point for a step of gamma",
-        note="The recovery holds; of the loss all three seeds agree, and three are too few for the interval to say so.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 34, E.6",

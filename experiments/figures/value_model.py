@@ -6,8 +6,7 @@ Ouyang et al. 2022, 3.5: the value model starts as the reward model. Stiennon et
 its own is clearly better than a head on the policy's trunk, because value updates no longer spoil the policy.
 """
 
-from experiments.figures.world import DESIGN
-from experiments.figures.world import earlier as get_config
+from experiments.figures.world import DESIGN, get_config
 from rlhf_jax.report import spec
 
 INIT, VALUE = "ppo_ptx.value_init", "ppo_ptx.value"
@@ -42,7 +41,6 @@ CLAIMS = (
         figure="scores",
         matters=0.02,
         because="a thirtieth of what PPO gains in score",
-        note="All three seeds agree; three are too few for the interval to say so.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, 3.5",

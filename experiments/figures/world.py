@@ -16,10 +16,10 @@ def get_config(arg: str = ""):
     config = quickstart()
     config.stages = ("pretrain", "sft", "collect", "reward_model", "ppo_ptx")
     config.pretrain.seed = 0
-    config.data.world.update(rm_prompts=4000, valid_prompts=300, test_prompts=512)
+    config.data.world.update(rm_prompts=4000, valid_prompts=300, test_prompts=1024)
     for ppo in (config.ppo, config.ppo_ptx):
-        ppo.update(iterations=20, batch_size=64, minibatch_size=16)
-    config.evaluate.update(prompts=512, skill_items=120)
+        ppo.update(iterations=20, batch_size=64, minibatch_size=16, log_gold=True)
+    config.evaluate.update(prompts=1024, skill_items=300)
     return config
 
 
@@ -35,10 +35,22 @@ def earlier(arg: str = ""):
     )
     config.reward_model.update(batch_size=8, length=160, learning_rate=1.5e-3)
     for ppo in (config.ppo, config.ppo_ptx):
-        ppo.learning_rate = 7e-4
+        ppo.update(learning_rate=7e-4, log_gold=False)
     config.ppo_ptx.ptx_coef = 2.0
-    config.evaluate.prompts = 256
+    config.evaluate.update(prompts=256, skill_items=120)
     return config
+
+
+def noiseless(config, reward_model: str):
+    """Lets a reward model learn from rankings by the gold labeler, as in Gao et al. 2022: stage gold_rankings."""
+    config.gold_rankings = config.collect.copy_and_resolve_references()
+    config.gold_rankings.update(rankings="collect", labeler="gold", labelers=1)
+    config[reward_model].rankings = "gold_rankings"
+
+
+def mlp_dim(width: int) -> int:
+    """The width of the MLP of a model of another width than the quickstart's, in the same ratio."""
+    return 8 * round(width / 3)
 
 
 def own_base(config, reward_model: str, width: int = 128):
@@ -46,9 +58,20 @@ def own_base(config, reward_model: str, width: int = 128):
     config.rm_base = config.pretrain.copy_and_resolve_references()
     config[reward_model].init = "rm_base"
     for stage in ("rm_base", reward_model):
-        config[stage].model.embed_dim = width
+        config[stage].model.update(embed_dim=width, mlp_dim=mlp_dim(width))
 
 
-def own_widths(h, reward_model: str, widths):
+def widths(h, values, *models: str):
+    """The settings of a sweep over the width of models (sections of the config), which change together."""
+    return h.zipit(
+        [
+            h.sweep(f"{model}.{field}", list(map(of, values)))
+            for model in models
+            for field, of in (("embed_dim", int), ("mlp_dim", mlp_dim))
+        ]
+    )
+
+
+def own_widths(h, reward_model: str, values):
     """The settings of a sweep over the width of a reward model, and of the base it starts from."""
-    return h.zipit([h.sweep(f"{stage}.model.embed_dim", widths) for stage in (reward_model, "rm_base")])
+    return widths(h, values, f"{reward_model}.model", "rm_base.model")
