@@ -177,11 +177,18 @@ def rank_targets(ranks: jax.Array, valid: jax.Array) -> jax.Array:
 
     The target of a completion is its mean result against the prompt's other completions, where a win is 1, a tie 0 and
     a loss -1. The targets of a prompt sum to 0. Padding, and the only completion of a prompt, get 0.
+
+    Args:
+        ranks: i32[B,K], 1 is best, equal ranks tie; or i32[B,L,K], of whose labelers the mean is taken. A labeler to
+            whom all completions are equal is left out.
+        valid: bool[B,K], False where a prompt has fewer than K completions.
     """
-    both = valid[:, :, None] & valid[:, None, :]
-    results = jnp.sign(ranks[:, None, :] - ranks[:, :, None]) * both
+    ranks = ranks if ranks.ndim == 3 else ranks[:, None]
+    both = (valid[:, :, None] & valid[:, None, :])[:, None]
+    results = jnp.sign(ranks[..., None, :] - ranks[..., :, None]) * both
+    labelers = jnp.sum(jnp.any(results != 0, axis=(2, 3)), axis=1, keepdims=True)
     others = jnp.sum(valid, axis=1, keepdims=True) - 1
-    return _float32(jnp.sum(results, axis=2)) / jnp.maximum(others, 1)
+    return _float32(jnp.sum(results, axis=(1, 3))) / jnp.maximum(labelers * others, 1)
 
 
 def _ordered_pairs(scores, ranks, valid):

@@ -235,6 +235,16 @@ def test_rank_targets_equal_loop(seed):
     np.testing.assert_allclose(targets.sum(1), 0, atol=1e-6)
 
 
+def test_rank_targets_of_several_labelers_are_the_mean_of_those_who_tell_completions_apart():
+    _, ranks, valid = comparisons(0)
+    _, others, _ = comparisons(1)
+    equal = np.ones_like(ranks)
+    targets = losses.rank_targets(np.stack([ranks, others, equal], axis=1), valid)
+    np.testing.assert_allclose(
+        targets, (losses.rank_targets(ranks, valid) + losses.rank_targets(others, valid)) / 2, rtol=1e-5, atol=1e-7
+    )
+
+
 def test_score_regression():
     scores = np.array([[1.0, -2.0, np.nan]], np.float32)
     targets = np.array([[0.5, 1.0, np.nan]], np.float32)

@@ -5,8 +5,7 @@
 Introductions to RLHF let the reward model regress people's scores of single answers; Ouyang et al. 2022, 3.5, let it learn which
 of two answers people prefer. Here both have the rankings of four labelers for a thousand prompts. A score is what these rankings
 say: the mean result of a completion against the others of its prompt, from -1 to 1. Each way has one pass, in as many steps, at
-its own learning rate: the first seed chooses it, and the other seeds judge. One labeler's ranking is an element of the regression,
-and all four together are one of the comparisons, so a batch of either has eight prompts' worth of labels.
+its own learning rate: the first seed chooses it, and the other seeds judge.
 
 A difference of two regressed scores is no log-odds, as that of two compared ones is. Accuracy does not depend on the unit of
 scores, and log-loss does: it is what PPO would take for the strength of a preference.
@@ -16,17 +15,15 @@ from experiments.figures.world import DESIGN
 from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
-LOSS, BATCH, RATE = (f"reward_model.{name}" for name in ("loss", "batch_size", "learning_rate"))
+LOSS, RATE = "reward_model.loss", "reward_model.learning_rate"
 RATES = (3.5e-4, 7e-4, 1.4e-3, 2.8e-3)
-PROMPTS = 8  # of a step
-LABELERS = world().collect.labelers
-COMPARED, REGRESSED = {LOSS: "kwise", BATCH: PROMPTS}, {LOSS: "regression", BATCH: PROMPTS * LABELERS}
+COMPARED, REGRESSED = {LOSS: "kwise"}, {LOSS: "regression"}
 
 
 def get_config(arg: str = ""):
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model")
-    config.reward_model.update(subset=":1000", warmup_steps=10)
+    config.reward_model.update(subset=":1000", batch_size=8, warmup_steps=10)
     return config
 
 
@@ -50,7 +47,7 @@ def better(quantity, best):
 
 SOURCE = "introductions to RLHF: the reward model regresses scores"
 BASELINE = {LOSS: "kwise", RATE: 7e-4}
-WORDS = {LOSS: "loss", BATCH: "batch size", RATE: "learning rate"}
+WORDS = {LOSS: "loss", RATE: "learning rate"}
 FIGURES = (
     spec.Curve("valid/accuracy", "reward_model", RATE, by=LOSS, name="accuracy"),
     spec.Curve("valid/log_loss", "reward_model", RATE, by=LOSS, name="log_loss"),

@@ -4,8 +4,8 @@
 
 Four corners of a square: the base model, SFT of it, PPO of it, and PPO of SFT (Ouyang et al. 2022, section 3.1). RLHF alone
 has two forms. `rlhf_alone` has learned from no demonstration anywhere: the base model writes the completions that are ranked,
-and the reward model starts from it. (Demonstrations say which score is 0, as for every reward model.) `ppo_from_base` has the reward model of the whole pipeline, so that it differs from `ppo` in
-its start alone. The gold labeler of the world judges all of them. If the gains of the two simply added up, RLHF would gain as
+and the reward model starts from it. (Demonstrations say which score is 0, as for every reward model.) `ppo_from_base` has the
+reward model of the whole pipeline, so that it differs from `ppo` in its start alone. The gold labeler of the world judges all of them. If the gains of the two simply added up, RLHF would gain as
 much on top of SFT as it gains on top of the base model.
 """
 

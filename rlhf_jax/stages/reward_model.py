@@ -51,7 +51,8 @@ FIELDS = trained(
         "What is learned. "
         "'kwise' learns all pairs of a prompt as one element of the batch (section 3.5), those of all labelers who ranked "
         "the same completions. "
-        "'pooled' shuffles the pairs of all prompts into one pool, and 'regression' learns the scores themselves.",
+        "'pooled' shuffles the pairs of all prompts into one pool, and 'regression' learns the scores themselves, or the mean "
+        "results that the rankings of a prompt give.",
     ),
 )
 
@@ -118,7 +119,7 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
     inputs.report_data(run, stage, "rankings", report)
     examples, rated = _standardized(rankings.shorten(run, stage, examples))
     rankings.check_kept(run, stage, examples.ranks.tolist())
-    if section.loss == "kwise":
+    if section.loss != "pooled" and examples.targets is None:
         examples = joined(examples)
     loader = Loader(examples, section.batch_size, run.seed_of(stage), name=stage)
 
