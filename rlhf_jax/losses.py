@@ -172,6 +172,26 @@ def direct_preference(
     return loss._replace(total=loss.total + smoothed, sums=loss.sums | statistics)
 
 
+def best_likelihood(logprobs: jax.Array, ranks: jax.Array, valid: jax.Array) -> Loss:
+    """Returns the negative log-likelihood of the best completion of each prompt: what SFT on preferred answers learns.
+
+    The others of the prompt are not in it, so nothing says what to avoid. Of several best ones, the mean counts.
+
+    Args:
+        logprobs: [B,K], log pi of whole completions, nats.
+        ranks: i32[B,K], 1 is best, equal ranks tie.
+        valid: bool[B,K], False where a prompt has fewer than K completions.
+
+    Returns:
+        total: summed over prompts. weight: number of prompts of whose completions one is better than another.
+    """
+    _, kept = _ordered_pairs(logprobs, ranks, valid)
+    best = jnp.sum(kept, axis=2) * (jnp.sum(kept, axis=1) == 0)  # better than some, and none is better
+    count = jnp.sum(best > 0, axis=1)
+    means = jnp.sum((best > 0) * _select(valid, logprobs), axis=1) / jnp.maximum(count, 1)
+    return Loss(-jnp.sum(means), jnp.sum(_float32(count > 0)), {}, {})
+
+
 def rank_targets(ranks: jax.Array, valid: jax.Array) -> jax.Array:
     """Returns regression targets f32[B,K] in [-1, 1], made from ranks.
 

@@ -216,19 +216,49 @@ def test_neither_padding_nor_what_stands_in_it_matters():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_likelihood_of_the_best_learns_nothing_from_the_others(seed):
+    """The loss by a loop; the gradient is on the best completions alone, while pairs push the worse ones down."""
+    batch = preferences_of(seed)
+    logprobs = logprobs_by_loop(policy(), batch)
+    expected, gradient = [], np.zeros(batch.ranks.shape)
+    for b in range(len(batch.ranks)):
+        own = batch.ranks[b][batch.valid[b]]
+        if len(set(own)) > 1:
+            best = np.flatnonzero(batch.valid[b] & (batch.ranks[b] == own.min()))
+            expected.append(-logprobs[b, best].mean())
+            gradient[b, best] = -1 / len(best)
+    loss_fn = dpo.PreferenceLoss(tiny.CONFIG, "best")
+    loss, pairs = (jax.jit(one)(policy(), batch, None) for one in (loss_fn, dpo.PreferenceLoss(tiny.CONFIG)))
+    assert 0 < len(expected) < len(batch.ranks) == len(gradient)
+    assert float(loss.weight) == len(expected)
+    assert float(loss.total / loss.weight) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert loss.sums == pairs.sums  # what is logged of the pairs is the same
+
+    def total(logprobs):
+        return losses.best_likelihood(logprobs, batch.ranks, batch.valid).total
+
+    np.testing.assert_allclose(jax.grad(total)(logprobs.astype(np.float32)), gradient, atol=1e-7)
+
+
 def test_nan_where_there_is_no_completion_reaches_neither_loss_nor_gradient():
     batch = preferences_of(4)
 
-    def total(log_ratios):
+    def pairs(log_ratios):
         loss = losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
         return loss.total, loss
 
-    found = [
-        jax.grad(total, has_aux=True)(np.where(batch.valid, batch.ref_logprobs, hole))
-        for hole in (np.float32("nan"), 0.0)
-    ]
+    def best(logprobs):
+        loss = losses.best_likelihood(logprobs, batch.ranks, batch.valid)
+        return loss.total, loss
+
     assert not batch.valid.all()
-    jax.tree.map(np.testing.assert_array_equal, *found)
+    for total in (pairs, best):
+        found = [
+            jax.grad(total, has_aux=True)(np.where(batch.valid, batch.ref_logprobs, hole))
+            for hole in (np.float32("nan"), 0.0)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 @pytest.mark.parametrize("mesh", [pytest.param("1x8x1", marks=pytest.mark.slow), "2x2x2"])

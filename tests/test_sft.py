@@ -76,3 +76,25 @@ def test_a_validation_reads_in_proportion_to_the_training_before_it(tmp_path, mo
         sft.training_of(run, "sft").validate(types.SimpleNamespace(params={}), 1)
         everything, _ = sft.batch_demonstrations(run.corpus.demonstrations("valid"), run.tokenizer, run.whole_length)
     assert found[0].tolist() == everything.tokens[list(read)].tolist()
+
+
+def test_unprompted_completions_are_trained_on_and_prompted_ones_validated(tmp_path, monkeypatch):
+    config = toy.get_config()
+    config.stages = ("sft",)
+    config.data.world.update(demonstrations=16, valid_demonstrations=16)
+    config.sft.update(init="", loss_on="unprompted", packed=False, pretrain_mix=0.0, validate_rows=0)
+    found = []
+    monkeypatch.setattr(sft, "mean_loss", lambda run, stage, params, examples, size: found.append(examples))
+    monkeypatch.setattr(Selection, "offer", lambda *_: None)
+    with run_lib.start(config, tmp_path / "run") as run:
+        training = sft.training_of(run, "sft")
+        training.validate(types.SimpleNamespace(params={}), 1)
+        batch, tokenizer = training.loader.batch(0), run.tokenizer
+        completions = {row.completion.strip() for row in run.corpus.demonstrations("train")}
+        for tokens, mask in zip(batch.tokens, batch.loss_mask):
+            targets = int(mask.sum())  # all but the first token, which nothing predicts
+            assert mask[1 : targets + 1].all() and tokens[targets] == tokenizer.eos_id
+            assert tokenizer.decode(tokens[:targets].tolist()).strip() in completions
+        prompted, _ = sft.batch_demonstrations(run.corpus.demonstrations("valid"), tokenizer, run.whole_length)
+    assert found[0].tokens.tolist() == prompted.tokens.tolist()
+    assert (found[0].loss_mask == prompted.loss_mask).all()

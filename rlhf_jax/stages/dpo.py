@@ -21,7 +21,7 @@ from rlhf_jax.data.loader import Loader, in_order
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.evaluate import policy
 from rlhf_jax.fields.field import Field, kind
-from rlhf_jax.fields.ranges import COUNT, POSITIVE, Number
+from rlhf_jax.fields.ranges import COUNT, POSITIVE, Number, OneOf
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.training import DPO_RATES, learning_rate, trained
 from rlhf_jax.model import TransformerConfig, memory, work
@@ -42,6 +42,13 @@ FIELDS = trained(
     ),
     label_smoothing=Field(
         0.0, Number(low=0, below=0.5), "The assumed share of wrong labels. 0 means that all are right."
+    ),
+    loss=Field(
+        "pairs",
+        OneOf("pairs", "best"),
+        "What is learned. 'pairs' learns which of two completions is better. "
+        "'best' makes the best completion of each prompt likelier, as SFT does, and learns nothing from the others: it is "
+        "there to compare, and `beta` only scales the rewards that it logs.",
     ),
     epochs=Field(1.0, POSITIVE, "The number of passes over the rankings."),
     batch_size=Field(64, COUNT, "The number of prompts of a step, each with all its completions."),
@@ -111,14 +118,19 @@ def _packed_logprobs(config, params, batch):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceLoss:
-    """losses.direct_preference of a policy of this shape, as a train.LossFn."""
+    """losses.direct_preference of a policy of this shape, as a train.LossFn; or losses.best_likelihood, with its metrics."""
 
     config: TransformerConfig
+    kind: str = "pairs"  # what `loss` of a section can be
 
     def __call__(self, params: dict, batch: Preferences | PackedPreferences, keys: jax.Array | None) -> losses.Loss:
         del keys  # there is no dropout
-        log_ratios = completion_logprobs(self.config, params, batch) - batch.ref_logprobs
-        return losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
+        logprobs = completion_logprobs(self.config, params, batch)
+        log_ratios = logprobs - batch.ref_logprobs
+        pairs = losses.direct_preference(log_ratios, batch.ranks, batch.valid, batch.beta, batch.label_smoothing)
+        if self.kind == "pairs":
+            return pairs
+        return losses.best_likelihood(logprobs, batch.ranks, batch.valid)._replace(sums=pairs.sums)
 
 
 logprobs = jax.jit(completion_logprobs, static_argnums=0)  # for the reference's log-probabilities
@@ -127,7 +139,7 @@ _loss = jax.jit(lambda loss_fn, params, batch: loss_fn(params, batch, None), sta
 
 def loss_of(run: Run, stage: str) -> PreferenceLoss:
     """Returns the loss that config[stage] minimises."""
-    return PreferenceLoss(rankings.training_shape(run, stage))
+    return PreferenceLoss(rankings.training_shape(run, stage), run.config[stage].loss)
 
 
 def run_stage(run: Run, stage: str) -> None:

@@ -4,8 +4,10 @@ Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.1. The opti
 of C.3.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -43,9 +45,10 @@ FIELDS = trained(
     ),
     loss_on=Field(
         "completion",
-        OneOf("completion", "sequence"),
+        OneOf("completion", "sequence", "unprompted"),
         "The tokens that are learned: those of the 'completion' alone, or of the whole 'sequence' with its prompt. The "
-        "paper does not state it; Huang et al. 2024 learn the sequence.",
+        "paper does not state it; Huang et al. 2024 learn the sequence. "
+        "'unprompted' is there to compare: it learns completions that have no prompt before them.",
     ),
     packed=Field(
         False,
@@ -151,7 +154,8 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         prompt_targets=section.loss_on == "sequence",
         long_completions=run.config.long_completions,
     )
-    examples, report, mixture = build(run.corpus.mixed("demonstrations", "train"), batch)
+    sources = run.corpus.mixed("demonstrations", "train")
+    examples, report, mixture = build(sources, _unprompted(batch) if section.loss_on == "unprompted" else batch)
     held_out, _ = batch(run.corpus.demonstrations("valid"))
     inputs.report_data(run, stage, "demonstrations", report)
     mixed = round(section.pretrain_mix * section.batch_size)  # rows of pretraining text in a batch
@@ -204,6 +208,11 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         validate=validate,
         validate_every=validate_every,
     )
+
+
+def _unprompted(batch: Callable) -> Callable:
+    """Returns a builder of batches that leaves the prompts of its demonstrations out."""
+    return lambda rows: batch([dataclasses.replace(row, prompt="", earlier=()) for row in rows])
 
 
 def programs_of(run: Run, stage: str, data: abstract.Data) -> list[abstract.Program]:
