@@ -312,7 +312,17 @@ def test_a_stages_own_model_leaves_open_what_the_runs_does():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["best_of_n", "fig36_kl_coef", "ladder", "overoptimization", "rm_regression", "rm_scaling", "two_by_two"]
+    "name",
+    [
+        "best_of_n",
+        "fig36_kl_coef",
+        "ladder",
+        "no_avoid",
+        "overoptimization",
+        "rm_regression",
+        "rm_scaling",
+        "two_by_two",
+    ],
 )
 def test_the_first_arm_of_a_figure_can_start(tmp_path, name):
     """With the memory of this machine; stages with models of their own are among them."""
