@@ -33,6 +33,7 @@ WORLD = {
     "ppo_prompts": 4,
     "valid_prompts": 4,
     "test_prompts": 6,
+    "test_kinds": "known",
 }
 KINDS = {"pretrain": "pretrain", "sft": "sft", "reward_model": "reward_model", "ppo": "ppo", "ppo_ptx": "ppo"}
 _init = jax.jit(model.init_params, static_argnums=0)

@@ -60,6 +60,7 @@ WORLD = {
     "ppo_prompts": 4,
     "valid_prompts": 4,
     "test_prompts": 24,
+    "test_kinds": "known",
 }
 
 

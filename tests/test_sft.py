@@ -8,6 +8,7 @@ import toy
 
 from rlhf_jax import run as run_lib
 from rlhf_jax import weights
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.selection import Selection
 from rlhf_jax.stages import sft
 
@@ -98,3 +99,23 @@ def test_unprompted_completions_are_trained_on_and_prompted_ones_validated(tmp_p
         prompted, _ = sft.batch_demonstrations(run.corpus.demonstrations("valid"), tokenizer, run.whole_length)
     assert found[0].tokens.tolist() == prompted.tokens.tolist()
     assert (found[0].loss_mask == prompted.loss_mask).all()
+
+
+def test_a_stage_learns_as_many_demonstrations_of_few_kinds(tmp_path):
+    config = toy.get_config()
+    config.stages = ("sft",)
+    config.data.world.update(demonstrations=16, valid_demonstrations=16)
+    config.sft.update(init="", kinds=2, packed=False, pretrain_mix=0.0)
+    with run_lib.start(config, tmp_path / "run") as run:
+        loader, seed = sft.training_of(run, "sft").loader, run.seed_of("sft")
+        wanted = run.corpus.demonstrations_of_kinds(2, seed)
+        expected, _ = sft.batch_demonstrations(wanted, run.tokenizer, run.whole_length)
+        steps = range(loader.steps(1.0))
+        learned = {tuple(row) for step in steps for row in loader.batch(step).tokens.tolist()}
+        assert len(wanted) == 16 and learned == set(map(tuple, expected.tokens.tolist()))
+    config.sft.kinds = 28
+    with (
+        run_lib.start(config, tmp_path / "more") as run,
+        pytest.raises(InputError, match="sft.kinds=28 must be at most 27"),
+    ):
+        sft.check(run, "sft")

@@ -120,6 +120,18 @@ def test_a_stage_s_identity_is_what_it_reads_and_what_its_inputs_read():
     assert changed(mesh__data=2) == changed(checkpoints_kept=1) == changed(trackers=("wandb",)) == set()
 
 
+def test_a_field_that_came_later_changes_an_identity_only_by_another_value_than_that_of_before():
+    everything = set(toy_config().stages)
+    assert (
+        changed(sft__kinds=3) == everything - {"pretrain"} and changed(data__world__test_kinds="unseen") == everything
+    )
+    assert changed(sft__kinds=0) == changed(data__world__test_kinds="known") == set()
+    now, older = identities(toy_config()), toy_config()
+    with older.unlocked():  # as a version of before had it
+        del older.sft["kinds"], older.data.world["test_kinds"]
+    assert identities(older) == now
+
+
 def test_a_stage_of_its_own_model_is_the_same_for_policies_of_all_sizes():
     config = toy_config()
     config.base = config.pretrain.copy_and_resolve_references()

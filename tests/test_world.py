@@ -10,8 +10,11 @@ import sys
 
 import pytest
 
+from rlhf_jax.config import default_config
+from rlhf_jax.data.template import Template
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import World, __main__, language
+from rlhf_jax.world.corpus import WorldCorpus
 from rlhf_jax.world.instructions import SHARES
 from rlhf_jax.world.knowledge import CLASS_OF, NUMBERS, RELATIONS, RELATIONS_OF
 from rlhf_jax.world.tasks import KINDS
@@ -118,6 +121,41 @@ def test_prompts_of_splits_and_purposes_are_apart(world):
     assert kinds["heldout_kinds", "ppo"] == held_out
     assert not kinds["train", "ppo"] & held_out
     assert kinds["train", "ppo"] == set(KINDS) - held_out
+
+
+def test_prompts_of_some_kinds_are_theirs_in_equal_parts(world):
+    rows = world.instructions("train", 300, kinds=("ad", "which", "title"))
+    assert collections.Counter(row["kind"] for row in rows) == {"ad": 100, "which": 100, "title": 100}
+    assert len({(row["instruction"], row["input"]) for row in rows}) == 300
+    assert {row["category"] for row in rows} == {"generation", "open_qa", "summarization"}
+    with pytest.raises(InputError, match="ad ran out"):
+        world.instructions("train", 2000, kinds=("ad",))
+
+
+def test_a_corpus_has_demonstrations_of_few_kinds_and_test_prompts_of_unseen_ones():
+    def corpus(**changes):
+        config = default_config()
+        config.data.world.update(demonstrations=120, test_prompts=50, careless=0.5, **changes)
+        return WorldCorpus(config.data.world, Template(), skill_items=0)
+
+    known = corpus()
+    kinds = {
+        (count, seed): [row.row["kind"] for row in known.demonstrations_of_kinds(count, seed)]
+        for count in (1, 3, 9, 27)
+        for seed in (0, 1)
+    }
+    for (count, seed), own in kinds.items():
+        assert len(own) == 120 and set(collections.Counter(own).values()) <= {120 // count, 120 // count + 1}
+        assert len(set(own)) == count and (count == 27 or set(own) < set(kinds[27, seed]))
+    assert set(kinds[1, 0]) < set(kinds[3, 0]) < set(kinds[9, 0]) != set(kinds[9, 1])
+    held_out = {name for name, kind in KINDS.items() if kind.held_out}
+    assert not held_out & {prompt.row["kind"] for prompt in known.prompts("test", "ppo")}
+    unseen = corpus(test_kinds="unseen")
+    assert collections.Counter(prompt.row["kind"] for prompt in unseen.prompts("test", "ppo")) == dict.fromkeys(
+        held_out, 10
+    )
+    for split, purpose in (("train", "rm"), ("train", "ppo"), ("valid", "ppo")):
+        assert unseen.prompts(split, purpose) == known.prompts(split, purpose)
 
 
 def test_no_paraphrase_of_a_training_question_is_tested(world):

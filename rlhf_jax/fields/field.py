@@ -22,6 +22,8 @@ class Field:
       by_size: (parameters of a model, value) of published runs, by growing size. The field then also allows None, which
         a start replaces by the value for the size of the run's model; see settled.py.
       of_data: whether the field also allows None, which a start replaces by a value that is measured on the data.
+      before: of a field that came later than others, the value under which stages are what they were before it: with it, the
+        field is no part of their identity, and sweeps find the stages of before (sweep/store.py). None: there is no such value.
     """
 
     default: Any
@@ -29,6 +31,7 @@ class Field:
     meaning: str
     by_size: tuple[tuple[float, float], ...] = ()
     of_data: bool = False
+    before: Any = None
 
     @property
     def open(self) -> bool:
@@ -93,6 +96,16 @@ class Section:
         found: dict[str, Field] = {}
         for name, part in self.parts.items():
             found |= part.fields(f"{prefix}{name}.") if isinstance(part, Section) else {prefix + name: part}
+        return found
+
+    def told(self, section: ConfigDict) -> dict:
+        """Returns the values of a section's fields without those that are as they were `before` their field was there."""
+        found = section.to_dict()
+        for name, part in self.parts.items():
+            if isinstance(part, Section) and isinstance(section.get(name), ConfigDict):
+                found[name] = part.told(section[name])
+            elif isinstance(part, Field) and part.before is not None and found.get(name) == part.before:
+                del found[name]
         return found
 
 

@@ -58,6 +58,13 @@ WORLD = Section(
             "Reward models are validated on them, and SFT weights and prefixes are chosen by them.",
         ),
         "test_prompts": Field(512, COUNT, "The number of test prompts, on which policies are evaluated."),
+        "test_kinds": Field(
+            "known",
+            OneOf("known", "unseen"),
+            "The kinds of tasks of the test prompts: those of the other prompts, or 'unseen' ones in equal parts, which no "
+            "stage but pretraining ever sees.",
+            before="known",
+        ),
     },
 )
 

@@ -49,6 +49,7 @@ FIELDS = trained(
         "What is learned. 'pairs' learns which of two completions is better. "
         "'best' makes the best completion of each prompt likelier, as SFT does, and learns nothing from the others: it is "
         "there to compare, and `beta` only scales the rewards that it logs.",
+        before="pairs",
     ),
     epochs=Field(1.0, POSITIVE, "The number of passes over the rankings."),
     batch_size=Field(64, COUNT, "The number of prompts of a step, each with all its completions."),

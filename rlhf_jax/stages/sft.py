@@ -16,7 +16,7 @@ from rlhf_jax import abstract, inputs, weights
 from rlhf_jax.data import packing
 from rlhf_jax.data.batches import Batch
 from rlhf_jax.data.loader import Loader
-from rlhf_jax.data.mixture import build
+from rlhf_jax.data.mixture import Source, build
 from rlhf_jax.data.packing import PackedLoader, pack_all
 from rlhf_jax.data.text_batches import batch_demonstrations
 from rlhf_jax.evaluate import policy
@@ -32,6 +32,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.selection import Selection
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.pretrain import loss_of, mean_loss
+from rlhf_jax.world import instructions
 
 FIELDS = trained(
     "Step 1: supervised fine-tuning on demonstrations.",
@@ -49,6 +50,14 @@ FIELDS = trained(
         "The tokens that are learned: those of the 'completion' alone, or of the whole 'sequence' with its prompt. The "
         "paper does not state it; Huang et al. 2024 learn the sequence. "
         "'unprompted' is there to compare: it learns completions that have no prompt before them.",
+    ),
+    kinds=Field(
+        0,
+        COUNT_OR_NONE,
+        "The number of kinds of the embedded world's tasks that are learned, in equal parts, and with as many demonstrations in "
+        "all. The seed draws them; those of a smaller number are among those of a larger one. "
+        "0 means all of them, in the proportions of Table 1.",
+        before=0,
     ),
     packed=Field(
         False,
@@ -127,6 +136,12 @@ def check(run: Run, stage: str) -> None:
             "lower it"
         )
     rows = inputs.need(run, stage, "demonstrations", "train")
+    known = len(instructions.kinds_of("train"))
+    if section.kinds and (run.config.data.source != "world" or section.kinds > known):
+        raise InputError(
+            f"{stage}.kinds={section.kinds} must be at most {known}, the kinds of the embedded world; your files have "
+            "data.files.training_groups instead"
+        )
     supervised.check_warmup(run, stage, len(rows), section.batch_size - mixed)
     inputs.need(run, stage, "demonstrations", "valid")
     if mixed:
@@ -154,7 +169,11 @@ def training_of(run: Run, stage: str) -> supervised.SupervisedTraining:
         prompt_targets=section.loss_on == "sequence",
         long_completions=run.config.long_completions,
     )
-    sources = run.corpus.mixed("demonstrations", "train")
+    if section.kinds:
+        rows = run.corpus.demonstrations_of_kinds(section.kinds, run.seed_of(stage))
+        sources = [Source("demonstrations", None, rows)]
+    else:
+        sources = run.corpus.mixed("demonstrations", "train")
     examples, report, mixture = build(sources, _unprompted(batch) if section.loss_on == "unprompted" else batch)
     held_out, _ = batch(run.corpus.demonstrations("valid"))
     inputs.report_data(run, stage, "demonstrations", report)

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import settled, sources
 from rlhf_jax.data.tokenizer_files import TOKENIZER
 from rlhf_jax.fields import noted, registry, rewards
+from rlhf_jax.fields.run import COMMON as RUN
 from rlhf_jax.notes import KEPT
 from rlhf_jax.run import Run
 from rlhf_jax.runtime import finished, hosts
@@ -57,17 +58,22 @@ def identities(config: ConfigDict) -> dict[str, str]:
     found = {}
     settled.check_lengths(config)  # a run would measure them, and then have another identity than before its start
     config = settled.by_model(config)  # as a run does, so that a config has one identity before and after a start
-    common = {name: config[name] for name in COMMON}
+    common = {name: config[name] for name in COMMON} | {"data": _data(config)}
     for stage in config.stages:
         inputs = {name: found[name] for name in _inputs(config, stage)} | _checksums_of_sources(config, stage)
         own_seed = config[stage].get("seed")
         seed = config.seed if own_seed is None else own_seed
-        section = config[stage].to_dict() | {"seed": seed}
+        section = registry.of(config, stage).fields.told(config[stage]) | {"seed": seed}
         # Fields of a stage's own model replace those of the policy's model. So sweeps over the policy's size share a
         # reward model that sets its own.
         common["model"] = config.model.to_dict() | section.get("model", {})
         found[stage] = _digest([stage, common, section, inputs])
     return found
+
+
+def _data(config: ConfigDict) -> dict:
+    """Returns what the identity of a stage, and of a tokenizer, says of the data."""
+    return RUN.parts["data"].told(config.data)
 
 
 def _inputs(config: ConfigDict, stage: str) -> list[str]:
@@ -140,7 +146,7 @@ class Store:
 
         At the end of the context, a tokenizer that the arm had to make itself is kept for the next arms.
         """
-        ours = self.path / f"tokenizer-{_digest([config.data, config.tokenizer])}"
+        ours = self.path / f"tokenizer-{_digest([_data(config), config.tokenizer])}"
         hosts.on_first(self._lend_tokenizer, ours, path)
         yield
         hosts.on_first(self._keep_tokenizer, ours, path)

@@ -1,6 +1,7 @@
 """The embedded world, which stands for the internet, the users and the labelers; all of it is drawn from one seed."""
 
 import random
+from collections.abc import Sequence
 
 from rlhf_jax.world import documents, instructions, language, skills
 from rlhf_jax.world.knowledge import Knowledge
@@ -24,13 +25,13 @@ class World:
         """Returns the first `count` pretraining documents of the split `train` or `valid`."""
         return documents.documents(self, split, count)
 
-    def instructions(self, split: str, count: int, purpose: str = "sft") -> list[dict]:
+    def instructions(self, split: str, count: int, purpose: str = "sft", kinds: Sequence[str] = ()) -> list[dict]:
         """Returns the first `count` prompts with demonstrations; see `instructions.rows`."""
-        return instructions.rows(self, split, count, purpose)
+        return instructions.rows(self, split, count, purpose, kinds)
 
-    def demonstrations(self, split: str, count: int, careless: float = 0.0) -> list[dict]:
+    def demonstrations(self, split: str, count: int, careless: float = 0.0, kinds: Sequence[str] = ()) -> list[dict]:
         """Returns the first `count` prompts for SFT; the share `careless` of the demonstrations is rude or rambling."""
-        rows = self.instructions(split, count, purpose="sft")
+        rows = self.instructions(split, count, purpose="sft", kinds=kinds)
         return [row | {"output": self.written(row, careless)} for row in rows]
 
     def written(self, row: dict, careless: float) -> str:

@@ -1,12 +1,13 @@
 """The embedded world as a corpus: the examples that stages read, and the gold judgement of their completions."""
 
 import functools
+import random
 
 from rlhf_jax.data.mixture import Source
 from rlhf_jax.data.records import Demonstration, Document, Prompt
 from rlhf_jax.data.row_formats import parse_row
 from rlhf_jax.data.template import Template
-from rlhf_jax.world import World, gold
+from rlhf_jax.world import World, gold, instructions
 
 
 class WorldCorpus:
@@ -51,13 +52,28 @@ class WorldCorpus:
         return [parse_row(row, "demonstrations", self._template) for row in rows]
 
     @functools.cache
+    def demonstrations_of_kinds(self, count: int, seed: int) -> list[Demonstration]:
+        """Returns as many training demonstrations as `demonstrations`, in equal parts of `count` kinds of tasks.
+
+        The seed draws the kinds; those of a smaller count are among those of a larger one.
+        """
+        names = instructions.kinds_of("train")
+        kinds = random.Random(f"kinds {seed}").sample(names, len(names))[:count]
+        rows = self.world.demonstrations("train", self._config.demonstrations, self._config.careless, kinds)
+        return [parse_row(row, "demonstrations", self._template) for row in rows]
+
+    @functools.cache
     def prompts(self, split: str, purpose: str) -> list[Prompt]:
         """Returns the prompts of a split for a purpose, "rm" or "ppo"."""
         count = {
             "train": self._config.rm_prompts if purpose == "rm" else self._config.ppo_prompts,
             "valid": self._config.valid_prompts,
         }.get(split, self._config.test_prompts)
-        rows = self.world.instructions(split, count, purpose=purpose)
+        if split == "test" and self._config.test_kinds == "unseen":
+            kinds = instructions.kinds_of("heldout_kinds")
+            rows = self.world.instructions("heldout_kinds", count, purpose, kinds)
+        else:
+            rows = self.world.instructions(split, count, purpose)
         return [parse_row(row, "prompts", self._template) for row in rows]
 
     def demonstration_of(self, prompt: Prompt) -> Demonstration:

@@ -5,7 +5,9 @@ paraphrase of a training prompt is ever a test prompt. The wording decides the p
 model and PPO differ too.
 """
 
+import itertools
 import random
+from collections.abc import Sequence
 
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import tasks_on_knowledge, tasks_on_text  # noqa: F401  they fill KINDS
@@ -54,13 +56,18 @@ def category_shares(split: str) -> dict[str, float]:
     return {category: share for category, share in SHARES.items() if category in present}
 
 
+def kinds_of(split: str) -> list[str]:
+    """Returns the names of the kinds of tasks in a split."""
+    return [name for name, kind in KINDS.items() if kind.held_out == (split == "heldout_kinds")]
+
+
 def draw(world, rng: random.Random, category: str, split: str) -> tuple[str, Draft]:
     """Returns the name of a kind of the category, and a draft of this kind whose instance belongs to the split."""
-    names = [
-        name
-        for name, kind in KINDS.items()
-        if kind.category == category and kind.held_out == (split == "heldout_kinds")
-    ]
+    return draw_of(world, rng, [name for name in kinds_of(split) if KINDS[name].category == category], split)
+
+
+def draw_of(world, rng: random.Random, names: Sequence[str], split: str) -> tuple[str, Draft]:
+    """Returns one of these names of kinds, by their weights, and a draft of this kind whose instance belongs to the split."""
     weights = [KINDS[name].weight for name in names]
     while True:
         (name,) = rng.choices(names, weights)
@@ -128,8 +135,16 @@ def _categories(split: str, offset: float):
         yield category
 
 
-def rows(world, split: str, count: int, purpose: str = "sft") -> list[dict]:
+def rows(world, split: str, count: int, purpose: str = "sft", kinds: Sequence[str] = ()) -> list[dict]:
     """Returns the first `count` prompts of a split and purpose, all different.
+
+    Args:
+        world: the world.
+        split: one of SPLITS.
+        count: number of prompts.
+        purpose: one of PURPOSES.
+        kinds: names of kinds of the split, which share the prompts in equal parts; () means all kinds, in the proportions of
+            Table 1.
 
     Returns:
         Rows {instruction, input, output, category, kind, id, split, spec}. `output` is a demonstration, and `spec`
@@ -143,19 +158,19 @@ def rows(world, split: str, count: int, purpose: str = "sft") -> list[dict]:
     if purpose not in PURPOSES:
         raise InputError(f"purpose must be one of {', '.join(PURPOSES)}, not {purpose!r}")
     rng = random.Random(f"instructions {world.seed} {split} {purpose}")
-    categories = _categories(split, rng.random())
+    parts = itertools.cycle(kinds) if kinds else _categories(split, rng.random())
     seen, found = set(), []
     while len(found) < count:
-        category = next(categories)
+        part = next(parts)
         for _ in range(_TRIES):
-            kind, draft = draw(world, rng, category, split)
+            kind, draft = draw_of(world, rng, [part], split) if kinds else draw(world, rng, part, split)
             prompt = draft.instruction, draft.input
             if prompt not in seen and purpose_of(*prompt) == purpose:
                 break
         else:
             raise InputError(
                 f"split {split!r}, purpose {purpose!r} has fewer than {count} prompts: "
-                f"{category} ran out after {len(found)} rows"
+                f"{part} ran out after {len(found)} rows"
             )
         seen.add(prompt)
         found.append(
@@ -163,7 +178,7 @@ def rows(world, split: str, count: int, purpose: str = "sft") -> list[dict]:
                 "instruction": draft.instruction,
                 "input": draft.input,
                 "output": draft.output,
-                "category": category,
+                "category": KINDS[kind].category,
                 "kind": kind,
                 "id": f"{split}.{purpose}.{len(found):05d}",
                 "split": split,
