@@ -21,7 +21,8 @@ plan() {
     [[ $? -eq 1 ]]  # 1: does not fit, which is a result
 }
 
-plan 1.3b v5e:4x4 8 2
+# The formula for memory leaves room for twice the slots here (docs/measurements.md, "Sampling by plan").
+plan 1.3b v5e:4x4 8 2 --config.slots=256 --config.reward_model.microbatches=8 --config.ppo_ptx.ptx_microbatches=32
 plan 1.3b v6e:2x4 8 1
 plan 1.3b v5p:2x2x1 4 1
 plan 1.3b v4:2x2x4 16 1

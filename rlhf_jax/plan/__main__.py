@@ -252,8 +252,7 @@ others.
 
 A plan without floors is of an earlier version, which sampled a batch in parts (`sample_parts`) and read all of the cache at
 every step. Its command needs `--config.slots`, the number of completions that are sampled at once, in the place of
-`sample_parts`. Of the plans for TPUs in docs/plan, those without floors were counted before a correction: weights that a product
-reads through a fusion of its own were left out, so that what they move, and the times that memory binds, are too low.
+`sample_parts`.
 """
 
 if __name__ == "__main__":
