@@ -41,37 +41,14 @@ def earlier(arg: str = ""):
     return config
 
 
-def noiseless(config, reward_model: str):
-    """Lets a reward model learn from rankings by the gold labeler, as in Gao et al. 2022: stage gold_rankings."""
-    config.gold_rankings = config.collect.copy_and_resolve_references()
-    config.gold_rankings.update(rankings="collect", labeler="gold", labelers=1)
-    config[reward_model].rankings = "gold_rankings"
-
-
-def mlp_dim(width: int) -> int:
-    """The width of the MLP of a model of another width than the quickstart's, in the same ratio."""
-    return 8 * round(width / 3)
-
-
 def own_base(config, reward_model: str, width: int = 128):
     """Gives a reward model a width of its own: it starts from `rm_base`, a base model of that width, not from SFT."""
     config.rm_base = config.pretrain.copy_and_resolve_references()
     config[reward_model].init = "rm_base"
     for stage in ("rm_base", reward_model):
-        config[stage].model.update(embed_dim=width, mlp_dim=mlp_dim(width))
+        config[stage].model.embed_dim = width
 
 
-def widths(h, values, *models: str):
-    """The settings of a sweep over the width of models (sections of the config), which change together."""
-    return h.zipit(
-        [
-            h.sweep(f"{model}.{field}", list(map(of, values)))
-            for model in models
-            for field, of in (("embed_dim", int), ("mlp_dim", mlp_dim))
-        ]
-    )
-
-
-def own_widths(h, reward_model: str, values):
+def own_widths(h, reward_model: str, widths):
     """The settings of a sweep over the width of a reward model, and of the base it starts from."""
-    return widths(h, values, f"{reward_model}.model", "rm_base.model")
+    return h.zipit([h.sweep(f"{stage}.model.embed_dim", widths) for stage in (reward_model, "rm_base")])
