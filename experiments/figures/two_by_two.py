@@ -134,6 +134,8 @@ CLAIMS = (
         "RLHF gains more on top of instruction tuning than alone, by gold score.",
         gains_more("gold/total"),
         **OF_GOLD,
+        note="Of what RLHF adds to the gold score, harmlessness is 0.09 in either case, and concision 0.12 on the base model and "
+        "0.04 on SFT, which has learned most of it already.",
     ),
     spec.Claim(
         SAID,
