@@ -6,8 +6,7 @@ Ouyang et al. 2022, Fig. 35 (E.8): PPO-ptx for 512k episodes begins above GPT-3 
 below; more than 256k episodes do not help.
 """
 
-from experiments.figures.world import DESIGN
-from experiments.figures.world import earlier as get_config
+from experiments.figures.world import DESIGN, get_config
 from rlhf_jax.report import spec
 
 AXIS = "ppo_ptx.iterations"
@@ -34,8 +33,6 @@ CLAIMS = (
         figure="skills",
         matters=0.005,
         because="a point over two doublings is what the paper's curves end below their start",
-        note="Here the mix keeps the skills at 68 % from 10 to 40 iterations; what drifts is the distance from "
-        "SFT, 0.7 to 1.7 nats.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 35, E.8",

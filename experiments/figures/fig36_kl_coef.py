@@ -9,7 +9,7 @@ hardly past the best distance. Stiennon et al. 2020, Table 9: the KL to SFT fall
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import earlier as world
+from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
 AXIS = "ppo_ptx.kl_coef"
@@ -47,7 +47,6 @@ CLAIMS = (
         figure="gold",
         matters=0.02,
         because="a tenth of what PPO gains over SFT in gold",
-        note="With three seeds: undecided, t = 3.6.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 36, E.7",

@@ -12,8 +12,8 @@ places that the base models were trained on. One base model of a size stands und
 spread over seeds.
 """
 
-from experiments.figures.world import DESIGN, own_base
-from experiments.figures.world import earlier as world
+from experiments.figures.world import DESIGN, own_base, widths
+from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
 SIZE, SIZES = "model.embed_dim", (32, 64, 128)
@@ -29,7 +29,7 @@ def get_config(arg: str = ""):
 
 
 def sweep(h):
-    return h.product([h.sweep(SIZE, SIZES), h.sweep("seed", DESIGN.seeds)])
+    return h.product([widths(h, SIZES, "model"), h.sweep("seed", DESIGN.seeds)])
 
 
 def at(size, stage):
@@ -74,8 +74,6 @@ CLAIMS = (
         figure="gold",
         matters=0.02,
         because="a tenth of what PPO gains over SFT in gold",
-        note="It is at width 128. At width 32, whose base model has 16 % of the skills, two epochs teach less than two "
-        "demonstrations show.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, Fig. 1",
@@ -90,7 +88,6 @@ CLAIMS = (
         "The pretraining mix changes the preference little: PPO-ptx is within 0.05 of PPO, at every size.",
         spec.All(tuple(spec.Close(at(size, "ppo_ptx"), at(size, "ppo"), "gold/total", margin=0.05) for size in SIZES)),
         figure="gold",
-        note="0.02 and 0.03 below at widths 64 and 128; 0.06 below at 32.",
     ),
     spec.Claim(
         "Ouyang et al. 2022, section 4.1",
@@ -107,6 +104,5 @@ CLAIMS = (
         figure="gold",
         matters=0.02,
         because="a tenth of what PPO gains over SFT in gold",
-        note="A quarter of its width is level with it.",
     ),
 )

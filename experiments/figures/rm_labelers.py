@@ -9,17 +9,19 @@ labeler would lose so much.
 """
 
 from experiments.figures.world import DESIGN
-from experiments.figures.world import earlier as world
+from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 from rlhf_jax.world.labelers import GROUPS
 
-AXIS = "collect.held_out_group"
+AXIS = "relabelled.held_out_group"
 
 
 def get_config(arg: str = ""):
     config = world()
-    config.stages = ("pretrain", "sft", "collect", "reward_model")
-    config.data.world.update(rm_prompts=1200, valid_prompts=400)
+    config.stages = ("pretrain", "sft", "collect", "relabelled", "reward_model")
+    config.relabelled = config.collect.copy_and_resolve_references()
+    config.relabelled.rankings = "collect"  # the completions are the same, whoever is held out
+    config.reward_model.update(rankings="relabelled", subset=":1200")
     return config
 
 

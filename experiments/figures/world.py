@@ -23,22 +23,16 @@ def get_config(arg: str = ""):
     return config
 
 
-def earlier(arg: str = ""):
-    """The config of figures that were not made anew yet: with the quickstart's settings of an earlier version."""
-    config = get_config()
-    config.data.world.update(rm_prompts=2500, demonstrations=1000, valid_prompts=200, test_prompts=512)
-    config.model.update(rope_theta=None, norm=None, mlp=None, mlp_dim=None, use_bias=None, init_std=0.02)
-    config.pretrain.learning_rate = 3e-3
-    config.sft.update(epochs=2.0, learning_rate=2e-4, pretrain_mix=0.0, packed=False)
-    config.collect.update(
-        models=("sft@1.0", "pretrain@1.0", "sft@0.7", "sft@1.0"), max_completions=9, demonstrations=False, labelers=1
-    )
-    config.reward_model.update(batch_size=8, length=160, learning_rate=1.5e-3)
-    for ppo in (config.ppo, config.ppo_ptx):
-        ppo.update(learning_rate=7e-4, log_gold=False)
-    config.ppo_ptx.ptx_coef = 2.0
-    config.evaluate.update(prompts=256, skill_items=120)
-    return config
+def noiseless(config, reward_model: str):
+    """Lets a reward model learn from rankings by the gold labeler, as in Gao et al. 2022: stage gold_rankings."""
+    config.gold_rankings = config.collect.copy_and_resolve_references()
+    config.gold_rankings.update(rankings="collect", labeler="gold", labelers=1)
+    config[reward_model].rankings = "gold_rankings"
+
+
+def mlp_dim(width: int) -> int:
+    """The width of the MLP of a model of another width than the quickstart's, in the same ratio."""
+    return 8 * round(width / 3)
 
 
 def own_base(config, reward_model: str, width: int = 128):
@@ -46,9 +40,20 @@ def own_base(config, reward_model: str, width: int = 128):
     config.rm_base = config.pretrain.copy_and_resolve_references()
     config[reward_model].init = "rm_base"
     for stage in ("rm_base", reward_model):
-        config[stage].model.embed_dim = width
+        config[stage].model.update(embed_dim=width, mlp_dim=mlp_dim(width))
 
 
-def own_widths(h, reward_model: str, widths):
+def widths(h, values, *models: str):
+    """The settings of a sweep over the width of models (sections of the config), which change together."""
+    return h.zipit(
+        [
+            h.sweep(f"{model}.{field}", list(map(of, values)))
+            for model in models
+            for field, of in (("embed_dim", int), ("mlp_dim", mlp_dim))
+        ]
+    )
+
+
+def own_widths(h, reward_model: str, values):
     """The settings of a sweep over the width of a reward model, and of the base it starts from."""
-    return h.zipit([h.sweep(f"{stage}.model.embed_dim", widths) for stage in (reward_model, "rm_base")])
+    return widths(h, values, f"{reward_model}.model", "rm_base.model")
