@@ -143,14 +143,14 @@ CLAIMS = (
 )
 
 
-def make(path, there, numbers, design=DESIGN, diverged=()):
+def make(path, there, numbers, design=DESIGN, diverged=(), claims=CLAIMS):
     """A sweep of three settings; the arms for which there(seed, level) is true are done, or have diverged."""
     arms = fake_sweep.product(seed=tuple(design.seeds), ppo_ptx__ptx_coef=(0.0, 1.0, 2.0))
     return fake_sweep.write(
         path,
         arms,
         lambda arm, _: {"score": numbers(arm["seed"], arm[AXIS])},
-        spec.Declared(claims=CLAIMS, design=design),
+        spec.Declared(claims=claims, design=design),
         fate=lambda arm: (
             "missing"
             if not there(arm["seed"], arm[AXIS])
@@ -184,6 +184,58 @@ def test_a_look_waits_for_all_its_arms_and_reads_its_seeds_alone(tmp_path):
     gains = spec.Difference(GREATER.a, GREATER.b), spec.Difference(GREATER.a, spec.Pick("ppo_ptx", {AXIS: 2.0}))
     claim = spec.Claim("a", "b", spec.Greater(*gains, "score"))
     assert {arm.overrides[AXIS] for arm in looks.needed(sweep, claim, 2)} == {0.0, 1.0, 2.0}
+
+
+TUNED = (spec.Claim("a", "tuned", spec.Greater(spec.Pick("ppo_ptx", tuned=AXIS), 0.0, "score")),)
+
+
+def best_at_one_then_at_two(seed, level):
+    """Of the three levels, 1 is the best for the seeds of the first look and 2 for later ones."""
+    return {0.0: 0.0, 1.0: 5 + 0.01 * (-1) ** seed, 2.0: 1.0 if seed < 2 else 9.0}[level]
+
+
+def chosen_alone(seed, level):
+    """Whether a sweep that runs no more than open claims need has an arm, up to the second look."""
+    return seed < 2 or seed < 4 and level == 1.0
+
+
+def asked_for(sweep, seeds):
+    return {(arm.seed, arm.overrides[AXIS]) for arm in looks.needed(sweep, TUNED[0], seeds)}
+
+
+EARLY = {(seed, level) for seed in (0, 1) for level in (0.0, 1.0, 2.0)}
+
+
+def test_a_later_look_needs_a_tuned_field_at_its_choice_alone(tmp_path):
+    sweep = Sweep(make(tmp_path / "sweep", lambda seed, _: seed < 2, best_at_one_then_at_two, claims=TUNED))
+    assert asked_for(sweep, 2) == EARLY and asked_for(sweep, 4) == EARLY | {(2, 1.0), (3, 1.0)}
+    every = {(seed, level) for seed in range(4) for level in (0.0, 1.0, 2.0)}
+    none = Sweep(make(tmp_path / "none", lambda *_: False, best_at_one_then_at_two, claims=TUNED))
+    assert asked_for(none, 4) == every
+    apart = {(0, 0.0), (1, 1.0)}  # no seed of the first look has all levels, so a later one chooses
+    late = Sweep(make(tmp_path / "late", lambda *_: True, best_at_one_then_at_two, diverged=apart, claims=TUNED))
+    assert asked_for(late, 4) == every
+    assert "at ptx coef = 2 (chosen by seed 2)" in verdicts.judge_all(late)[0].sentence
+
+
+def test_the_verdict_on_a_tuned_field_needs_no_other_arms(tmp_path):
+    pruned, whole = (
+        verdicts.judge_all(Sweep(make(tmp_path / str(n), there, best_at_one_then_at_two, claims=TUNED)))[0]
+        for n, there in enumerate((chosen_alone, lambda *_: True))
+    )
+    assert pruned.to_json() == whole.to_json() and (pruned.verdict, pruned.looks) == ("holds", (2, 4))
+    assert pruned.tests[0].by_seed == pytest.approx({1: 4.99, 2: 5.01, 3: 4.99})
+
+
+def test_seeds_after_the_first_look_do_not_move_the_choice(tmp_path):
+    """Not even if none of the first look has a number at the value that they would choose."""
+    diverged = {(0, 2.0), (1, 2.0)}
+    for n, there in enumerate((chosen_alone, lambda *_: True)):
+        path = make(tmp_path / str(n), there, best_at_one_then_at_two, diverged=diverged, claims=TUNED)
+        assert asked_for(Sweep(path), 4) == EARLY | {(2, 1.0), (3, 1.0)}
+        found = verdicts.judge_all(Sweep(path))[0]
+        assert "at ptx coef = 1 (chosen by seed 0)" in found.sentence and found.looks == (2, 4)
+        assert found.tests[0].by_seed == pytest.approx({1: 4.99, 2: 5.01, 3: 4.99})
 
 
 def test_a_failed_arm_ends_a_look_too_and_the_last_look_says_how_many_seeds_are_wanted(tmp_path):

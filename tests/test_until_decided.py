@@ -32,9 +32,9 @@ def score(arm, stage):
 class Runs:
     """A sweep in a folder, whose arms are done at once; keeps the (seed, level) of each round."""
 
-    def __init__(self, path):
+    def __init__(self, path, claims=CLAIMS):
         arms = fake_sweep.product(seed=tuple(DESIGN.seeds), ppo_ptx__ptx_coef=LEVELS)
-        declared = spec.Declared(claims=CLAIMS, design=DESIGN)
+        declared = spec.Declared(claims=claims, design=DESIGN)
         self.path = fake_sweep.write(path, arms, score, declared, fate=lambda _: "missing")
         self.named = read_json(self.path / "sweep.json")["arms"]
         numbered = [
@@ -89,6 +89,13 @@ def test_each_look_runs_what_open_claims_need(tmp_path, capsys):
     assert "1 of 2 claims have their verdict" in said and "holds at 2 seeds: strong" in said
     assert "open, undecided at 4 seeds: weak" in said and "the next look is at 6 seeds: 4 arms to run" in said
     assert "2 of 2 claims have their verdict" in said and sweep.run() == []
+
+
+def test_a_tuned_field_is_run_at_its_choice_after_the_first_look(tmp_path):
+    tuned = spec.Claim("a", "tuned", spec.Greater(spec.Pick("ppo_ptx", tuned=AXIS), 0.0, "score"))
+    sweep = Runs(tmp_path / "sweep", (tuned,))
+    assert sweep.run() == [EXPECTED[0], [(2, 1.0), (3, 1.0)]]
+    assert sweep.verdicts == [("holds", (2, 4))]
 
 
 @pytest.mark.parametrize("most", [3, 10, 13])

@@ -386,6 +386,9 @@ def test_a_tuned_pick_is_where_the_first_seed_is_best(empty):
     assert (
         "at ptx coef = 1 (chosen by seed 0) over" in found.sentence and "without seed 0, which lacks" in found.sentence
     )
+    give(sweep, np.array([[0.0, 5.0, 1.0], [0.0, 1.0, 4.0], [0.2, 3.0, 2.5]]), missing={(2, 2)})
+    less = verdicts.judge(sweep, spec.Greater(spec.Pick("ppo_ptx", tuned=AXIS), at(0.0), "score"))
+    assert less.tests == found.tests  # a judge needs the chosen value alone
     lowest = spec.Pick("ppo_ptx", tuned=AXIS, best="lowest")
     assert verdicts.judge(sweep, spec.Greater(lowest, -1.0, "score")).tests[0].by_seed == pytest.approx(
         {1: 0.0, 2: 0.2}

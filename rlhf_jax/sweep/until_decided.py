@@ -1,8 +1,8 @@
 """Runs the arms that the open claims of a sweep need, look by look, until each claim is decided or has had its last look.
 
 The first look takes all settings, because figures and tables show them. A later look takes the settings that an open claim
-reads, for the seeds that this look adds. A look is taken once: what it saw stands in the sweep's looks.json, and a start after
-an interruption goes on with the arms that the next look lacks.
+reads, for the seeds that this look adds: of a tuned field, the value that was chosen. A look is taken once: what it saw stands in
+the sweep's looks.json, and a start after an interruption goes on with the arms that the next look lacks.
 """
 
 import pathlib

@@ -35,7 +35,8 @@ class Pick:
       where: the choice of settings.
       y: the quantity; None takes that of the rule.
       label: name in sentences; "" names the stage and `where`.
-      tuned: a field whose value the first seed chooses; the other seeds then give the numbers. None: no such choice.
+      tuned: a field whose value the first seed chooses; the other seeds then give the numbers, and need no other value of it.
+        None: no such choice.
       best: what the first seed takes for the best value of the tuned field, "highest" or "lowest" quantity.
     """
 

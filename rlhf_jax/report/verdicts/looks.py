@@ -16,6 +16,7 @@ from typing import NamedTuple
 from rlhf_jax.report import spec
 from rlhf_jax.report.form import ANYTHING, NUMBER, TEXT, WHOLE, Maybe, Object, check, each
 from rlhf_jax.report.sweep_report import ArmRecord, Sweep
+from rlhf_jax.report.verdicts import measured
 from rlhf_jax.report.verdicts.contrast import HOLDS, NEGLIGIBLE, NOT, UNDECIDED, Contrast
 from rlhf_jax.report.verdicts.rules import contrasts_of
 from rlhf_jax.runtime.files import read_if_there, write_json
@@ -100,17 +101,31 @@ def ahead(sweep: Sweep, looks: list[Look]) -> int | None:
 
 
 def needed(sweep: Sweep, claim: spec.Claim, seeds: int) -> list[ArmRecord]:
-    """Returns the arms that a claim reads at a look with so many seeds."""
-    settings = dict.fromkeys(setting for rule in spec.simple(claim.rule) for setting in _settings(sweep, rule))
-    arms = [sweep.arm(setting, seed) for seed in sweep.every_seed[:seeds] for setting in settings]
+    """Returns the arms that a claim reads at a look with so many seeds.
+
+    A seed of the first look has all values of a tuned field, and one of these seeds chooses. Later seeds judge its choice.
+    """
+    first = sweep.declared.design.looks[0]
+    early, late = (
+        dict.fromkeys(setting for rule in spec.simple(claim.rule) for setting in _settings(sweep, rule, later))
+        for later in (False, True)
+    )
+    arms = [
+        sweep.arm(setting, seed)
+        for place, seed in enumerate(sweep.every_seed[:seeds])
+        for setting in (early if place < first else late)
+    ]
     return [arm for arm in arms if arm is not None]
 
 
-def _settings(sweep: Sweep, rule) -> list:
-    """Returns the settings whose numbers a simple rule reads."""
-    found = []
+def _settings(sweep: Sweep, rule, later: bool) -> list:
+    """Returns the settings whose numbers a simple rule reads, of the seeds of the first look or of later ones."""
+    first, found = sweep.first(sweep.declared.design.looks[0]), []
     for part in spec.compared(rule) or [rule]:
-        found += sweep.select(part.where, getattr(part, "tuned", None) or getattr(part, "axis", None))
+        tuned = getattr(part, "tuned", None)
+        settings = sweep.select(part.where, tuned or getattr(part, "axis", None))
+        level, chooser = measured.chosen(first, part, rule.y) if tuned and later else (None, None)
+        found += settings if chooser is None else measured.settings_at(sweep, settings, tuned, level)
     return found
 
 

@@ -21,12 +21,16 @@ def along(sweep, stage, axis, quantity, where):
     settings = sweep.select(where, axis)
     found = {}
     for level in sweep.levels(settings, axis):
-        here = [setting for setting in settings if spec.same(sweep.level(setting, axis), level)]
-        if by_seed := sweep.by_seed(stage, here, quantity):
+        if by_seed := sweep.by_seed(stage, settings_at(sweep, settings, axis, level), quantity):
             found[spec.key(level)] = level, by_seed
     levels = [level for level, _ in found.values()]
     seeds = [seed for seed in sweep.seeds if found and all(seed in by_seed for _, by_seed in found.values())]
     return levels, {seed: np.array([by_seed[seed] for _, by_seed in found.values()]) for seed in seeds}
+
+
+def settings_at(sweep, settings, axis, level) -> list:
+    """Returns those of some settings that have a value of a field."""
+    return [setting for setting in settings if spec.same(sweep.level(setting, axis), level)]
 
 
 def left_out(sweep, rule, levels) -> str:
@@ -50,14 +54,30 @@ def _tuned(sweep, pick, quantity):
     """Returns the choice of a tuned pick.
 
     Returns:
-      The value of the tuned field that the first seed chooses, that seed, and the quantity of the other seeds there.
+      The chosen value of the tuned field, the seed that chooses it, and the quantity of the other seeds there.
     """
-    levels, values = along(sweep, pick.stage, pick.tuned, pick.y or quantity, pick.where)
-    if not values:
+    level, chooser = chosen(sweep, pick, quantity)
+    if chooser is None:
         return None, None, {}
-    chooser, *judges = values
-    best = int(np.argmax(values[chooser]) if pick.best == "highest" else np.argmin(values[chooser]))
-    return levels[best], chooser, {seed: float(values[seed][best]) for seed in judges}
+    settings = settings_at(sweep, sweep.select(pick.where, pick.tuned), pick.tuned, level)
+    by_seed = sweep.by_seed(pick.stage, settings, pick.y or quantity)
+    return level, chooser, {seed: value for seed, value in by_seed.items() if seed != chooser}
+
+
+def chosen(sweep, pick, quantity):
+    """Returns the value of its tuned field that a pick takes, and the seed that chooses it; None and None without a choice.
+
+    The first seed that has the quantity at all values chooses. With a design it is one of the first look, if any of them can
+    choose: so no later look has another choice, and later seeds need the chosen value alone.
+    """
+    design = sweep.declared.design
+    for view in (sweep.first(design.looks[0]), sweep) if design else (sweep,):
+        levels, values = along(view, pick.stage, pick.tuned, pick.y or quantity, pick.where)
+        if values:
+            chooser = next(iter(values))
+            best = np.argmax(values[chooser]) if pick.best == "highest" else np.argmin(values[chooser])
+            return levels[int(best)], chooser
+    return None, None
 
 
 def in_words(sweep, pick, quantity, beside=None) -> str:
