@@ -40,21 +40,21 @@ def fit(run: Run, programs_of: Callable[[Run], Mapping[str, list[Program]]], lim
     Args:
       run: the run.
       programs_of: run -> the programs of each of its stages that are to fit.
-      limit: bytes of each device that may be used. If nothing fits, it is as little more as possible.
+      limit: bytes of each device that may be used. Programs that fit with no values get as little more as possible.
       sent: FLOPs that a device executes while it sends a byte to another.
 
     Returns:
       Dotted field -> value. `slots` is None where as many fit as are fastest.
     """
     open_fields = [name for name in chosen.open_fields(run.config) if name not in run.chosen]
-    candidates, built = _candidates(run, open_fields), []
+    candidates, built, most = _candidates(run, open_fields), [], limit
     while True:
         best, least = None, math.inf
         for number, values in enumerate(candidates):
             if number == len(built):
                 built.append(programs_of(run.adopting(run.chosen | values)))
             stages = built[number]
-            found = _fewest_parts(stages, open_fields, run.mesh, limit)
+            found = _fewest_parts(stages, open_fields, run.mesh, limit, most)
             if found is None:
                 continue
             loops = run.adopting(values).model.scan_layers
@@ -65,7 +65,7 @@ def fit(run: Run, programs_of: Callable[[Run], Mapping[str, list[Program]]], lim
                 break  # what computes more again is slower in any case
         if best is not None:
             return best
-        limit *= _MORE
+        most *= _MORE
 
 
 def settle(run: Run) -> None:
@@ -120,13 +120,19 @@ def _candidates(run: Run, open_fields: list[str]) -> list[dict]:
     return found
 
 
-def _fewest_parts(stages: Mapping[str, list[Program]], open_fields: list[str], mesh, limit: float) -> dict | None:
-    """Returns the values of each stage's open options with which its programs fit; None if a stage has none."""
+def _fewest_parts(
+    stages: Mapping[str, list[Program]], open_fields: list[str], mesh, limit: float, most: float
+) -> dict | None:
+    """Returns the values of each stage's open options with which its programs fit; None if a stage has none.
+
+    A program that does not fit into `limit` with any values may take `most`.
+    """
     found = {}
     for stage, programs in stages.items():
         options = {field: values for program in programs for field, values in program.options.items()}
         options = {field: values for field, values in options.items() if _name(stage, field) in open_fields}
-        values = forecast.choose(programs, mesh, limit, options)
+        fits = [forecast.choose([program], mesh, [limit], options) is not None for program in programs]
+        values = forecast.choose(programs, mesh, [limit if one else most for one in fits], options)
         if values is None:
             return None
         found[stage] = values

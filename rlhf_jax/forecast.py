@@ -56,8 +56,8 @@ def of(programs: list[Program], mesh, change: Mapping) -> Need:
     return max(map(need, programs), key=lambda found: found.total)
 
 
-def choose(programs: list[Program], mesh, limit: float, options: choice.Options) -> dict | None:
-    """Returns the fastest values of options with which the programs of a stage fit into `limit` bytes of each device.
+def choose(programs: list[Program], mesh, limits: list[float], options: choice.Options) -> dict | None:
+    """Returns the fastest values of options with which each program of a stage fits into its limit, in bytes of a device.
 
     It is None if nothing fits.
     """
@@ -65,7 +65,7 @@ def choose(programs: list[Program], mesh, limit: float, options: choice.Options)
     def need(program):
         return lambda change: of([program], mesh, change).total
 
-    return choice.choose([need(program) for program in programs], options, limit)
+    return choice.choose([need(program) for program in programs], options, limits)
 
 
 def programs_of(run: Run, stage: str) -> list[Program]:

@@ -1,6 +1,7 @@
 """What a run chooses by its memory, against all combinations; and that it keeps it, and changes no result by it."""
 
 import contextlib
+import dataclasses
 import importlib
 import itertools
 import types
@@ -147,6 +148,29 @@ def test_where_nothing_fits_it_is_little_that_is_lacking():
     least = min(1 + ACTIVATIONS[model] / PARTS[-1] for model in ACTIVATIONS)
     run = Toy().adopting(found)
     assert run.need({"microbatches": found["ppo.microbatches"]}) <= 1.2 * least * GIB and found["slots"] == 16
+
+
+def test_only_the_program_that_does_not_fit_gets_more():
+    """Slots that the config gives take 8 GiB here; the update fits into its 4, and is not chosen as if it had more."""
+
+    def programs(run):
+        step, sample = Toy.programs(run)["ppo"]
+        sample = dataclasses.replace(sample, temporaries=lambda change: {"cache": 8 * GIB}, options={})
+        return {"ppo": [step, sample]}
+
+    found = fitted.fit(Toy("gpu", slots=64), programs, 4 * GIB)
+    assert found == fitted.fit(Toy("gpu", slots=64), Toy.programs, 4 * GIB)
+
+
+def test_gradients_of_one_program_are_added_up():
+    whole = {"gradients": 1.0, "activations": 10.0, "logits": 1.0}
+    small, large = ({"gradients": 2.0 * n, "activations": 20.0 * n, "logits": 2.0} for n in (1, 2))
+    # Of the loops, each keeps the sum of its parts, and one at a time has a part's gradient and activations.
+    both = {"gradients": 1.0 + 1 + 2 + 2, "activations": 50.0, "logits": 3.0}
+    assert memory.together([whole], [small, large], "gpu") == memory.together([whole], [large, small], "cpu") == both
+    assert memory.together([whole], [small, large], "tpu") == both | {"activations": 40.0, "logits": 2.0}
+    assert memory.together([large, whole], [small], "tpu")["activations"] == 50.0
+    assert memory.together([whole, whole], [], "gpu") == {"gradients": 2.0, "activations": 20.0, "logits": 2.0}
 
 
 def test_in_deep_models_and_elsewhere_layers_are_in_a_loop():

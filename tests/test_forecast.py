@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from rlhf_jax import forecast, model, optim, train
+from rlhf_jax import forecast, model, optim, sharding, train
 from rlhf_jax import run as run_lib
 from rlhf_jax.abstract import Data, Program
 from rlhf_jax.config import default_config
@@ -55,6 +55,32 @@ def test_a_train_step_takes_what_the_compiler_says_within_a_quarter(changes, par
     real = facts.argument_size_in_bytes + facts.temp_size_in_bytes
     assert facts.temp_size_in_bytes > 0.5 * facts.argument_size_in_bytes  # or the arguments would hide the rest
     assert sum(found.values()) + facts.argument_size_in_bytes == pytest.approx(real, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("remat", "sequence_axis"),
+    [
+        ("none", ""),
+        ("full", ""),
+        pytest.param("dots", "", marks=pytest.mark.slow),
+        pytest.param("full", "tensor", marks=pytest.mark.slow),
+    ],
+)
+def test_so_does_a_train_step_with_a_tensor_axis(remat, sequence_axis):
+    """Most of what is kept lies between the layers, and that is whole on every device of the axis."""
+    config = default_config()
+    config.stages = ("pretrain", "sft")
+    config.prompt_length = config.completion_length = 64
+    config.tokenizer.vocab_size = SHAPE.vocab_size
+    config.model.update(num_layers=6, embed_dim=128, num_heads=4, max_length=128, logits_chunk=16, scan_layers=True)
+    config.model.update(attention="xla", dtype="float32", remat=remat, sequence_axis=sequence_axis)
+    config.sft.batch_size = 64
+    data = Data(demonstrations=40, rankings=16, completions=2, vocab_size=SHAPE.vocab_size)
+    run = run_lib.without_data(config, data, sharding.make_mesh(1, 2, 4))
+    (found,) = registry.of(config, "sft").programs(run, "sft", data)
+    with jax.set_mesh(run.mesh):
+        facts = found.lower().compile({"xla_backend_optimization_level": 0}).memory_analysis()
+    assert sum(found.temporaries({}).values()) == pytest.approx(facts.temp_size_in_bytes, rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +142,11 @@ def test_scoring_takes_the_memory_of_the_weights_that_it_gathers(mesh, copies, m
 def test_rows_are_split_over_the_mesh_and_parts_of_a_batch_follow_one_another():
     one, mesh = tiny.mesh_of("1x1x1"), tiny.mesh_of("2x2x2")
     alone = memory.training(SHAPE, one, 4, 64, 64, 1, 1000)
-    shared = memory.training(SHAPE, mesh, 32, 64, 64, 2, 1000)  # 4 rows at once, over tensor=2
+    split = dataclasses.replace(SHAPE, sequence_axis="tensor")
+    shared = memory.training(split, mesh, 32, 64, 64, 2, 1000)  # 4 rows at once, over tensor=2
     assert shared == {"gradients": 2000, "activations": alone["activations"] / 2, "logits": alone["logits"] / 2}
+    shared = memory.training(SHAPE, mesh, 32, 64, 64, 2, 1000)  # what lies between layers is whole
+    assert alone["activations"] / 2 < shared["activations"] < alone["activations"]
     order = [
         sum(memory.training(dataclasses.replace(SHAPE, remat=name), one, 4, 64, 64, 1, 0).values())
         for name in memory.REMAT

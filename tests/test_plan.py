@@ -569,24 +569,71 @@ def test_search_drops_what_cannot_fit_and_starts_with_the_fastest():
 
 def test_settings_are_fitted_to_the_memory_of_a_chip():
     config = tensor_config()
-    large = search.fit(config, on_this_machine(memory=GIB), DATA, ["sft", "ppo_ptx"], 0.8)
+    large = search.fit(config, on_this_machine(memory=GIB), DATA, ["sft", "ppo_ptx"], {}, 0.8)
     assert large["sft.microbatches"] == large["ppo_ptx.microbatches"] == 1
     need = max(need_of(config, large, stage) for stage in ("sft", "ppo_ptx"))
-    small = search.fit(config, on_this_machine(memory=0.7 * need), DATA, ["sft", "ppo_ptx"], 1.0)
+    small = search.fit(config, on_this_machine(memory=0.7 * need), DATA, ["sft", "ppo_ptx"], {}, 1.0)
     assert small.keys() - {"slots"} == large.keys() and small != large
     assert max(need_of(config, small, stage) for stage in ("sft", "ppo_ptx")) <= 0.7 * need
-    least = search.fit(config, on_this_machine(memory=1000), DATA, ["sft"], 1.0)  # nothing fits
+    least = search.fit(config, on_this_machine(memory=1000), DATA, ["sft"], {}, 1.0)  # nothing fits
     assert need_of(config, least, "sft") < need_of(config, large, "sft")
     config.model.update(remat="dots", scan_layers=True)  # what the config says is not chosen
     config.slots = config.sft.microbatches = 2
-    assert search.fit(config, on_this_machine(memory=1000), DATA, ["sft"], 1.0) == {}
+    assert search.fit(config, on_this_machine(memory=1000), DATA, ["sft"], {}, 1.0) == {}
+
+
+def test_a_program_that_does_not_fit_is_chosen_anew_by_what_the_compiler_said_of_it():
+    config, place, stages = tensor_config(), on_this_machine(memory=GIB), ["sft", "ppo_ptx"]
+    whole = search.fit(config, place, DATA, stages, {})
+    assert search.fit(config, place, DATA, stages, {("ppo_ptx", "update"): 1.0}) == whole
+    found = search.fit(config, place, DATA, stages, {("ppo_ptx", "update"): 1e4})
+    assert found["sft.microbatches"] == 1 and found["ppo_ptx.microbatches"] > 1
+    rows = [
+        {
+            "stage": "sft",
+            "program": "train step",
+            "fits": True,
+            "forecast": 10,
+            "temporaries": 90,
+            "cache": 0,
+            "total": 99,
+        },
+        {
+            "stage": "ppo",
+            "program": "sample",
+            "fits": False,
+            "forecast": 10,
+            "temporaries": 5,
+            "cache": 20,
+            "total": 99,
+        },
+        {
+            "stage": "ppo",
+            "program": "update",
+            "fits": False,
+            "forecast": 10,
+            "temporaries": 10,
+            "cache": 0,
+            "total": 99,
+        },
+        {
+            "stage": "ppo",
+            "program": "score",
+            "fits": False,
+            "forecast": 10,
+            "total": None,
+        },  # the compiler gave no number
+        {"stage": "dpo", "program": "all", "refused": "no rankings"},
+    ]
+    learned = search.lacking({"programs": rows}, {("ppo", "update"): 2.0})
+    assert learned == pytest.approx({("ppo", "sample"): 2.5, ("ppo", "update"): 2.2, ("ppo", "score"): 1.1})
 
 
 def test_settings_of_a_stages_own_model_are_applied():
     config = tensor_config()
     config.reward_model.model = ConfigDict({"num_layers": 1})
     config.lock()
-    chosen = search.fit(config, on_this_machine(), DATA, ["reward_model"], 0.8)
+    chosen = search.fit(config, on_this_machine(), DATA, ["reward_model"], {}, 0.8)
     own = search.applied(config, chosen | {"reward_model.model.remat": "dots"}).reward_model.model
     assert "reward_model.model.remat" in chosen and own.to_dict() == {"num_layers": 1, "remat": "dots"}
     assert config.reward_model.model.to_dict() == {"num_layers": 1}

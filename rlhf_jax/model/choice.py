@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 Options = Mapping[str, Sequence]  # field -> its values, from the fastest to the one of the least memory
 
 
-def choose(needs: Sequence[Callable[[Mapping], float]], options: Options, limit: float) -> dict | None:
+def choose(needs: Sequence[Callable[[Mapping], float]], options: Options, limits: Sequence[float]) -> dict | None:
     """Returns the fastest value of each field with which every program fits; None if none do.
 
     While a program does not fit, the field goes one value on whose next value takes the least memory of it.
@@ -17,7 +17,7 @@ def choose(needs: Sequence[Callable[[Mapping], float]], options: Options, limit:
     Args:
       needs: for each program, {field: value} -> the bytes that a device holds while it runs.
       options: the fields.
-      limit: bytes of a device that may be used.
+      limits: for each program, the bytes of a device that it may use.
     """
     place = dict.fromkeys(options, 0)
 
@@ -25,7 +25,7 @@ def choose(needs: Sequence[Callable[[Mapping], float]], options: Options, limit:
         return {field: options[field][number] for field, number in place.items()}
 
     last = {field: values[-1] for field, values in options.items()}
-    for need in needs:
+    for need, limit in zip(needs, limits):
         while need(at(place)) > limit:
             further = [
                 place | {field: number + 1} for field, number in place.items() if number + 1 < len(options[field])

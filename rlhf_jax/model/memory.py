@@ -54,10 +54,10 @@ def free_parts(platform: str, rows: int, tokens: int, weights: int) -> int:
 def _layer(config: TransformerConfig, rows: int, length: int, mesh) -> float:
     """Returns the bytes of all arrays that one layer makes of rows [B, T], on each device."""
     heads = (config.num_heads + 2 * config.kv_heads) * config.head_dim
-    mlp = (_GATED_MLP if config.gated else _MLP) * config.hidden_dim
-    arrays = rows * length * (_STREAM * config.embed_dim + _QKV * heads + mlp) * item(config)
+    inner = _QKV * heads + (_GATED_MLP if config.gated else _MLP) * config.hidden_dim
     scores = 4 * _SCORES * rows * config.num_heads * length**2 if config.attention == "xla" else 0
-    return (arrays + scores) / mesh.shape["tensor"]
+    arrays = rows * length * item(config) * _width(config, mesh, _STREAM * config.embed_dim, inner)
+    return arrays + scores / mesh.shape["tensor"]
 
 
 def _saved(config: TransformerConfig, rows: int, length: int, mesh) -> float:
@@ -65,12 +65,26 @@ def _saved(config: TransformerConfig, rows: int, length: int, mesh) -> float:
     if config.remat == "none" or (not config.scan_layers and mesh.devices.flat[0].platform == "cpu"):
         # On CPUs, XLA merges what an unrolled layer computes again with what it computed before.
         return config.num_layers * _layer(config, rows, length, mesh) * (1.0 if config.scan_layers else _UNROLLED)
-    width = config.embed_dim
-    if config.remat == "dots":
-        width += (config.num_heads + 2 * config.kv_heads) * config.head_dim
-        width += 2 * config.embed_dim + (2 if config.gated else 1) * config.hidden_dim
-    kept = config.num_layers * rows * length * width * item(config) / mesh.shape["tensor"]
+    stream, inner = config.embed_dim, 0
+    if config.remat == "dots":  # nothing reads the output of the MLP again
+        stream += config.embed_dim
+        inner = (config.num_heads + 2 * config.kv_heads) * config.head_dim
+        inner += (2 if config.gated else 1) * config.hidden_dim
+    kept = config.num_layers * rows * length * item(config) * _width(config, mesh, stream, inner)
     return kept + _layer(config, rows, length, mesh)
+
+
+def _width(config: TransformerConfig, mesh, stream: float, inner: float) -> float:
+    """Returns the numbers of a token on each device.
+
+    Args:
+      config: shape of the model.
+      mesh: the mesh.
+      stream: numbers of arrays between layers and branches. They are whole on every device of the tensor axis, unless
+        `sequence_axis` splits their tokens.
+      inner: numbers of the heads and the MLP, which the tensor axis splits.
+    """
+    return stream / (mesh.shape[config.sequence_axis] if config.sequence_axis else 1) + inner / mesh.shape["tensor"]
 
 
 def _logits(config: TransformerConfig, rows: int, places: int, mesh) -> float:
@@ -149,14 +163,25 @@ def sampling(config: TransformerConfig, mesh, slots: int, prompt: int, length: i
     }
 
 
-def together(whole: list[dict], in_parts: list[dict]) -> dict:
+def together(whole: list[dict], in_parts: list[dict], platform: str) -> dict:
     """Returns the bytes of several gradients of one program.
 
     Args:
       whole: those computed in one part. XLA makes the forward passes of all before the backward pass of one, so that
         memory holds the activations of all.
-      in_parts: those computed in several parts, in loops that follow one another.
+      in_parts: those computed in several parts, in loops that follow one another. Each keeps the sum of its gradients,
+        and only the loop at work has another gradient beside it.
+      platform: "cpu", "gpu" or "tpu". On TPUs XLA starts a loop when the activations of `whole` are gone.
     """
-    loop = sorted(in_parts, key=lambda one: one["activations"] + one["logits"])[-1:]
-    found = {name: sum(one[name] for one in whole + loop) for name in ("activations", "logits")}
-    return {"gradients": sum(one["gradients"] for one in whole + in_parts)} | found
+
+    def activations(one):
+        return one["activations"] + one["logits"]
+
+    loops = sorted(in_parts, key=lambda one: activations(one) + one["gradients"] / 2)[-1:]
+    gradients = sum(one["gradients"] for one in whole) + sum(one["gradients"] / 2 for one in in_parts)
+    held = whole + loops
+    if platform == "tpu":
+        held = max(whole, loops, key=lambda several: sum(map(activations, several)))
+    return {"gradients": gradients + sum(one["gradients"] / 2 for one in loops)} | {
+        name: sum(one[name] for one in held) for name in ("activations", "logits")
+    }

@@ -81,6 +81,7 @@ _ALL_LAYERS = flags.DEFINE_bool(
 flags.mark_flags_as_required(["config", "topology"])
 
 EXIT_DOES_NOT_FIT = 1
+_ATTEMPTS = 5  # choices of settings for a plan that does not fit
 _PAPER_DATA = {"demonstrations": 12_725, "rankings": 33_207, "vocab_size": 50_257}  # InstructGPT, Table 6; GPT-3
 
 
@@ -125,25 +126,27 @@ def _plan_all() -> bool:
 def _fitted(config, place, data, options, **more) -> dict:
     """Returns the plan of a config, with settings for what it leaves open that its mesh has memory for.
 
-    Formulas choose them. Where the compiler finds that they do not fit, they are chosen again for less memory.
+    Formulas choose them. Where the compiler finds that a program does not fit, its formula learns from what the compiler
+    says, and chooses again.
     """
     stages = planner.chosen_stages(config, _STAGES.value)
-    found, before = {}, None
-    for share in search.SHARES:
-        settings = search.fit(config, place, data, stages, share)
+    found, before, learned = {}, None, {}
+    for _ in range(_ATTEMPTS):
+        settings = search.fit(config, place, data, stages, learned)
         if settings == before:
-            continue
+            break
         before = settings
         chosen = search.applied(config, settings)
         if settings:
             chosen_ones = ", ".join(f"{name}={value}" for name, value in settings.items())
-            options["tell"](f"{place.name}: chosen for {share:.0%} of a chip's memory: {chosen_ones}")
+            options["tell"](f"{place.name}: chosen by memory: {chosen_ones}")
         found = planner.plan(chosen, place, data, **options, **more)
         # The same command chooses the same settings again.
         mesh = [f"--config.mesh.{axis}={n}" for axis, n in config.mesh.items() if n != _CONFIG.value.mesh[axis]]
         found |= {"fits": planner.fits(found), "command": " ".join([_command(), *mesh]), "chosen": settings}
         if found["fits"]:
             break
+        learned = search.lacking(found, learned)
     return found
 
 

@@ -139,7 +139,8 @@ def row(
     held = {name: bytes_per_device(tree) for name, tree in (program.passed | program.resident).items()}
     resident = sum(bytes_per_device(tree) for tree in program.resident.values())
     rows = {name: list(numbers) for name, numbers in program.rows.items()}
-    found |= {"held": held, "resident": resident, "rows": rows, **_amounts(program)}
+    forecast = sum(program.temporaries({}).values())
+    found |= {"held": held, "resident": resident, "forecast": forecast, "rows": rows, **_amounts(program)}
     parts = found.pop("parts")
     arguments = sum(bytes_per_device(tree) for tree in program.passed.values())
     used = found["needed"] if found["peak"] is None else found["peak"]

@@ -12,18 +12,26 @@ from collections.abc import Iterator, Mapping
 
 from rlhf_jax import fitted, sharding
 from rlhf_jax import run as run_lib
-from rlhf_jax.abstract import Data
+from rlhf_jax.abstract import Data, Program
 from rlhf_jax.fields import registry
 from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.plan import planner
 from rlhf_jax.plan.topology import Topology
 from rlhf_jax.runtime.errors import InputError
 
-SHARES = (0.9, 0.8, 0.65, 0.5)  # of a chip's memory: formulas are rough, and a plan that does not fit is fitted to less
+_SHARE = 0.9  # of a chip's memory, because formulas are rough
+_GROWS = 1.1  # a formula that said too little says at least so many times more at the next attempt
 _SAVED = {"full": 2, "dots": 20, "none": 68}  # bytes saved for the backward pass, per token, layer and unit of width
 
 
-def fit(config, topology: Topology, data: Data, stages: list[str], share: float) -> dict[str, int | str]:
+def fit(
+    config,
+    topology: Topology,
+    data: Data,
+    stages: list[str],
+    more: Mapping[tuple[str, str], float],
+    share: float = _SHARE,
+) -> dict[str, int | str]:
     """Returns the settings with which the stages are fastest on the config's mesh; see `fitted.fit`.
 
     Args:
@@ -31,6 +39,7 @@ def fit(config, topology: Topology, data: Data, stages: list[str], share: float)
       topology: the topology.
       data: the amounts of data.
       stages: names of the stages.
+      more: (stage, program) -> what the compiler said that the program takes beside its arguments, over the formula.
       share: share of a chip's memory that may be used.
 
     Returns:
@@ -43,12 +52,38 @@ def fit(config, topology: Topology, data: Data, stages: list[str], share: float)
         found = {}
         for stage in stages:
             with contextlib.suppress(InputError):  # the plan itself says why a stage is refused
-                found[stage] = planner.programs_of(run, stage, data)
+                programs = planner.programs_of(run, stage, data)
+                found[stage] = [_scaled(program, more.get((stage, program.name), 1.0)) for program in programs]
         return found
 
     sent = chip.flops / chip.link_bandwidth if chip.flops and chip.link_bandwidth else 0.0
     found = fitted.fit(run, programs_of, share * chip.memory, sent)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _scaled(program: Program, factor: float) -> Program:
+    """Returns a program whose formula says so many times what it says."""
+
+    def temporaries(change):
+        return {name: factor * size for name, size in program.temporaries(change).items()}
+
+    return dataclasses.replace(program, temporaries=temporaries)
+
+
+def lacking(found: dict, more: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """Returns the `more` of the next `fit`, from a plan of which some programs do not fit.
+
+    Args:
+      found: the plan.
+      more: the `more` with which its settings were chosen.
+    """
+    said = dict(more)
+    for row in found["programs"]:
+        if row.get("fits") is False and row.get("forecast"):
+            name = row["stage"], row["program"]
+            compiled = row["temporaries"] + row["cache"] if row.get("total") else 0
+            said[name] = max(compiled / row["forecast"], _GROWS * said.get(name, 1.0))
+    return said
 
 
 def applied(config, settings: Mapping):

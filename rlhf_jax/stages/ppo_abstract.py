@@ -247,4 +247,4 @@ def _update_memory(run: Run, stage: str, policy, value, state: PPOState, change:
     if section.ptx_coef and section.ptx_ratio:
         length = section.ptx_length or run.whole_length
         add(policy, programs.ptx_rows(section), length, length, split["ptx_microbatches"], weights)
-    return memory.together(whole, in_parts)
+    return memory.together(whole, in_parts, run.mesh.devices.flat[0].platform)
