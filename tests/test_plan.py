@@ -589,44 +589,64 @@ def test_a_program_that_does_not_fit_is_chosen_anew_by_what_the_compiler_said_of
     found = search.fit(config, place, DATA, stages, {("ppo_ptx", "update"): 1e4})
     assert found["sft.microbatches"] == 1 and found["ppo_ptx.microbatches"] > 1
     rows = [
-        {
-            "stage": "sft",
-            "program": "train step",
-            "fits": True,
-            "forecast": 10,
-            "temporaries": 90,
-            "cache": 0,
-            "total": 99,
-        },
-        {
-            "stage": "ppo",
-            "program": "sample",
-            "fits": False,
-            "forecast": 10,
-            "temporaries": 5,
-            "cache": 20,
-            "total": 99,
-        },
-        {
-            "stage": "ppo",
-            "program": "update",
-            "fits": False,
-            "forecast": 10,
-            "temporaries": 10,
-            "cache": 0,
-            "total": 99,
-        },
-        {
-            "stage": "ppo",
-            "program": "score",
-            "fits": False,
-            "forecast": 10,
-            "total": None,
-        },  # the compiler gave no number
+        row_of("sft", "train step", True, temporaries=8),
+        row_of("ppo", "sample", False, temporaries=5, cache=20),
+        row_of("ppo", "update", False, temporaries=10),
+        row_of("ppo", "score", False, total=None),  # the compiler gave no number
         {"stage": "dpo", "program": "all", "refused": "no rankings"},
     ]
-    learned = search.lacking({"programs": rows}, {("ppo", "update"): 2.0})
-    assert learned == pytest.approx({("ppo", "sample"): 2.5, ("ppo", "update"): 2.2, ("ppo", "score"): 1.1})
+    found = search.corrected({"programs": rows}, {("ppo", "update"): 2.0})
+    expected = {("sft", "train step"): 0.8, ("ppo", "sample"): 2.5, ("ppo", "update"): 2.2, ("ppo", "score"): 1.1}
+    assert found == pytest.approx(expected)
+    rows[0] |= {"temporaries": 12}  # what fits may take more than the formula says
+    assert search.corrected({"programs": rows[:1]}, {}) == {("sft", "train step"): 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "mesh", "bandwidth"),
+    [
+        ("h100:8", 1, (1, 8, 1), 450e9),
+        ("h100:2x8", 1, (1, 16, 1), 450e9),  # a node receives half of each weight over eight network cards: 800 GB/s
+        ("h100:2x8", 1, (1, 2, 8), 50e9 * 2),  # each chip receives the other half of its part alone
+        ("h100:64x8", 1, (1, 64, 8), 50e9 * 64 / 63),
+        ("h100:64x8", 1, (64, 8, 1), 450e9),  # the data axis gathers nothing
+        ("v5e:8x8", 2, (2, 32, 2), 200e9),
+        ("v5e:8x8", 2, (1, 64, 2), 3.125e9 * 32 * 2),
+        ("cpu:8", 1, (1, 8, 1), None),
+    ],
+)
+def test_weights_come_as_fast_as_the_slower_of_links_and_network(name, slices, mesh, bandwidth):
+    place = topology.parse(name, slices)
+    sent = search._sent(place, dict(zip(("data", "fsdp", "tensor"), mesh)))
+    assert sent == pytest.approx(place.chip.flops / bandwidth if bandwidth else 0.0)
+
+
+def row_of(stage, program, fits, total=99, temporaries=0, cache=0, forecast=10):
+    """A row of a plan, whose formula says 10 bytes."""
+    amounts = {"total": total, "temporaries": temporaries, "cache": cache, "forecast": forecast}
+    return {"stage": stage, "program": program, "fits": fits, **amounts}
+
+
+@pytest.mark.parametrize("ratio, best", [(1.0, 8), (0.5, 16), (0.28, 32), (1.2, 8), (1.3, 4), (3.0, 2), (1000.0, None)])
+def test_a_plan_takes_what_the_compiler_says_that_it_may(ratio, best):
+    """Each row takes 10 bytes by the formula, of 100; the more rows at once, the faster."""
+    planned = []
+
+    def fit(corrections):
+        rows = [n for n in (32, 16, 8, 4, 2, 1) if 10 * n * corrections.get(("ppo", "sample"), 1.0) <= 0.9 * 100]
+        return {"slots": max(rows, default=1)}
+
+    def plan(settings):
+        planned.append(settings["slots"])
+        formula = 10 * settings["slots"]
+        fits = ratio * formula <= 100
+        row = row_of("ppo", "sample", fits, temporaries=ratio * formula, forecast=formula)
+        return {"fits": fits, "programs": [row], "total": {"hours": 1 / settings["slots"]}, "slots": settings["slots"]}
+
+    found = search.fastest(fit, plan)
+    assert found["fits"] == (best is not None) and found["slots"] == (best or 1)
+    assert len(planned) == len(set(planned)) <= 5
+    assert search.fastest(fit, plan, first=True)["slots"] == (min(best, 8) if best else 1)
 
 
 def test_settings_of_a_stages_own_model_are_applied():

@@ -81,7 +81,6 @@ _ALL_LAYERS = flags.DEFINE_bool(
 flags.mark_flags_as_required(["config", "topology"])
 
 EXIT_DOES_NOT_FIT = 1
-_ATTEMPTS = 5  # choices of settings for a plan that does not fit
 _PAPER_DATA = {"demonstrations": 12_725, "rankings": 33_207, "vocab_size": 50_257}  # InstructGPT, Table 6; GPT-3
 
 
@@ -123,31 +122,20 @@ def _plan_all() -> bool:
     return fits
 
 
-def _fitted(config, place, data, options, **more) -> dict:
-    """Returns the plan of a config, with settings for what it leaves open that its mesh has memory for.
-
-    Formulas choose them. Where the compiler finds that a program does not fit, its formula learns from what the compiler
-    says, and chooses again.
-    """
+def _fitted(config, place, data, options, first: bool = False, **more) -> dict:
+    """Returns the plan of a config, with settings for what it leaves open that its mesh has memory for; see search.fastest."""
     stages = planner.chosen_stages(config, _STAGES.value)
-    found, before, learned = {}, None, {}
-    for _ in range(_ATTEMPTS):
-        settings = search.fit(config, place, data, stages, learned)
-        if settings == before:
-            break
-        before = settings
-        chosen = search.applied(config, settings)
+
+    def plan(settings):
         if settings:
             chosen_ones = ", ".join(f"{name}={value}" for name, value in settings.items())
             options["tell"](f"{place.name}: chosen by memory: {chosen_ones}")
-        found = planner.plan(chosen, place, data, **options, **more)
+        found = planner.plan(search.applied(config, settings), place, data, **options, **more)
         # The same command chooses the same settings again.
         mesh = [f"--config.mesh.{axis}={n}" for axis, n in config.mesh.items() if n != _CONFIG.value.mesh[axis]]
-        found |= {"fits": planner.fits(found), "command": " ".join([_command(), *mesh]), "chosen": settings}
-        if found["fits"]:
-            break
-        learned = search.lacking(found, learned)
-    return found
+        return found | {"fits": planner.fits(found), "command": " ".join([_command(), *mesh]), "chosen": settings}
+
+    return search.fastest(lambda corrections: search.fit(config, place, data, stages, corrections), plan, first)
 
 
 def _search(place, data, options) -> list[dict]:
@@ -156,7 +144,7 @@ def _search(place, data, options) -> list[dict]:
     stages = planner.chosen_stages(config, _STAGES.value)
     shape = planner.model_shape(config, data, place)
     plans = [
-        _fitted(candidate.apply(config), place, data, options, give_up=True)
+        _fitted(candidate.apply(config), place, data, options, first=True, give_up=True)
         for candidate in search.candidates(config, shape, place, stages)[: _SEARCH.value]
     ]
     return sorted(plans, key=lambda found: (not planner.fits(found), found["total"]["chip_hours"] or 0.0))

@@ -8,7 +8,7 @@ rough time. The first few are then fitted and compiled, and ranked by the bounds
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from rlhf_jax import fitted, sharding
 from rlhf_jax import run as run_lib
@@ -21,6 +21,7 @@ from rlhf_jax.runtime.errors import InputError
 
 _SHARE = 0.9  # of a chip's memory, because formulas are rough
 _GROWS = 1.1  # a formula that said too little says at least so many times more at the next attempt
+_ATTEMPTS = 5  # choices of settings for a plan
 _SAVED = {"full": 2, "dots": 20, "none": 68}  # bytes saved for the backward pass, per token, layer and unit of width
 
 
@@ -29,7 +30,7 @@ def fit(
     topology: Topology,
     data: Data,
     stages: list[str],
-    more: Mapping[tuple[str, str], float],
+    corrections: Mapping[tuple[str, str], float],
     share: float = _SHARE,
 ) -> dict[str, int | str]:
     """Returns the settings with which the stages are fastest on the config's mesh; see `fitted.fit`.
@@ -39,7 +40,8 @@ def fit(
       topology: the topology.
       data: the amounts of data.
       stages: names of the stages.
-      more: (stage, program) -> what the compiler said that the program takes beside its arguments, over the formula.
+      corrections: (stage, program) -> factor of its formula: what the compiler said that it takes beside its arguments,
+        over what the formula says.
       share: share of a chip's memory that may be used.
 
     Returns:
@@ -53,12 +55,29 @@ def fit(
         for stage in stages:
             with contextlib.suppress(InputError):  # the plan itself says why a stage is refused
                 programs = planner.programs_of(run, stage, data)
-                found[stage] = [_scaled(program, more.get((stage, program.name), 1.0)) for program in programs]
+                found[stage] = [_scaled(program, corrections.get((stage, program.name), 1.0)) for program in programs]
         return found
 
-    sent = chip.flops / chip.link_bandwidth if chip.flops and chip.link_bandwidth else 0.0
-    found = fitted.fit(run, programs_of, share * chip.memory, sent)
+    found = fitted.fit(run, programs_of, share * chip.memory, _sent(topology, config.mesh))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _sent(topology: Topology, mesh: Mapping) -> float:
+    """Returns the FLOPs that a chip executes in the time of a byte that it receives of gathered weights; 0.0 if unknown.
+
+    The chips that hold the shards of a weight may be in several nodes or slices. A node then receives what it lacks over the
+    network of all its chips that belong to the group, and the slower of links and network counts.
+    """
+    chip = topology.chip
+    if not chip.flops or not chip.link_bandwidth:
+        return 0.0
+    own = max(
+        1, min(mesh["fsdp"], topology.chips // topology.islands // mesh["tensor"])
+    )  # chips of the group in a node
+    bandwidth, nodes = chip.link_bandwidth, mesh["fsdp"] // own
+    if nodes > 1 and chip.network_bandwidth:
+        bandwidth = min(bandwidth, chip.network_bandwidth * own / (1 - 1 / nodes))
+    return chip.flops / bandwidth
 
 
 def _scaled(program: Program, factor: float) -> Program:
@@ -70,19 +89,51 @@ def _scaled(program: Program, factor: float) -> Program:
     return dataclasses.replace(program, temporaries=temporaries)
 
 
-def lacking(found: dict, more: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """Returns the `more` of the next `fit`, from a plan of which some programs do not fit.
+def fastest(fit: Callable[[Mapping], dict], plan: Callable[[dict], dict], first: bool = False) -> dict:
+    """Returns the fastest plan of those whose settings are chosen one after another; if none fits, the last.
+
+    The settings are chosen by formulas. The compiler then says what each program takes, which corrects its formula, and they
+    are chosen anew: until a plan fits, and on from there as long as the next plan is faster.
+
+    Args:
+      fit: corrections -> the settings; see `fit`.
+      plan: settings -> their plan.
+      first: whether to return the first plan that fits.
+    """
+    best: dict = {}
+    found, tried, corrections = {}, [], {}
+    while len(tried) < _ATTEMPTS and (settings := fit(corrections)) not in tried:
+        tried.append(settings)
+        found = plan(settings)
+        hours = found["total"]["hours"]
+        if best and not (found["fits"] and hours < best["total"]["hours"]):
+            break
+        if found["fits"]:
+            best = found
+            if first or hours is None:
+                break
+        corrections = corrected(found, corrections)
+    return best or found
+
+
+def corrected(found: dict, corrections: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """Returns the corrections of the next `fit`, by what the compiler said of the programs of a plan.
 
     Args:
       found: the plan.
-      more: the `more` with which its settings were chosen.
+      corrections: those with which its settings were chosen.
     """
-    said = dict(more)
+    said = dict(corrections)
     for row in found["programs"]:
-        if row.get("fits") is False and row.get("forecast"):
-            name = row["stage"], row["program"]
-            compiled = row["temporaries"] + row["cache"] if row.get("total") else 0
-            said[name] = max(compiled / row["forecast"], _GROWS * said.get(name, 1.0))
+        name, forecast, total = (row["stage"], row["program"]), row.get("forecast"), row.get("total")
+        before, ratio = (
+            said.get(name, 1.0),
+            (row["temporaries"] + row["cache"]) / forecast if forecast and total else 0.0,
+        )
+        if forecast and not row["fits"]:
+            said[name] = max(ratio, _GROWS * before)
+        elif forecast:
+            said[name] = min(ratio, before)
     return said
 
 
