@@ -58,7 +58,7 @@ def fit(
                 found[stage] = [_scaled(program, corrections.get((stage, program.name), 1.0)) for program in programs]
         return found
 
-    found = fitted.fit(run, programs_of, share * chip.memory, _sent(topology, config.mesh))
+    found = fitted.fit(run, programs_of, share * chip.memory, _sent(topology, mesh.shape))
     return {name: value for name, value in found.items() if value is not None}
 
 
