@@ -21,8 +21,7 @@ plan() {
     [[ $? -eq 1 ]]  # 1: does not fit, which is a result
 }
 
-# The formula for memory leaves room for twice the slots here (docs/measurements.md, "Sampling by plan").
-plan 1.3b v5e:4x4 8 2 --config.slots=256 --config.reward_model.microbatches=8 --config.ppo_ptx.ptx_microbatches=32
+plan 1.3b v5e:4x4 8 2
 plan 1.3b v6e:2x4 8 1
 plan 1.3b v5p:2x2x1 4 1
 plan 1.3b v4:2x2x4 16 1
@@ -39,6 +38,5 @@ plan 6b h100:2x8 16 1
 plan 175b v5p:8x8x8 64 8
 plan 175b v6e:16x16 8 32
 plan 175b v4:8x8x8 16 32
-# The formula for memory counts too little for 175B on GPUs without remat, so it is given.
-plan 175b h100:64x8 64 8 --config.model.remat=full
-plan 175b h200:16x8 16 8 --config.model.remat=full
+plan 175b h100:64x8 64 8
+plan 175b h200:16x8 16 8
