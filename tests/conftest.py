@@ -66,6 +66,29 @@ def few_mapped_programs():
         gc.collect()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_trained_once():
+    """Runs of one world train one tokenizer on the same 9,000 texts, which takes seconds: a process does it once."""
+    from rlhf_jax.data.tokenizer import Tokenizer
+    from rlhf_jax.world import World
+    from rlhf_jax.world.corpus import WorldCorpus
+
+    class Texts(tuple):
+        """Those of a world."""
+
+    train = Tokenizer.train
+    texts_of = functools.cache(lambda seed: Texts(World(seed).texts_for_tokenizer()))
+    train_once = functools.cache(train)
+
+    def known(texts, vocab_size):
+        return (train_once if isinstance(texts, Texts) else train)(texts, vocab_size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorldCorpus, "tokenizer_texts", lambda corpus: texts_of(corpus.world.seed))
+        patch.setattr(Tokenizer, "train", known)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real data beside the project; tests that need it skip where it is missing."""
@@ -104,20 +127,27 @@ def disk_of(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    """A mesh of one device, whose programs are compiled simply; none that was compiled before or after is one of them."""
+def simply_compiled():
+    """Programs of one device are compiled simply; none that was compiled before or after is one of them."""
     import compiling
     import jax
 
-    from rlhf_jax import sharding
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
     jax.clear_caches()
     with compiling.simply_up_to(1):
         yield
     jax.clear_caches()
-    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def one_device(simply_compiled):
+    """A mesh of one device, whose programs are compiled simply."""
+    import jax
+
+    from rlhf_jax import sharding
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from rlhf_jax.runtime import keys
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.world import bandit
 
+pytestmark = pytest.mark.usefixtures("simply_compiled")
 _CONFIG = pathlib.Path(__file__).resolve().parent.parent / "experiments" / "bandit.py"
 
 
@@ -43,6 +44,7 @@ def assert_optimal(row: optimum.Comparison):
     assert 0.9 <= row.kl_ratio <= 1.1, row
 
 
+@pytest.mark.slow
 def test_ppo_reaches_the_optimum(config):
     config.seeds, config.kl_coefs = (0,), (0.2,)
     (row,) = optimum.compare(config)
@@ -50,7 +52,9 @@ def test_ppo_reaches_the_optimum(config):
     assert row.sought == pytest.approx(row.optimum) and row.nats_from_sought < 0.1
 
 
-@pytest.mark.parametrize("rewards", ["heavy", "binary", "offsets"])
+@pytest.mark.parametrize(
+    "rewards", ["offsets", *(pytest.param(name, marks=pytest.mark.slow) for name in ("heavy", "binary"))]
+)
 def test_other_rewards_in_little_time(config, rewards):
     """Two prompts, a sharp reference, RLOO, another bandit for each; against the best that the model reaches."""
     config.update(

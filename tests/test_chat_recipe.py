@@ -93,6 +93,7 @@ def test_a_stage_that_there_is_not_is_one_sentence():
         chat.get_config("sft,rlhf")
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_runs(folder, tmp_path, one_device, capsys):
     pipeline.run_stages(config_of(folder, "sft,reward_model,ppo_ptx"), tmp_path / "run")
     said = capsys.readouterr().out

@@ -17,6 +17,7 @@ from test_attention import by_loop, inputs
 from rlhf_jax.model import TransformerConfig, attention, cudnn, work
 from rlhf_jax.plan import topology
 
+pytestmark = pytest.mark.usefixtures("simply_compiled")
 MOST = 3  # segments of a row
 ROOM = 2 * MOST + 1  # with the padding before, between and after them
 ROW = [2, 2, 0, 7, 7, 7, 0, 4, 0, 0]  # segments in no order, with padding between them

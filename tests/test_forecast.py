@@ -9,6 +9,7 @@ import sys
 import textwrap
 import types
 
+import compiling
 import jax
 import jax.numpy as jnp
 import pytest
@@ -30,11 +31,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = dataclasses.replace(tiny.SCANNED, num_layers=6, embed_dim=128, num_heads=4, max_length=128, vocab_size=512)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def simply_compiled():
+    """Programs are read, and none is run."""
+    with compiling.simply_up_to(8):
+        yield
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        (dict(remat="none"), 1),
         (dict(remat="full", logits_chunk=16), 2),
+        pytest.param(dict(remat="none"), 1, marks=pytest.mark.slow),
         pytest.param(dict(remat="dots"), 1, marks=pytest.mark.slow),
         pytest.param(dict(remat="none", scan_layers=False), 1, marks=pytest.mark.slow),
         pytest.param(dict(remat="none", attention="blocked"), 4, marks=pytest.mark.slow),
@@ -60,8 +68,8 @@ def test_a_train_step_takes_what_the_compiler_says_within_a_quarter(changes, par
 @pytest.mark.parametrize(
     ("remat", "sequence_axis"),
     [
-        ("none", ""),
         ("full", ""),
+        pytest.param("none", "", marks=pytest.mark.slow),
         pytest.param("dots", "", marks=pytest.mark.slow),
         pytest.param("full", "tensor", marks=pytest.mark.slow),
     ],
@@ -86,9 +94,9 @@ def test_so_does_a_train_step_with_a_tensor_axis(remat, sequence_axis):
 @pytest.mark.parametrize(
     ("stage", "program", "fields"),
     [
-        ("ppo", "sample", {}),
-        ("ppo", "score", {}),
         ("ppo", "update", {}),
+        pytest.param("ppo", "sample", {}, marks=pytest.mark.slow),
+        pytest.param("ppo", "score", {}, marks=pytest.mark.slow),
         ("dpo", "reference", {}),
         pytest.param("dpo", "train step", {}, marks=pytest.mark.slow),
         pytest.param("ppo", "update", dict(microbatches=2), marks=pytest.mark.slow),
@@ -112,7 +120,7 @@ def test_programs_of_ppo_and_dpo_take_what_the_compiler_says_within_a_quarter(st
     assert sum(found.temporaries({}).values()) == pytest.approx(facts.temp_size_in_bytes, rel=0.25)
 
 
-@pytest.mark.parametrize("mesh, copies", [("2x2x2", 4), ("1x1x1", 0)])
+@pytest.mark.parametrize("mesh, copies", [("2x2x2", 4), pytest.param("1x1x1", 0, marks=pytest.mark.slow)])
 def test_scoring_takes_the_memory_of_the_weights_that_it_gathers(mesh, copies, monkeypatch):
     """On a CPU, of all four models at once; in float32 a single device has nothing to gather."""
     monkeypatch.setitem(packing.PLACES, "cpu", 32)

@@ -106,8 +106,12 @@ def test_completions_are_those_of_lm_evals_backend(ours, hugging_face):
     assert any("." in text for text in found) and not any("park" in text for text in found[1:2])
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2", "8x1x1"])
-@pytest.mark.parametrize("scan", [True, False])
+LATE = ("1x1x1", True), ("2x2x2", False), ("8x1x1", True), ("8x1x1", False)
+
+
+@pytest.mark.parametrize(
+    "mesh, scan", [("1x1x1", False), ("2x2x2", True)] + [pytest.param(*case, marks=pytest.mark.slow) for case in LATE]
+)
 def test_packed_requests_have_the_numbers_of_rows_of_their_own(mesh, scan):
     config, mesh = tiny.llama(scan_layers=scan), tiny.mesh_of(mesh)
     params = tiny.params_of(config, 0)
@@ -143,7 +147,7 @@ def test_logits_in_parts_change_no_number(ours, monkeypatch):
 # --- sampling that ends where the text does -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_stopped_sample_is_the_start_of_a_whole_one(temperature, monkeypatch):
     """Also after the rows that go on have moved to fewer slots."""
     widths, moved = [], stopping.narrowed

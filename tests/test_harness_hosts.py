@@ -9,6 +9,7 @@ from test_hosts import Job, environment, free_address  # noqa: F401  (a fixture)
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: EXTRAS=test")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(shared_data, environment, tmp_path):  # noqa: F811
     (tmp_path / "rows.jsonl").write_text(
         "".join(

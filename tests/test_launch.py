@@ -323,7 +323,14 @@ def test_a_preempted_slice_is_replaced_and_the_run_goes_on(slice_of_two):
     assert len(slice_of_two.starts(0)) == len(slice_of_two.starts(1)) == 4
 
 
-@pytest.mark.parametrize("workers, expected", [(("2", "2"), 2), (("134", "2"), 2), (("3", "134"), 3), (("4", "4"), 4)])
+@pytest.mark.parametrize(
+    "workers, expected",
+    [
+        (("2", "2"), 2),
+        (("3", "134"), 3),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((("134", "2"), 2), (("4", "4"), 4))),
+    ],
+)
 def test_what_cannot_get_better_is_not_run_again(slice_of_two, workers, expected):
     slice_of_two.plan([workers[0], "0"], [workers[1], "0"])
     code, output = slice_of_two.launch("--type=v5p-16", *RUN)

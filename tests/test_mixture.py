@@ -70,7 +70,7 @@ def test_what_a_section_says():
     assert mixture_of(section) == Mixture(("reward_model",), (False,), True)
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["2x2x2", pytest.param("1x1x1", marks=pytest.mark.slow)])
 def test_the_program_scores_by_models_and_by_what_the_host_gives(mesh):
     """Two reward models and a function; and a function alone."""
     s, rollout = tiny.PPO(mesh), tiny.rollout_of(32, 8, 8)
@@ -233,6 +233,7 @@ def test_bad_rewards_are_refused_before_anything_is_computed(
         run_ppo(tmp_path / "run", config_of(reward, **changes))
 
 
+@pytest.mark.slow
 def test_the_worked_example_of_the_page_runs(tmp_path, monkeypatch):
     """Its files beside each other; the rows' answers reach the function, which finds those that are right."""
     page = (pathlib.Path(__file__).parent.parent / "docs" / "rewards.md").read_text(encoding="utf-8")

@@ -20,6 +20,14 @@ from rlhf_jax.runtime import figures, files
 from rlhf_jax.runtime.errors import InputError
 
 MISSING = object()
+# Files with many lists and objects, or with the form of another that is damaged as well.
+LONG = (
+    "data_report.json",
+    "sft/evaluation.json",
+    "reward_model/evaluation.json",
+    "ppo/samples.jsonl",
+    "sft/metrics.jsonl",
+)
 STRANGE = ("x", None, [], {}, -7, MISSING)
 PTX, KL = test_report_sweep.PTX, test_report_sweep.KL
 
@@ -134,15 +142,11 @@ def run(tmp_path_factory):
     [
         "config.json",
         "overrides.json",
-        "data_report.json",
         "sft/done.json",
-        "sft/evaluation.json",
         "ppo/evaluation.json",
-        "reward_model/evaluation.json",
-        "ppo/samples.jsonl",
         "ppo/skills.jsonl",
         "ppo/metrics.jsonl",
-        "sft/metrics.jsonl",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LONG),
     ],
 )
 def test_any_damage_to_a_file_of_a_run_is_reported_or_a_sentence(run, name, unsaved):
@@ -271,9 +275,9 @@ def sweep(tmp_path_factory):
         "sweep.json",
         "arm.json",
         "ppo_ptx/evaluation.json",
-        "ppo_ptx/done.json",
         "ppo_ptx/metrics.jsonl",
-        "reward_model/evaluation.json",
+        pytest.param("ppo_ptx/done.json", marks=pytest.mark.slow),
+        pytest.param("reward_model/evaluation.json", marks=pytest.mark.slow),
     ],
 )
 def test_any_damage_to_a_file_of_a_sweep_is_reported_or_a_sentence(sweep, name, unsaved):

@@ -18,6 +18,8 @@ from rlhf_jax.generate.truncation import Truncation, keep_likely, penalized
 from rlhf_jax.generate.turns import turns
 from rlhf_jax.model import decode
 
+pytestmark = pytest.mark.usefixtures("simply_compiled")
+slow = pytest.mark.slow
 P, C, ROWS = 7, 20, 16
 CONFIGS = {"gpt": tiny.CONFIG, "llama": tiny.llama(scan_layers=True)}
 
@@ -101,7 +103,7 @@ def assert_same(rollout, plain):
     np.testing.assert_array_equal(rollout.completion_mask, np.arange(C) < lengths[:, None])
 
 
-@pytest.mark.parametrize("slots", [0, 3, 15])
+@pytest.mark.parametrize("slots", [0, 3, pytest.param(15, marks=slow)])
 def test_completions_are_those_of_a_plain_loop(slots):
     assert_same(draw(slots=slots), expected())
     lengths = expected()[1]
@@ -115,12 +117,22 @@ def test_other_noise_and_scanned_layers(key):
     assert_same(draw("llama", slots=5, key=key), expected("llama", key=key))
 
 
-@pytest.mark.parametrize("mesh, slots", [("8x1x1", 8), ("2x2x2", 0), ("2x2x2", 8)])
+@pytest.mark.parametrize(
+    "mesh, slots", [("2x2x2", 8), *(pytest.param(*case, marks=slow) for case in (("8x1x1", 8), ("2x2x2", 0)))]
+)
 def test_every_mesh_draws_the_same_tokens(mesh, slots):
     assert_same(draw(mesh=mesh, slots=slots), expected())
 
 
-@pytest.mark.parametrize("copies, mesh, slots", [(2, "1x1x1", 0), (8, "1x1x1", 4), (4, "1x1x1", 10), (2, "2x2x2", 8)])
+@pytest.mark.parametrize(
+    "copies, mesh, slots",
+    [
+        (8, "1x1x1", 4),
+        (4, "1x1x1", 10),
+        pytest.param(2, "1x1x1", 0, marks=slow),
+        pytest.param(2, "2x2x2", 8, marks=slow),  # of a mesh: the test below
+    ],
+)
 def test_a_prompt_is_read_once_for_all_its_completions(copies, mesh, slots):
     """Their noise differs. There may be more of them than slots, and then fewer share a reading."""
     rollout = draw(prompts=prompts_of(copies=copies), mesh=mesh, slots=slots, copies=copies)
@@ -153,7 +165,10 @@ def test_how_many_completions_share_the_reading_of_their_prompt(copies, rows, sl
     assert (sizes.copies, sizes.slots) == (shared, slots // ways)
 
 
-@pytest.mark.parametrize("mesh, ways, slots", [("1x1x1", 1, 0), ("1x1x1", 1, 4), ("2x2x2", 4, 0)])
+@pytest.mark.parametrize(
+    "mesh, ways, slots",
+    [("1x1x1", 1, 4), pytest.param("1x1x1", 1, 0, marks=slow), pytest.param("2x2x2", 4, 0, marks=slow)],
+)
 def test_a_row_may_have_its_own_limit(mesh, ways, slots, monkeypatch):
     """The rows end one after another, so that the slots become fewer several times."""
     monkeypatch.setattr(slots_lib, "_STAGES", 3)
@@ -165,7 +180,7 @@ def test_a_row_may_have_its_own_limit(mesh, ways, slots, monkeypatch):
     assert_same(draw(slots=slots, limits=limits, mesh=mesh), plain)
 
 
-@pytest.mark.parametrize("slots", [0, 3])
+@pytest.mark.parametrize("slots", [3, pytest.param(0, marks=slow)])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_truncation_and_penalty_see_the_row_and_no_other(slots, temperature):
     truncation = Truncation(jnp.int32(12), jnp.float32(0.9), jnp.float32(1.7))
@@ -173,11 +188,11 @@ def test_truncation_and_penalty_see_the_row_and_no_other(slots, temperature):
     assert_same(draw(slots=slots, temperature=temperature, truncation=truncation), plain)
 
 
-def test_layers_that_are_separate_arrays_draw_the_same(monkeypatch):
+@pytest.mark.parametrize("mesh", ["2x2x2", pytest.param("1x1x1", marks=slow)])
+def test_layers_that_are_separate_arrays_draw_the_same(mesh, monkeypatch):
     """As on a GPU, for a model whose layers are stacked in training."""
     monkeypatch.setattr(decode, "unrolls", lambda platform: True)
-    for mesh in ("1x1x1", "2x2x2"):
-        assert_same(draw("llama", slots=8, mesh=mesh), expected("llama", key=0))
+    assert_same(draw("llama", slots=8, mesh=mesh), expected("llama", key=0))
 
 
 def test_the_layout_of_separate_layers_is_recognised(monkeypatch):

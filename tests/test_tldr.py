@@ -122,7 +122,19 @@ def test_the_shape_of_smollm2_is_the_released_one():
     assert work.parameters(TransformerConfig(49_152, **shapes.SHAPES["smollm2_135m"])) == 134_515_008
 
 
-@pytest.mark.parametrize("recipe, size", [(recipe, size) for recipe in (tldr, hh) for size in tldr.SIZES])
+@pytest.mark.parametrize(
+    "recipe, size",
+    [
+        (tldr, "6.9b"),
+        (hh, "1b"),
+        *(
+            pytest.param(recipe, size, marks=pytest.mark.slow)
+            for recipe, other in ((tldr, "6.9b"), (hh, "1b"))
+            for size in tldr.SIZES
+            if size != other
+        ),
+    ],
+)
 def test_the_programs_of_every_size_have_the_papers_shapes(recipe, size):
     """Abstractly: nothing is compiled and no file is read."""
     config = recipe.get_config(size)
@@ -201,6 +213,7 @@ def test_sft_learns_the_whole_sequence(tldr_run):
     assert lines(tldr_run / "sft" / "metrics.jsonl")[-1]["valid/loss"] == pytest.approx(np.mean(nats), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_hh_runs_from_a_released_llama(tmp_path, one_device):
     pytest.importorskip("tensorflow_datasets", reason="the extra tfds is not installed")
     pytest.importorskip("array_record")

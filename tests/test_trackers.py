@@ -200,6 +200,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.parametrize(
+    "name", ["tensorboard", "trackio", "wandb", pytest.param("mlflow", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_killed_run_has_no_step_twice_and_at_most_the_last_second_is_missing(name, project, tmp_path):
     path = tmp_path / "run"
     path.mkdir()
