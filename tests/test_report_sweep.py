@@ -611,7 +611,6 @@ EARLIER = (  # figures whose page still shows their sweep with the settings befo
     "best_of_n",
     "comparators",
     "fig35_longer_training",
-    "fig36_kl_coef",
     "fig37_initial_mix",
     "fig38_learning_rate",
     "ladder",

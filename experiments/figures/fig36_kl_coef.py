@@ -4,8 +4,8 @@
 
 Ouyang et al. 2022, Fig. 36 (E.7): people's ratings of 1.3B PPO-ptx are poor at beta = 0 and at beta = 2, and best
 at 0.01 to 0.02. Here the gold labeler rates. The best beta scales with the reward and the task, its being inside
-does not. Twice the other figures' iterations: after 20 of them a policy without a penalty is only 2.5 nats from SFT,
-hardly past the best distance. Stiennon et al. 2020, Table 9: the KL to SFT falls as beta grows.
+does not. Twice the other figures' iterations, so that a policy without a penalty goes past the best distance. Stiennon
+et al. 2020, Table 9: the KL to SFT falls as beta grows.
 """
 
 from experiments.figures.world import DESIGN
