@@ -43,7 +43,14 @@ def test_a_line_says_how_much_work_was_done_how_fast(config, name, tokens):
         assert sum(line["parts"].values()) == pytest.approx(line["seconds"], rel=0.3)
 
 
-@pytest.mark.parametrize("name", ["reward_step_packed", "sample_drawn", "sample_drawn_slots", "ppo_ptx_iteration"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reward_step_packed",
+        "sample_drawn_slots",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sample_drawn", "ppo_ptx_iteration")),
+    ],
+)
 def test_a_work_of_the_papers_kind_computes_what_it_says(config, name):
     config.model.update(vocab_size=300, max_length=64)
     config.completion_length = 40

@@ -8,6 +8,7 @@ from toy import get_config as toy_config
 
 from rlhf_jax import pipeline
 from rlhf_jax.evaluate import harness
+from rlhf_jax.evaluate.harness import tasks
 from rlhf_jax.report import pages
 from rlhf_jax.runtime.errors import InputError
 
@@ -85,7 +86,10 @@ def test_a_finished_run_is_not_asked_again_and_is_asked_what_is_new(path, folder
     assert json.loads((path / "sft" / "lm_eval.json").read_text())["toy_mc"]["items"] == 8
 
 
-def test_a_task_that_is_not_there_is_said_before_anything_is_trained(folder, tmp_path):
+def test_a_task_that_is_not_there_is_said_before_anything_is_trained(folder, tmp_path, monkeypatch):
+    """The files of lm-eval's own tasks, which take many seconds, are read in test_harness.py."""
+    manager = tasks._manager
+    monkeypatch.setattr(tasks, "_manager", lambda folders, about, all_tasks: manager(folders, about, False))
     with pytest.raises(InputError, match="toy_other is no task of lm-eval"):
         pipeline.run_stages(config_of(folder, "toy_other"), tmp_path / "run")
     assert not (tmp_path / "run" / "pretrain" / "metrics.jsonl").exists()

@@ -142,7 +142,9 @@ def test_the_same_key_gives_the_same_tokens_and_another_key_others():
     assert np.mean(np.any(first.completions != other.completions, axis=1)) > 0.8
 
 
-@pytest.mark.parametrize("mesh", tiny.MESHES)
+@pytest.mark.parametrize(
+    "mesh", ["2x2x2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("1x1x1", "8x1x1", "1x8x1", "1x1x8"))]
+)
 def test_every_row_has_its_own_noise_on_every_device(mesh):
     """Of 16 rows with one prompt, 2 on each of 8 devices; some two may agree by chance after an early end."""
     rollout = draw(prompts=one_prompt(), mesh=mesh)
@@ -170,7 +172,7 @@ def test_every_mesh_draws_the_same_tokens(mesh):
     np.testing.assert_allclose(here.logprobs, there.logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.parametrize("scanned", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_no_weight_is_gathered_while_decoding(scanned):
     """Nor before, in the compiled program; from the training layout, split over fsdp, they would be: the test can see it."""
     config, mesh = dataclasses.replace(tiny.CONFIG, scan_layers=scanned), sharding.make_mesh(1, 4, 2)

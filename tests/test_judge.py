@@ -88,6 +88,7 @@ def test_a_judge_learns_and_says_how_well_on_questions_that_it_has_not_seen(judg
     assert not judge.with_name("truth.training").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_gives_the_bits_of_one_that_was_not(judge, stories, data, tmp_path, monkeypatch):
     calls = iter(range(100))
     monkeypatch.setattr(Interrupt, "asked", lambda self: 15 if next(calls) == 6 else 0)

@@ -249,6 +249,7 @@ def judge_by_keys(page, ranks):
     page.save(lambda: page.press(page.keys.ENTER))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_what_was_labeled_in_the_browser_trains_a_reward_model(request, tmp_path):
     """By requests where there is no browser."""

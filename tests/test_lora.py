@@ -17,6 +17,7 @@ from rlhf_jax.runtime.errors import InputError
 LORA = Lora(rank=3, alpha=6.0)
 GPT = dataclasses.replace(tiny.CONFIG, lora=LORA)
 LLAMA = tiny.llama(lora=LORA, scan_layers=True)
+pytestmark = pytest.mark.usefixtures("simply_compiled")
 FAMILIES = {
     "gpt": GPT,
     "llama, scanned": LLAMA,

@@ -185,6 +185,7 @@ def test_a_stage_rewarded_by_functions_resumes_bit_by_bit(functions, tmp_path, c
     assert [len(sums) for sums in json.loads((tmp_path / "one" / "ppo" / "rewards.json").read_text()).values()] == [1]
 
 
+@pytest.mark.slow
 def test_a_function_that_fails_ends_the_run_and_loses_nothing(functions, tmp_path, capsys):
     """It fails in the third iteration, at a place that no checkpoint was due; corrected, the run goes on from there."""
     state = tmp_path / "calls"

@@ -68,7 +68,9 @@ def test_packed_rows_hold_the_same_demonstrations_behind_one_another():
 
 
 @pytest.mark.parametrize(
-    ("config", "parts"), [(tiny.SCANNED, 4), (tiny.llama(scan_layers=True), 1)], ids=["gpt2", "llama"]
+    ("config", "parts"),
+    [(tiny.SCANNED, 4), pytest.param(tiny.llama(scan_layers=True), 1, marks=pytest.mark.slow)],
+    ids=["gpt2", "llama"],
 )
 def test_loss_and_gradient_are_those_without_packing(config, parts):
     examples = demonstrations(24, 40)

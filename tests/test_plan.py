@@ -33,6 +33,14 @@ DATA = Data(demonstrations=40, rankings=16, completions=4, vocab_size=300)
 GPT3 = TransformerConfig(50_257, num_layers=96, embed_dim=12_288, num_heads=96, attention="blocked")
 GIB = 2**30
 
+
+@pytest.fixture(scope="module", autouse=True)
+def simply_compiled():
+    """Programs are read, and none is run."""
+    with compiling.simply_up_to(8):
+        yield
+
+
 # ---------------------------------------------------------------------------- topologies
 
 
@@ -310,7 +318,9 @@ def test_adapters_spare_the_gradients_of_frozen_weights():
     assert work.training(config, 3, 10, 15).flops == 6 * frozen + 3 * scores
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward_model", "dpo", "ppo_ptx"])
+@pytest.mark.parametrize(
+    "stage", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("reward_model", "dpo", "ppo_ptx"))]
+)
 def test_training_gathers_one_layers_weights_at_a_time(stage):
     """Never those of all layers, nor their gradients: 216 GiB a device for one array at 175B."""
     layers = 11  # no other size is
@@ -319,7 +329,7 @@ def test_training_gathers_one_layers_weights_at_a_time(stage):
     mesh = sharding.make_mesh(1, 4, 2)
     run = run_lib.without_data(config, DATA, mesh)
     program = planner.programs_of(run, stage, DATA)[-1]
-    with jax.set_mesh(mesh), compiling.simply_up_to(8):
+    with jax.set_mesh(mesh):
         text = program.lower().compile().as_text()
     gathered = re.findall(r"= \(?\w+\[([\d,]*)\]\S* all-gather", text)
     assert program.name in ("train step", "update") and gathered

@@ -259,6 +259,7 @@ def test_the_values_of_a_shared_trunk_are_its_head_on_the_policys_states():
 # --- On the bandit --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rloo_is_unbiased():
     """The gradient of the loss over all pairs of completions, each as probable as it is: that of the objective."""
     game, kl_coef = bandit.make_bandit(seed=1), 0.3

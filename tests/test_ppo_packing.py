@@ -13,6 +13,7 @@ from rlhf_jax import lora, ppo, sharding, train
 from rlhf_jax.lora import Lora
 from rlhf_jax.ppo import packing
 
+pytestmark = pytest.mark.usefixtures("simply_compiled")
 P, C, ROWS = 9, 12, 32
 SMALL = dataclasses.replace(tiny.SCANNED, num_layers=1)
 host = functools.partial(jax.tree.map, np.asarray)
@@ -145,7 +146,14 @@ def experience_of(name: str, seed: int):
     )
 
 
-@pytest.mark.parametrize("name, seed", [("gae", 0), ("shared", 1), ("grpo", 2), ("adapters", 3)])
+@pytest.mark.parametrize(
+    "name, seed",
+    [
+        ("gae", 0),
+        ("grpo", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("shared", 1), ("adapters", 3))),
+    ],
+)
 def test_losses_gradients_and_metrics_equal_those_of_padded_rows(name, seed, small_parts):
     s, experience = experience_of(name, seed)
     coefs, config = tiny.coefficients(entropy_coef=0.2, temperature=0.7), s.ppo_config
@@ -177,7 +185,9 @@ def test_losses_gradients_and_metrics_equal_those_of_padded_rows(name, seed, sma
         assert packed(params, other)[2] > filled and packed._cache_size() == 1  # other lengths compile nothing
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2", pytest.param("8x1x1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mesh", ["2x2x2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("1x1x1", "8x1x1"))]
+)
 def test_an_iteration_in_small_parts_is_that_of_whole_minibatches(mesh, monkeypatch):
     """The score and two steps; the first ratio is exactly 1."""
     coefs = tiny.coefficients(temperature=0.7, learning_rate=0.3)

@@ -128,7 +128,7 @@ def test_every_mesh_draws_the_same_tokens(mesh, slots):
     "copies, mesh, slots",
     [
         (8, "1x1x1", 4),
-        (4, "1x1x1", 10),
+        pytest.param(4, "1x1x1", 10, marks=slow),
         pytest.param(2, "1x1x1", 0, marks=slow),
         pytest.param(2, "2x2x2", 8, marks=slow),  # of a mesh: the test below
     ],

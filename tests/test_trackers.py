@@ -55,6 +55,11 @@ def name(request):
     return request.param
 
 
+without_mlflow = pytest.mark.parametrize(  # which takes most of the time
+    "name", ["tensorboard", "trackio", "wandb", pytest.param("mlflow", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture
 def project(tmp_path):
     return f"of-{tmp_path.name}"  # Trackio's folder is one for all tests
@@ -74,6 +79,7 @@ def points(steps) -> list[tuple[int, float]]:
     return [(step, step / 8) for step in steps]
 
 
+@without_mlflow
 def test_a_run_of_two_stages_is_resumed_in_the_second(name, project, tmp_path, capfd):
     path = tmp_path / "sft_run"
     path.mkdir()
@@ -200,9 +206,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize(
-    "name", ["tensorboard", "trackio", "wandb", pytest.param("mlflow", marks=pytest.mark.slow)], indirect=True
-)
+@without_mlflow
 def test_a_killed_run_has_no_step_twice_and_at_most_the_last_second_is_missing(name, project, tmp_path):
     path = tmp_path / "run"
     path.mkdir()

@@ -132,11 +132,11 @@ def test_a_train_step_uses_the_schedule_at_its_own_step_and_never_recompiles():
 
 # --- The language model on every mesh -------------------------------------------------------------
 
-slow = pytest.mark.slow  # the default run sees these meshes in test_ppo.py
+slow = pytest.mark.slow
 CASES = [
-    ("8x1x1", 1),
     ("1x1x1", 2),
     ("2x2x2", 2),
+    pytest.param("8x1x1", 1, marks=slow),
     pytest.param("1x8x1", 1, marks=slow),
     pytest.param("2x2x2", 1, marks=slow),
 ]
@@ -213,7 +213,11 @@ def test_a_chunked_loss_never_holds_the_logits_of_the_batch():
 
 @pytest.mark.parametrize(
     "mesh, dtype, tolerance, tied",
-    [("1x1x1", "bfloat16", 2e-2, False), ("2x2x2", "float32", 1e-5, True), ("2x2x2", "bfloat16", 2e-2, True)],
+    [
+        ("1x1x1", "bfloat16", 2e-2, False),
+        ("2x2x2", "float32", 1e-5, True),
+        pytest.param("2x2x2", "bfloat16", 2e-2, True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_sum_by_chunks_and_its_gradient_are_those_of_all_logits(mesh, dtype, tolerance, tied):
     """The head is split over `tensor`, the last chunk is padded, some places are no targets, and the sum is scaled."""
@@ -282,7 +286,11 @@ def test_padding_of_a_batch_changes_no_loss():
     np.testing.assert_allclose(loss.total, expected.total, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mesh, microbatches", [("8x1x1", 1), ("1x1x1", 4), ("2x2x2", 2)], ids=lambda x: str(x))
+@pytest.mark.parametrize(
+    "mesh, microbatches",
+    [("2x2x2", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("8x1x1", 1), ("1x1x1", 4)))],
+    ids=lambda x: str(x),
+)
 def test_dropout_in_training_depends_on_the_key_and_not_on_mesh_or_microbatches(mesh, microbatches):
     (params, metrics), (_, plain) = trained("1x1x1", 1, DROPOUT), trained("1x1x1", 1)
     assert metrics["loss"] != plain["loss"]
