@@ -23,6 +23,7 @@ from rlhf_jax.sweep import arms, grid
 from rlhf_jax.sweep.trials import evaluation
 
 pytest.importorskip("rouge_score")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
