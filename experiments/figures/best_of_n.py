@@ -12,7 +12,7 @@ from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
 DATA, WIDTH = "proxy.subset", "proxy.model.embed_dim"
-AMOUNTS = (":60", ":250", ":1000", ":4000")
+AMOUNTS = (":60", ":250", ":1000", ":3900")
 WIDTHS = (16, 32, 64, 128)
 
 
@@ -40,7 +40,7 @@ def curves(y, name, title, **where):
     return spec.History(y, "best_of_n", x="kl", sqrt_x=True, where=where, file="curve.jsonl", name=name, title=title)
 
 
-LARGEST, MOST = {WIDTH: 128}, {DATA: ":4000"}
+LARGEST, MOST = {WIDTH: 128}, {DATA: ":3900"}
 ALPHA, BETA = "evaluation:law/gold/alpha", "evaluation:law/gold/beta"
 BASELINE = LARGEST | MOST
 WORDS = {DATA: "prompts of the proxy", WIDTH: "width of the proxy", ALPHA: "alpha of gold", BETA: "beta of gold"}
