@@ -619,7 +619,6 @@ EARLIER = (  # figures whose page still shows their sweep with the settings befo
     "ptx_ratio",
     "rm_labelers",
     "rm_pairs",
-    "rm_scaling",
     "sft_epochs",
 )
 
