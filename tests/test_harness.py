@@ -11,7 +11,7 @@ import released_tokenizers as released
 import tiny
 from toy import get_config as toy_config
 
-from rlhf_jax import checkpoint, generate, model, weights
+from rlhf_jax import checkpoint, model, weights
 from rlhf_jax import run as run_lib
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evaluate import __main__ as command
@@ -20,8 +20,6 @@ from rlhf_jax.evaluate.harness.answers import Answers
 from rlhf_jax.evaluate.harness.backend import Backend, Decoding
 from rlhf_jax.evaluate.harness.likelihood import Likelihood
 from rlhf_jax.evaluate.harness.packing import Request
-from rlhf_jax.generate import slots, stopping
-from rlhf_jax.generate.stopping import StoppingSampler
 from rlhf_jax.language_model import LanguageModel, open_model
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.errors import InputError
@@ -144,39 +142,6 @@ def test_logits_in_parts_change_no_number(ours, monkeypatch):
     np.testing.assert_allclose(ours.loglikelihood(asked)[0][0], whole[0][0], atol=1e-4)
 
 
-# --- sampling that ends where the text does -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("temperature", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
-def test_a_stopped_sample_is_the_start_of_a_whole_one(temperature, monkeypatch):
-    """Also after the rows that go on have moved to fewer slots."""
-    widths, moved = [], stopping.narrowed
-    monkeypatch.setattr(slots, "_PAGES", 1)
-    monkeypatch.setattr(slots, "_NARROWER", 2)
-    monkeypatch.setattr(slots, "_LEAST", 1)
-    monkeypatch.setattr(stopping, "narrowed", lambda slots, width: widths.append(width) or moved(slots, width))
-    config, mesh = tiny.llama(), tiny.mesh_of("1x1x1")
-    lengths = dict(completion_length=40, eos_id=tiny.EOS, pad_id=tiny.PAD)
-    params, key = tiny.params_of(config, 0), jax.random.key(3)
-    prompts = tiny.prompts_of(4, 6)
-    with jax.set_mesh(mesh):
-        whole = hosts.fetch(generate.Sampler(config, mesh, **lengths)(params, prompts, key, temperature))
-        looks = []
-
-        def ended(completions, real):
-            looks.append(int(real.sum(1).max()))
-            return np.arange(4) < len(looks) - 1  # row 0 at the second look, row 1 at the third
-
-        found = hosts.fetch(StoppingSampler(config, mesh, **lengths)(params, prompts, key, temperature, ended))
-    assert looks[:2] == [1, 14] and widths  # three pages of 13 tokens, and fewer slots than four at the end
-    for row in range(4):
-        kept = found.completion_mask[row]
-        np.testing.assert_array_equal(found.completions[row][kept], whole.completions[row][kept])
-        np.testing.assert_allclose(found.logprobs[row][kept], whole.logprobs[row][kept], atol=1e-6)
-    assert found.completion_mask[0].sum() <= 14 < 40
-    assert (found.completion_mask[3] == whole.completion_mask[3]).all()
-
-
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +207,41 @@ def test_a_stopped_command_goes_on_and_gives_the_same(stories, one_device, tmp_p
         Counting.computed = 0
         assert backend_of(language_model, tmp_path / "a" / "answers.jsonl").loglikelihood(asked) == found
         assert Counting.computed == 0
+
+
+def test_completions_go_on_after_a_stop_and_are_the_same(stories, one_device, tmp_path):
+    """Also drawn ones, in batches that have more rows than slots, and a last one that is not full."""
+    language_model = open_model(str(stories))
+    asked = [
+        request(f"One day {who} saw", {"temperature": 1.0, "max_gen_toks": 24, "until": ["."]})
+        for who in ("Tim", "a girl", "the cat", "Lily", "her mom", "Ben", "a dog", "the sun", "Sue", "a boy")
+    ]
+    with jax.set_mesh(language_model.mesh):
+        whole = backend_of(language_model, batch_tokens=96).generate_until(asked)
+        answers, signals = tmp_path / "answers.jsonl", iter([2])
+        stopped = backend_of(language_model, answers, lambda: next(signals), batch_tokens=96)
+        with pytest.raises(Stopped, match="run the same command to go on"):
+            stopped.generate_until(asked)
+        assert len(answers.read_text().splitlines()) == 8  # two slots, four times as many rows
+        assert backend_of(language_model, answers, batch_tokens=96).generate_until(asked) == whole
+    assert len(set(whole)) == 10
+
+
+@pytest.mark.parametrize("ways", [1, 4])
+def test_batches_of_completions_have_few_shapes_and_no_more_rows_than_they_need(stories, one_device, ways):
+    def batches(lengths):
+        asked = [("Once" + " upon" * length, {"max_gen_toks": 48}) for length in lengths]
+        ours = backend_of(open_model(str(stories)), batch_tokens=192)
+        ours._ways, ours._batch_tokens = ways, 192 * ways
+        found = list(ours._batches(asked))
+        assert sorted(row for batch in found for row in batch.rows) == list(range(len(asked)))
+        return [(len(batch.rows), batch.size // ways, batch.slots // ways) for batch in found]  # of a device
+
+    assert batches([3]) == [(1, 1, 1)]
+    assert batches([3] * 2 * ways + [4] * ways) == [(3 * ways, 3, 3)]
+    assert batches([3] * 4 * ways) == [(4 * ways, 6, 3)]  # a slot takes two of them, or none
+    assert batches([3] * 26 * ways) == [(12 * ways, 12, 3)] * 2 + [(2 * ways, 12, 3)]
+    assert [shape[1:] for shape in batches([60] + [3] * 10 * ways)] == [(4, 1), (12, 3)]
 
 
 def test_answers_are_those_of_one_model(tmp_path):

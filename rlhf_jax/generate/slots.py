@@ -71,6 +71,7 @@ class Decoder:
       sizes: the sizes of the program.
       layers: the layers' parameters, from `decode.decode_layers`.
       queue: the prompts' numbers in the order in which they are read, i32[B / copies].
+      asked: the number of prompts, i32[]. Rows without a token fill the batch up; they come last and are not read.
       limits: i32[B], the largest number of tokens of each completion; None: C for all.
     """
 
@@ -84,14 +85,16 @@ class Decoder:
     sizes: Sizes
     layers: Any
     queue: jax.Array
+    asked: jax.Array
     limits: jax.Array | None = None
 
     @classmethod
     def of(cls, config, params, prompts, prompt_mask, noise, temperature, truncation, sizes, limits=None) -> "Decoder":
         """Returns the decoder of a batch. Call it outside of loops, since it slices layers and sorts prompts."""
-        queue = jnp.argsort(-prompt_mask[:: sizes.copies].sum(-1), stable=True).astype(jnp.int32)
-        layers = decode.decode_layers(config, params)
-        return cls(config, params, prompts, prompt_mask, noise, temperature, truncation, sizes, layers, queue, limits)
+        lengths = prompt_mask[:: sizes.copies].sum(-1)
+        queue, asked = jnp.argsort(-lengths, stable=True).astype(jnp.int32), jnp.sum(lengths > 0)
+        given = config, params, prompts, prompt_mask, noise, temperature, truncation, sizes
+        return cls(*given, decode.decode_layers(config, params), queue, asked, limits)
 
     @property
     def rows(self) -> int:
@@ -158,7 +161,7 @@ class Decoder:
 
     def waiting(self, slots: Slots) -> jax.Array:
         """Returns the number of prompts that were not read, i32[]."""
-        return len(self.queue) - slots.read
+        return self.asked - slots.read
 
     def free(self, slots: Slots) -> jax.Array:
         """Returns the number of prompts, at most a group, that the free slots take, i32[]."""

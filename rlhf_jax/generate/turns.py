@@ -25,7 +25,7 @@ def turns(prompts: np.ndarray, completions: np.ndarray, width: int, sizes: Sizes
     """
     sizes = sizes.of_device(len(prompts), ways)
     shape = np.broadcast_to(0, (len(prompts) // ways, width))
-    decoder = Decoder(None, None, shape, shape, None, None, None, sizes, None, None)
+    decoder = Decoder(None, None, shape, shape, None, None, None, sizes, None, None, None)
     devices = [_Device(decoder, *rows) for rows in zip(np.split(prompts, ways), np.split(completions, ways))]
     runs = collections.Counter({part: 0 for part in _parts(decoder)})
 

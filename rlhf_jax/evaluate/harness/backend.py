@@ -26,6 +26,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.progress import Progress, Stopped
 
 _NEW_TOKENS = 256  # lm-eval's default length of a completion
+_ROUNDS = 4  # rows of a batch for each slot: answers are kept batch by batch, so that a kill loses no more
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # its names, the first one counts
 
 
@@ -139,7 +140,7 @@ class Backend:
         self._start = self._tokenizer.sequence_start_id
         self._start_text = self._tokenizer.decode_as_released([self._start], special=True)
         self._end_text = self._tokenizer.decode_as_released([self._tokenizer.eos_id], special=True)
-        self._samplers: dict[int, StoppingSampler] = {}
+        self._samplers: dict[tuple[int, int], StoppingSampler] = {}
         self._laid_out: dict | None = None
         self.cut: dict[str, int] = {}
 
@@ -290,7 +291,8 @@ class Backend:
     def _batches(self, arguments: Sequence[tuple[str, dict]]) -> Iterator["_Batch"]:
         """Yields contexts that are completed together, the longest first.
 
-        They depend on all requests and not on what is answered, so that what is drawn does not depend on a stop.
+        They depend on all requests and not on what is answered, so that what is drawn does not depend on a stop. Batches
+        of equally long rows have the same shape, so that few programs are made.
         """
         folder = self._model.folder
         penalty = settings.read(folder, greedy=True).repetition_penalty if folder else 1.0
@@ -309,34 +311,36 @@ class Backend:
             groups.setdefault(decoding, []).append((number, ids[-room:]))
         for decoding, prompts in groups.items():
             prompts.sort(key=lambda prompt: -len(prompt[1]))
+            total = len(prompts)
             while prompts:
                 length = min(bucket(len(prompts[0][1])), self.max_length - decoding.length)
-                size = max(self._batch_tokens // (length + decoding.length) // self._ways, 1) * self._ways
-                size = min(size, -(-len(prompts) // self._ways) * self._ways)
+                slots = max(self._batch_tokens // (length + decoding.length) // self._ways, 1) * self._ways
+                slots = min(slots, -(-total // self._ways) * self._ways)
+                size = slots * min(-(-total // slots), _ROUNDS)
                 rows, ids = zip(*prompts[:size])
-                yield _Batch(decoding, list(rows), list(ids), size, length)
+                yield _Batch(decoding, list(rows), list(ids), slots, size, length)
                 prompts = prompts[size:]
 
     def _complete(self, batch: "_Batch") -> list[str]:
         """Returns the completions of a batch."""
         tokens = np.full((batch.size, batch.length), self._tokenizer.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
-        for n in range(batch.size):
-            ids = batch.prompts[min(n, len(batch.prompts) - 1)]  # a batch with too few rows repeats its last one
-            tokens[n, batch.length - len(ids) :], mask[n, batch.length - len(ids) :] = ids, True
+        # Each device has its own part of the rows. Neighbours go to different ones, so that all have as much to do.
+        places = np.arange(batch.size).reshape(self._ways, -1).T.reshape(-1)[: len(batch.rows)]
+        for place, ids in zip(places, batch.prompts):
+            tokens[place, batch.length - len(ids) :], mask[place, batch.length - len(ids) :] = ids, True
         prompts = Prompts(tokens, mask, np.arange(batch.size, dtype=np.int32))
         decoding = batch.decoding
 
         def ended(completions: np.ndarray, real: np.ndarray) -> np.ndarray:
-            return np.array([self._text(row[keep], decoding)[1] for row, keep in zip(completions, real)])
+            return np.array([self._text(row[keep], decoding)[1] for row, keep in zip(completions, real)], bool)
 
         key = keys.named_key(self._seed, "lm_eval", batch.rows[0])
-        rollout = self._sampler(decoding.length)(
+        rollout = self._sampler(decoding.length, batch.slots)(
             self._sampling_params(), prompts, key, decoding.temperature, ended, decoding.truncation()
         )
-        rollout = hosts.fetch(rollout)
-        kept = zip(rollout.completions, rollout.completion_mask)
-        return [self._text(row[keep], decoding)[0] for row, keep in kept][: len(batch.rows)]
+        kept = zip(rollout.completions[places], rollout.completion_mask[places])
+        return [self._text(row[keep], decoding)[0] for row, keep in kept]
 
     def _text(self, ids: np.ndarray, decoding: "Decoding") -> tuple[str, bool]:
         """Returns the text of a completion before the first end, and whether there was an end."""
@@ -345,16 +349,17 @@ class Backend:
             text = text.split(end)[0] if end else text
         return text, len(text) < len(whole)
 
-    def _sampler(self, length: int) -> StoppingSampler:
-        if length not in self._samplers:
-            self._samplers[length] = StoppingSampler(
+    def _sampler(self, length: int, slots: int) -> StoppingSampler:
+        if (length, slots) not in self._samplers:
+            self._samplers[length, slots] = StoppingSampler(
                 self._model.config,
                 self._model.mesh,
                 completion_length=length,
                 eos_id=self._tokenizer.end_ids,
                 pad_id=self._tokenizer.pad_id,
+                slots=slots,
             )
-        return self._samplers[length]
+        return self._samplers[length, slots]
 
     def _sampling_params(self) -> dict:
         """Returns the parameters in the layout of sampling."""
@@ -370,5 +375,6 @@ class _Batch(NamedTuple):
     decoding: Decoding
     rows: list[int]  # numbers of the requests
     prompts: list[list[int]]  # their tokens
+    slots: int  # as many are completed at once
     size: int  # rows of the batch, those that only fill it up included
     length: int  # tokens of a row
