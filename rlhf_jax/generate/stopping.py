@@ -8,7 +8,7 @@ Shapes: B batch, C completion, D devices over which the rows are split, S slots 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +52,14 @@ class StoppingSampler:
 
     def _placed(self) -> Slots:
         """Returns how slots [D, ...] are placed, which no program changes: otherwise the next one would be compiled twice."""
-        config, rows = self.layout.config, sharding.over_batch(self._mesh)
+        config = self.layout.config
+        rows: Any = sharding.over_batch(self._mesh)  # in the place of an array
         heads = None if config.kv_heads % self._mesh.shape["tensor"] else "tensor"
         before = [None] * (2 if config.scan_layers else 1)  # [D, L, S, G, n, Dh], or without the layers
-        stored = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec(*sharding.BATCH, *before, heads))
-        placed = dict.fromkeys((field.name for field in dataclasses.fields(Slots)), rows)
+        stored: Any = jax.sharding.NamedSharding(
+            self._mesh, jax.sharding.PartitionSpec(*sharding.BATCH, *before, heads)
+        )
+        placed: Any = dict.fromkeys((field.name for field in dataclasses.fields(Slots)), rows)
         return Slots(**placed | {"cache": decode.Cache(stored, stored, rows, rows)})
 
     def _on_each_device(self, function: Callable, **options) -> Callable:
@@ -154,4 +157,4 @@ def _fewer(decoder: Decoder, slots: Slots, ended: jax.Array, *, width: int) -> S
 
 
 def _without(slots: Slots, ended: jax.Array) -> Slots:
-    return slots.replace(live=slots.live & ~ended)
+    return dataclasses.replace(slots, live=slots.live & ~ended)
