@@ -327,10 +327,11 @@ def test_every_token_that_ends_a_text_ends_a_completion_everywhere(make_run, mon
     monkeypatch.setattr(run.tokenizer, "end_ids", ends)
     (batch,) = loader.in_order(run_judges.prompt_arrays(run, run.corpus.prompts("test", "ppo")), 24)
     rollout = hosts.fetch(sampling.sampler(run, 6, 8)(weights.load_params(run, "sft"), batch, run.key("sft", 0), 1.0))
-    texts, finished = generate.texts(rollout, run.tokenizer)
-    ended = [[token in ends for token in ids] for ids in generate.sampled(rollout)]
+    asked = int(np.any(batch.mask, axis=1).sum())  # rows without a prompt fill the batch up, and are not sampled
+    finished, sampled = generate.texts(rollout, run.tokenizer)[1][:asked], generate.sampled(rollout)[:asked]
+    ended = [[token in ends for token in ids] for ids in sampled]
     assert finished == [row[-1] for row in ended] and not any(sum(row[:-1]) for row in ended)
-    assert finished != [ids[-1] == run.tokenizer.eos_id for ids in generate.sampled(rollout)]
+    assert finished != [ids[-1] == run.tokenizer.eos_id for ids in sampled]
 
     config = toy.get_config()
     config.prompt_length = 48  # with the completion within 68 places
