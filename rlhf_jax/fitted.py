@@ -40,7 +40,7 @@ def fit(run: Run, programs_of: Callable[[Run], Mapping[str, list[Program]]], lim
     Args:
       run: the run.
       programs_of: run -> the programs of each of its stages that are to fit.
-      limit: bytes of each device that may be used. Programs that fit with no values get as little more as possible.
+      limit: bytes of each device that may be used. A program that fits with no values may use as little more as possible.
       sent: FLOPs that a device executes while it sends a byte to another.
 
     Returns:

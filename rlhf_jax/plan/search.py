@@ -65,15 +65,14 @@ def fit(
 def _sent(topology: Topology, mesh: Mapping) -> float:
     """Returns the FLOPs that a chip executes in the time of a byte that it receives of gathered weights; 0.0 if unknown.
 
-    The chips that hold the shards of a weight may be in several nodes or slices. A node then receives what it lacks over the
-    network of all its chips that belong to the group, and the slower of links and network counts.
+    The chips that hold the shards of a weight may be in several nodes or slices. A node then receives the shards that it lacks
+    over the network cards of all its chips that hold shards of that weight. The slower of links and network counts.
     """
     chip = topology.chip
     if not chip.flops or not chip.link_bandwidth:
         return 0.0
-    own = max(
-        1, min(mesh["fsdp"], topology.chips // topology.islands // mesh["tensor"])
-    )  # chips of the group in a node
+    groups = topology.chips // topology.islands // mesh["tensor"]
+    own = max(1, min(mesh["fsdp"], groups))  # chips of a node that hold shards of the same weight
     bandwidth, nodes = chip.link_bandwidth, mesh["fsdp"] // own
     if nodes > 1 and chip.network_bandwidth:
         bandwidth = min(bandwidth, chip.network_bandwidth * own / (1 - 1 / nodes))
@@ -81,7 +80,7 @@ def _sent(topology: Topology, mesh: Mapping) -> float:
 
 
 def _scaled(program: Program, factor: float) -> Program:
-    """Returns a program whose formula says so many times what it says."""
+    """Returns a program whose formula says `factor` times as many bytes."""
 
     def temporaries(change):
         return {name: factor * size for name, size in program.temporaries(change).items()}
@@ -125,15 +124,12 @@ def corrected(found: dict, corrections: Mapping[tuple[str, str], float]) -> dict
     """
     said = dict(corrections)
     for row in found["programs"]:
-        name, forecast, total = (row["stage"], row["program"]), row.get("forecast"), row.get("total")
-        before, ratio = (
-            said.get(name, 1.0),
-            (row["temporaries"] + row["cache"]) / forecast if forecast and total else 0.0,
-        )
-        if forecast and not row["fits"]:
-            said[name] = max(ratio, _GROWS * before)
-        elif forecast:
-            said[name] = min(ratio, before)
+        if not row.get("forecast"):  # a stage was refused, or no formula says what the program takes
+            continue
+        name = row["stage"], row["program"]
+        before = said.get(name, 1.0)
+        ratio = (row["temporaries"] + row["cache"]) / row["forecast"] if row["total"] else 0.0
+        said[name] = min(ratio, before) if row["fits"] else max(ratio, _GROWS * before)
     return said
 
 
