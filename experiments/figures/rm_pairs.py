@@ -16,7 +16,7 @@ from rlhf_jax.report import spec
 
 LOSS, BATCH, EPOCHS, RATE = (f"reward_model.{name}" for name in ("loss", "batch_size", "epochs", "learning_rate"))
 TOGETHER, SHUFFLED = {LOSS: "kwise", BATCH: 4}, {LOSS: "pooled", BATCH: 48}
-RATES = (0.5e-3, 1e-3, 1.5e-3)
+RATES = (0.5e-3, 1e-3, 1.5e-3, 3e-3)
 DEFAULT = TOGETHER | {EPOCHS: 1.0, RATE: 1e-3}
 
 
