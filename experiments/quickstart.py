@@ -11,7 +11,7 @@ too, so that there is something left for RLHF to do. What to expect, over 4 seed
 from rlhf_jax.config import default_config
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = default_config()
     config.prompt_length = 48
     config.completion_length = 24

@@ -19,7 +19,7 @@ ACCURACY = {"1b": (0.628, 0.002), "2.8b": (0.669, 0.003), "6.9b": (0.689, 0.004)
 IMPLICIT = "history:valid/accuracy@last"  # DPO's, of its implicit rewards
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = tldr(OURS[0])
     config.stages = ("sft", "reward_model", "ppo", "dpo")
     return config

@@ -46,7 +46,7 @@ RATE = 6e-4
 SEEDS = range(3)
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = default_config()
     config.stages = ("sft",)
     config.tokenizer.path = config.model.shape = config.sft.init = MODEL

@@ -2,7 +2,7 @@
 
     python -m rlhf_jax.chat --workdir=runs/quickstart --stage=ppo
     python -m rlhf_jax.chat --workdir=runs/quickstart --stage=ppo/checkpoints/100
-    python -m rlhf_jax.chat --workdir=runs/quickstart --instruction="say hello to mira ."
+    python -m rlhf_jax.chat --workdir=runs/quickstart --instruction="write two sentences about the cake ."
 
 Each turn is two lines, the instruction and its input, which may be empty; Ctrl-D ends the program. Gold scores exist
 only for prompts that the embedded world has made.

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import functools
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -111,6 +112,8 @@ def load(path: str) -> ConfigDict:
         module = module_of(file)
         if not hasattr(module, "get_config"):
             raise InputError(f"{file} has no function get_config; see experiments/ for examples")
+        if colon and not inspect.signature(module.get_config).parameters:
+            raise InputError(f"--config={path}: {file} takes no argument; leave out :{argument}")
         config = module.get_config(*[argument] * bool(colon))
     if not isinstance(config, ConfigDict):
         raise InputError(f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict")

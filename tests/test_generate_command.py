@@ -325,6 +325,12 @@ def test_a_finished_stage_and_its_work_directory_complete(workdir, capsys, tmp_p
     model = command.open_model(str(workdir))
     [prompt] = command.read_prompts(model, command.parse([f"--model={workdir}", "--chat", "--prompt=hi"]))
     assert prompt.text == "user: hi\nassistant:" and prompt.rendered
+    [prompt] = command.read_prompts(model, command.parse([f"--model={workdir}", "--instruction=say hello"]))
+    assert prompt.text == "say hello\nanswer:" and prompt.rendered
+    (tmp_path / "p.jsonl").write_text('{"instruction": "say hello"}\n')
+    [row] = lines(run_command(capsys, f"--model={workdir}", *arguments))
+    said = run_command(capsys, f"--model={workdir}", "--instruction=say hello", *arguments[1:])
+    assert said == row["completion"] + "\n"
 
 
 def test_what_is_no_finished_policy_is_named(workdir, capsys, tmp_path):
@@ -370,6 +376,8 @@ def test_a_model_whose_config_was_edited_is_refused(workdir, capsys, tmp_path):
             "prompt 1 has 601 tokens; with --max_new_tokens=12 it can have 1 to 500",
         ),
         (["--prompt=a", "--chat"], "there is no chat template beside it"),
+        (["--instruction=a"], "there is no chat template beside it"),
+        (["--instruction=a", "--chat"], "--chat goes with --prompt or --prompts"),
         (["--prompts=DIR/rows.jsonl"], "rows.jsonl:2: field 'prompt' is 7"),
         (["--prompts=DIR/chat.jsonl"], "there is no chat template beside it"),
         (["--prompts=DIR/none.jsonl"], "none.jsonl: no such file"),
@@ -513,3 +521,5 @@ def test_the_sampler_draws_what_is_kept_and_nothing_changes_without():
 def test_bytes_that_are_no_text_are_no_prompt():
     with pytest.raises(InputError, match="--prompt holds bytes that are not UTF-8"):
         command.read_prompts(None, command.parse(["--model=x", "--prompt=a\udcff"]))
+    with pytest.raises(InputError, match="--instruction holds bytes"):
+        command.read_prompts(None, command.parse(["--model=x", "--instruction=a\udcff"]))

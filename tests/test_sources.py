@@ -287,6 +287,7 @@ def test_the_card_of_an_export_has_data_config_and_evaluation_and_no_folders(app
     shown = estimates(appended)["kl"]["value"]
     assert card.startswith("---\nlibrary_name: transformers\n") and f"KL to SFT (nats) | {shown:.2f}" in card
     assert '"kl_coef": 0.02' in card and "embedded world" in card
+    assert "\n{instruction}\n{input}\nanswer: {output}\n" in card  # the form of its prompts
     assert str(appended.parent) not in card
 
 

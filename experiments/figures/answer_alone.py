@@ -16,7 +16,7 @@ READS = "sft.loss_on"
 TOGETHER, ALONE = "completion", "unprompted"
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft")
     return config

@@ -16,7 +16,7 @@ AMOUNTS = (":60", ":250", ":1000", ":3900")
 WIDTHS = (16, 32, 64, 128)
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "gold_rankings", "pool", "rm_base", "proxy", "best_of_n")
     config.pool = config.best_of_n.copy_and_resolve_references()

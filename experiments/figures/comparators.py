@@ -17,7 +17,7 @@ KL_COEFS, BETAS, SAMPLES = (0.04, 0.2), (0.1, 0.5), (16, 4)
 AXIS = "ppo.kl_coef"  # its value names the distance of all stages in an arm
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
 
     def copy(section):

@@ -17,7 +17,7 @@ VALUES = (0.0, 0.02, 0.08, 0.3, 2.0)
 PPO = spec.Path("ppo_ptx", AXIS, label="PPO-ptx")
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.ppo_ptx.iterations = 40
     return config

@@ -14,7 +14,7 @@ from rlhf_jax.report import spec
 MIX, EPOCHS = "ppo_init.pretrain_mix", "ppo_init.epochs"
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model", "ppo_init", "ppo_ptx")
     config.ppo_init = config.sft.copy_and_resolve_references()

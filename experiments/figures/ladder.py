@@ -20,7 +20,7 @@ SIZE, SIZES = "model.embed_dim", (32, 64, 128)
 LADDER = ("pretrain", "prompted", "sft", "ppo", "ppo_ptx")
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model", "prompted", "ppo", "ppo_ptx")
     own_base(config, "reward_model")

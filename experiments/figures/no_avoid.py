@@ -22,7 +22,7 @@ LEARNED = {"best": "the likelihood of the best", "pairs": "pairs"}
 STARTS = {"pretrain": "the base model", "sft": "SFT"}
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "dpo")
     config.dpo.update(subset=":500", epochs=1.0, batch_size=32, packed=True, length=144)

@@ -20,7 +20,7 @@ WIDTHS = (16, 32, 64, 128)
 WEAK, MOST, LARGEST = ":200", ":2000", 128
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "gold_rankings", "rm_base", "reward_model", "test_model", "ppo")
     noiseless(config, "reward_model")

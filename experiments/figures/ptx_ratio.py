@@ -13,7 +13,7 @@ from rlhf_jax.report import spec
 AXIS = "ppo_ptx.ptx_ratio"
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.ppo_ptx.ptx_ratio = 2
     return config

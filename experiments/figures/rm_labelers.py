@@ -16,7 +16,7 @@ from rlhf_jax.world.labelers import GROUPS
 AXIS = "relabelled.held_out_group"
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "relabelled", "reward_model")
     config.relabelled = config.collect.copy_and_resolve_references()

@@ -20,7 +20,7 @@ RATES = (0.5e-3, 1e-3, 1.5e-3, 3e-3)
 DEFAULT = TOGETHER | {EPOCHS: 1.0, RATE: 1e-3}
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "one_labeler", "reward_model")
     config.one_labeler = config.collect.copy_and_resolve_references()

@@ -20,7 +20,7 @@ RATES = (3.5e-4, 7e-4, 1.4e-3, 2.8e-3)
 COMPARED, REGRESSED = {LOSS: "kwise"}, {LOSS: "regression"}
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model")
     config.reward_model.update(subset=":1000", batch_size=8, warmup_steps=10)

@@ -16,7 +16,7 @@ AMOUNTS = (":250", ":1000", ":3900")
 WIDTHS = (32, 64, 128)
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "rm_base", "reward_model")
     own_base(config, "reward_model")

@@ -12,7 +12,7 @@ from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model", "sft_long")
     config.data.world.update(demonstrations=1000, rm_prompts=2000)  # sixteen epochs of 6,000 take too long

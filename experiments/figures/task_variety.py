@@ -16,7 +16,7 @@ from rlhf_jax.report import spec
 KINDS, NUMBERS = "sft.kinds", (3, 9, 27)
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft")
     config.data.world.update(demonstrations=900, test_kinds="unseen")

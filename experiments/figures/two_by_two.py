@@ -18,7 +18,7 @@ ALONE = STAGES[2:4]
 LABELS = {"rlhf_alone": "RLHF alone", "ppo_from_base": "PPO from base", "ppo": "both", "sft": "SFT alone"}
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = world()
     config.stages = ("pretrain", "sft", "collect", "reward_model", "collect_alone", "reward_alone", *STAGES[2:])
     for name, section in (("collect_alone", "collect"), ("reward_alone", "reward_model")):

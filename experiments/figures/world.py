@@ -12,7 +12,7 @@ from rlhf_jax.report import spec
 DESIGN = spec.Design(looks=(3, 5, 8, 12), spending="pocock")
 
 
-def get_config(arg: str = ""):
+def get_config():
     config = quickstart()
     config.stages = ("pretrain", "sft", "collect", "reward_model", "ppo_ptx")
     config.pretrain.seed = 0

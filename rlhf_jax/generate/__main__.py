@@ -1,14 +1,15 @@
 """Completes prompts with a model:
 
     python -m rlhf_jax.generate --model=DIR --prompt="Once upon a time" --temperature=0 --max_new_tokens=100
+    python -m rlhf_jax.generate --model=runs/quickstart/ppo_ptx --instruction="write two sentences about the cake ."
     python -m rlhf_jax.generate --model=runs/quickstart/ppo_ptx --prompts=prompts.jsonl --samples=4 --out=out.jsonl
 
-DIR is a Hugging Face directory (config.json, safetensors, tokenizer), a finished stage of a work
-directory, a checkpoint that a stage has kept (WORKDIR/STAGE/checkpoints/STEP), or a work directory (its last policy). --prompt prints text; --prompts prints one JSON line per
-completion: the row's fields, and prompt (as the model read it), completion, sample, finished,
+DIR is a Hugging Face directory (config.json, safetensors, tokenizer), a finished stage of a work directory, a checkpoint that
+a stage has kept (WORKDIR/STAGE/checkpoints/STEP), or a work directory (its last policy). --prompt and --instruction print text;
+--prompts prints one JSON line per completion: the row's fields, and prompt (as the model read it), completion, sample, finished,
 tokens and logprob (nats, at the sampling temperature). A field of the row with one of these names is kept in `given`.
 
-Rows with `messages` or an `instruction` are rendered by the model's own template. --chat turns a plain prompt
+--instruction, and rows with `messages` or an `instruction`, are rendered by the model's own template. --chat turns a plain prompt
 into a user's turn. Completions depend on the seed and the batch size.
 """
 
@@ -61,12 +62,19 @@ class GivenPrompt:
 
 
 def read_prompts(model: LanguageModel, options: argparse.Namespace) -> list[GivenPrompt]:
-    """Returns the prompts of --prompt or --prompts, rendered by the template where they need it."""
-    if options.prompt is not None:
+    """Returns the prompts that the flags give, rendered by the template where they need it."""
+    for name in ("prompt", "instruction"):
         try:
-            options.prompt.encode()
+            (getattr(options, name) or "").encode()
         except UnicodeEncodeError:  # Python keeps undecodable bytes of the command line as lone surrogates
-            raise InputError("--prompt holds bytes that are not UTF-8; write it in UTF-8") from None
+            raise InputError(f"--{name} holds bytes that are not UTF-8; write it in UTF-8") from None
+    if options.instruction is not None:
+        if options.chat:
+            raise InputError(
+                "--chat goes with --prompt or --prompts; --instruction is written by the model's template anyway"
+            )
+        return [GivenPrompt((model.template or model.tokenizer.chat_template()).prompt(options.instruction), True, {})]
+    if options.prompt is not None:
         written = options.prompt if options.chat else (model.template or Template()).written(options.prompt)
         prompts = [GivenPrompt(written, False, {})]
     else:
@@ -263,6 +271,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompt", help="The text to continue.")
     given.add_argument(
+        "--instruction", help="The instruction to answer, which the model's template writes as a prompt."
+    )
+    given.add_argument(
         "--prompts",
         help="The file of JSON lines with a prompt, messages or an instruction each. It may be an .xz or .gz file.",
     )
@@ -380,7 +391,7 @@ def main(arguments: list[str] | None = None) -> None:
         asked = {name: getattr(options, name) for name in names}
         with jax.set_mesh(model.mesh):
             completer = Completer(model, prompts, **asked, slots=options.slots)
-            if options.prompt is not None and options.out is None:
+            if options.prompts is None and options.out is None:
                 write_text(completer)
             else:
                 texts = [prompt.text for prompt in prompts]

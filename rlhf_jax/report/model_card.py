@@ -7,6 +7,7 @@ import json
 import pathlib
 
 from rlhf_jax import notes
+from rlhf_jax.data.template import Template
 from rlhf_jax.fields import noted, registry
 from rlhf_jax.report.record import estimate_of, label, reference_label
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, TextTable
@@ -31,6 +32,7 @@ def card(source: Trained) -> str:
         f"This {what} was trained with rlhf_jax, by the stage {cell(source.stage)} (of the kind {kind.kind}){step}.",
         "## Data",
         _data(source.workdir, config),
+        *_prompts(source.workdir),
         *_models(source),
         *_evaluation(source),
         "## Config",
@@ -51,6 +53,16 @@ def _data(workdir: pathlib.Path, config: dict) -> str:
         for name in names
     ]
     return TextTable(["file", "rows", "SHA-256"], rows, words=1).markdown()
+
+
+def _prompts(workdir: pathlib.Path) -> list[str]:
+    """Returns the form of the run's prompts; [] for a chat template, which an export has beside its tokenizer."""
+    path = workdir / "template.txt"
+    if not path.is_file():
+        return []
+    template = Template.load(path)
+    said = "An instruction is written in one of these forms, with and without an input. The completion takes the place of `{output}`."
+    return ["## Prompts", said, code(template.with_input), code(template.without_input)]
 
 
 def _models(source: Trained) -> list[str]:
