@@ -18,7 +18,7 @@ WIDTHS = (16, 32, 64, 128)
 
 def get_config():
     config = world()
-    config.stages = ("pretrain", "sft", "collect", "gold_rankings", "pool", "rm_base", "proxy", "best_of_n")
+    config.stages = ("pretrain", "sft", "collect", "reward_model", "gold_rankings", "pool", "rm_base", "proxy", "best_of_n")
     config.pool = config.best_of_n.copy_and_resolve_references()
     config.proxy = config.reward_model.copy_and_resolve_references()
     noiseless(config, "proxy")
