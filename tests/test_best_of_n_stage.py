@@ -203,6 +203,19 @@ def test_forgetting_judges_keeps_completions_with_other_separators(run):
     assert [row["completion"] for row in policy.read_rows(path)] == [row["completion"] for row in rows]
 
 
+def test_the_first_prompts_are_sampled_and_compared_with_the_same_of_the_reference(run):
+    best_of_n_stage.run_stage(run, "best")
+    everything = candidates(run, "best")
+    for path in run.folder("best").rglob("*.json*"):
+        path.unlink()
+    run.config.best.prompts = 6  # a batch has 6 prompts, 4 samples of each
+    best_of_n_stage.run_stage(run, "best")
+    assert candidates(run, "best") == everything[: 6 * 4]
+    evaluation = json.loads((run.folder("best") / "evaluation.json").read_text())
+    assert evaluation["prompts"] == 6 < len(policy.read_rows(run.folder("sft") / "samples.jsonl"))
+    assert evaluation["estimates"]["win_rate"] is not None
+
+
 def test_of_another_policy_than_the_reference_no_kl_to_it_is_claimed(run):
     run.config.best.init, run.finished = "ppo", (*run.finished, "ppo")
     run.config.stages = (*STAGES, "ppo")
@@ -220,7 +233,8 @@ def test_of_another_policy_than_the_reference_no_kl_to_it_is_claimed(run):
     [
         ({"by_other.pool": "sft"}, "by_other.pool='sft' must name a best_of_n stage"),
         ({"by_other.samples": 6}, "and by_other.samples of at most 4"),
-        ({"by_other.init": "ppo"}, "by_other.pool=.* needs the same init and temperature"),
+        ({"by_other.init": "ppo"}, "by_other.pool=.* needs the same init, temperature and prompts"),
+        ({"by_other.prompts": 3}, "by_other.pool=.* needs the same init, temperature and prompts"),
     ],
 )
 def test_a_wrong_field_is_named(run, change, message):

@@ -18,14 +18,24 @@ WIDTHS = (16, 32, 64, 128)
 
 def get_config():
     config = world()
-    config.stages = ("pretrain", "sft", "collect", "reward_model", "gold_rankings", "pool", "rm_base", "proxy", "best_of_n")
+    config.stages = (
+        "pretrain",
+        "sft",
+        "collect",
+        "reward_model",
+        "gold_rankings",
+        "pool",
+        "rm_base",
+        "proxy",
+        "best_of_n",
+    )
+    config.best_of_n.prompts = 256
     config.pool = config.best_of_n.copy_and_resolve_references()
     config.proxy = config.reward_model.copy_and_resolve_references()
     noiseless(config, "proxy")
     own_base(config, "proxy")
     config.proxy.warmup_steps = 3  # the smallest amount, 60 prompts, makes 4 steps
     config.best_of_n.update(reward="proxy", pool="pool")
-    config.evaluate.prompts = 256
     return config
 
 

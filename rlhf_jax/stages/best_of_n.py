@@ -22,7 +22,7 @@ from rlhf_jax.data import loader
 from rlhf_jax.evaluate import best_of_n, overoptimization, policy, run_judges
 from rlhf_jax.evaluate.scorer import scorer_of
 from rlhf_jax.fields.field import Field, Section, kind
-from rlhf_jax.fields.ranges import COUNT, POSITIVE, SOME_TEXT, TEXT, Several
+from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SOME_TEXT, TEXT, Several
 from rlhf_jax.fields.registry import Stage, register
 from rlhf_jax.fields.rewards import REWARD
 from rlhf_jax.run import Run
@@ -49,13 +49,21 @@ FIELDS = Section(
             "Other reward models or functions that say what the choice is worth, beside the world's gold score. () means none.",
         ),
         "pool": Field("", TEXT, "Another best_of_n stage, whose samples are scored again. Empty means new samples."),
-        "samples": Field(64, COUNT, "The number of samples for each test prompt of the evaluation."),
+        "prompts": Field(
+            0,
+            COUNT_OR_NONE,
+            "The number of test prompts, the first of those that policies are evaluated on. 0 means all of them.",
+            before=0,
+        ),
+        "samples": Field(64, COUNT, "The number of samples for each of these prompts."),
         "temperature": Field(
             1.0, POSITIVE, "The sampling temperature. The KL of best of n refers to the policy at this temperature."
         ),
         "batch_size": Field(256, COUNT, "The number of completions that are sampled at once."),
     },
 )
+
+_OF_POOL = ("init", "temperature", "prompts")  # fields in which a stage equals the stage whose samples it takes
 
 
 def check(run: Run, stage: str) -> None:
@@ -64,10 +72,10 @@ def check(run: Run, stage: str) -> None:
     pool = run.config.get(section.pool) if section.pool else section
     if pool is None or pool.get("kind") != section.kind:
         raise InputError(f"{stage}.pool='{section.pool}' must name a best_of_n stage")
-    if (pool.init, pool.temperature) != (section.init, section.temperature) or pool.samples < section.samples:
+    if any(pool[name] != section[name] for name in _OF_POOL) or pool.samples < section.samples:
         raise InputError(
-            f"{stage}.pool='{section.pool}' needs the same init and temperature in both stages, and {stage}.samples of at "
-            f"most {pool.samples}"
+            f"{stage}.pool='{section.pool}' needs the same {', '.join(_OF_POOL[:-1])} and {_OF_POOL[-1]} in both stages, and "
+            f"{stage}.samples of at most {pool.samples}"
         )
     sharding.check_parts(f"{stage}.batch_size", section.batch_size, 1, run.mesh)
     if section.init in run.config and run.shape(section.init) != run.model:  # a source is checked as such
@@ -146,7 +154,7 @@ def _candidates(run: Run, stage: str, folder) -> list[list[dict]]:
     """
     section = run.config[stage]
     size, copies = section.batch_size, math.gcd(section.samples, section.batch_size)
-    records = run.corpus.prompts("test", "ppo")[: run.config.evaluate.prompts]
+    records = run.corpus.prompts("test", "ppo")[: run.config.evaluate.prompts][: section.prompts or None]
     prompts = run_judges.prompt_arrays(run, records)
     places = np.repeat(np.arange(len(prompts.index)), section.samples)  # neighbours share the reading of their prompt
     pooled = hosts.on_first(_pooled, run.folder(section.pool), section.samples) if section.pool else []
