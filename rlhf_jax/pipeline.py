@@ -8,11 +8,9 @@ from rlhf_jax import run as run_lib
 from rlhf_jax.evaluate import answers as answers_lib
 from rlhf_jax.evaluate import benchmarks, policy
 from rlhf_jax.fields import noted, registry
-from rlhf_jax.fields.registry import KINDS
 from rlhf_jax.report import pages
 from rlhf_jax.rewards import functions
 from rlhf_jax.runtime import finished, hosts, machine
-from rlhf_jax.runtime.errors import InputError
 
 
 def run_stages(config, path: str, overrides: dict | None = None, store=None) -> None:
@@ -78,23 +76,6 @@ def evaluate(run: run_lib.Run, stage: str, answers: answers_lib.Answers | None =
         policy.rescore(run)
 
 
-def _check_names(run: run_lib.Run, stage: str) -> None:
-    """Raises InputError if config[stage] names a stage that does not come before it, or that gives something else."""
-    section, stages = run.config[stage], list(run.config.stages)
-    earlier = stages[: stages.index(stage)]
-    named = [(field, name, sources.FIELDS[field]) for field, name in sources.named(section)]
-    for field, name, gives in named + [("pool", section.get("pool"), "completions")] * bool(section.get("pool")):
-        fitting = [other for other in earlier if registry.of(run.config, other).gives == gives]
-        if (
-            registry.find(run.config.get(name)) and name not in fitting
-        ):  # a name that is no stage of the config is a source
-            kinds = " or ".join(kind for kind in KINDS if KINDS[kind].gives == gives)
-            raise InputError(
-                f"{stage}.{field} names '{name}', which is no {kinds} stage before '{stage}' in "
-                f"config.stages; there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting) or 'none'}"
-            )
-
-
 def check(run: run_lib.Run) -> None:
     """Reads all inputs of the stages, so that errors of later stages are reported before hours of computation.
 
@@ -114,7 +95,7 @@ def check(run: run_lib.Run) -> None:
             hosts.on_first(finished.check, run.folder(stage))
             hosts.on_first(checkpoint.check_params, run.folder(stage) / "params")
         else:
-            _check_names(run, stage)
+            sources.check_names(run.config, stage)
             functions.check(run.config[stage], stage)
             kind.check(run, stage)
             weights.check_sources(run, stage)

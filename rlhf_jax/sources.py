@@ -259,6 +259,21 @@ def named(section: Mapping) -> Iterator[tuple[str, str]]:
                 yield field, text.partition("@")[0] if field == "models" else text
 
 
+def check_names(config: ConfigDict, stage: str) -> None:
+    """Raises InputError if a stage names one that does not come before it, or that gives something else."""
+    section, stages = config[stage], list(config.stages)
+    earlier = stages[: stages.index(stage)]
+    asked = [(field, name, FIELDS[field]) for field, name in named(section)]
+    for field, name, gives in asked + [("pool", section.get("pool"), "completions")] * bool(section.get("pool")):
+        fitting = [other for other in earlier if registry.of(config, other).gives == gives]
+        if registry.find(config.get(name)) and name not in fitting:  # a name that is no stage of the config is a source
+            kinds = " or ".join(kind for kind in registry.KINDS if registry.KINDS[kind].gives == gives)
+            raise InputError(
+                f"{stage}.{field} names '{name}', which is no {kinds} stage before '{stage}' in "
+                f"config.stages; there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting) or 'none'}"
+            )
+
+
 def read_stage(folder: pathlib.Path, abstract) -> dict:
     """Returns the parameters that a finished stage has written, as `abstract` wants them.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import checkpoint, command_line
+from rlhf_jax import checkpoint, command_line, sources
 from rlhf_jax.config import check as check_config
 from rlhf_jax.config import defaults_like
 from rlhf_jax.fields import noted
@@ -82,6 +82,8 @@ def load(path: str, config: ConfigDict) -> Experiment:
     for arm in arms:
         try:
             check_config(arm.config)
+            for stage in arm.config.stages:
+                sources.check_names(arm.config, stage)
         except InputError as error:
             raise InputError(f"{file}: arm {arm.number} ({arm.name}): {error}") from None
     try:
