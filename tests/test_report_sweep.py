@@ -606,9 +606,7 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
 
 
 EARLIER = (  # figures whose page still shows their sweep with the settings before the last change
-    "best_of_n",
     "comparators",
-    "fig37_initial_mix",
     "ladder",
     "overoptimization",
     "ppo_details",
