@@ -272,22 +272,20 @@ def test_the_experiments_and_all_their_arms_are_accepted(path):
 
 def test_the_values_of_every_arm_are_checked_before_the_first(tmp_path):
     file = tmp_path / "sweep.py"
-    file.write_text(
-        "from toy import get_config\n"
-        "def sweep(h): return h.product([h.sweep('ppo.cliprange', [0.1, 0.2, -0.1]), h.sweep('seed', [0])])\n"
-    )
-    with pytest.raises(
-        InputError, match=r"sweep.py: arm 2 \(cliprange=-0.1,seed=0\): ppo.cliprange=-0.1 must be a number above 0$"
+    for field, values, said in (
+        (
+            "ppo.cliprange",
+            [0.1, 0.2, -0.1],
+            r"arm 2 \(cliprange=-0.1,seed=0\): ppo.cliprange=-0.1 must be a number above 0$",
+        ),
+        ("ppo.init", ["sft", "ppo_ptx"], r"arm 1 \(init=ppo_ptx,seed=0\): ppo.init names 'ppo_ptx', which is no "),
     ):
-        arms.load(str(file), command_line.load(str(file)))
-    file.write_text(
-        "from toy import get_config\n"
-        "def sweep(h): return h.product([h.sweep('ppo.init', ['sft', 'ppo_ptx']), h.sweep('seed', [0])])\n"
-    )
-    with pytest.raises(
-        InputError, match=r"sweep.py: arm 1 \(init=ppo_ptx,seed=0\): ppo.init names 'ppo_ptx', which is no "
-    ):
-        arms.load(str(file), command_line.load(str(file)))
+        file.write_text(
+            "from toy import get_config\n"
+            f"def sweep(h): return h.product([h.sweep({field!r}, {values!r}), h.sweep('seed', [0])])\n"
+        )
+        with pytest.raises(InputError, match=f"sweep.py: {said}"):
+            arms.load(str(file), command_line.load(str(file)))
     with pytest.raises(InputError, match="no field ppo.clip"):
         arms.expand(toy.get_config(), grid.sweep("ppo.clip", [1.0]) and [{"ppo.clip": 1.0, "seed": 0}])
 

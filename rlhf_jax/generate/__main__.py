@@ -46,6 +46,10 @@ from rlhf_jax.runtime.files import not_through_links, whole_lines
 _SHORTEST = 16  # tokens; prompts are padded to 16 or a larger power of two, so that few programs are compiled
 
 
+# The flags that decide about the completions, beside the model and the prompts.
+_ASKED = "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "samples", "seed", "batch_size"
+
+
 @dataclasses.dataclass(frozen=True)
 class GivenPrompt:
     """A prompt.
@@ -378,17 +382,7 @@ def main(arguments: list[str] | None = None) -> None:
         prompts = read_prompts(model, options)
         options.max_new_tokens = options.max_new_tokens or new_tokens(model.config.max_length)
         _follow_release(model, options)
-        names = (
-            "max_new_tokens",
-            "temperature",
-            "top_k",
-            "top_p",
-            "repetition_penalty",
-            "samples",
-            "seed",
-            "batch_size",
-        )
-        asked = {name: getattr(options, name) for name in names}
+        asked = {name: getattr(options, name) for name in _ASKED}
         with jax.set_mesh(model.mesh):
             completer = Completer(model, prompts, **asked, slots=options.slots)
             if options.prompts is None and options.out is None:
