@@ -26,6 +26,7 @@ from rlhf_jax.lora import Lora
 from rlhf_jax.model import TransformerConfig, decode, lengths, work
 from rlhf_jax.plan import depth, estimate, hlo, planner, search, topology
 from rlhf_jax.plan import page as tables
+from rlhf_jax.runtime import libtpu
 from rlhf_jax.runtime.errors import InputError
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -776,6 +777,29 @@ def test_the_tpu_compiler_plans_a_train_step():
     axes = {collective["axes"] for collective in row["collectives"]}
     assert {"fsdp", "tensor"} <= axes
     assert planned["total"]["cost"] == pytest.approx(1.2 * planned["total"]["chip_hours"])
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "given, travels", [("", "all-gather"), ("--xla_jf_spmd_threshold_for_windowed_einsum_mib=0", "collective-permute")]
+)
+def test_a_tpu_gathers_split_weights_before_it_multiplies_with_them(given, travels):
+    code = [sys.executable, "-m", "tests.support.split_product"]
+    found = subprocess.run(
+        code, cwd=PROJECT, env=os.environ | {"LIBTPU_INIT_ARGS": given}, capture_output=True, text=True, timeout=300
+    )
+    assert found.stdout.split() == [travels], found.stderr
+
+
+def test_options_of_libtpu_that_the_user_has_set_stay(monkeypatch):
+    mine = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=7 --xla_other=true"
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", mine)
+    libtpu.set_options()
+    assert libtpu.options() == mine
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_other=true")
+    libtpu.set_options()
+    libtpu.set_options()
+    assert libtpu.options() == "--xla_other=true --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from rlhf_jax.fields import registry
 from rlhf_jax.model import TransformerConfig, work
 from rlhf_jax.plan import depth, estimate, hlo
 from rlhf_jax.plan.topology import Topology
+from rlhf_jax.runtime import libtpu
 from rlhf_jax.runtime.errors import InputError
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -308,8 +309,10 @@ def _total(stages: list[dict]) -> dict:
 
 
 def _key(lowered, run, topology: Topology, scopes: list[str]) -> str:
-    """Returns a hash that is the same for the same program with the same parts, mesh, topology and compiler."""
-    parts = lowered.as_text(), str(dict(run.mesh.shape)), topology.name, str(compiler(topology)), str(scopes)
+    """Returns a hash that is the same for the same program with the same parts, mesh, topology, compiler and options."""
+    parts = [lowered.as_text(), str(dict(run.mesh.shape)), topology.name, str(compiler(topology)), str(scopes)]
+    if topology.chip.kind == "tpu":
+        parts.append(libtpu.options())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

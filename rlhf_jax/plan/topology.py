@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import jax
 
+from rlhf_jax.runtime import libtpu
 from rlhf_jax.runtime.errors import InputError
 
 _GIB = 2**30
@@ -212,6 +213,7 @@ def prepare(topologies: list[Topology]) -> None:
 
     Compiling ahead of time uses no accelerator of this machine.
     """
+    libtpu.set_options()
     os.environ["JAX_PLATFORMS"] = "cpu"  # GPU plugins then do not look for a GPU
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans may run at a time: there is no TPU to lock
     # libtpu must not ask a metadata server about this machine, nor warn that it got no answer. What kind of machine it

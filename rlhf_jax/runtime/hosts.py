@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rlhf_jax.runtime import libtpu
 from rlhf_jax.runtime.errors import InputError
 
 # Parts of the messages of errors caused by another process's end, whichever library raises them.
@@ -67,6 +68,7 @@ def start(
         were not joined.
       NotJoined: another process did not join in time.
     """
+    libtpu.set_options()
     if distributed not in ("", "auto"):
         raise InputError(f"--distributed={distributed} is unknown; it can be 'auto'")
     if len({value is None for value in (coordinator, num_processes, process_id)}) > 1:

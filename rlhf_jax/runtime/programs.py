@@ -13,7 +13,7 @@ import platform
 
 import jax
 
-from rlhf_jax.runtime import hosts, machine
+from rlhf_jax.runtime import hosts, libtpu, machine
 
 ROOM = 4 << 30  # bytes; the programs that were not read for the longest time go first
 _LEAST_SECONDS = 0.05  # to read a program that took less to compile saves nothing
@@ -30,6 +30,7 @@ def keep() -> None:
     A job of several processes keeps no programs. Only its first process writes programs. Without a folder that all of
     them read, the first would not compile while the others do, and would wait for them longer than its network allows.
     """
+    libtpu.set_options()
     machine.give_back_after_compiling()
     if hosts.count() > 1:
         return
