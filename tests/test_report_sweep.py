@@ -609,7 +609,6 @@ EARLIER = (  # figures whose page still shows their sweep with the settings befo
     "comparators",
     "ladder",
     "overoptimization",
-    "ppo_details",
 )
 
 
