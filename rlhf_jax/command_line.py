@@ -107,7 +107,8 @@ def load(path: str) -> ConfigDict:
     """
     file, colon, argument = _found(path).partition(":")
     if not os.path.isfile(file):
-        raise InputError(f"--config={path}: there is no file {file or '(empty)'} in {os.getcwd()}")
+        like = nearest(file, shipped.experiments())
+        raise InputError(f"--config={path}: there is no file {file or '(empty)'} in {os.getcwd()}{like}")
     with reading(file):
         module = module_of(file)
         if not hasattr(module, "get_config"):
@@ -166,7 +167,7 @@ def _parse(name: str, fields: bool, argv: Sequence[str]) -> list[str]:
         print(_help(fields))
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # ml_collections would also warn about errors that are reported below
-    if path := _value(argv, "config"):
+    if path := value_of(argv, "config"):
         found = _found(path)
         argv = [
             argument.replace(path, found) if argument in (path, f"--config={path}", f"-config={path}") else argument
@@ -201,7 +202,7 @@ def _why(error: Exception, argv: Sequence[str]) -> str | None:
     """Returns what is wrong with a command line that could not be parsed; None if no cause is known."""
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"there is no flag --{error.flagname}{nearest(error.flagname, flags.FLAGS, '--')}"
-    path = _value(argv, "config")
+    path = value_of(argv, "config")
     config = None if path is None else load(path)
     if config is not None:
         for field in _overridden(argv):
@@ -220,7 +221,7 @@ def _why(error: Exception, argv: Sequence[str]) -> str | None:
     return _one_line(error)
 
 
-def _value(argv: Sequence[str], flag: str) -> str | None:
+def value_of(argv: Sequence[str], flag: str) -> str | None:
     """Returns the value of a flag that is given as --flag=value or --flag value, the last one if repeated, or None."""
     value = None
     for place, argument in enumerate(argv[1:], 1):

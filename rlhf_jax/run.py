@@ -17,6 +17,7 @@ from rlhf_jax.data.template import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import forms, noted, registry
 from rlhf_jax.fields.checks import check as check_config
+from rlhf_jax.fields.checks import nearest
 from rlhf_jax.fields.defaults import defaults_like, filled
 from rlhf_jax.model import TransformerConfig, attention
 from rlhf_jax.runtime import hosts, keys, progress, shipped
@@ -169,8 +170,8 @@ class Run:
         ]
         raise InputError(
             f"{' and '.join(fields) or 'the config'} {'name' if len(fields) > 1 else 'names'} '{name}', which is neither a "
-            f"stage of this config, nor a folder of released weights or a finished stage of another run in '{folder}' "
-            "(data.files.dir) or in the current directory"
+            f"stage of this config, nor a folder of released weights or a finished stage of another run "
+            f"{sources.places(folder)}{nearest(name, self.config.stages)}"
         )
 
 

@@ -100,6 +100,6 @@ def _fields(shape: str, folder: str) -> dict:
         except sources.Missing:
             raise InputError(
                 f"model.shape='{shape}' is neither {', '.join(SHAPES)} nor a folder with a config.json nor a finished stage "
-                f"of a run in '{folder}' (data.files.dir) or in the current directory"
+                f"of a run {sources.places(folder)}"
             ) from None
     return {name: value for name, value in found.items() if name in {"vocab_size", *_FIELDS}}

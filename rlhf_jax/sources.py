@@ -24,6 +24,7 @@ from rlhf_jax import checkpoint, hf, lora, model, sharding
 from rlhf_jax.data.files import checksum
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.fields import noted, registry, rewards
+from rlhf_jax.fields.checks import nearest
 from rlhf_jax.fields.defaults import restored
 from rlhf_jax.hf import adapters
 from rlhf_jax.lora import Lora
@@ -179,6 +180,11 @@ def find(name: str, *folders: str | os.PathLike, last: str = "") -> Source:
     raise Missing(f"'{name}' is neither a folder of released weights nor a finished stage of a run")
 
 
+def places(folder: str) -> str:
+    """Returns the end of a sentence that says where a model was looked for; `folder` is data.files.dir."""
+    return f"in '{folder}' (data.files.dir) or in the current directory" if folder else "in the current directory"
+
+
 def at(path: pathlib.Path) -> Source | None:
     """Returns the source at an absolute path; None if there is something else or nothing.
 
@@ -186,7 +192,9 @@ def at(path: pathlib.Path) -> Source | None:
       InputError: there is a work directory, a stage that is not finished, or a stage without such a checkpoint.
     """
     if is_run(path):
-        stages = [stage for stage in config_of(path).get("stages", ()) if (path / stage / finished.DONE).is_file()]
+        config = read_config(path)
+        stages = [stage for stage in config.stages if registry.of(config, stage).gives in ("policy", "reward")]
+        stages = [stage for stage in stages if (path / stage / finished.DONE).is_file()]
         raise InputError(
             f"{path} is a work directory; give one of its stages: "
             f"{', '.join(str(path / stage) for stage in stages) or 'none is finished yet'}"
@@ -194,6 +202,11 @@ def at(path: pathlib.Path) -> Source | None:
     if is_run(path.parent) and not (path / "config.json").is_file():
         if (path / finished.DONE).is_file():
             return Trained(path.parent, path.name)
+        stages = config_of(path.parent).get("stages", ())
+        if path.name not in stages:
+            raise InputError(
+                f"{path.name} is no stage of {path.parent}, whose stages are {', '.join(stages)}{nearest(path.name, stages)}"
+            )
         raise InputError(
             f"{path} is not a finished stage: it has no {finished.DONE}; start the run again to finish it{_kept(path)}"
         )

@@ -399,7 +399,11 @@ def test_a_released_reward_model_whose_padding_ends_a_text_is_said(workdir, tmp_
 
 @pytest.mark.parametrize(
     "source, sentence",
-    [("", "is a work directory; give one of its stages"), ("ppo", "is not a finished stage: it has no done.json")],
+    [
+        ("", "/run is a work directory; give one of its stages: "),
+        ("collect", "is not a finished stage: it has no done.json"),
+        ("rewardmodel", "whose stages are pretrain, sft, collect, reward_model; did you mean reward_model?"),
+    ],
 )
 def test_what_is_no_stage_is_said(workdir, tmp_path, capsys, source, sentence):
     assert command.main(["export", str(workdir / source), str(tmp_path / "out")]) == 2

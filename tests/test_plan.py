@@ -677,10 +677,13 @@ def need_of(config, settings, stage):
     return forecast.of(planner.programs_of(run, stage, DATA), mesh, {}).total
 
 
+_CONFIG = f"{PROJECT}/tests/support/plan_config.py:tiny"
+
+
 def command(*flags, **options):
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": ""}
     return subprocess.run(
-        [sys.executable, "-m", "rlhf_jax.plan", f"--config={PROJECT}/tests/support/plan_config.py:tiny", *flags],
+        [sys.executable, "-m", "rlhf_jax.plan", "--config", _CONFIG, *flags],
         env=environment,
         capture_output=True,
         text=True,
@@ -690,14 +693,15 @@ def command(*flags, **options):
 
 
 def test_the_command_end_to_end(tmp_path):
-    flags = "--topology=cpu:2", "--stages=sft", f"--out={tmp_path}"
+    flags = "--topology", "cpu:2", "--stages=sft", "--out", str(tmp_path)
     first = command(*flags)
     assert first.returncode == 0, first.stderr
     assert "sft: train step | " in first.stdout and first.stderr.count("compiling") == 1
     again = command(*flags, "--json")
     assert again.returncode == 0 and "compiling" not in again.stderr
     assert json.loads(again.stdout)["programs"][0]["fits"]
-    assert "--topology=cpu:2" in (tmp_path / "plan.md").read_text()
+    said = f"python -m rlhf_jax.plan --config {_CONFIG} --stages=sft --topology=cpu:2"
+    assert said in (tmp_path / "plan.md").read_text().splitlines()
     assert len(list(tmp_path.glob("*.json"))) == len(list((tmp_path / "compiled").glob("*.json"))) == 1
 
 
@@ -705,6 +709,15 @@ def test_bad_input_is_one_sentence():
     found = command("--topology=v5e:3x3")
     assert found.returncode == 2 and found.stderr.startswith("rlhf_jax.plan: topology 'v5e:3x3' does not exist")
     assert found.stderr.count("\n") == 1
+
+
+def test_a_program_or_folder_that_there_is_not_is_one_sentence(tmp_path):
+    found = command("--topology", "cpu:1", "--stages=sft", "--programs=trian")
+    assert found.returncode == 2
+    assert found.stderr.endswith("--programs names 'trian'; the programs of these stages are train step\n")
+    (tmp_path / "file").write_text("")
+    found = command("--topology=cpu:1", "--stages=sft", f"--out={tmp_path}/file")
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1) and "cannot keep plans in --out=" in found.stderr
 
 
 # ---------------------------------------------------------------------------- the process itself

@@ -211,7 +211,8 @@ def test_missing_file_says_what_is_there(write, tmp_path):
     write([PAIR], "train.jsonl")
     message = failure(tmp_path / "trian.jsonl")
     assert message.startswith(f"{tmp_path}/trian.jsonl: no such file") and "train.jsonl" in message
-    assert "holds train.jsonl" in failure(tmp_path / "nothing" / "here" / "x.jsonl")
+    message = failure(tmp_path / "nothing" / "here" / "x.jsonl")
+    assert f"because there is no folder {tmp_path}/nothing/here; {tmp_path} holds train.jsonl" in message
     (tmp_path / "folder.jsonl").mkdir()
     assert "holds none of the files" in failure(tmp_path / "folder.jsonl")
 

@@ -47,6 +47,11 @@ def rows_of(path, stage="ppo"):
     return policy.read_rows(path / stage / "samples.jsonl")
 
 
+def test_a_file_for_one_run_is_refused(runs, tmp_path, capsys):
+    assert command.main([str(runs[0]), f"--out={tmp_path}/page.md"]) == 2
+    assert "--out goes with several runs" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_only_what_differs_is_listed(text):
     section = text.split("## What differs in their configs")[1].split("## ")[0]
     fields = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][2:]

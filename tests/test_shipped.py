@@ -36,6 +36,8 @@ def test_an_experiment_that_there_is_not_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="^--config=nothing: there is no file nothing in "):
         command_line.load("nothing")
+    with pytest.raises(InputError, match="; did you mean experiments/quickstart.py[?]$"):
+        command_line.load("experiments/quikstart.py")
 
 
 def test_the_template_of_an_experiment_is_found_too(tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ def test_a_vocabulary_that_is_padded_otherwise_is_padded_anew(run):
     "field, name, sentence",
     [
         ("init", "other", r"other is a work directory; give one of its stages: .*other/sft, .*other/reward_model"),
-        ("init", "other/ppo", "other/ppo is not a finished stage: it has no done.json"),
+        ("init", "other/ppo", "ppo is no stage of .*other, whose stages are sft, reward_model"),
         ("init", "other/reward_model", "other/reward_model is a reward model; a language model is needed here"),
         ("reward", "other/sft", "other/sft is a language model; a reward model is needed here"),
         ("init", "other/sft/checkpoints/7", "checkpoints/7 is no checkpoint; the stage has kept none"),

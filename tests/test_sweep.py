@@ -305,6 +305,12 @@ def test_arms_run_at_once_share_their_time_and_are_not_counted_as_killed(tmp_pat
     assert read_json(tmp_path / "arm.json")["seconds"] == 3.0
 
 
+def test_a_run_s_directory_is_no_sweep_s(tmp_path):
+    (tmp_path / "overrides.json").write_text("{}")
+    with pytest.raises(InputError, match="is the work directory of a run; give the sweep a directory of its own"):
+        arms.write(tmp_path, {})
+
+
 def test_arms_of_another_experiment_are_not_left_out_of_the_report(tmp_path, capsys):
     config = json.loads(json.dumps(toy_config().to_dict()))
 

@@ -16,7 +16,7 @@ from rlhf_jax.runtime import files
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json, write_json, write_text
 from rlhf_jax.runtime.progress import Interrupt, Progress, Stopped
-from rlhf_jax.runtime.workdir import Workdir
+from rlhf_jax.runtime.workdir import Workdir, config_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = {"seed": 0, "ppo": {"kl_coef": 0.02, "sizes": (4, 8), "whiten": None, "extra": {}}, "logging": {"every": 10}}
@@ -87,6 +87,23 @@ def test_a_model_of_somebody_else_is_no_work_directory(tmp_path):
     with pytest.raises(InputError, match="another config"):
         Workdir(tmp_path, CONFIG, prepared=("tokenizer.json",))
     assert all((tmp_path / name).read_text() == '{"model_type": "llama"}' for name in ("config.json", "tokenizer.json"))
+
+
+def test_a_sweep_is_no_work_directory(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a sweep: give the run another directory"):
+        Workdir(tmp_path, CONFIG)
+    with pytest.raises(InputError, match="it holds a sweep, whose runs are .*/arms/NAME"):
+        config_of(tmp_path)
+
+
+def test_a_reader_says_which_directory_it_needs(tmp_path):
+    with Workdir(tmp_path / "run", CONFIG) as workdir:
+        workdir.stage("sft")
+    with pytest.raises(InputError, match="there is no folder .*/nowhere; give the work directory of a run"):
+        config_of(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="it has no config.json; give .*/run, of which it is a part"):
+        config_of(tmp_path / "run" / "sft")
 
 
 def test_fields_that_may_change(tmp_path):

@@ -135,7 +135,8 @@ def expands_too_far(path: pathlib.Path, instead: str) -> InputError:
 def missing(path: pathlib.Path) -> InputError:
     """Returns the error of a file that does not exist; it lists the names in the closest existing folder above it."""
     folder = next((parent for parent in path.parents if parent.is_dir()), path.parent)
-    return InputError(f"{path}: no such file; {listing(folder)}")
+    why = "" if folder == path.parent else f", because there is no folder {path.parent}"
+    return InputError(f"{path}: no such file{why}; {listing(folder)}")
 
 
 @contextlib.contextmanager

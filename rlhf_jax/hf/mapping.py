@@ -187,6 +187,8 @@ class ModelSettings:
             InputError: it cannot be read, or is not a JSON object.
         """
         path = pathlib.Path(folder, "config.json")
+        if pathlib.Path(folder).is_dir() and not path.is_file():
+            raise InputError(f"{folder} has no config.json; give a Hugging Face model folder")
         try:
             values = from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

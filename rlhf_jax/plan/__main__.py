@@ -26,7 +26,7 @@ from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model.lengths import parse as parse_lengths
 from rlhf_jax.plan import page as tables
 from rlhf_jax.plan import planner, search, topology
-from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.runtime.errors import InputError, explained
 from rlhf_jax.runtime.files import read_json, write_json, write_text
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -170,12 +170,17 @@ def _data(config):
 
 def _name() -> str:
     """Returns the value of --config on the command line."""
-    return next(argument.partition("=")[2] for argument in sys.argv if re.match("--?config=", argument))
+    return command_line.value_of(sys.argv, "config")
 
 
 def _command() -> str:
     """Returns the command line without --out, --json, --topology and --search, to which a plan adds its topology."""
-    kept = [argument for argument in sys.argv[1:] if not re.match(r"--?(out|json|topology|search)\b", argument)]
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        if not (found := re.match(r"--?(out|json|topology|search)\b(=?)", argument)):
+            kept.append(argument)
+        elif found[1] != "json" and not found[2]:  # the value is the next argument
+            next(arguments, None)
     return " ".join(["python -m rlhf_jax.plan", *kept])
 
 
@@ -184,7 +189,8 @@ class _Compiled(dict):
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with explained(f"keep plans in --out={folder.parent}"):
+            folder.mkdir(parents=True, exist_ok=True)
         super().__init__({path.stem: read_json(path) for path in folder.glob("*.json")})
 
     def __setitem__(self, key: str, facts: dict) -> None:

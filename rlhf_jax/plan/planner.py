@@ -72,19 +72,23 @@ def plan(
     devices = topology.devices()
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     run = run_lib.without_data(config, data, mesh)
-    rows = []
+    rows, names = [], []
     for stage in chosen_stages(config, stages):
         try:
             found = programs_of(run, stage, dataclasses.replace(data, lengths=None))
         except InputError as error:
             rows.append({"stage": stage, "program": "all", "refused": str(error)})
             continue
+        names += [program.name for program in found if program.name not in names]
         if give_up:
             found = sorted(found, key=lambda program: -program.work.flops)
         real = {program.name: program for program in programs_of(run, stage, data)} if data.lengths else {}
         for program in found:
             if (not only or program.name in only) and not (give_up and not fits({"programs": rows})):
                 rows.append(row(run, topology, program, known, tell, real.get(program.name), whole))
+    unknown = [name for name in only if name not in names]
+    if unknown and not any("refused" in found for found in rows):
+        raise InputError(f"--programs names '{unknown[0]}'; the programs of these stages are {', '.join(names)}")
     summary = [
         _stage_summary(config, topology, stage, rows, run, price) for stage in dict.fromkeys(r["stage"] for r in rows)
     ]

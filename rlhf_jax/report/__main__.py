@@ -67,6 +67,8 @@ def _check(options) -> None:
         raise InputError("--follow takes one directory, of a run or a sweep, and neither --all nor --compare")
     if options.every and not options.follow:
         raise InputError("--every goes with --follow: it says how often the files are looked at")
+    if options.out and len(options.dirs) == 1:
+        raise InputError("--out goes with several runs; the report of one run or sweep goes into its own directory")
     if options.compare and (len(options.dirs) == 1 or options.all):
         raise InputError("--compare takes two or more directories of runs, as in runs/a runs/b --compare")
 

@@ -26,6 +26,15 @@ def experiment(name: str) -> pathlib.Path:
     return found if found.is_file() else next(filter(pathlib.Path.is_file, [find(f"experiments/{name}.py")]), found)
 
 
+def experiments() -> list[str]:
+    """Returns the names of the experiment files that ship, such as experiments/quickstart.py."""
+    return [
+        file.relative_to(folder.parent).as_posix()
+        for folder in folders("experiments")
+        for file in sorted(folder.rglob("*.py"))
+    ]
+
+
 def folders(path: str) -> list[pathlib.Path]:
     """Returns the folder of the checkout or of the installation that ships under a path; [] if there is none."""
     places = [root / path for root in _ROOTS]

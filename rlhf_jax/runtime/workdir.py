@@ -78,6 +78,8 @@ class Workdir:
             raise InputError(f"the work directory {self.path} is a file: give a directory") from error
         except OSError as error:
             raise InputError(f"cannot make the work directory {self.path}: {error.strerror}") from error
+        if (self.path / "sweep.json").is_file():
+            raise InputError(f"the work directory {self.path} holds a sweep: give the run another directory")
         self._lock = _lock(self.path)
         try:
             for folder, folders, _ in os.walk(self.path):
@@ -143,10 +145,17 @@ def has_begun(path: pathlib.Path) -> bool:
 
 def config_of(path) -> dict:
     """Returns the content of config.json in the directory of a run; raises InputError if it cannot be read."""
-    file = pathlib.Path(path) / "config.json"
-    if not file.is_file():
-        raise InputError(f"{path} is not the work directory of a run: it has no config.json")
-    return read_json(file)
+    folder = pathlib.Path(path)
+    if (folder / "config.json").is_file():
+        return read_json(folder / "config.json")
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {path}; give the work directory of a run")
+    instead = ""
+    if (folder / "sweep.json").is_file():
+        instead = f"; it holds a sweep, whose runs are {folder}/arms/NAME"
+    elif (folder.absolute().parent / "overrides.json").is_file():
+        instead = f"; give {folder.parent}, of which it is a part"
+    raise InputError(f"{path} is not the work directory of a run: it has no config.json{instead}")
 
 
 def in_use(path) -> bool:

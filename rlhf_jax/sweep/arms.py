@@ -165,9 +165,12 @@ def write(path: pathlib.Path, described: dict) -> None:
     experiment file has the same name.
 
     Raises:
-      InputError: the file cannot be written, or the existing arms have another config or belong to another experiment.
+      InputError: the file cannot be written, the directory is that of a run, or the existing arms have another config
+        or belong to another experiment.
     """
     checkpoint.check_path(path)
+    if sources.is_run(path):
+        raise InputError(f"{path} is the work directory of a run; give the sweep a directory of its own")
     file = path / "sweep.json"
     if before := read_if_there(file, needs=_DESCRIBED):
         _check_left_out(path, before, described)
