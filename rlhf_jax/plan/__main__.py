@@ -246,10 +246,6 @@ say, and its memory, what it moves and what it sends are extrapolated from these
 layer (docs/measurements.md, "Sampling by plan", has the comparison). `--all_layers` compiles all of them. Kernels of GPUs are
 not optimized, since a plan reads nothing of their code. So the seconds are those of a plan on a shared machine; a run takes
 others.
-
-A plan without floors is of an earlier version, which sampled a batch in parts (`sample_parts`) and read all of the cache at
-every step. Its command needs `--config.slots`, the number of completions that are sampled at once, in the place of
-`sample_parts`.
 """
 
 if __name__ == "__main__":

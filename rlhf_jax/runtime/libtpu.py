@@ -3,7 +3,7 @@
 import os
 
 # By itself XLA multiplies with split weights piece by piece, while the devices pass the pieces round a ring. With FSDP over
-# 8 or more devices, such train steps move 2 to 12 times as many bytes of memory as those that gather the weights first
+# 8 to 32 chips, such train steps move up to 12 times as many bytes of memory as those that gather the weights first
 # (docs/measurements.md, "Products of split weights on TPUs").
 _OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 _VARIABLE = "LIBTPU_INIT_ARGS"
