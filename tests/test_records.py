@@ -207,6 +207,11 @@ def test_documents_are_read_from_json_lines_too(write):
     assert read_rows(write([{"text": "a"}]), "documents")[0] == [Document("a")]
 
 
+def test_a_row_of_other_fields_is_told_how_to_rename_them(write):
+    message = failure(write([{"question": "a", "answer": "b"}]))
+    assert "the row has 'question', 'answer'; in a config, FILE:THEIRS=OURS renames a field" in message
+
+
 def test_missing_file_says_what_is_there(write, tmp_path):
     write([PAIR], "train.jsonl")
     message = failure(tmp_path / "trian.jsonl")

@@ -451,6 +451,12 @@ def test_reward_models_of_several_runs_stand_beside_their_bags_of_words(tmp_path
     )
 
 
+def test_a_run_counts_once_among_seeds(runs, tmp_path):
+    (tmp_path / "link").symlink_to(runs[0])
+    with pytest.raises(InputError, match="is given more than once; an interval over runs needs different runs"):
+        seeds.write([runs[0], tmp_path / "link"], tmp_path / "seeds.md")
+
+
 def test_seeds_show_what_all_runs_have(runs, tmp_path):
     short = write_run(tmp_path / "short", stages=("pretrain", "sft"), prompts=12, items=3)
     seeds.write([short, runs[0]], tmp_path / "seeds.md")

@@ -102,7 +102,7 @@ def what_it_has(row: Row) -> str:
     if not row:
         return "the row has no fields"
     names = ", ".join(map(repr, row))
-    return f"the row has {_shortened(names)}; other names are mapped by `fields`"
+    return f"the row has {_shortened(names)}; in a config, FILE:THEIRS=OURS renames a field"
 
 
 def shown(value: Any) -> str:

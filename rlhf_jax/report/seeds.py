@@ -34,8 +34,11 @@ def write(paths, out) -> rich.console.Group:
       The two tables, for rich's `print`.
 
     Raises:
-      InputError: a path is no run, or no policy is evaluated in all runs.
+      InputError: a path is no run or is given twice, or no policy is evaluated in all runs.
     """
+    real = [os.path.realpath(path) for path in paths]
+    if again := [path for path, place in zip(paths, real) if real.count(place) > 1]:
+        raise InputError(f"{again[0]} is given more than once; an interval over runs needs different runs")
     records = [Record.load(path) for path in paths]
     stages = [stage for stage in records[0].evaluations if all(stage in record.evaluations for record in records)]
     if not stages:
