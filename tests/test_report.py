@@ -481,7 +481,7 @@ def test_command(runs, tmp_path, capsys):
 def test_no_run_is_one_sentence(arguments, capsys):
     assert command.main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "nowhere is not the work directory" in error
+    assert error.count("\n") == 1 and "there is no folder nowhere; give the work directory of a run" in error
 
 
 def test_cells_show_any_text():

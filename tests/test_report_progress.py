@@ -288,7 +288,7 @@ def test_a_file_that_cannot_be_read_is_tried_once_more(whole, tmp_path, monkeypa
         (["a", "--every=3"], "--every goes with --follow"),
         (["a", "--compare"], "--compare takes two or more"),
         (["a", "b", "--compare", "--follow"], "--follow takes one directory"),
-        (["nowhere", "--follow"], "nowhere is not the work directory"),
+        (["nowhere", "--follow"], "there is no folder nowhere"),
     ],
 )
 def test_flags_that_do_not_go_together_are_a_sentence(flags, said, capsys, monkeypatch):
