@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import webbrowser
 
 import fake_sweep
@@ -20,10 +21,11 @@ from matplotlib.text import Text
 from test_report import write_run
 
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import html_page, pages, reproduction, spec, sweep_page, sweep_tables, tables
+from rlhf_jax.report import archive, html_page, pages, reproduction, spec, sweep_page, sweep_tables, tables
 from rlhf_jax.report.spec.check import check
 from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.runtime.errors import InputError
+from rlhf_jax.sweep.sequential import missing
 
 PTX, KL = "ppo_ptx.ptx_coef", "ppo_ptx.kl_coef"
 SEEDS = (0, 1, 2)
@@ -597,12 +599,50 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     (only / "again").rename(folder / "again")
     stale = docs / "again" / "old.csv"
     stale.write_text("")
-    reproduction.publish_sweep(sweep_page.make(folder / "again").sweep.path, docs / "again")  # in place of the old
+    again = sweep_page.make(folder / "again").sweep
+    reproduction.publish_sweep(again, docs / "again")  # in place of the old
     assert not stale.exists() and not list(docs.rglob(".*"))
     (docs / "again" / "verdicts.json").unlink()  # somebody else's folder now
     with pytest.raises(InputError, match="is no copy of a sweep's report"):
-        reproduction.publish_sweep(folder / "again", docs / "again")
+        reproduction.publish_sweep(again, docs / "again")
     assert (docs / "again" / "report.md").exists()
+
+
+def test_the_archive_of_a_published_sweep_gives_its_report_again(tmp_path):
+    """Its claims are judged again from it, its arms count as done, and it has neither completions nor names of machines."""
+    path = make(tmp_path / "sweeps" / "ptx_coef", DECLARED)
+    arm = Sweep(path).arms[0]
+    for name in ("samples.jsonl", "metrics.jsonl.tmp"):
+        (arm.path / "ppo_ptx" / name).write_text("{}\n")
+    facts = json.loads((arm.path / "arm.json").read_text())
+    (arm.path / "arm.json").write_text(json.dumps(facts | {"host": "node17", "job": "4711"}))
+    (stopped,) = [arm for arm in Sweep(path).arms if arm.status == "missing"]
+    (stopped.path / "ppo_ptx").mkdir(parents=True, exist_ok=True)
+    (stopped.path / "arm.json").write_text(
+        json.dumps({"status": "stopped"})
+    )  # it has no checkpoints here to go on from
+    sweep = sweep_page.make(path).sweep
+    for number in (1, 2):
+        reproduction.publish_sweep(sweep, tmp_path / "docs" / str(number))
+    packed, again = (tmp_path / "docs" / number / archive.NAME for number in "12")
+    assert packed.read_bytes() == again.read_bytes()
+    there = tmp_path / "elsewhere" / "ptx_coef"
+    there.mkdir(parents=True)
+    with tarfile.open(packed) as files:
+        assert not any(name in entry.name for entry in files for name in ("samples.jsonl", ".tmp", stopped.name))
+        files.extractall(there, filter="data")
+    assert not any(word in file.read_text() for file in there.rglob("*.json*") for word in ("node17", "4711"))
+    pages.write(there)
+    found, published = (json.loads((folder / "verdicts.json").read_text()) for folder in (there, path))
+    assert found["claims"] == published["claims"] and found["figures"] == published["figures"]
+    for file in (path / "tables").glob("*.csv"):
+        if file.name not in ("all.csv", "seeds.csv"):  # these have lines for arms without numbers
+            assert file.read_text() == (there / "tables" / file.name).read_text(), file.name
+    ended = {arm.name for arm in sweep.arms if arm.ended}
+    assert {arm.name for arm in sweep.arms if not missing(there / "arms" / arm.name)} == ended
+    assert {arm.name for arm in Sweep(there).arms if arm.ended} == ended
+    page = (tmp_path / "docs" / "1" / "report.md").read_text()
+    assert f"tar xf docs/reproduction/ptx_coef/{archive.NAME} -C runs/figures/ptx_coef" in page
 
 
 EARLIER = (  # figures whose page still shows their sweep with the settings before the last change

@@ -11,8 +11,9 @@ import shutil
 import rich.console
 from rich.text import Text
 
-from rlhf_jax.report import sweep_page
+from rlhf_jax.report import archive, sweep_page
 from rlhf_jax.report.form import ANYTHING, NUMBER, TEXT, WHOLE, Maybe, Object, check
+from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.tables import TextTable
 from rlhf_jax.report.verdicts import WITHDRAWN
 from rlhf_jax.report.verdicts.contrast import HOLDS, NEGLIGIBLE, NOT, UNDECIDED
@@ -52,15 +53,17 @@ def write(path, publish=None) -> rich.console.Group:
     found = sorted(file.parent for file in path.glob("*/sweep.json"))
     if not found:
         raise InputError(f"{path} holds no directory of a sweep: none in it has a sweep.json")
+    made = []
     for folder in found:
-        print(f"{folder.name}: {sweep_page.state(sweep_page.make(folder).sweep)}", flush=True)
+        made.append(sweep_page.make(folder).sweep)
+        print(f"{folder.name}: {sweep_page.state(made[-1])}", flush=True)
     sweeps = [_read(folder) for folder in found]
     write_text(path / PAGE, text_of(sweeps))
     written = [path / PAGE]
     if publish is not None:
         target = pathlib.Path(publish)
-        for folder in found:
-            publish_sweep(folder, target / folder.name)
+        for sweep in made:
+            publish_sweep(sweep, target / sweep.path.name)
         write_text(target / PAGE, page_of(target))
         written.append(target / PAGE)
     rows = [[sweep["name"], sweep_page.said(claim), claim["text"]] for sweep in sweeps for claim in sweep["claims"]]
@@ -138,14 +141,19 @@ def _read(folder: pathlib.Path) -> dict:
     return check(folder / "verdicts.json", read_json(folder / "verdicts.json"), _VERDICTS)
 
 
-def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies the small files of a sweep's report, in place of an earlier copy.
+def publish_sweep(sweep: Sweep, target: pathlib.Path) -> None:
+    """Copies the small files of a sweep's report, in place of an earlier copy, and archives what the report read.
+
+    Args:
+      sweep: a sweep whose report has been made.
+      target: the folder of the copy.
 
     Raises:
       InputError: the target is there, and is no copy of a sweep's report.
     """
     if target.exists() and not (target / "verdicts.json").is_file():
         raise InputError(f"{target} exists and is no copy of a sweep's report: give --publish another folder")
+    source = sweep.path
     with new_folder(target, replace=True) as fresh:
         # The page must not link to files that are not copied.
         links = rf" \[PDF\]\([^)]*\)| All numbers of every arm: \[[^)]*{sweep_page.EVERYTHING}\)\."
@@ -159,4 +167,5 @@ def publish_sweep(source: pathlib.Path, target: pathlib.Path) -> None:
                 ):  # a link leads out, and other files are of an earlier report
                     (fresh / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, fresh / name)
-        write_text(fresh / "report.md", text)
+        write_text(fresh / "report.md", f"{text}\n{archive.section(source.absolute().name)}")
+        archive.write(sweep, fresh / archive.NAME)

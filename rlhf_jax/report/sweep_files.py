@@ -17,14 +17,17 @@ class Files:
 
     Attributes:
       notes: a sentence for each file that could not be read.
+      read: the files that were asked for, whether they are there or not.
     """
 
     def __init__(self):
         self.notes: list[str] = []
+        self.read: list[pathlib.Path] = []
         self.json, self.rows = functools.cache(self._json), functools.cache(self._rows)
 
     def _json(self, path: str) -> dict | None:
         """Returns a JSON file, or None if it is missing or damaged."""
+        self.read.append(pathlib.Path(path))
         try:
             return finished.read_if_there(path)
         except InputError as error:
@@ -33,6 +36,7 @@ class Files:
 
     def _rows(self, path: str) -> list[dict]:
         """Returns the rows of a file of JSON lines, each with its step; none if the file is missing or damaged."""
+        self.read.append(pathlib.Path(path))
         try:
             if not finished.checked(path).exists():
                 return []

@@ -139,6 +139,7 @@ class Sweep:
       swept: the fields that differ between settings.
       short: field -> its WORDS or its short name.
       notes: a sentence for each file that could not be read.
+      files_read: the files of arms that were read so far, or looked for, but for each arm.json.
 
     Raises:
       InputError: there is no sweep.json, or it is damaged.
@@ -151,7 +152,7 @@ class Sweep:
             raise InputError(f"{path} is no directory of a sweep: it has no sweep.json")
         facts = check(file, read_json(file), _SWEEP)
         self._files = Files()
-        self.notes = self._files.notes
+        self.notes, self.files_read = self._files.notes, self._files.read
         self.config, arms = facts["config"], facts["arms"]
         self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
         self.about, self.commit = facts.get("about") or "", facts.get("commit")
