@@ -40,6 +40,21 @@ class LanguageModel:
     folder: pathlib.Path | None = None
 
 
+def model_at(directory: str) -> sources.Source:
+    """Returns what a directory that is no work directory holds: a finished stage, or the files of a released model.
+
+    Raises:
+        InputError: it holds neither.
+    """
+    found = sources.at(pathlib.Path(os.path.abspath(directory)))
+    if found is None:
+        raise InputError(
+            f"--model={directory} has no config.json: it is neither a Hugging Face directory, nor a work "
+            "directory, nor a finished stage of one"
+        )
+    return found
+
+
 def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bool = False) -> LanguageModel:
     """Reads the model of a Hugging Face directory, a finished stage, a kept checkpoint, or a work directory's last policy.
 
@@ -61,12 +76,7 @@ def open_model(directory: str, *, tensor: int = 1, dtype: str = "", training: bo
     mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
     if sources.is_run(folder):
         return _open_trained(sources.last_of(folder, "policy"), mesh, dtype, training)
-    found = sources.at(pathlib.Path(os.path.abspath(folder)))
-    if found is None:
-        raise InputError(
-            f"--model={directory} has no config.json: it is neither a Hugging Face directory, nor a work "
-            "directory, nor a finished stage of one"
-        )
+    found = model_at(directory)
     if isinstance(found, sources.Trained):
         return _open_trained(found, mesh, dtype, training)
     platform = mesh.devices.flat[0].platform

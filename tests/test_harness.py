@@ -379,6 +379,8 @@ def test_results_of_a_stage_lie_in_its_folder(own_tasks, capsys, tmp_path, one_d
     assert estimates == {"valid_loss": None, "lm_eval/toy_mc/acc": written["toy_mc"]["estimates"]["acc"]}
     said = run(capsys, f"--workdir={path}", "--stage=sft", f"--include={own_tasks}", "--tasks=toy_mc", status=2)
     assert "--stage=sft is no finished policy" in said and "there is pretrain" in said
+    said = run(capsys, f"--model={own_tasks}", "--tasks=no_such_task", status=2)
+    assert f"--model={own_tasks} has no config.json" in said  # before the tasks and their data are looked for
 
 
 @pytest.mark.parametrize("kind, template", [("qwen", released.CHATML), ("llama3", released.LLAMA3)])

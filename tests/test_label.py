@@ -330,6 +330,9 @@ def test_the_summary_has_ratings_and_flags_by_model(tmp_path, out, capsys):
         and "m-c: 1 completions, rated 4.00\n" in said
     )
     assert command.main([f"--summary={tmp_path / 'none.jsonl'}"]) == 2
+    assert "there is no such file; give the file that --out has named" in capsys.readouterr().err
+    (tmp_path / "none.jsonl").write_text("")
+    assert command.main([f"--summary={tmp_path / 'none.jsonl'}"]) == 2
     assert "there are no judgments in this file" in capsys.readouterr().err
 
 

@@ -142,7 +142,7 @@ def test_a_function_that_fails_is_one_sentence(here):
     "name, said",
     [
         ("scores", "not of the form module:function"),
-        ("no_such_module_here:f", "cannot be imported: ModuleNotFoundError"),
+        ("no_such_module_here:f", "there is no module no_such_module_here, in this folder or in the environment"),
         ("test_outside:no_such", "has no function no_such"),
         ("test_outside:ROWS", "has no function ROWS"),
     ],

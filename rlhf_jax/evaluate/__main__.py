@@ -27,7 +27,7 @@ from rlhf_jax.evaluate.harness.tasks import Options, Tasks
 from rlhf_jax.fields import registry
 from rlhf_jax.fields.options import option
 from rlhf_jax.fields.ranges import COUNT, COUNT_OR_NONE, SEED
-from rlhf_jax.language_model import open_model
+from rlhf_jax.language_model import model_at, open_model
 from rlhf_jax.report.tables import Quantity, TextTable
 from rlhf_jax.runtime import hosts, programs, progress, shipped, terminal
 from rlhf_jax.runtime.errors import InputError, as_command
@@ -92,6 +92,9 @@ def models(options: argparse.Namespace) -> dict[str, tuple[pathlib.Path, pathlib
             raise InputError(
                 f"--model={options.model} names two folders of one name; evaluate them one after the other"
             )
+        for path in found.values():
+            if not sources.is_run(path):
+                model_at(str(path))  # a wrong folder is named before the tasks' data are read
         places = {name: pathlib.Path(options.out or "runs/evaluate", name) for name in found}
         if options.out and len(found) == 1:
             places = dict.fromkeys(found, pathlib.Path(options.out))

@@ -111,6 +111,11 @@ def function(name: str, batch: int = _BATCH) -> Scorer:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it, and the installed commands do not
     try:
         found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        which = (
+            f"module {error.name}" if error.name == module_name else f"module {error.name}, which {module_name} imports"
+        )
+        raise InputError(f"{name}: there is no {which}, in this folder or in the environment") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"{name}: {module_name} cannot be imported: {_said(error)}") from error
     score = getattr(found, attribute, None)

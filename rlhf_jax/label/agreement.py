@@ -8,6 +8,7 @@ the item. InstructGPT's labelers were screened with a soft cut-off of 75 % (appe
 import collections
 import itertools
 import math
+import pathlib
 import statistics
 from collections.abc import Sequence
 
@@ -121,6 +122,8 @@ def of_file(path) -> list[str]:
         InputError: the file is not there, or a line of it is no judgment.
     """
     screening = judgments.beside(path, "screening")
+    if not pathlib.Path(path).exists() and not screening.exists():
+        raise InputError(f"--summary={path}: there is no such file; give the file that --out has named")
     rows, gold = judgments.read(path)[0], judgments.read(screening)[0]
     if not rows and not gold:
         raise InputError(f"--summary={path}: there are no judgments in this file")
