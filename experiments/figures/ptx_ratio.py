@@ -11,6 +11,7 @@ from experiments.figures.world import get_config as world
 from rlhf_jax.report import spec
 
 AXIS = "ppo_ptx.ptx_ratio"
+UPDATE = "history:time/update@mean_last_10%"  # the seconds of a stage have the compilation, too, whatever the ratio
 
 
 def get_config():
@@ -24,13 +25,13 @@ def sweep(h):
 
 
 BASELINE = {AXIS: 2}
-WORDS = {AXIS: "sequences for an episode"}
+WORDS = {AXIS: "sequences for an episode", UPDATE: "time of an update (s)"}
 FIGURES = (
     spec.Curve("valid_loss", "ppo_ptx", AXIS, scale="log", name="loss"),
     spec.Curve("gold/total", "ppo_ptx", AXIS, scale="log", name="gold"),
-    spec.Curve("seconds", "ppo_ptx", AXIS, scale="log", name="time"),
+    spec.Curve(UPDATE, "ppo_ptx", AXIS, scale="log", name="time"),
 )
-TABLES = (spec.Table(("sft", "ppo_ptx"), ("gold/total", "score", "kl", "skills/mean", "valid_loss", "seconds")),)
+TABLES = (spec.Table(("sft", "ppo_ptx"), ("gold/total", "score", "kl", "skills/mean", "valid_loss", UPDATE, "seconds")),)
 CLAIMS = (
     spec.Claim(
         "Ouyang et al. 2022, E.11",
@@ -42,10 +43,10 @@ CLAIMS = (
     ),
     spec.Claim(
         "Ouyang et al. 2022, E.11",
-        "Four times as many take several times as long: more than twice the time of the default.",
-        spec.Greater(spec.Pick("ppo_ptx", {AXIS: 8}), spec.Pick("ppo_ptx", {AXIS: 2}), "seconds", factor=2.0),
+        "Four times as many take several times as long: an update takes more than twice the time of the default's.",
+        spec.Greater(spec.Pick("ppo_ptx", {AXIS: 8}), spec.Pick("ppo_ptx", {AXIS: 2}), UPDATE, factor=2.0),
         figure="time",
-        matters=5.0,
-        because="less than a tenth of the time of a stage",
+        matters=0.05,
+        because="about a tenth of the time of an update",
     ),
 )
