@@ -16,7 +16,7 @@ def get_config():
     config.prompt_length = 48
     config.completion_length = 24
     config.data.template = "experiments/world_template.txt"
-    config.data.world.update(demonstrations=6000, careless=0.6, rm_prompts=8000, valid_prompts=400, test_prompts=1024)
+    config.data.world.update(demonstrations=6000, careless=0.6, rm_prompts=16000, valid_prompts=400, test_prompts=1024)
     config.model.update(
         positions="rope",
         rope_theta=100.0,
