@@ -23,7 +23,7 @@ from test_report import write_run
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import archive, html_page, pages, reproduction, spec, sweep_page, sweep_tables, tables
 from rlhf_jax.report.spec.check import check
-from rlhf_jax.report.sweep_report import Sweep
+from rlhf_jax.report.sweep_report import Sweep, shown
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.sweep.sequential import missing
 
@@ -608,6 +608,11 @@ def test_all_sweeps_become_one_page(done, tmp_path, capsys):
     assert (docs / "again" / "report.md").exists()
 
 
+def test_values_of_fields_are_shown_as_a_reader_says_them():
+    values = (0.5, 2.0, ":60", "60:", ("sft", 2), None)
+    assert list(map(shown, values)) == ["0.5", "2", "first 60", "60:", "sft+2", "None"]
+
+
 def test_the_archive_of_a_published_sweep_gives_its_report_again(tmp_path):
     """Its claims are judged again from it, its arms count as done, and it has neither completions nor names of machines."""
     path = make(tmp_path / "sweeps" / "ptx_coef", DECLARED)
@@ -649,6 +654,7 @@ EARLIER = (  # figures whose page still shows their sweep with the settings befo
     "comparators",
     "ladder",
     "overoptimization",
+    "ptx_ratio",
 )
 
 

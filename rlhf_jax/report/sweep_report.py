@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 import socket
 
 import numpy as np
@@ -380,7 +381,7 @@ def shown(value) -> str:
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return "+".join(map(shown, value))
-    return str(value)
+    return re.sub(r"^:(\d+)$", r"first \1", str(value))  # a slice, as `subset` has it
 
 
 def _called(fields: dict, names: dict[str, str]) -> str:
