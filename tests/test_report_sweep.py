@@ -22,8 +22,9 @@ from test_report import write_run
 
 from rlhf_jax.report import __main__ as command
 from rlhf_jax.report import archive, html_page, pages, reproduction, spec, sweep_page, sweep_tables, tables
+from rlhf_jax.report.names import shown
 from rlhf_jax.report.spec.check import check
-from rlhf_jax.report.sweep_report import Sweep, shown
+from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.sweep.sequential import missing
 

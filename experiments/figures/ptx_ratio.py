@@ -31,7 +31,9 @@ FIGURES = (
     spec.Curve("gold/total", "ppo_ptx", AXIS, scale="log", name="gold"),
     spec.Curve(UPDATE, "ppo_ptx", AXIS, scale="log", name="time"),
 )
-TABLES = (spec.Table(("sft", "ppo_ptx"), ("gold/total", "score", "kl", "skills/mean", "valid_loss", UPDATE, "seconds")),)
+TABLES = (
+    spec.Table(("sft", "ppo_ptx"), ("gold/total", "score", "kl", "skills/mean", "valid_loss", UPDATE, "seconds")),
+)
 CLAIMS = (
     spec.Claim(
         "Ouyang et al. 2022, E.11",

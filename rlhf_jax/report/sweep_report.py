@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import pathlib
-import re
 import socket
 
 import numpy as np
@@ -32,6 +31,7 @@ from rlhf_jax.report.form import (
     is_file_name,
     is_number,
 )
+from rlhf_jax.report.names import setting_name, short_names
 from rlhf_jax.report.record import reference_label
 from rlhf_jax.report.run_progress import at_work_on
 from rlhf_jax.report.sweep_files import Files, numbers, summary
@@ -158,12 +158,12 @@ class Sweep:
         self.experiment, self.argument = facts.get("experiment", ""), facts.get("argument") or ""
         self.about, self.commit = facts.get("about") or "", facts.get("commit")
         self.overrides = facts.get("overrides") or {}
-        names = _short_names(arms) | (facts.get("words") or {})
+        names = short_names(arms) | (facts.get("words") or {})
         swept = spec.swept([arm["overrides"] for arm in arms], self.config.get("seed", 0))
         settings = {}
         for arm in arms:
             fields = {name: arm["overrides"][name] for name in swept if name in arm["overrides"]}
-            settings.setdefault(json.dumps(fields, sort_keys=True), SweepSetting(_called(fields, names), fields))
+            settings.setdefault(json.dumps(fields, sort_keys=True), SweepSetting(setting_name(fields, names), fields))
         every = [self._arm(arm, settings, swept) for arm in arms]
         try:
             self.declared = spec.Declared.from_json(facts)
@@ -226,7 +226,7 @@ class Sweep:
                 told += [name] * (not any(self._together(name, other) for other in told))
         names = {}
         for setting in settings:
-            names[setting] = _called(
+            names[setting] = setting_name(
                 {name: setting.overrides[name] for name in setting.overrides if name in told}, self.short
             )
         return names if len(set(names.values())) == len(names) > 1 else {setting: setting.name for setting in settings}
@@ -373,30 +373,3 @@ class Sweep:
             if len(rows) == before:
                 rows.append(Row(*known))
         return rows
-
-
-def shown(value) -> str:
-    """Returns the value of a field as text for a name or a table."""
-    if is_number(value):
-        return f"{value:g}"
-    if isinstance(value, (list, tuple)):
-        return "+".join(map(shown, value))
-    return re.sub(r"^:(\d+)$", r"first \1", str(value))  # a slice, as `subset` has it
-
-
-def _called(fields: dict, names: dict[str, str]) -> str:
-    """Returns the name of a setting with these fields."""
-    return ", ".join(f"{names[name]}={shown(value)}" for name, value in fields.items()) or "the config"
-
-
-def _short_names(arms) -> dict[str, str]:
-    """Returns the short name of each field: its last part, or as many as distinguish it from the other fields."""
-    names = list(dict.fromkeys(name for arm in arms for name in arm["overrides"]))
-    short = {}
-    for name in names:
-        parts = name.split(".")
-        tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        short[name] = next(
-            tail for tail in tails if not any(other != name and f".{other}".endswith(f".{tail}") for other in names)
-        )
-    return short

@@ -3,8 +3,9 @@
 import dataclasses
 
 from rlhf_jax.report import spec
+from rlhf_jax.report.names import shown
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep_report import Row, Sweep, shown
+from rlhf_jax.report.sweep_report import Row, Sweep
 from rlhf_jax.report.tables import QUANTITIES, REWARD_QUANTITIES, TextTable, csv_text, has_ends, quantity_of
 from rlhf_jax.statistics import mean_over_seeds
 

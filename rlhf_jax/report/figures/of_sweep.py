@@ -8,8 +8,9 @@ import numpy as np
 from rlhf_jax.report import spec
 from rlhf_jax.report.figures import LOOKS, arms_of
 from rlhf_jax.report.form import is_number
+from rlhf_jax.report.names import shown
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep_report import Sweep, shown
+from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.sweep_tables import estimate
 from rlhf_jax.runtime.figures import new_figure, whole_numbers
 

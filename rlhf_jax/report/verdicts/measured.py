@@ -7,8 +7,8 @@ import numpy as np
 from rlhf_jax.evaluate import best_of_n
 from rlhf_jax.report import spec
 from rlhf_jax.report.form import is_number
+from rlhf_jax.report.names import shown
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep_report import shown
 
 
 def along(sweep, stage, axis, quantity, where):

@@ -5,8 +5,9 @@ import numpy as np
 from rlhf_jax.evaluate import overoptimization
 from rlhf_jax.report import spec
 from rlhf_jax.report.form import is_number
+from rlhf_jax.report.names import shown
 from rlhf_jax.report.record import label
-from rlhf_jax.report.sweep_report import Sweep, shown
+from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.verdicts import curves, measured
 from rlhf_jax.report.verdicts.contrast import Contrast
 
