@@ -343,6 +343,10 @@ def test_completions_that_are_worth_the_same_get_no_advantage():
         np.testing.assert_array_equal(estimator(np.full((2, 3), 0.5, np.float32)), np.zeros((2, 3)))
 
 
+def test_the_baseline_of_reinforce_is_that_of_the_batch_and_not_of_the_prompt():
+    np.testing.assert_allclose(advantages.reinforce(np.float32([[1, 3], [6, 10]])), [[-4, -2], [1, 5]])
+
+
 def test_two_completions_by_hand():
     np.testing.assert_allclose(advantages.rloo(np.float32([[1, 4]])), [[-3, 3]])
     np.testing.assert_allclose(advantages.rloo(np.float32([[1, 4, 7]])), [[-4.5, 0, 4.5]])
