@@ -12,6 +12,7 @@ import tiny
 from rlhf_jax import lora, ppo, sharding, train
 from rlhf_jax.lora import Lora
 from rlhf_jax.ppo import packing
+from rlhf_jax.ppo import score as score_lib
 
 pytestmark = pytest.mark.usefixtures("simply_compiled")
 P, C, ROWS = 9, 12, 32
@@ -107,6 +108,18 @@ def test_a_row_has_no_more_episodes_than_programs_count_on():
     one = np.ones(40, np.int64)
     assert packing.filled_parts(one, one, 40, 1, (40, 40), 16) == 3
     assert packing.filled_parts(one, one, 40, 1, (40, 40), packing.most_of("xla")) == 1
+
+
+def test_score_and_update_count_the_same_number_of_episodes_for_a_row(monkeypatch):
+    """That of the policy's attention: other rows would round other log-probabilities, and the first ratio not be 1."""
+    s, coefs, counted, pack = tiny.PPO("1x1x1", config=SMALL), tiny.coefficients(), [], packing.pack
+    for module in (packing, score_lib):
+        monkeypatch.setattr(module, "most_of", {"xla": 3}.get)
+        monkeypatch.setattr(module, "pack", lambda rollout, most=None: counted.append(most) or pack(rollout, most))
+    state = s.state()
+    experience, _ = s.score(state, rollout_of(0), coefs)
+    s.update(state, experience, s.minibatches[0], coefs)
+    assert counted == [3, 3]
 
 
 def test_a_part_is_as_small_as_keeps_the_devices_busy():
