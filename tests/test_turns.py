@@ -1,6 +1,7 @@
 """How often each part of the sampling program runs: against the program itself, which counts them."""
 
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,15 @@ from rlhf_jax.generate.turns import turns
 from rlhf_jax.model import lengths as lengths_lib
 
 
-@pytest.mark.parametrize("count, copies, least", [(0, 1, 1), (0, 1, 4), (3, 1, 1), (4, 2, 1)])
-def test_the_loop_is_played_as_the_program_runs_it(count, copies, least, monkeypatch):
+@pytest.mark.parametrize(
+    "count, copies, least, ways", [(0, 1, 1, 1), (0, 1, 4, 1), (3, 1, 1, 1), (4, 2, 1, 1), (8, 1, 1, 2)]
+)
+def test_the_loop_is_played_as_the_program_runs_it(count, copies, least, ways, monkeypatch):
+    """Devices are an axis of vmap here: as on a mesh, they look at their slots and stop together."""
     monkeypatch.setattr(slots, "_NARROWER", 2)
     monkeypatch.setattr(slots, "_LEAST", least)
     monkeypatch.setattr(sizes_lib, "_SHARED", 2)
-    rows, width, completion = 8, 40, 70
+    rows, width, completion = 8 * ways, 40, 70
     rng = np.random.default_rng(count)
     prompts = np.repeat(rng.integers(1, width + 1, rows // copies), copies)
     completions = rng.integers(1, completion + 1, rows)
@@ -58,14 +62,15 @@ def test_the_loop_is_played_as_the_program_runs_it(count, copies, least, monkeyp
     )
 
     @jax.jit
+    @functools.partial(jax.vmap, axis_name="devices")
     def sample(tokens, mask, limits):
-        given = None, None, None, lengths, limits
+        given = None, None, None, lengths.of_device(rows, ways, ("devices",)), limits
         return slots.Decoder.of(tiny.CONFIG, params, tokens, mask, *given).sample()
 
-    found = sample(jnp.ones((rows, width), jnp.int32), jnp.asarray(mask), jnp.asarray(completions))
+    found = sample(*(x.reshape(ways, -1, *x.shape[1:]) for x in (jnp.ones(mask.shape, jnp.int32), mask, completions)))
     jax.effects_barrier()
-    assert np.array_equal(found.completion_mask.sum(-1), completions)
-    played = turns(prompts, completions, width, lengths, ways=1)
+    assert np.array_equal(found.completion_mask.sum(-1).reshape(-1), completions)
+    played = turns(prompts, completions, width, lengths, ways)
     assert {part: number for part, number in played.items() if number} == dict(runs)
     assert played["groups"] > 1 or not count
     assert sum(part.startswith("pages_") and number > 0 for part, number in played.items()) == 2
