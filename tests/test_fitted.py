@@ -108,6 +108,18 @@ def test_the_fastest_that_fits_is_chosen(limit, platform):
     assert found["slots"] == (None if limit >= 4 else slots[0] if slots else 16)
 
 
+def test_the_slots_of_a_run_are_those_that_fit_in_each_of_its_stages():
+    """A second stage takes twice the memory for a slot, and a third samples no more completions than all that fit."""
+
+    def programs(run):
+        step, sample = Toy.programs(run)["ppo"]
+        wide = dataclasses.replace(sample, temporaries=lambda change: {"cache": GIB * change.get("slots", 64) / 8})
+        few = dataclasses.replace(sample, options={"slots": [16]})
+        return {"ppo": [step, sample], "wide": [wide], "few": [few]}
+
+    assert [fitted.fit(Toy(), programs, limit * GIB)["slots"] for limit in (8, 4, 2)] == [None, 32, 16]
+
+
 def test_what_the_config_says_is_not_chosen():
     assert fitted.fit(Toy(microbatches=1, slots=64), Toy.programs, 9 * GIB).keys() == {
         "model.scan_layers",
