@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import generate, model
+from rlhf_jax import generate, model, ppo
 from rlhf_jax.data.batches import Prompts
 from rlhf_jax.generate import sizes as sizes_lib
 from rlhf_jax.generate import slots as slots_lib
@@ -183,9 +183,15 @@ def test_a_row_may_have_its_own_limit(mesh, ways, slots, monkeypatch):
 @pytest.mark.parametrize("slots", [3, pytest.param(0, marks=slow)])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_truncation_and_penalty_see_the_row_and_no_other(slots, temperature):
-    truncation = Truncation(jnp.int32(12), jnp.float32(0.9), jnp.float32(1.7))
-    plain = by_a_plain_loop("gpt", prompts_of(), jax.random.key(0), temperature, truncation)
-    assert_same(draw(slots=slots, temperature=temperature, truncation=truncation), plain)
+    truncation, prompts = Truncation(jnp.int32(12), jnp.float32(0.9), jnp.float32(1.7)), prompts_of()
+    garbage = np.random.default_rng(0).integers(0, tiny.VOCAB, prompts.tokens.shape, np.int32)  # is on no row's text
+    prompts = Prompts(np.where(prompts.mask, prompts.tokens, garbage), prompts.mask, prompts.index)
+    plain = by_a_plain_loop("gpt", prompts, jax.random.key(0), temperature, truncation)
+    found = draw(prompts=prompts, slots=slots, temperature=temperature, truncation=truncation)
+    assert_same(found, plain)
+    forced = jax.jit(ppo.completion_logprobs, static_argnums=0)
+    model_says = forced(CONFIGS["gpt"], tiny.params_of(CONFIGS["gpt"], 0), found, jnp.float32(temperature))
+    np.testing.assert_allclose(found.logprobs, model_says, atol=2e-5)  # whatever the truncation and the penalty
 
 
 @pytest.mark.parametrize("mesh", ["2x2x2", pytest.param("1x1x1", marks=slow)])
