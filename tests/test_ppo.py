@@ -580,6 +580,21 @@ def test_an_iteration_makes_epochs_times_minibatches_steps():
         np.testing.assert_allclose(largest, 0.1 * 1e-2, rtol=1e-2)
 
 
+def test_metrics_of_an_iteration_are_means_over_its_steps_but_for_the_largest_ratio_and_the_first_approxkl():
+    columns = {
+        "ppo/policy/ratio_max": [2.0, 9.0, 4.0],
+        "ppo/policy/approxkl": [1.0, 3.0, 5.0],
+        "ppo/val/loss": [2, 3, 7],
+    }
+    steps = [{name: jnp.float32(values[step]) for name, values in columns.items()} for step in range(3)]
+    assert {name: float(value) for name, value in ppo_programs.summarize(steps).items()} == {
+        "ppo/policy/ratio_max": 9.0,
+        "ppo/policy/approxkl": 3.0,
+        "ppo/policy/first_approxkl": 1.0,
+        "ppo/val/loss": 4.0,
+    }
+
+
 @pytest.mark.parametrize("epochs, minibatch", [(1, 64), (2, 64), (4, 32)])
 def test_warm_up_is_counted_in_iterations_and_ptx_sequences_in_episodes(epochs, minibatch):
     """A schedule counts optimizer steps; ptx_ratio is for each episode, however often the episode is used (C.4)."""
