@@ -68,6 +68,12 @@ def test_what_a_section_says():
     np.testing.assert_array_equal(ppo_programs.coefficients(section).reward_weights, [1, 0.25])
     section.reward, section.reward_weights, section.reward_standardize = "reward_model", (), True
     assert mixture_of(section) == Mixture(("reward_model",), (False,), True)
+    section.reward_standardize = False
+    for reward, given in (("short=rlhf_jax.rewards:length(limit=5)", True), ("short=reward_model", False)):
+        section.reward = (
+            reward  # a function is no model that the program reads, and a name of its own is in the metrics
+        )
+        assert mixture_of(section) == Mixture(("short",), (given,), False)
 
 
 @pytest.mark.parametrize("mesh", ["2x2x2", pytest.param("1x1x1", marks=pytest.mark.slow)])
