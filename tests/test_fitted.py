@@ -285,6 +285,12 @@ def test_a_work_directory_keeps_what_was_chosen_and_what_it_was_given(tmp_path, 
     assert read_json(path / "config.json")["model"]["remat"] == "full"
 
 
+def test_devices_that_share_a_memory_have_a_part_of_it_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "memory", lambda mesh: machine.Memory(100 * GIB, None, sharers=8))
+    with started(open_config(), tmp_path):
+        assert "chosen for 6.25 GiB of memory on a device" in capsys.readouterr().out
+
+
 def test_work_directories_of_older_versions_are_read(tmp_path, whole):
     config, path = open_config(), tmp_path / "run"
     with started(config, path):
