@@ -108,6 +108,14 @@ def test_the_fastest_that_fits_is_chosen(limit, platform):
     assert found["slots"] == (None if limit >= 4 else slots[0] if slots else 16)
 
 
+def test_over_links_one_part_that_computes_all_again_is_faster_than_two_that_send_the_weights():
+    """A part sends 3 x 2 x 2^28 bytes, in the time of 1,500 FLOPs each; 4 devices compute 3e12 or 4e12 FLOPs."""
+    run, chosen_of = Toy("gpu"), ("model.remat", "ppo.microbatches")
+    assert [fitted.fit(run, Toy.programs, 5 * GIB)[name] for name in chosen_of] == ["none", 2]
+    run.mesh = types.SimpleNamespace(**vars(run.mesh) | {"size": 4, "shape": {"data": 1, "fsdp": 4, "tensor": 1}})
+    assert [fitted.fit(run, Toy.programs, 5 * GIB)[name] for name in chosen_of] == ["full", 1]
+
+
 def test_the_slots_of_a_run_are_those_that_fit_in_each_of_its_stages():
     """A second stage takes twice the memory for a slot, and a third samples no more completions than all that fit."""
 
