@@ -268,6 +268,12 @@ def test_on_a_gpu_every_form_gives_what_xla_gives(segments):
     )
 
 
+@pytest.mark.parametrize("segments, known", [(0, 0), (1, 1), (2, 16), (16, 16), (17, 0)])
+def test_what_is_known_of_rows_stays_known_however_often_it_is_said(segments, known):
+    told = TransformerConfig(vocab_size=64, num_layers=2, embed_dim=64, num_heads=2).of_rows(segments)
+    assert told.segments == known and told.of_rows(told.segments) == told
+
+
 @pytest.mark.parametrize("of, times", [(work.forward, 1), (work.training, 3)])
 def test_packed_episodes_are_counted_one_by_one(of, times, monkeypatch):
     """Tile by tile: a loop over the tiles that have a score below the diagonal of an episode's own square."""

@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 from rlhf_jax import config, model, optim, ppo, token_loss
+from rlhf_jax.model import attention
 from rlhf_jax.ppo import programs as ppo_programs
 from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.stages import ppo_models
@@ -394,6 +395,23 @@ def test_ptx_is_half_the_gradient_of_the_token_mean_and_is_logged():
     np.testing.assert_allclose(metrics["ppo/ptx/grad_norm"], norms[1], rtol=1e-4)
     np.testing.assert_allclose(metrics["ppo/policy/grad_norm"], norms[2], rtol=1e-4)
     np.testing.assert_allclose(metrics["ppo/ptx/cosine"], flat[0] @ flat[1] / norms[0] / norms[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("documents, told", [(16, 16), (20, 0)])
+def test_attention_is_told_of_the_documents_of_a_row_only_what_is_so(documents, told, monkeypatch):
+    """cuDNN would give NaN for rows of more segments than it is told of."""
+    s, found, attend = stage(), set(), attention.attend
+
+    def watched(q, *given, **rows):
+        found.add((q.shape[1], rows["segments"]))
+        return attend(q, *given, **rows)
+
+    monkeypatch.setattr(attention, "attend", watched)
+    known = dataclasses.replace(s.ppo_config, ptx_segments=s.config.of_rows(documents).segments)  # as the stage does
+    update = ppo.make_update(known, s.optimizer, s.optimizer)
+    minibatch = jax.tree.map(lambda x: x[FIRST], trial().experience)
+    jax.eval_shape(update, s.state(), minibatch, ptx_batch(), tiny.coefficients())
+    assert {segments for length, segments in found if length == ptx_batch().tokens.shape[1]} == {told}
 
 
 def test_the_average_follows_the_policy_and_holds_nothing_of_its_start():

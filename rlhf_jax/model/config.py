@@ -74,9 +74,10 @@ class TransformerConfig:
     def of_rows(self, segments: int) -> "TransformerConfig":
         """Returns the shape for rows of at most so many segments, each of which stands together, without PREFIX.
 
-        A row of one segment begins with it. Programs count on 1, on SEGMENTS or on nothing, so that they are few.
+        A row of one segment begins with it. Programs count on 1, on SEGMENTS or on nothing, so that they are few; 0 says
+        that nothing is known.
         """
-        return dataclasses.replace(self, segments=1 if segments == 1 else SEGMENTS if segments <= SEGMENTS else 0)
+        return dataclasses.replace(self, segments=segments if segments < 2 else SEGMENTS if segments <= SEGMENTS else 0)
 
     @property
     def kv_heads(self) -> int:
