@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import lora, ppo, sharding, train
+from rlhf_jax import lora, model, ppo, sharding, train
 from rlhf_jax.lora import Lora
+from rlhf_jax.model import cudnn
 from rlhf_jax.ppo import packing
 from rlhf_jax.ppo import score as score_lib
 
@@ -120,6 +121,18 @@ def test_score_and_update_count_the_same_number_of_episodes_for_a_row(monkeypatc
     experience, _ = s.score(state, rollout_of(0), coefs)
     s.update(state, experience, s.minibatches[0], coefs)
     assert counted == [3, 3]
+
+
+@pytest.mark.parametrize("policy, told", [("cudnn", 16), ("xla", 0)])
+def test_a_model_is_told_how_many_episodes_a_row_can_have(policy, told, monkeypatch):
+    """A reward model that attends by cuDNN reads the rows of a policy that does not: they may have any number."""
+    shape = dataclasses.replace(SMALL, num_heads=4)  # of a width that cuDNN computes
+    params, config, found = model.param_shapes(shape, "scalar"), dataclasses.replace(shape, attention="cudnn"), []
+    monkeypatch.setattr(cudnn, "attend", lambda q, k, v, ids, segments, visible: found.append(segments) or q)
+    layout = packing.pack(rollout_of(0), packing.most_of(policy))
+    jax.eval_shape(ppo.SequenceScore(config).at_places, params, layout.rollout)
+    jax.eval_shape(functools.partial(ppo.completion_values, config), params, layout.rollout)
+    assert set(found) == {told} and len(found) >= 2
 
 
 def test_a_part_is_as_small_as_keeps_the_devices_busy():

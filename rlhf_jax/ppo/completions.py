@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from rlhf_jax import model
 from rlhf_jax.generate import Rollout, ended_by, is_end
 from rlhf_jax.model import TransformerConfig
-from rlhf_jax.model.attention import SEGMENTS
 from rlhf_jax.ppo.packing import PackedRollout
 
 RewardFn = Callable[[Any, Rollout], jax.Array]  # (reward params, rollout) -> f32[B], or f32[B, M] of M models
@@ -24,7 +23,7 @@ RewardFn = Callable[[Any, Rollout], jax.Array]  # (reward params, rollout) -> f3
 def completion_states(config: TransformerConfig, params: dict, rollout: Rollout | PackedRollout) -> jax.Array:
     """Returns the hidden states [B, C, D] from which the completion tokens are predicted."""
     if isinstance(rollout, PackedRollout):
-        rows = config.of_rows(SEGMENTS)
+        rows = config.of_rows(rollout.segments)
         hidden = model.hidden_states(rows, params, rollout.tokens, rollout.positions, rollout.segment_ids)
         return jax.vmap(lambda row, places: row[places])(hidden, rollout.before)
     prompt_length = rollout.prompt_mask.shape[1]
@@ -90,7 +89,7 @@ class SequenceScore:
         tokens = rows.tokens
         if len(self.ends) > 1:
             tokens = jnp.where(rows.generated & is_end(tokens, self.ends[1:]), self.ends[0], tokens)
-        config = self.config.of_rows(SEGMENTS)
+        config = self.config.of_rows(rows.segments)
         hidden = model.hidden_states(config, params, tokens, rows.positions, rows.segment_ids)
         return model.scalar_head(self.config, params, hidden)
 

@@ -42,6 +42,7 @@ class PackedRollout:
     before: jax.Array  # i32[R, C], the place of the token before each token of a completion
     completions: jax.Array  # i32[R, C], the tokens of the completions
     completion_mask: jax.Array  # bool[R, C]
+    segments: int = struct.field(pytree_node=False, default=0)  # the most episodes of a row; 0: any number
 
 
 @struct.dataclass
@@ -114,6 +115,7 @@ def pack(rollout: Rollout, most: int | None = None) -> PackedLayout:
         before=jnp.where(mask, jnp.maximum((start + prompts)[owner] + index - 1, 0), 0),
         completions=jnp.where(mask, rollout.completions.reshape(-1)[source], 0),
         completion_mask=mask,
+        segments=most or 0,
     )
     ends = row * length + jnp.maximum(start + sizes[:, 0] - 1, 0)
     target = jnp.where(rollout.completion_mask, within, 0)
