@@ -123,6 +123,14 @@ class Run:
             return dataclasses.replace(shape, lora=self.model.lora) if whole else shape
         own = chosen.closed(self.config[stage].get("model", {}))
         differing = {name: value for name, value in own.items() if name != "shape"}
+        if {"attention", "dtype"} & differing.keys():
+            # What the run has chosen for the policy may be for another dtype.
+            named, dtype = (
+                differing.get("attention", self.config.model.attention),
+                differing.get("dtype", self.model.dtype),
+            )
+            platform = self.mesh.devices.flat[0].platform
+            differing["attention"] = attention.choose(named, platform, dtype)
         if "lora" in differing:
             differing["lora"] = lora.of_section(self.config.model.lora, differing["lora"])
         return dataclasses.replace(chosen.in_model(self.model, self.chosen, stage), **differing)

@@ -22,6 +22,7 @@ from rlhf_jax.model import memory
 from rlhf_jax.model.work import Work
 from rlhf_jax.plan import planner
 from rlhf_jax.runtime import machine
+from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.sweep import arms, grid
 
@@ -358,6 +359,26 @@ def test_a_stages_own_model_leaves_open_what_the_runs_does():
     own = {"num_layers": 2, "remat": "auto", "scan_layers": None}
     assert chosen.closed(own) == {"num_layers": 2}
     assert chosen.closed({"remat": "dots", "scan_layers": False}) == {"remat": "dots", "scan_layers": False}
+
+
+@pytest.mark.parametrize(
+    "own, found",
+    [({"dtype": "float32"}, "xla"), ({"attention": "auto"}, "cudnn"), ({"attention": "blocked"}, "blocked")],
+)
+def test_a_stages_own_model_attends_by_what_computes_in_its_own_dtype(own, found):
+    """cuDNN, which is the policy's choice on a GPU in bfloat16, has no float32."""
+    config = default_config()
+    config.stages = ("reward_model",)
+    with config.unlocked():
+        config.reward_model.model = own
+    run = run_lib.without_data(config, DATA, tiny.mesh_of("1x1x1"))
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")]))
+    on_gpu = dataclasses.replace(run, mesh=mesh, model=dataclasses.replace(run.model, attention="cudnn"))
+    assert on_gpu.shape("reward_model").attention == found
+    with config.unlocked():
+        config.reward_model.model = {"attention": "cudnn"}
+    with pytest.raises(InputError, match="attention='cudnn' needs a gpu, and this runs on a cpu"):
+        dataclasses.replace(run, config=config).shape("reward_model")
 
 
 @pytest.mark.slow
