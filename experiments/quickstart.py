@@ -47,7 +47,7 @@ def get_config():
     config.collect.update(
         models=("sft@1.0", "sft@0.7", "sft@1.0"), max_completions=7, borrowed=2, demonstrations=True, labelers=4
     )
-    config.reward_model.update(epochs=1.0, batch_size=16, packed=True, length=144, learning_rate=7e-4, warmup_steps=20)
+    config.reward_model.update(epochs=2.0, batch_size=16, packed=True, length=144, learning_rate=7e-4, warmup_steps=20)
     # Gradients of 32 episodes are noisy: a larger rate moves the policy away from SFT without a better score. There is
     # one pretraining sequence per episode, where the paper has 8, and its coefficient weighs a mean over tokens. 0.5 keeps
     # the skills on this world, and 2 takes a third of what PPO gains in helpfulness (docs/measurements.md).
