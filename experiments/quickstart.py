@@ -3,7 +3,7 @@
     bash launch/quickstart.sh
     python -m rlhf_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
-A Transformer of 0.9 million parameters; 12 to 13 minutes on 2 CPU cores. Three in five of those who
+A Transformer of 0.9 million parameters; about 12 minutes on 2 CPU cores. Three in five of those who
 write demonstrations are careless, rude or rambling: SFT learns the tasks from them and their habits
 too, so that there is something left for RLHF to do. What to expect, over 4 seeds, is in the README.
 """
