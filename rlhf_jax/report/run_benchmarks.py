@@ -8,7 +8,7 @@ from rlhf_jax.report.record import Record, label
 from rlhf_jax.report.tables import Quantity, TextTable
 from rlhf_jax.runtime import finished
 from rlhf_jax.runtime.files import read_json_lines
-from rlhf_jax.statistics import Estimate, paired_difference
+from rlhf_jax.statistics import Estimate, mean, paired_difference
 
 _ESTIMATE = Object({"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)})
 _ENTRIES = each(Object({"estimates": each(_ESTIMATE), "items": NUMBER}))
@@ -83,8 +83,11 @@ def _differences(record: Record, stages: list[str], task: str, metric: str) -> l
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> Estimate | None:
-    """Returns the mean difference over items, or None without an item."""
-    return paired_difference(first, second) if len(first) else None
+    """Returns the mean difference over items, or None without an item; of metrics from 0 to 1 as of scores."""
+    if not len(first):
+        return None
+    scores = min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= 1
+    return paired_difference(first, second) if scores else mean(first - second)
 
 
 def _items(record: Record, stage: str, task: str, metric: str) -> dict[int, float]:
