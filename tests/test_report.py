@@ -16,7 +16,7 @@ from rlhf_jax import statistics
 from rlhf_jax.evaluate import policy, skills
 from rlhf_jax.fields import registry
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import figures, html_page, pages, run_origin, run_policies, seeds, tables
+from rlhf_jax.report import figures, html_page, pages, run_benchmarks, run_origin, run_policies, seeds, tables
 from rlhf_jax.report import run_page as run_report
 from rlhf_jax.report.figures import of_training
 from rlhf_jax.report.record import Record
@@ -421,10 +421,35 @@ def test_means_and_differences_over_seeds(runs, tmp_path):
     title = "skills (points): share of the tax recovered by PPO-ptx (%)"
     shares = 100 * (ptx - ppo) / (sft - ppo)
     assert cells(text, title)[1:] == [f"{share:+.0f}" for share in shares]
+    share = statistics.ratio(ptx - ppo, sft - ppo)  # and not the mean of the three, which one small tax can move far
+    assert cells(text, title)[0] == f"{100 * share.value:.0f} ({100 * share.low:.0f} to {100 * share.high:.0f})"
     above = 100 * (ptx - (ppo + sft) / 2)
     assert cells(text, "skills (points): PPO-ptx − midpoint of PPO and SFT")[1:] == [f"{value:+.1f}" for value in above]
     assert cells(text, "held-out loss: PPO − SFT")[0] == "0.400"  # the same in all runs: no interval
     assert (tmp_path / "seeds.png").exists()
+
+
+def test_a_tax_that_may_well_be_0_gives_its_recovered_share_no_interval():
+    assert seeds._recovered([0.5, 0.5, 0.5], [0.49, 0.51, 0.4], [0.5, 0.5, 0.5]) == ["100", "+100", "+100", "+100"]
+    assert seeds._recovered([0.5, 0.5], [0.5, 0.4], [0.5, 0.45]) == ["50", "–", "+50"]
+    assert seeds._recovered([0.5, 0.5], [0.5, 0.5], [0.5, 0.6]) == ["–", "–", "–"]
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+def test_benchmarks_of_any_scale_are_compared_over_their_items(tmp_path, scale):
+    """ROUGE and BLEU of lm-eval's tasks are in percent."""
+    path, rng = write_run(tmp_path / "run", 0, prompts=12, items=3), np.random.default_rng(0)
+    scores = {stage: rng.random(40) for stage in ("sft", "ppo")}
+    for stage, values in scores.items():
+        rows = [{"doc_id": n, "filter": "none", "rouge": scale * value} for n, value in enumerate(values)]
+        files.write_json_lines(path / stage / "lm_eval.toy.jsonl", rows)
+        entry = {"estimates": {"rouge": statistics.mean(scale * values).to_json()}, "items": 40}
+        (path / stage / "lm_eval.json").write_text(json.dumps({"toy": entry}))
+    text = "\n".join(run_benchmarks.benchmark_sections(Record.load(path))).split("Differences from")[1]
+    found = (statistics.paired_difference if scale == 1 else statistics.mean)(
+        *([scores["ppo"], scores["sft"]] if scale == 1 else [scale * (scores["ppo"] - scores["sft"])])
+    )
+    assert cells(text, "toy rouge")[0].startswith(f"{found.value:+.4g} ± {(found.high - found.low) / 2:.2g}")
 
 
 def test_reward_models_of_several_runs_stand_beside_their_bags_of_words(tmp_path):

@@ -1,23 +1,26 @@
 """The report of several runs that differ in their seed: means, Student t intervals and differences between policies.
 
-A difference is taken within each run first, so that what the policies of a run have in common cancels.
+A difference is taken within each run first, so that what the policies of a run have in common cancels. A share of the
+alignment tax is the ratio of two means of differences.
 """
 
+import math
 import os
 import pathlib
 
+import numpy as np
 import rich.console
 from rich.text import Text
 
 from rlhf_jax.report import run_reward
 from rlhf_jax.report.figures import of_run as figures
 from rlhf_jax.report.record import Record, label, reference_label
-from rlhf_jax.report.tables import QUANTITIES, REFERENCE, Quantity, TextTable
+from rlhf_jax.report.tables import QUANTITIES, REFERENCE, TextTable
 from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import write_text
 from rlhf_jax.runtime.markdown import cell, image
 from rlhf_jax.runtime.terminal import visible
-from rlhf_jax.statistics import mean_over_seeds
+from rlhf_jax.statistics import mean_over_seeds, ratio
 
 _PANELS = {
     "gold/total": "gold score",
@@ -56,7 +59,9 @@ def write(paths, out) -> rich.console.Group:
         for name, title in _PANELS.items()
     }
     figures.draw_seeds({title: found for title, found in panels.items() if found}, stages, figure)
-    interval = f"± is a 95 % Student t interval over {len(records)} runs"
+    interval = (
+        f"± is a 95 % Student t interval over {len(records)} runs, and the range of a share of the tax is Fieller's"
+    )
     runs = [f"- {cell(os.fspath(record.path))} (seed {cell(record.config.get('seed'))})" for record in records]
     write_text(
         out,
@@ -150,11 +155,9 @@ def difference_table(records, stages) -> TextTable:
             add(f"{name}: {label(stage)} − SFT", quantity, {stage: 1, sft: -1})
         for stage in mixed:
             add(f"{name}: {label(stage)} − midpoint of PPO and SFT", quantity, {stage: 1, plain: -0.5, sft: -0.5})
-            shares = [_share(record, quantity.name, sft, plain, stage) for record in records]
-            if None not in shares:
-                _append(
-                    rows, f"{name}: share of the tax recovered by {label(stage)} (%)", Quantity("", "", 0, 100), shares
-                )
+            values = [_values(records, key, quantity.name) for key in (sft, plain, stage) if key in stages]
+            if len(values) == 3 and not any(None in by_run for by_run in values):
+                rows.append([f"{name}: share of the tax recovered by {label(stage)} (%)", *_recovered(*values)])
     return TextTable(["", "mean", *(record.path.name for record in records)], rows)
 
 
@@ -164,13 +167,17 @@ def _append(rows, title, quantity, values) -> None:
     rows.append([title, quantity.show(mean_over_seeds(values)._asdict()), *shown])
 
 
-def _share(record, name, sft, plain, stage) -> float | None:
-    """Returns (stage - plain) / (sft - plain), the share of the alignment tax that is won back, or None."""
-    found = [record.evaluations.get(key) and record.estimate(key, name) for key in (sft, plain, stage)]
-    if None in found:
-        return None
-    sft, plain, mixed = (estimate["value"] for estimate in found)
-    return (mixed - plain) / (sft - plain) if sft != plain else None
+def _recovered(sft, plain, mixed) -> list[str]:
+    """Returns the share of the alignment tax that is won back: the ratio of the means, and the share of each run.
+
+    The interval is Fieller's. The mean of the runs' shares would hang on the runs whose tax is nearest to 0.
+    """
+    won, lost = np.subtract(mixed, plain), np.subtract(sft, plain)
+    value, low, high = (100 * number for number in ratio(won, lost))
+    over_runs = (
+        "–" if math.isnan(value) else f"{value:.0f}" if math.isinf(low) else f"{value:.0f} ({low:.0f} to {high:.0f})"
+    )
+    return [over_runs, *(f"{100 * a / b:+.0f}" if b else "–" for a, b in zip(won, lost))]
 
 
 def _values(records, stage, name) -> list[float | None]:
