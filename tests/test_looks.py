@@ -267,6 +267,22 @@ def test_a_look_that_was_taken_is_not_taken_again(tmp_path):
         verdicts.judge_all(Sweep(path))
 
 
+def test_a_look_at_a_peak_is_read_as_it_was_taken(tmp_path):
+    """And looks of earlier versions, which have no candidates, can be read."""
+    claims = (spec.Claim("a", "peak", spec.Peak("score", "ppo_ptx", AXIS)),)
+    path = make(tmp_path / "sweep", lambda *_: True, strong_and_weak, claims=claims)
+    first = verdicts.judge_all(Sweep(path))
+    assert first[0].tests[0].candidates[0].keys() == set(range(len(first[0].tests[0].by_seed)))
+    looks.record(Sweep(path))
+    assert verdicts.judge_all(Sweep(path)) == first
+    taken = read_json(path / looks.FILE)
+    for look in next(iter(taken["claims"].values())):
+        for test in look["parts"][0]:
+            del test["candidates"]
+    write_json(path / looks.FILE, taken)
+    assert verdicts.judge_all(Sweep(path))[0].tests[0].candidates == ()
+
+
 def test_a_sweep_without_a_design_is_judged_once_by_all_its_seeds(tmp_path):
     path = make(tmp_path / "sweep", lambda *_: True, strong_and_weak)
     write_json(path / "sweep.json", {name: v for name, v in read_json(path / "sweep.json").items() if name != "design"})

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import fake_sweep
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_jax.evaluate import best_of_n
 from rlhf_jax.report import spec, verdicts
 from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.verdicts import curves, looks
-from rlhf_jax.report.verdicts.contrast import Contrast
+from rlhf_jax.report.verdicts.contrast import Contrast, seeds_to_decide
 from rlhf_jax.runtime.errors import InputError
 
 AXIS = "ppo_ptx.ptx_coef"
@@ -103,6 +104,77 @@ def test_peak_takes_the_inner_value_that_other_seeds_choose(empty):
     assert "chosen by the other seeds" in found.sentence
     two = verdicts.judge(give(empty((0.0, 1.0), 3), np.ones((3, 2))), PEAK)
     assert two.verdict == "undecided"  # no inner value
+
+
+def test_a_peak_that_is_there_is_seldom_denied_because_seeds_chose_a_wrong_value(empty):
+    """The first inner value is hardly better than both ends, and seven others are worse. By the chosen values: 9 %."""
+    sweep, times, rng = empty(tuple(map(float, range(10))), 8), 300, np.random.default_rng(0)
+    truth = np.array([0.0, 0.01, *[-0.7] * 7, 0.0])
+    found = [verdicts.judge(give(sweep, truth + rng.normal(size=(8, 10))), PEAK).verdict for _ in range(times)]
+    assert found.count("does not hold") / times < 0.025 + 2 * math.sqrt(0.025 / times)
+
+
+def test_every_inner_value_must_be_against_a_peak(empty):
+    sweep = empty((0.0, 1.0, 2.0, 3.0), 4)
+    noise = np.array(
+        [[0.0, 0.01, -0.01, 0.0], [0.0, -0.01, 0.01, 0.01], [0.0, 0.0, 0.02, -0.01], [0.0, 0.02, 0.0, 0.0]]
+    )
+    found = verdicts.judge(give(sweep, noise + [0, 1, 2, 3]), PEAK)
+    assert found.verdict == "does not hold"
+    unsure = noise + [0, 1, 2, 3]
+    unsure[:, 1] += [3, -4, 1, -4]  # no seed's others choose it, and it may be the best
+    found = verdicts.judge(give(sweep, unsure), PEAK)
+    assert found.tests[1]._replace(candidates=()).verdict(0.05, 0.025) == "does not hold"
+    assert found.verdict == "undecided" and "only if each of the 2 inner values is below it" in found.sentence
+    close = noise + [0, 0.0, 0.05, 0.0]
+    assert verdicts.judge(give(sweep, close), PEAK, matters=0.2).verdict == "negligible"
+    close[:, 1] += [0.3, -0.3, 0.2, -0.2]
+    assert verdicts.judge(give(sweep, close), PEAK, matters=0.2).verdict == "undecided"
+
+
+def test_the_seeds_that_would_decide_a_claim_do_so_as_often_as_is_said():
+    """Of several tests all must hold, or one must be against the claim; by simulation of claims judged once."""
+    rng, times = np.random.default_rng(0), 2000
+
+    def seeds_for(*means, **fields):
+        spread = np.array([-1.0, 1.0]) / math.sqrt(2)  # of standard deviation 1
+        tests = [Contrast("", dict(enumerate(mean + spread)), **fields) for mean in means]
+        return seeds_to_decide(tests), tests
+
+    for means in ((0.6,), (0.6, 0.6, 0.6), (-0.8, 0.0)):
+        count, _ = seeds_for(*means)
+        numbers = rng.normal(size=(times, len(means), count)) + np.array(means)[:, None]
+        level = 0.05 / len(means)
+        holds = np.all([rates_of(numbers[:, k], 0.05)[0] for k in range(len(means))], axis=0)
+        against = np.any([rates_of(numbers[:, k], level)[1] for k in range(len(means))], axis=0)
+        assert 0.78 < (holds | against).mean() < 0.9, means
+    alone, _ = seeds_for(-0.8)
+    both, _ = seeds_for(-0.8, 0.0)
+    assert alone < both < 30  # at half of the level, and not the hundreds that a mean of 0 would need
+    assert seeds_for(0.6, share=0.5)[0] > seeds_for(0.6)[0]
+    assert math.isinf(seeds_for(0.0)[0]) and math.isfinite(seeds_for(0.0, matters=0.5)[0])
+    assert seeds_for(0.0, margin=0.5)[0] == seeds_for(0.0, matters=0.5)[0]
+    equal = Contrast("", {0: 0.1 + 0.2, 1: 0.3, 2: 0.3})  # but for rounding
+    assert math.isnan(seeds_to_decide([equal])) and "the same in all 3 seeds" in equal.effect()
+    peak = seeds_for(-0.8)[1][0]
+    assert seeds_to_decide([peak._replace(candidates=(peak.by_seed, peak.by_seed))]) > seeds_to_decide([peak])
+    assert math.isinf(seeds_to_decide([peak._replace(candidates=(peak.by_seed, {0: 0.0, 1: 0.2}))]))
+
+
+def rates_of(numbers, level):
+    """Whether t intervals of a level, of f[N, K], lie above 0, and below it."""
+    half = stats.t.isf(level / 2, numbers.shape[1] - 1) * numbers.std(1, ddof=1) / math.sqrt(numbers.shape[1])
+    return numbers.mean(1) - half > 0, numbers.mean(1) + half < 0
+
+
+def test_numbers_that_differ_by_rounding_alone_decide_nothing(empty):
+    """In each seed, one setting is above the other by what the claim states; the floating-point differences are 1e-17."""
+    sweep = empty((0.0, 1.0), 3)
+    give(sweep, np.array([[0.8, 0.85], [0.85, 0.9], [0.75, 0.8]]))
+    close = spec.Close(at(1.0), at(0.0), "score", margin=0.02, difference=0.05)
+    found = verdicts.judge(sweep, close)
+    assert len(set(found.tests[0].by_seed.values())) > 1 and found.verdict == "undecided"
+    assert "the same in all 3 seeds" in found.sentence
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ import math
 from rlhf_jax.report import spec
 from rlhf_jax.report.sweep_report import Sweep
 from rlhf_jax.report.verdicts import looks as looks_lib
-from rlhf_jax.report.verdicts.contrast import HOLDS, NEGLIGIBLE, NOT, POWER, UNDECIDED, Contrast
-from rlhf_jax.report.verdicts.looks import ALPHA, Look
+from rlhf_jax.report.verdicts.contrast import ALPHA, HOLDS, NEGLIGIBLE, NOT, POWER, UNDECIDED, Contrast, seeds_to_decide
+from rlhf_jax.report.verdicts.looks import Look
 from rlhf_jax.statistics.sequential import MOST_SEEDS
 
 WITHDRAWN = "withdrawn"  # verdict on a published claim whose rule has changed, and which no run has judged anew
@@ -152,9 +152,7 @@ def _verdict(sweep: Sweep, claim: spec.Claim, looks: list[Look], corrected: str)
     if ahead:
         sentence += f", the next at {ahead} seeds"
     elif verdict == UNDECIDED:
-        found = looks_lib.verdicts_of(sweep, looks, len(looks) - 1)
-        counts = [test.seeds_to_decide() for test, word in zip(last.tests, found) if word == UNDECIDED]
-        wanted = math.nan if not counts or any(map(math.isnan, counts)) else max(counts)
+        wanted = seeds_to_decide(last.tests)
     if not math.isnan(wanted):
         count = f"more than {MOST_SEEDS:,}" if math.isinf(wanted) else f"{wanted}"
         sentence += (

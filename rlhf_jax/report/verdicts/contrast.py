@@ -1,6 +1,7 @@
 """The test of one number over seeds."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from rlhf_jax.statistics import Estimate, mean_over_seeds
 from rlhf_jax.statistics.sequential import seeds_to_find
 
+ALPHA = 0.05  # the error of a claim, over both sides
 HOLDS, NOT, NEGLIGIBLE, UNDECIDED = "holds", "does not hold", "negligible", "undecided"
 POWER = 0.8  # how often the seeds that are named would decide
 
@@ -25,6 +27,8 @@ class Contrast(NamedTuple):
       scale: factor from the number to what is printed, such as 100 for points.
       unit: what is printed after it, such as "points"; "" for none.
       share: share of the level that the intervals use; below 1 if the numbers are not quite independent.
+      candidates: where each number is at a value that other seeds chose, the numbers at each value that they could choose. The
+        choice may miss the best value, so what is against the claim must be so at every one.
     """
 
     what: str
@@ -36,6 +40,7 @@ class Contrast(NamedTuple):
     scale: float = 1.0
     unit: str = ""
     share: float = 1.0
+    candidates: tuple[dict[int, float], ...] = ()
 
     @property
     def estimate(self) -> Estimate | None:
@@ -43,8 +48,18 @@ class Contrast(NamedTuple):
         return self.interval(0.05)
 
     def interval(self, level: float) -> Estimate | None:
-        """Returns the mean and its t interval of confidence 1 - share x level, or None without a seed."""
-        return mean_over_seeds(list(self.by_seed.values()), 1 - self.share * level) if self.by_seed else None
+        """Returns the mean and its t interval of confidence 1 - share x level, or None without a seed.
+
+        Its ends are infinite where the numbers are equal but for rounding, beside what the claim compares them with.
+        """
+        if not self.by_seed:
+            return None
+        numbers = np.array(list(self.by_seed.values()), float)
+        if np.ptp(numbers) <= 1e-12 * max(
+            map(abs, (self.threshold, self.zero, self.margin or 0.0, self.matters or 0.0))
+        ):
+            numbers[:] = numbers.mean()
+        return mean_over_seeds(numbers, 1 - self.share * level)
 
     def verdict(self, level: float = 0.05, corrected: float | None = None) -> str:
         """Returns HOLDS, NOT, NEGLIGIBLE or UNDECIDED for one of the tests of a claim.
@@ -56,7 +71,10 @@ class Contrast(NamedTuple):
         if len(self.by_seed) < 2:
             return UNDECIDED
         _, low, high = self.interval(level)
-        _, wide_low, wide_high = self.interval(level if corrected is None else corrected)
+        corrected = level if corrected is None else corrected
+        _, wide_low, wide_high = self.interval(corrected)
+        if self.candidates:
+            wide_high = max(mean_over_seeds(list(each.values()), 1 - corrected).high for each in self.candidates)
         if self.margin is not None:
             if -self.margin < low and high < self.margin:
                 return HOLDS
@@ -75,24 +93,35 @@ class Contrast(NamedTuple):
         values = np.array(list(self.by_seed.values())) - self.threshold
         return float(values.mean() / (values.std(ddof=1) / math.sqrt(len(values))))
 
-    def seeds_to_decide(self) -> float:
-        """Returns how many seeds, judged once by a 95 % interval, would decide with POWER, if mean and spread stay as they are.
-
-        Returns:
-          The number; nan if the seeds show no spread, inf for more than are counted.
-        """
-        values = np.array(list(self.by_seed.values()))
-        if len(values) < 2 or not (spread := values.std(ddof=1)) > 0:
-            return math.nan
-        mean, one_side, both_sides = float(values.mean()), POWER, (1 + POWER) / 2
+    def seeds_to_hold(self, power: float) -> float:
+        """Returns how many seeds, judged once, would find with this power that the claim holds, as `seeds_to_decide` says."""
+        mean, spread = self._mean_and_spread()
         if self.margin is not None:
-            inside = self.margin - abs(mean)
-            found = [seeds_to_find(inside, spread, both_sides if inside > 0 else one_side)]
-        else:
-            found = [seeds_to_find(mean - self.threshold, spread, one_side)]
-            if self.matters is not None and (inside := self.matters - abs(mean - self.zero)) > 0:
-                found.append(seeds_to_find(inside, spread, both_sides))
-        return min(math.inf if seeds is None else seeds for seeds in found)
+            return _seeds(self.margin - abs(mean), spread, (1 + power) / 2, ALPHA)
+        return _seeds(mean - self.threshold, spread, power, self.share * ALPHA)
+
+    def seeds_against(self, power: float, tests: int) -> float:
+        """Returns the same for what is against a claim of so many tests: that it does not hold, or is negligible."""
+        mean, spread = self._mean_and_spread()
+        level = self.share * ALPHA / tests
+        if self.margin is not None:
+            return _seeds(abs(mean) - self.margin, spread, power, level)
+        above = [self._replace(by_seed=each)._mean_and_spread() for each in self.candidates] or [(mean, spread)]
+        each_power = 1 - (1 - power) / len(above)
+        found = max(_seeds(self.threshold - value, own, each_power, level) for value, own in above)
+        if self.matters is None:
+            return found
+        power = 1 - (1 - power) / (1 + len(above))
+        sides = [(self.zero + self.matters - value, own) for value, own in above] + [
+            (mean - self.zero + self.matters, spread)
+        ]
+        return min(found, max(_seeds(distance, own, power, level) for distance, own in sides))
+
+    def _mean_and_spread(self) -> tuple[float, float]:
+        """Returns the mean over seeds and the standard deviation of a seed; the latter is nan if the seeds do not show it."""
+        known = self.by_seed and math.isfinite(self.estimate.low)
+        numbers = list(self.by_seed.values())
+        return (float(np.mean(numbers)), float(np.std(numbers, ddof=1))) if known else (math.nan, math.nan)
 
     def show(self, value: float) -> str:
         """Returns a value of the number as it is printed, without its unit."""
@@ -120,4 +149,30 @@ class Contrast(NamedTuple):
 
     def sentence(self, level: float = 0.05) -> str:
         """Returns the mean, its interval of confidence 1 - level, and what the claim asks of it, in words."""
-        return f"{self.what}: {self.effect(level)}{self.asked() if self.by_seed else ''}"
+        said = f"{self.what}: {self.effect(level)}{self.asked() if self.by_seed else ''}"
+        if self.candidates and self.by_seed and self.interval(level).high < self.threshold:
+            said += f"; it does not hold only if each of the {len(self.candidates)} inner values is below it"
+        return said
+
+
+def seeds_to_decide(tests: Sequence[Contrast]) -> float:
+    """Returns how many seeds, judged once, would decide a claim of these tests with POWER, if means and spreads stay as they are.
+
+    All tests must hold for the claim to hold, and one suffices against it. Of m tests that must all hold, each is given the
+    power 1 - (1 - POWER)/m, so that all of them hold together as often as POWER.
+
+    Returns:
+      The number; nan if the seeds of a test show no spread, inf for more than are counted.
+    """
+    if not tests or any(math.isnan(test._mean_and_spread()[1]) for test in tests):
+        return math.nan
+    holds = max(test.seeds_to_hold(1 - (1 - POWER) / len(tests)) for test in tests)
+    return min(holds, *(test.seeds_against(POWER, len(tests)) for test in tests))
+
+
+def _seeds(difference: float, spread: float, power: float, level: float) -> float:
+    """Returns how many seeds find a difference above 0; inf for more than are counted, and for a difference below 0."""
+    if math.isnan(spread):
+        return math.inf
+    found = seeds_to_find(difference, spread, power, level) if difference > 0 else None
+    return math.inf if found is None else found

@@ -17,17 +17,17 @@ from rlhf_jax.report import spec
 from rlhf_jax.report.form import ANYTHING, NUMBER, TEXT, WHOLE, Maybe, Object, check, each
 from rlhf_jax.report.sweep_report import ArmRecord, Sweep
 from rlhf_jax.report.verdicts import measured
-from rlhf_jax.report.verdicts.contrast import HOLDS, NEGLIGIBLE, NOT, UNDECIDED, Contrast
+from rlhf_jax.report.verdicts.contrast import ALPHA, HOLDS, NEGLIGIBLE, NOT, UNDECIDED, Contrast
 from rlhf_jax.report.verdicts.rules import contrasts_of
 from rlhf_jax.runtime.files import read_if_there, write_json
 from rlhf_jax.statistics.sequential import levels
 
-ALPHA = 0.05  # the error of all looks at a claim, over both sides
 FILE = "looks.json"
 _TEST = Object(
-    dict.fromkeys(Contrast._fields, ANYTHING)
+    dict.fromkeys((name for name in Contrast._fields if name != "candidates"), ANYTHING)
     | {"what": TEXT, "by_seed": each(NUMBER), "unit": TEXT, "margin": Maybe(NUMBER), "matters": Maybe(NUMBER)}
-    | dict.fromkeys(("threshold", "zero", "scale", "share"), NUMBER)
+    | dict.fromkeys(("threshold", "zero", "scale", "share"), NUMBER),
+    {"candidates": [each(NUMBER)]},  # looks of earlier versions have none
 )
 _FORM = Object({"claims": each([Object({"seeds": WHOLE, "parts": [[_TEST]]})])})
 
@@ -158,7 +158,11 @@ def _recorded(sweep: Sweep, claim: spec.Claim) -> list[Look]:
             look["seeds"],
             [
                 [
-                    Contrast(**test | {"by_seed": {int(seed): value for seed, value in test["by_seed"].items()}})
+                    Contrast(
+                        **test
+                        | {"by_seed": _by_seed(test["by_seed"])}
+                        | {"candidates": tuple(map(_by_seed, test.get("candidates", ())))}
+                    )
                     for test in part
                 ]
                 for part in look["parts"]
@@ -166,6 +170,11 @@ def _recorded(sweep: Sweep, claim: spec.Claim) -> list[Look]:
         )
         for look in claims.get(_name(claim), ())
     ]
+
+
+def _by_seed(found: dict) -> dict[int, float]:
+    """Returns numbers by seed as JSON has them."""
+    return {int(seed): value for seed, value in found.items()}
 
 
 def _plain(look: Look) -> dict:
