@@ -285,6 +285,20 @@ def test_gap_of_two_curves_is_over_the_range_of_both():
         assert curves.mean_gap(bent, sparse) == pytest.approx(0) == curves.mean_gap(sparse, bent)
 
 
+def test_points_of_one_x_do_not_favour_the_curve_that_has_more_of_them():
+    """Eight of twenty points at 0, against one of twenty; interpolation takes the highest of them."""
+    rng = np.random.default_rng(0)
+
+    def points(at_0):
+        x = np.append(np.zeros(at_0), rng.uniform(0, 1, 20 - at_0))
+        return list(zip(x, x + rng.normal(0, 0.1, 20)))
+
+    gaps = [curves.mean_gap(points(8), points(1)) for _ in range(2000)]
+    assert abs(np.mean(gaps)) < 3 * np.std(gaps) / math.sqrt(2000)
+    assert curves.mean_gap([(0, 0), (0, 2), (1, 1)], [(0, 0), (1, 0)]) == pytest.approx(1.0)
+    assert curves.mean_gap([(0, 0), (0, 2)], [(0, 0), (1, 0)]) is None
+
+
 def test_curves_of_settings_are_compared_at_equal_x_or_its_root(empty):
     """Paths of two settings each; a gap that is linear in x has another mean where x is stretched."""
     sweep = empty((0.0, 1.0, 2.0, 3.0), 3)

@@ -39,18 +39,19 @@ def mean_gap(a, b) -> float | None:
 
     The points (x, y) of a curve are joined in the order of x. If one curve has fewer points, the gap is measured at
     these points alone, and a single such point gives its own gap. The reason is that lines between the sparse points of
-    a bent curve lie on one side of it, and would favour the other curve.
+    a bent curve lie on one side of it, and would favour the other curve. Points of one x, such as steps whose estimated KL
+    is below 0 and counts as 0, are one point with their mean y: the highest of them would favour the curve with more.
 
     Returns:
       The mean of y of a less y of b. None if the ranges share no more than one x, or no point of the sparser curve.
     """
     if len(a) < 2 or len(b) < 2:
         return None
-    (ax, ay), (bx, by) = (zip(*sorted(points)) for points in (a, b))
+    (ax, ay), (bx, by) = map(_by_x, (a, b))
     low, high = max(ax[0], bx[0]), min(ax[-1], bx[-1])
     if not low < high:
         return None
-    if len(a) == len(b):
+    if len(ax) == len(bx):
         x = np.unique([low, high, *(x for x in (*ax, *bx) if low < x < high)])  # with every kink, the mean is exact
     else:
         x = np.unique([x for x in min(ax, bx, key=len) if low <= x <= high])
@@ -58,3 +59,9 @@ def mean_gap(a, b) -> float | None:
         return None
     gap = np.interp(x, ax, ay) - np.interp(x, bx, by)
     return float(np.trapezoid(gap, x) / (x[-1] - x[0]) if len(x) > 1 else gap[0])
+
+
+def _by_x(points) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the different x of points (x, y) in ascending order, and the mean y at each."""
+    x, place = np.unique([x for x, _ in points], return_inverse=True)
+    return x, np.bincount(place, [y for _, y in points]) / np.bincount(place)
