@@ -58,3 +58,16 @@ def test_how_many_seeds_find_a_difference():
             numbers = rng.normal(difference, 1.0, (40_000, count))
             found.append((stats.ttest_1samp(numbers, 0, axis=1, alternative="greater").pvalue < 0.025).mean())
         assert found[0] > 0.8 - 0.008 and found[1] < 0.8 + 0.008
+
+
+@pytest.mark.parametrize("spending, expected", [("obrien_fleming", 0.0508), ("pocock", 0.0531)])
+def test_a_claim_whose_first_seed_chooses_errs_as_docs_say(spending, expected):
+    """It has one seed less at each look, and the levels of the design."""
+    design, has = (3, 5, 8, 12), (2, 4, 7, 11)
+    given = sequential.levels(design, spending)
+    assert sequential.error(has, given) == pytest.approx(expected, abs=2e-4)
+    rng, times = np.random.default_rng(0), 60_000
+    numbers, wrong = rng.normal(size=(times, 11)), np.zeros(times, bool)
+    for seeds, level in zip(has, given):
+        wrong |= stats.ttest_1samp(numbers[:, :seeds], 0, axis=1).pvalue < level
+    assert wrong.mean() == pytest.approx(expected, abs=3 * math.sqrt(expected / times))

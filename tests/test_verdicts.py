@@ -430,6 +430,17 @@ def test_equal_curves_are_told_apart_in_one_of_forty_whatever_their_points():
     assert max(rates(gaps)) < 0.025 + 3 * math.sqrt(0.025 / times)
 
 
+def test_a_fall_that_is_just_large_enough_is_denied_as_stated():
+    rng, steps = np.random.default_rng(0), np.arange(20)
+    peaked = np.interp(steps, [0, 7, 19], [0.1, 0.2, -0.1])
+    fall = peaked.max() - peaked[-2:].mean()
+    for seeds, noise, just in ((3, 0.06, 7.9), (5, 0.06, 12.1), (5, 0.04, 15.7)):
+        found = curves.turned(peaked + rng.normal(0, noise, (6000, seeds, 20)))
+        assert found.mean() < fall
+        assert 100 * rates(found, fall)[1] == pytest.approx(just, abs=1.5) and rates(found, fall)[0] < 0.025
+        assert rates(found, fall / 1.25)[1] < 0.02
+
+
 def test_a_fall_is_found():
     rng, steps = np.random.default_rng(0), np.arange(20)
     fall = np.interp(steps, [0, 7, 19], [0.1, 0.2, -0.1])
