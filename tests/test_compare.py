@@ -1,5 +1,6 @@
 """Comparisons of policies: rates and ratings against closed forms and plain loops, judges that fail, files back and forth."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -147,6 +148,24 @@ def test_the_rate_at_equal_length_is_the_planted_one_and_that_of_a_plain_search(
 
     best = scipy.optimize.minimize(objective, [0, 0], tol=1e-12).x
     assert (found.rate.value, found.coefficient.value) == pytest.approx((expit(best[0]), best[1]), abs=1e-5)
+
+
+def test_several_pairs_of_a_prompt_make_no_rate_at_equal_length_surer():
+    rows = planted(-0.3, 2.0, 200)
+    once, twice = rates.length_controlled(rows, 100), rates.length_controlled(rows + rows, 100)
+    assert twice.rate == pytest.approx(once.rate, abs=2e-3)  # the penalty weighs half as much
+
+
+def test_several_pairs_of_a_prompt_make_no_position_surer():
+    rows = [
+        judgment(n, *order, float((n % 7 < 4) == (order[0] == "a")) if n % 5 else 1.0)
+        for n in range(40)
+        for order in (("a", "b"), ("b", "a"))
+    ]
+    again = [dataclasses.replace(row, number=1) for row in rows]
+    once, twice = rates.positions(rows)[""], rates.positions(rows + again)[""]
+    assert twice.first == pytest.approx(once.first) and twice.agreement == pytest.approx(once.agreement)
+    assert once.first.high - once.first.low < 0.5 and twice.pairs == 80
 
 
 def test_the_rate_at_equal_length_of_the_other_policy_is_the_rest():

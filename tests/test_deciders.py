@@ -50,6 +50,9 @@ def test_each_kind_counts_its_own_pairs_for_each_judge():
     assert [(row["decider"], row["pairs"]) for row in found] == [("topic", 2), ("task", 1), ("rude", 2)]
     assert [[row[name]["value"] for name in scores] for row in found] == 3 * [[1.0, 0.0, 0.5]]
     assert deciders.by_decider([], [], {}) == []
+    again = deciders.by_decider(2 * rankings, 2 * golds, {name: np.tile(own, (2, 1)) for name, own in scores.items()})
+    for once, twice in zip(found, again):  # a second labeler of the same prompts makes nothing surer
+        assert twice["pairs"] == 2 * once["pairs"] and all(twice[name] == pytest.approx(once[name]) for name in scores)
 
 
 def test_a_judge_of_the_mean_utility_is_right_as_often_as_the_panel_says():

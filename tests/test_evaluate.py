@@ -493,3 +493,13 @@ def test_fewer_prompts_are_the_first_of_the_same(make_run):
     params = weights.load_params(run, "sft")
     first = samples(few, params)
     assert len(first) > 4 and first == samples(run, params)[: len(first)]
+
+
+def test_a_win_rate_meets_completions_of_one_prompt():
+    """Also where one of the two policies has answered fewer prompts; without a common one there is no rate."""
+    ours, theirs = (
+        [{"index": index, "gold": None, "score": score} for index, score in found]
+        for found in (((1, 5.0), (2, 0.0), (4, 3.0)), ((4, 3.0), (3, 9.0), (1, 4.0), (2, 1.0)))
+    )
+    assert policy._win_rate(ours, theirs) == statistics.win_rate([5.0, 0.0, 3.0], [4.0, 1.0, 3.0])
+    assert policy._win_rate(ours[:1], theirs[:1]) is None

@@ -14,6 +14,7 @@ from rlhf_jax import checkpoint, sharding
 from rlhf_jax.data.records import Demonstration
 from rlhf_jax.data.text_batches import batch_demonstrations
 from rlhf_jax.evaluate.answers import row_losses
+from rlhf_jax.evaluate.completions import Completion
 from rlhf_jax.evaluate.judge import __main__ as command
 from rlhf_jax.evaluate.judge import form, labelled, scoring, training
 from rlhf_jax.evaluate.judge.labelled import Answer
@@ -281,6 +282,21 @@ def test_the_quality_is_that_of_counts():
     assert found.bag_of_words.value == 1 and found.better_than_words.value == pytest.approx(right.mean() - 1)
     assert found.log_loss == pytest.approx(-np.log(np.where(labels, stated, 1 - stated)).mean())
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_answers_to_one_question_make_no_interval_narrower():
+    rng = np.random.default_rng(0)
+    answers = [Answer(f"q{n}", f"{'red' if n % 3 else 'blue'} {n}", bool(n % 3)) for n in range(60)]
+    train = [Answer(f"other {n}", f"{'red' if n % 2 else 'blue'} {n}", bool(n % 2)) for n in range(31)]
+    stated = rng.uniform(size=60)
+    once, twice = quality(stated, answers, train), quality(np.tile(stated, 2), 2 * answers, train)
+    for name in ("accuracy", "of_yes", "of_no", "majority", "better_than_words"):
+        assert getattr(twice, name) == pytest.approx(getattr(once, name)), name
+    rows = [Completion("me", f"Who is {n}?", {}, {}, f"file:{n}") for n in range(60)]
+    shares = scoring.shares
+    assert shares({"true": np.tile(stated, 2)}, 2 * rows) == {
+        "true": pytest.approx(shares({"true": stated}, rows)["true"])
+    }
 
 
 def test_the_words_of_answers_have_an_intercept():

@@ -144,6 +144,16 @@ def test_holm_is_the_step_down_procedure():
         assert {claim for claim, word in enumerate(apart) if word != "undecided"} == set(np.flatnonzero(p < 0.05))
 
 
+def test_holm_gives_no_claim_another_verdict_than_its_own():
+    """A difference that is negligible, of which the wider interval leaves what matters and is above 0."""
+    design = spec.Design((6,))
+    numbers = 1 + 0.5 * np.array([-1, 1, -1, 1, -1, 1.0])  # 1 +- 0.57, and +- 0.93 at 5 %/5
+    claims = [looks_at(numbers, design, matters=1.6)] + [looks_at(np.array([-1, 1] * 3), design)] * 4
+    sweep = sweep_of(design)
+    assert looks.decided(sweep, claims[0]) == "negligible" and looks.decided(sweep, claims[0], 0.01) == "holds"
+    assert verdicts.holm(sweep, [""] * 5, claims)[0] == "undecided"
+
+
 # ---------------------------------------------------------------------------- what a look reads
 
 DESIGN = spec.Design((2, 4, 6), "pocock")

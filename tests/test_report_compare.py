@@ -11,7 +11,7 @@ from test_report import cells, write_run, write_training_notes
 from rlhf_jax import statistics
 from rlhf_jax.evaluate import policy
 from rlhf_jax.report import __main__ as command
-from rlhf_jax.report import compared, html_page
+from rlhf_jax.report import compared, compared_estimates, html_page
 from rlhf_jax.report.record import Record
 from rlhf_jax.runtime import files
 from rlhf_jax.runtime.errors import InputError
@@ -77,7 +77,7 @@ def test_prompts_are_met_by_their_text_and_not_by_their_place(runs, tmp_path):
     first, second = (tmp_path / name for name in "ab")
     for path, copy in zip(runs, (first, second)):
         shutil.copytree(path, copy)
-    rows = rows_of(second)
+    rows = [row | {"finished": number % 5 > 0} for number, row in enumerate(rows_of(second))]
     policy.write_rows(second / "ppo" / "samples.jsonl", rows[:4:-1])  # in another order, and five are missing
     done = files.read_json(second / "ppo" / "done.json")
     files.write_json(second / "ppo" / "done.json", done | {"files": {}})
@@ -86,6 +86,14 @@ def test_prompts_are_met_by_their_text_and_not_by_their_place(runs, tmp_path):
     found = statistics.mean([row["gold"]["total"] - gold[row["prompt"]] for row in rows[5:]])
     section = (tmp_path / "page.md").read_text().split("### PPO")[1]
     assert cells(section, "gold score")[2] == f"{found.value:+.3f} ± {found.high - found.value:.3f}"
+    assert cells(section, "ends by itself (%)")[2].startswith("-20.0 ± ")  # the second less the first
+
+
+def test_rows_of_one_prompt_are_met_in_their_order():
+    """As of a run with several completions of each prompt."""
+    rows = [{"prompt": prompt, "n": n} for n, prompt in enumerate("aabab")]
+    assert [row["n"] for row in compared_estimates._by_prompt(rows).values()] == [0, 1, 2, 3, 4]
+    assert compared_estimates._by_prompt(rows)[None, "a", 3]["n"] == 3
 
 
 def test_what_is_the_same_is_named_and_not_shown(text):

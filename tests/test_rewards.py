@@ -43,6 +43,15 @@ def test_the_length_probe_counts_pairs_by_which_completion_is_longer():
     assert found.accuracy_matched.value == 1 and found.matched_pairs == 1
 
 
+def test_the_length_probe_has_intervals_over_prompts():
+    rng = np.random.default_rng(1)
+    columns = rng.normal(size=40), rng.integers(1, 30, 40), rng.integers(1, 30, 40)
+    once = length.probe(*columns, units=range(40))
+    twice = length.probe(*(np.repeat(column, 2) for column in columns), units=np.repeat(range(40), 2))
+    for name in ("longer_is_better", "longer_scores_higher", "accuracy_longer_better", "accuracy_shorter_better"):
+        assert getattr(twice, name) == pytest.approx(getattr(once, name)), name
+
+
 def test_the_regression_agrees_with_an_optimizer_and_tells_length_from_quality():
     random = np.random.default_rng(0)
     longer = random.integers(-20, 21, 400)

@@ -109,6 +109,23 @@ def test_two_columns_are_compared_over_the_pairs_that_both_have():
     assert scoring.paired(first, second).value == pytest.approx((right - (1 - right)).mean())
 
 
+def test_rankings_of_one_prompt_by_several_labelers_make_no_interval_narrower():
+    rng = np.random.default_rng(0)
+    rankings = [Ranking(f"p{n}", tuple("abcd"), (1, 2, 3, 4), None, None, None, None, {}) for n in range(30)]
+    scores, other, lengths = rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), rng.integers(1, 30, (30, 4))
+    once, twice = (
+        [
+            Column(
+                name, list(range(30 * times)), times * rankings, np.tile(own, (times, 1)), np.tile(lengths, (times, 1))
+            )
+            for name, own in (("A", scores), ("B", other))
+        ]
+        for times in (1, 2)
+    )
+    assert scoring.paired(*twice) == pytest.approx(scoring.paired(*once))
+    assert scoring.figures(twice[0])["best_of_4"] == pytest.approx(scoring.figures(once[0])["best_of_4"])
+
+
 def test_a_reward_model_scores_the_last_token_of_each_row_and_leaves_out_what_is_too_long(data, capsys):
     params = save(data.parent / "reward", 0, "scalar")
     kept = data.parent / "scores.jsonl"

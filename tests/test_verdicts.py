@@ -364,6 +364,29 @@ def test_one_of_several_is_against_a_claim_at_a_corrected_level(empty):
     assert verdicts.judge(sweep, spec.All((TREND, yes, yes))).verdict == "does not hold"
 
 
+def test_one_of_several_is_negligible_or_too_far_at_a_corrected_level():
+    numbers = dict(enumerate([-0.3, 0.0, 0.3]))  # 0 +- 0.75, and +- 1.3 for one of three
+    for test, word in (
+        (Contrast("", numbers, matters=1.0), "negligible"),
+        (Contrast("", numbers, margin=1.0), "holds"),
+    ):
+        assert test.verdict() == word and test.verdict(0.05, 0.05 / 3) == (
+            "undecided" if word == "negligible" else word
+        )
+    far = Contrast("", {seed: 2 + number for seed, number in numbers.items()}, margin=1.0)
+    assert far.verdict() == "does not hold" and far.verdict(0.05, 0.05 / 3) == "undecided"
+
+
+def test_a_factor_and_a_number_say_where_the_border_is(empty):
+    sweep = give(empty((0.0, 1.0), 3), np.array([[1.0, 2.5], [2.0, 4.7], [3.0, 6.6]]))
+    double = verdicts.judge(sweep, spec.Greater(at(1.0), at(0.0), "score", factor=2.0, by=0.1))
+    (test,) = double.tests
+    assert test.by_seed == pytest.approx({0: 0.5, 1: 0.7, 2: 0.6}) and test.threshold == 0.1
+    assert test.t == pytest.approx(0.5 / (0.1 / math.sqrt(3))) and double.verdict == "holds"
+    near = verdicts.judge(sweep, spec.Greater(at(0.0), 1.0, "score", factor=2.0), matters=3.0)
+    assert (near.tests[0].zero, near.tests[0].threshold, near.verdict) == (2.0, 2.0, "negligible")
+
+
 def sides_of(numbers, threshold=0.0):
     """Whether t tests of f[N, K] say (holds, does not hold), bool[N] each."""
     half = T975[numbers.shape[1] - 1] * numbers.std(1, ddof=1) / math.sqrt(numbers.shape[1])
