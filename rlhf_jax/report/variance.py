@@ -84,17 +84,17 @@ def _split(sweep: Sweep, rule, number: int, test) -> tuple[Parts, int] | None:
     """Returns the components of the number of a rule, and the number of prompts; None if the files do not give them."""
 
     @functools.cache
-    def known(place: int, stage: str, quantity: str) -> np.ndarray | None:
+    def known(place: int, stage: str, quantity: str) -> tuple[np.ndarray, tuple] | None:
         return _by_prompt(sweep, sweep_arms[place], stage, quantity)
 
     sweep_arms = {arm.number: arm for arm in [*sweep.arms, *sweep.later]}
-    asked: list[np.ndarray | None] = []
+    asked: list[tuple[np.ndarray, tuple] | None] = []
 
     def value_at(prompt):
         def value(arm: ArmRecord, stage: str, quantity: str) -> float | None:
             found = known(arm.number, stage, quantity)
             asked.append(found)
-            return None if found is None or prompt >= len(found) else float(found[prompt])
+            return None if found is None or prompt >= len(found[0]) else float(found[0][prompt])
 
         return value
 
@@ -104,32 +104,32 @@ def _split(sweep: Sweep, rule, number: int, test) -> tuple[Parts, int] | None:
         return [contrast for part in contrasts_of(view, rule) for contrast in part][number].by_seed
 
     first = numbers(0)
-    counts = {0 if found is None else len(found) for found in asked}
-    if len(counts) != 1 or min(counts) < 2 or len(first) < 2 or first.keys() != test.by_seed.keys():
+    kinds = {() if found is None else found[1] for found in asked}
+    if len(kinds) != 1 or len(first) < 2 or first.keys() != test.by_seed.keys():
         return None
-    prompts = counts.pop()
+    prompts = len(strata := kinds.pop())
     values = np.array([list(numbers(prompt).values()) for prompt in range(prompts)]).T
     border = getattr(rule, "difference", 0.0) if isinstance(rule, spec.Close) else 0.0
     if not np.allclose(values.mean(1), list(test.by_seed.values()), rtol=1e-3, atol=1e-6 + 1e-9 * abs(border)):
         return None  # it is no sum of the prompts' numbers after all, or the files are not of one evaluation
-    found = parts(values)
+    found = parts(values, strata)
     return (found, prompts) if found and found.seeds + found.rest else None  # without variance nothing is to be split
 
 
-def _by_prompt(sweep: Sweep, arm: ArmRecord, stage: str, quantity: str) -> np.ndarray | None:
-    """Returns a quantity for each test prompt, or for each item of the skills, so that the mean is the quantity; or None."""
+def _by_prompt(sweep: Sweep, arm: ArmRecord, stage: str, quantity: str) -> tuple[np.ndarray, tuple] | None:
+    """Returns a quantity for each test prompt, or for each item of the skills, so that the mean is the quantity; or None.
+
+    Beside it stands the task of each item, or "" for each prompt: the tasks are what they are, whatever items are drawn.
+    """
     if not sweep.finished(arm, stage):
         return None
     name, _, part = quantity.partition("/")
     if name == "skills":
         rows = sweep.history(arm, stage, "skills.jsonl")
-        tasks = [row.get("task") for row in rows]
-        wanted = [task for task in dict.fromkeys(tasks) if part in ("mean", task)]
-        values = [
-            row.get("score") if part == "mean" or row.get("task") == part else 0.0 for row in rows
-        ]  # an item of another task says nothing of this one
-        weights = [len(rows) / (len(wanted) * tasks.count(task)) if task in wanted else 0.0 for task in tasks]
-        values = [value * weight if is_number(value) else None for value, weight in zip(values, weights)]
+        rows = [row for row in rows if part in ("mean", row.get("task"))]
+        tasks = tuple(str(row.get("task")) for row in rows)
+        weights = [len(rows) / (len(set(tasks)) * tasks.count(task)) for task in tasks]
+        values = [row["score"] * weight if is_number(row.get("score")) else None for row, weight in zip(rows, weights)]
     else:
         rows = sweep.history(arm, stage, "samples.jsonl")
         if name == "gold":
@@ -137,4 +137,5 @@ def _by_prompt(sweep: Sweep, arm: ArmRecord, stage: str, quantity: str) -> np.nd
         else:
             values = [row.get(_FIELDS.get(quantity, "")) for row in rows]
         values = [float(value) if isinstance(value, bool) else value for value in values]
-    return np.array(values, float) if values and all(map(is_number, values)) else None
+        tasks = ("",) * len(rows)
+    return (np.array(values, float), tasks) if values and all(map(is_number, values)) else None

@@ -23,8 +23,8 @@ class LengthProbe(NamedTuple):
     accuracy_shorter_better: Estimate | None
     accuracy_matched: Estimate | None  # on pairs of about equal length
     matched_pairs: int
-    margin_weight: float  # log-odds for one standard deviation of the score margin, with the length held fixed
-    length_weight: float  # log-odds for one standard deviation of the length difference, with the margin held fixed
+    margin_weight: float  # log-odds for one root mean square of the score margin, with the length held fixed
+    length_weight: float  # log-odds for one root mean square of the length difference, with the margin held fixed
 
 
 def probe(margins, better_lengths, worse_lengths, units=None) -> LengthProbe:
