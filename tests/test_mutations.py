@@ -309,7 +309,7 @@ MUTATIONS = [
         ),
         (
             "report/verdicts/contrast.py",
-            "self.interval(level if corrected is None else corrected)",
+            "self.interval(corrected)",
             "self.interval(level)",
             "test_verdicts.py",
         ),
