@@ -307,12 +307,7 @@ MUTATIONS = [
             "return NOT",
             "test_verdicts.py",
         ),
-        (
-            "report/verdicts/contrast.py",
-            "self.interval(corrected)",
-            "self.interval(level)",
-            "test_verdicts.py",
-        ),
+        ("report/verdicts/contrast.py", "self.interval(corrected)", "self.interval(level)", "test_verdicts.py"),
         (
             "evaluate/overoptimization.py",
             "own = np.arange(len(gains)) % folds == part",

@@ -17,7 +17,7 @@ def get_config():
     config.stages = ("pretrain", "sft", "collect", "reward_model", "ppo_ptx")
     config.pretrain.seed = 0
     config.data.world.update(rm_prompts=4000, valid_prompts=300, test_prompts=1024)
-    config.reward_model.epochs = 1.0
+    config.reward_model.epochs = 1.0  # as the sweeps of docs/reproduction were run
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(iterations=20, batch_size=64, minibatch_size=16, log_gold=True)
     config.evaluate.update(prompts=1024, skill_items=300)

@@ -41,18 +41,17 @@ def write(sweep: Sweep, path: pathlib.Path) -> None:
     found = {
         file.name: file.read_bytes() for file in (sweep.path / "sweep.json", sweep.path / looks.FILE) if file.exists()
     }
-    for arm in sweep.arms:
-        if arm.ended:
-            facts = {name: value for name, value in arm.facts.items() if name not in _OF_A_MACHINE}
-            found[f"arms/{arm.name}/arm.json"] = json_text(facts).encode()
-    arms = {arm.path for arm in sweep.arms if arm.ended}
+    ended = {arm.path: arm for arm in sweep.arms if arm.ended}
+    for arm in ended.values():
+        facts = {name: value for name, value in arm.facts.items() if name not in _OF_A_MACHINE}
+        found[f"arms/{arm.name}/arm.json"] = json_text(facts).encode()
     for file in sweep.files_read:
-        if file.parent.parent in arms and file.name not in _LARGE and file.is_file():
+        if file.parent.parent in ended and file.name not in _LARGE and file.is_file():
             found[file.relative_to(sweep.path).as_posix()] = file.read_bytes()
+    # Files of one name stand together, because what is alike compresses better so.
+    names = sorted(found, key=lambda name: (pathlib.PurePath(name).name, name))
     with replacing(path) as file, tarfile.open(fileobj=file, mode="w:xz", preset=9) as packed:
-        for name in sorted(
-            found, key=lambda name: (pathlib.PurePath(name).name, name)
-        ):  # what is alike compresses together
+        for name in names:
             entry = tarfile.TarInfo(name)
             entry.size = len(found[name])
             packed.addfile(entry, io.BytesIO(found[name]))
