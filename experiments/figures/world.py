@@ -10,6 +10,7 @@ from rlhf_jax.report import spec
 # Most differences of these figures are several times what seeds differ by. Pocock's rule finds those with 3 or 5 seeds, where
 # O'Brien and Fleming's takes 5 or 8; what is small it finds less often (docs/sweeps.md).
 DESIGN = spec.Design(looks=(3, 5, 8, 12), spending="pocock")
+NEW_SEEDS = range(12, 24)  # as many as DESIGN.seeds, and others
 
 
 def get_config():
@@ -21,6 +22,18 @@ def get_config():
     for ppo in (config.ppo, config.ppo_ptx):
         ppo.update(iterations=20, batch_size=64, minibatch_size=16, log_gold=True)
     config.evaluate.update(prompts=1024, skill_items=300)
+    return config
+
+
+def get_precise_config():
+    """The same, measured on four times as many prompts and five times as many few-shot items.
+
+    For sweeps whose claims were undecided because the evaluation, not the seeds, made most of the variance. Such a sweep
+    is run anew with `NEW_SEEDS`, so that its looks do not see the seeds of the first one again.
+    """
+    config = get_config()
+    config.data.world.update(valid_prompts=1200, test_prompts=4096)
+    config.evaluate.update(prompts=4096, skill_items=1500)
     return config
 
 
