@@ -1,5 +1,9 @@
 """Sweeps that run until their claims are decided: which arms each look runs, and how an interruption goes on."""
 
+import os
+import pathlib
+import subprocess
+import sys
 import types
 
 import fake_sweep
@@ -12,6 +16,7 @@ from rlhf_jax.runtime.errors import InputError
 from rlhf_jax.runtime.files import read_json
 from rlhf_jax.sweep import until_decided
 
+ROOT = pathlib.Path(__file__).parents[1]
 AXIS = "ppo_ptx.ptx_coef"
 DESIGN = spec.Design((2, 4, 6), "pocock")
 LEVELS = (0.0, 1.0, 2.0, 3.0)  # no claim reads the last
@@ -135,3 +140,30 @@ def test_what_cannot_be_judged_is_refused_before_it_runs(tmp_path):
         sweep.experiment.declared = declared
         with pytest.raises(InputError, match="needs claims and their looks: give file.py"):
             until_decided.check(sweep.experiment, sweep.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["--workers=2", "--runner=vectorized"])
+def test_other_runners_go_on_to_the_next_look(tmp_path, runner):
+    """The command itself, on the toy model: one claim holds at the first look, and the arms of a second are run for the other."""
+    experiment, path = tmp_path / "experiment.py", tmp_path / "sweep"
+    experiment.write_text(
+        "from rlhf_jax.report import spec\n"
+        "from toy import get_config as toy\n"
+        "get_config = lambda arg='': toy('ppo')\n"
+        "AXIS, DESIGN = 'ppo.kl_coef', spec.Design((2, 3), 'pocock')\n"
+        "sweep = lambda h: h.product([h.sweep(AXIS, [0.02, 5.0]), h.sweep('seed', DESIGN.seeds)])\n"
+        "ONE, OTHER = (spec.Pick('ppo', {AXIS: beta}) for beta in (0.02, 5.0))\n"
+        "CLAIMS = (\n"
+        "    spec.Claim('a', 'sure', spec.Close(ONE, OTHER, 'completion_length', margin=1000)),\n"
+        "    spec.Claim('a', 'unsure', spec.Greater(ONE, OTHER, 'kl')),\n"
+        ")\n"
+    )
+    command = [sys.executable, "-m", "rlhf_jax.sweep", f"--config={experiment}", f"--workdir={path}", "--until-decided"]
+    folders = f"{ROOT}:{ROOT / 'tests/support'}"
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": folders}
+    done = subprocess.run([*command, runner], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "holds at 2 seeds: sure" in done.stdout and "the next look is at 3 seeds: 2 arms to run" in done.stdout
+    taken = read_json(path / looks.FILE)["claims"].values()
+    assert sorted([look["seeds"] for look in claim] for claim in taken) == [[2], [2, 3]]
