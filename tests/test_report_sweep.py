@@ -653,7 +653,6 @@ def test_the_archive_of_a_published_sweep_gives_its_report_again(tmp_path):
 
 EARLIER = (  # figures whose page still shows their sweep with the settings before the last change
     "comparators",
-    "ladder",
 )
 
 
